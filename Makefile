@@ -1,0 +1,39 @@
+# make demo: the whole path on a laptop.  make test: lint, arrows, types, tests.  make reproduce DATA=folder: the result tables.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= outputs
+
+.PHONY: demo test reproduce install constraints clean
+.DELETE_ON_ERROR:
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"conclugen needs Python 3.11, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/python -m ray_jobs.demo --output $(OUT)/demo
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy conclugen shards ray_jobs tuning
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow"
+
+reproduce: install
+	$(BIN)/python -m tuning.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md
+
+constraints: $(VENV)/installed-test
+	(echo "# Every package of a tested installation, at its tested version. Refresh: make constraints"; $(BIN)/python -m pip freeze --exclude-editable) > constraints.txt
+
+clean:
+	rm -rf $(OUT) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
