@@ -1,0 +1,339 @@
+"""The run's journal: everything a run wants tracked is first written here, to an append-only JSON-lines file.
+
+One record a line: `{"seq", "time", "kind", ...}`; `time` is in milliseconds since 1970 and fixed at writing, so that a
+record can be sent to a tracking server any number of times and still be recognised. Kinds and their other fields:
+
+    run       run_id, experiment, name, parent  the first record, once: the identity of the run through all restarts
+    params    values: {dotted name: scalar}
+    tags      values: {name: str}
+    metrics   series, step, values: {name: number}; in the file non-finite numbers are "NaN", "Infinity", "-Infinity"
+    artifact  path, target; path of a file or folder, relative to the journal's folder where it lies inside it
+    model     path, target, registered_name; a folder in MLflow's model format, optionally to be registered
+    status    status: RUNNING | FINISHED | FAILED | KILLED
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+_log = logging.getLogger(__name__)
+
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+_REPAIR_BLOCK = 1 << 16
+
+
+class JournalError(ValueError):
+    """A journal that cannot be used: missing, of another run, or a file that is no journal."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Who a run is, as its first record says. `parent` is the `run_id` of another journal (or an MLflow run's id)."""
+
+    run_id: str
+    experiment: str
+    name: str
+    parent: str | None
+    start_time: int
+
+
+class Journal:
+    """Writes a run's journal; several processes may (the job, the controller), one at a time.
+
+    Opening an existing file continues it: a line torn by a crash is cut off (and logged), and the steps already
+    written are known. Each record is one `write` to a file opened with O_APPEND, under a lock of the file and after
+    reading what others have written since; a crash of the process loses nothing that was written. Thread-safe.
+
+    Args:
+        path: the file; its folder is created.
+        experiment, name, parent: the run's identity, needed for a new journal. It is kept from the first opening;
+            reopening may leave it out.
+
+    Raises:
+        JournalError: there is no journal yet and no identity is given, or the journal belongs to another run.
+    """
+
+    def __init__(
+        self, path: str | Path, *, experiment: str | None = None, name: str | None = None, parent: str | None = None
+    ) -> None:
+        self.path = Path(path).resolve()
+        if experiment is None or name is None:
+            read_identity(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._thread_lock = threading.RLock()
+        self._depth = 0
+        self._lockless = False
+        self._seq = 0
+        self._known_bytes = 0
+        self._marks: dict[str, int] = {}
+        self._latest: dict[str, dict[str, Any]] = defaultdict(dict)
+        self._status: str | None = None
+        self._identity: RunIdentity | None = None
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            with self._exclusive():
+                if self._identity is None:
+                    payload = {"run_id": uuid.uuid4().hex, "experiment": experiment, "name": name, "parent": parent}
+                    self._append("run", payload)
+                    os.fsync(self._file)
+            found = self.identity
+            if (experiment or found.experiment, name or found.name) != (found.experiment, found.name):
+                raise JournalError(
+                    f"{self.path}: this is the journal of run {found.name!r} in experiment {found.experiment!r}, "
+                    f"not of {name!r} in {experiment!r}; use another folder, or the run's own name"
+                )
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    @property
+    def identity(self) -> RunIdentity:
+        """Who the run is; the same in every process and after every restart."""
+        assert self._identity is not None
+        return self._identity
+
+    # ------------------------------------------------------------------ writing
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Write a (nested) configuration as dotted names; what is already written with the same value is left out."""
+        self._write_changes("params", flatten(values))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Write tags; what is already written with the same value is left out."""
+        self._write_changes("tags", {name: str(value) for name, value in values.items()})
+
+    def metrics(self, step: int, values: Mapping[str, SupportsFloat], series: str = "train") -> bool:
+        """Write numbers of a global step, unless the series already holds this step or a later one.
+
+        A resumed run repeats the steps after its last checkpoint; their numbers are already here, so they are dropped.
+        Each series (`train` at every step, `validation` at its own) has its own mark.
+
+        Args:
+            step: global step, counted from 0 or 1 over the whole run.
+            values: name -> number; 0-d tensors and numpy scalars allowed.
+
+        Returns: whether a record was written.
+        """
+        with self._exclusive():
+            if not values or step <= self._marks.get(series, -1):
+                return False
+            encoded = {name: _encode(float(value)) for name, value in values.items()}
+            self._append("metrics", {"series": series, "step": int(step), "values": encoded})
+            return True
+
+    def artifact(self, path: str | Path, target: str = "") -> None:
+        """Ask for a file, or a folder's content, to be stored under `target` in the run's artifacts.
+
+        It is read when it is sent: do not change it before.
+        """
+        self._append("artifact", {"path": self._portable(path), "target": target})
+
+    def model(self, path: str | Path, target: str = "model", registered_name: str | None = None) -> None:
+        """Ask for an MLflow model folder (`model_artifact.build`) to be stored, and registered if a name is given."""
+        self._append("model", {"path": self._portable(path), "target": target, "registered_name": registered_name})
+
+    def status(self, status: str) -> None:
+        """Write the run's status (one of STATUSES); RUNNING after a restart. Repetitions are left out."""
+        if status not in STATUSES:
+            raise ValueError(f"unknown run status {status!r}: expected one of {', '.join(STATUSES)}")
+        with self._exclusive():
+            if status != self._status:
+                self._append("status", {"status": status})
+                os.fsync(self._file)
+
+    def mark(self, series: str = "train") -> int:
+        """The highest step written in a series, -1 when there is none."""
+        return self._marks.get(series, -1)
+
+    def close(self) -> None:
+        """Flush to the disk and let the file go. Closing twice is allowed."""
+        with self._thread_lock:
+            if self._file >= 0:
+                os.fsync(self._file)
+                os.close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ inside
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the file alone, with everything known that any process has written to it."""
+        with self._thread_lock:
+            if self._file < 0:
+                raise JournalError(f"{self.path}: the journal is closed")
+            if self._depth == 0:
+                self._flock(fcntl.LOCK_EX)
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self._catch_up()
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._flock(fcntl.LOCK_UN)
+
+    def _flock(self, operation: int) -> None:
+        try:
+            fcntl.flock(self._file, operation)
+        except OSError as error:
+            if operation == fcntl.LOCK_EX and not self._lockless:
+                self._lockless = True
+                _log.warning(
+                    "%s: this file system has no locks (%s); only one process may write here", self.path, error
+                )
+
+    def _catch_up(self) -> None:
+        if os.fstat(self._file).st_size == self._known_bytes:
+            return
+        _cut_torn_line(self._file, self.path)
+        for record, _ in read_records(self.path, self._known_bytes):
+            self._remember(record)
+        self._known_bytes = os.fstat(self._file).st_size
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        kind = record["kind"]
+        if self._identity is None:
+            self._identity = _identity(record, self.path)
+        self._seq = record["seq"] + 1
+        if kind == "metrics":
+            self._marks[record["series"]] = record["step"]
+        elif kind in ("params", "tags"):
+            self._latest[kind].update(record["values"])
+        elif kind == "status":
+            self._status = record["status"]
+
+    def _write_changes(self, kind: str, values: dict[str, Any]) -> None:
+        with self._exclusive():
+            known = self._latest[kind]
+            changed = {name: value for name, value in values.items() if name not in known or known[name] != value}
+            if changed:
+                self._append(kind, {"values": changed})
+
+    def _append(self, kind: str, payload: dict[str, Any]) -> None:
+        with self._exclusive():
+            record = {"seq": self._seq, "time": time.time_ns() // 1_000_000, "kind": kind, **payload}
+            line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError:
+                # A full disk may take half a line; the next record must not be glued to it.
+                os.ftruncate(self._file, self._known_bytes)
+                raise
+            self._known_bytes += len(line)
+            self._remember(record)
+
+    def _portable(self, path: str | Path) -> str:
+        absolute = Path(path).resolve()
+        folder = self.path.parent
+        return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
+
+
+def read_records(path: str | Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Iterate (record, offset of the next record) from a byte offset to the last complete line.
+
+    An incomplete last line is left for later; a complete line that is no record is skipped with a warning. Metrics come
+    as floats, non-finite ones included.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        while (line := file.readline()).endswith(b"\n"):
+            start, offset = offset, offset + len(line)
+            try:
+                record = json.loads(line)
+                valid = isinstance(record, dict) and isinstance(record["seq"], int) and isinstance(record["kind"], str)
+            except (ValueError, KeyError):
+                valid = False
+            if not valid:
+                _log.warning("%s: skipped a damaged record at byte %d", path, start)
+                continue
+            if record["kind"] == "metrics":
+                record["values"] = {name: float(value) for name, value in record["values"].items()}
+            yield record, offset
+
+
+def read_identity(path: str | Path) -> RunIdentity:
+    """The identity in a journal's first record. Raises JournalError when there is no such file or record."""
+    if Path(path).is_file():
+        for record, _ in read_records(path):
+            return _identity(record, path)
+    raise JournalError(f"{path}: no journal here yet; give the run's experiment and name to begin one")
+
+
+def tracked_name(series: str, name: str) -> str:
+    """Name of a metric outside its series: `loss` of `train` stays `loss`, of `validation` is `validation/loss`."""
+    return name if series == "train" or name.startswith(f"{series}/") else f"{series}/{name}"
+
+
+def metric_history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """All metrics of a journal, for plots and summaries without a server: tracked name -> [(step, value), ...]."""
+    history: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for record, _ in read_records(path):
+        if record["kind"] == "metrics":
+            for name, value in record["values"].items():
+                history[tracked_name(record["series"], name)].append((record["step"], value))
+    return dict(history)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names; sequences and other leaves become strings, JSON scalars stay."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        elif isinstance(value, float) and not math.isfinite(value):
+            flat[f"{prefix}{name}"] = _encode(value)
+        elif value is None or isinstance(value, str | int | float | bool):
+            flat[f"{prefix}{name}"] = value
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value, default=str)
+    return flat
+
+
+def _encode(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def _identity(record: Mapping[str, Any], path: str | Path) -> RunIdentity:
+    if record["kind"] != "run":
+        raise JournalError(f"{path}: the first record is of kind {record['kind']!r}, not 'run'; this is no journal")
+    return RunIdentity(record["run_id"], record["experiment"], record["name"], record.get("parent"), record["time"])
+
+
+def _cut_torn_line(file: int, path: Path) -> None:
+    """Cut what follows the last newline: the part of a record that a crash left behind."""
+    size = end = os.fstat(file).st_size
+    keep = 0
+    while end > 0:
+        start = max(0, end - _REPAIR_BLOCK)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            keep = start + newline + 1
+            break
+        end = start
+    if keep < size:
+        _log.warning("%s: cut %d bytes of a record that a crash left incomplete", path, size - keep)
+        os.ftruncate(file, keep)
