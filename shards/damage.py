@@ -1,0 +1,119 @@
+"""What goes wrong with shards, by name: structural faults stop, damaged samples are counted and left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+
+class ShardError(ValueError):
+    """A shard, index or manifest that is not what its manifest says. Reading stops; no value of it is used."""
+
+    def __init__(
+        self,
+        shard: str,
+        problem: str,
+        *,
+        sample: str | None = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.shard, self.problem, self.sample, self.remedy = shard, problem, sample, remedy
+        self.expected, self.found = expected, found
+        parts = [f"shard {shard!r}"]
+        if sample is not None:
+            parts.append(f"sample {sample!r}")
+        message = f"{', '.join(parts)}: {problem}"
+        if expected is not None or found is not None:
+            message += f" (expected {expected}, found {found})"
+        if remedy:
+            message += f". {remedy}"
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are rebuilt from positional arguments only; a Ray task must be able to hand this one back.
+        return (_rebuild, (type(self), self.shard, self.problem, self.sample, self.expected, self.found, self.remedy))
+
+
+def _rebuild(
+    kind: type[ShardError],
+    shard: str,
+    problem: str,
+    sample: str | None,
+    expected: object,
+    found: object,
+    remedy: str | None,
+) -> ShardError:
+    return kind(shard, problem, sample=sample, expected=expected, found=found, remedy=remedy)
+
+
+class ManifestError(ShardError):
+    """A manifest that cannot be trusted: damaged, of another version, or at odds with itself."""
+
+
+class DamageError(ShardError):
+    """More samples are damaged than the reader was told to bear."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One damaged sample: its shard, key, global row number and what is wrong with it."""
+
+    shard: str
+    key: str
+    row: int
+    reason: str
+
+
+# Before this many rows are read (or the whole selection, if smaller) a share says little: one bad row in the first
+# chunk of 64 would already be 1.6 %.
+_STEADY_ROWS = 100_000
+
+
+@dataclass
+class DamageLog:
+    """Damaged samples met so far, each once; raises `DamageError` when they exceed a share of the rows.
+
+    The share is taken of the rows read so far, but of no fewer than `min(total_rows, 100,000)` rows and of no more
+    than `total_rows`, so that neither an early bad row nor many epochs change the verdict.
+    """
+
+    total_rows: int
+    max_share: float
+    quarantine: Callable[[Damage], None] | None = None
+    rows_read: int = 0
+    _entries: dict[int, Damage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_share <= 1.0:
+            raise ValueError(f"max_damaged_share is {self.max_share}, expected a share between 0 and 1")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Damage]:
+        return iter(self._entries.values())
+
+    @property
+    def allowed(self) -> float:
+        """Number of damaged samples that is still borne."""
+        steady = min(self.total_rows, _STEADY_ROWS)
+        return self.max_share * max(min(self.rows_read, self.total_rows), steady)
+
+    def add(self, damage: Damage) -> None:
+        """Record one damaged sample; a row met again in a later epoch counts once."""
+        if damage.row in self._entries:
+            return
+        self._entries[damage.row] = damage
+        if self.quarantine is not None:
+            self.quarantine(damage)
+        if len(self._entries) > self.allowed:
+            raise DamageError(
+                damage.shard,
+                f"{damage.reason}; {len(self)} damaged samples exceed the share {self.max_share:g} of "
+                f"{self.total_rows} rows",
+                sample=damage.key,
+                remedy="Run `python -m shards verify FOLDER` to list all damage; restore the shard, or raise "
+                "max_damaged_share to go on without these samples",
+            )

@@ -1,0 +1,88 @@
+"""The batch as the data plane hands it out: plain numpy arrays, one row per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+PADDING_ROW = -1
+NO_GROUP = -1
+
+
+def group_id(name: str | None) -> int:
+    """Stable 63-bit number of a group's name, the same in every process and on every machine; -1 for no group."""
+    return NO_GROUP if name is None else xxhash.xxh3_64_intdigest(name.encode()) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B samples. A modality that is not present is exactly 0; a padding or quarantined row has nothing present.
+
+    features: modality -> (B, D_m) float; present: modality -> (B,) bool; row: (B,) int64 global row number, -1 where
+    the row is padding; labels: name -> (B,) int64 class (-1 missing), or (B,) / (B, L) float64 (NaN missing);
+    group: (B,) int64 stable hash of the group's name (-1 none), or None where the data has no groups.
+    """
+
+    features: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    row: np.ndarray
+    labels: dict[str, np.ndarray]
+    group: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop) as views on the same memory: what is written into the part is written here."""
+        return Rows(
+            {name: array[start:stop] for name, array in self.features.items()},
+            {name: array[start:stop] for name, array in self.present.items()},
+            self.row[start:stop],
+            {name: array[start:stop] for name, array in self.labels.items()},
+            None if self.group is None else self.group[start:stop],
+        )
+
+    def clear(self) -> None:
+        """Turn every row into padding, in place."""
+        for array in self.features.values():
+            array[...] = 0
+        for array in self.present.values():
+            array[...] = False
+        self.row[...] = PADDING_ROW
+        for array in self.labels.values():
+            array[...] = -1 if array.dtype.kind == "i" else np.nan
+        if self.group is not None:
+            self.group[...] = NO_GROUP
+
+    @classmethod
+    def uninitialised(
+        cls,
+        size: int,
+        widths: Mapping[str, int],
+        dtypes: Mapping[str, np.dtype],
+        label_shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+        grouped: bool,
+    ) -> Rows:
+        """Memory for `size` rows, of any content; the caller fills or clears every row."""
+        return cls(
+            {name: np.empty((size, width), dtypes[name]) for name, width in widths.items()},
+            {name: np.empty(size, bool) for name in widths},
+            np.empty(size, np.int64),
+            {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in label_shapes.items()},
+            np.empty(size, np.int64) if grouped else None,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
+        """The parts one after another, copied. All must have the same modalities and labels."""
+        first = parts[0]
+        return cls(
+            {name: np.concatenate([part.features[name] for part in parts]) for name in first.features},
+            {name: np.concatenate([part.present[name] for part in parts]) for name in first.present},
+            np.concatenate([part.row for part in parts]),
+            {name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels},
+            None if first.group is None else np.concatenate([part.group for part in parts if part.group is not None]),
+        )
