@@ -1,0 +1,257 @@
+"""Sends a journal's records to an MLflow server, each exactly once, whatever happens to either side.
+
+How that is kept:
+
+1. The journal is the truth. A record has its step and its time from the moment it is written, so a number on the server
+   is recognised by (metric, step, time). Before a record is sent, the journal is synced to the disk: the server never
+   has what the journal could lose.
+2. The state file beside the journal says up to which byte everything is on the server for certain. It is replaced
+   atomically after each answered request, never before.
+3. A record is *doubtful* when the server may have it although the state file does not say so: everything behind the
+   offset when a sender starts (the last one may have died between sending and noting), and every request that ended in
+   an error (a timeout says nothing about what the server did). Doubtful numbers are looked up in the metric's history
+   on the server, and only missing ones are sent. Records that never were in a request are sent without looking.
+4. The other kinds can be repeated without effect: the run is found by its identity tag before it is made, parameters
+   are compared first, tags and status are set, artifacts overwritten, a model version is looked up by run and source.
+5. One sender at a time: a lock file beside the state file.
+
+What remains: a request that was given up here and that the server carries out only after the look-up. MLflow's SQL
+stores ignore the repetition, because (metric, step, time, value) is part of their primary key.
+
+A file that cannot be stored while the server itself answers (an artifact store that is down, missing credentials) is
+deferred, so that numbers do not wait for it. What the server refuses for good is named in `<journal>.refused.jsonl`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.tracking.journal import read_identity, read_records
+from ray_jobs.tracking.mlflow_environment import bounded_calls, check_tracking_uri, connect, public_uri
+from ray_jobs.tracking.mlflow_run import METRICS_PER_REQUEST, MlflowRun, RunGoneError, is_refusal, says_absent
+
+_log = logging.getLogger(__name__)
+
+# A store may refuse for a passing reason (SQLite reports some collisions so): a record is given up when that goes on.
+_REFUSALS_BEFORE_GIVING_UP = 3
+_FILE_KINDS = ("artifact", "model")
+
+Entry = tuple[dict[str, Any], int]  # a record, and the offset of the one behind it
+
+
+class SenderBusyError(RuntimeError):
+    """Another process is sending this journal to this server."""
+
+
+class JournalSender:
+    """Sends a journal to one server, from where the last sender stopped. Used by one thread.
+
+    Args:
+        journal: path of the journal.
+        tracking_uri: MLflow tracking URI: http(s), or SQLite by absolute path.
+        connect_to: makes the client from the URI; tests put a faulty one in between.
+    """
+
+    def __init__(self, journal: Path, tracking_uri: str, connect_to: Callable[[str], Any] = connect) -> None:
+        self._journal = Path(journal).resolve()
+        self._uri = check_tracking_uri(tracking_uri)
+        self._connect = connect_to
+        digest = hashlib.sha256(public_uri(tracking_uri).encode()).hexdigest()[:8]
+        self._state_path = self._journal.with_name(f"{self._journal.stem}.mlflow-{digest}.json")
+        self._lock_file: Any = None
+        self._run: MlflowRun | None = None
+        self._attached = False
+        self._offset = 0
+        self._deferred: list[int] = []  # offsets of file records to be tried again
+        self._doubtful_until = 0
+        self._singly_until = 0  # records before this offset are sent one by one, to find the one that is refused
+        self._refusals = 0
+
+    @property
+    def run_id(self) -> str | None:
+        """The server's id of the run, once it is known there."""
+        return self._run.run_id if self._run is not None and self._attached else None
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of the journal that are not on the server for certain."""
+        return max(0, self._journal.stat().st_size - self._offset)
+
+    def send_some(self) -> bool:
+        """Send the next request's worth of records. Returns False when nothing is left.
+
+        Raises: SenderBusyError; whatever the client raises when the server is out of reach. Call again to go on.
+        """
+        with bounded_calls():
+            run = self._attach()
+            batch = self._next_batch()
+            if batch:
+                self._send_batch(run, batch)
+            elif self._deferred:
+                self._send_deferred(run)
+            else:
+                run.nest()
+                return False
+        return True
+
+    def close(self) -> None:
+        """Let another sender have the journal."""
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    # ------------------------------------------------------------------ where it stands
+
+    def _attach(self) -> MlflowRun:
+        self._claim()
+        if self._run is None:
+            self._run = MlflowRun(self._connect(self._uri), self._uri, read_identity(self._journal))
+        if not self._attached:
+            state = self._load_state()
+            size = self._journal.stat().st_size
+            is_new = self._run.attach(state["run_id"])
+            goes_on = not is_new and state["run_id"] == self._run.run_id and state["offset"] <= size
+            self._deferred = state["deferred"] if goes_on else []
+            self._doubtful_until = 0 if is_new else size
+            self._note(state["offset"] if goes_on else 0)
+            self._attached = True
+        return self._run
+
+    def _claim(self) -> None:
+        if self._lock_file is not None:
+            return
+        file = self._state_path.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise SenderBusyError(
+                f"{self._journal}: another process is sending it to {public_uri(self._uri)}"
+            ) from None
+        except OSError as error:
+            _log.warning("%s: the file system has no locks (%s); run one sender alone", self._state_path, error)
+        self._lock_file = file
+
+    def _load_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads(self._state_path.read_text())
+            return {"run_id": str(state["run_id"]), "offset": int(state["offset"]), "deferred": list(state["deferred"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"run_id": None, "offset": 0, "deferred": []}  # all is doubtful then, and compared with the server
+
+    def _note(self, offset: int) -> None:
+        assert self._run is not None
+        self._offset = offset
+        state = {
+            "server": public_uri(self._uri),
+            "run_id": self._run.run_id,
+            "offset": offset,
+            "deferred": self._deferred,
+        }
+        temporary = self._state_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._state_path)
+
+    def _next_batch(self) -> list[Entry]:
+        """Records from the offset on that go into one request: several of kind `metrics`, or one of another kind."""
+        batch: list[Entry] = []
+        numbers = 0
+        for record, end in read_records(self._journal, self._offset):
+            if record["kind"] != "metrics":
+                return batch or [(record, end)]
+            numbers += len(record["values"])
+            if batch and (numbers > METRICS_PER_REQUEST or self._offset < self._singly_until):
+                return batch
+            batch.append((record, end))
+        return batch
+
+    # ------------------------------------------------------------------ sending
+
+    def _send_batch(self, run: MlflowRun, batch: list[Entry]) -> None:
+        record, end = batch[0][0], batch[-1][1]
+        try:
+            self._send(run, batch)
+        except Exception as error:
+            self._doubtful_until = max(self._doubtful_until, end)
+            self._check_run(run, error)
+            if record["kind"] in _FILE_KINDS and not is_refusal(error):
+                run.is_gone()  # raises while the server is out of reach: then nothing is deferred
+                _log.warning("MLflow: %s is tried again later: %s: %s", record["path"], type(error).__name__, error)
+                self._deferred.append(self._offset)
+            elif not is_refusal(error):
+                raise
+            elif len(batch) > 1:
+                self._singly_until = end
+                return
+            else:
+                self._refusals += 1
+                if self._refusals < _REFUSALS_BEFORE_GIVING_UP and not isinstance(error, FileNotFoundError):
+                    raise
+                self._give_up(record, error)
+        self._refusals = 0
+        self._note(end)
+
+    def _send_deferred(self, run: MlflowRun) -> None:
+        start = self._deferred[0]
+        record, end = next(read_records(self._journal, start))
+        try:
+            self._send(run, [(record, end)])
+        except Exception as error:
+            self._check_run(run, error)
+            if not is_refusal(error):
+                self._deferred.append(self._deferred.pop(0))
+                raise
+            self._give_up(record, error)
+        self._deferred.remove(start)
+        self._note(self._offset)
+
+    def _send(self, run: MlflowRun, batch: list[Entry]) -> None:
+        self._sync_journal()
+        record = batch[0][0]
+        match record["kind"]:
+            case "metrics":
+                run.send_metrics([record for record, _ in batch], [end <= self._doubtful_until for _, end in batch])
+            case "params":
+                run.send_params(record["values"])
+            case "tags":
+                run.send_tags(record["values"])
+            case "artifact":
+                run.send_artifact(self._journal.parent / record["path"], record["target"])
+            case "model":
+                path = self._journal.parent / record["path"]
+                run.send_model(path, record["target"], record["registered_name"])
+            case "status":
+                run.send_status(record["status"], record["time"])
+            case "run":
+                run.nest()
+            case kind:
+                _log.warning("%s: a record of unknown kind %r is not sent", self._journal, kind)
+
+    def _check_run(self, run: MlflowRun, error: Exception) -> None:
+        """After an error what was seen of the server may be outdated; and the run may be gone, to be made anew."""
+        run.forget()
+        if (is_refusal(error) or says_absent(error)) and run.is_gone():
+            self._attached = False
+            raise RunGoneError(
+                f"run {run.run_id} is no longer at {public_uri(self._uri)}; it is written anew"
+            ) from error
+
+    def _give_up(self, record: dict[str, Any], error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        _log.error("%s: record %d (%s) is refused: %s", self._journal, record["seq"], record["kind"], reason)
+        with self._journal.with_name(f"{self._journal.stem}.refused.jsonl").open("a") as file:
+            file.write(json.dumps({"seq": record["seq"], "kind": record["kind"], "reason": reason}) + "\n")
+
+    def _sync_journal(self) -> None:
+        file = os.open(self._journal, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)

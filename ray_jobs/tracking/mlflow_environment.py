@@ -1,0 +1,108 @@
+"""How this project talks to MLflow: explicit URIs, requests that end, a local store that many processes may create."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+_SQLITE = "sqlite:///"
+
+# MLflow's own defaults retry a dead server for minutes inside one call; retrying is the sender's job, which also knows
+# when to stop. A value that the user has set is left alone.
+_CALL_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.tracking")
+
+_settings_lock = threading.Lock()
+_settings_users = 0
+_settings_made: list[str] = []
+
+
+@contextmanager
+def bounded_calls() -> Iterator[None]:
+    """Set MLflow's request limits and silence for the calls inside, and take them back when the last user leaves.
+
+    MLflow reads them from the environment at each request, so there is no other place; threads may nest and overlap.
+    """
+    global _settings_users
+    with _settings_lock:
+        _settings_users += 1
+        if _settings_users == 1:
+            _settings_made.extend(name for name in _CALL_SETTINGS if name not in os.environ)
+            os.environ.update({name: _CALL_SETTINGS[name] for name in _settings_made})
+    try:
+        yield
+    finally:
+        with _settings_lock:
+            _settings_users -= 1
+            if _settings_users == 0:
+                for name in _settings_made:
+                    os.environ.pop(name, None)
+                _settings_made.clear()
+
+
+def default_tracking_uri(output_folder: str | Path) -> str:
+    """The local store of an output folder: a SQLite file, by absolute path because workers change their directory."""
+    return f"{_SQLITE}{Path(output_folder).expanduser().resolve() / 'mlflow.db'}"
+
+
+def check_tracking_uri(uri: str) -> str:
+    """Return the URI if it can be used from any directory. Raises ValueError for a relative path."""
+    path = uri.removeprefix(_SQLITE) if uri.startswith(_SQLITE) else None
+    if path is not None and not path.startswith("/"):
+        raise ValueError(
+            f"tracking URI {uri!r} is relative, and workers run in other directories; use {default_tracking_uri('.')!r}"
+        )
+    if "://" not in uri and uri != "databricks":
+        raise ValueError(
+            f"tracking URI {uri!r} has no scheme; use http(s)://HOST:PORT or a file, {default_tracking_uri('.')!r}"
+        )
+    return uri
+
+
+def public_uri(uri: str) -> str:
+    """The URI without user name and password, for messages and files."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment's artifacts go: beside a local SQLite file; None: the server decides."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return (Path(uri.removeprefix(_SQLITE)).parent / "mlflow-artifacts").as_uri()
+
+
+def connect(uri: str) -> Any:
+    """An `MlflowClient` for a tracking URI, with its model registry at the same place.
+
+    A local SQLite store is created here, under a file lock: MLflow migrates an empty file without one, and several
+    processes that start together would damage each other's tables.
+    """
+    # MLflow reports usage to its makers from its first import on; a training job has no business doing so unasked.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    from mlflow import MlflowClient  # seconds to import: only the sender needs it
+
+    check_tracking_uri(uri)
+    if not uri.startswith(_SQLITE):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    database = Path(uri.removeprefix(_SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
