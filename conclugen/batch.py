@@ -1,0 +1,74 @@
+"""The batch: the one object that data and learning share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of frozen features.
+
+    features: modality -> (B, D_m) floating; exactly 0 where the modality is not present, never NaN.
+    present:  modality -> (B,) bool.
+    row:      (B,) int64 global row number; -1 is padding, whose `present` is False everywhere.
+    labels:   label -> (B,) int64 class (-1 missing), (B,) float (NaN missing) or (B, L) float.
+    group:    (B,) int64 stable hash of the row's group (a speaker, a video), or None where the data has no groups.
+    """
+
+    features: dict[str, Tensor]
+    present: dict[str, Tensor]
+    row: Tensor
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    group: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "Batch":
+        """Batch of any object with these attributes, in numpy arrays or tensors; features get `dtype`.
+
+        `present` may lack modalities (taken as present everywhere), as may the object `labels` and `group`.
+        Raises ValueError where a shape does not fit the number of rows.
+        """
+        row = _tensor(rows.row, device).to(torch.int64)
+        features = {m: _tensor(x, device).to(dtype) for m, x in rows.features.items()}
+        masks: Mapping[str, Any] = rows.present
+        present = {m: _tensor(masks[m], device).to(torch.bool) if m in masks else row >= 0 for m in features}
+        labels = {name: _tensor(x, device) for name, x in (getattr(rows, "labels", None) or {}).items()}
+        group = getattr(rows, "group", None)
+        group = None if group is None else _tensor(group, device).to(torch.int64)
+        for kind, arrays in (("features", features), ("present", present), ("labels", labels)):
+            for name, x in arrays.items():
+                if x.shape[0] != row.shape[0]:
+                    raise ValueError(
+                        f"batch {kind}[{name!r}]: found {x.shape[0]} rows, expected {row.shape[0]}, as in `row`"
+                    )
+        for name, x in features.items():
+            if x.dim() != 2:
+                raise ValueError(f"batch features[{name!r}]: found shape {tuple(x.shape)}, expected (rows, width)")
+        return cls(features, present, row, labels, group)
+
+    @property
+    def rows(self) -> int:
+        return self.row.shape[0]
+
+    def padded(self, rows: int) -> "Batch":
+        """This batch with padding rows behind it, `rows` rows in all."""
+        missing = rows - self.rows
+        if missing <= 0:
+            return self
+        return replace(
+            self,
+            features={m: F.pad(x, (0, 0, 0, missing)) for m, x in self.features.items()},
+            present={m: F.pad(x, (0, missing), value=False) for m, x in self.present.items()},
+            row=F.pad(self.row, (0, missing), value=-1),
+            labels={},
+            group=None if self.group is None else F.pad(self.group, (0, missing), value=-1),
+        )
+
+
+def _tensor(x: Any, device: str | torch.device) -> Tensor:
+    return torch.as_tensor(x).to(device, non_blocking=True)

@@ -1,0 +1,176 @@
+"""The trained heads as a folder of their own, and the Embedder that reads it back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conclugen import fields, storage
+from conclugen.heads import ModelConfig, RepresentationHead
+from conclugen.pretrainer import Pretrainer
+from conclugen.standardize import Standardize
+
+SCHEMA, VERSION = "conclugen-model", 1
+TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"
+_CHUNK_ROWS = 4096
+
+
+class ExportError(ValueError):
+    """A folder that is no complete exported model, is damaged, or was written in an unknown version."""
+
+
+def save(folder: str | Path, pretrainer: Pretrainer, info: Mapping[str, Any] | None = None) -> None:
+    """Write the representation heads and the standardisation as `folder`, whole or not at all.
+
+    info: JSON-able facts for the reader (data digest, metrics). Raises NonFiniteLossError for a state that a bad step
+    has touched.
+    """
+    state, _ = pretrainer.state()
+    prefix = "model/"
+    kept = ("heads.", "standardize.")
+    tensors = {name.removeprefix(prefix): x for name, x in state.items() if name.removeprefix(prefix).startswith(kept)}
+    config = pretrainer.config
+    document = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "digest": storage.tensors_digest(tensors),
+        "widths": {m: pretrainer.widths[m] for m in config.modalities},
+        "config": config.to_dict(),
+        "info": {
+            **(info or {}),
+            "steps": pretrainer.step_number,
+            "epochs": pretrainer.step_number / pretrainer.steps_per_epoch,
+        },
+    }
+    text = json.dumps(document, indent=1, allow_nan=False)
+    storage.write_folder(folder, tensors, {DOCUMENT: text, CARD: _card(document)}, TENSORS)
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
+    """The exported model of `folder`; raises ExportError naming file, found and expected."""
+    path = Path(folder)
+    document = storage.read_document(
+        path / DOCUMENT, SCHEMA, VERSION, ("digest", "widths", "config", "info"), ExportError
+    )
+    tensors = storage.read_tensors(path / TENSORS, document["digest"], ExportError)
+    try:
+        model = fields.from_dict(ModelConfig, document["config"]["model"], "model")
+        widths = {str(m): int(width) for m, width in document["widths"].items()}
+    except (KeyError, AttributeError, TypeError, ValueError) as cause:
+        raise ExportError(f"{path / DOCUMENT}: {cause}") from cause
+    info = {**document["info"], **{k: document["config"].get(k) for k in ("preset", "recipe", "seed", "precision")}}
+    embedder = Embedder(model, widths, info)
+    try:
+        embedder.modules.load_state_dict(tensors)
+    except RuntimeError as cause:
+        raise ExportError(f"{path / TENSORS}: the tensors do not fit {DOCUMENT}: {cause}") from cause
+    embedder.modules.to(device, torch.float64 if info["precision"] == "float64" else torch.float32)
+    return embedder
+
+
+class Embedder:
+    """Frozen features in, representations out. widths: modality -> expected feature width; info: what the model is."""
+
+    def __init__(self, config: ModelConfig, widths: dict[str, int], info: dict[str, Any]) -> None:
+        self.widths, self.info = widths, info
+        self.representation_dim = config.representation_dim
+        activation, own = config.representation_activation, config.own_width_modalities
+        heads = {m: RepresentationHead(w, config.representation_dim, activation, m in own) for m, w in widths.items()}
+        scalers = {m: Standardize(w, config.input_clip) for m, w in widths.items() if config.standardize}
+        self.modules = nn.ModuleDict({"heads": nn.ModuleDict(heads), "standardize": nn.ModuleDict(scalers)}).eval()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.widths)
+
+    def represent(self, features: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+        """Each modality's representation (B, R) and presence (B,).
+
+        features: modality -> (B, D) array or tensor; None, or left out: missing in all rows; a row with a NaN: missing
+        there. Representations of missing rows are 0. Raises ValueError for unknown modalities, wrong widths, unequal
+        rows.
+        """
+        arrays = self._checked(features)
+        rows = len(next(iter(arrays.values())))
+        representations, present = {}, {}
+        for modality in self.modalities:
+            if modality in arrays:
+                representations[modality], present[modality] = self._represent_one(modality, arrays[modality])
+            else:
+                representations[modality] = np.zeros((rows, self.representation_dim), dtype=np.float32)
+                present[modality] = np.zeros(rows, dtype=bool)
+        return representations, present
+
+    def embed(self, features: Mapping[str, Any], fusion: str = "concat") -> NDArray[Any]:
+        """One vector for each row.
+
+        fusion: "concat" (B, M R), missing modalities 0; "mean" (B, R) over the modalities present; or one modality's
+        name (B, R). features as in `represent`.
+        """
+        fields.choose("fusion", fusion, ["concat", "mean", *self.modalities])
+        representations, present = self.represent(features)
+        if fusion == "concat":
+            return np.concatenate([representations[m] for m in self.modalities], axis=1)
+        if fusion == "mean":
+            count = np.stack([present[m] for m in self.modalities]).sum(0)
+            total = np.stack([representations[m] for m in self.modalities]).sum(0)
+            fused: NDArray[Any] = total / np.maximum(count, 1)[:, None].astype(total.dtype)
+            return fused
+        return representations[fusion]
+
+    @torch.no_grad()
+    def _represent_one(self, modality: str, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        heads, scalers = self.modules["heads"], self.modules["standardize"]
+        assert isinstance(heads, nn.ModuleDict) and isinstance(scalers, nn.ModuleDict)
+        weight = next(heads[modality].parameters())
+        missing = np.isnan(x).any(axis=1)
+        chunks = []
+        for start in range(0, len(x), _CHUNK_ROWS):
+            rows = torch.as_tensor(x[start : start + _CHUNK_ROWS]).to(weight.device, weight.dtype)
+            rows = torch.where(torch.as_tensor(missing[start : start + _CHUNK_ROWS, None], device=rows.device), 0, rows)
+            rows = scalers[modality](rows) if modality in scalers else rows
+            chunks.append(heads[modality](rows).cpu().numpy())
+        r = np.concatenate(chunks) if chunks else np.zeros((0, self.representation_dim), dtype=np.float32)
+        r[missing] = 0
+        return r, ~missing
+
+    def _checked(self, features: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for modality, x in features.items():
+            fields.choose("features", modality, self.modalities)
+            if x is None:
+                continue
+            array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+            if array.ndim != 2 or array.shape[1] != self.widths[modality]:
+                raise ValueError(
+                    f"features[{modality!r}]: found shape {array.shape}, expected (rows, {self.widths[modality]})"
+                )
+            arrays[modality] = array.astype(np.float64) if array.dtype.kind in "iub" else array
+        if len({len(x) for x in arrays.values()}) != 1:
+            found = {m: len(x) for m, x in arrays.items()} or "no modality"
+            raise ValueError(f"features: found rows {found}, expected one or more modalities with equally many rows")
+        return arrays
+
+
+def _card(document: dict[str, Any]) -> str:
+    config = document["config"]
+    widths = ", ".join(f"{m} ({w})" for m, w in document["widths"].items())
+    return f"""# ConCluGen representation heads
+
+Preset `{config["preset"]}`, recipe `{config["recipe"]}`, {document["info"]["steps"]} optimiser steps at a global batch
+of {config["global_batch"]}. Input: frozen features {widths}. Output: {config["model"]["representation_dim"]} numbers
+for each modality.
+
+    import conclugen
+    vectors = conclugen.load("this folder").embed({{"{next(iter(document["widths"]))}": features}})
+
+Use: research on representations of human communication. The numbers carry traces of identity, sex, age and language of
+the speakers; a classifier on top inherits the skew of its training data. Inferring emotions of people at work or in
+education is prohibited in the European Union (Regulation 2024/1689, Article 5). The licence of the training data
+applies to this model too.
+"""

@@ -1,0 +1,65 @@
+"""What the losses see: the rows of this rank, and who is present in the global batch.
+
+Shape suffixes: M modalities, B rows of this rank, N = W B rows of all ranks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conclugen import distributed
+from conclugen.batch import Batch
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Who is there. Row i of this rank is row offset + i of the gathered rows; rows beyond the global batch are
+    padding.
+
+    local (M, B) bool; all (M, N) bool; group (B,) and all_group (N,) int64 or None; row (B,) int64.
+    """
+
+    local: Tensor
+    all: Tensor
+    row: Tensor
+    group: Tensor | None
+    all_group: Tensor | None
+    offset: int
+
+    @classmethod
+    def of(cls, batch: Batch, modalities: tuple[str, ...], with_group: bool = False) -> "Presence":
+        """Gather presence (and groups, where a loss needs them) of all ranks in one collective."""
+        local_MB = torch.stack([batch.present[m] & (batch.row >= 0) for m in modalities])
+        columns = [local_MB.T.long()]
+        if with_group:
+            if batch.group is None:
+                raise ValueError(
+                    "contrastive.negatives: found 'same_group', but the batch has no groups; "
+                    "pack the data with groups or use negatives='all'"
+                )
+            columns.append(batch.group.unsqueeze(1))
+        gathered = distributed.gather(torch.cat(columns, dim=1))
+        count = len(modalities)
+        return cls(
+            local=local_MB,
+            all=gathered[:, :count].T.bool(),
+            row=batch.row,
+            group=batch.group if with_group else None,
+            all_group=gathered[:, count].contiguous() if with_group else None,
+            offset=distributed.rank() * batch.rows,
+        )
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One forward pass: targets modality -> (B, D_m) (unmasked inputs); representations modality -> (B, R);
+    projections (M, B, P) or None; presence; step and epoch, 0-based."""
+
+    modalities: tuple[str, ...]
+    targets: dict[str, Tensor]
+    representations: dict[str, Tensor]
+    projections: Tensor | None
+    presence: Presence
+    step: int
+    epoch: int

@@ -1,0 +1,173 @@
+"""Multi-modal clustering: features are drawn to the centroid that k-means assigned to their row.
+
+With f_i the cluster features of row i (their mean over present modalities, `joint`, or each modality's own,
+`individual`), c_k the centroids and y_i the assignment, both without gradient, and s a similarity:
+
+    L = - 1/n  sum_i  log softmax_k (s(f_i, c_k) - margin [k = y_i])  at y_i          (arXiv 2404.10904, equation 3)
+
+`individual` sums over modalities and uses the joint assignment. The assignment comes from cosine k-means over a queue
+of earlier batches and this batch, in global row order, so that every rank and every world size sees the same pool.
+
+Shape suffixes: M modalities, B rows of this rank, G rows of the global batch, Q rows of the queue, K clusters and
+cluster features.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conclugen import distributed
+from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
+from conclugen.heads import Linear
+from conclugen.kmeans import cosine_kmeans, draw_rows
+from conclugen.latents import Latents
+
+
+@dataclass(frozen=True)
+class ClusteringConfig:
+    """weight: in the mean over tasks. clusters K. queue_batches: earlier global batches kept. start_epoch: first epoch
+    (0-based) in which the task counts. mode: "joint" or "individual". margin: off the assigned score. score: "dot"
+    (published) or "cosine" over `temperature`. kmeans_start: "random" rows at each step (published; cluster numbers
+    permute, an empty cluster becomes the zero vector) or "warm" from the last centroids (empty clusters are re-seeded
+    from drawn rows). queue: "per_epoch" (published: emptied at each epoch's start, used once full) or "rolling" (never
+    emptied, used as far as filled).
+    """
+
+    weight: float = field(default=1.0, metadata=SCHEDULABLE)
+    clusters: int = field(default=32, metadata=IDENTITY)
+    queue_batches: int = field(default=8, metadata=IDENTITY)
+    start_epoch: int = field(default=3, metadata=IDENTITY)
+    mode: str = field(default="joint", metadata=IDENTITY)
+    margin: float = field(default=0.001, metadata=IDENTITY)
+    score: str = field(default="dot", metadata=IDENTITY)
+    temperature: float = field(default=1.0, metadata=IDENTITY)
+    kmeans_start: str = field(default="random", metadata=IDENTITY)
+    max_iterations: int = field(default=100, metadata=IDENTITY)
+    queue: str = field(default="per_epoch", metadata=IDENTITY)
+
+    def __post_init__(self) -> None:
+        require(finite(self.weight) and self.weight > 0, "tasks.clustering.weight", self.weight, "a number above 0")
+        require(self.clusters >= 2, "tasks.clustering.clusters", self.clusters, "2 or more")
+        require(self.queue_batches >= 0, "tasks.clustering.queue_batches", self.queue_batches, "0 or more")
+        require(self.start_epoch >= 0, "tasks.clustering.start_epoch", self.start_epoch, "0 or more")
+        choose("tasks.clustering.mode", self.mode, ("joint", "individual"))
+        require(0 <= self.margin < 1, "tasks.clustering.margin", self.margin, "0 <= margin < 1")
+        choose("tasks.clustering.score", self.score, ("dot", "cosine"))
+        require(0 < self.temperature <= 1, "tasks.clustering.temperature", self.temperature, "0 < temperature <= 1")
+        choose("tasks.clustering.kmeans_start", self.kmeans_start, ("random", "warm"))
+        require(self.max_iterations >= 1, "tasks.clustering.max_iterations", self.max_iterations, "1 or more")
+        choose("tasks.clustering.queue", self.queue, ("per_epoch", "rolling"))
+
+
+def joint_features(features_MBK: Tensor, present_MB: Tensor) -> Tensor:
+    """Mean over the present modalities, (B, K); zero where none is present."""
+    mask_MB1 = present_MB.unsqueeze(2).to(features_MBK.dtype)
+    return (features_MBK * mask_MB1).sum(0) / mask_MB1.sum(0).clamp(min=1)
+
+
+def assignment_sum(
+    scores_BK: Tensor, label_B: Tensor, valid_B: Tensor, margin: float, temperature: float = 1.0
+) -> Tensor:
+    """Sum over valid rows of the cross-entropy of (score - margin at the label) / temperature against the label."""
+    own = F.one_hot(label_B, scores_BK.shape[1]).to(scores_BK.dtype)
+    losses_B = F.cross_entropy((scores_BK - margin * own) / temperature, label_B, reduction="none")
+    return torch.where(valid_B, losses_B, 0).sum()
+
+
+class Clustering(nn.Module):
+    """Owns the cluster head, the centroids and the queue; the last two are the same on every rank."""
+
+    centroids: Tensor
+    queue: Tensor
+    queue_valid: Tensor
+    assigned: Tensor
+
+    def __init__(self, config: ClusteringConfig, projection_dim: int, global_batch: int, seed: int) -> None:
+        super().__init__()
+        self.config, self.global_batch, self.seed = config, global_batch, seed
+        K, rows = config.clusters, config.queue_batches * global_batch
+        self.head = Linear(projection_dim, K, bias=False)
+        self.register_buffer("centroids", torch.zeros(K, K))
+        self.register_buffer("queue", torch.zeros(rows, K))
+        self.register_buffer("queue_valid", torch.zeros(rows, dtype=torch.bool))
+        self.register_buffer("assigned", torch.zeros(K), persistent=False)
+        self.queued = 0
+        self.started = False
+
+    def active(self, epoch: int) -> bool:
+        return epoch >= self.config.start_epoch
+
+    def begin_epoch(self) -> None:
+        if self.config.queue == "per_epoch":
+            self.queue.zero_()
+            self.queue_valid.zero_()
+            self.queued = 0
+
+    def forward(self, latents: Latents) -> Tensor:
+        assert latents.projections is not None
+        features_MBK = self.head(latents.projections)
+        if not self.active(latents.epoch):
+            return (features_MBK * 0).nan_to_num().sum()
+        presence = latents.presence
+        joint_BK = joint_features(features_MBK, presence.local)
+        label_B = self._assign(joint_BK.detach(), presence.all.any(0), presence.offset, latents.step)
+        if self.config.mode == "joint":
+            return self._share(joint_BK, label_B, presence.local.any(0), presence.all.any(0))
+        shares = [
+            self._share(features_BK, label_B, presence.local[m], presence.all[m])
+            for m, features_BK in enumerate(features_MBK)
+        ]
+        return torch.stack(shares).sum()
+
+    def _share(self, features_BK: Tensor, label_B: Tensor, valid_B: Tensor, valid_N: Tensor) -> Tensor:
+        centroids = self.centroids
+        if self.config.score == "cosine":
+            features_BK, centroids = F.normalize(features_BK, dim=1), F.normalize(centroids, dim=1)
+        scores_BK = features_BK @ centroids.T
+        total = assignment_sum(scores_BK, label_B, valid_B, self.config.margin, self.config.temperature)
+        count = valid_N.sum()
+        return torch.where(count >= 2, total / count.clamp(min=1), total * 0)
+
+    @torch.no_grad()
+    def _assign(self, joint_BK: Tensor, valid_N: Tensor, offset: int, step: int) -> Tensor:
+        """Cluster queue and batch, keep centroids and queue for the next step; labels of this rank's rows (B,)."""
+        batch_GK = distributed.gather(joint_BK)[: self.global_batch]
+        valid_G = valid_N[: self.global_batch]
+        label_G = torch.zeros(len(batch_GK), dtype=torch.int64, device=joint_BK.device)
+        centroids = torch.zeros_like(self.centroids)
+        if distributed.rank() == 0:
+            centroids, label_G = self._cluster(batch_GK, valid_G, step)
+        self.centroids.copy_(distributed.broadcast(centroids))
+        self.started = True
+        distributed.broadcast(label_G)
+        self.assigned.copy_((F.one_hot(label_G, self.config.clusters) * valid_G.unsqueeze(1)).sum(0))
+        self._push(batch_GK, valid_G)
+        rows = len(valid_N)
+        return F.pad(label_G, (0, rows - len(label_G)))[offset : offset + len(joint_BK)]
+
+    def _cluster(self, batch_GK: Tensor, valid_G: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        full = self.queued >= self.config.queue_batches
+        if full or self.config.queue == "rolling":
+            pool, valid = torch.cat([self.queue, batch_GK]), torch.cat([self.queue_valid, valid_G])
+        else:
+            pool, valid = batch_GK, valid_G
+        drawn_KK = draw_rows(pool, valid, self.config.clusters, self.seed, step)
+        warm = self.config.kmeans_start == "warm"
+        result = cosine_kmeans(
+            pool,
+            valid,
+            self.centroids.clone() if warm and self.started else drawn_KK,
+            reseed_KC=drawn_KK if warm else None,
+            max_iterations=self.config.max_iterations,
+        )
+        return result.centroids.contiguous(), result.labels[-len(batch_GK) :].contiguous()
+
+    def _push(self, batch_GK: Tensor, valid_G: Tensor) -> None:
+        """Put the batch in front of the queue: the newest rows come first."""
+        keep = max(0, len(self.queue) - len(batch_GK))
+        if self.config.queue_batches:
+            self.queue.copy_(torch.cat([batch_GK, self.queue[:keep]]))
+            self.queue_valid.copy_(torch.cat([valid_G, self.queue_valid[:keep]]))
+        self.queued = min(self.queued + 1, self.config.queue_batches)

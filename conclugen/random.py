@@ -1,0 +1,62 @@
+"""Counter-based random numbers: each draw is a pure function of (seed, purpose, step, row, column).
+
+Nothing in this package touches an ambient generator, so a draw is the same on CPU and GPU, for any number of workers
+and after a restart. The mixing function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, OOPSLA, figure 16).
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+
+
+def uniform(seed: int, purpose: str, step: int, row: Tensor, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Uniform numbers in [0, 1), shape (B, n), on the device of `row`.
+
+    seed, step: any integers; purpose: names the use, so that two uses never share draws; row: (B,) int64 global row
+    numbers (any integers, -1 included); n: draws per row. float64 has 53 random bits, float32 the first 24 of them.
+    Raises ValueError for a row that is not a vector of int64.
+    """
+    if row.dtype != torch.int64 or row.dim() != 1:
+        raise ValueError(f"row: found {row.dtype} of shape {tuple(row.shape)}, expected int64 of shape (B,)")
+    key = _mix_int(_mix_int(_mix_int(seed & _MASK) ^ _purpose_key(purpose)) ^ (step & _MASK))
+    row_key_B1 = _mix(row ^ _signed(key)).unsqueeze(1)
+    counter_N = torch.arange(1, n + 1, dtype=torch.int64, device=row.device) * _signed(_GOLDEN)
+    bits_BN = _mix(row_key_B1 + counter_N)
+    if dtype == torch.float64:
+        return _shift_right(bits_BN, 11).to(torch.float64) * 2.0**-53
+    return (_shift_right(bits_BN, 40).to(torch.float32) * 2.0**-24).to(dtype)
+
+
+def _purpose_key(purpose: str) -> int:
+    return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+
+
+def _mix_int(x: int) -> int:
+    """SplitMix64's next value after state `x`, in Python integers modulo 2**64."""
+    x = (x + _GOLDEN) & _MASK
+    x = ((x ^ (x >> 30)) * _MULTIPLIER_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MULTIPLIER_2) & _MASK
+    return x ^ (x >> 31)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The same in int64 tensors, whose products and sums wrap modulo 2**64."""
+    x = x + _signed(_GOLDEN)
+    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIER_1)
+    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIER_2)
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch shifts int64 arithmetically, so the copies of the sign bit are cleared."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x

@@ -1,0 +1,62 @@
+"""AdamW's configuration and its learning rate as a pure function of the optimiser step."""
+
+import math
+from dataclasses import dataclass, field
+
+from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up, then cosine annealing with warm restarts (2017).
+
+    lr: peak learning rate; warmup_epochs: from `warmup_start` x lr to lr; restart_epochs: length T0 of the first cycle;
+    restart_factor: each cycle is so many times as long as the last; min_lr: the trough; peak_decay: factor on the peak
+    at each restart (1 leaves it). decay "matrices" spares biases, normalisation and temperatures, "all" decays
+    everything.
+    """
+
+    lr: float = field(default=2e-5, metadata=SCHEDULABLE)
+    weight_decay: float = field(default=1e-3, metadata=SCHEDULABLE)
+    decay: str = field(default="all", metadata=IDENTITY)
+    beta1: float = field(default=0.9, metadata=SCHEDULABLE)
+    beta2: float = field(default=0.999, metadata=SCHEDULABLE)
+    eps: float = field(default=1e-8, metadata=SCHEDULABLE)
+    warmup_epochs: float = field(default=5.0, metadata=SCHEDULABLE)
+    warmup_start: float = field(default=0.1, metadata=SCHEDULABLE)
+    restart_epochs: float = field(default=20.0, metadata=SCHEDULABLE)
+    restart_factor: int = field(default=2, metadata=SCHEDULABLE)
+    min_lr: float = field(default=1e-6, metadata=SCHEDULABLE)
+    peak_decay: float = field(default=1.0, metadata=SCHEDULABLE)
+
+    def __post_init__(self) -> None:
+        require(finite(self.lr) and self.lr > 0, "optimizer.lr", self.lr, "a number above 0")
+        require(0 <= self.min_lr <= self.lr, "optimizer.min_lr", self.min_lr, f"0 to lr ({self.lr})")
+        require(
+            finite(self.weight_decay) and self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, ">= 0"
+        )
+        choose("optimizer.decay", self.decay, ("all", "matrices"))
+        require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "0 <= beta1 < 1")
+        require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "0 <= beta2 < 1")
+        require(self.eps > 0, "optimizer.eps", self.eps, "a number above 0")
+        require(self.warmup_epochs >= 0, "optimizer.warmup_epochs", self.warmup_epochs, "0 or more epochs")
+        require(0 < self.warmup_start <= 1, "optimizer.warmup_start", self.warmup_start, "0 < start <= 1")
+        require(self.restart_epochs > 0, "optimizer.restart_epochs", self.restart_epochs, "a number of epochs above 0")
+        require(self.restart_factor >= 1, "optimizer.restart_factor", self.restart_factor, "1 or more")
+        require(0 < self.peak_decay <= 1, "optimizer.peak_decay", self.peak_decay, "0 < decay <= 1")
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of optimiser step `step` (0-based). Restarts are counted from the end of the warm-up."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (config.warmup_start + (1 - config.warmup_start) * step / warmup)
+    position = step - warmup
+    length = max(1, round(config.restart_epochs * steps_per_epoch))
+    cycle = 0
+    while position >= length:
+        position -= length
+        length *= config.restart_factor
+        cycle += 1
+    peak = max(config.min_lr, config.lr * config.peak_decay**cycle)
+    return config.min_lr + (peak - config.min_lr) * (1 + math.cos(math.pi * position / length)) / 2

@@ -1,0 +1,103 @@
+"""Folders that appear whole or not at all: safetensors and JSON, digests, fsync, one rename."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, uint8
+
+
+def write_folder(
+    folder: str | Path, tensors: Mapping[str, Tensor], documents: Mapping[str, str], tensor_file: str
+) -> None:
+    """Write `tensors` and text `documents` (file name -> content) as `folder`, atomically.
+
+    All is written and synced beside the target under a hidden name, then renamed. A folder already there is
+    replaced: it is moved aside first, and removed once the new one stands.
+    """
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    temporary.mkdir()
+    try:
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, temporary / tensor_file)
+        for name, text in documents.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        aside = None
+        if target.exists():
+            aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.replaced"
+            target.rename(aside)
+        temporary.rename(target)
+        _sync(target.parent)
+        if aside is not None:
+            shutil.rmtree(aside)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        x = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        digest.update(x.reshape(-1).view(uint8).numpy().data if x.numel() else b"")
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path, expected_digest: str, error: type[ValueError]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, verified; raises `error` naming the file when it is missing, broken or
+    changed."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as cause:
+        raise error(f"{path}: can't be read ({cause}); take another checkpoint or export it again") from cause
+    found = tensors_digest(tensors)
+    if found != expected_digest:
+        raise error(
+            f"{path}: digest is {found[:16]}..., expected {str(expected_digest)[:16]}...; "
+            "the file is damaged or was changed"
+        )
+    return tensors
+
+
+def read_document(
+    path: Path, schema: str, version: int, required: tuple[str, ...], error: type[ValueError]
+) -> dict[str, Any]:
+    """A JSON document of the given schema and version; raises `error` naming the file and what is wrong with it."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise error(f"{path}: can't be read ({cause}); is {path.parent} a complete folder?") from cause
+    if not isinstance(document, dict) or document.get("schema") != schema:
+        raise error(
+            f"{path}: schema is {document.get('schema') if isinstance(document, dict) else None!r}, expected {schema!r}"
+        )
+    if document.get("version") != version:
+        raise error(
+            f"{path}: version is {document.get('version')!r}, expected {version}; "
+            "it was written by another version of conclugen"
+        )
+    for name in required:
+        if name not in document:
+            raise error(f"{path}: field {name!r} is missing")
+    return document
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
