@@ -17,12 +17,13 @@ from shards.layout import NPY_HEADER_BYTES, SlotLayout
 from shards.manifest import Manifest, ShardEntry
 from shards.member import MemberError, parse_npy
 from shards.rows import Rows
-from shards.schema import Column
 from shards.storage import Storage
 
 # Rows are read, hashed and copied in blocks that stay in a core's cache between the three.
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 2 << 20
 _RESTORE = "Restore the shard from its source, or run `python -m shards verify FOLDER --repair` to go on without it"
+_CHECKSUM_DIFFERS = "checksum differs from the index"
+_PRESENCE_DIFFERS = "presence in the index and NaN in the payload disagree"
 _NPY_WORDS = NPY_HEADER_BYTES // 8
 
 
@@ -78,7 +79,7 @@ class Reader:
             raise ValueError(f"dtype is {dtype!r}, expected float16, float32 or float64")
         self.damage = DamageLog(manifest.rows if view is None else view.rows, max_damaged_share, quarantine)
         self._label_shapes = {label.name: (label.shape, label.numpy_dtype) for label in chosen}
-        self._pieces = [piece for m in self.modalities for piece in self._pieces_of(m)]
+        self._pieces = self._compile()
         self._storage = Storage(manifest)
         self._indexes = _IndexCache(index_cache_bytes)
         self._memory = threading.local()
@@ -127,6 +128,9 @@ class Reader:
         self.damage.rows_read += stop - start
         read = self._read_slots if index.layout is not None else self._read_members
         bad = read(entry, index, picked, out)
+        for modality, there in out.present.items():
+            if not there.all():
+                out.features[modality][~there] = 0
         if bad:
             self._quarantine(entry, bad, picked, out)
         return out
@@ -174,71 +178,61 @@ class Reader:
 
     def _read_slots(self, entry: ShardEntry, index: ShardIndex, picked: np.ndarray, out: Rows) -> dict[int, str]:
         """Fixed stride: one range read, one checksum for each row, one strided copy for each column."""
-        layout = index.layout
-        assert layout is not None
-        stride = layout.stride
+        assert index.layout is not None
+        stride = index.layout.stride
         bad: dict[int, str] = {}
         step = max(1, _BLOCK_BYTES // stride)
-        expected = index.checksums[picked]
+        expected, present = index.checksums[picked], index.present[picked]
         for start in range(0, len(picked), step):
-            rows = picked[start : start + step]
-            buffer = self._buffer(len(rows) * stride)
-            self._storage.read_into(entry, _runs(rows, stride), buffer)
-            found = [xxhash.xxh3_64_intdigest(buffer[at : at + stride]) for at in range(0, len(buffer), stride)]
-            wrong = np.flatnonzero(np.array(found, np.uint64) != expected[start : start + step])
-            bad.update((start + int(i), "checksum differs from the index") for i in wrong)
-            self._check_headers(entry, layout, buffer, rows, skip=wrong)
-            target = out if step >= len(picked) else out.part(start, start + len(rows))
-            self._copy_columns(layout, buffer, len(rows), target)
-            for i in self._presence_mismatches(index, layout, buffer, rows, skip=wrong):
-                bad[start + i] = "presence in the index and NaN in the payload disagree"
-        for modality, there in out.present.items():
-            if not there.all():
-                out.features[modality][~there] = 0
+            stop = min(start + step, len(picked))
+            buffer = self._buffer((stop - start) * stride)
+            self._storage.read_into(entry, _runs(picked[start:stop], stride), buffer)
+            sums = [xxhash.xxh3_64_intdigest(buffer[at : at + stride]) for at in range(0, len(buffer), stride)]
+            intact = np.array(sums, np.uint64) == expected[start:stop]
+            self._check_headers(entry, index.layout, buffer, picked[start:stop], intact)
+            there = self._presence_agrees(index.layout, buffer, present[start:stop])
+            for i in np.flatnonzero(~(intact & there)).tolist():
+                bad[start + i] = _PRESENCE_DIFFERS if intact[i] else _CHECKSUM_DIFFERS
+            for modality, dtype, width, offset, left in self._pieces:
+                view = np.ndarray((stop - start, width), dtype, buffer, offset, (stride, dtype.itemsize))
+                out.features[modality][start:stop, left : left + width] = view
         return bad
 
     def _check_headers(
-        self, entry: ShardEntry, layout: SlotLayout, buffer: memoryview, rows: np.ndarray, skip: np.ndarray
+        self, entry: ShardEntry, layout: SlotLayout, buffer: memoryview, rows: np.ndarray, intact: np.ndarray
     ) -> None:
         """Refuse a sample that was written with another width or dtype: the shard is not this schema's."""
         for column, offset, header in zip(layout.columns, layout.npy_offsets, layout.npy_headers, strict=True):
-            words = _strided(buffer, np.dtype(np.uint64), len(rows), _NPY_WORDS, offset, layout.stride)
-            differs = (words != header.view(np.uint64)).any(axis=1)
-            if len(skip):
-                differs[skip] = False
-            if differs.any():
-                i = int(np.flatnonzero(differs)[0])
+            found = np.ndarray((len(rows), _NPY_WORDS), np.uint64, buffer, offset, (layout.stride, 8))
+            differs = found != header.view(np.uint64)
+            if not differs.any():
+                continue
+            strange = np.flatnonzero(differs.any(axis=1) & intact)
+            if len(strange):
                 raise ShardError(
                     entry.name,
                     f"column {column.name!r} has another width or dtype than the manifest says",
-                    sample=self._key(entry, int(rows[i])),
+                    sample=self._key(entry, int(rows[strange[0]])),
                     expected=_describe(header.tobytes()),
-                    found=_describe(words[i].tobytes()),
+                    found=_describe(found[strange[0]].tobytes()),
                     remedy=_RESTORE,
                 )
 
-    def _copy_columns(self, layout: SlotLayout, buffer: memoryview, count: int, out: Rows) -> None:
-        offsets = dict(zip((c.name for c in layout.columns), layout.payload_offsets, strict=True))
-        for modality, column, at in self._pieces:
-            view = _strided(buffer, column.numpy_dtype, count, column.width, offsets[column.name], layout.stride)
-            out.features[modality][:, at : at + column.width] = view
-
-    def _presence_mismatches(
-        self, index: ShardIndex, layout: SlotLayout, buffer: memoryview, rows: np.ndarray, skip: np.ndarray
-    ) -> list[int]:
-        """Rows whose first and last number of a column are not NaN exactly where the column is missing.
+    def _presence_agrees(self, layout: SlotLayout, buffer: memoryview, present: np.ndarray) -> np.ndarray:
+        """(n,) bool: the first and last number of every column are NaN exactly where the index says it is missing.
 
         The writer stores columns wholly NaN or wholly finite, and the checksum covers what it stored, so two numbers
         tell; `python -m shards verify` looks at all of them.
         """
-        wrong = np.zeros(len(rows), bool)
+        agrees = np.ones(len(present), bool)
         for i, (column, offset) in enumerate(zip(layout.columns, layout.payload_offsets, strict=True)):
-            absent = ~index.present[rows, i]
-            for at in (offset, offset + column.nbytes - column.numpy_dtype.itemsize):
-                value = _strided(buffer, column.numpy_dtype, len(rows), 1, at, layout.stride)[:, 0]
-                wrong |= np.isnan(value) != absent
-        wrong[skip] = False
-        return [int(i) for i in np.flatnonzero(wrong)]
+            dtype = column.numpy_dtype
+            steps = (layout.stride, column.nbytes - dtype.itemsize)
+            ends = np.ndarray((len(present), 2), dtype, buffer, offset, steps)
+            wrong = np.isnan(ends) == present[:, i : i + 1]
+            if wrong.any():
+                agrees &= ~wrong.any(axis=1)
+        return agrees
 
     def _read_members(self, entry: ShardEntry, index: ShardIndex, picked: np.ndarray, out: Rows) -> dict[int, str]:
         """Foreign shards: each member where the index found it, its npy header parsed anew."""
@@ -250,7 +244,7 @@ class Reader:
             buffer = self._buffer(sum(size for _, size in places))
             self._storage.read_into(entry, places, buffer)
             if xxhash.xxh3_64_intdigest(buffer) != int(index.checksums[row]):
-                bad[i] = "checksum differs from the index"
+                bad[i] = _CHECKSUM_DIFFERS
                 continue
             arrays: dict[str, np.ndarray | None] = {}
             at = 0
@@ -271,15 +265,13 @@ class Reader:
                     ) from None
                 at += size
                 if np.isfinite(values).all() != index.present[row, number]:
-                    bad[i] = "presence in the index and NaN in the payload disagree"
+                    bad[i] = _PRESENCE_DIFFERS
                 arrays[column.name] = values if index.present[row, number] else None
-            for modality, column, left in self._pieces:
-                values_or_none = arrays[column.name]
-                target = out.features[modality][i, left : left + column.width]
-                target[:] = 0 if values_or_none is None else values_or_none
-        for modality, there in out.present.items():
-            if not there.all():
-                out.features[modality][~there] = 0
+            for modality, members in self.modalities.items():
+                if all(arrays[name] is not None for name in members):
+                    np.concatenate(
+                        [arrays[name] for name in members], out=out.features[modality][i], casting="same_kind"
+                    )
         return bad
 
     def _quarantine(self, entry: ShardEntry, bad: Mapping[int, str], picked: np.ndarray, out: Rows) -> None:
@@ -311,13 +303,17 @@ class Reader:
     def _key(self, entry: ShardEntry, row: int) -> str:
         return self._keys(entry)[row].as_py()
 
-    def _pieces_of(self, modality: str) -> list[tuple[str, Column, int]]:
-        """(modality, column, first element of it in the modality) for each column of a modality."""
-        pieces, at = [], 0
-        for name in self.modalities[modality]:
-            column = self.manifest.schema.column(name)
-            pieces.append((modality, column, at))
-            at += column.width
+    def _compile(self) -> list[tuple[str, np.dtype, int, int, int]]:
+        """(modality, dtype, width, offset in a slot, first element in the modality) of each column to be copied."""
+        columns = self.manifest.columns
+        offsets = dict(zip(self.manifest.schema.column_names, SlotLayout(columns, 1).payload_offsets, strict=True))
+        pieces = []
+        for modality, members in self.modalities.items():
+            left = 0
+            for name in members:
+                column = self.manifest.schema.column(name)
+                pieces.append((modality, column.numpy_dtype, column.width, offsets[name], left))
+                left += column.width
         return pieces
 
     def _uninitialised(self, size: int) -> Rows:
@@ -410,11 +406,6 @@ def _runs(rows: np.ndarray, stride: int) -> list[tuple[int, int]]:
     starts = np.concatenate([[0], breaks])
     ends = np.concatenate([breaks, [len(rows)]])
     return [(int(rows[a]) * stride, int(b - a) * stride) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
-def _strided(buffer: memoryview, dtype: np.dtype, count: int, width: int, offset: int, stride: int) -> np.ndarray:
-    """(count, width) view with one row each `stride` bytes; numpy refuses one that leaves the buffer."""
-    return np.ndarray((count, width), dtype, buffer, offset, (stride, dtype.itemsize))
 
 
 def _describe(header: bytes) -> str:

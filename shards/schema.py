@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Column:
         if self.dtype not in FLOAT_DTYPES:
             raise ValueError(f"column {self.name!r}: dtype is {self.dtype!r}, {did_you_mean(self.dtype, FLOAT_DTYPES)}")
 
-    @property
+    @cached_property
     def numpy_dtype(self) -> np.dtype:
         """Little-endian dtype, as it lies in the file."""
         return np.dtype(self.dtype).newbyteorder("<")
