@@ -1,0 +1,203 @@
+"""`python -m shards split`: make views by group, or by any column of the index; functions for jobs and tests.
+
+Splitting by group keeps every speaker on one side: a model that has heard a speaker in training recognises voice and
+face in the test, which measures the wrong thing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.manifest import Manifest
+from shards.view import ROW, IndexValues, View, check_view_name
+
+
+def assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> dict[str, tuple[str, ...]]:
+    """Distribute groups over parts so that each part has about its share of the rows. No group is divided.
+
+    Groups are taken from large to small (in classes of powers of two; within a class the order is drawn from the seed),
+    each for the part that lacks most rows; every part gets one group at least. The result depends on names, sizes,
+    shares and seed only.
+
+    Raises ValueError for shares that are not positive or add up to more than 1, and for fewer groups than parts. Shares
+    that add up to less leave groups over, in no part.
+    """
+    total = sum(shares.values())
+    if not shares or min(shares.values()) <= 0 or total > 1 + 1e-9:
+        raise ValueError(
+            f"parts are {dict(shares)}; expected positive shares that add up to 1 (or less: the rest is left out)"
+        )
+    if len(sizes) < len(shares):
+        raise ValueError(f"{len(sizes)} group(s) cannot be divided over {len(shares)} parts without dividing a group")
+
+    def order(name: str) -> tuple[int, bytes]:
+        return -sizes[name].bit_length(), hashlib.blake2b(f"split|{seed}|{name}".encode(), digest_size=16).digest()
+
+    rows = sum(sizes.values())
+    lacking = {part: share * rows for part, share in shares.items()}
+    if total < 1 - 1e-9:
+        lacking[""] = (1 - total) * rows
+    parts: dict[str, list[str]] = {part: [] for part in lacking}
+    ordered = sorted(sizes, key=order)
+    for place, name in enumerate(ordered):
+        empty = [part for part in shares if not parts[part]]
+        allowed = empty if len(ordered) - place <= len(empty) else list(lacking)
+        part = max(allowed, key=lambda candidate: lacking[candidate])
+        parts[part].append(name)
+        lacking[part] -= sizes[name]
+    return {part: tuple(sorted(parts[part])) for part in shares}
+
+
+# ---- command line -------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="folder (or URL) of the shards")
+    parser.add_argument(
+        "--by", default="group", help="index column to split by: group, text, meta.<name>, label.<name>, ...; or row"
+    )
+    parser.add_argument("--parts", type=_shares, help="shares of the rows, for instance train=0.8,valid=0.1,test=0.1")
+    parser.add_argument(
+        "--take",
+        "--groups",
+        action="append",
+        type=_listing,
+        metavar="NAME=VALUE[,VALUE...]",
+        help="a view of these values (repeatable); NAME=@FILE reads one value a line",
+    )
+    parser.add_argument("--rest", metavar="NAME", help="with --take: a view of all rows that no other view takes")
+    parser.add_argument("--seed", type=int, default=0, help="of the distribution of groups over --parts")
+    parser.add_argument("--allow-leak", action="store_true", help="allow --by row on data with groups")
+    parser.add_argument("--replace", action="store_true", help="replace views of the same names")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the views, save them, print a summary. Raises ValueError before anything is written."""
+    manifest = Manifest.open(args.folder)
+    views, lines = make_views(
+        manifest, args.by, args.parts, args.take or (), args.rest, args.seed, allow_leak=args.allow_leak
+    )
+    there = sorted({view.name for view in views} & set(View.names(manifest)))
+    if there and not args.replace:
+        raise ValueError(f"{manifest.folder} has view(s) {', '.join(there)} already; give --replace or other names")
+    for view in views:
+        view.save()
+    print("\n".join(lines))
+    return 0
+
+
+def make_views(
+    manifest: Manifest,
+    by: str = "group",
+    parts: Mapping[str, float] | None = None,
+    take: Collection[tuple[str, tuple[str, ...]]] = (),
+    rest: str | None = None,
+    seed: int = 0,
+    allow_leak: bool = False,
+) -> tuple[list[View], list[str]]:
+    """Views (not saved yet) and the lines of a summary. With `parts` the column's values are distributed by share; with
+    `take` they are listed; with neither, each value is a view of its own name."""
+    values = _values(manifest, by, allow_leak)
+    rule: dict[str, Any] = {"by": by}
+    if parts and (take or rest):
+        raise ValueError("--parts distributes all values by itself; give either --parts or --take (with --rest)")
+    if rest and not take:
+        raise ValueError("--rest is what --take leaves; give --take as well")
+    if parts:
+        chosen = assign(values.sizes, parts, seed)
+        rule |= {"parts": dict(parts), "seed": seed}
+    elif take:
+        chosen = _listed(take, rest, values)
+    else:
+        chosen = {name: (name,) for name in values.names}
+        if len(chosen) > 100:
+            raise ValueError(
+                f"{by} has {len(chosen)} values, each would be a view; name some with --take, or use --parts"
+            )
+    for name in chosen:
+        check_view_name(name)
+    views = [values.view(name, members, rule) for name, members in chosen.items()]
+    return views, _summary(views, chosen, values)
+
+
+def _values(manifest: Manifest, by: str, allow_leak: bool) -> IndexValues:
+    if by in (ROW, "key"):
+        if manifest.schema.grouped and not allow_leak:
+            raise ValueError(
+                f"--by {by} would put rows of one group (speaker) on both sides: scores on such a split measure how "
+                "well a model knows the speakers, not the task. Use --by group, or say --allow-leak if you mean it"
+            )
+        return IndexValues.of_rows(manifest)
+    values = IndexValues.read(manifest, by)
+    if not values.names:
+        raise ValueError(f"no row has a value in {by}; split by another column, or --by row")
+    return values
+
+
+def _listed(
+    take: Collection[tuple[str, tuple[str, ...]]], rest: str | None, values: IndexValues
+) -> dict[str, tuple[str, ...]]:
+    chosen: dict[str, tuple[str, ...]] = {}
+    owner: dict[str, str] = {}
+    for name, members in take:
+        if name in chosen or name == rest:
+            raise ValueError(f"view {name!r} is named twice")
+        for member in members:
+            if owner.setdefault(member, name) != name:
+                raise ValueError(
+                    f"{values.column} {member!r} is in the views {owner[member]!r} and {name!r}; name it once"
+                )
+        chosen[name] = members
+    if rest:
+        chosen[rest] = tuple(value for value in values.names if value not in owner)
+    return chosen
+
+
+def _summary(views: list[View], chosen: Mapping[str, tuple[str, ...]], values: IndexValues) -> list[str]:
+    manifest = values.manifest
+    lines = []
+    for view in views:
+        members = chosen[view.name]
+        some = ", ".join(members[:12]) + (", ..." if len(members) > 12 else "")
+        what = "" if values.column == ROW else f"  {len(members)} x {values.column}: {some}"
+        lines.append(f"{view.name:<12} {view.rows:>10} rows ({view.rows / manifest.rows:6.1%}){what}")
+    outside = manifest.rows - sum(view.rows for view in views)
+    if outside:
+        lines.append(f"{outside} rows are in no view ({values.missing} have no {values.column})")
+    if values.column != "group" and manifest.schema.grouped:
+        groups = IndexValues.read(manifest, "group")
+        in_view = np.zeros(len(groups.names), np.int64)
+        for view in views:
+            mask = np.concatenate([view.mask(shard) for shard in range(len(manifest))])
+            in_view[np.unique(groups.codes[mask & (groups.codes >= 0)])] += 1
+        if shared := int((in_view > 1).sum()):
+            lines.append(f"warning: {shared} of {len(groups.names)} groups are in more than one view")
+    return lines
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    pairs = [item.partition("=") for item in text.split(",")]
+    if not all(name and value for name, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SHARE[,NAME=SHARE...]")
+    return [(name.strip(), value.strip()) for name, _, value in pairs]
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in _pairs(text)}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def _listing(text: str) -> tuple[str, tuple[str, ...]]:
+    name, _, listed = text.partition("=")
+    if not name or not listed:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE[,VALUE...] or NAME=@FILE")
+    text = Path(listed[1:]).read_text(encoding="utf-8") if listed.startswith("@") else listed.replace(",", "\n")
+    return name, tuple(value.strip() for value in text.splitlines() if value.strip())

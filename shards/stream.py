@@ -1,0 +1,197 @@
+"""The batches of one rank, read by one process: the plan's order, a reader's rows, a thread that reads ahead."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shards.plan import Cursor, EpochPlan, Range, Window
+from shards.reader import Reader
+from shards.rows import Rows
+
+# Pieces planned at once. A window of a plan of small chunks has many pieces a step, one of large chunks few.
+_PIECES_PLANNED = 50_000
+
+
+@dataclass(frozen=True)
+class Step(Rows):
+    """A batch and its place: `cursor` is the step that it is, `next_cursor` where to resume once it is used."""
+
+    cursor: Cursor
+    next_cursor: Cursor
+
+
+def stream(
+    reader: Reader,
+    plan: EpochPlan,
+    rank: int,
+    world: int,
+    cursor: Cursor,
+    steps: int,
+    prefetch: int = 2,
+) -> Iterator[Step]:
+    """`steps` batches of exactly ceil(global_batch / world) rows each, from `cursor` on, over epoch borders.
+
+    Rows that a batch lacks are padding at its tail (row -1, nothing present). With `prefetch` > 0 a thread reads ahead;
+    memory then is (prefetch + 2) batches: those waiting, the one being read, the one in use. A batch's memory is used
+    again only when nothing refers to its arrays any more, so batches may be kept. Closing the iterator ends the
+    thread.
+
+    Raises ValueError at once where plan, reader, rank or steps don't fit together, and from the iterator what the
+    reader raises (ShardError, DamageError).
+    """
+    check_fit(reader, plan, rank, world, steps)
+    memory = RowMemory(reader, plan.local_batch(world), kept=prefetch + 3)
+    batches = _read(reader, plan, rank, world, cursor, steps, memory)
+    return read_ahead(batches, prefetch) if prefetch > 0 else batches
+
+
+def check_fit(reader: Reader, plan: EpochPlan, rank: int, world: int, steps: int) -> None:
+    """ValueError unless the plan was made for the rows that the reader reads, and the numbers are in range."""
+    if plan.counts.shape != reader.counts.shape or (plan.counts != reader.counts).any():
+        raise ValueError(
+            f"the plan is of {plan.total_rows} rows in {len(plan.counts)} shards, the reader of "
+            f"{int(reader.counts.sum())} in {len(reader.counts)}: make the plan from the same view, "
+            "EpochPlan(counts=view.counts, ...)"
+        )
+    if not 0 <= rank < world:
+        raise ValueError(f"rank is {rank}; expected 0 <= rank < world, with world={world}")
+    if steps < 0:
+        raise ValueError(f"steps is {steps}; expected >= 0")
+
+
+def windows(
+    plan: EpochPlan, rank: int, world: int, cursor: Cursor, steps: int, size: int
+) -> Iterator[tuple[Cursor, Window]]:
+    """The rank's part of the plan in windows of `size` steps (the last one shorter), with their first cursors."""
+    for at in range(0, steps, size):
+        start = plan.advance(cursor, at)
+        yield start, plan.window(start, min(size, steps - at), rank, world)
+
+
+def merged(ranges: list[Range]) -> list[Range]:
+    """Ranges that continue each other joined into one, in the same order."""
+    joined: list[Range] = []
+    for piece in ranges:
+        if joined and joined[-1].shard == piece.shard and joined[-1].stop == piece.start:
+            joined[-1] = Range(piece.shard, joined[-1].start, piece.stop)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def as_step(rows: Rows, plan: EpochPlan, cursor: Cursor) -> Step:
+    """The batch with its place in the plan; arrays are shared, dictionaries are not (see `RowMemory`)."""
+    arrays = (dict(rows.features), dict(rows.present), rows.row, dict(rows.labels), rows.group)
+    return Step(*arrays, cursor, plan.advance(cursor, 1))
+
+
+class RowMemory:
+    """Batches' memory, handed out again once nobody holds any of its arrays.
+
+    Fresh memory costs a page fault for each 4 KiB, which takes as long as reading the rows. Who holds an array is told
+    by CPython's reference counts: views, tensors made by `torch.from_numpy` and dictionaries of a `Step` all count.
+    """
+
+    def __init__(self, reader: Reader, size: int, kept: int) -> None:
+        self._reader, self._size, self._kept = reader, size, kept
+        self._batches: list[Rows] = []
+
+    def take(self) -> Rows:
+        """Memory for one batch, with any content."""
+        for place, rows in enumerate(self._batches):
+            if _unused(rows):
+                return self._batches.pop(place)
+        return self._reader.allocate(self._size)
+
+    def give(self, rows: Rows) -> None:
+        """Watch a batch that was filled and is handed out now."""
+        self._batches = [*self._batches[-(self._kept - 1) :], rows]
+
+
+def _unused(rows: Rows) -> bool:
+    arrays = [rows.row, *rows.features.values(), *rows.present.values(), *rows.labels.values()]
+    if rows.group is not None:
+        arrays.append(rows.group)
+    # Three references are ours: the batch's own, the list's above, the call's.
+    return all(sys.getrefcount(arrays[i]) <= 3 for i in range(len(arrays)))
+
+
+def read_batch(reader: Reader, ranges: list[Range], out: Rows) -> None:
+    """The ranges' rows into `out`, the rest of it padding."""
+    at = 0
+    for shard, start, stop in merged(ranges):
+        reader.read(shard, start, stop, out=out.part(at, at + stop - start))
+        at += stop - start
+    if at < len(out):
+        out.part(at, len(out)).clear()
+
+
+def _read(
+    reader: Reader, plan: EpochPlan, rank: int, world: int, cursor: Cursor, steps: int, memory: RowMemory
+) -> Iterator[Step]:
+    size = max(1, _PIECES_PLANNED * plan.chunk_rows // plan.local_batch(world))
+    for start, window in windows(plan, rank, world, cursor, steps, size):
+        for i in range(len(window.filled)):
+            rows = memory.take()
+            read_batch(reader, window.ranges(i), rows)
+            memory.give(rows)
+            yield as_step(rows, plan, plan.advance(start, i))
+
+
+class _End:
+    """The last item of a queue: the error that ended the source, or None."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+def read_ahead(source: Iterator[Any], depth: int) -> Iterator[Any]:
+    """The items of `source`, made by a thread up to `depth` ahead. Its errors are raised here, after the items before.
+
+    The thread starts with the first item asked for, and is stopped (at the source's next item) and joined when the
+    iterator is closed, exhausted or collected.
+    """
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                waiting.put(item, timeout=0.05)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            for item in source:
+                if not put(item):
+                    break
+        except BaseException as caught:  # handed to the consumer, whatever it is
+            error = caught
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+        put(_End(error))
+
+    thread = threading.Thread(target=work, name="shards-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = waiting.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
