@@ -115,8 +115,8 @@ def warnings(measures: Mapping[str, float], rows: int, thresholds: Thresholds | 
             )
         elif name == "clusters/used" and value < limit.min_used:
             found.append(
-                f"only {value:.0%} of the clusters have a row. Likely too many clusters for the data or clustering "
-                "began too early; use fewer clusters, a later start_epoch, or kmeans_start='warm', which re-seeds empty ones"
+                f"only {value:.0%} of the clusters have a row. Likely too many clusters for the data, or clustering "
+                "began too early; use fewer, a later start_epoch, or kmeans_start='warm', which re-seeds empty ones"
             )
         elif kind == "recall@1" and rows >= 20 and value < limit.chance_factor / rows:
             found.append(

@@ -1,0 +1,113 @@
+"""The published formulae against values computed by the method's authors' implementation (golden.json)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from conclugen.heads import GatedUnit
+from conclugen.latents import Latents, Presence
+from conclugen.losses.clustering import assignment_sum, joint_features
+from conclugen.losses.contrastive import Contrastive, ContrastiveConfig
+from conclugen.losses.reconstruction import squared_error_sum
+from conclugen.losses.simclr import Simclr, SimclrConfig
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+MODALITIES = ("video", "audio", "text")
+B, D, K = 24, 16, 5
+CLOSE = {"rel": 0.0, "abs": 1e-6}
+
+
+class Inputs:
+    """The seeded inputs, drawn in the order that golden.json states."""
+
+    def __init__(self) -> None:
+        g = np.random.Generator(np.random.PCG64(20261123))
+        self.P = {m: torch.from_numpy(unit(g.standard_normal((B, D)))) for m in MODALITIES}
+        self.L = torch.stack([torch.from_numpy(g.standard_normal((B, K))) for _ in MODALITIES])
+        self.C = torch.from_numpy(g.standard_normal((K, K)))
+        self.labels = torch.from_numpy(g.integers(0, K, B))
+        self.X = torch.from_numpy(g.standard_normal((2 * B, D)))
+        self.R = [
+            tuple(torch.from_numpy(g.standard_normal((B, d))) for _ in range(2))
+            for _, d in (("video", 11), ("audio", 7), ("text", 5))
+        ]
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def value(start: str) -> float:
+    (found,) = [v for name, v in GOLDEN["values"].items() if name.startswith(start)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    return Inputs()
+
+
+def contrastive(z: list[Tensor]) -> float:
+    names = tuple(f"m{i}" for i in range(len(z)))
+    everywhere = torch.ones(len(z), B, dtype=torch.bool)
+    presence = Presence(everywhere, everywhere, torch.arange(B), None, None, 0)
+    return float(Contrastive(ContrastiveConfig())(Latents(names, {}, {}, torch.stack(z), presence, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("modalities", "name"),
+    [
+        (("video", "audio", "text"), "contrastive video-audio + audio-text + text-video"),
+        (("video", "text"), "contrastive video-text"),
+    ],
+)
+def test_contrastive(inputs: Inputs, modalities: tuple[str, ...], name: str) -> None:
+    assert contrastive([inputs.P[m] for m in modalities]) == pytest.approx(value(name), **CLOSE)
+
+
+def test_contrastive_of_one_pair(inputs: Inputs) -> None:
+    expected = GOLDEN["values"]["contrastive video-audio"]
+    assert contrastive([inputs.P["video"], inputs.P["audio"]]) == pytest.approx(expected, **CLOSE)
+
+
+def test_clustering_joint(inputs: Inputs) -> None:
+    present = torch.ones(3, B, dtype=torch.bool)
+    scores = joint_features(inputs.L, present) @ inputs.C.T
+    loss = assignment_sum(scores, inputs.labels, present[0], 0.001) / B
+    assert float(loss) == pytest.approx(value("clustering joint"), **CLOSE)
+
+
+def test_clustering_individual(inputs: Inputs) -> None:
+    everywhere = torch.ones(B, dtype=torch.bool)
+    losses = [assignment_sum(L @ inputs.C.T, inputs.labels, everywhere, 0.001) / B for L in inputs.L]
+    assert float(sum(losses)) == pytest.approx(value("clustering individual"), **CLOSE)
+
+
+def test_simclr(inputs: Inputs) -> None:
+    everywhere = torch.ones(B, dtype=torch.bool)
+    loss = Simclr(SimclrConfig())(inputs.X.reshape(2, B, D), everywhere, everywhere, 0)
+    assert float(loss) == pytest.approx(value("simclr"), **CLOSE)
+
+
+def test_reconstruction(inputs: Inputs) -> None:
+    everywhere = torch.ones(B, dtype=torch.bool)
+    loss = sum(squared_error_sum(prediction, target, everywhere) / B for prediction, target in inputs.R)
+    assert float(loss) == pytest.approx(value("reconstruction"), **CLOSE)
+
+
+def test_gated_unit() -> None:
+    g = np.random.Generator(np.random.PCG64(5))
+    unit_ = GatedUnit(12, 8).double()
+    with torch.no_grad():
+        for layer in (unit_.input, unit_.gate, unit_.output):
+            layer.weight.copy_(torch.from_numpy(0.3 * g.standard_normal(tuple(layer.weight.shape))))
+            layer.bias.copy_(torch.from_numpy(0.3 * g.standard_normal(8)))
+    out = unit_(torch.from_numpy(g.standard_normal((4, 12)))).detach()
+    golden = GOLDEN["gated_embedding_unit"]["values"]
+    assert float(out.sum()) == pytest.approx(golden["sum of outputs"], **CLOSE)
+    assert float(out.square().sum()) == pytest.approx(golden["sum of squares"], **CLOSE)
+    assert out[0].tolist() == pytest.approx(golden["first row"], **CLOSE)
