@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -280,6 +281,7 @@ class Manifest:
         entries, schema, keys = [], None, []
         for item in shards:
             name = item if isinstance(item, str) else item.name
+            check_shard_name(name)
             entry, own_schema, own_keys = _read_entry(folder, name)
             if not isinstance(item, str) and item != entry:
                 raise ShardError(name, "is not the shard that was written", expected=item, found=entry)
@@ -319,6 +321,12 @@ class Manifest:
             write_page_checksum=True,
         )
         replace_atomically(Path(self.folder) / MANIFEST_NAME, sink.getvalue())
+
+
+def check_shard_name(name: str) -> None:
+    """Raise ShardError unless the name may stand in a manifest."""
+    if not re.fullmatch(_SHARD_NAME, name) or ".." in name:
+        raise ShardError(name, "name is unsafe", remedy="Rename it to at most 200 of A-Z a-z 0-9 _.+=@,~- without '..'")
 
 
 def table_of(entries: Iterable[ShardEntry]) -> pa.Table:
