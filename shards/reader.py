@@ -90,6 +90,10 @@ class Reader:
     def __len__(self) -> int:
         return self.damage.total_rows
 
+    def over(self, view: Selection | None) -> Reader:
+        """A reader of another selection with the same options (and a damage log of its own)."""
+        return Reader(self.manifest, view, *self._options)
+
     @property
     def counts(self) -> np.ndarray:
         """(S,) int64 rows that can be read of each shard."""
