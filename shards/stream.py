@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.plan import Cursor, EpochPlan, Range, Window
 from shards.reader import Reader
@@ -15,6 +15,8 @@ from shards.rows import Rows
 
 # Pieces planned at once. A window of a plan of small chunks has many pieces a step, one of large chunks few.
 _PIECES_PLANNED = 50_000
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def stream(
     check_fit(reader, plan, rank, world, steps)
     memory = RowMemory(reader, plan.local_batch(world), kept=prefetch + 3)
     batches = _read(reader, plan, rank, world, cursor, steps, memory)
-    return read_ahead(batches, prefetch) if prefetch > 0 else batches
+    return ReadAhead(batches, prefetch) if prefetch > 0 else batches
 
 
 def check_fit(reader: Reader, plan: EpochPlan, rank: int, world: int, steps: int) -> None:
@@ -143,55 +145,71 @@ def _read(
             yield as_step(rows, plan, plan.advance(start, i))
 
 
-class _End:
-    """The last item of a queue: the error that ended the source, or None."""
+class _Channel:
+    """What a thread of `ReadAhead` shares with its consumer; it holds no reference to the `ReadAhead` itself."""
 
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
+    def __init__(self, depth: int) -> None:
+        self.waiting: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(maxsize=depth)
+        self.stop = threading.Event()
 
-
-def read_ahead(source: Iterator[Any], depth: int) -> Iterator[Any]:
-    """The items of `source`, made by a thread up to `depth` ahead. Its errors are raised here, after the items before.
-
-    The thread starts with the first item asked for, and is stopped (at the source's next item) and joined when the
-    iterator is closed, exhausted or collected.
-    """
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
+    def put(self, item: Any, error: BaseException | None = None, last: bool = False) -> bool:
+        """False where the consumer has gone meanwhile."""
+        while not self.stop.is_set():
             try:
-                waiting.put(item, timeout=0.05)
+                self.waiting.put((item, error, last), timeout=0.05)
                 return True
             except queue.Full:
                 continue
         return False
 
-    def work() -> None:
+    def fill(self, source: Iterator[Any]) -> None:
         error: BaseException | None = None
         try:
             for item in source:
-                if not put(item):
+                if not self.put(item):
                     break
+                del item  # or this frame would hold a batch while the next one is made
         except BaseException as caught:  # handed to the consumer, whatever it is
             error = caught
         finally:
             close = getattr(source, "close", None)
             if close is not None:
                 close()
-        put(_End(error))
+        self.put(None, error, last=True)
 
-    thread = threading.Thread(target=work, name="shards-read-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = waiting.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+
+class ReadAhead(Iterator[Item]):
+    """The items of `source`, made by a thread up to `depth` ahead; its error is raised after the items before it.
+
+    The thread starts at once. It stops at the source's next item when the iterator is closed or collected.
+    """
+
+    def __init__(self, source: Iterator[Item], depth: int) -> None:
+        self._channel = _Channel(depth)
+        self._ended = False
+        self._thread = threading.Thread(
+            target=self._channel.fill, args=(source,), name="shards-read-ahead", daemon=True
+        )
+        self._thread.start()
+
+    def __next__(self) -> Item:
+        if self._ended:
+            raise StopIteration
+        item, error, last = self._channel.waiting.get()
+        if not last:
+            return item
+        self.close()
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._ended = True
+        self._channel.stop.set()
+        self._thread.join()
+
+    def __del__(self) -> None:
+        channel = getattr(self, "_channel", None)
+        if channel is not None:
+            channel.stop.set()

@@ -18,7 +18,7 @@ from shards.plan import REMAINDERS, Cursor, EpochPlan, Range
 from shards.reader import Reader
 from shards.rows import Rows
 from shards.schema import Column, Label, Sample, Schema
-from shards.stream import merged, read_ahead, stream
+from shards.stream import ReadAhead, merged, stream
 from shards.view import View
 from shards.writer import ShardWriter
 
@@ -194,10 +194,11 @@ def test_read_ahead_is_bounded() -> None:
                 reached.set()
             yield i
 
-    ahead = read_ahead(source(), 2)
+    ahead = ReadAhead(source(), 2)  # starts by itself
+    assert not reached.wait(0.3) and made == [0, 1, 2]  # two waiting, one in the thread's hands
     assert next(ahead) == 0
-    assert reached.wait(5)  # one taken, two waiting, one in the thread's hands
-    assert len(made) <= 4
+    assert reached.wait(5)
+    assert len(made) == 4
     assert list(ahead) == list(range(1, 100))
     assert not threads()
 
