@@ -171,7 +171,7 @@ class _Stream:
         dataset = ray.data.read_datasource(
             _PlannedRanges(tasks),
             num_cpus=self.execution.read_cpus,
-            concurrency=self.execution.tasks,
+            concurrency=min(self.execution.tasks, len(tasks)),
             override_num_blocks=len(tasks),
         )
         context = dataset.context  # the data set's own copy
