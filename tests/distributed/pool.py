@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 
 class Pool:
-    """`run(world, function, *arguments)` calls `function(*arguments)` on `world` ranks and returns their results in order.
+    """`run(world, function, *arguments)` calls the function on `world` ranks and returns their results in order.
 
     `function` must live in an importable module; arguments and results must be plain data or numpy arrays.
     """

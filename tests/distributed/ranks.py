@@ -17,7 +17,7 @@ WIDTHS = {"video": 9, "audio": 7, "text": 5, "video_3d": 6, "video_3d_again": 6}
 def make_batch(
     rows: int, seed: int, missing: float = 0.3, absent: tuple[str, int, int] | None = None
 ) -> dict[str, Any]:
-    """A global batch with randomly missing modalities; `absent` = (modality, first row, last row) has it nowhere in between."""
+    """A global batch with randomly missing modalities; `absent`: (modality, start, stop) of rows without it."""
     g = np.random.default_rng(seed)
     present = {m: g.random(rows) >= missing for m in WIDTHS}
     if absent is not None:
@@ -86,7 +86,7 @@ def train_with_local_batch_norm(*arguments: Any) -> dict[str, Any]:
 
 
 def gathered_twice(rows: int) -> dict[str, Any]:
-    """What `gather` returns, and the gradient of a loss that weighs each gathered row by (this rank + 1) x its position."""
+    """What `gather` returns, and the gradient of a loss that weighs gathered row i by (this rank + 1) (i + 1)."""
     rank = distributed.rank()
     x = uniform(1, "gather", rank, torch.arange(rows), 2).requires_grad_()
     gathered = distributed.gather(x)

@@ -1,4 +1,4 @@
-"""World size changes nothing: losses, gradients and weights on W gloo ranks against one process without a group (float64)."""
+"""World size changes nothing: losses, gradients and weights on W gloo ranks against one process (float64)."""
 
 from collections.abc import Iterator
 from typing import Any
