@@ -8,7 +8,7 @@ from conclugen.downstream.baselines import Majority, raw_features, untrained_hea
 from conclugen.downstream.bootstrap import (
     Interval,
     Resampling,
-    bootstrap,
+    bootstrap_interval,
     confusion_difference,
     confusion_interval,
     group_sums,
@@ -19,6 +19,7 @@ from conclugen.downstream.bootstrap import (
     unweighted_average_recall,
 )
 from conclugen.downstream.class_weights import frequency, inverse_frequency, positive_weights, published
+from conclugen.downstream.decisions import Kind
 from conclugen.downstream.finetune import Epoch, FineTuneConfig, FineTuned, fine_tune
 from conclugen.downstream.fractions import label_draw
 from conclugen.downstream.fusion import fuse
@@ -35,7 +36,16 @@ from conclugen.downstream.metrics import (
     sentiment,
     single_label,
 )
-from conclugen.downstream.probe import RIDGE_STRENGTHS, STRENGTHS, Probe, fit_classes, fit_labels, fit_values
+from conclugen.downstream.probe import (
+    RIDGE_STRENGTHS,
+    STRENGTHS,
+    Probe,
+    ProbeResult,
+    fit_classes,
+    fit_labels,
+    fit_values,
+    held_out_probe,
+)
 from conclugen.downstream.scaling import Scaling, standardize_by_group
 from conclugen.downstream.selection import group_folds
 
@@ -48,16 +58,18 @@ __all__ = [
     "FineTuneConfig",
     "FineTuned",
     "Interval",
+    "Kind",
     "Majority",
     "MultiLabelScores",
     "NeighbourVote",
     "PerClass",
     "Probe",
+    "ProbeResult",
     "Resampling",
     "Scaling",
     "SentimentScores",
     "SingleLabelScores",
-    "bootstrap",
+    "bootstrap_interval",
     "confusion_difference",
     "confusion_interval",
     "confusion_matrix",
@@ -70,6 +82,7 @@ __all__ = [
     "fuse",
     "group_folds",
     "group_sums",
+    "held_out_probe",
     "holm",
     "inverse_frequency",
     "label_draw",

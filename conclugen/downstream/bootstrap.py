@@ -16,6 +16,8 @@ from conclugen.downstream.metrics import confusion_matrix
 
 # (B, ...) sums over the rows of B resamples -> (B,) values.
 Statistic = Callable[[Floats], Floats]
+# Draws held at a time: 32 MB.
+_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def group_sums(values: ArrayLike, groups: ArrayLike) -> Floats:
     return sums
 
 
-def bootstrap(
+def bootstrap_interval(
     sums: Floats, statistic: Statistic, resampling: Resampling = DEFAULT, difference: bool = False
 ) -> Interval:
     """Interval of `statistic` of the total of (G, ...) group sums, groups drawn G at a time with replacement.
@@ -80,9 +82,12 @@ def bootstrap(
         raise ValueError(f"groups: {count}; an interval over groups needs at least 2")
     level, resamples = resampling.level, resampling.resamples
     generator = np.random.Generator(np.random.PCG64(resampling.seed))
-    drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
     flat = sums.reshape(count, -1)
-    values = statistic((drawn @ flat).reshape(resamples, *sums.shape[1:]))
+    share = np.full(count, 1 / count)
+    # Blocks bound the memory where there are many groups; the generator's sequence is the same for any block.
+    blocks = np.diff(np.r_[0 : resamples : max(1, _BLOCK // count), resamples])
+    totals = [generator.multinomial(count, share, size=int(size)).astype(np.float64) @ flat for size in blocks]
+    values = statistic(np.concatenate(totals).reshape(resamples, *sums.shape[1:]))
     values = values[np.isfinite(values)]
     estimate = float(statistic(flat.sum(axis=0).reshape(1, *sums.shape[1:]))[0])
     if not len(values):
@@ -99,7 +104,7 @@ def mean_interval(values: ArrayLike, groups: ArrayLike, resampling: Resampling =
     """Of the mean over rows of (N,) values: accuracy from hits, mean absolute error from errors."""
     array = np.asarray(values, dtype=np.float64)
     sums = group_sums(np.stack([array, np.ones_like(array)], axis=1), groups)
-    return bootstrap(sums, _ratio_of_sums, resampling)
+    return bootstrap_interval(sums, _ratio_of_sums, resampling)
 
 
 def mean_difference(
@@ -109,7 +114,7 @@ def mean_difference(
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     same_length(len(a), second=b, groups=groups)
     sums = group_sums(np.stack([a - b, np.ones_like(a)], axis=1), groups)
-    return bootstrap(sums, _ratio_of_sums, resampling, difference=True)
+    return bootstrap_interval(sums, _ratio_of_sums, resampling, difference=True)
 
 
 def confusion_interval(
@@ -121,7 +126,7 @@ def confusion_interval(
     resampling: Resampling = DEFAULT,
 ) -> Interval:
     """Of a statistic of the confusion matrix, such as `unweighted_average_recall` or `macro_f1` below."""
-    return bootstrap(_confusions(target, predicted, classes, groups), statistic, resampling)
+    return bootstrap_interval(_confusions(target, predicted, classes, groups), statistic, resampling)
 
 
 def confusion_difference(
@@ -139,7 +144,7 @@ def confusion_difference(
     def contrast(sums: Floats) -> Floats:
         return statistic(sums[:, 0]) - statistic(sums[:, 1])
 
-    return bootstrap(both, contrast, resampling, difference=True)
+    return bootstrap_interval(both, contrast, resampling, difference=True)
 
 
 def unweighted_average_recall(confusion: Floats) -> Floats:

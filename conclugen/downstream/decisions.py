@@ -1,6 +1,6 @@
 """From a linear model's raw outputs to probabilities and predictions."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ def probabilities(kind: Kind, raw: Floats) -> Floats:
     return softmax(raw) if kind == "class" else sigmoid(raw)
 
 
-def predictions(kind: Kind, raw: Floats) -> NDArray[np.generic]:
+def predictions(kind: Kind, raw: Floats) -> NDArray[Any]:
     """(N,) class indices, (N, L) labels in {0, 1} at probability 0.5, or the (N, T) values themselves."""
     if kind == "class":
         return raw.argmax(axis=1)

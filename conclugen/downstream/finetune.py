@@ -8,7 +8,7 @@ seed, so that two runs agree bit for bit on one device.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class FineTuned:
         """(N, K): softmax over the classes, or a sigmoid for each label."""
         return decisions.probabilities(self.kind, self.raw(features))
 
-    def predict(self, features: ArrayLike) -> NDArray[np.generic]:
+    def predict(self, features: ArrayLike) -> NDArray[Any]:
         """(N,) class indices, (N, L) labels in {0, 1} at probability 0.5, or (N, T) values."""
         return decisions.predictions(self.kind, self.raw(features))
 
@@ -119,9 +119,9 @@ def fine_tune(
     if weights is not None and (kind == "continuous" or len(weights) != outputs):
         raise ValueError(f"weights: {len(weights)} given for {outputs} outputs of kind {kind!r}")
 
-    x_NR, v_VR = (torch.as_tensor(array, dtype=dtype, device=device) for array in (X, V))
+    x_NR, v_VR = (torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device) for array in (X, V))
     label_dtype = torch.int64 if kind == "class" else dtype
-    y_N, v_V = (torch.as_tensor(array, dtype=label_dtype, device=device) for array in (y, v))
+    y_N, v_V = (torch.as_tensor(np.ascontiguousarray(t), dtype=label_dtype, device=device) for t in (y, v))
     weight_K = None if weights is None else torch.as_tensor(np.asarray(weights), dtype=dtype, device=device)
     classifier = _Classifier(x_NR, y_N, outputs, lambda out, true: _loss(out, true, kind, weight_K, config), config)
 

@@ -6,7 +6,7 @@ is fitted on the training rows (of which the labelled ones may be a part). Of eq
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,7 +44,7 @@ class Probe:
         """(N, K): softmax over the classes, or a sigmoid for each label."""
         return decisions.probabilities(self.kind, self.raw(features))
 
-    def predict(self, features: ArrayLike) -> NDArray[np.generic]:
+    def predict(self, features: ArrayLike) -> NDArray[Any]:
         """(N,) class indices, (N, L) labels in {0, 1} at probability 0.5, or (N, T) values."""
         return decisions.predictions(self.kind, self.raw(features))
 
@@ -203,3 +203,47 @@ def _fit(
     chosen = grid[best(grid, list(means))]
     model = path(scaled, everything, [chosen])[0]
     return Probe(kind, scaling, model, chosen, {c: float(mean) for c, mean in zip(grid, means, strict=True)})
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Predictions for the test rows (see `Probe.predict`), probabilities (None of continuous labels), the chosen C."""
+
+    predictions: NDArray[Any]
+    probabilities: Floats | None
+    strength: float
+    probe: Probe
+
+
+def held_out_probe(
+    features: ArrayLike,
+    target: ArrayLike,
+    groups: ArrayLike,
+    train_rows: NDArray[np.integer],
+    test_rows: NDArray[np.integer],
+    kind: Kind = "class",
+    *,
+    classes: int | None = None,
+    weights: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    inner_folds: int = 3,
+) -> ProbeResult:
+    """Fit on the training rows of (N, D) features, predict the test rows; groups (N,) must not be on both sides.
+
+    `classes` is needed for kind `"class"`; `weights`: of the classes, or of each label's positive rows.
+    Raises `ValueError` as the fits do, and for a group on both sides.
+    """
+    X, owner, labels = np.asarray(features), np.asarray(groups), np.asarray(target)
+    checks.same_length(len(X), target=labels, groups=owner)
+    checks.disjoint_groups(owner[train_rows], owner[test_rows])
+    train = (X[train_rows], labels[train_rows], owner[train_rows])
+    if kind == "class":
+        if classes is None:
+            raise ValueError("classes: needed for targets of kind 'class'")
+        fitted = fit_classes(*train, classes, names=names, class_weights=weights, inner_folds=inner_folds)
+    elif kind == "multilabel":
+        fitted = fit_labels(*train, positive_weights=weights, names=names, inner_folds=inner_folds)
+    else:
+        fitted = fit_values(*train, inner_folds=inner_folds)
+    chances = None if kind == "continuous" else fitted.probabilities(X[test_rows])
+    return ProbeResult(fitted.predict(X[test_rows]), chances, fitted.strength, fitted)

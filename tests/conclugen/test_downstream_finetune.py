@@ -1,0 +1,137 @@
+"""The fine-tuned linear layer: its losses, its selection of an epoch, its seeds."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from conclugen.downstream import FineTuneConfig, fine_tune, inverse_frequency
+from conclugen.schedule import OptimizerConfig
+
+STEADY = OptimizerConfig(lr=0.05, weight_decay=0, warmup_epochs=0, restart_epochs=400, min_lr=1e-6)
+PLAIN = FineTuneConfig(epochs=400, batch=1000, dropout=0, patience=400, optimizer=STEADY)
+
+
+def data(rows=200, width=6, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.choice(classes, rows, p=[0.6, 0.3, 0.1])
+    return rng.normal(0, 1.2, (rows, width)) + np.eye(classes, width)[y], y
+
+
+def test_without_dropout_it_finds_the_weighted_regression():
+    X, y = data()
+    weights = inverse_frequency(y, 3)
+    found = fine_tune(X, y, X, y, "class", PLAIN, classes=3, weights=weights, dtype=torch.float64)
+    reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000, class_weight=dict(enumerate(weights)))
+    expected = reference.fit(X, y)
+    lowest = min(epoch.validation_loss for epoch in found.history)
+    chances = expected.predict_proba(X)
+    optimum = -(weights[y] * np.log(chances[np.arange(200), y])).sum() / weights[y].sum()
+    assert lowest == pytest.approx(optimum, rel=1e-4)
+    final = fine_tune(X, y, X, y, "class", PLAIN, classes=3, weights=weights)
+    assert (final.predict(X) == expected.predict(X)).mean() > 0.95
+
+
+def test_positive_weights_act_on_the_validation_loss():
+    X, _ = data()
+    Y = (X[:, :2] > 0.8).astype(float)
+    config = FineTuneConfig(epochs=1, optimizer=STEADY)
+    found = fine_tune(X, Y, X, Y, "multilabel", config, weights=(3.0, 1.0), dtype=torch.float64)
+    p = found.probabilities(X)
+    expected = -(np.array([3.0, 1.0]) * Y * np.log(p) + (1 - Y) * np.log(1 - p)).mean()
+    assert found.history[0].validation_loss == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["l1", "mse"])
+def test_continuous_labels(loss):
+    X, _ = data()
+    y = X @ np.arange(1.0, 7.0) + 3
+    config = FineTuneConfig(epochs=400, batch=50, dropout=0, patience=50, optimizer=STEADY, continuous_loss=loss)
+    found = fine_tune(X, y, X, y, "continuous", config)
+    assert np.abs(found.predict(X)[:, 0] - y).mean() < 0.05
+    with pytest.raises(ValueError, match="have values, no probabilities"):
+        found.probabilities(X)
+
+
+def test_the_best_epoch_by_validation_accuracy_is_kept():
+    X, y = data(60, 40)
+    V, v = data(80, 40, seed=1)
+    config = FineTuneConfig(epochs=60, patience=60, optimizer=STEADY)
+    found = fine_tune(X, y, V, v, "class", config, classes=3)
+    scores = [epoch.validation_score for epoch in found.history]
+    assert found.best_epoch == int(np.argmax(scores))
+    assert (found.predict(V) == v).mean() == pytest.approx(scores[found.best_epoch])
+    assert scores[-1] < max(scores)  # otherwise the last epoch would do as well
+
+
+def test_patience_counts_from_the_lowest_validation_loss():
+    X, y = data(40, 40)
+    V, v = data(80, 40, seed=1)
+    config = FineTuneConfig(epochs=300, patience=4, optimizer=STEADY)
+    found = fine_tune(X, y, V, v, "class", config, classes=3)
+    losses = [epoch.validation_loss for epoch in found.history]
+    assert len(losses) < 300
+    assert len(losses) - 1 - int(np.argmin(losses)) == 4
+
+
+def test_the_same_seed_is_the_same_run_whatever_the_ambient_generators():
+    X, y = data()
+    config = FineTuneConfig(epochs=5, batch=32, optimizer=STEADY)
+    first = fine_tune(X, y, X, y, "class", config, classes=3)
+    torch.rand(7), np.random.default_rng().random(3)
+    before = torch.get_rng_state()
+    second = fine_tune(X, y, X, y, "class", config, classes=3)
+    np.testing.assert_array_equal(first.weight, second.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = fine_tune(X, y, X, y, "class", FineTuneConfig(epochs=5, batch=32, optimizer=STEADY, seed=1), classes=3)
+    assert np.abs(other.weight - first.weight).max() > 0.01
+
+
+def test_a_batch_of_everything_does_not_depend_on_the_order_of_rows_without_dropout():
+    X, y = data()
+    one = fine_tune(X, y, X, y, "class", PLAIN, classes=3, dtype=torch.float64)
+    other = fine_tune(X[::-1], y[::-1], X, y, "class", PLAIN, classes=3, dtype=torch.float64)
+    np.testing.assert_allclose(one.weight, other.weight, atol=1e-9)
+
+
+def test_dropout_hides_half_of_the_inputs():
+    # one step from known weights: the gradient of a dropped input is zero, so AdamW leaves its weights as they were
+    X = np.ones((1, 400))
+    step = OptimizerConfig(lr=0.1, weight_decay=0, warmup_epochs=0)
+    config = FineTuneConfig(epochs=1, optimizer=step)
+    start = torch.empty(1, 400)
+    torch.nn.init.kaiming_normal_(start, generator=torch.Generator().manual_seed(config.seed))
+    found = fine_tune(X, [9999.0], X, [9999.0], "continuous", config)
+    moved = np.abs(found.weight[:, 0] - start[0].numpy()) > 1e-6
+    assert 0.4 < moved.mean() < 0.6
+    assert start.std().item() == pytest.approx(np.sqrt(2 / 400), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 4}, r"no row of class 3"),
+        ({"classes": None}, "classes: needed"),
+        ({"weights": (1, 2)}, "weights: 2 given for 3 outputs"),
+        (
+            {"config": FineTuneConfig(optimizer=OptimizerConfig(lr=1e37, warmup_epochs=0, weight_decay=0))},
+            "lower optim",
+        ),
+    ],
+)
+def test_refusals(change, message):
+    X, y = data()
+    with pytest.raises(ValueError, match=message):
+        fine_tune(X, y, X, y, "class", **({"classes": 3} | change))
+
+
+def test_refusals_of_arrays():
+    X, y = data()
+    with pytest.raises(ValueError, match="validation_features: width 5, expected 6"):
+        fine_tune(X, y, X[:, :5], y, "class", classes=3)
+    with pytest.raises(ValueError, match="features: 1 of 200 rows hold NaN"):
+        fine_tune(np.where(np.arange(200)[:, None] == 3, np.nan, X), y, X, y, "class", classes=3)
+    with pytest.raises(ValueError, match="validation_target: no label is set"):
+        fine_tune(X, X > 0, X, X > 100, "multilabel")
+    with pytest.raises(ValueError, match=r"dropout: 1\.0"):
+        FineTuneConfig(dropout=1.0)
