@@ -2,19 +2,24 @@
 
 from shards.damage import Damage, DamageError, DamageLog, ManifestError, ShardError
 from shards.manifest import Manifest, ShardEntry
+from shards.plan import Cursor, EpochPlan, Range
 from shards.reader import Reader
 from shards.rows import Rows, group_id
 from shards.schema import Column, Label, Sample, Schema
+from shards.view import View
 from shards.writer import ShardWriter, shuffled_order, write_shard
 
 __all__ = [
     "Column",
+    "Cursor",
     "Damage",
     "DamageError",
     "DamageLog",
+    "EpochPlan",
     "Label",
     "Manifest",
     "ManifestError",
+    "Range",
     "Reader",
     "Rows",
     "Sample",
@@ -22,6 +27,7 @@ __all__ = [
     "ShardEntry",
     "ShardError",
     "ShardWriter",
+    "View",
     "group_id",
     "shuffled_order",
     "write_shard",

@@ -1,0 +1,211 @@
+"""Every system with every method at every share of labels: the numbers that an evaluation is read by.
+
+A system is a named matrix of representations; baselines are systems too. A method learns from labelled training rows
+and predicts the test rows. Scores are means over label draws; intervals are by bootstrap over test groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conclugen import downstream
+from conclugen.downstream import FineTuneConfig, Interval
+from shards.schema import Label, did_you_mean
+
+METHODS = ("probe", "neighbours", "fine_tune")
+MAJORITY = "majority"
+CLASS_WEIGHTS = ("none", "inverse_frequency", "frequency", "meld", "ravdess", "mosei")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """What is compared.
+
+    Attributes:
+        methods: `probe` (logistic or ridge regression), `neighbours` (cosine vote; classes only), `fine_tune` (the
+            published dropout and linear layer, trained by gradient descent).
+        fractions: Shares of the training rows whose labels are used.
+        draws: Label draws of each share below 1.
+        class_weights: Of the fine-tuned head's loss; a data set's name is its published list.
+        sentiment: Score a continuous label as CMU-MOSI's: Acc-7 and both Acc-2.
+        seed: Of draws, bootstrap and fine-tuning.
+        fine_tune: Settings of the fine-tuned head.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    fractions: tuple[float, ...] = (0.03, 0.1, 1.0)
+    draws: int = 3
+    class_weights: str = "none"
+    sentiment: bool = False
+    seed: int = 127
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            *(("methods", method, METHODS) for method in self.methods),
+            ("class_weights", self.class_weights, CLASS_WEIGHTS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"comparison.{name}: {value!r} is unknown, {did_you_mean(value, allowed)}")
+        if not self.methods or not self.fractions or self.draws < 1:
+            raise ValueError("comparison: name at least one method, one fraction and one draw")
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"comparison.fractions: {fraction} found, expected a share above 0 and up to 1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One label of one data set: target and group of the training, validation and test rows.
+
+    Attributes:
+        label: The label; decides kind, classes and scores.
+        target: (N,) or (N, L) of all rows.
+        group: (N,) group of each row: speakers are on one side only.
+        train, validation, test: Row numbers of each part.
+    """
+
+    label: Label
+    target: NDArray[Any]
+    group: NDArray[Any]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell: scores averaged over draws, the main score of each draw, and the predictions of the first."""
+
+    system: str
+    method: str
+    fraction: float
+    scores: dict[str, float]
+    interval: Interval | None
+    draws: tuple[float, ...]
+    predictions: NDArray[Any]
+
+
+def main_score(label: Label) -> str:
+    """The score by which a label is read: accuracy, weighted accuracy, or concordance."""
+    return {"class": "accuracy", "multilabel": "accuracy_weighted", "continuous": "concordance"}[label.kind]
+
+
+def compare(task: Task, systems: Mapping[str, NDArray[np.float64]], config: ComparisonConfig) -> Iterator[Score]:
+    """Yield the score of every system, method and fraction, the majority first.
+
+    Raises:
+        ValueError: a class without training rows, one class only, groups on both sides of the split.
+    """
+    check_task(task)
+    if task.label.kind == "class":
+        yield _score(task, MAJORITY, MAJORITY, 1.0, [_majority(task)], config)
+    for fraction in config.fractions:
+        draws = 1 if fraction == 1 else config.draws
+        for system, features in systems.items():
+            for method in config.methods:
+                if method == "neighbours" and task.label.kind != "class":
+                    continue
+                predictions = []
+                for draw in range(draws):
+                    stratum = task.target[task.train] if task.label.kind == "class" else None
+                    rows = downstream.label_draw(task.train, fraction, config.seed, draw, stratum)
+                    predictions.append(_predict(task, features, rows, method, config))
+                yield _score(task, system, method, fraction, predictions, config)
+
+
+def check_task(task: Task) -> None:
+    """Refuse a task that can't be learned or judged, with what is wrong with it."""
+    for name, rows in (("training", task.train), ("test", task.test)):
+        if not len(rows):
+            raise ValueError(f"label {task.label.name!r}: no {name} row has it; choose another view or label")
+    both = set(task.group[task.train].tolist()) & set(task.group[task.test].tolist())
+    if both:
+        raise ValueError(
+            f"label {task.label.name!r}: {len(both)} group(s) are in the training and in the test view, so the score "
+            "would measure recognition of speakers; split by group: python -m shards split FOLDER --by group"
+        )
+
+
+def _predict(
+    task: Task, features: NDArray[np.float64], rows: NDArray[np.int64], method: str, config: ComparisonConfig
+) -> NDArray[Any]:
+    """Test predictions: (n,) classes, (n, L) probabilities, or (n,) values."""
+    label, target, group = task.label, task.target, task.group
+    classes, names = len(label.classes), label.classes
+    test = features[task.test]
+    if method == "neighbours":
+        return downstream.neighbour_vote(features[rows], target[rows], group[rows], test, classes).predictions
+    if method == "fine_tune":
+        head = downstream.fine_tune(
+            features[rows],
+            target[rows],
+            features[task.validation],
+            target[task.validation],
+            label.kind,  # type: ignore[arg-type]
+            config.fine_tune,
+            classes=classes or None,
+            weights=_weights(label, target[rows], config.class_weights),
+            names=names or None,
+        )
+        return head.probabilities(test) if label.kind == "multilabel" else _flat(head.predict(test))
+    if label.kind == "class":
+        return downstream.fit_classes(features[rows], target[rows], group[rows], classes, names=names).predict(test)
+    if label.kind == "multilabel":
+        return downstream.fit_labels(features[rows], target[rows], group[rows], names=names).probabilities(test)
+    return _flat(downstream.fit_values(features[rows], target[rows], group[rows]).predict(test))
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def _weights(label: Label, target: NDArray[Any], choice: str) -> Sequence[float] | NDArray[np.float64] | None:
+    if choice == "none" or label.kind == "continuous":
+        return None
+    if choice in ("inverse_frequency", "frequency"):
+        if label.kind == "multilabel":
+            return downstream.positive_weights(target)
+        of_classes = downstream.inverse_frequency if choice == "inverse_frequency" else downstream.frequency
+        return of_classes(target, len(label.classes))
+    weights = downstream.published(choice)
+    if len(weights) != label.width * max(1, len(label.classes) if label.kind == "class" else 1):
+        raise ValueError(
+            f"comparison.class_weights: the published list {choice!r} has {len(weights)} weights, label {label.name!r} "
+            f"has {len(label.classes)} classes; use inverse_frequency"
+        )
+    return weights
+
+
+def _majority(task: Task) -> NDArray[Any]:
+    return downstream.Majority.fit(task.target[task.train], len(task.label.classes)).predict(len(task.test))
+
+
+def _score(
+    task: Task, system: str, method: str, fraction: float, predictions: list[NDArray[Any]], config: ComparisonConfig
+) -> Score:
+    target, group = task.target[task.test], task.group[task.test]
+    each = [score_predictions(task.label, target, guess, config.sentiment) for guess in predictions]
+    mean = {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
+    interval = None
+    if task.label.kind == "class":
+        hits = np.mean([guess == target for guess in predictions], axis=0)
+        interval = downstream.mean_interval(hits, group, downstream.Resampling(seed=config.seed))
+    main = main_score(task.label)
+    return Score(system, method, fraction, mean, interval, tuple(s[main] for s in each), predictions[0])
+
+
+def score_predictions(label: Label, target: NDArray[Any], guess: NDArray[Any], sentiment: bool) -> dict[str, float]:
+    """Every score that fits the label's kind, by flat name."""
+    if label.kind == "class":
+        return downstream.single_label(target, guess, len(label.classes), label.classes).scalars()
+    if label.kind == "multilabel":
+        return downstream.multi_label(target, guess, label.classes).scalars()
+    if sentiment:
+        return downstream.sentiment(target, guess).scalars()
+    return downstream.continuous(target, guess).scalars()

@@ -1,0 +1,240 @@
+"""Job: judge a pretrained run on labelled shards, beside its baselines. `python -m ray_jobs.evaluate --help`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import conclugen
+from conclugen import PretrainConfig, Pretrainer, downstream
+from ray_jobs import configuration, plots
+from ray_jobs.comparison import MAJORITY, ComparisonConfig, Score, Task, compare, main_score
+from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
+from ray_jobs.run_folder import RunFolder, write_json
+from ray_jobs.source import open_reader
+from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.mlflow_environment import default_tracking_uri
+from ray_jobs.tracking.mlflow_sink import MlflowSink
+from shards import Manifest, Rows, View
+
+_BLOCK_ROWS = 4096
+# A two-dimensional map of more points is a blot.
+_MOST_MAPPED = 3000
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """What `ray_jobs.evaluate` needs.
+
+    Attributes:
+        run: Name of a finished pretraining run below `output`.
+        label: Label to predict.
+        data: Labelled shards; `view` is the training part, `validation_view` selects the fine-tuned head's epoch.
+        test_view: View that is judged.
+        fusion: `concat`, `mean`, or the name of one modality.
+        comparison: Methods, label fractions and draws.
+        output: Folder of all runs.
+        tracking_uri: MLflow tracking URI; None: the local SQLite file below `output`.
+    """
+
+    run: str
+    label: str
+    data: DataConfig
+    test_view: str = "test"
+    fusion: str = "concat"
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    output: str = DEFAULT_OUTPUT
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Scores, and the folder with the table, the pictures and `scores.json`."""
+
+    folder: Path
+    label: str
+    main_score: str
+    scores: list[Score]
+
+
+def evaluate(job: EvaluateJob) -> EvaluateResult:
+    """Embed the labelled shards with the run's exported model and score it beside its baselines.
+
+    Raises:
+        ValueError: no such finished run, view or label; a label or a split from which nothing can be learned.
+    """
+    output = Path(job.output).expanduser().absolute()
+    folder = RunFolder(output / job.run)
+    if not folder.model.is_dir():
+        raise ValueError(
+            f"run {job.run!r}: no exported model in {folder.model}; finish it with python -m ray_jobs.pretrain"
+        )
+    embedder = conclugen.load(folder.model)
+    task, rows = read_task(job, embedder.modalities)
+    systems = dict(representations(folder, embedder, rows, task, job.fusion))
+
+    data_set = Path(job.data.folder).name
+    place = folder.evaluation / f"{data_set}-{job.label}"
+    place.mkdir(parents=True, exist_ok=True)
+    scores = []
+    for score in compare(task, systems, job.comparison):
+        scores.append(score)
+        print(score_line(score, main_score(task.label)), flush=True)
+    result = EvaluateResult(place, job.label, main_score(task.label), scores)
+    write_results(result, job)
+    draw(result, task, systems["pretrained"])
+    track(result, job, folder, data_set, int(embedder.info["steps"]))
+    return result
+
+
+def read_task(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Task, Rows]:
+    """The rows of all three views, and which of them have the label and at least one modality."""
+    manifest = Manifest.open(job.data.folder)
+    label = manifest.schema.label(job.label)
+    validation = job.data.validation_view or job.data.view
+    parts, rows, at = {}, [], 0
+    for name in dict.fromkeys((job.data.view, validation, job.test_view)):
+        reader = open_reader(job.data, manifest, View.open(manifest, name), modalities, (job.label,))
+        read = reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
+        target = read.labels[job.label]
+        usable = np.any([read.present[m] for m in modalities], axis=0)
+        usable &= (target >= 0) if label.kind == "class" else np.isfinite(target.reshape(len(target), -1)).all(axis=1)
+        parts[name] = at + np.flatnonzero(usable)
+        rows.append(read)
+        at += len(read)
+    every = Rows.concatenate(rows)
+    target = every.labels[job.label]
+    if label.kind == "multilabel":
+        # Published rule: an emotion is there when its intensity is above 0. Rows without the label keep their NaN.
+        target = np.where(np.isnan(target), target, (target > 0).astype(np.float64))
+    group = every.group if every.group is not None else every.row
+    task = Task(label, target, group, parts[job.data.view], parts[validation], parts[job.test_view])
+    return task, every
+
+
+def representations(
+    folder: RunFolder,
+    embedder: conclugen.Embedder,
+    rows: Rows,
+    task: Task,
+    fusion: str,
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """The pretrained heads, the same heads before training, and the raw features, each as one matrix (N, D)."""
+    missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+    yield "pretrained", embedder.embed(missing, fusion).astype(np.float64)
+    yield "untrained", embed_untrained(folder, rows, fusion)
+    raw, _ = downstream.raw_features(rows.features, rows.present, task.train)
+    yield "raw", raw
+
+
+def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
+    """Representations by the run's own heads as they were before the first step, standardisation included."""
+    config = PretrainConfig.from_dict(json.loads(folder.config.read_text())["pretrain"])
+    widths = {m: x.shape[1] for m, x in rows.features.items()}
+    pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
+    blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
+    whole = {m: np.concatenate([block[m].cpu().numpy() for block in blocks]) for m in config.modalities}
+    fused, _ = downstream.fuse(whole, fusion, rows.present)
+    return fused
+
+
+def score_line(score: Score, main: str) -> str:
+    """`pretrained  probe  10 %  accuracy 0.71 [0.68, 0.74]`."""
+    interval = "" if score.interval is None else f" [{score.interval.low:.3f}, {score.interval.high:.3f}]"
+    value = f"{main} {score.scores[main]:.3f}{interval}"
+    return f"{score.system:<11} {score.method:<11} {score.fraction:>4.0%} of labels   {value}"
+
+
+def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
+    """`scores.json` with everything, `scores.csv` with a row for each number, `table.md` with the main score."""
+    cells = [
+        {
+            "system": s.system,
+            "method": s.method,
+            "fraction": s.fraction,
+            "scores": s.scores,
+            "draws": list(s.draws),
+            "interval": None if s.interval is None else [s.interval.low, s.interval.high],
+        }
+        for s in result.scores
+    ]
+    write_json(result.folder / "scores.json", {"job": asdict(job), "main_score": result.main_score, "cells": cells})
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["system", "method", "fraction", "score", "value"])
+    for s in result.scores:
+        writer.writerows([s.system, s.method, s.fraction, name, value] for name, value in sorted(s.scores.items()))
+    (result.folder / "scores.csv").write_text(text.getvalue())
+    (result.folder / "table.md").write_text(table(result))
+
+
+def table(result: EvaluateResult) -> str:
+    """The main score as Markdown: a row for each system and method, a column for each share of labels."""
+    fractions = sorted({s.fraction for s in result.scores})
+    lines = [
+        f"| {result.label}: {result.main_score} | "
+        + " | ".join(f"{fraction:.0%} of labels" for fraction in fractions)
+        + " |",
+        "|---" * (len(fractions) + 1) + "|",
+    ]
+    for system, method in dict.fromkeys((s.system, s.method) for s in result.scores):
+        cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
+        values = [f"{cells[f].scores[result.main_score]:.3f}" if f in cells else "" for f in fractions]
+        name = system if system == method else f"{system}, {method.replace('_', '-')}"
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) -> None:
+    """Confusion matrix, bars with intervals, label-efficiency and a map of the representations."""
+    if task.label.kind != "class":
+        return
+    shown = max((s for s in result.scores if s.system == "pretrained"), key=lambda s: (s.fraction, s.method == "probe"))
+    matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(task.label.classes))
+    plots.confusion(
+        matrix,
+        task.label.classes,
+        result.folder / "confusion.png",
+        title=f"{shown.method}, {shown.fraction:.0%} of labels",
+    )
+    mapped = task.test[:_MOST_MAPPED]
+    names = [task.label.classes[i] for i in task.target[mapped]]
+    plots.representation_map(pretrained[mapped], names, result.folder / "map.png", title="test rows, pretrained heads")
+    full = max(s.fraction for s in result.scores if s.system != MAJORITY)
+    bars = {f"{s.system} {s.method}": s.interval for s in result.scores if s.fraction == full or s.system == MAJORITY}
+    plots.interval_bars(
+        {name: i for name, i in bars.items() if i is not None}, result.folder / "systems.png", ylabel="accuracy"
+    )
+
+
+def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, data_set: str, step: int) -> None:
+    """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
+    uri = job.tracking_uri or default_tracking_uri(Path(job.output).expanduser().absolute())
+    values = {
+        f"{s.system}/{s.method}/{s.fraction:g}/{name}": value
+        for s in result.scores
+        for name, value in s.scores.items()
+        if np.isfinite(value) and "/" not in name
+    }
+    with Journal(folder.journal) as journal, MlflowSink(folder.journal, uri):
+        journal.metrics(step, values, series=f"evaluation/{data_set}/{result.label}")
+        journal.artifact(result.folder, target=f"evaluation/{result.folder.name}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    job = configuration.parse(EvaluateJob, argv, description=__doc__)
+    result = evaluate(job)
+    print(f"\n{table(result)}\nfigures and pictures: {result.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The progress line of a run, read from its journal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.tracking.journal import read_records
+
+
+class ProgressPrinter:
+    """Prints a line for each report while a run goes on.
+
+    Args:
+        journal: The run's journal; only records written from now on are printed.
+        total_steps: Steps of the whole run, for the share and the time left.
+    """
+
+    def __init__(self, journal: Path, total_steps: int):
+        self._journal = journal
+        self._total = total_steps
+        self._offset = journal.stat().st_size if journal.exists() else 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressPrinter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            last_turn = self._stop.wait(0.5)
+            self._print_new()
+            if last_turn:
+                return
+
+    def _print_new(self) -> None:
+        if not self._journal.exists():
+            return
+        for record, offset in read_records(self._journal, self._offset):
+            self._offset = offset
+            if record["kind"] != "metrics":
+                continue
+            if record["series"] == "train" and "samples_per_second" in record["values"]:
+                print(training_line(record["step"], self._total, record["values"]), flush=True)
+            elif record["series"] == "validation":
+                print(validation_line(record["step"], record["values"]), flush=True)
+
+
+def training_line(step: int, total: int, values: dict[str, Any]) -> str:
+    """`step 40/200  loss 3.21  contrastive 5.1 ...  1,234 samples/s  wait 2 %  left 0:41`."""
+    losses = "  ".join(
+        f"{name.removeprefix('loss/')} {value:.4g}"
+        for name, value in sorted(values.items())
+        if name.startswith("loss/")
+    )
+    left = time.strftime("%H:%M:%S", time.gmtime((total - step) * values["step_seconds"]))
+    return (
+        f"step {step:>{len(str(total))}}/{total}  loss {values['loss']:.4f}  {losses}  "
+        f"{values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait_share']:.1%}  left {left}"
+    )
+
+
+def validation_line(step: int, values: dict[str, Any]) -> str:
+    return f"validation at step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))

@@ -1,0 +1,109 @@
+"""What a job reads and where it writes: the parts of a job's configuration that are not the method's own.
+
+The method's configuration is `conclugen.PretrainConfig`. Here stand the data (identity of a run: its digests are
+recorded with it) and the run itself (free: a run may be resumed with other values of these).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from conclugen import PretrainConfig
+
+DEFAULT_OUTPUT = "outputs"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which shards are read, which part of them, and how.
+
+    Attributes:
+        folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards.
+        view: View that pretraining reads; `all` is every row.
+        validation_view: View on which training health is measured; None: no validation.
+        label: Class label by which validation reports a quick nearest-neighbour accuracy; None: label-free health only.
+        modalities: Composition of modalities from stored columns, e.g. `{"video": ["video_2d", "video_3d"]}`; None: the
+            manifest's own.
+        remainder: What happens to the rows that do not fill an epoch's last global batch (`shards.EpochPlan`).
+        chunk_rows: Consecutive rows read together; None: 1/16 of the global batch, at most 64.
+        payload: `object_store`: Ray Data tasks read the bytes; `worker`: the plan travels through Ray Data and the
+            training worker reads the bytes.
+        max_damaged_share: Share of damaged samples beyond which the job stops.
+        standardization_rows: Rows from which the input standardisation is fitted, at most.
+    """
+
+    folder: str
+    view: str = "train"
+    validation_view: str | None = "valid"
+    label: str | None = None
+    modalities: dict[str, tuple[str, ...]] | None = None
+    remainder: Literal["drop", "pad", "carry"] = "drop"
+    chunk_rows: int | None = None
+    payload: Literal["object_store", "worker"] = "object_store"
+    max_damaged_share: float = 0.001
+    standardization_rows: int = 200_000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Name, place and resources of a run.
+
+    Attributes:
+        name: Name of the run; the same name resumes it.
+        output: Folder of all runs; the run lives in `<output>/<name>`. Absolute, or below the current directory.
+        workers: Training workers (processes; on a GPU cluster: GPUs).
+        gpu: Train on GPUs, one per worker.
+        cpus_per_worker: Logical CPUs that each worker reserves; also its number of threads.
+        checkpoint_every: Optimiser steps between checkpoints.
+        keep_checkpoints: Checkpoints kept: the best by `keep_by`, and always the newest.
+        keep_by: Validation metric by which the best are kept; None: the newest are kept.
+        report_every: Steps between progress lines and tracked metrics (each step's values are kept).
+        max_failures: Restarts of the worker group after a failure.
+        tracking_uri: MLflow tracking URI; None: a local SQLite file below `output`.
+        experiment: MLflow experiment.
+        parent_run_id: MLflow run under which this one is nested.
+        registered_model: Name under which the exported model is registered with MLflow; None: it is only logged.
+        commit: Source revision, recorded as a tag. A submitted job has no `.git`: give it at submission.
+    """
+
+    name: str
+    output: str = DEFAULT_OUTPUT
+    workers: int = 1
+    gpu: bool = False
+    cpus_per_worker: int = 1
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 3
+    keep_by: str | None = None
+    report_every: int = 20
+    max_failures: int = 3
+    tracking_uri: str | None = None
+    experiment: str = "conclugen"
+    parent_run_id: str | None = None
+    registered_model: str | None = None
+    commit: str | None = field(default_factory=lambda: os.environ.get("CONCLUGEN_COMMIT"))
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
+            raise ValueError(
+                f"run.name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first"
+            )
+        for name in ("workers", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "report_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name}: {getattr(self, name)} given, at least 1 needed")
+
+    @property
+    def output_folder(self) -> Path:
+        """`output`, absolute: workers and submitted jobs have other current directories."""
+        return Path(self.output).expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """Everything that `ray_jobs.pretrain` needs."""
+
+    pretrain: PretrainConfig
+    data: DataConfig
+    run: RunConfig

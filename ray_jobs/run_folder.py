@@ -1,0 +1,136 @@
+"""The folder of a run: what lies where, which run it is, and the newest checkpoint that is whole.
+
+<output>/<name>/
+    run.json               identity of the run, written once
+    config.json            resolved configuration of the last start
+    journal.jsonl          everything tracked, append-only
+    quarantine.jsonl       damaged samples that training met
+    standardization.safetensors
+    train/until-*/         what Ray Train stores: checkpoints, its own state
+    model/                 exported model
+    plots/  evaluation/    what people look at
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from conclugen import checkpoint
+from conclugen.checkpoint import Checkpoint, CheckpointError
+
+CHECKPOINT_PREFIX = "step-"
+_MOMENTS = ("mean", "deviation")
+
+Standardization = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    Args:
+        path: `<output>/<name>`; made if it is not there.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.journal = self.path / "journal.jsonl"
+        self.quarantine = self.path / "quarantine.jsonl"
+        self.standardization = self.path / "standardization.safetensors"
+        self.config = self.path / "config.json"
+        self.train = self.path / "train"
+        self.model = self.path / "model"
+        self.plots = self.path / "plots"
+        self.evaluation = self.path / "evaluation"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def claim(self, identity: Mapping[str, Any]) -> bool:
+        """Make the folder this run's, or check that it already is.
+
+        Args:
+            identity: Field -> value of everything that must agree for a run to be the same run.
+
+        Returns:
+            Whether the run existed already.
+
+        Raises:
+            ValueError: the folder belongs to a run of another identity; names every differing field with both values.
+        """
+        record = self.path / "run.json"
+        wanted = json.loads(json.dumps(identity))
+        if record.is_file():
+            found = json.loads(record.read_text())
+            differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+            if differing:
+                lines = "\n".join(f"  {name}: {found.get(name)!r} then, {wanted.get(name)!r} now" for name in differing)
+                raise ValueError(
+                    f"{self.path}: a run of this name exists, and what makes a run the same run differs:\n{lines}\n"
+                    "Choose another run.name, or give the values of then to resume it."
+                )
+            return True
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path}: holds files but no run.json, so it is no run; choose another run.name")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(record, wanted)
+        return False
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint folders, newest step first (those of one step: newest writing first)."""
+        found = self.train.glob(f"*/{CHECKPOINT_PREFIX}*")
+        return sorted(found, key=lambda path: (checkpoint_step(path), path.stat().st_mtime), reverse=True)
+
+    def save_standardization(self, moments: Standardization) -> None:
+        """Keep the fitted standardisation: every start of the run uses the same."""
+        flat = {
+            f"{name}/{kind}": np.asarray(x)
+            for name, pair in moments.items()
+            for kind, x in zip(_MOMENTS, pair, strict=True)
+        }
+        temporary = self.standardization.with_suffix(".partial")
+        save_file(flat, temporary)
+        temporary.replace(self.standardization)
+
+    def load_standardization(self) -> Standardization | None:
+        """Modality -> (mean, deviation), or None for a model that does not standardise."""
+        if not self.standardization.is_file():
+            return None
+        flat = load_file(self.standardization)
+        names = sorted({name.partition("/")[0] for name in flat})
+        return {name: (flat[f"{name}/mean"], flat[f"{name}/deviation"]) for name in names}
+
+    def newest_checkpoint(self) -> tuple[Path, Checkpoint] | None:
+        """The newest checkpoint that reads back whole; of damaged or half-written ones a line each is printed."""
+        for path in self.checkpoints():
+            try:
+                return path, checkpoint.load(path)
+            except CheckpointError as error:
+                print(f"passed over: {error}", flush=True)
+        return None
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{CHECKPOINT_PREFIX}{step:010d}"
+
+
+def checkpoint_step(path: Path) -> int:
+    digits = path.name.removeprefix(CHECKPOINT_PREFIX)
+    return int(digits) if digits.isdigit() else -1
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

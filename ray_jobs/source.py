@@ -1,0 +1,98 @@
+"""Opens what a `DataConfig` names: manifest, view, reader and plan. The one place where training meets the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from conclugen import PretrainConfig
+from ray_jobs.run_config import DataConfig
+from shards import Cursor, EpochPlan, Manifest, Reader, Rows, View
+from shards.damage import Damage
+
+
+@dataclass(frozen=True)
+class Source:
+    """A view of a set of shards, its reader and the order in which training consumes it."""
+
+    manifest: Manifest
+    view: View
+    reader: Reader
+    plan: EpochPlan
+    payload: str
+
+    @classmethod
+    def open(
+        cls, data: DataConfig, config: PretrainConfig, quarantine: Callable[[Damage], None] | None = None
+    ) -> Source:
+        """Open the training side of `data`; `quarantine` is told of every damaged sample that reading meets.
+
+        Raises:
+            ValueError: no such folder or view, a modality without columns, or a view smaller than one global batch.
+        """
+        manifest = Manifest.open(data.folder)
+        config.check_serves(available_widths(data, manifest))
+        view = View.open(manifest, data.view)
+        plan = EpochPlan(
+            counts=view.counts,
+            seed=config.seed,
+            global_batch=config.global_batch,
+            chunk_rows=data.chunk_rows,
+            remainder=data.remainder,
+        )
+        labels: tuple[str, ...] = ()  # pretraining reads none
+        reader = open_reader(data, manifest, view, config.required_modalities, labels, quarantine)
+        return cls(manifest, view, reader, plan, data.payload)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch, for the schedule; rounded where the remainder is carried over."""
+        return max(1, round(self.plan.steps_per_epoch))
+
+    def identity(self) -> dict[str, object]:
+        """What must agree when a run is resumed: which rows, in which order."""
+        return {
+            "data.manifest": self.manifest.digest,
+            "data.view": self.view.digest,
+            "data.plan": self.plan.digest,
+            "data.modalities": {name: list(columns) for name, columns in self.reader.modalities.items()},
+        }
+
+    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> Iterator[Rows]:
+        """This rank's part of the next `steps` global batches, executed by Ray Data."""
+        from shards import ray_source
+
+        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload=self.payload)
+
+
+def available_widths(data: DataConfig, manifest: Manifest) -> dict[str, int]:
+    """Width of every modality that the data can serve, whether or not a run uses it."""
+    composition = manifest.schema.resolve(data.modalities)
+    return {
+        name: sum(manifest.schema.column(column).width for column in columns) for name, columns in composition.items()
+    }
+
+
+def open_reader(
+    data: DataConfig,
+    manifest: Manifest,
+    view: View,
+    modalities: tuple[str, ...],
+    labels: tuple[str, ...] | None = None,
+    quarantine: Callable[[Damage], None] | None = None,
+) -> Reader:
+    """A reader of the chosen modalities, composed as the configuration says or else as the manifest does."""
+    composition = manifest.schema.resolve(data.modalities)
+    for name in modalities:
+        if name not in composition:
+            raise ValueError(
+                f"modality {name!r}: the data has {', '.join(composition)}; compose it with data.modalities"
+            )
+    return Reader(
+        manifest,
+        view=view,
+        modalities={name: composition[name] for name in modalities},
+        labels=labels,
+        max_damaged_share=data.max_damaged_share,
+        quarantine=quarantine,
+    )

@@ -1,0 +1,86 @@
+"""Training health on held-out rows, measured by rank 0 at every checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from conclugen import Batch, Pretrainer, health
+from conclugen.downstream import neighbour_vote
+from ray_jobs.run_config import DataConfig
+from ray_jobs.source import open_reader
+from shards import Manifest, Reader, Rows, View
+
+# Enough for steady figures; retrieval and rank cost grows with its square and cube.
+_MOST_ROWS = 2048
+
+
+class Validation:
+    """Health measures, and a quick nearest-neighbour accuracy where the data has a class label.
+
+    Args:
+        rows: The held-out rows, read once.
+        label: Class label for the nearest-neighbour accuracy; None: label-free measures only.
+        classes: Number of its classes.
+    """
+
+    def __init__(self, rows: Rows, label: str | None, classes: int):
+        self._rows = rows
+        self._label = label
+        self._classes = classes
+
+    @classmethod
+    def open(cls, data: DataConfig, manifest: Manifest, modalities: tuple[str, ...]) -> Validation | None:
+        """The validation rows that `data` names, up to 2048 of them, spread over the view; None where it names no view.
+
+        Raises:
+            ValueError: unknown view, modality or label, or a label that is not a class.
+        """
+        if data.validation_view is None:
+            return None
+        view = View.open(manifest, data.validation_view)
+        labels = () if data.label is None else (data.label,)
+        classes = 0
+        if data.label is not None:
+            label = manifest.schema.label(data.label)
+            if label.kind != "class":
+                raise ValueError(
+                    f"data.label: {data.label!r} is {label.kind}; validation votes among classes: name a class label"
+                )
+            classes = len(label.classes)
+        reader = open_reader(data, manifest, view, modalities, labels)
+        return cls(spread_rows(reader, _MOST_ROWS), data.label, classes)
+
+    def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
+        """Every measure by name; warnings about collapse are printed."""
+        batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
+        representations = pretrainer.embed(batch)
+        measures = health.report(representations, pretrainer.project(batch), batch.present)
+        for warning in health.warnings(measures, len(self._rows)):
+            print(f"warning: {warning}", flush=True)
+        if self._label is not None:
+            measures["neighbour_accuracy"] = self._neighbour_accuracy(representations)
+        return measures
+
+    def _neighbour_accuracy(self, representations: dict[str, torch.Tensor]) -> float:
+        """Every other group votes on the rest: no speaker is on both sides."""
+        target = self._rows.labels[self._label]
+        features = torch.cat(list(representations.values()), dim=1).double().cpu().numpy()
+        group = self._rows.group if self._rows.group is not None else np.arange(len(target))
+        known = target >= 0
+        votes = np.isin(group, np.unique(group)[::2])
+        train, test = known & votes, known & ~votes
+        if not train.any() or not test.any():
+            return float("nan")
+        result = neighbour_vote(
+            features[train], target[train], group[train], features[test], self._classes, neighbours=(10,)
+        )
+        return float((result.predictions == target[test]).mean())
+
+
+def spread_rows(reader: Reader, most: int) -> Rows:
+    """At most `most` rows of the reader's view, an equal share from the beginning of every shard."""
+    counts = reader.counts
+    share = most if counts.sum() <= most else -(-most // int((counts > 0).sum()))
+    shares = np.minimum(counts, share)
+    return reader.read_ranges([(shard, 0, int(share)) for shard, share in enumerate(shares) if share])
