@@ -84,16 +84,20 @@ def artifact_location(uri: str) -> str | None:
     return (Path(uri.removeprefix(_SQLITE)).parent / "mlflow-artifacts").as_uri()
 
 
+def prepare_import() -> None:
+    """Call before MLflow is imported: it reports usage to its makers from then on, which nobody here has asked for."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def connect(uri: str) -> Any:
     """An `MlflowClient` for a tracking URI, with its model registry at the same place.
 
     A local SQLite store is created here, under a file lock: MLflow migrates an empty file without one, and several
     processes that start together would damage each other's tables.
     """
-    # MLflow reports usage to its makers from its first import on; a training job has no business doing so unasked.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    prepare_import()
     from mlflow import MlflowClient  # seconds to import: only the sender needs it
 
     check_tracking_uri(uri)
