@@ -15,6 +15,7 @@ import xxhash
 
 from shards.damage import ShardError
 from shards.layout import LayoutError, SlotLayout, archive_bytes
+from shards.record import Record
 from shards.rows import group_id
 from shards.schema import Label, Schema
 
@@ -57,6 +58,20 @@ class IndexRows:
     texts: Sequence[str | None]
     meta: Mapping[str, Sequence[str | None]]
     members: np.ndarray | None = None
+
+    @classmethod
+    def of_records(cls, schema: Schema, records: Sequence[Record], stride: int, checksums: np.ndarray) -> IndexRows:
+        """Rows of a fixed-stride shard that holds the records in this order."""
+        return cls(
+            keys=[record.key for record in records],
+            offsets=np.arange(len(records), dtype=np.int64) * stride,
+            checksums=checksums,
+            present=np.array([record.present for record in records], bool),
+            labels={label.name: [record.labels[label.name] for record in records] for label in schema.labels},
+            groups=[record.group for record in records],
+            texts=[record.text for record in records],
+            meta={name: [record.meta[name] for record in records] for name in schema.meta},
+        )
 
 
 def content_digest(layout: Mapping[str, Any], checksums: np.ndarray) -> bytes:
@@ -140,7 +155,7 @@ class ShardIndex:
 def read_table(name: str, data: bytes, columns: list[str] | None = None) -> pa.Table:
     """Decode an index file whose digest has been checked; ShardError where it is no Parquet file."""
     try:
-        return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(name, f"index cannot be read: {error}", remedy=_REBUILD) from None
 

@@ -20,7 +20,7 @@ import xxhash
 
 from shards.damage import ManifestError, ShardError
 from shards.files import replace_atomically
-from shards.index import INDEX_SUFFIX, decode_index
+from shards.index import INDEX_SUFFIX, decode_index, read_table
 from shards.layout import RECORD
 from shards.schema import Column, Label, Schema
 
@@ -181,7 +181,7 @@ class Manifest:
     @classmethod
     def _decode(cls, where: str, folder: str, data: bytes, storage_options: Mapping[str, Any] | None) -> Manifest:
         try:
-            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             version, check = metadata["format"], metadata.pop("check")
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -343,7 +343,7 @@ def _read_entry(folder: Path, name: str) -> tuple[ShardEntry, Schema, pa.Array]:
             raise ShardError(name, f"file {path.name} is missing in {folder}")
     size, data = tar.stat().st_size, index_path.read_bytes()
     index = decode_index(name, data, size)
-    keys = pq.read_table(pa.BufferReader(data), columns=["key"])["key"]
+    keys = read_table(name, data, ["key"])["key"]
     entry = ShardEntry(name, len(index), size, index.stride, index.digest, len(data), xxhash.xxh3_128_digest(data))
     return entry, index.schema, _one_chunk(keys)
 

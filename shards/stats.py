@@ -78,9 +78,10 @@ def _chunks(counts: np.ndarray, max_rows: int | None, seed: int) -> list[tuple[i
     ]
     if max_rows is None or int(counts.sum()) <= max_rows:
         return chunks
-    chosen, rows = [], 0
+    chosen: list[int] = []
+    rows = 0
     for number in shuffled_order(len(chunks), seed).tolist():
-        shard, start, stop = chunks[number]
+        _, start, stop = chunks[number]
         if rows + stop - start > max_rows and chosen:
             break
         chosen.append(number)

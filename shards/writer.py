@@ -66,16 +66,7 @@ def _write_records(folder: Path, name: str, schema: Schema, records: Sequence[Re
             checksums[start : start + step] = [xxhash.xxh3_64_intdigest(slot.data) for slot in slots]
             file.write(slots.data)
         file.write(bytes(archive_bytes(count, stride) - count * stride))
-    rows = IndexRows(
-        keys=[record.key for record in records],
-        offsets=np.arange(count, dtype=np.int64) * stride,
-        checksums=checksums,
-        present=np.array([record.present for record in records], bool),
-        labels={label.name: [record.labels[label.name] for record in records] for label in schema.labels},
-        groups=[record.group for record in records],
-        texts=[record.text for record in records],
-        meta={field: [record.meta[field] for record in records] for field in schema.meta},
-    )
+    rows = IndexRows.of_records(schema, records, layout.stride, checksums)
     layout_dict = layout.to_dict()
     data = encode_index(schema, layout_dict, rows)
     replace_atomically(folder / f"{name}{INDEX_SUFFIX}", data)

@@ -1,0 +1,55 @@
+"""Reads one fixed-stride slot back in full: every byte of it must be what the writer would write."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards.layout import BLOCK, LayoutError, SlotLayout, parse_header
+from shards.record import Record, decode
+from shards.schema import Schema
+
+
+def read_slot(schema: Schema, layout: SlotLayout, slot: bytes | memoryview) -> Record:
+    """The record in a slot. Raises ValueError with the reason where any byte is not as the writer writes it."""
+    view = memoryview(slot)
+    first = _header_name(view, 0)
+    suffix = f".{schema.columns[0].name}.npy"
+    if not first.endswith(suffix):
+        raise ValueError(f"first member is {first!r}, expected KEY{suffix}")
+    payload = b"".join(
+        view[at : at + column.nbytes] for column, at in zip(layout.columns, layout.payload_offsets, strict=True)
+    )
+    text = bytes(view[layout.json_offset : layout.json_offset + layout.json_length])
+    record = decode(schema, payload, text.rstrip(b" "))
+    if record.key != first.removesuffix(suffix):
+        raise ValueError(f"first member is {first!r}, but the JSON member says the key {record.key!r}")
+    again = np.zeros((1, layout.stride), np.uint8)
+    layout.fill(again, [record.key], [payload], [record.text_json])
+    differs = np.flatnonzero(again[0] != np.frombuffer(view, np.uint8))
+    if len(differs):
+        raise ValueError(_what_lies_at(layout, int(differs[0])))
+    return record
+
+
+def _header_name(view: memoryview, at: int) -> str:
+    try:
+        header = parse_header(view[at : at + BLOCK])
+    except LayoutError as error:
+        raise ValueError(f"tar {error}") from None
+    if header is None:
+        raise ValueError("an empty block where a member is expected")
+    return header.name.decode("ascii", "backslashreplace")
+
+
+def _what_lies_at(layout: SlotLayout, position: int) -> str:
+    for column, header, npy, payload in zip(
+        layout.columns, layout.header_offsets, layout.npy_offsets, layout.payload_offsets, strict=True
+    ):
+        for what, start, end in (
+            ("tar header", header, npy),
+            ("npy header (width or dtype)", npy, payload),
+            ("padding", payload + column.nbytes, payload + column.nbytes + BLOCK),
+        ):
+            if start <= position < end:
+                return f"{what} of column {column.name!r} is not as written (byte {position} of the slot)"
+    return f"JSON member is not as written (byte {position} of the slot)"

@@ -1,0 +1,246 @@
+"""`python -m shards verify`: reads every byte of a data set and names all damage; repairs the manifest on request."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from shards.damage import ManifestError, ShardError
+from shards.index import INDEX_SUFFIX, ShardIndex, read_table
+from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry
+from shards.member import MemberError, parse_npy
+from shards.reader import load_index, read_index_bytes
+from shards.record import Record
+from shards.slot import read_slot
+from shards.storage import Storage
+from shards.tarscan import scan_tar
+
+_BLOCK_BYTES = 8 << 20
+_DAMAGED = "Restore the shard from its source; `verify --repair` makes a manifest without it"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault: where, what, and what to do about it."""
+
+    shard: str
+    sample: str | None
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"shard {self.shard!r}" + ("" if self.sample is None else f", sample {self.sample!r}")
+        return f"{where}: {self.reason}. {self.remedy}"
+
+
+def verify(
+    folder: str | Path,
+    found: Callable[[Problem], None] = lambda problem: None,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+) -> list[Problem]:
+    """All problems of a data set (empty: it is whole), each also given to `found` as soon as it is met.
+
+    Looks at every byte: manifest, indexes, each slot's checksum, headers, numbers and JSON against index and schema,
+    the end of each archive, and keys that occur twice. progress gets rows done and rows in all, after each shard.
+    """
+    problems: list[Problem] = []
+
+    def add(problem: Problem) -> None:
+        problems.append(problem)
+        found(problem)
+
+    try:
+        manifest = Manifest.open(folder)
+    except ManifestError as error:
+        add(Problem(error.shard, None, error.problem, error.remedy or _DAMAGED))
+        return problems
+    holder: dict[str, str] = {}
+    for number in range(len(manifest)):
+        entry = manifest.entry(number)
+        for problem in check_shard(manifest, entry, holder):
+            add(problem)
+        progress(int(manifest.rows_before[number + 1]), manifest.rows)
+    return problems
+
+
+def check_shard(manifest: Manifest, entry: ShardEntry, holder: dict[str, str]) -> Iterator[Problem]:
+    """The problems of one shard. `holder` (key -> shard) is what was met so far, and gains this shard's keys."""
+    try:
+        index = load_index(manifest, entry)
+        table = read_table(entry.name, read_index_bytes(manifest, entry))
+        storage = Storage(manifest)
+        keys = table["key"].to_pylist()
+        for key in keys:
+            if key in holder:
+                yield Problem(entry.name, key, f"key occurs in shard {holder[key]!r} as well", "Pack the data anew")
+            else:
+                holder[key] = entry.name
+        if index.layout is None:
+            yield from _check_members(manifest, entry, index, keys, storage)
+        else:
+            yield from _check_slots(manifest, entry, index, table, storage)
+    except ShardError as error:
+        yield Problem(entry.name, error.sample, _without_place(error), error.remedy or _DAMAGED)
+
+
+def _without_place(error: ShardError) -> str:
+    if error.expected is None and error.found is None:
+        return error.problem
+    return f"{error.problem} (expected {error.expected}, found {error.found})"
+
+
+def _check_slots(
+    manifest: Manifest, entry: ShardEntry, index: ShardIndex, table: Any, storage: Storage
+) -> Iterator[Problem]:
+    schema, layout = manifest.schema, index.layout
+    assert layout is not None
+    stride = layout.stride
+    step = max(1, _BLOCK_BYTES // stride)
+    for start in range(0, entry.count, step):
+        rows = table.slice(start, step).to_pylist()
+        buffer = np.empty(len(rows) * stride, np.uint8).data
+        storage.read_into(entry, [(start * stride, len(buffer))], buffer)
+        for i, row in enumerate(rows):
+            slot = buffer[i * stride : (i + 1) * stride]
+            if xxhash.xxh3_64_intdigest(slot) != row["checksum"]:
+                yield Problem(entry.name, row["key"], "checksum differs from the index", _DAMAGED)
+                continue
+            try:
+                record = read_slot(schema, layout, slot)
+            except ValueError as error:
+                yield Problem(entry.name, row["key"], str(error), _DAMAGED)
+                continue
+            for field in _differences(manifest, row, record):
+                yield Problem(
+                    entry.name, row["key"], f"{field} differs between shard and index", "Rebuild it: `verify --repair`"
+                )
+    tail = np.empty(entry.bytes - entry.count * stride, np.uint8)
+    storage.read_into(entry, [(entry.count * stride, len(tail))], tail.data)
+    if tail.any():
+        yield Problem(entry.name, None, "the end of the archive is not empty", _DAMAGED)
+
+
+def _differences(manifest: Manifest, row: dict[str, Any], record: Record) -> list[str]:
+    """Index fields that are not what the shard's own bytes say."""
+    schema = manifest.schema
+    pairs: list[tuple[str, Any, Any]] = [
+        ("key", row["key"], record.key),
+        ("group", row["group"], record.group),
+        ("text", row["text"], record.text),
+    ]
+    pairs += [(f"meta.{name}", row[f"meta.{name}"], record.meta[name]) for name in schema.meta]
+    pairs += [
+        (f"present.{name}", row[f"present.{name}"], there)
+        for name, there in zip(schema.column_names, record.present, strict=True)
+    ]
+    # Compared as JSON values, where a missing number is None: NaN is not equal to itself.
+    pairs += [
+        (f"label.{label.name}", label.to_json(row[f"label.{label.name}"]), label.to_json(record.labels[label.name]))
+        for label in schema.labels
+    ]
+    return [name for name, indexed, stored in pairs if indexed != stored]
+
+
+def _check_members(
+    manifest: Manifest, entry: ShardEntry, index: ShardIndex, keys: list[str], storage: Storage
+) -> Iterator[Problem]:
+    assert index.members is not None
+    if manifest.is_local:
+        for _ in scan_tar(Path(manifest.path(entry.name + TAR_SUFFIX))):
+            pass
+    for row, key in enumerate(keys):
+        places = [(offset, size) for offset, size in index.members[row].tolist() if offset >= 0]
+        buffer = np.empty(sum(size for _, size in places), np.uint8).data
+        storage.read_into(entry, places, buffer)
+        if xxhash.xxh3_64_intdigest(buffer) != int(index.checksums[row]):
+            yield Problem(entry.name, key, "checksum differs from the index", _DAMAGED)
+            continue
+        at = 0
+        for number, column in enumerate(manifest.columns):
+            size = int(index.members[row, number, 1])
+            if size < 0:
+                continue
+            try:
+                finite = bool(np.isfinite(parse_npy(buffer[at : at + size], column)).all())
+            except MemberError as error:
+                yield Problem(entry.name, key, f"column {column.name!r}: {error}", "Run `python -m shards index` again")
+            else:
+                if finite != index.present[row, number]:
+                    yield Problem(entry.name, key, f"presence of column {column.name!r} is not as indexed", _DAMAGED)
+            at += size
+
+
+def stray_files(manifest: Manifest) -> list[str]:
+    """Shards and indexes in the (local) folder that the manifest does not list: nothing reads them."""
+    if not manifest.is_local:
+        return []
+    listed = set(manifest.shards["name"].to_pylist())
+    names = (path.name for path in Path(manifest.folder).iterdir())
+    return sorted(
+        name
+        for name in names
+        for end in (TAR_SUFFIX, INDEX_SUFFIX)
+        if name.endswith(end) and name[: -len(end)] not in listed
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Read every byte of a data set. Each problem is one line: shard, sample, reason, what to do.\n"
+        "Exit status: 0 whole, 1 damaged, 2 wrong input."
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="folder (or URL) of the shards")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="make a manifest of the whole shards: rebuild indexes that are lost, leave damaged shards out and list "
+        "them (they stay in the folder)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify, and repair if asked; returns the exit status."""
+    if args.repair:
+        from shards.repair import repair
+
+        outcome = repair(args.folder)
+        for name in outcome.rebuilt:
+            print(f"rebuilt the index of shard {name!r}")
+        for name, reason in outcome.left_out:
+            print(f"left out: {reason if name in reason else f'shard {name!r}: {reason}'}")
+        for note in outcome.notes:
+            print(note)
+        print(f"{outcome.manifest.folder}: {outcome.manifest.rows} samples in {len(outcome.manifest)} shards, "
+              f"digest {outcome.manifest.digest}")  # fmt: skip
+        return 1 if outcome.left_out else 0
+    began = time.monotonic()
+
+    def progress(done: int, rows: int) -> None:
+        if not args.quiet:
+            speed = done / max(time.monotonic() - began, 1e-9)
+            print(f"\r{done} of {rows} samples, {speed:,.0f}/s ", end="", file=sys.stderr, flush=True)
+
+    def found(problem: Problem) -> None:
+        print(problem, flush=True)
+
+    problems = verify(args.folder, found, progress)
+    if not args.quiet:
+        print(file=sys.stderr)
+    if problems:
+        shards = len({problem.shard for problem in problems})
+        print(f"{len(problems)} problem(s) in {shards} shard(s)")
+        return 1
+    manifest = Manifest.open(args.folder)
+    for name in stray_files(manifest):
+        print(f"note: {name} is not in {MANIFEST_NAME}; nothing reads it")
+    print(f"{manifest.folder}: whole, {manifest.rows} samples in {len(manifest)} shards, digest {manifest.digest}")
+    return 0
