@@ -83,7 +83,8 @@ def stream(
     payload: "object_store": tasks read and check the bytes, blocks carry the rows. "worker": tasks hand out places
     only, and this process reads the bytes: less copying, but its own CPU.
     Damaged samples that tasks meet are added to `reader.damage` here, so quarantine and DamageError work as in one
-    process (each rank counts the share of its own rows). Closing the iterator ends the execution at its next batch.
+    process (each rank counts the share of its own rows). Closing the iterator ends the execution at its next batch; a
+    stream that is not used up must be closed before `ray.shutdown()`, which ends a process that still calls Ray.
 
     Raises ValueError at once for what doesn't fit together, RuntimeError without Ray or without the CPUs asked for, and
     from the iterator what the reader raises, wherever it ran (ShardError, DamageError).

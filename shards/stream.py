@@ -181,7 +181,8 @@ class _Channel:
 class ReadAhead(Iterator[Item]):
     """The items of `source`, made by a thread up to `depth` ahead; its error is raised after the items before it.
 
-    The thread starts at once. It stops at the source's next item when the iterator is closed or collected.
+    The thread starts at once. It stops at the source's next item when the iterator is closed or collected; as a
+    context manager it is closed at the end of the block.
     """
 
     def __init__(self, source: Iterator[Item], depth: int) -> None:
@@ -202,6 +203,12 @@ class ReadAhead(Iterator[Item]):
         if error is not None:
             raise error
         raise StopIteration
+
+    def __enter__(self) -> ReadAhead[Item]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the thread and wait for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,24 +100,24 @@ def test_equals_the_one_process_stream(
     slow = SlowView(manifest, view.name, view._bits, view.rule)
     plan = EpochPlan(view.counts, seed=9, global_batch=40, chunk_rows=6, remainder=remainder)
     start, steps = Cursor(0, 2), 13  # about three epochs
-    ranks = [stream(Reader(manifest, slow), plan, r, world, start, steps, payload, execution) for r in range(world)]
     peers = [one_process(Reader(manifest, view), plan, r, world, start, steps) for r in range(world)]
-    seen = 0
-    for step in range(steps):
-        for rank in range(world):
-            assert same(next(ranks[rank]), next(peers[rank])), (step, rank)
-            seen += 1
-    assert seen == steps * world
-    assert all(next(rank, None) is None for rank in ranks)
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(stream(Reader(manifest, slow), plan, r, world, start, steps, payload, execution))
+            for r in range(world)
+        ]
+        for step in range(steps):
+            for rank in range(world):
+                assert same(next(ranks[rank]), next(peers[rank])), (step, rank)
+        assert all(next(rank, None) is None for rank in ranks)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_resume_with_another_world(manifest: Manifest, payload: str) -> None:
     plan = EpochPlan(manifest.counts, seed=1, global_batch=32, remainder="carry")
     whole = [step.row.tolist() for step in one_process(Reader(manifest), plan, 0, 1, Cursor(), 12)]
-    first = stream(Reader(manifest), plan, 0, 1, Cursor(), 12, payload, SMALL)
-    begun = [next(first) for _ in range(5)]
-    first.close()
+    with stream(Reader(manifest), plan, 0, 1, Cursor(), 12, payload, SMALL) as first:
+        begun = [next(first) for _ in range(5)]
     assert [step.row.tolist() for step in begun] == whole[:5]
     halves = [stream(Reader(manifest), plan, r, 2, begun[-1].next_cursor, 7, payload, SMALL) for r in range(2)]
     assert [[*a.row.tolist(), *b.row.tolist()] for a, b in zip(*halves, strict=True)] == whole[5:]
