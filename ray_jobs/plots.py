@@ -1,0 +1,250 @@
+"""Pictures of runs and evaluations, written as PNG: confusion matrix, map of representations, curves, bars, lines.
+
+Colours are told apart with red-green blindness too; marks differ in shape as well. Every function draws on a figure
+of its own, without pyplot's global state, and needs no display.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from conclugen.downstream import Interval
+
+# Okabe & Ito (2008), "Color Universal Design", but Tol's wine for yellow, which is faint on white.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#882255")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_DOTS_PER_INCH = 150
+_SMOOTHED_FROM = 200  # a curve with more points than this gets a running mean
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def confusion(matrix: ArrayLike, names: Sequence[str], path: Path | str, *, title: str = "") -> Path:
+    """Confusion matrix (K, K) of counts, rows true: coloured and written as shares of the true class, with its rows.
+
+    A class without rows is an empty line marked "-". Above 12 classes numbers are left out.
+    """
+    counts = np.asarray(matrix, dtype=np.float64)
+    classes = len(names)
+    if counts.shape != (classes, classes):
+        raise ValueError(f"confusion matrix: shape {counts.shape}, expected ({classes}, {classes}) for {classes} names")
+    support = counts.sum(axis=1)
+    shares = np.divide(counts, support[:, None], out=np.zeros_like(counts), where=support[:, None] > 0)
+    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+        side = max(3.6, 0.62 * classes + 1.8)
+        figure, axes = _figure(side + 1.0, side)
+        image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+        figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046, pad=0.03)
+        axes.set_xticks(range(classes), list(names), rotation=45, ha="right", rotation_mode="anchor")
+        labels = [f"{name} ({int(rows)})" for name, rows in zip(names, support, strict=True)]
+        axes.set_yticks(range(classes), labels)
+        axes.set(xlabel="predicted", ylabel="true (rows)", title=title)
+        if classes <= 12:
+            for row, column in itertools.product(range(classes), repeat=2):
+                text = "-" if support[row] == 0 else f"{shares[row, column]:.2f}".removeprefix("0")
+                colour = "black" if shares[row, column] > 0.5 else "white"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+        return _write(figure, path)
+
+
+def representation_map(
+    representations: ArrayLike,
+    names: Sequence[str],
+    path: Path | str,
+    *,
+    title: str = "",
+    method: Literal["pca", "tsne"] = "pca",
+) -> Path:
+    """Two-dimensional map of (N, R) representations; `names` (N,) colours the points, in order of first sight.
+
+    `pca`: the two directions of largest variance after standardisation, with their share of it on the axes; linear, so
+    distances mean something. `tsne`: neighbourhoods only (scikit-learn, PCA start, fixed seed). At least 3 rows.
+    """
+    values = np.asarray(representations, dtype=np.float64)
+    if values.ndim != 2 or len(values) != len(names) or len(values) < 3:
+        raise ValueError(
+            f"representations: shape {values.shape} with {len(names)} names; expected (N, R), N >= 3 of each"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("representations: NaN or infinity found; leave out rows without a representation")
+    points, labels = _tsne(values) if method == "tsne" else _principal(values)
+    listed = list(dict.fromkeys(names))
+    owner = np.asarray([listed.index(name) for name in names])
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 5.2)
+        for index, name in enumerate(listed):
+            own = points[owner == index]
+            axes.scatter(
+                own[:, 0],
+                own[:, 1],
+                s=16,
+                alpha=0.75,
+                linewidths=0,
+                color=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                label=name,
+            )
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), markerscale=1.6, borderaxespad=0)
+        return _write(figure, path)
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], path: Path | str, *, xlabel: str = "step", title: str = ""
+) -> Path:
+    """One panel for each curve of (x, y) points, for their scales differ; long ones pale with a running mean.
+
+    Points that are not finite are gaps.
+    """
+    if not series:
+        raise ValueError("curves: none given")
+    columns = min(3, len(series))
+    rows = math.ceil(len(series) / columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6 * columns + 0.4, 2.5 * rows + 0.3), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+        for panel, (name, curve) in zip(panels, series.items(), strict=False):
+            points = np.asarray(curve, dtype=np.float64).reshape(-1, 2)
+            _curve(panel, points[:, 0], points[:, 1])
+            panel.set_title(name)
+        for index, panel in enumerate(panels):
+            panel.set_visible(index < len(series))
+            if index + columns >= len(series):  # nothing below: shared ticks are shown here
+                panel.set_xlabel(xlabel)
+                panel.tick_params(labelbottom=True)
+        figure.suptitle(title)
+        return _write(figure, path)
+
+
+def interval_bars(
+    intervals: Mapping[str, Interval], path: Path | str, *, ylabel: str = "accuracy", title: str = ""
+) -> Path:
+    """One horizontal bar for each named system, its interval as a whisker and its estimate in figures."""
+    if not intervals:
+        raise ValueError("interval_bars: no system given")
+    with mpl.rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        figure, axes = _figure(7.0, 0.42 * len(intervals) + 1.3)
+        names, values = list(intervals), list(intervals.values())
+        estimates = np.asarray([value.estimate for value in values])
+        low, high = (np.asarray([getattr(value, side) for value in values]) for side in ("low", "high"))
+        places = np.arange(len(names))
+        # A percentile interval need not hold the estimate: a whisker of negative length is none.
+        whiskers = np.maximum(np.stack([estimates - low, high - estimates]), 0)
+        axes.barh(places, estimates, height=0.62, color=_COLOURS[0], alpha=0.85)
+        axes.errorbar(estimates, places, xerr=whiskers, fmt="none", ecolor="black", capsize=3, linewidth=1.2)
+        axes.axvline(0, color="black", linewidth=0.8)
+        reach = float(np.nanmax(np.concatenate([high, estimates, [0.0]])))
+        for place, estimate, end in zip(places, estimates, high, strict=True):
+            axes.annotate(
+                f"{estimate:.3f}", (max(estimate, end, 0.0), place), (6, 0), textcoords="offset points", va="center"
+            )
+        floor = min(0.0, float(np.nanmin(np.concatenate([low, estimates]))))
+        axes.set_xlim(floor * 1.1, reach + 0.14 * (reach - floor or 1.0))
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        level = values[0].level
+        axes.set(xlabel=f"{ylabel} ({level:.0%} interval over groups)", title=title)
+        return _write(figure, path)
+
+
+def label_efficiency(
+    systems: Mapping[str, Mapping[float, Interval]], path: Path | str, *, ylabel: str = "accuracy", title: str = ""
+) -> Path:
+    """A line for each system over the share of labels (logarithmic), with the interval as a whisker."""
+    if not systems or not all(systems.values()):
+        raise ValueError("label_efficiency: every system needs at least one label fraction")
+    fractions = sorted({fraction for row in systems.values() for fraction in row})
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 4.2)
+        for index, (name, row) in enumerate(systems.items()):
+            shares = sorted(row)
+            # Side by side, so that whiskers at one fraction do not hide each other.
+            x = np.asarray(shares) * 1.035 ** (index - (len(systems) - 1) / 2)
+            middle = np.asarray([row[share].estimate for share in shares])
+            low, high = (np.asarray([getattr(row[share], side) for share in shares]) for side in ("low", "high"))
+            axes.errorbar(
+                x,
+                middle,
+                yerr=np.maximum(np.stack([middle - low, high - middle]), 0),
+                color=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                capsize=3,
+                linewidth=1.6,
+                markersize=6,
+                label=name,
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(fractions, [f"{fraction:.0%}" for fraction in fractions])
+        axes.minorticks_off()
+        axes.set(xlabel="share of training rows with labels", ylabel=ylabel, title=title)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        return _write(figure, path)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _write(figure: Figure, path: Path | str) -> Path:
+    """PNG at `path`, its folder made where it is missing."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(target, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.1)
+    return target
+
+
+def _curve(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    shown = np.where(np.isfinite(y), y, np.nan)
+    if len(y) <= _SMOOTHED_FROM:
+        axes.plot(x, shown, color=_COLOURS[0], linewidth=1.5, marker="o" if len(y) == 1 else "")
+        return
+    axes.plot(x, shown, color=_COLOURS[5], linewidth=0.6, alpha=0.7)
+    window = len(y) // 50
+    known = np.isfinite(y).astype(np.float64)
+    kernel = np.ones(window)
+    weight = np.convolve(known, kernel, "same")
+    total = np.convolve(np.nan_to_num(y, nan=0.0, posinf=0.0, neginf=0.0), kernel, "same")
+    mean = np.divide(total, weight, out=np.full(len(y), np.nan), where=weight > 0)
+    axes.plot(x, mean, color=_COLOURS[0], linewidth=1.8)
+
+
+def _principal(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[str, str]]:
+    deviation = values.std(axis=0)
+    scaled = (values - values.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    left, singular, right = np.linalg.svd(scaled, full_matrices=False)
+    variance = singular**2 / max(float((singular**2).sum()), 1e-300)
+    # Signs of singular vectors are arbitrary: the largest loading is made positive, so that machines agree.
+    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
+    points = np.zeros((len(values), 2))
+    kept = min(2, len(singular))
+    points[:, :kept] = (left * singular * signs)[:, :kept]
+    shares = np.append(variance, 0.0)
+    return points, (f"first component ({shares[0]:.0%} of variance)", f"second component ({shares[1]:.0%} of variance)")
+
+
+def _tsne(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[str, str]]:
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=127).fit_transform(values)
+    return points, ("t-SNE, first dimension", "t-SNE, second dimension")

@@ -1,0 +1,130 @@
+"""Pictures are checked by what is drawn: texts, positions and pixels, read back from the figure or the PNG."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+from sklearn.decomposition import PCA
+
+from conclugen.downstream import Interval
+from ray_jobs import plots
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were written, in order."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **options):
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_confusion_writes_shares_and_counts(tmp_path, drawn):
+    counts = [[3, 1, 0], [0, 0, 0], [2, 0, 6]]
+    path = plots.confusion(counts, ("calm", "happy", "sad"), tmp_path / "new" / "c.png", title="t")
+    assert imread(path).shape[2] == 4
+    found = texts(drawn[0])
+    for expected in ("calm (4)", "happy (0)", "sad (8)", "predicted", "true (rows)", "t", ".75", ".25"):
+        assert expected in found, expected
+    assert found.count("-") == 3
+    shares = np.asarray(drawn[0].axes[0].images[0].get_array())
+    np.testing.assert_allclose(shares, [[0.75, 0.25, 0], [0, 0, 0], [0.25, 0, 0.75]])
+    with pytest.raises(ValueError, match=r"shape \(2, 2\), expected \(3, 3\)"):
+        plots.confusion(np.eye(2), ("a", "b", "c"), tmp_path / "x.png")
+
+
+def test_nothing_is_cut_off_at_the_border(tmp_path):
+    names = [f"a rather long class name {i}" for i in range(8)]
+    for path in (
+        plots.confusion(np.eye(8), names, tmp_path / "c.png"),
+        plots.interval_bars({name: Interval(0.9, 0.8, 1.0, 0.95, 9) for name in names}, tmp_path / "b.png"),
+        plots.representation_map(np.random.default_rng(0).normal(size=(8, 4)), names, tmp_path / "m.png"),
+    ):
+        image = imread(path)[..., :3]
+        for border in (image[0], image[-1], image[:, 0], image[:, -1]):
+            assert (border == 1).all()
+
+
+def test_map_is_scikit_learns_pca_up_to_sign(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(60, 5)) * (5, 3, 1, 1, 1) + rng.normal(size=(60, 1)) * 2
+    names = [("happy", "sad")[i % 2] for i in range(60)]
+    plots.representation_map(values, names, tmp_path / "map.png")
+    axes = drawn[0].axes[0]
+    found = np.empty((60, 2))
+    found[0::2], found[1::2] = (collection.get_offsets() for collection in axes.collections)
+    reference = PCA(2)
+    expected = reference.fit_transform((values - values.mean(axis=0)) / values.std(axis=0))
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-9)
+    assert axes.get_xlabel() == f"first component ({reference.explained_variance_ratio_[0]:.0%} of variance)"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["happy", "sad"]
+
+
+def test_map_by_neighbourhoods_and_of_one_column(tmp_path):
+    values = np.random.default_rng(0).normal(size=(30, 4))
+    assert plots.representation_map(values, ["a"] * 30, tmp_path / "t.png", method="tsne").stat().st_size > 1000
+    assert plots.representation_map(values[:, :1], ["a"] * 30, tmp_path / "o.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        plots.representation_map(np.full((3, 2), np.nan), ["a"] * 3, tmp_path / "n.png")
+
+
+def test_curves_have_a_panel_each_and_gaps_where_not_finite(tmp_path, drawn):
+    series = {
+        "loss": [(0, 3.0), (1, float("nan")), (2, 1.0)],
+        "loss/contrastive": [(i, 5.0 + (-1) ** i) for i in range(1000)],
+        "one": [(4, 1.0)],
+        "more": [(0, 1.0), (1, 2.0)],
+    }
+    plots.curves(series, tmp_path / "curves.png")
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [panel.get_title() for panel in panels] == list(series)
+    np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), [3, np.nan, 1])
+    mean = panels[1].lines[1].get_ydata()
+    np.testing.assert_allclose(mean[20:-20], 5.0)  # a window of 20 averages the alternation away
+    assert [panel.get_xlabel() for panel in panels] == ["", "step", "step", "step"]
+    with pytest.raises(ValueError, match="none given"):
+        plots.curves({}, tmp_path / "x.png")
+
+
+def test_bars_stand_at_their_estimates_with_their_intervals(tmp_path, drawn):
+    intervals = {"raw": Interval(0.6, 0.5, 0.75, 0.9, 20), "ours": Interval(-0.1, -0.2, 0.05, 0.9, 20)}
+    plots.interval_bars(intervals, tmp_path / "bars.png", ylabel="difference")
+    axes = drawn[0].axes[0]
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], [0.6, -0.1])
+    whiskers = axes.collections[0].get_segments()
+    np.testing.assert_allclose([segment[:, 0] for segment in whiskers], [[0.5, 0.75], [-0.2, 0.05]])
+    assert axes.get_xlabel() == "difference (90% interval over groups)"
+    assert {"0.600", "-0.100", "raw", "ours"} <= set(texts(drawn[0]))
+
+
+def test_label_efficiency_draws_each_system_over_its_fractions(tmp_path, drawn):
+    value = Interval(0.5, 0.4, 0.6, 0.95, 20)
+    systems = {"raw": {0.03: value, 1.0: value}, "ours": {0.1: value}}
+    plots.label_efficiency(systems, tmp_path / "lines.png")
+    axes = drawn[0].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["3%", "10%", "100%"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["raw", "ours"]
+    assert axes.get_xscale() == "log"
+
+
+# Rows of the projections of linear RGB in Viénot, Brettel & Mollon (1999), "Digital video colourmaps for checking".
+DEUTERANOPIA = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]
+PROTANOPIA = [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]
+
+
+@pytest.mark.parametrize("projection", [DEUTERANOPIA, PROTANOPIA])
+def test_colours_are_told_apart_without_red_and_green(projection):
+    rgb = np.asarray([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in plots._COLOURS])
+    seen = np.clip(rgb**2.2 @ np.asarray(projection).T, 0, 1) ** (1 / 2.2)
+    distance = np.linalg.norm(seen[:, None] - seen[None], axis=2) + np.eye(len(seen))
+    assert distance.min() > 0.12
