@@ -37,8 +37,8 @@ def test_confusion_writes_shares_and_counts(tmp_path, drawn):
     for expected in ("calm (4)", "happy (0)", "sad (8)", "predicted", "true (rows)", "t", ".75", ".25"):
         assert expected in found, expected
     assert found.count("-") == 3
-    shares = np.asarray(drawn[0].axes[0].images[0].get_array())
-    np.testing.assert_allclose(shares, [[0.75, 0.25, 0], [0, 0, 0], [0.25, 0, 0.75]])
+    shares = np.asarray(drawn[0].axes[0].images[0].get_array(), dtype=np.float64)
+    np.testing.assert_allclose(shares, np.array([[3, 1, 0], [0, 0, 0], [1, 0, 3]]) / 4)
     with pytest.raises(ValueError, match=r"shape \(2, 2\), expected \(3, 3\)"):
         plots.confusion(np.eye(2), ("a", "b", "c"), tmp_path / "x.png")
 
