@@ -17,7 +17,7 @@ FLOAT_DTYPES = ("float16", "float32", "float64")
 LABEL_KINDS = ("class", "continuous", "multilabel")
 MEMBER_NAME_LIMIT = 100  # the ustar name field; longer names need PAX or GNU headers, which break the fixed stride
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=@,~-]*")
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+=@,~-]*")
 _UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9_+=@,~-]")
 _MAX_WIDTH = 1 << 27  # 1 GiB of float64: far above any feature, far below what a ustar size field holds
 
@@ -294,5 +294,5 @@ def safe_key(key: str, limit: int) -> str:
     if _KEY.fullmatch(key) and len(key) <= limit:
         return key
     digest = xxhash.xxh3_64_hexdigest(key.encode("utf-8", "surrogatepass"))[:12]
-    stem = _UNSAFE_IN_KEY.sub("_", key).lstrip("_+=@,~-")[: limit - len(digest) - 1]
+    stem = _UNSAFE_IN_KEY.sub("_", key).lstrip("+=@,~-")[: limit - len(digest) - 1]
     return f"{stem}-{digest}" if stem else f"x-{digest}"
