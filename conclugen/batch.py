@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Batch:
             return self
         return replace(
             self,
-            features={m: F.pad(x, (0, 0, 0, missing)) for m, x in self.features.items()},
-            present={m: F.pad(x, (0, missing), value=False) for m, x in self.present.items()},
-            row=F.pad(self.row, (0, missing), value=-1),
+            features={m: functional.pad(x, (0, 0, 0, missing)) for m, x in self.features.items()},
+            present={m: functional.pad(x, (0, missing), value=False) for m, x in self.present.items()},
+            row=functional.pad(self.row, (0, missing), value=-1),
             labels={},
-            group=None if self.group is None else F.pad(self.group, (0, missing), value=-1),
+            group=None if self.group is None else functional.pad(self.group, (0, missing), value=-1),
         )
 
 

@@ -6,8 +6,8 @@ Shape suffixes: B rows, M modalities, D feature width, R representation, P proje
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from conclugen import random
 from conclugen.batch_norm import ModalityBatchNorm
@@ -66,7 +66,7 @@ class Linear(nn.Linear):
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    return F.relu(x) if activation == "relu" else x
+    return functional.relu(x) if activation == "relu" else x
 
 
 class GatedUnit(nn.Module):
@@ -84,7 +84,7 @@ class GatedUnit(nn.Module):
         self.activation = activation
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        h = F.relu(self.input(x_BD))
+        h = functional.relu(self.input(x_BD))
         h = h * self.gate(h).sigmoid()
         return activate(self.output(h), self.activation)
 
@@ -121,7 +121,7 @@ class Projection(nn.Module):
         self.activation = config.projection_activation
 
     def forward(self, r_MBR: Tensor, present_MB: Tensor) -> Tensor:
-        h = F.relu(self.norm(self.hidden(r_MBR), present_MB))
+        h = functional.relu(self.norm(self.hidden(r_MBR), present_MB))
         return activate(self.output(h), self.activation)
 
 
@@ -135,4 +135,4 @@ class Decoder(nn.Module):
         self.activation = activation
 
     def forward(self, r_BR: Tensor) -> Tensor:
-        return activate(self.output(F.relu(self.hidden(r_BR))), self.activation)
+        return activate(self.output(functional.relu(self.hidden(r_BR))), self.activation)

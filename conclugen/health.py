@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def effective_rank(z_BR: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def retrieval(
         a_BP, b_BP = a_BP[present_B], b_BP[present_B]
     if len(a_BP) == 0:
         return {f"recall@{k}": torch.zeros((), dtype=torch.float64) for k in ks}
-    similarity = F.normalize(a_BP.double(), dim=1) @ F.normalize(b_BP.double(), dim=1).T
+    similarity = functional.normalize(a_BP.double(), dim=1) @ functional.normalize(b_BP.double(), dim=1).T
     own = similarity.diagonal()
     rank_ab = (similarity >= own.unsqueeze(1)).sum(1) - 1
     rank_ba = (similarity >= own.unsqueeze(0)).sum(0) - 1
@@ -48,13 +48,13 @@ def retrieval(
 
 def alignment(a_BP: Tensor, b_BP: Tensor) -> Tensor:
     """Mean squared distance of matching unit vectors, 0 to 4 (Wang & Isola 2020, arXiv 2005.10242, equation 4)."""
-    return (F.normalize(a_BP, dim=1) - F.normalize(b_BP, dim=1)).square().sum(1).mean()
+    return (functional.normalize(a_BP, dim=1) - functional.normalize(b_BP, dim=1)).square().sum(1).mean()
 
 
 def uniformity(z_BP: Tensor) -> Tensor:
     """log of the mean Gaussian potential of pairs of unit vectors, t = 2; lower is more uniform, 0 is one point
     (equation 5)."""
-    return torch.pdist(F.normalize(z_BP, dim=1)).square().mul(-2).exp().mean().log()
+    return torch.pdist(functional.normalize(z_BP, dim=1)).square().mul(-2).exp().mean().log()
 
 
 def report(

@@ -6,13 +6,13 @@ Shape suffixes: N rows of the pool, K clusters, C features.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from conclugen import random
 
 # On a GPU the stop test is read back only this often; iterations past convergence change nothing.
-_CHECK_EVERY_CUDA = 10
+_CHECK_EVERY = {"cuda": 10}
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def cosine_kmeans(
     precede the last update of the centroids. An empty cluster becomes the zero vector, or its row of `reseed_KC`.
     """
     empty_KC = torch.zeros_like(start_KC) if reseed_KC is None else reseed_KC
-    direction_NC = F.normalize(pool_NC, dim=1)
+    direction_NC = functional.normalize(pool_NC, dim=1)
     clusters_K = torch.arange(start_KC.shape[0], device=pool_NC.device)
     centroids = start_KC
     labels = torch.zeros_like(valid_N, dtype=torch.int64)
     converged = torch.zeros((), dtype=torch.bool, device=pool_NC.device)
-    check_every = _CHECK_EVERY_CUDA if pool_NC.is_cuda else 1
+    check_every = _CHECK_EVERY.get(pool_NC.device.type, 1)
     for iteration in range(1, max_iterations + 1):
-        new_labels = (direction_NC @ F.normalize(centroids, dim=1).T).argmax(1)
+        new_labels = (direction_NC @ functional.normalize(centroids, dim=1).T).argmax(1)
         # A product with the one-hot matrix sums in a fixed order, which an atomic index_add on a GPU does not.
         member_NK = ((new_labels.unsqueeze(1) == clusters_K) & valid_N.unsqueeze(1)).to(pool_NC.dtype)
         count_K1 = member_NK.sum(0).unsqueeze(1)

@@ -4,7 +4,6 @@ Shape suffixes: B rows of this rank, M modalities, D feature width, R representa
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +89,9 @@ class Model(nn.Module):
         shares: dict[str, Tensor] = {}
         if self.latent_tasks:
             latents = self.latents(batch, step, epoch)
-            with torch.autocast(batch.row.device.type, enabled=False):
-                for name in self.latent_tasks:
+            for name in self.latent_tasks:
+                # Decoders are heads and run in the heads' precision; the other tasks are losses alone.
+                with self._autocast(batch, name == "reconstruction"):
                     shares[name] = self.tasks[name](latents)
         if "simclr" in self.tasks:
             shares["simclr"] = self._simclr_share(batch, step)
@@ -148,7 +148,7 @@ class Model(nn.Module):
         with self._autocast(batch):
             r_2BR = torch.stack([self.heads[modality](x) for x in views])
             z_2BP = self.projection(r_2BR, presence.local.expand(2, -1)).to(first.dtype)
-        with torch.autocast(batch.row.device.type, enabled=False):
+        with self._autocast(batch, False):
             share: Tensor = self.tasks["simclr"](z_2BP, presence.local[0], presence.all[0], presence.offset)
         return share
 
@@ -159,5 +159,6 @@ class Model(nn.Module):
         draws_BD = random.uniform(self.config.seed, purpose, step, row_B, x_BD.shape[1], dtype=torch.float32)
         return x_BD * (draws_BD >= share)
 
-    def _autocast(self, batch: Batch) -> Any:
-        return torch.autocast(batch.row.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
+    def _autocast(self, batch: Batch, enabled: bool = True) -> torch.autocast:
+        lower = enabled and self.config.precision == "bfloat16"
+        return torch.autocast(batch.row.device.type, dtype=torch.bfloat16, enabled=lower)

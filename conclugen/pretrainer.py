@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from conclugen import distributed
@@ -146,7 +146,9 @@ class Pretrainer:
             return {}
         representations = self.embed(batch)
         present = torch.ones(1, len(next(iter(representations.values()))), dtype=torch.bool, device=self.device)
-        return {m: F.normalize(projection(r.unsqueeze(0), present)[0], dim=1) for m, r in representations.items()}
+        return {
+            m: functional.normalize(projection(r.unsqueeze(0), present)[0], dim=1) for m, r in representations.items()
+        }
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON-able rest): all that a run needs to go on, the same on every rank and for any number of ranks.

@@ -15,8 +15,8 @@ cluster features.
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from conclugen import distributed
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
@@ -71,8 +71,8 @@ def assignment_sum(
     scores_BK: Tensor, label_B: Tensor, valid_B: Tensor, margin: float, temperature: float = 1.0
 ) -> Tensor:
     """Sum over valid rows of the cross-entropy of (score - margin at the label) / temperature against the label."""
-    own = F.one_hot(label_B, scores_BK.shape[1]).to(scores_BK.dtype)
-    losses_B = F.cross_entropy((scores_BK - margin * own) / temperature, label_B, reduction="none")
+    own = functional.one_hot(label_B, scores_BK.shape[1]).to(scores_BK.dtype)
+    losses_B = functional.cross_entropy((scores_BK - margin * own) / temperature, label_B, reduction="none")
     return torch.where(valid_B, losses_B, 0).sum()
 
 
@@ -124,7 +124,7 @@ class Clustering(nn.Module):
     def _share(self, features_BK: Tensor, label_B: Tensor, valid_B: Tensor, valid_N: Tensor) -> Tensor:
         centroids = self.centroids
         if self.config.score == "cosine":
-            features_BK, centroids = F.normalize(features_BK, dim=1), F.normalize(centroids, dim=1)
+            features_BK, centroids = functional.normalize(features_BK, dim=1), functional.normalize(centroids, dim=1)
         scores_BK = features_BK @ centroids.T
         total = assignment_sum(scores_BK, label_B, valid_B, self.config.margin, self.config.temperature)
         count = valid_N.sum()
@@ -142,10 +142,10 @@ class Clustering(nn.Module):
         self.centroids.copy_(distributed.broadcast(centroids))
         self.started = True
         distributed.broadcast(label_G)
-        self.assigned.copy_((F.one_hot(label_G, self.config.clusters) * valid_G.unsqueeze(1)).sum(0))
+        self.assigned.copy_((functional.one_hot(label_G, self.config.clusters) * valid_G.unsqueeze(1)).sum(0))
         self._push(batch_GK, valid_G)
         rows = len(valid_N)
-        return F.pad(label_G, (0, rows - len(label_G)))[offset : offset + len(joint_BK)]
+        return functional.pad(label_G, (0, rows - len(label_G)))[offset : offset + len(joint_BK)]
 
     def _cluster(self, batch_GK: Tensor, valid_G: Tensor, step: int) -> tuple[Tensor, Tensor]:
         full = self.queued >= self.config.queue_batches

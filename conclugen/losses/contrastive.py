@@ -15,8 +15,8 @@ Shape suffixes: B rows of this rank, N rows of all ranks, P projection.
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from conclugen import distributed
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
@@ -106,7 +106,7 @@ class Contrastive(nn.Module):
     def forward(self, latents: Latents) -> Tensor:
         assert latents.projections is not None
         presence, scale = latents.presence, self.scale()
-        z_MBP = F.normalize(latents.projections, dim=2)
+        z_MBP = functional.normalize(latents.projections, dim=2)
         z_MNP = distributed.gather(z_MBP.transpose(0, 1)).transpose(0, 1)
         pairs = ring(len(latents.modalities))
         sums, counts = [], []

@@ -8,8 +8,8 @@ Shape suffixes: B rows of this rank, N rows of all ranks, P projection.
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from conclugen import distributed
 from conclugen.fields import IDENTITY, SCHEDULABLE, finite, require
@@ -63,7 +63,7 @@ class Simclr(nn.Module):
         self.config = config
 
     def forward(self, projections_2BP: Tensor, valid_B: Tensor, valid_N: Tensor, offset: int) -> Tensor:
-        z_2BP = F.normalize(projections_2BP, dim=2)
+        z_2BP = functional.normalize(projections_2BP, dim=2)
         z_2NP = distributed.gather(z_2BP.transpose(0, 1)).transpose(0, 1)
         count = 2 * valid_N.sum().clamp(min=1)
         return nt_xent_sum(z_2BP, z_2NP, valid_B, valid_N, offset, self.config.temperature) / count

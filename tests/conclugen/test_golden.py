@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from conclugen.losses.simclr import Simclr, SimclrConfig
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 MODALITIES = ("video", "audio", "text")
 B, D, K = 24, 16, 5
-CLOSE = {"rel": 0.0, "abs": 1e-6}
+
+
+def close(expected: Any) -> Any:
+    return pytest.approx(expected, rel=0.0, abs=1e-6)
 
 
 class Inputs:
@@ -66,37 +70,37 @@ def contrastive(z: list[Tensor]) -> float:
     ],
 )
 def test_contrastive(inputs: Inputs, modalities: tuple[str, ...], name: str) -> None:
-    assert contrastive([inputs.P[m] for m in modalities]) == pytest.approx(value(name), **CLOSE)
+    assert contrastive([inputs.P[m] for m in modalities]) == close(value(name))
 
 
 def test_contrastive_of_one_pair(inputs: Inputs) -> None:
     expected = GOLDEN["values"]["contrastive video-audio"]
-    assert contrastive([inputs.P["video"], inputs.P["audio"]]) == pytest.approx(expected, **CLOSE)
+    assert contrastive([inputs.P["video"], inputs.P["audio"]]) == close(expected)
 
 
 def test_clustering_joint(inputs: Inputs) -> None:
     present = torch.ones(3, B, dtype=torch.bool)
     scores = joint_features(inputs.L, present) @ inputs.C.T
     loss = assignment_sum(scores, inputs.labels, present[0], 0.001) / B
-    assert float(loss) == pytest.approx(value("clustering joint"), **CLOSE)
+    assert float(loss) == close(value("clustering joint"))
 
 
 def test_clustering_individual(inputs: Inputs) -> None:
     everywhere = torch.ones(B, dtype=torch.bool)
     losses = [assignment_sum(L @ inputs.C.T, inputs.labels, everywhere, 0.001) / B for L in inputs.L]
-    assert float(sum(losses)) == pytest.approx(value("clustering individual"), **CLOSE)
+    assert float(sum(losses)) == close(value("clustering individual"))
 
 
 def test_simclr(inputs: Inputs) -> None:
     everywhere = torch.ones(B, dtype=torch.bool)
     loss = Simclr(SimclrConfig())(inputs.X.reshape(2, B, D), everywhere, everywhere, 0)
-    assert float(loss) == pytest.approx(value("simclr"), **CLOSE)
+    assert float(loss) == close(value("simclr"))
 
 
 def test_reconstruction(inputs: Inputs) -> None:
     everywhere = torch.ones(B, dtype=torch.bool)
     loss = sum(squared_error_sum(prediction, target, everywhere) / B for prediction, target in inputs.R)
-    assert float(loss) == pytest.approx(value("reconstruction"), **CLOSE)
+    assert float(loss) == close(value("reconstruction"))
 
 
 def test_gated_unit() -> None:
@@ -108,6 +112,6 @@ def test_gated_unit() -> None:
             layer.bias.copy_(torch.from_numpy(0.3 * g.standard_normal(8)))
     out = unit_(torch.from_numpy(g.standard_normal((4, 12)))).detach()
     golden = GOLDEN["gated_embedding_unit"]["values"]
-    assert float(out.sum()) == pytest.approx(golden["sum of outputs"], **CLOSE)
-    assert float(out.square().sum()) == pytest.approx(golden["sum of squares"], **CLOSE)
-    assert out[0].tolist() == pytest.approx(golden["first row"], **CLOSE)
+    assert float(out.sum()) == close(golden["sum of outputs"])
+    assert float(out.square().sum()) == close(golden["sum of squares"])
+    assert out[0].tolist() == close(golden["first row"])

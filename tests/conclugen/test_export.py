@@ -1,0 +1,116 @@
+"""The exported model: the pretrainer's own representations, missing modalities, fusion, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import conclugen
+from conclugen import Embedder, Pretrainer, export
+from conclugen.export import ExportError
+from tests.conclugen.runs import WIDTHS, fresh, rows, small_config
+
+N = 10
+
+
+@pytest.fixture(scope="module", params=["paper", "improved"])
+def trained(request: pytest.FixtureRequest) -> Pretrainer:
+    pretrainer = fresh(small_config("conclugen", request.param))
+    for step in range(4):
+        pretrainer.step(rows(step))
+    return pretrainer
+
+
+@pytest.fixture(scope="module")
+def embedder(trained: Pretrainer, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    folder = tmp_path_factory.mktemp("export") / "model"
+    export.save(folder, trained, {"data": "abc"})
+    return conclugen.load(folder)
+
+
+def features(missing: bool = False) -> dict[str, np.ndarray]:
+    x = rows(77, N, 0.0).features
+    if missing:
+        x["audio"][[1, 4]] = np.nan
+        x["video"][4, 2] = np.nan
+    return x
+
+
+def test_same_numbers_as_the_pretrainer(trained: Pretrainer, embedder: Embedder) -> None:
+    batch = rows(77, N, 0.0)
+    expected = trained.embed(batch)
+    np.testing.assert_array_equal(
+        embedder.embed(batch.features), np.concatenate([expected[m].numpy() for m in WIDTHS], axis=1)
+    )
+    np.testing.assert_array_equal(embedder.embed(batch.features, fusion="audio"), expected["audio"].numpy())
+    tensors = {m: torch.from_numpy(x) for m, x in batch.features.items()}
+    np.testing.assert_array_equal(embedder.embed(tensors), embedder.embed(batch.features))
+
+
+def test_what_it_is(trained: Pretrainer, embedder: Embedder) -> None:
+    assert embedder.widths == WIDTHS
+    assert embedder.info["preset"] == "conclugen" and embedder.info["steps"] == 4 and embedder.info["data"] == "abc"
+    assert embedder.info["recipe"] == trained.config.recipe
+
+
+def test_missing_rows_are_zero_and_do_not_count_in_the_mean(embedder: Embedder) -> None:
+    complete, missing = features(), features(missing=True)
+    r = {m: embedder.embed(complete, fusion=m) for m in WIDTHS}
+    expected_audio = r["audio"].copy()
+    expected_audio[[1, 4]] = 0
+    np.testing.assert_array_equal(embedder.embed(missing, fusion="audio"), expected_audio)
+    mean = embedder.embed(missing, fusion="mean")
+    np.testing.assert_allclose(mean[0], (r["video"][0] + r["audio"][0] + r["text"][0]) / 3, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean[1], (r["video"][1] + r["text"][1]) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean[4], r["text"][4], rtol=1e-5, atol=1e-6)
+    assert np.isfinite(embedder.embed(missing)).all()
+
+
+@pytest.mark.parametrize("absent", [{"audio": None}, {}])
+def test_a_modality_that_is_missing_everywhere(embedder: Embedder, absent: dict[str, None]) -> None:
+    x = features()
+    given = {"video": x["video"], "text": x["text"], **absent}
+    joined = embedder.embed(given)
+    assert joined.shape == (N, 48)
+    assert (joined[:, 16:32] == 0).all()
+    np.testing.assert_array_equal(joined[:, :16], embedder.embed(x, fusion="video"))
+
+
+def test_more_rows_than_one_chunk(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = embedder.embed(features(missing=True))
+    monkeypatch.setattr(export, "_CHUNK_ROWS", 3)
+    np.testing.assert_allclose(embedder.embed(features(missing=True)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "fusion", "words"),
+    [
+        ({"vidio": np.zeros((2, 6))}, "concat", "'vidio'.*did you mean 'video'"),
+        ({"video": np.zeros((2, 7))}, "concat", r"'video'.*\(2, 7\).*\(rows, 6\)"),
+        ({"video": np.zeros((2, 6)), "text": np.zeros((3, 4))}, "concat", "equally many rows"),
+        ({"video": None}, "concat", "no modality"),
+        ({"video": np.zeros((2, 6))}, "conkat", "fusion.*'conkat'.*did you mean 'concat'"),
+    ],
+)
+def test_refusals(embedder: Embedder, x: dict[str, np.ndarray], fusion: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        embedder.embed(x, fusion=fusion)
+
+
+def test_a_damaged_export_is_refused(trained: Pretrainer, tmp_path: Path) -> None:
+    export.save(tmp_path / "m", trained)
+    assert "Regulation 2024/1689" in (tmp_path / "m" / "MODEL_CARD.md").read_text()
+    path = tmp_path / "m" / export.TENSORS
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ExportError, match="digest"):
+        conclugen.load(tmp_path / "m")
+    with pytest.raises(ExportError, match="can't be read"):
+        conclugen.load(tmp_path / "nowhere")
+
+
+def test_only_the_heads_are_exported(trained: Pretrainer, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    export.save(tmp_path / "m", trained)
+    assert {name.split(".")[0] for name in load_file(tmp_path / "m" / export.TENSORS)} <= {"heads", "standardize"}

@@ -1,0 +1,40 @@
+"""The learning rate against torch's own schedulers in sequence."""
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, SequentialLR
+
+from conclugen.schedule import OptimizerConfig, learning_rate
+
+
+@pytest.mark.parametrize(
+    ("warmup", "restart", "factor", "per_epoch"), [(5.0, 20.0, 2, 3), (2.0, 4.0, 1, 5), (1.0, 3.0, 3, 1)]
+)
+def test_warmup_and_restarts_are_torchs(warmup: float, restart: float, factor: int, per_epoch: int) -> None:
+    config = OptimizerConfig(lr=0.01, warmup_epochs=warmup, restart_epochs=restart, restart_factor=factor, min_lr=1e-6)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    begin = int(warmup * per_epoch)
+    linear = LinearLR(optimizer, start_factor=0.1, end_factor=1.0, total_iters=begin)
+    cosine = CosineAnnealingWarmRestarts(optimizer, T_0=int(restart * per_epoch), T_mult=factor, eta_min=1e-6)
+    reference = SequentialLR(optimizer, [linear, cosine], milestones=[begin])
+    for step in range(400):
+        assert learning_rate(config, step, per_epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        reference.step()
+
+
+def test_peak_shrinks_at_each_restart() -> None:
+    config = OptimizerConfig(lr=0.1, warmup_epochs=0, restart_epochs=2, restart_factor=2, min_lr=0.01, peak_decay=0.75)
+    peaks = [learning_rate(config, step, 10) for step in (0, 20, 60, 140)]
+    assert peaks == pytest.approx([0.1, 0.075, 0.05625, 0.0421875])
+    many = learning_rate(config, 20 * (2**9 - 1), 10)
+    assert many == pytest.approx(0.01)  # never below the trough
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lr", 0.0), ("lr", float("nan")), ("min_lr", 1.0), ("beta1", 1.0), ("decay", "alll"), ("peak_decay", 0.0)],
+)
+def test_values_out_of_range_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"optimizer.{field}"):
+        OptimizerConfig(**{field: value})  # type: ignore[arg-type]
