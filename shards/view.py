@@ -251,7 +251,9 @@ class IndexValues:
 
     @classmethod
     def of_rows(cls, manifest: Manifest) -> IndexValues:
-        """Every row its own value: its global number."""
+        """Every row its own value: its global number. ValueError for more than 2**31 rows."""
+        if manifest.rows > np.iinfo(np.int32).max:
+            raise ValueError(f"{manifest.rows} rows are too many to split one by one; split by another column")
         return cls(manifest, ROW, tuple(map(str, range(manifest.rows))), np.arange(manifest.rows, dtype=np.int32))
 
     @property
