@@ -1,0 +1,114 @@
+"""YAML as configuration files need it: plain data only, and nothing read in another way than it looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FORBIDDEN_KEYS = ("class_path", "init_args")
+
+
+_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^([-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads scalars by YAML's core schema: `1e-5` is a number, as in JSON; `no`, `1:30`, `010` and dates are text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(*_FLOAT)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that any reader, this one or one of YAML 1.1, would take for something else."""
+
+
+_Dumper.add_implicit_resolver(*_FLOAT)
+
+
+class ConfigurationError(ValueError):
+    """A configuration that is refused; the message names the file or flag, the field, and what is allowed."""
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises: ConfigurationError for a missing or malformed file, a tag, an alias, a key given twice, or a key that names
+        code to import (`class_path`, `init_args`); nothing is imported.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            _check_event(path, event)
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        for keys, key in _keys(root, ()):
+            _check_key(path, keys, key)
+        content = None if root is None else loader.construct_document(root)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: no valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: found a {type(content).__name__}, expected a mapping of fields")
+    return content
+
+
+def dump(content: Any) -> str:
+    """Plain data as YAML that `load` reads back equal."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _check_event(path: str | Path, event: yaml.Event) -> None:
+    place = f"{path}:{_line(event)}"
+    if isinstance(event, yaml.AliasEvent):
+        raise ConfigurationError(f"{place}: alias *{event.anchor} is refused; write the value out")
+    tag = getattr(event, "tag", None)
+    if tag is not None:
+        raise ConfigurationError(f"{place}: tag {tag!r} is refused; configuration is plain data")
+
+
+def _keys(node: yaml.Node | None, parents: tuple[str, ...]) -> Iterator[tuple[dict[str, int], tuple[str, yaml.Node]]]:
+    """Each key of each mapping: (the keys before it in its mapping with their lines, (dotted name, key))."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            yield seen, (".".join((*parents, name)), key)
+            seen[name] = _line(key)
+            yield from _keys(value, (*parents, name))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _keys(value, (*parents, str(number)))
+
+
+def _check_key(path: str | Path, seen: dict[str, int], named: tuple[str, yaml.Node]) -> None:
+    name, key = named
+    line = _line(key)
+    if key.value in FORBIDDEN_KEYS:
+        raise ConfigurationError(f"{path}:{line}: {name!r} names code to import, which is refused; remove it")
+    if key.value in seen:
+        raise ConfigurationError(f"{path}:{line}: {name!r} is given twice, first in line {seen[key.value]}; keep one")
+
+
+def _line(part: yaml.Event | yaml.Node) -> int:
+    assert part.start_mark is not None
+    return part.start_mark.line + 1
