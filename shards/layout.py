@@ -45,7 +45,7 @@ def tar_header(name: str, size: int) -> bytes:
     header = bytearray(BLOCK)
     header[: len(encoded)] = encoded
     header[100:108] = b"0000644\0"
-    header[108:116] = header[116:124] = header[329:337] = header[337:345] = b"0000000\0"
+    header[108:116] = header[116:124] = b"0000000\0"
     header[124:136] = b"%011o\0" % size
     header[136:148] = b"00000000000\0"
     header[_CHECKSUM] = b" " * 8
