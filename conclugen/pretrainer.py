@@ -42,6 +42,10 @@ class NonFiniteLossError(FloatingPointError):
             "float32; look for infinite features if it comes back at once"
         )
 
+    def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[int, list[str]]]:
+        # Exceptions are rebuilt from their message alone; a worker must be able to hand this one to its job.
+        return type(self), (self.step, self.tasks)
+
 
 class Pretrainer:
     """Model, optimiser, schedule and counters of one run, exact for any number of ranks.

@@ -194,25 +194,26 @@ def table(result: EvaluateResult) -> str:
 
 
 def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) -> None:
-    """Confusion matrix, bars with intervals, label-efficiency and a map of the representations."""
+    """Confusion matrix, bars with intervals, label-efficiency curves and a map of the representations."""
     if task.label.kind != "class":
         return
-    shown = max((s for s in result.scores if s.system == "pretrained"), key=lambda s: (s.fraction, s.method == "probe"))
-    matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(task.label.classes))
-    plots.confusion(
-        matrix,
-        task.label.classes,
-        result.folder / "confusion.png",
-        title=f"{shown.method}, {shown.fraction:.0%} of labels",
-    )
-    mapped = task.test[:_MOST_MAPPED]
-    names = [task.label.classes[i] for i in task.target[mapped]]
-    plots.representation_map(pretrained[mapped], names, result.folder / "map.png", title="test rows, pretrained heads")
+    names, folder = task.label.classes, result.folder
     full = max(s.fraction for s in result.scores if s.system != MAJORITY)
-    bars = {f"{s.system} {s.method}": s.interval for s in result.scores if s.fraction == full or s.system == MAJORITY}
-    plots.interval_bars(
-        {name: i for name, i in bars.items() if i is not None}, result.folder / "systems.png", ylabel="accuracy"
-    )
+    method = next(s.method for s in result.scores if s.system == "pretrained")
+    shown = next(s for s in result.scores if (s.system, s.method, s.fraction) == ("pretrained", method, full))
+    matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(names))
+    plots.confusion(matrix, names, folder / "confusion.png", title=f"pretrained, {method}, {full:.0%} of labels")
+    mapped = task.test[:_MOST_MAPPED]
+    of_rows = [names[i] for i in task.target[mapped]]
+    plots.representation_map(pretrained[mapped], of_rows, folder / "map.png", title="test rows, pretrained heads")
+    intervals = {(s.system, s.method, s.fraction): s.interval for s in result.scores if s.interval is not None}
+    bars = {f"{system} {how}".replace("_", "-"): i for (system, how, share), i in intervals.items() if share == full}
+    plots.interval_bars(bars, folder / "systems.png", ylabel=result.main_score)
+    lines: dict[str, dict[float, downstream.Interval]] = {}
+    for (system, how, share), interval in intervals.items():
+        if how == method:
+            lines.setdefault(system, {})[share] = interval
+    plots.label_efficiency(lines, folder / "label_efficiency.png", ylabel=result.main_score)
 
 
 def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, data_set: str, step: int) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards.stats import column_moments
@@ -14,7 +13,7 @@ from conclugen import Pretrainer, export
 from ray_jobs import configuration, plots, ray_cluster, trainer
 from ray_jobs.progress import ProgressPrinter
 from ray_jobs.run_config import PretrainJob
-from ray_jobs.run_folder import RunFolder, write_json
+from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
 from ray_jobs.tracking import model_artifact
 from ray_jobs.tracking.journal import Journal, metric_history
@@ -46,7 +45,7 @@ def pretrain(job: PretrainJob) -> PretrainResult:
 
     folder = RunFolder(job.run.output_folder / job.run.name)
     resumed = folder.claim(config.identity() | source.identity())
-    write_json(folder.config, settings(job))
+    configuration.save(job, folder.config)
     if config.model.standardize and not folder.standardization.is_file():
         folder.save_standardization(
             column_moments(source.reader, source.view, job.data.standardization_rows, config.seed)
@@ -56,7 +55,7 @@ def pretrain(job: PretrainJob) -> PretrainResult:
     journal = Journal(folder.journal, experiment=job.run.experiment, name=job.run.name, parent=job.run.parent_run_id)
     with journal, MlflowSink(folder.journal, uri) as sink:
         journal.status("RUNNING")
-        journal.params(settings(job))
+        journal.params(configuration.to_plain(job))
         journal.tags(tags(job, source))
         journal.artifact(folder.config)
         begins = "resuming" if resumed else "starting"
@@ -77,13 +76,6 @@ def pretrain(job: PretrainJob) -> PretrainResult:
             journal.status("FAILED")
             raise
     return PretrainResult(folder, folder.model, step, uri, sink.run_id)
-
-
-def settings(job: PretrainJob) -> dict[str, object]:
-    """The resolved configuration, as plain JSON."""
-    return json.loads(
-        json.dumps({"pretrain": job.pretrain.to_dict(), "data": asdict(job.data), "run": asdict(job.run)})
-    )
 
 
 def tags(job: PretrainJob, source: Source) -> dict[str, str]:

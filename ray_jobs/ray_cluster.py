@@ -25,7 +25,8 @@ def connect(workers: int, cpus_per_worker: int = 1) -> None:
     needed = workers * cpus_per_worker + _SPARE_CPUS
     ray.init(
         num_cpus=max(needed, os.cpu_count() or 1),
-        include_dashboard=False,
+        # Ray Train asks the dashboard's State API whether a controller died, to free what it held.
+        include_dashboard=True,
         logging_level="warning",
         # Socket paths have a length limit of about 100 bytes; the system's own temporary folder is short.
         _temp_dir=os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchTrainer
 
@@ -35,6 +35,8 @@ def fit(job: PretrainJob, folder: RunFolder, total_steps: int) -> Result:
                 num_to_keep=run.keep_checkpoints, checkpoint_score_attribute=run.keep_by, checkpoint_score_order="max"
             ),
             callbacks=[ReportCallback(folder.path)],
+            # Its reports of every report are noise; the progress line is ours.
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     return trainer.fit()

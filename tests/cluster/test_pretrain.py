@@ -1,0 +1,154 @@
+"""Pretraining end to end on a real local Ray: world size, resume, failure, tracking."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import ray
+import torch
+
+import conclugen
+from conclugen.checkpoint import Checkpoint
+from ray_jobs import ray_cluster
+from ray_jobs.pretrain import PretrainResult, pretrain
+from ray_jobs.run_folder import RunFolder, checkpoint_step
+from ray_jobs.tracking.journal import metric_history
+from shards import Manifest
+from shards.corpus import write_corpus
+from tests.cluster.runs import small_job
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray_cluster.connect(workers=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(local_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
+    """The reference: one worker, never interrupted."""
+    return pretrain(small_job(shards, tmp_path_factory.mktemp("alone"), "alone"))
+
+
+def last_state(folder: RunFolder) -> Checkpoint:
+    found = folder.newest_checkpoint()
+    assert found is not None
+    return found[1]
+
+
+def curve(folder: RunFolder, name: str = "loss") -> list[tuple[int, float]]:
+    return metric_history(folder.journal)[name]
+
+
+def test_a_run_is_tracked_whole_and_its_model_loads(alone: PretrainResult, shards: Path) -> None:
+    steps = alone.step
+    assert steps >= 50
+    assert [step for step, _ in curve(alone.folder)] == list(range(1, steps + 1))
+    client = mlflow.MlflowClient(alone.tracking_uri)
+    assert alone.mlflow_run_id is not None
+    run = client.get_run(alone.mlflow_run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["pretrain.tasks.clustering.clusters"] == "4"
+    assert run.data.tags["manifest_digest"] == Manifest.open(str(shards)).digest
+    history = client.get_metric_history(alone.mlflow_run_id, "loss")
+    assert [(m.step, m.value) for m in history] == curve(alone.folder)
+    embedder = conclugen.load(alone.model)
+    vectors = embedder.embed({m: torch.zeros(3, width) for m, width in embedder.widths.items()})
+    assert vectors.shape == (3, 16 * len(embedder.widths))
+    assert (alone.folder.plots / "losses.png").stat().st_size > 1000
+
+
+def test_two_workers_train_as_one_does(alone: PretrainResult, shards: Path, tmp_path: Path) -> None:
+    together = pretrain(small_job(shards, tmp_path, "together", workers=2))
+    assert curve(together.folder) == [(step, pytest.approx(value, abs=1e-9)) for step, value in curve(alone.folder)]
+    mine, theirs = last_state(together.folder).tensors, last_state(alone.folder).tensors
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=1e-8, rtol=0, msg=name)
+
+
+def test_a_longer_run_goes_on_and_a_finished_one_is_left_alone(alone: PretrainResult, shards: Path) -> None:
+    output, name = alone.folder.path.parent, alone.folder.name
+    before = curve(alone.folder)
+    again = pretrain(small_job(shards, output, name))
+    assert again.step == alone.step and curve(again.folder) == before
+    longer = pretrain(small_job(shards, output, name, workers=2, epochs=4))
+    assert longer.step > alone.step
+    assert [step for step, _ in curve(longer.folder)] == list(range(1, longer.step + 1))
+    assert longer.mlflow_run_id == alone.mlflow_run_id
+    with pytest.raises(ValueError, match="seed: 127 then, 128 now"):
+        pretrain(small_job(shards, output, name, seed=128))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    local_ray: None, shards: Path, tmp_path: Path
+) -> None:
+    job = small_job(
+        shards, tmp_path, "diverges", precision="float32", clip_norm=None, optimizer={"lr": 1e25, "warmup_epochs": 0}
+    )
+    with pytest.raises(Exception, match="not finite"):
+        pretrain(job)
+    folder = RunFolder(tmp_path / "diverges")
+    assert not folder.model.exists()
+    found = folder.newest_checkpoint()
+    assert found is None or all(torch.isfinite(x).all() for x in found[1].tensors.values() if x.is_floating_point())
+    runs = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+@pytest.mark.timeout(400)
+def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(shards: Path, tmp_path: Path) -> None:
+    """Two workers; the whole job is killed, driver and all; the reference has the same number of workers."""
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.cluster.runs", str(shards), str(tmp_path), name, "2"]
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        with (tmp_path / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    killed, reference = RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "reference")
+    first = start("killed")
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline and first.poll() is None:
+        steps = [checkpoint_step(path) for path in killed.checkpoints()]
+        written = curve(killed)[-1][0] if killed.journal.exists() and steps else 0
+        if steps and written > max(steps) + 2:  # steps are lost: they lie behind the newest checkpoint
+            break
+        time.sleep(0.02)
+    assert first.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    interrupted_at = curve(killed)[-1][0]
+
+    assert start("reference").wait(timeout=200) == 0, (tmp_path / "reference.log").read_text()[-3000:]
+    total = curve(reference)[-1][0]
+    assert interrupted_at < total, "the kill came too late to prove anything"
+    assert start("killed").wait(timeout=200) == 0, (tmp_path / "killed.log").read_text()[-3000:]
+
+    assert curve(killed) == curve(reference)
+    mine, theirs = last_state(killed).tensors, last_state(reference).tensors
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs(["1"], "tags.`mlflow.runName` = 'killed'")
+    assert len(runs) == 1 and runs[0].info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(runs[0].info.run_id, "loss")] == list(range(1, total + 1))
