@@ -115,7 +115,8 @@ class Projection(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden = max(1, config.representation_dim // config.projection_shrink)
-        self.hidden = Linear(config.representation_dim, hidden)
+        # Without a bias: batch norm takes any constant away again, and AdamW would make a walk of its rounding noise.
+        self.hidden = Linear(config.representation_dim, hidden, bias=False)
         self.norm = ModalityBatchNorm(hidden)
         self.output = Linear(hidden, config.projection_dim)
         self.activation = config.projection_activation

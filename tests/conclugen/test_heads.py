@@ -43,8 +43,8 @@ def test_head_at_its_own_width_ends_in_a_linear_map() -> None:
     x = randn(6, 5)
     inner = numpy_unit(head.unit, x.numpy(), "relu")  # type: ignore[arg-type]
     assert inner.shape == (6, 5)
-    weight, bias = head.to_representation.weight, head.to_representation.bias  # type: ignore[union-attr]
-    expected = inner @ weight.detach().numpy().T + bias.detach().numpy()
+    weight, bias = (p.detach().numpy() for p in list(head.parameters())[-2:])
+    expected = inner @ weight.T + bias
     np.testing.assert_allclose(head(x).detach().numpy(), expected, atol=1e-12)
     assert expected.min() < 0
 
