@@ -119,8 +119,10 @@ class _Scanner:
     def _extension(self, kind: bytes, size: int) -> dict[str, str]:
         if size > _LONGEST_EXTENSION:
             raise self._fault(f"an extended header claims {size} bytes")
+        start = self._position
         data = self._take(size, "extended header")
-        self._skip(padded(size) - size)
+        self._position = start
+        self._skip(size)
         if kind == _LONG_LINK:
             return {}  # a link's target; the link itself is refused
         if kind == _LONG_NAME:

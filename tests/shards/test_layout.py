@@ -42,8 +42,9 @@ def test_header_refuses_what_ustar_cannot_hold(name: str, size: int) -> None:
 def test_header_damage_is_noticed_wherever_it_is() -> None:
     header = tar_header("key.a.npy", 140)
     for position in range(BLOCK):
-        damaged = bytearray(header)
-        damaged[position] ^= 1
+        changed = bytearray(header)
+        changed[position] ^= 1
+        damaged = bytes(changed)
         try:
             parsed = parse_header(damaged)
         except LayoutError:
@@ -92,7 +93,8 @@ def test_slots_are_tar_archives() -> None:
             if i % 4 == 3:
                 assert data.read().rstrip() == texts[i // 4]
             else:
-                np.testing.assert_array_equal(np.load(io.BytesIO(data.read()), allow_pickle=False), arrays[i // 4][i % 4])
+                array = np.load(io.BytesIO(data.read()), allow_pickle=False)
+                np.testing.assert_array_equal(array, arrays[i // 4][i % 4])
     assert len(archive) % 10240 == 0
     assert SlotLayout.from_dict(COLUMNS, layout.to_dict()) == layout
 
