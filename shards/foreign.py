@@ -23,6 +23,7 @@ from shards.index import INDEX_SUFFIX, IndexRows, encode_index
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
 from shards.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
 from shards.member import MemberError, read_npy
+from shards.record import check_text
 from shards.schema import LABEL_KINDS, Column, Label, Schema
 from shards.tarscan import Member, scan_tar
 
@@ -251,11 +252,12 @@ class _Values:
 
     def string(self, source: Source | None) -> str | None:
         value = None if source is None else self.get(source)
-        if value is None or isinstance(value, str):
-            return value
-        if isinstance(value, int | float):
-            return str(value)
-        raise ShardError(self._shard, f"{source} is {value!r}, expected a string", sample=self._key)
+        value = str(value) if isinstance(value, int | float) else value
+        try:
+            check_text(str(source), value)
+        except ValueError as error:
+            raise ShardError(self._shard, str(error), sample=self._key) from None
+        return value
 
     def _parse(self, source: Source, member: Member) -> Any:
         if member.size > _TEXT_LIMIT:

@@ -43,8 +43,7 @@ def encode(schema: Schema, sample: Sample) -> Record:
     if sample.group is not None and not schema.grouped:
         raise ValueError(f"sample {sample.key!r} has the group {sample.group!r}, but the schema says grouped=False")
     for what, value in (("group", sample.group), ("text", sample.text), *sample.meta.items()):
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"sample {sample.key!r}: {what} is {value!r}, expected a string or None")
+        check_text(f"sample {sample.key!r}: {what}", value)
     parts, present = [], []
     for column in schema.columns:
         values = _column_values(sample.key, column.name, column.width, sample.columns.get(column.name))
@@ -80,6 +79,18 @@ def encode(schema: Schema, sample: Sample) -> Record:
         separators=(",", ":"),
     ).encode("ascii")
     return Record(key, b"".join(parts), text_json, tuple(present), labels, sample.group, sample.text, meta)
+
+
+def check_text(what: str, value: Any) -> None:
+    """None or a string that UTF-8 can hold (half a surrogate pair is none: Parquet would refuse it later, unnamed)."""
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {value!r}, expected a string or none")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is {value!r}, which is no valid Unicode text; repair its encoding") from None
 
 
 def _column_values(key: str, column: str, width: int, values: Any) -> np.ndarray | None:
@@ -121,8 +132,7 @@ def decode(schema: Schema, payload: bytes, text_json: bytes) -> Record:
     if not isinstance(missing, list) or not set(map(str, missing)) <= set(schema.column_names):
         raise ValueError(f"JSON member lists {missing!r} as missing, expected some of {list(schema.column_names)}")
     for what, value in (("key", data["key"] or ""), ("group", data["group"]), ("text", data["text"]), *meta.items()):
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"JSON member: {what} is {value!r}, expected a string or null")
+        check_text(f"JSON member: {what}", value)
     present, position = [], 0
     for column in schema.columns:
         values = np.frombuffer(payload, column.numpy_dtype, column.width, position)

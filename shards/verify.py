@@ -15,9 +15,9 @@ import xxhash
 
 from shards.damage import ManifestError, ShardError
 from shards.index import INDEX_SUFFIX, ShardIndex, read_table
+from shards.index_store import load_index, read_index_bytes
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry
 from shards.member import MemberError, parse_npy
-from shards.reader import load_index, read_index_bytes
 from shards.record import Record
 from shards.slot import read_slot
 from shards.storage import Storage

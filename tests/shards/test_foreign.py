@@ -54,7 +54,7 @@ def _check(folder: Path, arrays: list[dict[str, np.ndarray]], manifest: Manifest
 def test_webdataset_tar_writer(tmp_path: Path, arrays: list[dict[str, np.ndarray]]) -> None:
     import webdataset
 
-    with webdataset.TarWriter(str(tmp_path / "x.tar")) as writer:
+    with (tmp_path / "x.tar").open("wb") as file, webdataset.TarWriter(file) as writer:
         for i, sample in enumerate(arrays):
             writer.write({"__key__": f"clips/sample{i}", **sample, "json": _fields(i), "txt": f"text {i}"})
     with tarfile.open(tmp_path / "x.tar") as tar:
@@ -178,6 +178,13 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert main(["index", str(tmp_path), "--overwrite", *wrong]) == 2
         error = capsys.readouterr().err
         assert all(part in error for part in message.split(".*")), error
+
+
+@pytest.mark.parametrize("value", [b'"half \\ud800"', b"[1]", b"{"])
+def test_texts_that_are_none(tmp_path: Path, value: bytes) -> None:
+    write_tar(tmp_path / "t.tar", [*plain_members(1), ("k1.a.npy", npy(np.ones(3, np.float32))), ("k1.json", value)])
+    with pytest.raises(ShardError, match=r"'t', sample 'k1'.*json"):
+        index_folder(tmp_path, MemberMapping(text=Source.parse("json")))
 
 
 def test_folders_without_shards(tmp_path: Path) -> None:
