@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.stats import column_moments
-
 from conclugen import Pretrainer, export
 from ray_jobs import configuration, plots, ray_cluster, trainer
 from ray_jobs.progress import ProgressPrinter
@@ -19,6 +17,7 @@ from ray_jobs.tracking import model_artifact
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri
 from ray_jobs.tracking.mlflow_sink import MlflowSink
+from shards.stats import column_moments
 
 
 @dataclass(frozen=True)

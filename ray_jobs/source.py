@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from conclugen import PretrainConfig
 from ray_jobs.run_config import DataConfig
-from shards import Cursor, EpochPlan, Manifest, Reader, Rows, View
+from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.damage import Damage
+from shards.stream import ReadAhead, Step
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Source:
             "data.modalities": {name: list(columns) for name, columns in self.reader.modalities.items()},
         }
 
-    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> Iterator[Rows]:
-        """This rank's part of the next `steps` global batches, executed by Ray Data."""
+    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step]:
+        """This rank's part of the next `steps` global batches, executed by Ray Data; close it before Ray ends."""
         from shards import ray_source
 
         return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload=self.payload)

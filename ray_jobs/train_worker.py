@@ -49,20 +49,21 @@ def train(settings: dict[str, Any]) -> None:
     validation = Validation.open(job.data, source.manifest, config.modalities) if rank == 0 else None
     recorder = StepRecorder(config.global_batch)
 
-    for rows in recorder.timed(source.stream(rank, world, cursor, total_steps - pretrainer.step_number)):
-        values = pretrainer.step(rows)
-        step = pretrainer.step_number
-        recorder.add(step, values)
+    with source.stream(rank, world, cursor, total_steps - pretrainer.step_number) as batches:
+        for rows in recorder.timed(batches):
+            values = pretrainer.step(rows)
+            step = pretrainer.step_number
+            recorder.add(step, values)
 
-        checkpoint_due = step % job.run.checkpoint_every == 0 or step == total_steps
-        if checkpoint_due or step % job.run.report_every == 0:
-            report = {"step": step, "steps": recorder.take(), "damage": damage.copy()}
-            damage.clear()
-            if checkpoint_due and rank == 0:
-                measures = validation.measure(pretrainer) if validation is not None else {}
-                save_and_report(report | {"validation": measures}, pretrainer, source.plan.cursor_at(step))
-            else:
-                ray.train.report(report)
+            checkpoint_due = step % job.run.checkpoint_every == 0 or step == total_steps
+            if checkpoint_due or step % job.run.report_every == 0:
+                report = {"step": step, "steps": recorder.take(), "damage": damage.copy()}
+                damage.clear()
+                if checkpoint_due and rank == 0:
+                    measures = validation.measure(pretrainer) if validation is not None else {}
+                    save_and_report(report | {"validation": measures}, pretrainer, source.plan.cursor_at(step))
+                else:
+                    ray.train.report(report)
 
 
 def restore(folder: RunFolder, pretrainer: Pretrainer, rank: int) -> Cursor:

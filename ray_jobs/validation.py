@@ -59,12 +59,12 @@ class Validation:
         for warning in health.warnings(measures, len(self._rows)):
             print(f"warning: {warning}", flush=True)
         if self._label is not None:
-            measures["neighbour_accuracy"] = self._neighbour_accuracy(representations)
+            measures["neighbour_accuracy"] = self._neighbour_accuracy(self._label, representations)
         return measures
 
-    def _neighbour_accuracy(self, representations: dict[str, torch.Tensor]) -> float:
+    def _neighbour_accuracy(self, label: str, representations: dict[str, torch.Tensor]) -> float:
         """Every other group votes on the rest: no speaker is on both sides."""
-        target = self._rows.labels[self._label]
+        target = self._rows.labels[label]
         features = torch.cat(list(representations.values()), dim=1).double().cpu().numpy()
         group = self._rows.group if self._rows.group is not None else np.arange(len(target))
         known = target >= 0

@@ -1,0 +1,1 @@
+"""Experiments over the jobs: evaluation protocols and the reproduction of the result tables."""
