@@ -3,6 +3,7 @@
 Shape suffixes: B rows, M modalities, D feature width, R representation, P projection, H hidden.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from conclugen.batch_norm import ModalityBatchNorm
 from conclugen.fields import IDENTITY, choose, require
 
 ACTIVATIONS = ("relu", "none")
+INITIALISATIONS = ("uniform", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class ModelConfig:
     own_width_modalities: their gated unit keeps the feature width and a linear map leads to R.
     representation_activation, projection_activation: what ends the gated unit and the projection, "relu" or "none".
     projection_shrink: the projection's hidden width is R over this.
+    initialisation: of the gated units' outer maps: "uniform" (torch's default), or "orthogonal", which keeps distances
+    between inputs and so begins from a representation that has lost little of them.
     standardize: features are standardised by buffers fitted on the training rows, then cut to +-input_clip.
     feature_mask: share of input features set to 0 during training, drawn for each row and step.
     """
@@ -34,6 +38,7 @@ class ModelConfig:
     own_width_modalities: tuple[str, ...] = field(default=("audio",), metadata=IDENTITY)
     representation_activation: str = field(default="relu", metadata=IDENTITY)
     projection_activation: str = field(default="relu", metadata=IDENTITY)
+    initialisation: str = field(default="uniform", metadata=IDENTITY)
     projection_shrink: int = field(default=8, metadata=IDENTITY)
     standardize: bool = field(default=False, metadata=IDENTITY)
     input_clip: float = field(default=8.0, metadata=IDENTITY)
@@ -44,6 +49,7 @@ class ModelConfig:
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "1 or more")
         choose("model.representation_activation", self.representation_activation, ACTIVATIONS)
         choose("model.projection_activation", self.projection_activation, ACTIVATIONS)
+        choose("model.initialisation", self.initialisation, INITIALISATIONS)
         require(self.input_clip > 0, "model.input_clip", self.input_clip, "a number above 0")
         require(0 <= self.feature_mask < 1, "model.feature_mask", self.feature_mask, "0 <= share < 1")
 
@@ -63,6 +69,21 @@ class Linear(nn.Linear):
         self.weight.data.copy_(values[:, : self.in_features])
         if self.bias is not None:
             self.bias.data.copy_(values[:, self.in_features])
+
+    def initialise_orthogonal(self, seed: int, name: str, gain: float) -> None:
+        """gain times a matrix with orthonormal rows or columns (Saxe et al. 2014), drawn from (seed, name); bias 0.
+
+        The Q factor of a Gaussian matrix (Box-Muller on the seeded uniform draws), in float64, its signs fixed by R's
+        diagonal, so that it is uniformly distributed.
+        """
+        long, short = max(self.weight.shape), min(self.weight.shape)
+        draws = random.uniform(seed, f"initialise {name}", 0, torch.arange(long), 2 * short)
+        normal = (-2 * (1 - draws[:, :short]).log()).sqrt() * (2 * math.pi * draws[:, short:]).cos()
+        q, r = torch.linalg.qr(normal)
+        q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+        self.weight.data.copy_(gain * (q if self.out_features >= self.in_features else q.T))
+        if self.bias is not None:
+            self.bias.data.zero_()
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

@@ -33,19 +33,15 @@ class Presence:
         local_MB = torch.stack([batch.present[m] & (batch.row >= 0) for m in modalities])
         columns = [local_MB.T.long()]
         if with_group:
-            if batch.group is None:
-                raise ValueError(
-                    "contrastive.negatives: found 'same_group', but the batch has no groups; "
-                    "pack the data with groups or use negatives='all'"
-                )
-            columns.append(batch.group.unsqueeze(1))
+            group_B = torch.full_like(batch.row, -1) if batch.group is None else batch.group
+            columns.append(group_B.unsqueeze(1))
         gathered = distributed.gather(torch.cat(columns, dim=1))
         count = len(modalities)
         return cls(
             local=local_MB,
             all=gathered[:, :count].T.bool(),
             row=batch.row,
-            group=batch.group if with_group else None,
+            group=columns[1].squeeze(1) if with_group else None,
             all_group=gathered[:, count].contiguous() if with_group else None,
             offset=distributed.rank() * batch.rows,
         )

@@ -3,6 +3,7 @@
 Shape suffixes: B rows of this rank, M modalities, D feature width, R representation, P projection.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from conclugen import random
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
-from conclugen.heads import Linear, Projection, RepresentationHead
+from conclugen.heads import GatedUnit, Linear, Projection, RepresentationHead
 from conclugen.latents import Latents, Presence
 from conclugen.losses.clustering import Clustering
 from conclugen.losses.contrastive import Contrastive
@@ -66,6 +67,12 @@ class Model(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Linear):
                 module.initialise(self.config.seed, name)
+        if self.config.model.initialisation == "orthogonal":
+            for modality, head in self.heads.items():
+                unit = head.unit
+                assert isinstance(unit, GatedUnit)
+                unit.input.initialise_orthogonal(self.config.seed, f"heads.{modality}.unit.input", math.sqrt(2))
+                unit.output.initialise_orthogonal(self.config.seed, f"heads.{modality}.unit.output", 1.0)
 
     @property
     def clustering(self) -> Clustering | None:

@@ -29,24 +29,35 @@ def _paper() -> tuple[ModelConfig, dict[str, Any], OptimizerConfig, float | None
 
 
 def _improved() -> tuple[ModelConfig, dict[str, Any], OptimizerConfig, float | None]:
-    """The known weaknesses of the published method mended: a learned temperature, no ReLU where it bars half of the
-    space, standardised inputs, centroids that last from step to step, one scale of the losses throughout, clipped
-    gradients."""
+    """The known weaknesses of the published method mended: a temperature, no ReLU where it bars half of the space,
+    standardised inputs, centroids that last from step to step, one scale of the losses throughout, clipped gradients.
+
+    Three more choices come from a search on RAVDESS actors 21 to 24: negatives of the same speaker, since what
+    modalities share within one speaker is expression, not identity; masked inputs; orthogonal maps to begin from.
+    """
     model = ModelConfig(
         own_width_modalities=(),
         representation_activation="none",
         projection_activation="none",
+        initialisation="orthogonal",
         standardize=True,
+        feature_mask=0.3,
     )
     tasks = {
-        "contrastive": ContrastiveConfig(margin=0.0, temperature=0.1, learn_temperature=True),
+        "contrastive": ContrastiveConfig(margin=0.0, temperature=0.3, negatives="same_group"),
         "clustering": ClusteringConfig(
-            margin=0.0, score="cosine", temperature=0.1, kmeans_start="warm", max_iterations=10, queue="rolling"
+            weight=0.2,
+            margin=0.0,
+            score="cosine",
+            temperature=0.1,
+            kmeans_start="warm",
+            max_iterations=10,
+            queue="rolling",
         ),
         "reconstruction": ReconstructionConfig(output_activation="none"),
         "simclr": SimclrConfig(),
     }
-    return model, tasks, OptimizerConfig(lr=1e-3, weight_decay=1e-2, decay="matrices"), 1.0
+    return model, tasks, OptimizerConfig(lr=2e-3, weight_decay=1e-4, decay="matrices", schedule="cosine"), 10.0
 
 
 _RECIPES: dict[str, Callable[[], tuple[ModelConfig, dict[str, Any], OptimizerConfig, float | None]]] = {

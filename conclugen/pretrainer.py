@@ -240,7 +240,8 @@ class Pretrainer:
         self.optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
 
     def _update(self) -> float:
-        rate = learning_rate(self.config.optimizer, self.step_number, self.steps_per_epoch)
+        config = self.config
+        rate = learning_rate(config.optimizer, self.step_number, self.steps_per_epoch, config.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

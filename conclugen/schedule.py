@@ -5,15 +5,18 @@ from dataclasses import dataclass, field
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
 
+SCHEDULES = ("restarts", "cosine")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up, then cosine annealing with warm restarts (2017).
 
-    lr: peak learning rate; warmup_epochs: from `warmup_start` x lr to lr; restart_epochs: length T0 of the first cycle;
-    restart_factor: each cycle is so many times as long as the last; min_lr: the trough; peak_decay: factor on the peak
-    at each restart (1 leaves it). decay "matrices" spares biases, normalisation and temperatures, "all" decays
-    everything.
+    schedule: "restarts" (published), or "cosine": one descent to `min_lr` at the end of the run, with a warm-up of at
+    most a tenth of it. lr: peak learning rate; warmup_epochs: from `warmup_start` x lr to lr; restart_epochs: length T0
+    of the first cycle; restart_factor: each cycle is so many times as long as the last; min_lr: the trough; peak_decay:
+    factor on the peak at each restart (1 leaves it). decay "matrices" spares biases, normalisation and temperatures,
+    "all" decays everything.
     """
 
     lr: float = field(default=2e-5, metadata=SCHEDULABLE)
@@ -22,6 +25,7 @@ class OptimizerConfig:
     beta1: float = field(default=0.9, metadata=SCHEDULABLE)
     beta2: float = field(default=0.999, metadata=SCHEDULABLE)
     eps: float = field(default=1e-8, metadata=SCHEDULABLE)
+    schedule: str = field(default="restarts", metadata=SCHEDULABLE)
     warmup_epochs: float = field(default=5.0, metadata=SCHEDULABLE)
     warmup_start: float = field(default=0.1, metadata=SCHEDULABLE)
     restart_epochs: float = field(default=20.0, metadata=SCHEDULABLE)
@@ -36,6 +40,7 @@ class OptimizerConfig:
             finite(self.weight_decay) and self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, ">= 0"
         )
         choose("optimizer.decay", self.decay, ("all", "matrices"))
+        choose("optimizer.schedule", self.schedule, SCHEDULES)
         require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "0 <= beta1 < 1")
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "0 <= beta2 < 1")
         require(self.eps > 0, "optimizer.eps", self.eps, "a number above 0")
@@ -46,12 +51,18 @@ class OptimizerConfig:
         require(0 < self.peak_decay <= 1, "optimizer.peak_decay", self.peak_decay, "0 < decay <= 1")
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of optimiser step `step` (0-based). Restarts are counted from the end of the warm-up."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Learning rate of optimiser step `step` (0-based) of a run of `epochs`. Restarts are counted from the end of the
+    warm-up."""
+    single = config.schedule == "cosine"
+    warmup_epochs = min(config.warmup_epochs, epochs / 10) if single else config.warmup_epochs
+    warmup = round(warmup_epochs * steps_per_epoch)
     if step < warmup:
         return config.lr * (config.warmup_start + (1 - config.warmup_start) * step / warmup)
     position = step - warmup
+    if single:
+        share = min(1.0, position / max(1, epochs * steps_per_epoch - warmup))
+        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
     length = max(1, round(config.restart_epochs * steps_per_epoch))
     cycle = 0
     while position >= length:

@@ -38,7 +38,7 @@ def run(output: Path) -> tuple[PretrainResult, EvaluateResult]:
             pretrain=presets.build(
                 "conclugen",
                 global_batch=256,
-                epochs=30,
+                epochs=40,
                 model={"representation_dim": 256, "projection_dim": 128, "reconstruction_hidden_dim": 256},
             ),
             data=data,

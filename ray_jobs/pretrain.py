@@ -128,6 +128,9 @@ def plot_history(folder: RunFolder) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     job = configuration.parse(PretrainJob, argv, description=__doc__)
     result = pretrain(job)
+    damaged = result.folder.quarantined()
+    if damaged:
+        print(f"\n{len(damaged)} damaged sample(s) were left out, listed in {result.folder.path / 'quarantine'}")
     print(
         f"\nrun {result.folder.name}: {result.step} steps done"
         f"\n  model     {result.model}    (conclugen.load(path).embed(batch))"

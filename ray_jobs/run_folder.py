@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from conclugen import checkpoint
 from conclugen.checkpoint import Checkpoint, CheckpointError
+from shards import Damage
 
 CHECKPOINT_PREFIX = "step-"
 _MOMENTS = ("mean", "deviation")
@@ -41,7 +43,6 @@ class RunFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.journal = self.path / "journal.jsonl"
-        self.quarantine = self.path / "quarantine.jsonl"
         self.standardization = self.path / "standardization.safetensors"
         self.config = self.path / "config.json"
         self.train = self.path / "train"
@@ -87,6 +88,23 @@ class RunFolder:
         """Checkpoint folders, newest step first (those of one step: newest writing first)."""
         found = self.train.glob(f"*/{CHECKPOINT_PREFIX}*")
         return sorted(found, key=lambda path: (checkpoint_step(path), path.stat().st_mtime), reverse=True)
+
+    def quarantine(self, rank: int) -> Callable[[Damage], None]:
+        """Where a rank notes damaged samples: a function that appends one to the rank's own file."""
+        path = self.path / "quarantine" / f"rank-{rank}.jsonl"
+
+        def note(sample: Damage) -> None:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(asdict(sample)) + "\n")
+
+        return note
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """Damaged samples that any rank has met in any start, each once, in order of rows."""
+        lines = [line for path in self.path.glob("quarantine/*.jsonl") for line in path.read_text().splitlines()]
+        by_row = {sample["row"]: sample for sample in map(json.loads, lines)}
+        return [by_row[row] for row in sorted(by_row)]
 
     def save_standardization(self, moments: Standardization) -> None:
         """Keep the fitted standardisation: every start of the run uses the same."""

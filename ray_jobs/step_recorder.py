@@ -1,4 +1,9 @@
-"""Collects what each optimiser step gave and how long it waited, without forcing the device to wait."""
+"""Collects what optimiser steps give, without forcing the device to wait, and writes it to the run's journal.
+
+Rank 0 writes the journal itself: `ray.train.report` is a barrier of all workers that lasts until the controller's next
+look, far too long for every few steps. The driver tails the file for the progress line and for MLflow. Steps that a
+restart repeats are dropped by the journal.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,71 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from conclugen import Pretrainer
+from ray_jobs.run_config import PretrainJob
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import Journal
+from ray_jobs.validation import Validation
+from shards import Manifest
+
 Item = TypeVar("Item")
 
 
-class StepRecorder:
-    """Values and timing of steps, between two reports.
+class SilentRecorder:
+    """What the other ranks have in its place: records nothing."""
+
+    def timed(self, batches: Iterable[Item]) -> Iterable[Item]:
+        return batches
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        pass
+
+    def write(self) -> None:
+        pass
+
+    def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
+        return {}
+
+
+class StepRecorder(SilentRecorder):
+    """Values and timing of steps, and validation measures, to the journal in the run's folder.
+
+    Args:
+        folder: The run's folder; its journal exists already.
+        job: For the size of a batch and the validation view.
+        manifest: Of the shards that hold that view.
+    """
+
+    def __init__(self, folder: RunFolder, job: PretrainJob, manifest: Manifest):
+        self._journal = Journal(folder.journal)
+        self._validation = Validation.open(job.data, manifest, job.pretrain.modalities)
+        self._timer = StepTimer(job.pretrain.global_batch)
+
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
+        return self._timer.timed(batches)
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        """Note the values of a step. They stay on the device until `write`."""
+        self._timer.add(step, values)
+
+    def write(self) -> None:
+        """Journal every step since the last call."""
+        for record in self._timer.take():
+            step = record.pop("step")
+            self._journal.metrics(step, record, series="train")
+
+    def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
+        """Measure training health on the validation view, if there is one; journalled and returned."""
+        if self._validation is None:
+            return {}
+        measures = self._validation.measure(pretrainer)
+        self._journal.metrics(pretrainer.step_number, measures, series="validation")
+        self._timer.skip()
+        return measures
+
+
+class StepTimer:
+    """Values of steps with the time they took and the share of it spent waiting for data.
 
     Args:
         global_batch: Rows of a global batch.
@@ -38,8 +103,11 @@ class StepRecorder:
             yield batch
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
-        """Note the values of a step. They stay on the device until `take`."""
         self._pending.append((step, values, self._waited))
+
+    def skip(self) -> None:
+        """Leave the time since the last `take` out of the next period: it was no training."""
+        self._since = time.perf_counter()
 
     def take(self) -> list[dict[str, Any]]:
         """Everything since the last call, one dict a step: `step` and the values.
@@ -51,25 +119,24 @@ class StepRecorder:
         names = sorted({name for _, values, _ in self._pending for name in values})
         table = torch.stack(
             [
-                torch.stack([values[name].double() if name in values else _NAN for name in names])
+                torch.stack([values[name].detach().double().cpu() if name in values else _ABSENT for name in names])
                 for _, values, _ in self._pending
             ]
         ).tolist()
         now = time.perf_counter()
         elapsed, waited = now - self._since, sum(wait for _, _, wait in self._pending)
         self._since = now
-        timing = {
-            "samples_per_second": len(self._pending) * self.global_batch / elapsed,
-            "step_seconds": elapsed / len(self._pending),
-            "data_wait_share": min(1.0, waited / elapsed),
-        }
         records = [
             {"step": step, **{name: value for name, value in zip(names, row, strict=True) if name in values}}
             for (step, values, _), row in zip(self._pending, table, strict=True)
         ]
-        records[-1] |= timing
+        records[-1] |= {
+            "samples_per_second": len(self._pending) * self.global_batch / elapsed,
+            "step_seconds": elapsed / len(self._pending),
+            "data_wait_share": min(1.0, waited / elapsed),
+        }
         self._pending.clear()
         return records
 
 
-_NAN = torch.tensor(float("nan"), dtype=torch.float64)
+_ABSENT = torch.tensor(float("nan"), dtype=torch.float64)

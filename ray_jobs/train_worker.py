@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from conclugen import Pretrainer, checkpoint
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder, checkpoint_name
 from ray_jobs.source import Source
-from ray_jobs.step_recorder import StepRecorder
-from ray_jobs.validation import Validation
+from ray_jobs.step_recorder import SilentRecorder, StepRecorder
 from shards import Cursor
 
 
@@ -36,8 +34,7 @@ def train(settings: dict[str, Any]) -> None:
     torch.set_num_threads(job.run.cpus_per_worker)
 
     config = job.pretrain
-    damage: list[dict[str, Any]] = []
-    source = Source.open(job.data, config, quarantine=lambda sample: damage.append(asdict(sample)))
+    source = Source.open(job.data, config, quarantine=folder.quarantine(rank))
     pretrainer = Pretrainer(
         config,
         widths=source.reader.widths,
@@ -46,24 +43,18 @@ def train(settings: dict[str, Any]) -> None:
         device=ray.train.torch.get_device(),
     )
     cursor = restore(folder, pretrainer, rank)
-    validation = Validation.open(job.data, source.manifest, config.modalities) if rank == 0 else None
-    recorder = StepRecorder(config.global_batch)
+    recorder = StepRecorder(folder, job, source.manifest) if rank == 0 else SilentRecorder()
 
     with source.stream(rank, world, cursor, total_steps - pretrainer.step_number) as batches:
         for rows in recorder.timed(batches):
             values = pretrainer.step(rows)
             step = pretrainer.step_number
             recorder.add(step, values)
-
-            checkpoint_due = step % job.run.checkpoint_every == 0 or step == total_steps
-            if checkpoint_due or step % job.run.report_every == 0:
-                report = {"step": step, "steps": recorder.take(), "damage": damage.copy()}
-                damage.clear()
-                if checkpoint_due and rank == 0:
-                    measures = validation.measure(pretrainer) if validation is not None else {}
-                    save_and_report(report | {"validation": measures}, pretrainer, source.plan.cursor_at(step))
-                else:
-                    ray.train.report(report)
+            if step % job.run.report_every == 0 or step == total_steps:
+                recorder.write()
+            if step % job.run.checkpoint_every == 0 or step == total_steps:
+                measures = recorder.validate(pretrainer)
+                report_checkpoint(rank, measures, pretrainer, source.plan.cursor_at(step))
 
 
 def restore(folder: RunFolder, pretrainer: Pretrainer, rank: int) -> Cursor:
@@ -77,11 +68,15 @@ def restore(folder: RunFolder, pretrainer: Pretrainer, rank: int) -> Cursor:
     return Cursor.from_dict(state.cursor)
 
 
-def save_and_report(report: dict[str, Any], pretrainer: Pretrainer, cursor: Cursor) -> None:
-    """Write a checkpoint locally and hand it to Ray Train, which stores it before it counts."""
+def report_checkpoint(rank: int, measures: dict[str, float], pretrainer: Pretrainer, cursor: Cursor) -> None:
+    """Rank 0 writes a checkpoint locally; Ray Train stores it before it counts. All ranks meet."""
+    pretrainer.check_finite()
+    if rank != 0:
+        ray.train.report({})
+        return
     name = checkpoint_name(pretrainer.step_number)
     with tempfile.TemporaryDirectory() as local:
         path = Path(local) / name
         checkpoint.save(path, pretrainer, cursor=cursor.to_dict())
-        report |= {f"validation/{name}": value for name, value in report["validation"].items()}  # what `keep_by` names
-        ray.train.report(report, checkpoint=Checkpoint.from_directory(path), checkpoint_dir_name=name)
+        metrics = {f"validation/{name}": value for name, value in measures.items()}  # what `run.keep_by` names
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(path), checkpoint_dir_name=name)

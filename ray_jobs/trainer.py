@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchTrainer
 
-from ray_jobs.report_callback import ReportCallback
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.train_worker import train
+
+# A checkpoint's report holds all workers until the controller's next look; Ray's own default is 2 s.
+_CONTROLLER_LOOKS_EVERY_S = "0.2"
 
 
 def fit(job: PretrainJob, folder: RunFolder, total_steps: int) -> Result:
@@ -19,6 +23,7 @@ def fit(job: PretrainJob, folder: RunFolder, total_steps: int) -> Result:
     the same `run.name` is another name to Ray Train, and starts from the checkpoints that the shorter one left.
     """
     run = job.run
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_LOOKS_EVERY_S)
     trainer = TorchTrainer(
         train,
         train_loop_config={"job": job, "folder": str(folder.path), "total_steps": total_steps},
@@ -34,8 +39,6 @@ def fit(job: PretrainJob, folder: RunFolder, total_steps: int) -> Result:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=run.keep_checkpoints, checkpoint_score_attribute=run.keep_by, checkpoint_score_order="max"
             ),
-            callbacks=[ReportCallback(folder.path)],
-            # Its reports of every report are noise; the progress line is ours.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )

@@ -187,7 +187,7 @@ class _Classifier:
         for index, row_B in enumerate(order_N.split(self.config.batch)):
             step = epoch * self.steps_per_epoch + index
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config.optimizer, step, self.steps_per_epoch)
+                group["lr"] = learning_rate(self.config.optimizer, step, self.steps_per_epoch, self.config.epochs)
             loss = self.loss(self(self._dropout(self.x_NR[row_B], row_B, step)), self.y_N[row_B])
             self.optimizer.zero_grad()
             loss.backward()

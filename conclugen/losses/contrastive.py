@@ -23,6 +23,8 @@ from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
 from conclugen.latents import Latents
 
 NEGATIVES = ("all", "same_group")
+# With fewer others of a row's group than this, telling it from them alone would teach next to nothing.
+FEWEST_MATES = 4
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,14 @@ def candidates(
 ) -> tuple[Tensor, Tensor]:
     """Which columns a row is compared with, (B, N) bool, and which rows have a negative at all, (B,) bool.
 
-    A row counts if it is valid and at least one other column is a candidate.
+    With groups the candidates are the row's own group, unless the batch holds fewer than FEWEST_MATES others of it or
+    the row has no group (-1): then all. A row counts if it is valid and at least one other column is a candidate.
     """
     allowed_BN = valid_B.unsqueeze(1) & valid_N
     if group_B is not None and group_N is not None:
-        allowed_BN = allowed_BN & (group_B.unsqueeze(1) == group_N)
+        mates_BN = allowed_BN & (group_B.unsqueeze(1) == group_N) & (group_N >= 0)
+        enough_B1 = mates_BN.sum(1, keepdim=True) > FEWEST_MATES
+        allowed_BN = torch.where(enough_B1, mates_BN, allowed_BN)
     return allowed_BN, allowed_BN.sum(1) >= 2
 
 

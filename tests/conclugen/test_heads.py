@@ -205,3 +205,18 @@ class TestRandom:
     def test_rows_must_be_integers(self) -> None:
         with pytest.raises(ValueError, match="expected int64"):
             uniform(1, "mask", 3, torch.rand(4), 5)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
+def test_orthogonal_maps_keep_distances(shape: tuple[int, int]) -> None:
+    map_ = Linear(shape[1], shape[0]).double()
+    map_.initialise_orthogonal(3, "a map", gain=2.0)
+    w = map_.weight.detach()
+    gram = w.T @ w if shape[0] >= shape[1] else w @ w.T
+    torch.testing.assert_close(gram, 4.0 * torch.eye(min(shape), dtype=torch.float64), atol=1e-12, rtol=0)
+    assert bool((map_.bias == 0).all())
+    again = Linear(shape[1], shape[0]).double()
+    again.initialise_orthogonal(3, "a map", gain=2.0)
+    assert torch.equal(again.weight, map_.weight)
+    again.initialise_orthogonal(4, "a map", gain=2.0)
+    assert not torch.equal(again.weight, map_.weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 from conclugen.heads import Decoder
 from conclugen.latents import Latents, Presence
 from conclugen.losses.clustering import Clustering, ClusteringConfig, assignment_sum, joint_features
-from conclugen.losses.contrastive import Contrastive, ContrastiveConfig, ring
+from conclugen.losses.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig, candidates, ring
 from conclugen.losses.reconstruction import Reconstruction, ReconstructionConfig
 from conclugen.losses.simclr import Simclr, SimclrConfig
 from conclugen.random import uniform
@@ -30,7 +30,8 @@ def presence(pattern: str, seed: int = 0, group: bool = False) -> Presence:
         "one row": torch.zeros(3, B, dtype=torch.bool).index_fill(1, torch.tensor([4]), True),
         "none": torch.zeros(3, B, dtype=torch.bool),
     }
-    groups = torch.randint(0, 3, (B,), generator=g) if group else None
+    # Two groups, of which one is large enough to be compared within, and a row without a group.
+    groups = (torch.rand(B, generator=g) < 0.3).long().index_fill(0, torch.tensor([1]), -1) if group else None
     return Presence(masks[pattern], masks[pattern], torch.arange(B), groups, groups, 0)
 
 
@@ -54,7 +55,10 @@ def slow_contrastive(z: Tensor, p: Presence, margin: float, temperature: float) 
         rows = [i for i in range(B) if p.local[a, i] and p.local[b, i]]
         terms = []
         for i in rows:
-            columns = [j for j in rows if p.group is None or p.group[i] == p.group[j]]
+            columns = rows
+            if p.group is not None and p.group[i] >= 0:
+                mates = [j for j in rows if p.group[i] == p.group[j]]
+                columns = mates if len(mates) - 1 >= FEWEST_MATES else rows
             if len(columns) < 2:
                 continue
             term = 0.0
@@ -90,6 +94,14 @@ def test_contrastive(config: ContrastiveConfig, pattern: str) -> None:
         assert float(z.grad.abs().sum()) > 0
     else:
         assert float(loss.detach()) == 0
+
+
+def test_rows_are_compared_within_a_group_that_is_large_enough() -> None:
+    group = torch.tensor([0, 0, 0, 0, 0, 1, 1, -1])
+    valid = torch.ones(8, dtype=torch.bool)
+    allowed, counted = candidates(valid, valid, group, group)
+    assert allowed[:5].tolist() == [[True] * 5 + [False] * 3] * 5
+    assert bool(allowed[5:].all()) and bool(counted.all())
 
 
 def test_two_modalities_make_one_pair_and_three_a_ring() -> None:

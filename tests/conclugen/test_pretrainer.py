@@ -92,7 +92,8 @@ def test_one_step_is_adamws() -> None:
 
 
 def test_learned_temperature_moves_and_is_reported() -> None:
-    pretrainer = fresh(small_config("contrast_only"))
+    learned = {"contrastive": {"temperature": 0.1, "learn_temperature": True}}
+    pretrainer = fresh(small_config("contrast_only", tasks=learned))
     seen = [float(pretrainer.step(rows(s))["temperature"]) for s in range(5)]
     assert seen[0] == pytest.approx(0.1, abs=1e-3) and seen[4] != seen[0]
 
@@ -110,13 +111,15 @@ def test_feature_masking_depends_on_row_and_step_alone() -> None:
     assert torch.equal(model.eval()._masked(x, row, 3, "mask video", 0.4), x)
 
 
-def test_same_group_without_groups_is_refused() -> None:
-    pretrainer = fresh(small_config("contrast_only", tasks={"contrastive": {"negatives": "same_group"}}))
+def test_data_without_groups_is_compared_with_all_rows() -> None:
     batch = rows()
-    pretrainer.step(batch)
     batch.group = None
-    with pytest.raises(ValueError, match=r"same_group.*no groups"):
-        pretrainer.step(batch)
+    by_group = {"contrastive": {"negatives": "same_group"}}
+    losses = [
+        fresh(small_config("contrast_only", tasks=tasks)).step(batch)["loss"]
+        for tasks in (by_group, {"contrastive": {"negatives": "all"}})
+    ]
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("bad", ["value", "weight"])

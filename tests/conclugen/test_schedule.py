@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LinearLR, SequentialLR
 
 from conclugen.schedule import OptimizerConfig, learning_rate
 
@@ -18,16 +18,30 @@ def test_warmup_and_restarts_are_torchs(warmup: float, restart: float, factor: i
     cosine = CosineAnnealingWarmRestarts(optimizer, T_0=int(restart * per_epoch), T_mult=factor, eta_min=1e-6)
     reference = SequentialLR(optimizer, [linear, cosine], milestones=[begin])
     for step in range(400):
-        assert learning_rate(config, step, per_epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        assert learning_rate(config, step, per_epoch, 99) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), (
+            step
+        )
         optimizer.step()
         reference.step()
 
 
+def test_a_single_cosine_is_torchs_and_ends_with_the_run() -> None:
+    config = OptimizerConfig(lr=0.01, schedule="cosine", warmup_epochs=50, min_lr=1e-6)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    linear = LinearLR(optimizer, start_factor=0.1, end_factor=1.0, total_iters=12)  # a tenth of 40 epochs of 3 steps
+    reference = SequentialLR(optimizer, [linear, CosineAnnealingLR(optimizer, T_max=108, eta_min=1e-6)], [12])
+    for step in range(120):
+        assert learning_rate(config, step, 3, 40) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        reference.step()
+    assert learning_rate(config, 500, 3, 40) == pytest.approx(1e-6)
+
+
 def test_peak_shrinks_at_each_restart() -> None:
     config = OptimizerConfig(lr=0.1, warmup_epochs=0, restart_epochs=2, restart_factor=2, min_lr=0.01, peak_decay=0.75)
-    peaks = [learning_rate(config, step, 10) for step in (0, 20, 60, 140)]
+    peaks = [learning_rate(config, step, 10, 99) for step in (0, 20, 60, 140)]
     assert peaks == pytest.approx([0.1, 0.075, 0.05625, 0.0421875])
-    many = learning_rate(config, 20 * (2**9 - 1), 10)
+    many = learning_rate(config, 20 * (2**9 - 1), 10, 99)
     assert many == pytest.approx(0.01)  # never below the trough
 
 

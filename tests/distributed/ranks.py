@@ -27,7 +27,7 @@ def make_batch(
         "features": features,
         "present": present,
         "row": np.arange(rows) + 1000 * seed,
-        "group": g.integers(0, 3, rows),
+        "group": g.integers(0, 2, rows),
     }
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from ray_jobs.step_recorder import StepRecorder
+from ray_jobs.step_recorder import StepTimer
 
 
 def test_values_of_each_step_and_the_period_s_timing() -> None:
-    recorder = StepRecorder(global_batch=10)
+    recorder = StepTimer(global_batch=10)
 
     def slow_batches() -> Iterator[int]:
         for batch in range(3):
