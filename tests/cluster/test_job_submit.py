@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 
 from shards.corpus import write_corpus
@@ -67,11 +67,13 @@ def head(environment: dict[str, str]) -> Iterator[str]:
             pytest.fail(f"the head's dashboard did not answer: {log.read_text()}")
         yield address
         process.terminate()
-        try:
-            process.wait(timeout=30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        for candidate in psutil.process_iter(["cmdline"]):  # what the head started, by its folder
+            if any(folder in argument for argument in candidate.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    candidate.kill()
+        process.wait(timeout=10)
 
 
 def submit(head: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
