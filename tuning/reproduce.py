@@ -1,0 +1,339 @@
+"""The result tables: frozen-feature pretraining judged against the raw features and against its own untrained heads.
+
+    python -m tuning.reproduce --data FOLDER --output outputs/reproduce --results docs/results.md
+
+FOLDER holds `ravdess_features.npz`, `mosi_features.npz` and `ravdess_protocol.json`. For each fold heads are pretrained
+on its training rows, without labels, in this process. Every cell (set, mode, fold, system) is kept below the output
+folder under a digest of its configuration and data, so that a killed run goes on where it stopped.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import conclugen
+from conclugen import Batch, PretrainConfig, Pretrainer, fields, presets
+from ray_jobs import plots
+from shards import EpochPlan, group_id
+from tuning import protocol as protocols
+from tuning import results_page
+from tuning.evaluation import Evaluation, evaluate, majority, table
+from tuning.protocol import Fold, Protocol
+
+SETS = ("ravdess", "mosi")
+RECIPES = ("improved", "paper")
+PROTOCOL_FILE = "ravdess_protocol.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pretraining of these small sets takes from us rather than from its preset; nothing of it was searched."""
+
+    representation_dim: int = 512
+    projection_dim: int = 128
+    reconstruction_hidden_dim: int = 512
+    clusters: int = 32
+    queue_batches: int = 2
+    global_batch: int = 256
+    epochs: int = 40
+    seed: int = 127
+
+    def config(self, recipe: str, modalities: Sequence[str]) -> PretrainConfig:
+        """The preset `conclugen` in a recipe, at these sizes. Clustering never starts after the last epoch."""
+        config = presets.build(
+            "conclugen",
+            recipe,
+            modalities=tuple(modalities),
+            global_batch=self.global_batch,
+            epochs=self.epochs,
+            seed=self.seed,
+            model={
+                "representation_dim": self.representation_dim,
+                "projection_dim": self.projection_dim,
+                "reconstruction_hidden_dim": self.reconstruction_hidden_dim,
+            },
+            tasks={"clustering": {"clusters": self.clusters, "queue_batches": self.queue_batches}},
+        )
+        clustering = config.tasks.clustering
+        if clustering is not None and clustering.start_epoch >= self.epochs:
+            config = fields.merge(config, {"tasks": {"clustering": {"start_epoch": 0}}})
+        return config
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Features, rows and protocol of one set.
+
+    features: modality -> (N, D). group (N,): number of the speaker or video, as a batch carries it. baselines: name of
+    a system of raw features -> its modalities; the first is the one that recipes are compared with. digest: of the
+    files.
+    """
+
+    title: str
+    protocol: Protocol
+    features: Mapping[str, NDArray[np.float32]]
+    group: NDArray[np.int64]
+    modes: tuple[str, ...]
+    baselines: Mapping[str, tuple[str, ...]]
+    digest: str
+
+
+def read_ravdess(folder: Path, protocol_file: Path | None = None) -> DataSet:
+    """RAVDESS: 35 action units, 347 numbers of audio, 8 emotions; folds and labels as the protocol file lists them."""
+    listing = find_protocol(folder, protocol_file)
+    arrays, digest = _read(folder / "ravdess_features.npz")
+    protocol = protocols.ravdess(listing, arrays["actor"], arrays["emotion"], arrays["emotion_names"].tolist())
+    features = {
+        "video": arrays["visual_au35"],
+        "audio": np.concatenate([arrays["audio_egemaps88"], arrays["audio_mfcc259"]], axis=1),
+    }
+    return DataSet(
+        "RAVDESS, eight emotions",
+        protocol,
+        _complete(features),
+        arrays["actor"].astype(np.int64),
+        protocols.MODES,
+        {"raw features": ("video", "audio")},
+        hashlib.sha256(f"{digest} {listing.read_text()}".encode()).hexdigest(),
+    )
+
+
+def read_mosi(folder: Path, draws: int) -> DataSet:
+    """CMU-MOSI: three modalities, sentiment positive or not, the published split, `draws` seeded draws of labels."""
+    arrays, digest = _read(folder / "mosi_features.npz")
+    features = {
+        "video": arrays["visual_cnn100"],
+        "audio": arrays["audio_opensmile73"],
+        "text": arrays["text_minilm384"],
+    }
+    videos = protocols.videos(arrays["ids"])
+    return DataSet(
+        "CMU-MOSI, sentiment positive or not",
+        protocols.mosi(arrays["ids"], arrays["positive"], arrays["split"], draws=draws),
+        _complete(features),
+        np.asarray([group_id(str(video)) for video in videos], dtype=np.int64),
+        ("inductive",),
+        {"raw features, text alone": ("text",), "raw features, all modalities": ("video", "audio", "text")},
+        digest,
+    )
+
+
+def find_protocol(folder: Path, given: Path | None = None) -> Path:
+    """The file of folds and draws. Raises ValueError naming every place looked at when there is none."""
+    places = [folder / PROTOCOL_FILE, folder.parent / "reference" / PROTOCOL_FILE]
+    if given is not None:
+        places.insert(0, given)
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place) for place in places)
+    flag = "--protocol" if given is not None else "--protocol (not given)"
+    raise ValueError(f"{flag}: no protocol file of RAVDESS; looked at {looked}; name one: --protocol FILE")
+
+
+def pretrained(
+    config: PretrainConfig, features: Mapping[str, NDArray[np.float64]], group: NDArray[np.int64], fold: Fold
+) -> Iterator[NDArray[np.float32]]:
+    """Representations (N, M * R) of all rows: first those of the untrained heads, then those after `config.epochs`.
+
+    features: normalised, of all rows; only the fold's training rows are learned from or standardised on.
+    """
+    everything = Batch.of(
+        Batch(
+            {m: torch.from_numpy(features[m]) for m in config.modalities},
+            {},
+            torch.arange(len(group)),
+            group=torch.from_numpy(group),
+        )
+    )
+    plan = EpochPlan([len(fold.train_rows)], seed=config.seed, global_batch=config.global_batch, chunk_rows=1)
+    steps = plan.steps_in(0)
+    fitted = conclugen.standardize.fit({m: features[m][fold.train_rows] for m in config.modalities})
+    pretrainer = Pretrainer(
+        config,
+        {m: features[m].shape[1] for m in config.modalities},
+        steps_per_epoch=steps,
+        standardization=fitted if config.model.standardize else None,
+    )
+    yield _representation(pretrainer, everything)
+    for epoch in range(config.epochs):
+        for step in range(steps):
+            chosen = np.concatenate([np.arange(part.start, part.stop) for part in plan.rows(epoch, step)])
+            pretrainer.step(_select(everything, fold.train_rows[chosen]))
+    yield _representation(pretrainer, everything)
+
+
+class Cells:
+    """Evaluations of one system on one fold each, made once and kept as files of a folder."""
+
+    def __init__(self, folder: Path, settings: Settings, draws: int) -> None:
+        self.folder, self.settings, self.draws = folder, settings, draws
+        self.started = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def systems(self, data: DataSet, mode: str, recipes: Sequence[str]) -> dict[str, Evaluation]:
+        """Every system of a set in one mode, all folds together, in the order of the table."""
+        parts: dict[str, list[Evaluation]] = {}
+        for fold in data.protocol.folds:
+            for name, evaluation in self._fold(data, mode, fold, recipes):
+                parts.setdefault(name, []).append(evaluation)
+        merged = {name: _merge(evaluations) for name, evaluations in parts.items()}
+        order = [*data.baselines, *(untrained(recipe) for recipe in recipes), *recipes]
+        return {"majority class": majority(data.protocol, self.draws)} | {name: merged[name] for name in order}
+
+    def _fold(self, data: DataSet, mode: str, fold: Fold, recipes: Sequence[str]) -> Iterator[tuple[str, Evaluation]]:
+        single = replace(
+            data.protocol, folds=(replace(fold, number=0),), labelled=(data.protocol.labelled[fold.number],)
+        )
+        features = protocols.normalise(data.features, mode, fold.train_rows, data.protocol.groups)
+        place = f"{data.protocol.name}-{mode}-{fold.number}"
+        for name, modalities in data.baselines.items():
+            path = self._path(place, name, data, None)
+            if not path.exists():
+                raw = np.concatenate([features[m] for m in modalities], axis=1)
+                _keep(path, evaluate(single, raw, self.draws, standardized=True))
+            yield name, self._done(path, place, name)
+        for recipe in recipes:
+            config = self.settings.config(recipe, tuple(data.features))
+            names = (untrained(recipe), recipe)
+            paths = [self._path(place, name, data, config) for name in names]
+            if not all(path.exists() for path in paths):
+                stages = pretrained(config, features, data.group, fold)
+                for path, representation in zip(paths, stages, strict=True):
+                    if not path.exists():
+                        _keep(path, evaluate(single, representation, self.draws))
+            for name, path in zip(names, paths, strict=True):
+                yield name, self._done(path, place, name)
+
+    def _path(self, place: str, system: str, data: DataSet, config: PretrainConfig | None) -> Path:
+        # The whole configuration, not its identity alone: learning rate and epochs decide the result here as well.
+        what = [data.digest, self.draws, system, None if config is None else config.to_dict()]
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / f"{place}-{system.replace(', ', '-').replace(' ', '_')}-{digest}.npz"
+
+    def _done(self, path: Path, place: str, system: str) -> Evaluation:
+        print(f"[{time.monotonic() - self.started:7.1f} s] {place}: {system}", flush=True)
+        return Evaluation.load(path)
+
+
+def untrained(recipe: str) -> str:
+    """Name of the system of a recipe's heads before the first step."""
+    return f"untrained heads, {recipe}"
+
+
+def reproduce(
+    data: Path,
+    output: Path,
+    results: Path,
+    protocol_file: Path | None = None,
+    draws: int = 5,
+    sets: Sequence[str] = SETS,
+    recipes: Sequence[str] = RECIPES,
+    settings: Settings | None = None,
+) -> None:
+    """Evaluate every system of every set; write tables and comparisons to `results` after each set, plots to `output`.
+
+    Raises ValueError for an unknown set or recipe, and for a missing file, array or value.
+    """
+    for kind, chosen, allowed in (("sets", sets, SETS), ("recipes", recipes, RECIPES)):
+        for name in chosen:
+            fields.choose(kind, name, allowed)
+    settings = settings or Settings()
+    cells = Cells(output / "cells", settings, draws)
+    sections: list[results_page.Section] = []
+    readers = {
+        "ravdess": functools.partial(read_ravdess, data, protocol_file),
+        "mosi": functools.partial(read_mosi, data, draws),
+    }
+    for data_set in [readers[name]() for name in sets]:
+        for mode in data_set.modes:
+            systems = cells.systems(data_set, mode, recipes)
+            shown = table(data_set.protocol, systems)
+            pairs = [
+                (recipe, other) for recipe in recipes for other in (next(iter(data_set.baselines)), untrained(recipe))
+            ]
+            sections.append(results_page.Section(data_set.title, mode, data_set.protocol, systems, shown, pairs))
+            lines = {
+                name: {fraction: cell.interval for fraction, cell in row.items()}
+                for name, row in shown.items()
+                if name != "majority class"
+            }
+            title = f"{data_set.title} ({mode.replace('_', '-')})"
+            plots.label_efficiency(lines, output / f"{data_set.protocol.name}_{mode}.png", title=title)
+        results_page.write(results, sections, settings, draws, recipes)
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[np.generic]], str]:
+    if not path.is_file():
+        raise ValueError(f"--data: {path} is missing; name the folder that holds it")
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _complete(features: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+    complete = {name: np.asarray(array, dtype=np.float32) for name, array in features.items()}
+    for name, array in complete.items():
+        rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(rows):
+            raise ValueError(f"features of {name}: row {rows[0]} holds NaN or infinity; expected complete rows")
+    return complete
+
+
+def _select(batch: Batch, rows: NDArray[np.int64]) -> Batch:
+    index = torch.from_numpy(rows)
+    return Batch(
+        {m: x[index] for m, x in batch.features.items()},
+        {m: x[index] for m, x in batch.present.items()},
+        batch.row[index],
+        group=None if batch.group is None else batch.group[index],
+    )
+
+
+def _representation(pretrainer: Pretrainer, batch: Batch) -> NDArray[np.float32]:
+    return torch.cat(list(pretrainer.embed(batch).values()), dim=1).numpy()
+
+
+def _merge(folds: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of all folds: their test rows are disjoint, and -1 where a fold does not test."""
+    fractions = folds[0].predicted
+    return Evaluation(
+        folds[0].protocol,
+        {f: np.maximum.reduce([part.predicted[f] for part in folds]) for f in fractions},
+        {f: np.concatenate([part.strengths[f] for part in folds], axis=1) for f in fractions},
+    )
+
+
+def _keep(path: Path, evaluation: Evaluation) -> None:
+    partial = path.with_suffix(".partial")
+    evaluation.save(partial)
+    partial.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tuning.reproduce", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the feature files")
+    parser.add_argument("--output", type=Path, default=Path("outputs/reproduce"), help="kept cells and plots")
+    parser.add_argument("--results", type=Path, default=Path("docs/results.md"), help="the page of tables")
+    parser.add_argument("--protocol", type=Path, help=f"folds and draws of RAVDESS; default: {PROTOCOL_FILE} of --data")
+    parser.add_argument("--draws", type=int, default=5, help="draws of labels at each share below all")
+    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated")
+    given = parser.parse_args(arguments)
+    try:
+        sets, recipes = given.sets.split(","), given.recipes.split(",")
+        reproduce(given.data, given.output, given.results, given.protocol, given.draws, sets, recipes)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The page of results: what was run, tables, paired intervals, and sentences that follow from the numbers alone."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from conclugen.downstream import Interval
+from tuning.evaluation import Cell, Evaluation, markdown, paired
+from tuning.protocol import Protocol
+
+_MODES = {
+    "inductive": "Inductive: features standardised on the training speakers; nothing of a test speaker is used.",
+    "speaker_normalised": (
+        "Speaker-normalised: each speaker's features standardised by that speaker's own unlabelled clips "
+        "(transductive, and much easier; not to be compared with the inductive table)."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table. pairs: (system, the one it is compared with)."""
+
+    title: str
+    mode: str
+    protocol: Protocol
+    systems: Mapping[str, Evaluation]
+    cells: Mapping[str, Mapping[float, Cell]]
+    pairs: Sequence[tuple[str, str]]
+
+
+def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, recipes: Sequence[str]) -> None:
+    """Write the page, atomically. settings: a dataclass of what the pretraining was given."""
+    text = page(sections, settings, draws, recipes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequence[str]) -> str:
+    """The whole page in Markdown."""
+    sizes = ", ".join(f"{name} {value}" for name, value in asdict(settings).items())
+    parts = [
+        "# Results",
+        f"Written by `make reproduce DATA=folder` on {datetime.now(UTC).date()}; no number here is typed by hand.",
+        f"Preset `conclugen`, recipes {' and '.join(f'`{name}`' for name in recipes)}, "
+        "pretrained for each fold on its training rows alone, without labels, in one process on a CPU. "
+        f"Settings, the same for every recipe: {sizes}; all else is the recipe's. "
+        "Every system is judged by the same logistic probe, its strength chosen by inner folds over training speakers; "
+        f"{draws} draws of labels at shares below 100 %. A representation is the concatenation over modalities of what "
+        "the heads give; raw features are no part of it.",
+        "Cells: accuracy, mean over folds and draws ± deviation over folds, and in brackets the 95 % bootstrap "
+        "interval over test speakers (videos for CMU-MOSI).",
+        "The untrained rows are the same heads from the same initialisation before the first step. A wide random layer "
+        "is a strong baseline on few labels, so a recipe minus its own untrained heads is what training adds; a recipe "
+        "minus raw features is what the whole representation adds. Intervals cover the choice of test speakers, not "
+        "that of the pretraining seed, which is one; no correction for the number of comparisons is made.",
+    ]
+    title = None
+    for section in sections:
+        if section.title != title:
+            title = section.title
+            parts.append(f"## {title}")
+        parts += [f"### {section.mode.replace('_', '-').capitalize()}", _MODES[section.mode], markdown(section.cells)]
+        differences = {pair: _differences(section, pair) for pair in section.pairs}
+        parts += [_paired_table(differences), "\n".join(_sentence(pair, row) for pair, row in differences.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _differences(section: Section, pair: tuple[str, str]) -> dict[float, Interval]:
+    first, second = (section.systems[name] for name in pair)
+    return {fraction: paired(section.protocol, first, second, fraction) for fraction in section.protocol.fractions}
+
+
+def _paired_table(differences: Mapping[tuple[str, str], Mapping[float, Interval]]) -> str:
+    fractions = list(next(iter(differences.values())))
+    lines = [
+        "| paired difference in accuracy | " + " | ".join(f"{fraction:.0%} of labels" for fraction in fractions) + " |",
+        "|---" * (len(fractions) + 1) + "|",
+    ]
+    for (first, second), row in differences.items():
+        lines.append(
+            f"| {first} minus {second} | " + " | ".join(_signed(row[fraction]) for fraction in fractions) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def verdict(interval: Interval) -> str:
+    """What an interval of a difference allows to say."""
+    if not interval.excludes_zero:
+        return "not better (the interval holds 0)"
+    return "better" if interval.estimate > 0 else "worse"
+
+
+def _sentence(pair: tuple[str, str], row: Mapping[float, Interval]) -> str:
+    told = "; ".join(f"at {fraction:.0%}: {_signed(value)}: {verdict(value)}" for fraction, value in row.items())
+    return f"- {pair[0]} minus {pair[1]}, {told}."
