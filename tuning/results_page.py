@@ -25,6 +25,7 @@ class Section:
     """One table. pairs: (system, the one it is compared with)."""
 
     title: str
+    note: str
     mode: str
     protocol: Protocol
     systems: Mapping[str, Evaluation]
@@ -51,8 +52,10 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         "# Results",
         f"Written by `make reproduce DATA=folder` on {datetime.now(UTC).date()}; no number here is typed by hand.",
         f"Preset `conclugen`, recipes {' and '.join(f'`{name}`' for name in recipes)}, "
-        "pretrained for each fold on its training rows alone, without labels, in one process on a CPU. "
-        f"Settings, the same for every recipe: {sizes}; all else is the recipe's. "
+        "pretrained for each fold on its training rows alone, in one process on a CPU: without labels, though "
+        "a recipe may use which rows are of one speaker (or video). "
+        f"Settings, the same for every recipe: {sizes}; all else is the recipe's, learning rate "
+        "included (that of `paper` is made for far longer runs than these few hundred steps). "
         "Every system is judged by the same logistic probe, its strength chosen by inner folds over training speakers; "
         f"{draws} draws of labels at shares below 100 %. A representation is the concatenation over modalities of what "
         "the heads give; raw features are no part of it.",
@@ -67,7 +70,7 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
     for section in sections:
         if section.title != title:
             title = section.title
-            parts.append(f"## {title}")
+            parts += [f"## {title}", section.note]
         parts += [f"### {section.mode.replace('_', '-').capitalize()}", _MODES[section.mode], markdown(section.cells)]
         differences = {pair: _differences(section, pair) for pair in section.pairs}
         parts += [_paired_table(differences), "\n".join(_sentence(pair, row) for pair, row in differences.items())]
