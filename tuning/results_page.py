@@ -55,7 +55,7 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         "pretrained for each fold on its training rows alone, in one process on a CPU: without labels, though "
         "a recipe may use which rows are of one speaker (or video). "
         f"Settings, the same for every recipe: {sizes}; all else is the recipe's, learning rate "
-        "included (that of `paper` is made for far longer runs than these few hundred steps). "
+        "included (that of `paper` is made for far longer runs than these). "
         "Every system is judged by the same logistic probe, its strength chosen by inner folds over training speakers; "
         f"{draws} draws of labels at shares below 100 %. A representation is the concatenation over modalities of what "
         "the heads give; raw features are no part of it.",
