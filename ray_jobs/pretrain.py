@@ -127,7 +127,11 @@ def plot_history(folder: RunFolder) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     job = configuration.parse(PretrainJob, argv, description=__doc__)
-    result = pretrain(job)
+    try:
+        result = pretrain(job)
+    except ValueError as error:  # input or configuration that can't work; anything else is a fault, and shows its trace
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     damaged = result.folder.quarantined()
     if damaged:
         print(f"\n{len(damaged)} damaged sample(s) were left out, listed in {result.folder.path / 'quarantine'}")

@@ -46,6 +46,10 @@ class DataConfig:
     max_damaged_share: float = 0.001
     standardization_rows: int = 200_000
 
+    def __post_init__(self) -> None:
+        if "://" not in self.folder:  # workers and submitted jobs have other current directories
+            object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
+
 
 @dataclass(frozen=True)
 class RunConfig:

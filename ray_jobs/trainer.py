@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchTrainer
 
@@ -39,7 +39,6 @@ def fit(job: PretrainJob, folder: RunFolder, total_steps: int) -> Result:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=run.keep_checkpoints, checkpoint_score_attribute=run.keep_by, checkpoint_score_order="max"
             ),
-            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     return trainer.fit()
