@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -16,7 +17,10 @@ import torch
 import conclugen
 from conclugen.checkpoint import Checkpoint
 from ray_jobs import ray_cluster
+from ray_jobs.comparison import ComparisonConfig
+from ray_jobs.evaluate import EvaluateJob, evaluate
 from ray_jobs.pretrain import PretrainResult, pretrain
+from ray_jobs.run_config import DataConfig
 from ray_jobs.run_folder import RunFolder, checkpoint_step
 from ray_jobs.tracking.journal import metric_history
 from shards import Manifest
@@ -72,6 +76,28 @@ def test_a_run_is_tracked_whole_and_its_model_loads(alone: PretrainResult, shard
     vectors = embedder.embed({m: torch.zeros(3, width) for m, width in embedder.widths.items()})
     assert vectors.shape == (3, 16 * len(embedder.widths))
     assert (alone.folder.plots / "losses.png").stat().st_size > 1000
+
+
+def test_an_evaluation_joins_the_run(alone: PretrainResult, shards: Path) -> None:
+    job = EvaluateJob(
+        run=alone.folder.name,
+        label="emotion",
+        data=DataConfig(folder=str(shards)),
+        output=str(alone.folder.path.parent),
+        comparison=ComparisonConfig(methods=("probe",), fractions=(1.0,)),
+    )
+    result = evaluate(job)
+    assert [s.system for s in result.scores] == ["majority", "pretrained", "untrained", "raw"]
+    assert {path.name for path in result.folder.glob("*.png")} >= {"confusion.png", "map.png", "systems.png"}
+    accuracy = {s.system: s.scores["accuracy"] for s in result.scores}
+    assert accuracy["majority"] == pytest.approx(0.2) and min(accuracy["pretrained"], accuracy["raw"]) > 0.3
+    assert alone.mlflow_run_id is not None
+    metrics = mlflow.MlflowClient(alone.tracking_uri).get_run(alone.mlflow_run_id).data.metrics
+    assert metrics["evaluation/shards/emotion/raw/probe/1/accuracy"] == pytest.approx(accuracy["raw"])
+    with pytest.raises(ValueError, match="did you mean 'emotion'"):
+        evaluate(replace(job, label="emotoin"))
+    with pytest.raises(ValueError, match="no exported model"):
+        evaluate(replace(job, run="never-was"))
 
 
 def test_two_workers_train_as_one_does(alone: PretrainResult, shards: Path, tmp_path: Path) -> None:

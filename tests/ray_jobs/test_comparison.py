@@ -1,0 +1,84 @@
+"""Systems side by side: what carries the label scores high, noise scores at chance, and leaks are refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conclugen.downstream import FineTuneConfig
+from ray_jobs.comparison import ComparisonConfig, Task, compare
+from shards import Label
+
+ROWS, GROUPS = 360, 12
+QUICK = ComparisonConfig(fractions=(0.2, 1.0), draws=2, fine_tune=FineTuneConfig(epochs=60, batch=64, dropout=0.0))
+
+
+def make_task(kind: str) -> tuple[Task, dict[str, np.ndarray]]:
+    """A label that one system's matrix determines up to noise, and another's has nothing to do with."""
+    g = np.random.default_rng(3)
+    latent = g.normal(size=(ROWS, 3))
+    group = np.arange(ROWS) % GROUPS
+    label, target = {
+        "class": (Label("emotion", "class", ("a", "b", "c")), latent.argmax(axis=1)),
+        "multilabel": (Label("emotion", "multilabel", ("a", "b", "c")), (latent > 0).astype(np.float64)),
+        "continuous": (Label("valence", "continuous"), latent[:, 0]),
+    }[kind]
+    rows = {
+        part: np.flatnonzero(np.isin(group, groups))
+        for part, groups in (("t", range(8)), ("v", (8,)), ("e", (9, 10, 11)))
+    }
+    task = Task(label, target, group, rows["t"], rows["v"], rows["e"])
+    telling = np.concatenate([latent + 0.1 * g.normal(size=latent.shape), g.normal(size=(ROWS, 5))], axis=1)
+    return task, {"telling": telling, "noise": g.normal(size=(ROWS, 8))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "main", "high", "chance"),
+    [
+        ("class", "accuracy", 0.8, 0.5),
+        ("multilabel", "accuracy_weighted", 0.8, 0.65),
+        ("continuous", "concordance", 0.9, 0.35),
+    ],
+)
+def test_what_carries_the_label_is_told_from_noise(kind: str, main: str, high: float, chance: float) -> None:
+    task, systems = make_task(kind)
+    scores = {(s.system, s.method, s.fraction): s for s in compare(task, systems, QUICK)}
+    methods = {"probe", "fine_tune"} | ({"neighbours"} if kind == "class" else set())
+    assert {method for system, method, _ in scores if system == "telling"} == methods
+    for method in methods - {"neighbours"}:
+        assert scores["telling", method, 1.0].scores[main] > high, method
+        assert scores["noise", method, 1.0].scores[main] < chance, method
+    assert len(scores["telling", "probe", 0.2].draws) == 2
+    mean = np.mean(scores["telling", "probe", 0.2].draws)
+    assert scores["telling", "probe", 0.2].scores[main] == pytest.approx(mean)
+    if kind == "class":
+        counts = np.bincount(task.target[task.train])
+        expected = (task.target[task.test] == counts.argmax()).mean()
+        assert scores["majority", "majority", 1.0].scores["accuracy"] == pytest.approx(expected)
+
+
+def test_a_speaker_on_both_sides_is_refused() -> None:
+    task, systems = make_task("class")
+    with pytest.raises(ValueError, match=r"1 group\(s\) are in the training and in the test view"):
+        list(compare(replace(task, train=np.append(task.train, task.test[task.group[task.test] == 9])), systems, QUICK))
+
+
+def test_a_view_without_the_label_and_a_published_list_of_another_size_are_refused() -> None:
+    task, systems = make_task("class")
+    with pytest.raises(ValueError, match="no test row has it"):
+        list(compare(replace(task, test=task.test[:0]), systems, QUICK))
+    with pytest.raises(ValueError, match="'meld' has 7 weights"):
+        list(compare(task, systems, replace(QUICK, class_weights="meld", methods=("fine_tune",))))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "hint"),
+    [
+        ("methods", ("prob",), "did you mean 'probe'"),
+        ("class_weights", "medl", "did you mean 'meld'"),
+        ("fractions", (1.5,), "1.5"),
+    ],
+)
+def test_unknown_choices_name_the_nearest(field: str, value: object, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        replace(QUICK, **{field: value})  # type: ignore[arg-type]
