@@ -33,7 +33,7 @@ def train(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.run.cpus_per_worker)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces every report; the progress line is ours
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces every report; the progress line is ours
 
     config = job.pretrain
     source = Source.open(job.data, config, quarantine=folder.quarantine(rank))
