@@ -234,10 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = configuration.parse(EvaluateJob, argv, description=__doc__)
     try:
         result = evaluate(job)
-    except (
-        ValueError,
-        FileNotFoundError,
-    ) as error:  # input or configuration that can't work; anything else is a fault, and shows its trace
+    except (ValueError, FileNotFoundError) as error:
+        # Input or configuration that can't work; anything else is a fault, and shows its trace.
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"\n{table(result)}\nfigures and pictures: {result.folder}")
