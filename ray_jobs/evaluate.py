@@ -81,8 +81,8 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     task, rows = read_task(job, embedder.modalities)
     systems = dict(representations(folder, embedder, rows, task, job.fusion))
 
-    data_set = Path(job.data.folder).name
-    place = folder.evaluation / f"{data_set}-{job.label}"
+    series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
+    place = folder.evaluation / series.replace("/", "-")
     place.mkdir(parents=True, exist_ok=True)
     scores = []
     for score in compare(task, systems, job.comparison):
@@ -91,7 +91,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     result = EvaluateResult(place, job.label, main_score(task.label), scores)
     write_results(result, job)
     draw(result, task, systems["pretrained"])
-    track(result, job, folder, data_set, int(embedder.info["steps"]))
+    track(result, job, folder, f"evaluation/{series}", int(embedder.info["steps"]))
     return result
 
 
@@ -216,7 +216,7 @@ def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) ->
     plots.label_efficiency(lines, folder / "label_efficiency.png", ylabel=result.main_score)
 
 
-def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, data_set: str, step: int) -> None:
+def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, series: str, step: int) -> None:
     """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
     uri = job.tracking_uri or default_tracking_uri(Path(job.output).expanduser().absolute())
     values = {
@@ -226,7 +226,7 @@ def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, data_set:
         if np.isfinite(value) and "/" not in name
     }
     with Journal(folder.journal) as journal, MlflowSink(folder.journal, uri):
-        journal.metrics(step, values, series=f"evaluation/{data_set}/{result.label}")
+        journal.metrics(step, values, series, remeasured=True)
         journal.artifact(result.folder, target=f"evaluation/{result.folder.name}")
 
 

@@ -43,12 +43,16 @@ def pretrain(job: PretrainJob) -> PretrainResult:
     total_steps = source.plan.start_of_epoch(config.epochs)
 
     folder = RunFolder(job.run.output_folder / job.run.name)
-    resumed = folder.claim(config.identity() | source.identity())
-    configuration.save(job, folder.config)
+    identity = config.identity() | source.identity()
+    resumed = folder.belongs(identity)
+    moments = None
     if config.model.standardize and not folder.standardization.is_file():
-        folder.save_standardization(
-            column_moments(source.reader, source.view, job.data.standardization_rows, config.seed)
-        )
+        # Before the name is taken: it stays free where the data turns out to be damaged.
+        moments = column_moments(source.reader, source.view, job.data.standardization_rows, config.seed)
+    folder.claim(identity)
+    configuration.save(job, folder.config)
+    if moments is not None:
+        folder.save_standardization(moments)
 
     uri = job.run.tracking_uri or default_tracking_uri(job.run.output_folder)
     journal = Journal(folder.journal, experiment=job.run.experiment, name=job.run.name, parent=job.run.parent_run_id)

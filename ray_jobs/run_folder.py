@@ -4,7 +4,7 @@
     run.json               identity of the run, written once
     config.json            resolved configuration of the last start
     journal.jsonl          everything tracked, append-only
-    quarantine.jsonl       damaged samples that training met
+    quarantine/            damaged samples that training met, a file for each rank
     standardization.safetensors
     train/until-*/         what Ray Train stores: checkpoints, its own state
     model/                 exported model
@@ -49,40 +49,41 @@ class RunFolder:
         self.model = self.path / "model"
         self.plots = self.path / "plots"
         self.evaluation = self.path / "evaluation"
+        self._record = self.path / "run.json"
 
     @property
     def name(self) -> str:
         return self.path.name
 
-    def claim(self, identity: Mapping[str, Any]) -> bool:
-        """Make the folder this run's, or check that it already is.
+    def belongs(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the folder already is this run's; False where there is no run yet. Writes nothing.
 
         Args:
             identity: Field -> value of everything that must agree for a run to be the same run.
 
-        Returns:
-            Whether the run existed already.
-
         Raises:
             ValueError: the folder belongs to a run of another identity; names every differing field with both values.
+                Or it holds files of something else.
         """
-        record = self.path / "run.json"
-        wanted = json.loads(json.dumps(identity))
-        if record.is_file():
-            found = json.loads(record.read_text())
-            differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-            if differing:
-                lines = "\n".join(f"  {name}: {found.get(name)!r} then, {wanted.get(name)!r} now" for name in differing)
-                raise ValueError(
-                    f"{self.path}: a run of this name exists, and what makes a run the same run differs:\n{lines}\n"
-                    "Choose another run.name, or give the values of then to resume it."
-                )
-            return True
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"{self.path}: holds files but no run.json, so it is no run; choose another run.name")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(record, wanted)
-        return False
+        if not self._record.is_file():
+            if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+                raise ValueError(f"{self.path}: holds files but no run.json, so it is no run; choose another run.name")
+            return False
+        found, wanted = json.loads(self._record.read_text()), _plain(identity)
+        differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+        if differing:
+            lines = "\n".join(f"  {name}: {found.get(name)!r} then, {wanted.get(name)!r} now" for name in differing)
+            raise ValueError(
+                f"{self.path}: a run of this name exists, and what makes a run the same run differs:\n{lines}\n"
+                "Choose another run.name, or give the values of then to resume it."
+            )
+        return True
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make the folder this run's, unless it already is. Raises ValueError as `belongs` does."""
+        if not self.belongs(identity):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self._record, _plain(identity))
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, newest step first (those of one step: newest writing first)."""
@@ -142,6 +143,11 @@ def checkpoint_name(step: int) -> str:
 def checkpoint_step(path: Path) -> int:
     digits = path.name.removeprefix(CHECKPOINT_PREFIX)
     return int(digits) if digits.isdigit() else -1
+
+
+def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """As it reads back from JSON: tuples as lists."""
+    return json.loads(json.dumps(identity))
 
 
 def write_json(path: Path, content: Any) -> None:

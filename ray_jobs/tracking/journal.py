@@ -79,6 +79,7 @@ class Journal:
         self._seq = 0
         self._known_bytes = 0
         self._marks: dict[str, int] = {}
+        self._measured: dict[str, dict[str, Any]] = {}
         self._latest: dict[str, dict[str, Any]] = defaultdict(dict)
         self._status: str | None = None
         self._identity: RunIdentity | None = None
@@ -115,7 +116,9 @@ class Journal:
         """Write tags; what is already written with the same value is left out."""
         self._write_changes("tags", {name: str(value) for name, value in values.items()})
 
-    def metrics(self, step: int, values: Mapping[str, SupportsFloat], series: str = "train") -> bool:
+    def metrics(
+        self, step: int, values: Mapping[str, SupportsFloat], series: str = "train", remeasured: bool = False
+    ) -> bool:
         """Write numbers of a global step, unless the series already holds this step or a later one.
 
         A resumed run repeats the steps after its last checkpoint; their numbers are already here, so they are dropped.
@@ -124,13 +127,16 @@ class Journal:
         Args:
             step: global step, counted from 0 or 1 over the whole run.
             values: name -> number; 0-d tensors and numpy scalars allowed.
+            remeasured: these numbers may replace others of the same step (an evaluation done again in another way);
+                they are left out only where they equal the series' last ones.
 
         Returns: whether a record was written.
         """
         with self._exclusive():
-            if not values or step <= self._marks.get(series, -1):
-                return False
             encoded = {name: _encode(float(value)) for name, value in values.items()}
+            seen = step <= self._marks.get(series, -1)
+            if not values or (seen and not (remeasured and encoded != self._measured.get(series))):
+                return False
             self._append("metrics", {"series": series, "step": int(step), "values": encoded})
             return True
 
@@ -216,7 +222,8 @@ class Journal:
             self._identity = _identity(record, self.path)
         self._seq = record["seq"] + 1
         if kind == "metrics":
-            self._marks[record["series"]] = record["step"]
+            self._marks[record["series"]] = max(record["step"], self._marks.get(record["series"], -1))
+            self._measured[record["series"]] = {name: _encode(float(x)) for name, x in record["values"].items()}
         elif kind in ("params", "tags"):
             self._latest[kind].update(record["values"])
         elif kind == "status":

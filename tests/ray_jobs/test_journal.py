@@ -67,6 +67,18 @@ def test_repeated_steps_are_written_once_per_series(tmp_path):
     }
 
 
+def test_what_is_measured_again_in_another_way_is_written_and_repetitions_are_not(tmp_path):
+    series = "evaluation/voices/emotion"
+    with open_journal(tmp_path) as journal:
+        assert journal.metrics(8, {"f1": 0.5, "best": float("nan")}, series, remeasured=True)
+        assert not journal.metrics(8, {"f1": 0.5, "best": float("nan")}, series, remeasured=True)
+        assert not journal.metrics(8, {"f1": 0.6}, series)
+    with open_journal(tmp_path) as journal:
+        assert not journal.metrics(8, {"f1": 0.5, "best": float("nan")}, series, remeasured=True)
+        assert journal.metrics(8, {"f1": 0.6}, series, remeasured=True)
+    assert metric_history(tmp_path / "journal.jsonl")[f"{series}/f1"] == [(8, 0.5), (8, 0.6)]
+
+
 @pytest.mark.parametrize("keep", [0, 1, 20])
 def test_a_line_torn_by_a_crash_is_cut_and_logged(tmp_path, caplog, keep):
     with open_journal(tmp_path) as journal:

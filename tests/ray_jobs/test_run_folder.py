@@ -12,8 +12,19 @@ from ray_jobs.run_folder import RunFolder, checkpoint_name
 
 def test_a_new_run_claims_its_folder_and_the_same_run_finds_it(tmp_path: Path) -> None:
     identity = {"seed": 1, "modalities": ("video", "audio")}
-    assert RunFolder(tmp_path / "run").claim(identity) is False
-    assert RunFolder(tmp_path / "run").claim(identity) is True
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.belongs(identity) and not folder.path.exists()
+    folder.claim(identity)
+    assert RunFolder(tmp_path / "run").belongs(identity)
+    RunFolder(tmp_path / "run").claim(identity)
+
+
+def test_a_claim_cut_off_by_a_kill_leaves_the_name_free(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.4711").write_text("{")
+    assert not RunFolder(tmp_path / "run").belongs({"seed": 1})
+    RunFolder(tmp_path / "run").claim({"seed": 1})
+    assert RunFolder(tmp_path / "run").belongs({"seed": 1})
 
 
 def test_another_identity_is_refused_with_every_field_that_differs(tmp_path: Path) -> None:
