@@ -34,7 +34,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         "finished",
         configuration={"tasks": {"contrastive": None}, "modalities": ["video", "audio"], "lr": 2e-3},
         tags={"tasks": ["contrastive"], "seed": 1},
-        metrics={"accuracy@0.03": 0.5, "loss": math.nan, "worst": -math.inf, "count": np.float32(0.25)},
+        metrics={"accuracy@0.03": 0.5, "loss": math.nan, "worst": -math.inf, "count": float(np.float32(0.25))},
         groups={"accuracy@0.03": {"7": 0.1, "ä ö": 0.9}},
         cost={"seconds": 1.5},
     )
