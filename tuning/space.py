@@ -1,0 +1,380 @@
+"""The search space: which configurations a sweep may try, as typed configuration.
+
+Every field names its options or a range; one option, or a range of one number, fixes it. A parameter is drawn only
+where it means something: a task's weight, sizes and schedule where that task is active (and weights only where there
+are two tasks to weigh against each other: a single loss has no other to be weighed against), the temperature where the
+recipe has one. Drawn parameters are named as the configuration names them (`tasks.clustering.clusters`), and
+`modalities`, `tasks` and `recipe`, whose options are names joined by `+`.
+
+    space = SPACES["laptop"]().resolve({"video": 35, "audio": 347})
+    choices = space.draw(chooser)            # {"tasks": "contrastive+clustering", "optimizer.lr": 0.0021, ...}
+    config = space.config(choices)           # a conclugen.PretrainConfig
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from conclugen import PretrainConfig, presets
+from conclugen.config import RECIPES
+from conclugen.fields import choose, finite, require
+from conclugen.presets import PRESETS
+
+TASKS = ("contrastive", "clustering", "reconstruction")
+ALL, SUBSETS = "all", "subsets"
+_OWN_FIELDS = ("modalities", "tasks", "recipe", "epochs", "seed", "global_batch")
+_MOST_MODALITIES = 8  # beyond, their subsets are more than any sweep tries
+
+Choices = dict[str, Any]
+Plain = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; equal ends fix the value.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        log: Drawn on a logarithmic scale; both ends are then above 0.
+        points: Values that a grid takes of it, evenly spaced on its scale.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+    points: int = 3
+
+    def __post_init__(self) -> None:
+        require(finite(self.low) and finite(self.high) and self.low <= self.high, "range", self, "finite low <= high")
+        require(self.low > 0 or not self.log, "range.low", self.low, "a number above 0, or log: false")
+        require(self.points >= 1, "range.points", self.points, "1 or more")
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The values that a grid takes, ends exactly."""
+        if self.low == self.high:
+            return (self.low,)
+        if self.points == 1:
+            return ((self.low * self.high) ** 0.5 if self.log else (self.low + self.high) / 2,)
+        shares = [k / (self.points - 1) for k in range(1, self.points - 1)]
+        inner = [
+            self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
+            for share in shares
+        ]
+        return (self.low, *inner, self.high)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Range of each task's weight, drawn where the task is active beside another.
+
+    Attributes:
+        contrastive: Weight of the contrastive task.
+        clustering: Weight of the clustering task.
+        reconstruction: Weight of the reconstruction task.
+    """
+
+    contrastive: Range = field(default_factory=lambda: Range(1e-4, 1.1))
+    clustering: Range = field(default_factory=lambda: Range(1e-4, 1.1))
+    reconstruction: Range = field(default_factory=lambda: Range(1e-4, 1.1))
+
+
+class Chooser(Protocol):
+    """Where values come from: a generator, an optimiser, or the next point of a grid."""
+
+    def option(self, name: str, options: tuple[Any, ...]) -> Any: ...
+
+    def number(self, name: str, within: Range) -> float: ...
+
+
+@dataclass(frozen=True)
+class Space:
+    """Options of everything that a sweep varies. The defaults are the published ranges.
+
+    Attributes:
+        modalities: Subsets of the data's modalities, names joined by `+`; `all`: every one, `subsets`: all subsets.
+        tasks: Non-empty subsets of contrastive, clustering, reconstruction, joined by `+`; `subsets`: all seven.
+        recipe: `paper`, `improved`.
+        weighting: `static`: the weights drawn; `uncertainty`: learned (Kendall et al. 2018). Of two tasks or more.
+        gradients: `sum`, or `pcgrad`: conflicting gradients projected (Yu et al. 2020). Of two tasks or more.
+        weights: Ranges of the tasks' weights.
+        representation_dim: R.
+        projection_dim: P, where the contrastive or the clustering task is active.
+        reconstruction_hidden_dim: H, where the reconstruction task is active.
+        clusters: K, where the clustering task is active; so are the next three.
+        queue_batches: Earlier batches among which k-means clusters.
+        start_epoch: First epoch of the clustering task; below `epochs`.
+        cluster_mode: `joint`, `individual`.
+        temperature: Of the contrastive task in the improved recipe; the published one has none.
+        lr: Peak learning rate.
+        weight_decay: Of AdamW.
+        global_batch: Rows of an optimiser step.
+        epochs: Length of a trial that is not stopped.
+        seed: Of every trial: trials differ by their configuration alone.
+        fixed: Any other field of the configuration by its dotted name, for every trial that has the field,
+            e.g. `{"optimizer.warmup_epochs": 2}`.
+    """
+
+    modalities: tuple[str, ...] = (ALL,)
+    tasks: tuple[str, ...] = (SUBSETS,)
+    recipe: tuple[str, ...] = ("paper",)
+    weighting: tuple[str, ...] = ("static",)
+    gradients: tuple[str, ...] = ("sum",)
+    weights: Weights = field(default_factory=Weights)
+    representation_dim: tuple[int, ...] = (1024, 2048, 4096)
+    projection_dim: tuple[int, ...] = (512, 768, 1024, 1536)
+    reconstruction_hidden_dim: tuple[int, ...] = (512, 768, 1024, 1536)
+    clusters: tuple[int, ...] = (2, 4, 8, 32, 64, 128)
+    queue_batches: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128)
+    start_epoch: tuple[int, ...] = (0, 3, 6, 9, 12, 15)
+    cluster_mode: tuple[str, ...] = ("joint", "individual")
+    temperature: Range = field(default_factory=lambda: Range(0.05, 1.0))
+    lr: Range = field(default_factory=lambda: Range(1e-5, 1e-3))
+    weight_decay: Range = field(default_factory=lambda: Range(1e-5, 1e-3))
+    global_batch: tuple[int, ...] = (4096,)
+    epochs: int = 60
+    seed: int = 127
+    fixed: dict[str, Plain] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, tuple):
+                require(bool(value), f"space.{name}", value, "at least one option: a space without one has no trial")
+                require(len(set(value)) == len(value), f"space.{name}", value, "options that differ")
+        for subset in self.tasks:
+            if subset != SUBSETS:
+                _check_subset("space.tasks", subset, TASKS)
+        for recipe in self.recipe:
+            choose("space.recipe", recipe, RECIPES)
+        for weighting in self.weighting:
+            choose("space.weighting", weighting, ("static", "uncertainty"))
+        for gradients in self.gradients:
+            choose("space.gradients", gradients, ("sum", "pcgrad"))
+        require(self.epochs >= 1, "space.epochs", self.epochs, "1 or more")
+        for name in self.fixed:
+            if name in _OWN_FIELDS:
+                raise ValueError(f"space.fixed: {name!r} has a field of its own: give --space.{name}")
+        late = [epoch for epoch in self.start_epoch if epoch >= self.epochs]
+        if late and any(subset == SUBSETS or "clustering" in names(subset) for subset in self.tasks):
+            raise ValueError(
+                f"space.start_epoch: {late[0]} is not before the end of a trial (space.epochs: {self.epochs}), which "
+                f"would never train its clustering task; drop it, or give at least {max(late) + 1} epochs"
+            )
+
+    # ------------------------------------------------------------------ before the sweep
+
+    def resolve(self, available: Mapping[str, int]) -> Space:
+        """This space on data with these modalities (name -> width): every subset is spelled out, and tried.
+
+        Raises:
+            ValueError: a modality that the data lacks, no combination of modalities and tasks that can be trained, or
+                a configuration within the space that the pretrainer refuses.
+        """
+        modalities = [subset for text in self.modalities for subset in _spelled(text, available)]
+        for subset in modalities:
+            _check_subset("space.modalities", subset, tuple(available))
+        tasks = [part for text in self.tasks for part in (subsets(TASKS) if text == SUBSETS else (text,))]
+        resolved = dataclasses.replace(
+            self,
+            modalities=tuple(dict.fromkeys(_in_order(subset, tuple(available)) for subset in modalities)),
+            tasks=tuple(dict.fromkeys(_in_order(subset, TASKS) for subset in tasks)),
+        )
+        resolved._try_corners(available)
+        return resolved
+
+    def _try_corners(self, available: Mapping[str, int]) -> None:
+        """Build the configurations at both ends of everything, of every combination of modalities, tasks, recipe."""
+        tried = 0
+        applied: set[str] = set()
+        for modalities, recipe in itertools.product(self.modalities, self.recipe):
+            for tasks in self._tasks_of(modalities):
+                for end in (0, -1):
+                    wanted = {"modalities": modalities, "recipe": recipe, "tasks": tasks}
+                    config = self.config(self.draw(_Corner(wanted, end)))
+                    config.check_serves(available)
+                    tried += 1
+                    applied.update(name for name in self.fixed if _has(config, name))
+        if not tried:
+            raise ValueError(
+                f"space: no trial is possible: the contrastive task compares modalities, and space.tasks "
+                f"{list(self.tasks)} has no other, while space.modalities {list(self.modalities)} has single ones only"
+            )
+        for name in self.fixed:
+            if name not in applied:
+                raise ValueError(f"space.fixed: no configuration of this space has a field {name!r}")
+
+    # ------------------------------------------------------------------ one trial
+
+    def draw(self, chooser: Chooser) -> Choices:
+        """The parameters of one trial, those that the earlier ones make sense of."""
+        choices: Choices = {}
+
+        def option(name: str, options: tuple[Any, ...], asked: str | None = None) -> Any:
+            choices[name] = options[0] if len(options) == 1 else chooser.option(asked or name, options)
+            return choices[name]
+
+        def number(name: str, within: Range) -> None:
+            choices[name] = within.low if within.low == within.high else chooser.number(name, within)
+
+        possible = tuple(subset for subset in self.modalities if self._tasks_of(subset))
+        modalities = option("modalities", possible)
+        offered = self._tasks_of(modalities)
+        # An optimiser wants the same options under the same name each time.
+        chosen = option("tasks", offered, None if offered == self.tasks else "tasks of one modality")
+        tasks = names(chosen)
+        recipe = option("recipe", self.recipe)
+        if len(tasks) > 1:
+            if self.weighting == ("static",) or option("tasks.weighting", self.weighting) == "static":
+                for task in tasks:
+                    number(f"tasks.{task}.weight", getattr(self.weights, task))
+            if self.gradients != ("sum",):
+                option("tasks.gradients", self.gradients)
+        option("model.representation_dim", self.representation_dim)
+        if "contrastive" in tasks or "clustering" in tasks:
+            option("model.projection_dim", self.projection_dim)
+        if "contrastive" in tasks and recipe == "improved":
+            number("tasks.contrastive.temperature", self.temperature)
+        if "clustering" in tasks:
+            option("tasks.clustering.clusters", self.clusters)
+            option("tasks.clustering.queue_batches", self.queue_batches)
+            option("tasks.clustering.start_epoch", self.start_epoch)
+            option("tasks.clustering.mode", self.cluster_mode)
+        if "reconstruction" in tasks:
+            option("model.reconstruction_hidden_dim", self.reconstruction_hidden_dim)
+        number("optimizer.lr", self.lr)
+        number("optimizer.weight_decay", self.weight_decay)
+        option("global_batch", self.global_batch)
+        return choices
+
+    def config(self, choices: Mapping[str, Any]) -> PretrainConfig:
+        """The configuration that choices stand for, as `ray_jobs.pretrain` would build it from the same fields.
+
+        Raises ValueError for choices that the pretrainer refuses.
+        """
+        rest = dict(choices)
+        tasks, modalities = names(rest.pop("tasks")), names(rest.pop("modalities"))
+        recipe = rest.pop("recipe")
+        preset = preset_of(tasks)
+        absent = [task for task in PRESETS[preset][1] if task not in tasks]
+        overrides: dict[str, Any] = {"seed": self.seed, "epochs": self.epochs, "modalities": modalities}
+        overrides["tasks"] = dict.fromkeys(absent)
+        for name, value in self.fixed.items():
+            if name in choices:
+                raise ValueError(f"space.fixed: {name!r} is searched as well; narrow its own field to one value")
+            if name.startswith("tasks.") and name.split(".")[1] in TASKS and name.split(".")[1] not in tasks:
+                continue
+            _put(overrides, name, value)
+        for name, value in rest.items():
+            _put(overrides, name, value)
+        return presets.build(preset, recipe, **overrides)
+
+    @property
+    def latest_start(self) -> int:
+        """The last epoch in which a task of this space begins: before, its trials can't be told apart by it."""
+        clusters = any(subset == SUBSETS or "clustering" in names(subset) for subset in self.tasks)
+        return max(self.start_epoch) if clusters else 0
+
+    def _tasks_of(self, modalities: str) -> tuple[str, ...]:
+        """The task subsets that these modalities allow."""
+        if len(names(modalities)) > 1:
+            return self.tasks
+        return tuple(subset for subset in self.tasks if "contrastive" not in names(subset))
+
+
+@dataclass(frozen=True)
+class _Corner:
+    """Chooses what is wanted by name, else the first or the last of everything."""
+
+    wanted: Mapping[str, Any]
+    end: int
+
+    def option(self, name: str, options: tuple[Any, ...]) -> Any:
+        return self.wanted.get(name.removesuffix(" of one modality"), options[self.end])
+
+    def number(self, name: str, within: Range) -> float:
+        return (within.low, within.high)[self.end]
+
+
+def names(subset: str) -> tuple[str, ...]:
+    """The names in `a+b`."""
+    return tuple(subset.split("+"))
+
+
+def subsets(of: Iterable[str]) -> tuple[str, ...]:
+    """Every non-empty subset as `a+b`, small ones first."""
+    of = tuple(of)
+    return tuple("+".join(part) for size in range(1, len(of) + 1) for part in itertools.combinations(of, size))
+
+
+def preset_of(tasks: Iterable[str]) -> str:
+    """The published preset with just these tasks, or `conclugen`, of which others are left out."""
+    wanted = set(tasks)
+    return next((name for name, (_, own) in PRESETS.items() if set(own) == wanted), "conclugen")
+
+
+def published() -> Space:
+    """The published ranges. The authors' schedule of at most three epochs would never start clustering in most trials;
+    60 epochs are ours."""
+    return Space()
+
+
+def laptop() -> Space:
+    """Small heads, small batches and few epochs in the improved recipe: trials of seconds on one core."""
+    return Space(
+        recipe=("improved",),
+        weights=Weights(Range(0.05, 2.0), Range(0.05, 2.0), Range(0.05, 2.0)),
+        representation_dim=(64, 128, 256),
+        projection_dim=(32, 64, 128),
+        reconstruction_hidden_dim=(64, 128, 256),
+        clusters=(8, 16, 32),
+        queue_batches=(0, 2, 4),
+        start_epoch=(0, 2),
+        cluster_mode=("joint",),
+        lr=Range(3e-4, 1e-2),
+        global_batch=(128,),
+        epochs=16,
+    )
+
+
+SPACES: dict[str, Callable[[], Space]] = {"published": published, "laptop": laptop}
+
+
+def _spelled(text: str, available: Mapping[str, int]) -> tuple[str, ...]:
+    if text == ALL:
+        return ("+".join(available),)
+    if text == SUBSETS:
+        if len(available) > _MOST_MODALITIES:
+            raise ValueError(f"space.modalities: {SUBSETS!r} of {len(available)} modalities are too many; list some")
+        return subsets(available)
+    return (text,)
+
+
+def _check_subset(where: str, subset: str, allowed: tuple[str, ...]) -> None:
+    for name in names(subset):
+        choose(where, name, allowed)
+    require(len(set(names(subset))) == len(names(subset)), where, subset, "each name once")
+
+
+def _in_order(subset: str, order: tuple[str, ...]) -> str:
+    return "+".join(name for name in order if name in names(subset))
+
+
+def _put(nested: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for name in path:
+        nested = nested.setdefault(name, {})
+    nested[last] = value
+
+
+def _has(config: PretrainConfig, dotted: str) -> bool:
+    place: Any = config
+    for name in dotted.split("."):
+        if place is None or not hasattr(place, name):
+            return False
+        place = getattr(place, name)
+    return True
