@@ -26,6 +26,8 @@ from conclugen.presets import PRESETS
 
 TASKS = ("contrastive", "clustering", "reconstruction")
 ALL, SUBSETS = "all", "subsets"
+# An optimiser wants the same options under the same name each time, and one modality allows fewer tasks.
+ONE_MODALITY = " of one modality"
 _OWN_FIELDS = ("modalities", "tasks", "recipe", "epochs", "seed", "global_batch")
 _MOST_MODALITIES = 8  # beyond, their subsets are more than any sweep tries
 
@@ -224,8 +226,7 @@ class Space:
         possible = tuple(subset for subset in self.modalities if self._tasks_of(subset))
         modalities = option("modalities", possible)
         offered = self._tasks_of(modalities)
-        # An optimiser wants the same options under the same name each time.
-        chosen = option("tasks", offered, None if offered == self.tasks else "tasks of one modality")
+        chosen = option("tasks", offered, None if offered == self.tasks else f"tasks{ONE_MODALITY}")
         tasks = names(chosen)
         recipe = option("recipe", self.recipe)
         if len(tasks) > 1:
@@ -294,7 +295,7 @@ class _Corner:
     end: int
 
     def option(self, name: str, options: tuple[Any, ...]) -> Any:
-        return self.wanted.get(name.removesuffix(" of one modality"), options[self.end])
+        return self.wanted.get(name.removesuffix(ONE_MODALITY), options[self.end])
 
     def number(self, name: str, within: Range) -> float:
         return (within.low, within.high)[self.end]
