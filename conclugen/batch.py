@@ -55,6 +55,16 @@ class Batch:
     def rows(self) -> int:
         return self.row.shape[0]
 
+    def part(self, rows: slice) -> "Batch":
+        """Some of the rows."""
+        return Batch(
+            features={m: x[rows] for m, x in self.features.items()},
+            present={m: x[rows] for m, x in self.present.items()},
+            row=self.row[rows],
+            labels={name: x[rows] for name, x in self.labels.items()},
+            group=None if self.group is None else self.group[rows],
+        )
+
     def padded(self, rows: int) -> "Batch":
         """This batch with padding rows behind it, `rows` rows in all."""
         missing = rows - self.rows

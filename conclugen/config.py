@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conclugen import fields
-from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
+from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, finite, require
 from conclugen.heads import ModelConfig
 from conclugen.losses.clustering import ClusteringConfig
 from conclugen.losses.contrastive import ContrastiveConfig
@@ -18,6 +18,8 @@ from conclugen.schedule import OptimizerConfig
 
 RECIPES = ("paper", "improved")
 PRECISIONS = ("float32", "bfloat16", "float64")
+WEIGHTINGS = ("static", "uncertainty", "gradnorm")
+GRADIENTS = ("sum", "pcgrad")
 TaskConfig = ContrastiveConfig | ClusteringConfig | ReconstructionConfig | SimclrConfig
 
 
@@ -27,6 +29,11 @@ class TasksConfig:
 
     divisor: the total is the sum of weight x loss over the number of tasks that are "active" at this epoch (published:
     the scale of all losses jumps when clustering starts, and a single task runs without its weight) or "configured".
+    weighting: "static" weights, or weights learned by "uncertainty" (Kendall et al. 2018) or "gradnorm" (Chen et al.
+    2018), which begin at the tasks' own (`conclugen.weighting`). gradients: the tasks' gradients are added ("sum"), or
+    those that point against each other are projected first ("pcgrad", Yu et al. 2020). learned_weight_lr: peak learning
+    rate of learned weights. gradnorm_alpha: how strongly gradnorm favours tasks that train slowly; 0 makes all
+    gradients equally large.
     """
 
     contrastive: ContrastiveConfig | None = None
@@ -34,10 +41,23 @@ class TasksConfig:
     reconstruction: ReconstructionConfig | None = None
     simclr: SimclrConfig | None = None
     divisor: str = field(default="active", metadata=IDENTITY)
+    weighting: str = field(default="static", metadata=IDENTITY)
+    gradients: str = field(default="sum", metadata=IDENTITY)
+    learned_weight_lr: float = field(default=0.01, metadata=SCHEDULABLE)
+    gradnorm_alpha: float = field(default=1.5, metadata=IDENTITY)
 
     def __post_init__(self) -> None:
         choose("tasks.divisor", self.divisor, ("active", "configured"))
+        choose("tasks.weighting", self.weighting, WEIGHTINGS)
+        choose("tasks.gradients", self.gradients, GRADIENTS)
+        for name in ("learned_weight_lr", "gradnorm_alpha"):
+            value = getattr(self, name)
+            require(finite(value) and value >= 0, f"tasks.{name}", value, "0 or more")
         require(bool(self.active), "tasks", "no task", "one or more of contrastive, clustering, reconstruction, simclr")
+        for name, plain in (("weighting", "static"), ("gradients", "sum")):
+            value, alone = getattr(self, name), len(self.active) == 1
+            found = f"{value!r} with {', '.join(self.active)} alone"
+            require(value == plain or not alone, f"tasks.{name}", found, f"{plain!r}: it takes two tasks to weigh")
 
     @property
     def active(self) -> dict[str, TaskConfig]:
@@ -58,7 +78,9 @@ class PretrainConfig:
     preset, recipe: what this configuration was built from. modalities: those that are learned, in order. seed: of every
     random draw. global_batch: rows of one optimiser step over all workers. epochs: length of the run. precision:
     "float32", "bfloat16" (autocast; losses, batch norm and k-means stay in float32) or "float64". clip_norm: largest
-    global gradient norm.
+    norm of the model's gradient. micro_batch: rows that one rank passes through the heads at a time, for batches that
+    do not fit into memory; None: all of its rows. Like the number of ranks it changes rounding only
+    (`conclugen.accumulation`).
     """
 
     preset: str = field(default="conclugen", metadata=IDENTITY)
@@ -74,6 +96,7 @@ class PretrainConfig:
     epochs: int = field(default=100, metadata=SCHEDULABLE)
     precision: str = field(default="float32", metadata=IDENTITY)
     clip_norm: float | None = field(default=None, metadata=SCHEDULABLE)
+    micro_batch: int | None = field(default=None, metadata=FREE)
 
     def __post_init__(self) -> None:
         choose("recipe", self.recipe, RECIPES)
@@ -84,6 +107,8 @@ class PretrainConfig:
             require(
                 finite(self.clip_norm) and self.clip_norm > 0, "clip_norm", self.clip_norm, "None or a number above 0"
             )
+        if self.micro_batch is not None:
+            require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "None or 1 row or more")
         self._check_modalities()
 
     def _check_modalities(self) -> None:

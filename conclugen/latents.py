@@ -3,7 +3,7 @@
 Shape suffixes: M modalities, B rows of this rank, N = W B rows of all ranks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,12 @@ class Presence:
             all_group=gathered[:, count].contiguous() if with_group else None,
             offset=distributed.rank() * batch.rows,
         )
+
+    def part(self, rows: slice) -> "Presence":
+        """Of some of this rank's rows; `all` and `all_group` stay whole, so counts stay those of the global batch."""
+        group = None if self.group is None else self.group[rows]
+        offset = self.offset + (rows.start or 0)
+        return replace(self, local=self.local[:, rows], row=self.row[rows], group=group, offset=offset)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Shape suffixes: B rows of this rank, M modalities, D feature width, R representa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from conclugen.losses.contrastive import Contrastive
 from conclugen.losses.reconstruction import Reconstruction
 from conclugen.losses.simclr import Simclr
 from conclugen.standardize import Standardize
+
+ROW_TASKS = ("reconstruction",)
+"""Tasks whose loss is a sum over rows of what each row gives by itself; the others compare rows."""
+_VIEWS = ("simclr view 1", "simclr view 2")
+_SECOND_VIEW = "simclr second view"
 
 
 class Model(nn.Module):
@@ -47,8 +52,8 @@ class Model(nn.Module):
             }
         )
         self.latent_tasks = [name for name in tasks.active if name != "simclr"]
-        self.projected = tasks.contrastive is not None or tasks.clustering is not None
-        self.projection = Projection(model) if self.projected or tasks.simclr is not None else None
+        projected = any(name not in ROW_TASKS for name in tasks.active)
+        self.projection = Projection(model) if projected else None
         self.tasks = nn.ModuleDict()
         if tasks.contrastive is not None:
             self.tasks["contrastive"] = Contrastive(tasks.contrastive)
@@ -87,40 +92,100 @@ class Model(nn.Module):
         scale = module.scale() if isinstance(module, Contrastive) else None
         return scale if isinstance(scale, Tensor) else None
 
-    def task_active(self, name: str, epoch: int) -> bool:
-        return self.clustering is None or name != "clustering" or self.clustering.active(epoch)
+    def active_tasks(self, epoch: int) -> list[str]:
+        """The tasks that count in this epoch."""
+        clustering = self.clustering
+        return [name for name in self.tasks if name != "clustering" or clustering is None or clustering.active(epoch)]
+
+    def trained_by(self, tasks: Sequence[str]) -> set[Tensor]:
+        """The parameters that the losses of these tasks reach."""
+        parts: list[nn.Module] = [self.tasks[name] for name in tasks]
+        for name in tasks:
+            simclr = self.config.tasks.simclr if name == "simclr" else None
+            parts.append(self.heads if simclr is None else self.heads[simclr.modality])
+            if self.projection is not None and name not in ROW_TASKS:
+                parts.append(self.projection)
+        return {parameter for part in parts for parameter in part.parameters()}
 
     def forward(self, batch: Batch, step: int, epoch: int) -> dict[str, Tensor]:
         """This rank's share of each task's loss, by name; a task that is not active yet gives a zero with a gradient
         path."""
-        shares: dict[str, Tensor] = {}
-        if self.latent_tasks:
-            latents = self.latents(batch, step, epoch)
-            for name in self.latent_tasks:
-                # Decoders are heads and run in the heads' precision; the other tasks are losses alone.
-                with self._autocast(batch, name == "reconstruction"):
-                    shares[name] = self.tasks[name](latents)
-        if "simclr" in self.tasks:
-            shares["simclr"] = self._simclr_share(batch, step)
-        return shares
+        inputs = self.inputs(batch)
+        representations = self.representations(inputs, batch.row, step)
+        return self.shares(inputs, representations, self.presences(batch), step, epoch, list(self.tasks))
 
-    def latents(self, batch: Batch, step: int, epoch: int) -> Latents:
-        modalities = self.config.modalities
-        contrastive = self.config.tasks.contrastive
-        by_group = contrastive is not None and contrastive.negatives == "same_group"
-        presence = Presence.of(batch, modalities, by_group)
-        targets = {m: self.standardized(m, batch.features[m]) for m in modalities}
-        with self._autocast(batch):
-            representations = {
-                m: self.heads[m](self._masked(x, batch.row, step, f"mask {m}", self.config.model.feature_mask))
-                for m, x in targets.items()
-            }
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Standardised features (B, D) by modality, simclr's second view included."""
+        inputs = {m: self.standardized(m, batch.features[m]) for m in self.config.modalities}
+        simclr = self.config.tasks.simclr
+        if simclr is not None and simclr.second_view is not None:
+            inputs[_SECOND_VIEW] = self.standardized(simclr.modality, batch.features[simclr.second_view])
+        return inputs
+
+    def representations(self, inputs: Mapping[str, Tensor], row_B: Tensor, step: int) -> dict[str, Tensor]:
+        """Representations (B, R) that the losses need: of each modality, and of simclr's two views. Each row by
+        itself: what a row gives depends on no other."""
+        model, simclr = self.config.model, self.config.tasks.simclr
+        with self._autocast(row_B):
+            representations = {}
+            if self.latent_tasks:
+                for m in self.config.modalities:
+                    masked = self._masked(inputs[m], row_B, step, f"mask {m}", model.feature_mask)
+                    representations[m] = self.heads[m](masked)
+            if simclr is not None:
+                first, second = inputs[simclr.modality], inputs.get(_SECOND_VIEW)
+                if second is None:
+                    first, second = (self._masked(first, row_B, step, f"simclr view {v}", simclr.mask) for v in (1, 2))
+                for name, view in zip(_VIEWS, (first, second), strict=True):
+                    representations[name] = self.heads[simclr.modality](view)
+        return representations
+
+    def presences(self, batch: Batch) -> dict[str, Presence]:
+        """Who is there, gathered from all ranks: for the tasks over modalities ("modalities"), and for "simclr"."""
+        presences = {}
+        if self.latent_tasks:
+            contrastive = self.config.tasks.contrastive
+            by_group = contrastive is not None and contrastive.negatives == "same_group"
+            presences["modalities"] = Presence.of(batch, self.config.modalities, by_group)
+        simclr = self.config.tasks.simclr
+        if simclr is not None:
+            present = batch.present[simclr.modality]
+            if simclr.second_view is not None:
+                present = present & batch.present[simclr.second_view]
+            presences["simclr"] = Presence.of(Batch({}, {simclr.modality: present}, batch.row), (simclr.modality,))
+        return presences
+
+    def shares(
+        self,
+        inputs: Mapping[str, Tensor],
+        representations: Mapping[str, Tensor],
+        presences: Mapping[str, Presence],
+        step: int,
+        epoch: int,
+        tasks: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """This rank's share of the loss of each of `tasks`. Only ROW_TASKS look at the inputs, and they alone may be
+        given a part of this rank's rows."""
+        shares: dict[str, Tensor] = {}
+        latent_tasks = [name for name in tasks if name != "simclr"]
+        if latent_tasks:
+            presence = presences["modalities"]
             projections = None
-            if self.projected:
-                assert self.projection is not None
-                stacked_MBR = torch.stack([representations[m] for m in modalities])
-                projections = self.projection(stacked_MBR, presence.local).to(targets[modalities[0]].dtype)
-        return Latents(modalities, targets, representations, projections, presence, step, epoch)
+            if any(name not in ROW_TASKS for name in latent_tasks):
+                projections = self._project([representations[m] for m in self.config.modalities], presence.local)
+            latents = Latents(
+                self.config.modalities, dict(inputs), dict(representations), projections, presence, step, epoch
+            )
+            for name in latent_tasks:
+                # Decoders are heads and run in the heads' precision; the other tasks are losses alone.
+                with self._autocast(presence.row, name in ROW_TASKS):
+                    shares[name] = self.tasks[name](latents)
+        if "simclr" in tasks:
+            presence = presences["simclr"]
+            z_2BP = self._project([representations[name] for name in _VIEWS], presence.local.expand(2, -1))
+            with self._autocast(presence.row, False):
+                shares["simclr"] = self.tasks["simclr"](z_2BP, presence.local[0], presence.all[0], presence.offset)
+        return shares
 
     def standardized(self, modality: str, x_BD: Tensor) -> Tensor:
         return self.standardize[modality](x_BD) if modality in self.standardize else x_BD
@@ -130,34 +195,11 @@ class Model(nn.Module):
         r: Tensor = self.heads[modality](self.standardized(modality, x_BD))
         return r
 
-    def total(self, losses: Mapping[str, Tensor], epoch: int) -> Tensor:
-        """The weighted mean of the losses, or of their shares, by `TasksConfig.divisor`."""
-        configs = self.config.tasks.active
-        published = self.config.tasks.divisor == "active"
-        if published and len(configs) == 1:
-            return next(iter(losses.values()))
-        active = [name for name in configs if self.task_active(name, epoch)]
-        weighted = [losses[name] * (configs[name].weight if name in active else 0.0) for name in configs]
-        return torch.stack(weighted).sum() / (max(1, len(active)) if published else len(configs))
-
-    def _simclr_share(self, batch: Batch, step: int) -> Tensor:
-        config = self.config.tasks.simclr
-        assert config is not None and self.projection is not None
-        modality, second = config.modality, config.second_view
-        present = batch.present[modality]
-        first = self.standardized(modality, batch.features[modality])
-        if second is None:
-            views = [self._masked(first, batch.row, step, f"simclr view {v}", config.mask) for v in (1, 2)]
-        else:
-            views = [first, self.standardized(modality, batch.features[second])]
-            present = present & batch.present[second]
-        presence = Presence.of(Batch({}, {modality: present}, batch.row), (modality,))
-        with self._autocast(batch):
-            r_2BR = torch.stack([self.heads[modality](x) for x in views])
-            z_2BP = self.projection(r_2BR, presence.local.expand(2, -1)).to(first.dtype)
-        with self._autocast(batch, False):
-            share: Tensor = self.tasks["simclr"](z_2BP, presence.local[0], presence.all[0], presence.offset)
-        return share
+    def _project(self, representations: Sequence[Tensor], present_MB: Tensor) -> Tensor:
+        assert self.projection is not None
+        with self._autocast(present_MB):
+            z_MBP: Tensor = self.projection(torch.stack(list(representations)), present_MB)
+        return z_MBP.to(self.projection.output.weight.dtype)
 
     def _masked(self, x_BD: Tensor, row_B: Tensor, step: int, purpose: str, share: float) -> Tensor:
         """Set a drawn `share` of the features to 0 during training: after standardisation, to their mean."""
@@ -166,6 +208,6 @@ class Model(nn.Module):
         draws_BD = random.uniform(self.config.seed, purpose, step, row_B, x_BD.shape[1], dtype=torch.float32)
         return x_BD * (draws_BD >= share)
 
-    def _autocast(self, batch: Batch, enabled: bool = True) -> torch.autocast:
+    def _autocast(self, near: Tensor, enabled: bool = True) -> torch.autocast:
         lower = enabled and self.config.precision == "bfloat16"
-        return torch.autocast(batch.row.device.type, dtype=torch.bfloat16, enabled=lower)
+        return torch.autocast(near.device.type, dtype=torch.bfloat16, enabled=lower)

@@ -1,5 +1,6 @@
 """The published variants as whole configurations, in the published recipe and in the improved one."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -114,8 +115,9 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
 def _check_tasks(preset: str, names: tuple[str, ...], overrides: Any) -> None:
     """Overrides may change a task that the preset runs, and nothing else: a misspelt weight must not vanish."""
     if isinstance(overrides, Mapping):
+        options = [f.name for f in dataclasses.fields(TasksConfig) if f.metadata.get("kind")]
         for task in overrides:
-            if task not in (*names, "divisor"):
+            if task not in (*names, *options):
                 raise ValueError(
                     f"preset {preset!r} runs no task {task!r}{fields.nearest(task, names)}; "
                     f"its tasks: {', '.join(names)}"

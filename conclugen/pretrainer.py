@@ -16,35 +16,22 @@ from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
-from conclugen import distributed
+from conclugen import distributed, optimizer, saved_state, step_metrics, weighting
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
+from conclugen.gradients import GradientComputer
 from conclugen.model import Model
+from conclugen.non_finite import FiniteGuard, NonFiniteLossError
 from conclugen.schedule import learning_rate
 from conclugen.standardize import Standardize
 
+__all__ = ["NonFiniteLossError", "Pretrainer"]
+
 # How often a GPU is asked whether a loss was not finite; the parameters stop changing at the bad step unasked.
 _CHECK_EVERY_CUDA = 50
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss or gradient was NaN or infinite. The parameters are those before that step; nothing since was applied."""
-
-    def __init__(self, step: int, tasks: list[str]) -> None:
-        self.step, self.tasks = step, tasks
-        super().__init__(
-            f"step {step}: {' and '.join(tasks)} not finite. No update was applied from this step on, and this "
-            "state can't be saved: resume from the last checkpoint with a lower learning rate, a clip_norm, or "
-            "float32; look for infinite features if it comes back at once"
-        )
-
-    def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[int, list[str]]]:
-        # Exceptions are rebuilt from their message alone; a worker must be able to hand this one to its job.
-        return type(self), (self.step, self.tasks)
 
 
 class Pretrainer:
@@ -80,13 +67,15 @@ class Pretrainer:
         self.model = Model(config, self.widths).to(self.device, self.dtype)
         self.model.initialise()
         self._set_standardization(standardization)
-        self.parameters = dict(self.model.named_parameters())
-        self.optimizer = self._make_optimizer()
-        self._replica: nn.Module = self.model
-        if distributed.world_size() > 1:
-            self._replica = DistributedDataParallel(self.model, broadcast_buffers=False)
-        self._bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
-        self._bad_tasks = torch.zeros(len(config.tasks.active), dtype=torch.bool, device=self.device)
+        self.weighting = weighting.make(config.tasks).to(self.device, self.dtype)
+        model_parameters = dict(self.model.named_parameters())
+        weight_parameters = {f"weighting.{name}": p for name, p in self.weighting.named_parameters()}
+        self.parameters = {**model_parameters, **weight_parameters}
+        self.optimizer = optimizer.make(
+            config.optimizer, model_parameters, weight_parameters, config.tasks.learned_weight_lr
+        )
+        self._gradients = GradientComputer(self.model, config, by_task=self.weighting.needs_norms)
+        self._guard = FiniteGuard(list(config.tasks.active), self.device)
         self._check_every = _CHECK_EVERY_CUDA if self.device.type == "cuda" else 1
 
     @property
@@ -97,40 +86,43 @@ class Pretrainer:
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One optimiser step on this rank's rows; `batch` is any object with a Batch's attributes.
 
-        Returns 0-d tensors, equal on all ranks: loss (as trained), loss/<task> (unweighted), grad_norm (before
-        clipping), lr, and what the tasks report of themselves. Nothing waits for a GPU, except that every few
-        iterations of k-means and every 50th step something is read back. A step whose loss or gradient is not finite
-        changes no parameter, nor does any after it; NonFiniteLossError follows at once on a CPU, within 50 steps on a
-        GPU, and at `state`.
+        Returns 0-d tensors, equal on all ranks: loss (as trained), loss/<task> (unweighted), weight/<task>, grad_norm
+        (before clipping), lr, and what the tasks report of themselves (see `conclugen.step_metrics`). Nothing waits for
+        a GPU, except that every few iterations of k-means and every 50th step something is read back. A step whose loss
+        or gradient is not finite changes no parameter, nor does any after it; NonFiniteLossError follows at once on a
+        CPU, within 50 steps on a GPU, and at `state`.
         """
         rows = self._rows(batch)
         step, epoch = self.step_number, self.epoch
+        active = self.model.active_tasks(epoch)
         if self.model.clustering is not None and step % self.steps_per_epoch == 0:
             self.model.clustering.begin_epoch()
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        shares = self._replica(rows, step, epoch)
-        # Gradients are sums over ranks of the shares' gradients; DDP averages, hence the factor.
-        (self.model.total(shares, epoch) * distributed.world_size()).backward()
-        self._drop_inactive_gradients(epoch)
-        losses = distributed.all_sum(torch.stack(list(shares.values())))
-        named = dict(zip(shares, losses.unbind(), strict=True))
-        total = self.model.total(named, epoch)
-        grad_norm = self._clip()
-        self._note_non_finite(losses, total, grad_norm)
+        weights = self.weighting.weights(active)
+        computed = self._gradients.compute(rows, step, epoch, active, self.weighting.factors(active))
+        total = self.weighting.total(computed.losses, active)
+        self.weighting.learn(computed.losses, computed.norms, active)
+        grad_norm = optimizer.clip(self.model.parameters(), self.config.clip_norm)
+        self._guard.note(self.optimizer, step, computed.losses, total, grad_norm)
         rate = self._update()
         self.step_number += 1
         if self.step_number % self._check_every == 0:
             self.check_finite()
-        return self._metrics(named, total, grad_norm, rate, epoch)
+        return step_metrics.collect(
+            self.model, computed.losses, weights, computed.cosines, active, loss=total, grad_norm=grad_norm, lr=rate
+        )
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change the weights of some tasks from the next step on, as population-based training does.
+
+        The change is kept in the state, with the step at which it was made, and survives a restart. Call it on every
+        rank. Raises ValueError for an unknown task, a weight that is not above 0, and where the weights are learned.
+        """
+        self.weighting.set(weights, self.step_number)
 
     def check_finite(self) -> None:
         """Raise NonFiniteLossError if any step so far had a loss or gradient that was not finite."""
-        step = int(self._bad_step)
-        if step >= 0:
-            names = list(self.config.tasks.active)
-            bad = [f"loss/{name}" for name, flag in zip(names, self._bad_tasks.tolist(), strict=True) if flag]
-            raise NonFiniteLossError(step, bad or ["gradient"])
+        self._guard.check()
 
     @torch.no_grad()
     def embed(self, batch: Any) -> dict[str, Tensor]:
@@ -162,6 +154,7 @@ class Pretrainer:
         """
         self.check_finite()
         tensors = {f"model/{name}": x for name, x in self.model.state_dict().items()}
+        tensors |= {f"weighting/{name}": x for name, x in self.weighting.state_dict().items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{name}/{key}"] = value
@@ -171,29 +164,25 @@ class Pretrainer:
             "widths": self.widths,
             "steps_per_epoch": self.steps_per_epoch,
             "step_number": self.step_number,
+            "weights": self.weighting.state(),
             "clustering": None if clustering is None else {"queued": clustering.queued, "started": clustering.started},
         }
         return {name: x.detach() for name, x in tensors.items()}, meta
 
     def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go on from a state. Raises ValueError, before anything is changed, naming what differs: identity fields of
-        the configuration, widths, steps per epoch, missing or surplus tensors, shapes, dtypes."""
-        differing = PretrainConfig.from_dict(meta["config"]).differences(self.config)
-        if differing:
-            listed = "; ".join(f"{name}: saved {theirs!r}, now {mine!r}" for name, (theirs, mine) in differing.items())
-            raise ValueError(
-                f"the saved run is another one ({listed}); give the new run another name, or the saved values"
-            )
-        for name, mine in (("widths", self.widths), ("steps_per_epoch", self.steps_per_epoch)):
-            if meta[name] != mine:
-                raise ValueError(
-                    f"{name}: saved {meta[name]!r}, now {mine!r}; a run goes on with the data it began with"
-                )
+        the configuration, widths, steps per epoch, missing or surplus tensors, shapes, dtypes.
+
+        Task weights are those the saved run had at that step, except where this configuration changes them.
+        """
+        saved_state.check_meta(meta, self.config, self.widths, self.steps_per_epoch)
         own, _ = self.state()
-        _check_tensors(tensors, own)
+        saved_state.check_tensors(tensors, own)
         for name, x in own.items():
             x.copy_(tensors[name])
         self.step_number = int(meta["step_number"])
+        if "weights" in meta:  # states from before weights could change have none: theirs are the configured ones
+            self.weighting.restore(meta["weights"], self.step_number)
         if self.model.clustering is not None:
             self.model.clustering.queued = int(meta["clustering"]["queued"])
             self.model.clustering.started = bool(meta["clustering"]["started"])
@@ -215,51 +204,13 @@ class Pretrainer:
             )
         return rows.padded(local)
 
-    def _drop_inactive_gradients(self, epoch: int) -> None:
-        """A task that is not active has zero gradients, which AdamW would still decay and count as a step."""
-        for name, module in self.model.tasks.items():
-            if not self.model.task_active(name, epoch):
-                for parameter in module.parameters():
-                    parameter.grad = None
-
-    def _clip(self) -> Tensor:
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.config.clip_norm is not None:
-            coefficient = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, coefficient)
-        return norm
-
-    def _note_non_finite(self, losses: Tensor, total: Tensor, grad_norm: Tensor) -> None:
-        """Remember the first bad step and its tasks on the device; from then on the optimiser skips."""
-        bad = ~(torch.isfinite(total) & torch.isfinite(grad_norm) & torch.isfinite(losses).all())
-        first = bad & (self._bad_step < 0)
-        self._bad_step = torch.where(first, self.step_number, self._bad_step)
-        self._bad_tasks = torch.where(first, ~torch.isfinite(losses), self._bad_tasks)
-        # The fused kernel leaves everything as it is where this is 1; it is how torch.amp.GradScaler skips a step.
-        self.optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
-
     def _update(self) -> float:
         config = self.config
         rate = learning_rate(config.optimizer, self.step_number, self.steps_per_epoch, config.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.set_rate(self.optimizer, rate / config.optimizer.lr)
         self.optimizer.step()
+        self.weighting.constrain()
         return rate
-
-    def _metrics(
-        self, losses: dict[str, Tensor], total: Tensor, grad_norm: Tensor, rate: float, epoch: int
-    ) -> dict[str, Tensor]:
-        active = {f"loss/{name}": loss for name, loss in losses.items() if self.model.task_active(name, epoch)}
-        metrics = {"loss": total, **active, "grad_norm": grad_norm, "lr": torch.tensor(rate, dtype=torch.float64)}
-        if self.model.scale is not None:
-            metrics["temperature"] = 1 / self.model.scale.detach()
-        clustering = self.model.clustering
-        if clustering is not None and clustering.active(epoch):
-            share = clustering.assigned / clustering.assigned.sum().clamp(min=1)
-            metrics["clusters/used"] = (share > 0).to(share.dtype).mean()
-            metrics["clusters/perplexity"] = torch.special.entr(share).sum().exp()
-        return metrics
 
     def _set_standardization(self, given: Mapping[str, tuple[ArrayLike, ArrayLike]] | None) -> None:
         if not self.config.model.standardize:
@@ -279,42 +230,3 @@ class Pretrainer:
             module = self.model.standardize[modality]
             assert isinstance(module, Standardize)
             module.set(modality, *given[modality])
-
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        config = self.config.optimizer
-        spared = [p for p in self.parameters.values() if config.decay == "matrices" and p.dim() < 2]
-        spared_ids = {id(p) for p in spared}
-        groups = [{"params": [p for p in self.parameters.values() if id(p) not in spared_ids]}]
-        if spared:
-            groups.append({"params": spared, "weight_decay": 0.0})  # type: ignore[dict-item]
-        betas = (config.beta1, config.beta2)
-        optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
-        )
-        # Made now rather than at each parameter's first step, so that every checkpoint has the same tensors.
-        for parameter in self.parameters.values():
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        return optimizer
-
-
-def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing:
-        raise ValueError(
-            f"saved state: missing tensor {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-        )
-    if surplus:
-        raise ValueError(
-            f"saved state: unknown tensor {surplus[0]!r}" + (f" and {len(surplus) - 1} more" if surplus[1:] else "")
-        )
-    for name, x in expected.items():
-        other = found[name]
-        if other.shape != x.shape or other.dtype != x.dtype:
-            raise ValueError(
-                f"saved state: tensor {name!r} is {other.dtype} {tuple(other.shape)}, "
-                f"expected {x.dtype} {tuple(x.shape)}"
-            )

@@ -140,7 +140,7 @@ def test_identity_ignores_what_may_change() -> None:
 
 def test_every_field_has_a_kind() -> None:
     kinds = {kind for _, kind, _ in leaves(presets.build("conclugen"))}
-    assert kinds == {"identity", "schedulable"}
+    assert kinds == {"identity", "schedulable", "free"}
     names = {name for name, kind, _ in leaves(presets.build("conclugen")) if kind == "schedulable"}
     assert {"epochs", "clip_norm", "optimizer.lr", "tasks.contrastive.weight"} <= names
 

@@ -1,0 +1,41 @@
+"""Does a saved state belong to this run? Everything is compared before anything is changed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from conclugen.config import PretrainConfig
+
+
+def check_meta(
+    meta: Mapping[str, Any], config: PretrainConfig, widths: Mapping[str, int], steps_per_epoch: int
+) -> None:
+    """Raise ValueError naming what differs: identity fields of the configuration, widths, steps per epoch."""
+    differing = PretrainConfig.from_dict(meta["config"]).differences(config)
+    if differing:
+        listed = "; ".join(f"{name}: saved {theirs!r}, now {mine!r}" for name, (theirs, mine) in differing.items())
+        raise ValueError(f"the saved run is another one ({listed}); give the new run another name, or the saved values")
+    for name, own in (("widths", dict(widths)), ("steps_per_epoch", steps_per_epoch)):
+        if meta[name] != own:
+            raise ValueError(f"{name}: saved {meta[name]!r}, now {own!r}; a run goes on with the data it began with")
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the tensor that is missing or unknown, or differs in shape or dtype."""
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing:
+        raise ValueError(
+            f"saved state: missing tensor {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
+    if surplus:
+        raise ValueError(
+            f"saved state: unknown tensor {surplus[0]!r}" + (f" and {len(surplus) - 1} more" if surplus[1:] else "")
+        )
+    for name, x in expected.items():
+        other = found[name]
+        if other.shape != x.shape or other.dtype != x.dtype:
+            raise ValueError(
+                f"saved state: tensor {name!r} is {other.dtype} {tuple(other.shape)}, "
+                f"expected {x.dtype} {tuple(x.shape)}"
+            )

@@ -1,0 +1,205 @@
+"""What each task's loss is multiplied by in the total: configured weights, or weights that are learned with the model.
+
+With L_i the loss of task i over the global batch, and n the divisor (`TasksConfig.divisor`):
+
+    static        1/n  sum_i  w_i L_i
+    uncertainty   1/n  sum_i  exp(-s_i) L_i + s_i      (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, equation 7)
+    gradnorm      1/n  sum_i  w_i L_i                  with w_i after Chen et al. 2018 (arXiv 1711.02257, equation 2)
+
+A learned weight begins at the configured one. Its gradient follows in closed form from values that are the same on all
+ranks, so no collective and no graph is needed for it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conclugen import fields
+from conclugen.config import TasksConfig
+
+# exp(-s) grows without end as a loss goes to zero; beyond this factor a task has the optimiser to itself anyway.
+_LARGEST_WEIGHT = 1000.0
+
+
+class Weighting(nn.Module):
+    """Configured weights; the base of the learned ones. Methods take the tasks that are active now, in their order."""
+
+    needs_norms = False
+
+    def __init__(self, tasks: TasksConfig) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self.configured = {name: float(task.weight) for name, task in tasks.active.items()}
+        self.current = dict(self.configured)
+        self.changes: list[dict[str, Any]] = []
+
+    def divisor(self, active: Sequence[str]) -> int:
+        return max(1, len(active)) if self.tasks.divisor == "active" else len(self.configured)
+
+    def weights(self, active: Sequence[str]) -> dict[str, Tensor | float]:
+        """Each active task's weight, before the divisor, without gradient. A single published task runs without
+        one."""
+        if self.tasks.divisor == "active" and len(self.configured) == 1:
+            return dict.fromkeys(active, 1.0)
+        return {name: self.current[name] for name in active}
+
+    def factors(self, active: Sequence[str]) -> dict[str, Tensor | float]:
+        """What the gradient of each active task's loss is multiplied by: weight over divisor."""
+        divisor = self.divisor(active)
+        return {name: weight / divisor for name, weight in self.weights(active).items()}
+
+    def total(self, losses: Mapping[str, Tensor], active: Sequence[str]) -> Tensor:
+        """The total of the global losses, as it is minimised; 0-d."""
+        return weighted_sum(losses, self.factors(active))
+
+    def learn(self, losses: Mapping[str, Tensor], norms: Tensor | None, active: Sequence[str]) -> None:
+        """Set the gradients of this module's own parameters. losses: global, unweighted; norms (T,): of the active
+        tasks' gradients, unweighted, where `needs_norms`."""
+
+    def constrain(self) -> None:
+        """Bring the parameters back into their range after an update."""
+
+    def set(self, weights: Mapping[str, float], step: int) -> None:
+        """Change configured weights from optimiser step `step` on; the change is noted in `changes`.
+
+        Raises ValueError, before anything is changed, for an unknown task, or a weight that is not above 0.
+        """
+        for name, weight in weights.items():
+            fields.choose("weights", name, self.configured)
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            fields.require(
+                number and math.isfinite(weight) and weight > 0, f"weights[{name!r}]", weight, "a number above 0"
+            )
+        changed = {name: float(weight) for name, weight in weights.items() if self.current[name] != weight}
+        if changed:
+            self.current.update(changed)
+            self.changes.append({"step": step, "weights": changed})
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able: the weights as configured, as they are, and how they came about."""
+        return {"configured": dict(self.configured), "current": dict(self.current), "changes": list(self.changes)}
+
+    def restore(self, saved: Mapping[str, Any], step: int) -> None:
+        """Go on with saved weights. Where the configuration was changed since, its weight holds, and that is noted."""
+        self.changes = [dict(change) for change in saved["changes"]]
+        self.current = {name: float(saved["current"][name]) for name in self.configured}
+        self.set({n: w for n, w in self.configured.items() if w != saved["configured"][n]}, step)
+
+
+class LearnedWeighting(Weighting):
+    """Weights with parameters: nobody sets them."""
+
+    def set(self, weights: Mapping[str, float], step: int) -> None:
+        raise ValueError(
+            f"weights: found {dict(weights)!r}, but tasks.weighting={self.tasks.weighting!r} learns them; "
+            "set tasks.weighting='static' to choose them"
+        )
+
+    def restore(self, saved: Mapping[str, Any], step: int) -> None:
+        """The parameters hold the weights; the configured ones were but their start."""
+
+
+class UncertaintyWeighting(LearnedWeighting):
+    """exp(-s_i) L_i + s_i with a parameter s_i = log sigma_i^2 for each task, beginning at -log w_i.
+
+    Twice the published Gaussian form, L / (2 sigma^2) + log sigma: the factor changes no minimum (exp(-s_i) = 1 / L_i),
+    and without it training begins with exactly the gradients of the static weights. A task whose loss is zero, which is
+    what a batch without a valid row gives, says nothing of its weight and is left out.
+    """
+
+    def __init__(self, tasks: TasksConfig) -> None:
+        super().__init__(tasks)
+        self.log_variance = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(-math.log(weight))) for name, weight in self.configured.items()}
+        )
+
+    def weights(self, active: Sequence[str]) -> dict[str, Tensor | float]:
+        return {name: (-self.log_variance[name].detach()).exp() for name in active}
+
+    def total(self, losses: Mapping[str, Tensor], active: Sequence[str]) -> Tensor:
+        terms = [
+            torch.where(losses[name] != 0, weight * losses[name] + self.log_variance[name].detach(), 0)
+            for name, weight in self.weights(active).items()
+        ]
+        return torch.stack(terms).sum() / self.divisor(active)
+
+    @torch.no_grad()
+    def learn(self, losses: Mapping[str, Tensor], norms: Tensor | None, active: Sequence[str]) -> None:
+        weights, divisor = self.weights(active), self.divisor(active)
+        for name, parameter in self.log_variance.items():
+            if name in weights:
+                slope = (1 - weights[name] * losses[name]) / divisor
+                parameter.grad = torch.where(losses[name] != 0, slope, 0).to(parameter.dtype)
+            else:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        bound = math.log(_LARGEST_WEIGHT)
+        for parameter in self.log_variance.values():
+            parameter.clamp_(-bound, bound)
+
+
+class GradNormWeighting(LearnedWeighting):
+    """Weights that bring the tasks' gradients to norms in proportion to how slowly each task has trained.
+
+    With G_i = w_i |grad L_i| over the parameters that several tasks share, r_i = (L_i / L_i(first)) / mean of the same,
+    and the target mean(G) r_i^alpha held constant: w descends on sum_i |G_i - target_i|. The weights are the softmax of
+    the parameters times the sum of the configured weights of the active tasks, which keeps them positive and their sum
+    constant; the paper renormalises after each update.
+    """
+
+    needs_norms = True
+    first: Tensor
+
+    def __init__(self, tasks: TasksConfig) -> None:
+        super().__init__(tasks)
+        self.logit = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(math.log(weight))) for name, weight in self.configured.items()}
+        )
+        self.register_buffer("first", torch.zeros(len(self.configured)))
+
+    def weights(self, active: Sequence[str]) -> dict[str, Tensor | float]:
+        weight_T, _ = self._softmax(active)
+        return dict(zip(active, weight_T.unbind(), strict=True))
+
+    @torch.no_grad()
+    def learn(self, losses: Mapping[str, Tensor], norms: Tensor | None, active: Sequence[str]) -> None:
+        assert norms is not None
+        loss_T = torch.stack([losses[name] for name in active])
+        index = [list(self.configured).index(name) for name in active]
+        unseen = (self.first[index] == 0) & torch.isfinite(loss_T)
+        first_T = torch.where(unseen, loss_T.to(self.first.dtype), self.first[index])
+        self.first[index] = first_T
+        ratio_T = torch.where(first_T > 0, loss_T / first_T, 1)
+        rate_T = ratio_T / ratio_T.mean().clamp(min=torch.finfo(ratio_T.dtype).tiny)
+        weight_T, probability_T = self._softmax(active)
+        norm_T = norms.to(weight_T.dtype)
+        size_T = weight_T * norm_T
+        target_T = size_T.mean() * rate_T**self.tasks.gradnorm_alpha
+        slope_T = torch.sign(size_T - target_T) * norm_T
+        # Through w = sum * softmax(v): dw_i / dv_k = w_i ([i = k] - p_k).
+        gradient_T = weight_T * slope_T - probability_T * (weight_T * slope_T).sum()
+        for name, parameter in self.logit.items():
+            parameter.grad = gradient_T[active.index(name)].to(parameter.dtype) if name in active else None
+
+    def _softmax(self, active: Sequence[str]) -> tuple[Tensor, Tensor]:
+        probability_T = torch.stack([self.logit[name].detach() for name in active]).softmax(0)
+        return probability_T * sum(self.configured[name] for name in active), probability_T
+
+
+_KINDS = {"static": Weighting, "uncertainty": UncertaintyWeighting, "gradnorm": GradNormWeighting}
+
+
+def make(tasks: TasksConfig) -> Weighting:
+    """The weighting that `tasks.weighting` names."""
+    return _KINDS[tasks.weighting](tasks)
+
+
+def weighted_sum(losses: Mapping[str, Tensor], factors: Mapping[str, Tensor | float]) -> Tensor:
+    """Sum of factor x loss over the tasks of `factors` that are in `losses`; zero where none is."""
+    terms = [losses[name] * factor for name, factor in factors.items() if name in losses]
+    return torch.stack(terms).sum() if terms else torch.zeros_like(next(iter(losses.values())))
