@@ -36,6 +36,17 @@ def gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def exchange(x: Tensor) -> Tensor:
+    """Part r of `x` (W B, ...) goes to rank r; returns what all ranks have for this one, in rank order: (W B, ...).
+
+    Differentiable: gradients travel back the same way.
+    """
+    if world_size() == 1:
+        return x
+    exchanged: Tensor = _Exchange.apply(x)
+    return exchanged
+
+
 def all_sum(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, without gradient; `x` itself is left as it was."""
     x = x.detach()
@@ -67,3 +78,15 @@ class _Gather(torch.autograd.Function):
         own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
         dist.reduce_scatter_tensor(own, gradient)
         return own
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        exchanged = torch.empty_like(x, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(exchanged, x.contiguous())
+        return exchanged
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Exchange.forward(None, gradients[0])

@@ -8,6 +8,7 @@ temperature:
 
 Ilharco, Zhang & Baldridge 2019 (arXiv 1909.08782, equations 1 to 3) with s = 1; the pairs form a ring and are summed
 (ConCluGen, arXiv 2404.10904, equations 1 and 2). With margin 0 and a learned s it is the loss of CLIP.
+Similarities exist in blocks of rows only (`conclugen.losses.blockwise`).
 
 Shape suffixes: B rows of this rank, N rows of all ranks, P projection.
 """
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conclugen import distributed
-from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
+from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, finite, require
 from conclugen.latents import Latents
+from conclugen.losses.blockwise import Compared, check_block_rows, log_sums, surplus
 
 NEGATIVES = ("all", "same_group")
 # With fewer others of a row's group than this, telling it from them alone would teach next to nothing.
@@ -31,13 +33,16 @@ FEWEST_MATES = 4
 class ContrastiveConfig:
     """weight: in the mean over tasks. margin: taken off the positive's similarity. temperature: None (published: none),
     or where it starts; learn_temperature: it is a parameter, kept within 0.01 to 1. negatives: "all" rows, or those of
-    the "same_group" (a speaker), which can't be told apart by who is speaking."""
+    the "same_group" (a speaker), which can't be told apart by who is speaking. block_rows: rows whose similarities are
+    in memory at a time; None: all up to 4,096 rows, then as many as have 2^24. Like the number of workers it changes
+    rounding only."""
 
     weight: float = field(default=1.0, metadata=SCHEDULABLE)
     margin: float = field(default=0.001, metadata=IDENTITY)
     temperature: float | None = field(default=None, metadata=IDENTITY)
     learn_temperature: bool = field(default=False, metadata=IDENTITY)
     negatives: str = field(default="all", metadata=IDENTITY)
+    block_rows: int | None = field(default=None, metadata=FREE)
 
     def __post_init__(self) -> None:
         require(finite(self.weight) and self.weight > 0, "tasks.contrastive.weight", self.weight, "a number above 0")
@@ -48,6 +53,7 @@ class ContrastiveConfig:
         elif self.learn_temperature:
             raise ValueError("tasks.contrastive.learn_temperature: needs a temperature to start from, found None")
         choose("tasks.contrastive.negatives", self.negatives, NEGATIVES)
+        check_block_rows("tasks.contrastive.block_rows", self.block_rows)
 
 
 def ring(count: int) -> list[tuple[int, int]]:
@@ -55,49 +61,51 @@ def ring(count: int) -> list[tuple[int, int]]:
     return [(0, 1)] if count == 2 else [(m, (m + 1) % count) for m in range(count)]
 
 
-def candidates(
-    valid_B: Tensor, valid_N: Tensor, group_B: Tensor | None = None, group_N: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Which columns a row is compared with, (B, N) bool, and which rows have a negative at all, (B,) bool.
+def comparisons(
+    valid_B: Tensor, valid_N: Tensor, offset: int, group_N: Tensor | None = None
+) -> tuple[Compared, Tensor]:
+    """Which rows are compared, and which of all rows have a negative at all and so count, (N,) bool.
 
-    With groups the candidates are the row's own group, unless the batch holds fewer than FEWEST_MATES others of it or
-    the row has no group (-1): then all. A row counts if it is valid and at least one other column is a candidate.
+    With groups a row is compared with its own group, unless the batch holds fewer than FEWEST_MATES others of it or
+    the row has no group (-1): then with all. A row counts if it is valid and has at least one other to compare with.
     """
-    allowed_BN = valid_B.unsqueeze(1) & valid_N
-    if group_B is not None and group_N is not None:
-        mates_BN = allowed_BN & (group_B.unsqueeze(1) == group_N) & (group_N >= 0)
-        enough_B1 = mates_BN.sum(1, keepdim=True) > FEWEST_MATES
-        allowed_BN = torch.where(enough_B1, mates_BN, allowed_BN)
-    return allowed_BN, allowed_BN.sum(1) >= 2
+    if group_N is None:
+        return Compared(valid_B, valid_N, offset), valid_N & (valid_N.sum() >= 2)
+    grouped_N = torch.where(valid_N, group_N, -1)
+    sorted_N = grouped_N.sort().values
+    upper_N, lower_N = (torch.searchsorted(sorted_N, grouped_N, right=right) for right in (True, False))
+    within_N = (grouped_N >= 0) & (upper_N - lower_N > FEWEST_MATES)
+    counted_N = valid_N & (within_N | (valid_N.sum() >= 2))
+    return Compared(valid_B, valid_N, offset, grouped_N, within_N), counted_N
 
 
-def directed_sum(
-    query_BP: Tensor,
-    key_NP: Tensor,
-    allowed_BN: Tensor,
+def pair_sum(
+    a_BP: Tensor,
+    b_BP: Tensor,
+    b_NP: Tensor,
+    compared: Compared,
     counted_B: Tensor,
-    offset: int,
     margin: float,
     scale: Tensor | float,
+    block_rows: int | None = None,
+    tf32: bool = False,
 ) -> Tensor:
-    """Sum over counted rows of the cross-entropy of row i against column offset + i. Inputs are unit vectors."""
-    similarity_BN = query_BP @ key_NP.T
-    own_B = torch.arange(query_BP.shape[0], device=query_BP.device) + offset
-    positive_B = similarity_BN.gather(1, own_B.unsqueeze(1)).squeeze(1) - margin
-    if margin:
-        similarity_BN = similarity_BN.scatter(1, own_B.unsqueeze(1), positive_B.unsqueeze(1))
-    # The lowest finite value rather than -inf: a row without any candidate keeps a finite loss, and a zero gradient.
-    logits_BN = (similarity_BN * scale).masked_fill(~allowed_BN, torch.finfo(similarity_BN.dtype).min)
-    loss_B = torch.logsumexp(logits_BN, dim=1) - positive_B * scale
-    return torch.where(counted_B, loss_B, 0).sum()
+    """Sum over counted rows of both cross-entropies of a pair of modalities. Unit vectors; b_NP: those of all ranks.
+
+    With x the log-sum over the negatives and p the positive's logit, a cross-entropy is log(1 + exp(x - p)).
+    """
+    row_B, column_B = log_sums(a_BP, b_NP, scale, compared, block_rows=block_rows, tf32=tf32)
+    positive_B = ((a_BP * b_BP).sum(1) - margin) * scale
+    return torch.where(counted_B, surplus(row_B - positive_B) + surplus(column_B - positive_B), 0).sum()
 
 
 class Contrastive(nn.Module):
     """The loss over all pairs of the ring; owns the temperature where it is learned."""
 
-    def __init__(self, config: ContrastiveConfig) -> None:
+    def __init__(self, config: ContrastiveConfig, tf32: bool = False) -> None:
+        """tf32: similarities on a GPU are multiplied out in TensorFloat-32."""
         super().__init__()
-        self.config = config
+        self.config, self.tf32 = config, tf32
         self.log_scale = None
         if config.temperature is not None and config.learn_temperature:
             self.log_scale = nn.Parameter(torch.tensor(config.temperature).double().log().neg().float())
@@ -110,20 +118,27 @@ class Contrastive(nn.Module):
 
     def forward(self, latents: Latents) -> Tensor:
         assert latents.projections is not None
-        presence, scale = latents.presence, self.scale()
+        presence, scale, config = latents.presence, self.scale(), self.config
         z_MBP = functional.normalize(latents.projections, dim=2)
         z_MNP = distributed.gather(z_MBP.transpose(0, 1)).transpose(0, 1)
-        pairs = ring(len(latents.modalities))
-        sums, counts = [], []
-        for a, b in pairs:
-            allowed_BN, counted_B = candidates(
+        shares = []
+        for a, b in ring(len(latents.modalities)):
+            compared, counted_N = comparisons(
                 presence.local[a] & presence.local[b],
                 presence.all[a] & presence.all[b],
-                presence.group,
+                presence.offset,
                 presence.all_group,
             )
-            arguments = (allowed_BN, counted_B, presence.offset, self.config.margin, scale)
-            sums.append(directed_sum(z_MBP[a], z_MNP[b], *arguments) + directed_sum(z_MBP[b], z_MNP[a], *arguments))
-            counts.append(counted_B.sum())
-        count_pairs = distributed.all_sum(torch.stack(counts)).clamp(min=1)
-        return (torch.stack(sums) / count_pairs).sum()
+            total = pair_sum(
+                z_MBP[a],
+                z_MBP[b],
+                z_MNP[b],
+                compared,
+                compared.local(counted_N),
+                config.margin,
+                scale,
+                config.block_rows,
+                self.tf32,
+            )
+            shares.append(total / counted_N.sum().clamp(min=1))
+        return torch.stack(shares).sum()

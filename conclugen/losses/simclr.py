@@ -6,13 +6,15 @@ Shape suffixes: B rows of this rank, N rows of all ranks, P projection.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from conclugen import distributed
-from conclugen.fields import IDENTITY, SCHEDULABLE, finite, require
+from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, finite, require
+from conclugen.losses.blockwise import Compared, check_block_rows, log_sums, row_log_sums, surplus
 
 
 @dataclass(frozen=True)
@@ -21,49 +23,58 @@ class SimclrConfig:
     the other view; None makes both views by masking: each feature is set to 0 with probability `mask`, drawn from
     (seed, step, row).
     The masking is this project's own deviation, for data without a second view; the paper's views are augmented
-    clips."""
+    clips. block_rows: as in `ContrastiveConfig`."""
 
     weight: float = field(default=1.0, metadata=SCHEDULABLE)
     modality: str = field(default="video_3d", metadata=IDENTITY)
     second_view: str | None = field(default=None, metadata=IDENTITY)
     mask: float = field(default=0.3, metadata=IDENTITY)
     temperature: float = field(default=0.07, metadata=IDENTITY)
+    block_rows: int | None = field(default=None, metadata=FREE)
 
     def __post_init__(self) -> None:
         require(finite(self.weight) and self.weight > 0, "tasks.simclr.weight", self.weight, "a number above 0")
         require(0 < self.mask < 1, "tasks.simclr.mask", self.mask, "0 < share < 1")
         require(0 < self.temperature <= 1, "tasks.simclr.temperature", self.temperature, "0 < temperature <= 1")
         differs = self.second_view != self.modality
+        check_block_rows("tasks.simclr.block_rows", self.block_rows)
         require(differs, "tasks.simclr.second_view", self.second_view, f"a view other than {self.modality!r}")
 
 
 def nt_xent_sum(
-    z_2BP: Tensor, z_2NP: Tensor, valid_B: Tensor, valid_N: Tensor, offset: int, temperature: float
+    z_2BP: Tensor,
+    z_2NP: Tensor,
+    compared: Compared,
+    temperature: float,
+    block_rows: int | None = None,
+    tf32: bool = False,
 ) -> Tensor:
-    """Sum over both views of valid rows of the cross-entropy. Unit vectors; z_2BP: this rank's, z_2NP: all ranks'."""
-    N = z_2NP.shape[1]
-    own_B = torch.arange(z_2BP.shape[1], device=z_2BP.device) + offset
-    keys = z_2NP.flatten(0, 1)
-    valid_keys = valid_N.repeat(2)
-    total = z_2BP.new_zeros(())
-    for view in range(2):
-        logits = z_2BP[view] @ keys.T / temperature
-        lowest = torch.finfo(logits.dtype).min
-        masked = logits.masked_fill(~valid_keys, lowest).scatter(1, (own_B + view * N).unsqueeze(1), lowest)
-        positive_B = logits.gather(1, (own_B + (1 - view) * N).unsqueeze(1)).squeeze(1)
-        total = total + torch.where(valid_B, torch.logsumexp(masked, dim=1) - positive_B, 0).sum()
-    return total
+    """Sum over both views of valid rows of the cross-entropy. Unit vectors; z_2BP: this rank's, z_2NP: all ranks'.
+
+    The negatives of a view are the other rows in the other view (the rows, or columns, of one matrix) and in its own.
+    """
+    scale = 1 / temperature
+    blocks: dict[str, Any] = {"block_rows": block_rows, "tf32": tf32}
+    others = log_sums(z_2BP[0], z_2NP[1], scale, compared, **blocks)
+    positive_B = (z_2BP[0] * z_2BP[1]).sum(1) * scale
+    losses = []
+    for view, other_B in enumerate(others):
+        own_B = row_log_sums(z_2BP[view], z_2NP[view], scale, compared, **blocks)
+        losses.append(surplus(torch.logaddexp(other_B, own_B) - positive_B))
+    return torch.where(compared.valid, losses[0] + losses[1], 0).sum()
 
 
 class Simclr(nn.Module):
     """projections (2, B, P) of both views, valid (B,) and (N,): rows where both views exist."""
 
-    def __init__(self, config: SimclrConfig) -> None:
+    def __init__(self, config: SimclrConfig, tf32: bool = False) -> None:
+        """tf32: similarities on a GPU are multiplied out in TensorFloat-32."""
         super().__init__()
-        self.config = config
+        self.config, self.tf32 = config, tf32
 
     def forward(self, projections_2BP: Tensor, valid_B: Tensor, valid_N: Tensor, offset: int) -> Tensor:
         z_2BP = functional.normalize(projections_2BP, dim=2)
         z_2NP = distributed.gather(z_2BP.transpose(0, 1)).transpose(0, 1)
         count = 2 * valid_N.sum().clamp(min=1)
-        return nt_xent_sum(z_2BP, z_2NP, valid_B, valid_N, offset, self.config.temperature) / count
+        compared = Compared(valid_B, valid_N, offset)
+        return nt_xent_sum(z_2BP, z_2NP, compared, self.config.temperature, self.config.block_rows, self.tf32) / count

@@ -10,7 +10,7 @@ from torch import Tensor
 from conclugen.heads import Decoder
 from conclugen.latents import Latents, Presence
 from conclugen.losses.clustering import Clustering, ClusteringConfig, assignment_sum, joint_features
-from conclugen.losses.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig, candidates, ring
+from conclugen.losses.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig, comparisons, ring
 from conclugen.losses.reconstruction import Reconstruction, ReconstructionConfig
 from conclugen.losses.simclr import Simclr, SimclrConfig
 from conclugen.random import uniform
@@ -97,11 +97,22 @@ def test_contrastive(config: ContrastiveConfig, pattern: str) -> None:
 
 
 def test_rows_are_compared_within_a_group_that_is_large_enough() -> None:
-    group = torch.tensor([0, 0, 0, 0, 0, 1, 1, -1])
-    valid = torch.ones(8, dtype=torch.bool)
-    allowed, counted = candidates(valid, valid, group, group)
-    assert allowed[:5].tolist() == [[True] * 5 + [False] * 3] * 5
-    assert bool(allowed[5:].all()) and bool(counted.all())
+    group = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, -1])
+    valid = torch.ones(9, dtype=torch.bool)
+    valid[5] = False
+    compared, counted = comparisons(valid, valid, 0, group)
+    assert compared.within_all is not None
+    assert compared.within_all.tolist() == [True] * 5 + [False] * 4  # five valid rows are four others for each
+    assert counted.tolist() == valid.tolist()
+    valid[4] = False
+    fewer, _ = comparisons(valid, valid, 0, group)
+    assert fewer.within_all is not None and not bool(fewer.within_all.any())
+
+
+def test_a_row_alone_does_not_count() -> None:
+    alone = torch.zeros(4, dtype=torch.bool).index_fill(0, torch.tensor([2]), True)
+    for group in (None, torch.zeros(4, dtype=torch.int64)):
+        assert not bool(comparisons(alone, alone, 0, group)[1].any())
 
 
 def test_two_modalities_make_one_pair_and_three_a_ring() -> None:
