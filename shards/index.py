@@ -160,17 +160,18 @@ def read_table(name: str, data: bytes, columns: list[str] | None = None) -> pa.T
         raise ShardError(name, f"index cannot be read: {error}", remedy=_REBUILD) from None
 
 
-def decode_index(name: str, data: bytes, shard_bytes: int | None = None) -> ShardIndex:
+def decode_index(name: str, data: bytes, shard_bytes: int | None = None, schema_type: type[Any] = Schema) -> ShardIndex:
     """Decode and check an index file; ShardError where its own claims don't fit together.
 
-    shard_bytes: size of the shard, against which every offset is checked (None: not known yet).
+    shard_bytes: size of the shard, against which every offset is checked (None: not known yet). schema_type: `Schema`,
+    or another class with what is used of it here, as `ClipSchema` has.
     """
     table = read_table(name, data)
     try:
         metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         if metadata["format"] != FORMAT:
             raise ShardError(name, "index has another format version", expected=FORMAT, found=metadata["format"])
-        schema = Schema.from_dict(metadata["schema"])
+        schema = schema_type.from_dict(metadata["schema"])
         layout_dict = dict(metadata["layout"])
         foreign = layout_dict.get("kind") == "members"
         layout = None if foreign else SlotLayout.from_dict(schema.columns, layout_dict)

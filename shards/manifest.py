@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -61,6 +61,8 @@ class ShardEntry:
 
 class Manifest:
     """A data set of shards that lie in one folder (local, or any fsspec URL). Open it with `Manifest.open`."""
+
+    schema_type: ClassVar[Any] = Schema  # what its shards hold: `ClipManifest` has another
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ class Manifest:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A Ray task gets the path, not a table of a million rows, and opens it once for each process.
-        return (_reopen, (self.folder, json.dumps(self.storage_options, sort_keys=True), self.digest))
+        return (_reopen, (type(self), self.folder, json.dumps(self.storage_options, sort_keys=True), self.digest))
 
     # Opening
 
@@ -201,8 +203,9 @@ class Manifest:
             raise ManifestError(
                 where, "columns of the shard table differ", expected=_TABLE, found=found, remedy=_REBUILD
             )
+        cls._check_kind(where, metadata.get("schema"))
         try:
-            schema = Schema.from_dict(metadata["schema"])
+            schema = cls.schema_type.from_dict(metadata["schema"])
             digest, info = metadata["digest"], dict(metadata["info"])
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(where, f"schema is not valid: {error}", remedy=_REBUILD) from None
@@ -210,6 +213,18 @@ class Manifest:
         if manifest.digest != digest:
             raise ManifestError(where, "digest differs", expected=digest, found=manifest.digest, remedy=_REBUILD)
         return manifest
+
+    @classmethod
+    def _check_kind(cls, where: str, schema: Any) -> None:
+        kind = schema.get("kind", Schema.kind) if isinstance(schema, dict) else Schema.kind
+        if kind != cls.schema_type.kind:
+            raise ManifestError(
+                where,
+                "the shards hold something else",
+                expected=cls.schema_type.kind,
+                found=kind,
+                remedy="Clips are made into features by `python -m ray_jobs.extract_features`",
+            )
 
     def _check_table(self) -> None:
         table, where = self.shards, self.path(MANIFEST_NAME)
@@ -282,7 +297,7 @@ class Manifest:
         for item in shards:
             name = item if isinstance(item, str) else item.name
             check_shard_name(name)
-            entry, own_schema, own_keys = _read_entry(folder, name)
+            entry, own_schema, own_keys = _read_entry(folder, name, cls.schema_type)
             if not isinstance(item, str) and item != entry:
                 raise ShardError(name, "is not the shard that was written", expected=item, found=entry)
             if schema is not None and own_schema != schema:
@@ -336,13 +351,13 @@ def table_of(entries: Iterable[ShardEntry]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=_TABLE)
 
 
-def _read_entry(folder: Path, name: str) -> tuple[ShardEntry, Schema, pa.Array]:
+def _read_entry(folder: Path, name: str, schema_type: Any) -> tuple[ShardEntry, Any, pa.Array]:
     tar, index_path = folder / f"{name}{TAR_SUFFIX}", folder / f"{name}{INDEX_SUFFIX}"
     for path in (tar, index_path):
         if not path.is_file():
             raise ShardError(name, f"file {path.name} is missing in {folder}")
     size, data = tar.stat().st_size, index_path.read_bytes()
-    index = decode_index(name, data, size)
+    index = decode_index(name, data, size, schema_type)
     keys = read_table(name, data, ["key"])["key"]
     entry = ShardEntry(name, len(index), size, index.stride, index.digest, len(data), xxhash.xxh3_128_digest(data))
     return entry, index.schema, _one_chunk(keys)
@@ -377,8 +392,8 @@ def _is_url(path: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _reopen(folder: str, storage_options: str, digest: str) -> Manifest:
-    manifest = Manifest.open(folder, json.loads(storage_options))
+def _reopen(kind: type[Manifest], folder: str, storage_options: str, digest: str) -> Manifest:
+    manifest = kind.open(folder, json.loads(storage_options))
     if manifest.digest != digest:
         raise ManifestError(
             manifest.path(MANIFEST_NAME),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xxhash
@@ -148,6 +148,8 @@ class Schema:
 
     `modalities` defaults to one modality for each column. `grouped` says whether samples belong to groups (speakers).
     """
+
+    kind: ClassVar[str] = "features"
 
     columns: tuple[Column, ...]
     modalities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
