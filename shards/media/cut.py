@@ -58,7 +58,7 @@ def cut_video(source: Source, start: float | None, end: float | None, limits: Li
     try:
         return _copy(source, start, end, limits)
     except _NotCopiedError:
-        return _encode(source, start, end, limits)
+        return encode_video(source, start, end, limits)
 
 
 def _copy(source: Source, start: float | None, end: float | None, limits: Limits) -> CutVideo:
@@ -176,8 +176,8 @@ def _mux(template: Any, packets: list[Any], begin: int) -> bytes:
     return target.getvalue()
 
 
-def _encode(source: Source, start: float | None, end: float | None, limits: Limits) -> CutVideo:
-    """The same pictures encoded anew: H.264, visually lossless, one thread, so that the bytes are reproducible."""
+def encode_video(source: Source, start: float | None, end: float | None, limits: Limits) -> CutVideo:
+    """As `cut_video`, always encoded anew: H.264, visually lossless, with one thread so that bytes are reproducible."""
     tally = Tally()
     target = io.BytesIO()
     stream: Any = None
