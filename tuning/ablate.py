@@ -1,0 +1,125 @@
+"""Job: which tasks, on which modalities, make the better representation? Every combination, judged alike.
+
+    python -m tuning.ablate --datasets.ravdess shards/ravdess --datasets.mosi shards/mosi --name first
+    python -m tuning.report outputs/first
+
+Runs all seven combinations of the three tasks, the published presets, modality subsets, untrained heads and raw
+features, with several seeds and shares of labels, on every data set given. Stopped by anything, the same command goes
+on where it was: what the folder's ledger holds is not run again. `--dry_run true` tells cells and cost only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ray_jobs import configuration
+from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
+from tuning.ablation import AblateJob, Plan, claim, plan
+from tuning.ablation_cost import estimate, told
+from tuning.cell_tracking import CellRuns
+from tuning.dataset import LabelledSet, open_set
+from tuning.ledger import Ledger, Record
+
+
+def ablate(job: AblateJob) -> list[Record]:
+    """Run what the ledger does not hold yet. Returns the records of cells that failed in this start.
+
+    Raises ValueError for data, settings or a folder that cannot serve, before anything runs.
+    """
+    sets = {name: _open(job, name) for name in job.datasets}
+    planned = plan(job, list(sets.values()))
+    ledger = Ledger.open(job.folder)
+    records = {record.key: record for record in ledger.records()}
+    finished = {key: record for key, record in records.items() if record.status == "finished"}
+    todo = [cell for cell in planned.cells if cell.key not in finished]
+    if not job.dry_run:
+        claim(job)
+    print(_announcement(planned, len(planned.cells) - len(todo)), flush=True)
+    seconds = estimate(todo, sets, finished)
+    work = told(sum(seconds.values()))
+    print(f"{len(todo)} to run: about {work} of one core, measured on this machine", flush=True)
+    if job.dry_run:
+        for cell in todo:
+            print(f"  {cell.title}  about {told(seconds[cell.key])}")
+        return []
+
+    from tuning.ablation_run import connect, run_cells
+
+    for hole in planned.holes:
+        if hole.record.key not in records:
+            ledger.append(hole.record)
+    uri = job.tracking_uri or default_tracking_uri(job.output)
+    runs = CellRuns(
+        job.folder,
+        uri,
+        experiment=job.experiment,
+        name=job.name,
+        params=configuration.to_plain(job),
+        tags={"kind": "ablation", "datasets": " ".join(job.datasets)},
+    )
+    status = "FAILED"
+    try:
+        titles = {cell.key: cell.title for cell in planned.cells}
+        for key, record in finished.items():
+            if key in titles:
+                runs.cell(record, titles[key])
+        failed: list[Record] = []
+        if todo:
+            parallel = min(connect(job.parallel), len(todo))
+            print(f"{parallel} at a time: about {told(sum(seconds.values()) / parallel)}", flush=True)
+            failed = run_cells(todo, sets, seconds, ledger, runs, parallel)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        unsent = runs.close(status)
+        ledger.close()
+    if not unsent:
+        print(f"MLflow: run {job.name!r} and its children in {public_uri(uri)}")
+    return failed
+
+
+def _open(job: AblateJob, name: str) -> LabelledSet:
+    chosen = [group.strip() for group in job.train_only.get(name, "").split(",") if group.strip()]
+    try:
+        return open_set(name, job.datasets[name], job.judging, job.labels.get(name), chosen)
+    except FileNotFoundError as error:
+        raise ValueError(f"data set {name!r}: {error}; pack it first: python -m shards pack") from error
+
+
+def _announcement(planned: Plan, done: int) -> str:
+    lines = [
+        f"{planned.rows} rows x seeds are {len(planned.cells)} different cells"
+        + (f", of which {done} are done" if done else "")
+    ]
+    for reason, holes in _by_reason(planned).items():
+        lines.append(f"cannot be run, a hole in the table: {', '.join(holes)}: {reason}")
+    return "\n".join(lines)
+
+
+def _by_reason(planned: Plan) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for hole in planned.holes:
+        tags = hole.record.tags
+        found.setdefault(hole.record.reason, {})[f"{tags['dataset']} {tags['rows'][0]}"] = None
+    return {reason: list(names) for reason, names in found.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    job = configuration.parse(AblateJob, argv, description=__doc__)
+    try:
+        failed = ablate(job)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not job.dry_run:
+        print(f"report: python -m tuning.report {job.folder}")
+    if failed:
+        print(f"{len(failed)} cell(s) failed, each with its reason in the ledger; the same command tries them again")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

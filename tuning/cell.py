@@ -1,0 +1,219 @@
+"""One cell of an ablation: a system (pretrained heads, untrained heads or raw features) judged on a set of shards.
+
+A cell is run in one process. For every fold the heads are pretrained on its training rows, without labels; what
+they give for each modality, concatenated, is the representation that the probe is fitted on.
+"""
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+import conclugen
+from conclugen import Batch, PretrainConfig, Pretrainer, health
+from conclugen.downstream import single_label
+from shards import EpochPlan
+from tuning.dataset import LabelledSet
+from tuning.evaluation import evaluate
+from tuning.ledger import record_key
+from tuning.protocol import Fold
+
+SYSTEMS = ("pretrained", "untrained", "raw")
+SCORES = ("accuracy", "uar", "f1_weighted", "precision_weighted", "recall_weighted")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run. config: None for raw features, whose `modalities` are concatenated as they are."""
+
+    system: str
+    modalities: tuple[str, ...]
+    config: PretrainConfig | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of pretraining; raw features have none."""
+        return 0 if self.config is None else self.config.seed
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return () if self.config is None or self.system != "pretrained" else tuple(self.config.tasks.active)
+
+    def content(self) -> dict[str, Any]:
+        """What decides the result, seed apart: cells of equal content are one cell, whatever preset they came from.
+
+        Untrained heads do not depend on tasks, optimiser or length, for each parameter is drawn from seed and name.
+        """
+        content: dict[str, Any] = {"system": self.system, "modalities": list(self.modalities)}
+        if self.config is None:
+            return content
+        whole = self.config.to_dict()
+        if self.system == "untrained":
+            return content | {name: whole[name] for name in ("model", "precision")}
+        return content | {name: value for name, value in whole.items() if name not in ("preset", "seed")}
+
+    def key(self, data: LabelledSet) -> str:
+        return record_key(self.content(), dataset=data.digest, seed=self.seed, protocol=data.judged_by)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a cell that was run; the fields are those of a ledger's record. arrays: `predicted/<fraction>` (draws, N)
+    int16, -1 for rows never tested, and `target` (N,)."""
+
+    metrics: dict[str, float]
+    groups: dict[str, dict[str, float]]
+    cost: dict[str, float]
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def run(cell: Cell, data: LabelledSet) -> Outcome:
+    """Run a cell. Raises what pretraining and probes raise (ValueError, NonFiniteLossError)."""
+    started, worked = time.perf_counter(), time.process_time()
+    _forget_peak_memory()
+    protocol = data.protocol
+    predicted: dict[float, NDArray[np.int16]] = {}
+    measures: list[dict[str, float]] = []
+    samples = 0
+    for fold in protocol.folds:
+        representation, healthy, seen = represent(cell, data, fold)
+        samples += seen
+        if healthy:
+            measures.append(healthy)
+        single = replace(protocol, folds=(replace(fold, number=0),), labelled=(protocol.labelled[fold.number],))
+        judged = evaluate(single, representation, standardized=cell.system == "raw")
+        for fraction, rows in judged.predicted.items():
+            # Test rows of folds are disjoint, and -1 where a fold does not test.
+            known = predicted.get(fraction)
+            predicted[fraction] = rows if known is None else np.maximum(known, rows)
+    metrics, groups = _scores(data, predicted)
+    metrics |= {name: float(np.mean([each[name] for each in measures])) for name in (measures[0] if measures else ())}
+    cost = {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - worked,
+        "samples": float(samples),
+        "peak_memory_bytes": _peak_memory(),
+    }
+    arrays: dict[str, NDArray[Any]] = {f"predicted/{fraction!r}": rows for fraction, rows in predicted.items()}
+    return Outcome(metrics, groups, cost, arrays | {"target": protocol.target.astype(np.int16)})
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch and for the linear algebra of NumPy: cells run side by side, a core each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[NDArray[np.float32], dict[str, float], int]:
+    """(N, width) representation of every row, measures of health on the test rows, samples seen in pretraining."""
+    if cell.config is None:
+        features = data.standardised(cell.modalities, fold)
+        return np.concatenate([features[m] for m in cell.modalities], axis=1), {}, 0
+    pretrainer, everything = make_pretrainer(cell, data, fold)
+    steps = pretrainer.steps_per_epoch * cell.config.epochs if cell.system == "pretrained" else 0
+    train(pretrainer, everything, fold, 0, steps)
+    each = pretrainer.embed(everything)
+    tested = torch.from_numpy(fold.test_rows)
+    present = {m: everything.present[m][tested] for m in cell.modalities}
+    projections = {m: z[tested] for m, z in pretrainer.project(everything).items()}
+    measures = health.report({m: r[tested] for m, r in each.items()}, projections, present)
+    return table_of(each), measures, steps * cell.config.global_batch
+
+
+def make_pretrainer(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[Pretrainer, Batch]:
+    """Heads as they begin, fitted to the fold's training rows, and all rows of the set as one batch.
+
+    Raises ValueError where the configuration cannot be served, or the fold has fewer rows than a global batch.
+    """
+    config = cell.config
+    assert config is not None
+    features = data.standardised(cell.modalities, fold)
+    fitted = None
+    if config.model.standardize:
+        fitted = conclugen.standardize.fit(
+            {m: x[fold.train_rows[data.present[m][fold.train_rows]]] for m, x in features.items()}
+        )
+    steps = len(fold.train_rows) // config.global_batch
+    widths = {m: x.shape[1] for m, x in features.items()}
+    pretrainer = Pretrainer(config, widths, steps_per_epoch=steps, standardization=fitted)
+    everything = Batch.of(
+        Batch(
+            {m: torch.from_numpy(x) for m, x in features.items()},
+            # Arrays of Ray's object store are read-only, which torch does not know.
+            {m: torch.from_numpy(data.present[m].copy()) for m in cell.modalities},
+            torch.arange(len(data.group)),
+            group=torch.from_numpy(data.group.copy()),
+        )
+    )
+    return pretrainer, everything
+
+
+def train(pretrainer: Pretrainer, everything: Batch, fold: Fold, first: int, stop: int) -> None:
+    """Take the optimiser steps [first, stop) on the fold's training rows, in the order of the epoch plan."""
+    config, per_epoch = pretrainer.config, pretrainer.steps_per_epoch
+    plan = EpochPlan([len(fold.train_rows)], seed=config.seed, global_batch=config.global_batch, chunk_rows=1)
+    for step in range(first, stop):
+        parts = plan.rows(step // per_epoch, step % per_epoch)
+        chosen = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+        rows = torch.from_numpy(fold.train_rows[chosen])
+        pretrainer.step(
+            Batch(
+                {m: x[rows] for m, x in everything.features.items()},
+                {m: x[rows] for m, x in everything.present.items()},
+                everything.row[rows],
+                group=None if everything.group is None else everything.group[rows],
+            )
+        )
+
+
+def table_of(representations: Mapping[str, torch.Tensor]) -> NDArray[np.float32]:
+    """(N, M * R): the representations of all modalities side by side."""
+    return torch.cat(list(representations.values()), dim=1).numpy()
+
+
+def _scores(
+    data: LabelledSet, predicted: Mapping[float, NDArray[np.int16]]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Scores over all test rows, mean over draws, as `accuracy@0.03`; recall of each class; accuracy of each group."""
+    protocol, tested = data.protocol, data.protocol.test_rows
+    target, owner = protocol.target[tested], protocol.groups[tested]
+    listed = [str(group) for group in np.unique(owner)]
+    members = {group: owner == group for group in listed}
+    metrics: dict[str, float] = {}
+    groups: dict[str, dict[str, float]] = {"rows": {g: float(rows.sum()) for g, rows in members.items()}}
+    for fraction, draws in predicted.items():
+        each = [single_label(target, draw[tested], len(protocol.class_names), protocol.class_names) for draw in draws]
+        flat = [scores.scalars() for scores in each]
+        wanted = [*SCORES, *(name for name in flat[0] if name.startswith("recall/"))]
+        metrics |= {f"{name}@{fraction:g}": float(np.mean([scores[name] for scores in flat])) for name in wanted}
+        hits = (draws[:, tested] == target).mean(axis=0)
+        groups[f"accuracy@{fraction:g}"] = {g: float(hits[rows].mean()) for g, rows in members.items()}
+    return metrics, groups
+
+
+def _forget_peak_memory() -> None:
+    """Start the kernel's high-water mark anew, where it can be, for a process that runs several cells."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> float:
+    """Bytes of resident memory at the most since then (else since the process began)."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024.0 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
