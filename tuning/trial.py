@@ -71,6 +71,10 @@ class TrialShared:
         moments = column_moments(reader, view, data.standardization_rows, seed)
         return cls(rows, reader, view.counts, data.remainder, data.chunk_rows, moments, judge)
 
+    def check_batch(self, global_batch: int) -> None:
+        """Raise ValueError where the view is smaller than one batch."""
+        EpochPlan(self.counts, 0, global_batch, self.chunk_rows, self.remainder)
+
     def plan(self, config: PretrainConfig) -> EpochPlan:
         """The order of rows of a configuration. Raises ValueError for a batch larger than the view."""
         return EpochPlan(self.counts, config.seed, config.global_batch, self.chunk_rows, self.remainder)
@@ -110,16 +114,14 @@ class Seconds:
 class Trial:
     """A pretraining under way.
 
-    config: what is trained. shared: see above. name: by which its own checkpoints are told from others'. journal: where steps and measures are written; None: nowhere.
-    schedule: (epoch, task -> weight) from which on other task weights count, in order; grows by `set_weights`, and
-    goes with the checkpoint, so that it tells how the state came about.
+    config: what is trained. shared: see above. name: by which its own checkpoints are told from others'. journal: where
+    steps and measures are written; None: nowhere.
     """
 
     config: PretrainConfig
     shared: TrialShared
     name: str = "trial"
     journal: Journal | None = None
-    schedule: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
 
     def __post_init__(self) -> None:
@@ -136,23 +138,34 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        return self.pretrainer.step_number >= self.plan.start_of_epoch(self.config.epochs)
+        return self.pretrainer.step_number >= self.last_step(self.config.epochs)
+
+    def last_step(self, epoch: int) -> int:
+        """Optimiser steps of the first so many epochs, at most of the whole trial."""
+        return self.plan.start_of_epoch(min(epoch, self.config.epochs))
 
     def advance(self, epoch: int) -> dict[str, float]:
         """Train to the end of the `epoch`-th epoch (at most to the configured end) and measure.
 
         Raises conclugen.pretrainer.NonFiniteLossError (a FloatingPointError) where training diverges.
         """
+        self.train(self.last_step(epoch))
+        return self.measure()
+
+    def train(self, until: int) -> None:
+        """Train to optimiser step `until`; a step that is done already is not done again."""
         started = time.perf_counter()
         self._timer.skip()
         step = self.pretrainer.step_number
-        until = self.plan.start_of_epoch(min(epoch, self.config.epochs))
-        for rows in self._timer.timed(self.shared.batches(self.plan, self.plan.cursor_at(step), until - step)):
+        batches = self.shared.batches(self.plan, self.plan.cursor_at(step), max(0, until - step))
+        for rows in self._timer.timed(batches):
             values = self.pretrainer.step(rows)
             self._timer.add(self.pretrainer.step_number, values)
-        self._write_steps()
+        records = self._timer.take()
+        if self.journal is not None:
+            for record in records:
+                self.journal.metrics(record.pop("step"), record, series="train")
         self.seconds.train += time.perf_counter() - started
-        return self.measure()
 
     def measure(self) -> dict[str, float]:
         """All measures on the validation rows, as of now."""
@@ -163,36 +176,25 @@ class Trial:
         self.seconds.measure += time.perf_counter() - started
         return measures
 
-    def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Go on with other task weights from here."""
-        self.pretrainer.set_weights(weights)
-        self.schedule.append((self.epoch, dict(weights)))
-
     def save(self, folder: Path | str) -> None:
         """Write a checkpoint below `folder`."""
         started = time.perf_counter()
         cursor = self.plan.cursor_at(self.pretrainer.step_number)
-        extra: dict[str, Any] = {"name": self.name, "schedule": self.schedule, "seconds": vars(self.seconds)}
+        extra: dict[str, Any] = {"name": self.name, "seconds": vars(self.seconds)}
         checkpoint.save(Path(folder) / STATE, self.pretrainer, cursor.to_dict(), extra)
         self.seconds.save += time.perf_counter() - started
 
     def load(self, folder: Path | str) -> None:
-        """Go on from a checkpoint of this trial, or of another one of the same identity.
+        """Go on from a checkpoint of this trial, or of another one of the same identity, with its task weights.
 
         Raises CheckpointError for a damaged one, ValueError for one that does not fit.
         """
         started = time.perf_counter()
         state = checkpoint.load(Path(folder) / STATE)
         state.restore(self.pretrainer)
-        self.schedule = [(int(epoch), dict(weights)) for epoch, weights in state.extra["schedule"]]
+        if self.config.tasks.weighting == "static":
+            # A member of a population may have its state from one that began with other weights.
+            self.pretrainer.set_weights(state.meta["weights"]["current"])
         if state.extra["name"] == self.name:
             self.seconds = Seconds(**state.extra["seconds"])
-        if self.schedule:
-            self.pretrainer.set_weights(self.schedule[-1][1])
         self.seconds.setup += time.perf_counter() - started
-
-    def _write_steps(self) -> None:
-        records = self._timer.take()
-        if self.journal is not None:
-            for record in records:
-                self.journal.metrics(record.pop("step"), record, series="train")
