@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """video: MP4 bytes; sound: FLAC or WAV bytes or None; details: `video`, `audio` and `face` of the clip's `.json`."""
+    """video: MP4 bytes; sound: FLAC or WAV bytes or None; details: `video`, `audio`, `face` for the clip's JSON."""
 
     video: bytes
     sound: bytes | None

@@ -1,0 +1,107 @@
+"""What an adapter finds: clips, names it had to refuse, and how complete the set is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.schema import Label
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of a data set.
+
+    key: unique in the set, as the set names it; video, audio: paths relative to the source folder (audio None: the
+    video's own sound); start, end: seconds within the video, or both None; labels: name -> value for `Label.encode`.
+    """
+
+    key: str
+    video: str
+    audio: str | None = None
+    start: float | None = None
+    end: float | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    group: str | None = None
+    split: str | None = None
+    transcript: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A clip that can't be used, by name, with a reason of `shards.media.limits.REASONS`."""
+
+    name: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of something there should be, how many there are, and the names of those known to be missing."""
+
+    what: str
+    expected: int
+    found: int
+    missing: Sequence[str] = ()
+
+    @property
+    def complete(self) -> bool:
+        return self.found >= self.expected and not self.missing
+
+    def __str__(self) -> str:
+        line = f"{self.what}: expected {self.expected:,}, found {self.found:,}"
+        if self.missing:
+            named = ", ".join(self.missing[:_NAMED])
+            more = f" and {len(self.missing) - _NAMED:,} more" if len(self.missing) > _NAMED else ""
+            line += f"; missing: {named}{more}"
+        return line
+
+
+@dataclass
+class ClipSet:
+    """A data set's clips in the order of their keys, and what is to be said about it.
+
+    left_out: clips that the set's own traps or the published protocol exclude, named with the reason; they count
+    neither as found nor as missing. grouped: whether clips have groups.
+    """
+
+    name: str
+    source: Path
+    labels: tuple[Label, ...]
+    clips: list[Clip]
+    rejected: list[Rejected] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    grouped: bool = True
+
+    @property
+    def complete(self) -> bool:
+        return all(count.complete for count in self.counts)
+
+    def report(self) -> list[str]:
+        """Lines for people: counts, and what is left out."""
+        lines = [str(count) for count in self.counts]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+            lines.append(f"left out ({reason}): {', '.join(names[:_NAMED])}{more}")
+        return lines
+
+
+class IncompleteError(ValueError):
+    """A data set of which something is missing."""
+
+    def __init__(self, clips: ClipSet):
+        lines = [str(count) for count in clips.counts if not count.complete]
+        super().__init__(
+            f"{clips.source} is not the whole {clips.name}:\n  "
+            + "\n  ".join(lines)
+            + "\nadd what is missing, or go on with what is there: --allow-incomplete"
+        )
