@@ -21,9 +21,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".parquet":
             rows = pq.read_table(path).to_pylist()
         elif path.suffix == ".jsonl":
-            rows = [
-                _object(path, number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()
-            ]
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            rows = [_object(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
         else:
             rows = _delimited(path, "\t" if path.suffix == ".tsv" else ",")
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
