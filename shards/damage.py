@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+# What is wrong with a sample, as a number for arrays (0: nothing) and in words.
+CHECKSUM_DIFFERS, PRESENCE_DIFFERS = 1, 2
+REASONS = {
+    CHECKSUM_DIFFERS: "checksum differs from the index",
+    PRESENCE_DIFFERS: "presence in the index and NaN in the payload disagree",
+}
+
 
 class ShardError(ValueError):
     """A shard, index or manifest that is not what its manifest says. Reading stops; no value of it is used."""

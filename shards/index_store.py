@@ -58,26 +58,26 @@ def load_index(manifest: Manifest, entry: ShardEntry) -> ShardIndex:
 
 
 class IndexCache:
-    """Least recently used indexes, bounded by their memory; at least one is kept."""
+    """Least recently used indexes with their shards' entries, bounded by their memory; at least one is kept."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
-        self._entries: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._entries: OrderedDict[int, tuple[ShardEntry, ShardIndex]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, shard: int) -> ShardIndex | None:
+    def get(self, shard: int) -> tuple[ShardEntry, ShardIndex] | None:
         with self._lock:
-            index = self._entries.get(shard)
-            if index is not None:
+            found = self._entries.get(shard)
+            if found is not None:
                 self._entries.move_to_end(shard)
-            return index
+            return found
 
-    def put(self, shard: int, index: ShardIndex) -> None:
+    def put(self, shard: int, entry: ShardEntry, index: ShardIndex) -> None:
         with self._lock:
             if shard in self._entries:
                 return
-            self._entries[shard] = index
+            self._entries[shard] = entry, index
             self._held += index.nbytes
             while self._held > self._limit and len(self._entries) > 1:
-                _, oldest = self._entries.popitem(last=False)
+                _, (_, oldest) = self._entries.popitem(last=False)
                 self._held -= oldest.nbytes

@@ -21,15 +21,15 @@ import ray
 from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
-from shards.damage import Damage, DamageLog, ShardError
+from shards.damage import Damage, ShardError
 from shards.plan import Cursor, EpochPlan, Range, Window
+from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
 from shards.reader import Reader
 from shards.rows import PADDING_ROW, Rows
 from shards.schema import did_you_mean
-from shards.stream import ReadAhead, RowMemory, Step, as_step, check_fit, read_batch, windows
+from shards.stream import ReadAhead, RowMemory, Step, as_step, check_fit, windows
 
 PAYLOADS = ("object_store", "worker")
-_PADDING_SHARD = -1
 _MOST_STEPS_PER_TASK = 32  # with small rows: enough to hide a task's cost, and a first batch is soon there
 _PLACE_BYTES = 16
 _READERS_KEPT = 4
@@ -123,12 +123,13 @@ class _Stream:
         self.local = plan.local_batch(world)
         self.row_bytes = _PLACE_BYTES
         if payload == "object_store":
-            self.row_bytes = sum(width * reader.dtypes[name].itemsize for name, width in reader.widths.items())
+            self.row_bytes = reader.pitch or reader.row_bytes
         step_bytes = self.local * self.row_bytes
         self.steps_per_task = max(1, min(_MOST_STEPS_PER_TASK, execution.task_bytes // step_bytes))
         self.tasks_per_step = max(1, -(-step_bytes // execution.task_bytes))
         self.window_steps = max(1, execution.window_tasks * self.steps_per_task // self.tasks_per_step)
-        self.memory = RowMemory(reader, self.local, kept=execution.prefetch + 3)
+        # Rows from the object store are copied once in any case: then into memory without gaps.
+        self.memory = RowMemory(reader, self.local, execution.prefetch + 3, views=payload == "worker")
         # Tasks bear any damage, because they see a part of the rows; the log of `reader` counts them all.
         dtypes = set(reader.dtypes.values())
         self.task_reader = ray.put(
@@ -205,17 +206,17 @@ class _Stream:
 
     def _padded(self, window: Window, step: int) -> list[Range]:
         missing = self.local - int(window.filled[step])
-        return [*window.ranges(step), *([Range(_PADDING_SHARD, 0, missing)] if missing else [])]
+        return [*window.ranges(step), *([Range(PADDING_SHARD, 0, missing)] if missing else [])]
 
     def _task(self, pieces: np.ndarray) -> ReadTask:
         rows = int((pieces[:, 2] - pieces[:, 1]).sum())
         reader = self.task_reader
 
         def read_rows() -> Iterable[pa.Table]:
-            return [_read_table(_cached_reader(reader), pieces)]
+            return [_cached_reader(reader).table(pieces)]
 
         def name_places() -> Iterable[pa.Table]:
-            return [_places_table(pieces)]
+            return [places_table(pieces)]
 
         return ReadTask(
             read_rows if self.payload == "object_store" else name_places,
@@ -226,10 +227,10 @@ class _Stream:
         assert table.num_rows == self.local, f"a batch of {table.num_rows} rows, expected {self.local}"
         rows = self.memory.take()
         if self.payload == "object_store":
-            _fill(rows, table)
+            fill(rows, table, self.reader.offsets)
             self._report_damage(rows, table)
         else:
-            read_batch(self.reader, _ranges_of(table), rows)
+            self.reader.read_ranges(ranges_of(table), out=rows)
         self.memory.give(rows)
         return rows
 
@@ -267,55 +268,17 @@ class _PlannedRanges(Datasource):
 
 # ---- in the tasks -------------------------------------------------------------------------------------------------
 
-_readers: OrderedDict[str, Reader] = OrderedDict()
+_readers: OrderedDict[str, TaskReader] = OrderedDict()
 
 
-def _cached_reader(reference: ray.ObjectRef) -> Reader:
+def _cached_reader(reference: ray.ObjectRef) -> TaskReader:
     """The stream's reader, made once in each worker process, so that indexes and files stay open between tasks."""
     key = reference.hex()
     if key not in _readers:
-        _readers[key] = ray.get(reference)
+        _readers[key] = TaskReader(ray.get(reference))
         if len(_readers) > _READERS_KEPT:
             _readers.popitem(last=False)
     return _readers[key]
-
-
-def _read_table(reader: Reader, pieces: np.ndarray) -> pa.Table:
-    """The pieces' rows as one table; features are fixed-size lists over the arrays' own memory."""
-    reader.damage = DamageLog(len(reader), 1.0)  # of this task alone
-    rows = reader.allocate(int((pieces[:, 2] - pieces[:, 1]).sum()))
-    at = 0
-    for shard, start, stop in pieces.tolist():
-        if shard != _PADDING_SHARD:
-            read_batch(reader, [Range(shard, start, stop)], rows.part(at, at + stop - start))
-        at += stop - start
-    damage = {entry.row: entry for entry in reader.damage}
-    damaged = [damage.get(row) for row in rows.row.tolist()] if damage else [None] * len(rows)
-    columns: dict[str, pa.Array] = {"row": pa.array(rows.row)}
-    if rows.group is not None:
-        columns["group"] = pa.array(rows.group)
-    columns |= {f"present.{name}": pa.array(array) for name, array in rows.present.items()}
-    columns |= {f"label.{name}": _column(array) for name, array in rows.labels.items()}
-    columns |= {f"features.{name}": _column(array) for name, array in rows.features.items()}
-    columns["damage.key"] = pa.array([entry and entry.key for entry in damaged], pa.string())
-    columns["damage.reason"] = pa.array([entry and entry.reason for entry in damaged], pa.string())
-    return pa.table(columns)
-
-
-def _column(array: np.ndarray) -> pa.Array:
-    return (
-        pa.array(array)
-        if array.ndim == 1
-        else pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
-    )
-
-
-def _places_table(pieces: np.ndarray) -> pa.Table:
-    """Shard and position of every row of the pieces."""
-    lengths = pieces[:, 2] - pieces[:, 1]
-    ends = np.cumsum(lengths)
-    within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-    return pa.table({"shard": np.repeat(pieces[:, 0], lengths), "position": np.repeat(pieces[:, 1], lengths) + within})
 
 
 # ---- in the consumer ----------------------------------------------------------------------------------------------
@@ -330,36 +293,6 @@ def _cut(ranges: list[Range], lo: int, hi: int) -> list[Range]:
             pieces.append(Range(shard, start + first, start + last))
         at += stop - start
     return pieces
-
-
-def _fill(rows: Rows, table: pa.Table) -> None:
-    """Copy the table into the batch's memory."""
-    targets = {"row": rows.row}
-    if rows.group is not None:
-        targets["group"] = rows.group
-    targets |= {f"present.{name}": array for name, array in rows.present.items()}
-    targets |= {f"label.{name}": array for name, array in rows.labels.items()}
-    targets |= {f"features.{name}": array for name, array in rows.features.items()}
-    for name, target in targets.items():
-        at = 0
-        for chunk in table[name].chunks:
-            flat = chunk.flatten() if target.ndim == 2 else chunk
-            values = flat.to_numpy(zero_copy_only=False).reshape(len(chunk), *target.shape[1:])
-            target[at : at + len(chunk)] = values
-            at += len(chunk)
-
-
-def _ranges_of(table: pa.Table) -> list[Range]:
-    """Runs of consecutive positions of one shard; padding, which is at the tail, is left out."""
-    shard, position = table["shard"].to_numpy(), table["position"].to_numpy()
-    filled = int((shard != _PADDING_SHARD).sum())
-    if filled == 0:
-        return []
-    shard, position = shard[:filled], position[:filled]
-    border = np.flatnonzero((np.diff(shard) != 0) | (np.diff(position) != 1)) + 1
-    starts, ends = np.concatenate([[0], border]), np.concatenate([border, [filled]]) - 1
-    runs = zip(shard[starts].tolist(), position[starts].tolist(), (position[ends] + 1).tolist(), strict=True)
-    return [Range(*run) for run in runs]
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
-from shards.damage import Damage, DamageLog, ShardError
+from shards.damage import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, REASONS, Damage, DamageLog, ShardError
 from shards.index import ShardIndex, read_table
 from shards.index_store import IndexCache, load_index, read_index_bytes
-from shards.layout import NPY_HEADER_BYTES, SlotLayout
 from shards.manifest import Manifest, ShardEntry
-from shards.member import MemberError, parse_npy
+from shards.member_columns import MemberColumns
 from shards.rows import Rows
+from shards.slot_columns import LOCAL_BLOCK_BYTES, REMOTE_BLOCK_BYTES, SlotColumns, read_slots
 from shards.storage import Storage
 
-# Rows are read, hashed and copied in blocks that stay in a core's cache between the three.
-_BLOCK_BYTES = 2 << 20
+# Features are handed out as views on whole samples where these are at most so much larger than the features in them.
+_VIEW_OVERHEAD = 1.5
 _RESTORE = "Restore the shard from its source, or run `python -m shards verify FOLDER --repair` to go on without it"
-_CHECKSUM_DIFFERS = "checksum differs from the index"
-_PRESENCE_DIFFERS = "presence in the index and NaN in the payload disagree"
-_NPY_WORDS = NPY_HEADER_BYTES // 8
 
 
 class Selection(Protocol):
@@ -47,7 +45,7 @@ class Reader:
     present where all its columns are. labels: names to return, None for all of the manifest's. dtype: float type of
     all features (default: as stored; a modality of several dtypes has their common one). max_damaged_share and
     quarantine: see `DamageLog`. index_cache_bytes bounds the memory for indexes, which a data set read in random order
-    wants to hold whole (about 25 bytes a sample).
+    wants to hold whole (about 25 bytes a sample). connections: ranges fetched at once from a remote store.
 
     Pickled, it is a few hundred bytes and the view: files, caches and the damage log stay behind.
     """
@@ -62,8 +60,9 @@ class Reader:
         quarantine: Callable[[Damage], None] | None = None,
         dtype: str | None = None,
         index_cache_bytes: int = 256 * 1024**2,
+        connections: int = 16,
     ) -> None:
-        self._options = (modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes)
+        self._options = (modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes, connections)
         self.manifest = manifest
         self.view = view
         schema = manifest.schema
@@ -77,12 +76,18 @@ class Reader:
         }
         if dtype is not None and np.dtype(dtype).kind != "f":
             raise ValueError(f"dtype is {dtype!r}, expected float16, float32 or float64")
+        if connections < 1:
+            raise ValueError(f"connections is {connections}, expected at least 1")
         self.damage = DamageLog(manifest.rows if view is None else view.rows, max_damaged_share, quarantine)
         self._label_shapes = {label.name: (label.shape, label.numpy_dtype) for label in chosen}
-        self._pieces = self._compile()
+        number = {name: i for i, name in enumerate(schema.column_names)}
+        self._members_of = {m: [number[c] for c in members] for m, members in self.modalities.items()}
+        self._columns = SlotColumns(schema, self.modalities)
+        self._foreign = MemberColumns(manifest, self.modalities)
         self._storage = Storage(manifest)
         self._indexes = IndexCache(index_cache_bytes)
         self._memory = threading.local()
+        self._fetchers: ThreadPoolExecutor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Reader, (self.manifest, self.view, *self._options))
@@ -99,11 +104,42 @@ class Reader:
         """(S,) int64 rows that can be read of each shard."""
         return self.manifest.counts if self.view is None else self.view.counts
 
+    @cached_property
+    def pitch(self) -> int:
+        """Bytes of a row whose features are views on the whole sample, 0 where features are copied instead.
+
+        They are copied where a modality is composed of several columns or has another dtype than stored, where one
+        column serves two modalities, where a shard is foreign, and where a sample is much larger than what is read.
+        """
+        strides = self.manifest.shards["stride"].to_numpy()
+        columns = [members[0] for members in self.modalities.values() if len(members) == 1]
+        as_stored = all(self.dtypes[m] == dtype for m, dtype, *_ in self._columns.pieces)
+        if len(set(columns)) < len(self.modalities) or not as_stored or not strides.all():
+            return 0
+        pitch = int(strides.max())
+        return pitch if pitch <= _VIEW_OVERHEAD * self.row_bytes else 0
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Byte of a sample at which each modality (of one column) begins."""
+        return {modality: offset for modality, _, _, offset, _ in self._columns.pieces}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's features."""
+        return sum(width * self.dtypes[name].itemsize for name, width in self.widths.items())
+
     # Reading
 
-    def allocate(self, size: int) -> Rows:
-        """Memory for `size` rows, all of them padding, to pass (or a `part` of it) to `read`."""
-        rows = self._uninitialised(size)
+    def allocate(self, size: int, views: bool = False) -> Rows:
+        """Memory for `size` rows, all of them padding, to pass (or a `part` of it) to `read`.
+
+        views: let the features be views on whole samples (`Rows.slots`) where `pitch` allows it. Reading then copies
+        nothing once it has the bytes, but the features' rows do not follow each other without a gap.
+        """
+        rows = self._uninitialised(size, self.pitch if views else 0)
+        if rows.slots is not None:
+            rows.slots[...] = 0
         rows.clear()
         return rows
 
@@ -113,234 +149,192 @@ class Reader:
         A damaged sample has nothing present, zero features and missing labels, and is added to `damage`. Raises
         ShardError for a structural fault, DamageError beyond max_damaged_share, IndexError for a range out of bounds.
         """
-        if not 0 <= shard < len(self.manifest):
-            raise IndexError(f"shard number {shard}, expected 0..{len(self.manifest) - 1}")
-        available = int(self.counts[shard])
-        if not 0 <= start <= stop <= available:
-            raise IndexError(f"rows [{start}, {stop}) of shard {shard}, which has {available} selected rows")
-        if out is None:
-            out = self._uninitialised(stop - start)
-        elif len(out) != stop - start:
+        if out is not None and len(out) != stop - start:
             raise ValueError(f"out has {len(out)} rows, expected {stop - start}")
-        if start == stop:
-            return out
-        entry = self.manifest.entry(shard)
-        index = self._index(shard, entry)
-        picked = self._picked(shard, start, stop, entry)
-        np.add(picked, self.manifest.rows_before[shard], out=out.row)
-        self._fill_from_index(index, picked, out)
-        self.damage.rows_read += stop - start
-        read = self._read_slots if index.layout is not None else self._read_members
-        bad = read(entry, index, picked, out)
-        for modality, there in out.present.items():
-            if not there.all():
-                out.features[modality][~there] = 0
-        if bad:
-            self._quarantine(entry, bad, picked, out)
-        return out
+        return self.read_ranges([(shard, start, stop)], out=out)
 
-    def read_ranges(self, ranges: Iterable[tuple[int, int, int]], size: int | None = None) -> Rows:
-        """The (shard, start, stop) ranges one after another as one batch, padded to `size` rows."""
-        ranges = [(shard, start, stop) for shard, start, stop in ranges]
-        total = sum(stop - start for _, start, stop in ranges)
+    def read_ranges(
+        self, ranges: Iterable[tuple[int, int, int]], size: int | None = None, out: Rows | None = None
+    ) -> Rows:
+        """The (shard, start, stop) ranges one after another as one batch, padded to `size` rows, or into `out`.
+
+        Errors are those of `read`. From a remote store several ranges are fetched at once.
+        """
+        parts, total = self._parts(ranges)
+        if out is not None:
+            if out.slots is not None and out.slots.shape[1] != self.pitch:
+                raise ValueError(f"out has slots of {out.slots.shape[1]} bytes, expected {self.pitch}: allocate() it")
+            size = len(out)
         size = total if size is None else size
         if size < total:
             raise ValueError(f"size is {size}, but the ranges hold {total} rows")
-        rows, at = self._uninitialised(size), 0
-        for shard, start, stop in ranges:
-            self.read(shard, start, stop, out=rows.part(at, at + stop - start))
-            at += stop - start
-        rows.part(total, size).clear()
-        return rows
+        if out is None:
+            out = self._uninitialised(size)
+        filled = out.part(0, total)
+        # What the index says of each row's columns, and what is wrong with the row (0 for nothing).
+        stored, wrong = np.empty((total, len(self.manifest.columns)), bool), np.zeros(total, np.uint8)
+
+        def fetch(part: tuple[int, int, int, int]) -> None:
+            shard, start, stop, at = part
+            end = at + stop - start
+            self._read_part(shard, start, stop, filled.part(at, end), stored[at:end], wrong[at:end])
+
+        if self._storage.is_local or len(parts) == 1:
+            for part in parts:
+                fetch(part)
+        else:
+            if self._fetchers is None:
+                self._fetchers = ThreadPoolExecutor(self._options[-1], "shards-fetch")
+            list(self._fetchers.map(fetch, parts))  # the first part's error is the one that is raised
+        if total and filled.slots is not None:
+            self._check_slots(filled.slots, filled.row, stored, wrong)
+        self._zero_missing(filled, stored)
+        if size > total:
+            out.part(total, size).clear()
+        self.damage.rows_read += total
+        if wrong.any():
+            self._quarantine(wrong, filled)
+        return out
 
     def metadata(self, shard: int) -> pa.Table:
         """The shard's index (all its rows, not the view's): key, `label.<name>`, group, text, `meta.<name>`."""
         entry = self.manifest.entry(shard)
-        return read_table(entry.name, self._index_bytes(entry))
+        return read_table(entry.name, read_index_bytes(self.manifest, entry))
 
     # Parts of a read
 
-    def _picked(self, shard: int, start: int, stop: int, entry: ShardEntry) -> np.ndarray:
-        """(n,) int64 row numbers within the shard."""
-        if self.view is None:
-            return np.arange(start, stop, dtype=np.int64)
-        picked = np.asarray(self.view.indices(shard))[start:stop]
-        if len(picked) != stop - start or picked.min() < 0 or picked.max() >= entry.count:
-            raise ShardError(entry.name, "the view selects rows that the shard does not have; make the view anew")
-        return picked
+    def _parts(self, ranges: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int, int]], int]:
+        """(shard, start, stop, place in the batch) of each range that has rows, and the number of all rows."""
+        parts, at, counts = [], 0, self.counts
+        for shard, start, stop in ranges:
+            if not 0 <= shard < len(counts):
+                raise IndexError(f"shard number {shard}, expected 0..{len(counts) - 1}")
+            if not 0 <= start <= stop <= counts[shard]:
+                raise IndexError(f"rows [{start}, {stop}) of shard {shard}, which has {counts[shard]} selected rows")
+            if start < stop:
+                parts.append((shard, start, stop, at))
+                at += stop - start
+        return parts, at
 
-    def _fill_from_index(self, index: ShardIndex, picked: np.ndarray, out: Rows) -> None:
-        number = {name: i for i, name in enumerate(self.manifest.schema.column_names)}
-        for modality, members in self.modalities.items():
-            out.present[modality][:] = index.present[picked, number[members[0]]]
-            for member in members[1:]:
-                out.present[modality][:] &= index.present[picked, number[member]]
-        for name in self.labels:
-            out.labels[name][:] = index.labels[name][picked]
-        if out.group is not None and index.group is not None:
-            out.group[:] = index.group[picked]
+    def _read_part(self, shard: int, start: int, stop: int, out: Rows, stored: np.ndarray, wrong: np.ndarray) -> None:
+        """One range into `out`: what the index says of its rows, their bytes, and checks that need the bytes at hand.
 
-    def _read_slots(self, entry: ShardEntry, index: ShardIndex, picked: np.ndarray, out: Rows) -> dict[int, str]:
-        """Fixed stride: one range read, one checksum for each row, one strided copy for each column."""
-        assert index.layout is not None
-        stride = index.layout.stride
-        bad: dict[int, str] = {}
-        step = max(1, _BLOCK_BYTES // stride)
-        expected, present = index.checksums[picked], index.present[picked]
-        for start in range(0, len(picked), step):
-            stop = min(start + step, len(picked))
-            buffer = self._buffer((stop - start) * stride)
-            self._storage.read_into(entry, _runs(picked[start:stop], stride), buffer)
-            sums = [xxhash.xxh3_64_intdigest(buffer[at : at + stride]) for at in range(0, len(buffer), stride)]
-            intact = np.array(sums, np.uint64) == expected[start:stop]
-            self._check_headers(entry, index.layout, buffer, picked[start:stop], intact)
-            there = self._presence_agrees(index.layout, buffer, present[start:stop])
-            for i in np.flatnonzero(~(intact & there)).tolist():
-                bad[start + i] = _PRESENCE_DIFFERS if intact[i] else _CHECKSUM_DIFFERS
-            for modality, dtype, width, offset, left in self._pieces:
-                view = np.ndarray((stop - start, width), dtype, buffer, offset, (stride, dtype.itemsize))
-                out.features[modality][start:stop, left : left + width] = view
-        return bad
-
-    def _check_headers(
-        self, entry: ShardEntry, layout: SlotLayout, buffer: memoryview, rows: np.ndarray, intact: np.ndarray
-    ) -> None:
-        """Refuse a sample that was written with another width or dtype: the shard is not this schema's."""
-        for column, offset, header in zip(layout.columns, layout.npy_offsets, layout.npy_headers, strict=True):
-            found = np.ndarray((len(rows), _NPY_WORDS), np.uint64, buffer, offset, (layout.stride, 8))
-            differs = found != header.view(np.uint64)
-            if not differs.any():
-                continue
-            strange = np.flatnonzero(differs.any(axis=1) & intact)
-            if len(strange):
-                raise ShardError(
-                    entry.name,
-                    f"column {column.name!r} has another width or dtype than the manifest says",
-                    sample=self._key(entry, int(rows[strange[0]])),
-                    expected=_describe(header.tobytes()),
-                    found=_describe(found[strange[0]].tobytes()),
-                    remedy=_RESTORE,
-                )
-
-    def _presence_agrees(self, layout: SlotLayout, buffer: memoryview, present: np.ndarray) -> np.ndarray:
-        """(n,) bool: the first and last number of every column are NaN exactly where the index says it is missing.
-
-        The writer stores columns wholly NaN or wholly finite, and the checksum covers what it stored, so two numbers
-        tell; `python -m shards verify` looks at all of them.
+        Touches nothing but its arguments and caches, so that parts may be read side by side.
         """
-        agrees = np.ones(len(present), bool)
-        for i, (column, offset) in enumerate(zip(layout.columns, layout.payload_offsets, strict=True)):
-            dtype = column.numpy_dtype
-            steps = (layout.stride, column.nbytes - dtype.itemsize)
-            ends = np.ndarray((len(present), 2), dtype, buffer, offset, steps)
-            wrong = np.isnan(ends) == present[:, i : i + 1]
-            if wrong.any():
-                agrees &= ~wrong.any(axis=1)
-        return agrees
+        entry, index = self._index(shard)
+        rows = self._rows(shard, start, stop, entry)
+        first = int(self.manifest.rows_before[shard])
+        out.row[:] = np.arange(first + rows.start, first + rows.stop) if isinstance(rows, slice) else first + rows
+        stored[:] = index.present[rows]
+        for name in self.labels:
+            out.labels[name][:] = index.labels[name][rows]
+        if out.group is not None and index.group is not None:
+            out.group[:] = index.group[rows]
+        if index.layout is None:
+            self._foreign.read(self._storage, entry, index, rows, out.features, wrong)
+        elif out.slots is not None:
+            sums = read_slots(self._storage, entry, index.layout.stride, rows, out.slots)
+            wrong[np.array(sums, np.uint64) != index.checksums[rows]] = CHECKSUM_DIFFERS
+        else:
+            self._read_and_copy(entry, index, rows, out, stored, wrong)
 
-    def _read_members(self, entry: ShardEntry, index: ShardIndex, picked: np.ndarray, out: Rows) -> dict[int, str]:
-        """Foreign shards: each member where the index found it, its npy header parsed anew."""
-        assert index.members is not None
-        bad: dict[int, str] = {}
-        schema = self.manifest.schema
-        for i, row in enumerate(picked.tolist()):
-            places = [(int(offset), int(size)) for offset, size in index.members[row] if offset >= 0]
-            buffer = self._buffer(sum(size for _, size in places))
-            self._storage.read_into(entry, places, buffer)
-            if xxhash.xxh3_64_intdigest(buffer) != int(index.checksums[row]):
-                bad[i] = _CHECKSUM_DIFFERS
+    def _read_and_copy(
+        self,
+        entry: ShardEntry,
+        index: ShardIndex,
+        rows: np.ndarray | slice,
+        out: Rows,
+        stored: np.ndarray,
+        wrong: np.ndarray,
+    ) -> None:
+        """Slots through a buffer that stays in a cache, from which their columns are copied."""
+        assert index.layout is not None
+        stride, checksums = index.layout.stride, index.checksums[rows]
+        step = max(1, (LOCAL_BLOCK_BYTES if self._storage.is_local else REMOTE_BLOCK_BYTES) // stride)
+        for at in range(0, len(out), step):
+            block = slice(at, min(at + step, len(out)))
+            slots = self._buffer((block.stop - at) * stride).reshape(-1, stride)
+            some = slice(rows.start + at, rows.start + block.stop) if isinstance(rows, slice) else rows[block]
+            sums = read_slots(self._storage, entry, stride, some, slots)
+            wrong[block][np.array(sums, np.uint64) != checksums[block]] = CHECKSUM_DIFFERS
+            self._check_slots(slots, out.row[block], stored[block], wrong[block])
+            self._columns.copy(slots, {name: array[block] for name, array in out.features.items()})
+
+    def _check_slots(self, slots: np.ndarray, row: np.ndarray, stored: np.ndarray, wrong: np.ndarray) -> None:
+        """Headers and presence of n slots; a header of another schema in an intact sample is an error."""
+        intact = wrong == 0
+        strange = self._columns.strange_header(slots, intact)
+        if strange is not None:
+            i, number = strange
+            entry, place = self._place(int(row[i]))
+            raise ShardError(
+                entry.name,
+                f"column {self.manifest.schema.column_names[number]!r} has another width or dtype than the manifest "
+                "says",
+                sample=self._keys(entry)[place].as_py(),
+                expected=self._columns.header(number),
+                found=self._columns.header(number, slots[i]),
+                remedy=_RESTORE,
+            )
+        wrong[intact & ~self._columns.presence_agrees(slots, stored)] = PRESENCE_DIFFERS
+
+    def _zero_missing(self, out: Rows, stored: np.ndarray) -> None:
+        everything = stored.all()
+        for modality, numbers in self._members_of.items():
+            there = out.present[modality]
+            if everything:
+                there[:] = True
                 continue
-            arrays: dict[str, np.ndarray | None] = {}
-            at = 0
-            for number, column in enumerate(schema.columns):
-                size = int(index.members[row, number, 1])
-                arrays[column.name] = None
-                if size < 0:
-                    continue
-                try:
-                    values = parse_npy(buffer[at : at + size], column)
-                except MemberError as error:
-                    raise ShardError(
-                        entry.name,
-                        f"column {column.name!r}: {error}",
-                        sample=self._key(entry, row),
-                        expected=f"{column.dtype} ({column.width},)",
-                        remedy="Run `python -m shards index` on the folder again",
-                    ) from None
-                at += size
-                if np.isfinite(values).all() != index.present[row, number]:
-                    bad[i] = _PRESENCE_DIFFERS
-                arrays[column.name] = values if index.present[row, number] else None
-            for modality, members in self.modalities.items():
-                if all(arrays[name] is not None for name in members):
-                    np.concatenate(
-                        [arrays[name] for name in members], out=out.features[modality][i], casting="same_kind"
-                    )
-        return bad
+            np.all(stored[:, numbers], axis=1, out=there)
+            if not there.all():
+                out.features[modality][~there] = 0
 
-    def _quarantine(self, entry: ShardEntry, bad: Mapping[int, str], picked: np.ndarray, out: Rows) -> None:
+    def _quarantine(self, wrong: np.ndarray, out: Rows) -> None:
         """Clear damaged rows but for their row number, and only then log them: the log may stop the reading."""
+        bad = np.flatnonzero(wrong).tolist()
         for i in bad:
             number = int(out.row[i])
             out.part(i, i + 1).clear()
             out.row[i] = number
-        keys = self._keys(entry)
-        for i, reason in bad.items():
-            key = keys[int(picked[i])].as_py()
-            self.damage.add(Damage(entry.name, key, int(out.row[i]), reason))
+        for i in bad:
+            entry, place = self._place(int(out.row[i]))
+            key = self._keys(entry)[place].as_py()
+            self.damage.add(Damage(entry.name, key, int(out.row[i]), REASONS[int(wrong[i])]))
 
     # Indexes and memory
 
-    def _index(self, shard: int, entry: ShardEntry) -> ShardIndex:
-        index = self._indexes.get(shard)
-        if index is None:
-            index = load_index(self.manifest, entry)
-            self._indexes.put(shard, index)
-        return index
+    def _rows(self, shard: int, start: int, stop: int, entry: ShardEntry) -> np.ndarray | slice:
+        """Numbers of the rows within the shard: (n,) int64, or a slice where all are selected."""
+        if self.view is None or self.view.counts[shard] == entry.count:
+            return slice(start, stop)
+        rows = np.asarray(self.view.indices(shard))[start:stop]
+        if len(rows) != stop - start or rows.min() < 0 or rows.max() >= entry.count:
+            raise ShardError(entry.name, "the view selects rows that the shard does not have; make the view anew")
+        return rows
 
-    def _index_bytes(self, entry: ShardEntry) -> bytes:
-        return read_index_bytes(self.manifest, entry)
+    def _index(self, shard: int) -> tuple[ShardEntry, ShardIndex]:
+        found = self._indexes.get(shard)
+        if found is None:
+            entry = self.manifest.entry(shard)
+            found = entry, load_index(self.manifest, entry)
+            self._indexes.put(shard, *found)
+        return found
+
+    def _place(self, row: int) -> tuple[ShardEntry, int]:
+        """The shard of a global row number, and the row's number in it."""
+        shard = int(np.searchsorted(self.manifest.rows_before, row, side="right")) - 1
+        return self.manifest.entry(shard), row - int(self.manifest.rows_before[shard])
 
     def _keys(self, entry: ShardEntry) -> pa.ChunkedArray:
-        return read_table(entry.name, self._index_bytes(entry), ["key"])["key"]
+        return read_table(entry.name, read_index_bytes(self.manifest, entry), ["key"])["key"]
 
-    def _key(self, entry: ShardEntry, row: int) -> str:
-        return self._keys(entry)[row].as_py()
+    def _uninitialised(self, size: int, pitch: int = 0) -> Rows:
+        grouped = self.manifest.schema.grouped
+        return Rows.uninitialised(size, self.widths, self.dtypes, self._label_shapes, grouped, pitch, self.offsets)
 
-    def _compile(self) -> list[tuple[str, np.dtype, int, int, int]]:
-        """(modality, dtype, width, offset in a slot, first element in the modality) of each column to be copied."""
-        columns = self.manifest.columns
-        offsets = dict(zip(self.manifest.schema.column_names, SlotLayout(columns, 1).payload_offsets, strict=True))
-        pieces = []
-        for modality, members in self.modalities.items():
-            left = 0
-            for name in members:
-                column = self.manifest.schema.column(name)
-                pieces.append((modality, column.numpy_dtype, column.width, offsets[name], left))
-                left += column.width
-        return pieces
-
-    def _uninitialised(self, size: int) -> Rows:
-        return Rows.uninitialised(size, self.widths, self.dtypes, self._label_shapes, self.manifest.schema.grouped)
-
-    def _buffer(self, size: int) -> memoryview:
-        """`size` bytes of memory that this thread uses again and again."""
+    def _buffer(self, size: int) -> np.ndarray:
+        """(size,) uint8 of memory that this thread uses again and again."""
         memory = getattr(self._memory, "array", None)
         if memory is None or len(memory) < size:
-            memory = self._memory.array = np.empty(max(size, _BLOCK_BYTES), np.uint8)
-        return memory.data[:size]
-
-
-def _runs(rows: np.ndarray, stride: int) -> list[tuple[int, int]]:
-    """(offset, length) in bytes of each run of consecutive rows."""
-    if int(rows[-1]) - int(rows[0]) == len(rows) - 1:
-        return [(int(rows[0]) * stride, len(rows) * stride)]
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    starts = np.concatenate([[0], breaks])
-    ends = np.concatenate([breaks, [len(rows)]])
-    return [(int(rows[a]) * stride, int(b - a) * stride) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
-def _describe(header: bytes) -> str:
-    """What an npy header says, for a message."""
-    return header[10:].decode("latin-1").strip()
+            memory = self._memory.array = np.empty(max(size, LOCAL_BLOCK_BYTES), np.uint8)
+        return memory[:size]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
 
 PADDING_ROW = -1
 NO_GROUP = -1
+_ALIGNMENT = 64  # a cache line; columns begin at multiples of it
 
 
 def group_id(name: str | None) -> int:
@@ -24,6 +25,10 @@ class Rows:
     features: modality -> (B, D_m) float; present: modality -> (B,) bool; row: (B,) int64 global row number, -1 where
     the row is padding; labels: name -> (B,) int64 class (-1 missing), or (B,) / (B, L) float64 (NaN missing);
     group: (B,) int64 stable hash of the group's name (-1 none), or None where the data has no groups.
+
+    slots: (B, pitch) uint8, or None where features have memory of their own. Where it is given, it holds whole samples
+    as they lie in a shard, and every feature is a view on it: (B, D_m) with contiguous rows that are `pitch` bytes
+    apart. torch.from_numpy, matrix products and arithmetic take it as it is; `.view(-1)` needs a copy first.
     """
 
     features: dict[str, np.ndarray]
@@ -31,6 +36,7 @@ class Rows:
     row: np.ndarray
     labels: dict[str, np.ndarray]
     group: np.ndarray | None
+    slots: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -43,6 +49,7 @@ class Rows:
             self.row[start:stop],
             {name: array[start:stop] for name, array in self.labels.items()},
             None if self.group is None else self.group[start:stop],
+            slots=None if self.slots is None else self.slots[start:stop],
         )
 
     def clear(self) -> None:
@@ -65,14 +72,32 @@ class Rows:
         dtypes: Mapping[str, np.dtype],
         label_shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
         grouped: bool,
+        pitch: int = 0,
+        places: Mapping[str, int] | None = None,
     ) -> Rows:
-        """Memory for `size` rows, of any content; the caller fills or clears every row."""
+        """Memory for `size` rows, of any content; the caller fills or clears every row.
+
+        With a pitch, features are views on slots of so many bytes, from byte `places[name]` of each on.
+        """
+        slots = None
+        if pitch:
+            assert places is not None
+            memory = np.empty(size * pitch + _ALIGNMENT, np.uint8)
+            start = -memory.ctypes.data % _ALIGNMENT
+            slots = memory[start : start + size * pitch].reshape(size, pitch)
+            features = {
+                name: slots[:, places[name] : places[name] + width * dtypes[name].itemsize].view(dtypes[name])
+                for name, width in widths.items()
+            }
+        else:
+            features = {name: np.empty((size, width), dtypes[name]) for name, width in widths.items()}
         return cls(
-            {name: np.empty((size, width), dtypes[name]) for name, width in widths.items()},
+            features,
             {name: np.empty(size, bool) for name in widths},
             np.empty(size, np.int64),
             {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in label_shapes.items()},
             np.empty(size, np.int64) if grouped else None,
+            slots=slots,
         )
 
     @classmethod

@@ -13,6 +13,7 @@ from shards.manifest import TAR_SUFFIX, Manifest, ShardEntry
 
 _OPEN_FILES = 64
 _SIZES_KNOWN = 100_000
+_MOST_BUFFERS = 1024  # of one preadv call, on Linux
 _RESTORE = "Restore the shard from its source, or run `python -m shards verify FOLDER --repair` to go on without it"
 # Remote: ranges closer than this are fetched as one, for a request costs more than so many bytes.
 _REMOTE_GAP = 256 * 1024
@@ -42,32 +43,37 @@ class Storage:
         self._sized: set[str] = set()
         self._lock = threading.Lock()
 
-    def read_into(self, entry: ShardEntry, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-        """Fill `buffer` with the (offset, length) ranges one after another.
+    @property
+    def is_local(self) -> bool:
+        return self._manifest.is_local
+
+    def read_into(self, entry: ShardEntry, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
+        """Fill each range's buffers, one after another, with the shard's bytes from the range's offset on.
 
         Raises ShardError where the file is missing, has another size than the manifest says, or ends early.
         """
         try:
-            if self._manifest.is_local:
-                self._read_local(entry, ranges, buffer)
+            if self.is_local:
+                self._read_local(entry, ranges)
             else:
-                self._read_remote(entry, ranges, buffer)
+                self._read_remote(entry, ranges)
         except FileNotFoundError:
             raise ShardError(entry.name, f"file {entry.name}{TAR_SUFFIX} is missing", remedy=_RESTORE) from None
         except OSError as error:
             raise ShardError(entry.name, f"cannot be read: {error}", remedy=_RESTORE) from error
 
-    def _read_local(self, entry: ShardEntry, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+    def _read_local(self, entry: ShardEntry, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
         file = self._open(entry)
-        filled = 0
-        for offset, length in ranges:
-            end = filled + length
-            while filled < end:
-                got = os.preadv(file.descriptor, [buffer[filled:end]], offset)
-                if got == 0:
-                    raise _wrong_size(entry, os.fstat(file.descriptor).st_size)
-                filled += got
-                offset += got
+        for offset, buffers in ranges:
+            for start in range(0, len(buffers), _MOST_BUFFERS):
+                some = list(buffers[start : start + _MOST_BUFFERS])
+                wanted = sum(map(len, some))
+                offset += wanted
+                while (got := os.preadv(file.descriptor, some, offset - wanted)) < wanted:
+                    if got == 0:
+                        raise _wrong_size(entry, os.fstat(file.descriptor).st_size)
+                    wanted -= got
+                    some = _after(some, got)
 
     def _open(self, entry: ShardEntry) -> _OpenFile:
         with self._lock:
@@ -84,7 +90,7 @@ class Storage:
                 self._files.popitem(last=False)
             return file
 
-    def _read_remote(self, entry: ShardEntry, ranges: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+    def _read_remote(self, entry: ShardEntry, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
         filesystem, path = self._manifest.filesystem, self._manifest.path(entry.name + TAR_SUFFIX)
         if entry.name not in self._sized:
             size = filesystem.size(path)
@@ -93,22 +99,41 @@ class Storage:
             if len(self._sized) >= _SIZES_KNOWN:
                 self._sized.clear()
             self._sized.add(entry.name)
-        merged = _merge(ranges, _REMOTE_GAP)
+        merged = _merge([(offset, sum(map(len, buffers))) for offset, buffers in ranges], _REMOTE_GAP)
         starts, ends = [start for start, _, _ in merged], [end for _, end, _ in merged]
         if len(merged) == 1:
             parts = [filesystem.cat_file(path, start=starts[0], end=ends[0])]
         else:
             parts = filesystem.cat_ranges([path] * len(merged), starts, ends)
-        filled = 0
+        waiting = iter(ranges)
         for (start, end, members), data in zip(merged, parts, strict=True):
             if isinstance(data, Exception):
                 raise data
             if len(data) != end - start:
                 raise _wrong_size(entry, start + len(data))
             view = memoryview(data)
-            for offset, length in members:
-                buffer[filled : filled + length] = view[offset - start : offset - start + length]
-                filled += length
+            for offset, _ in members:
+                at = offset - start
+                for buffer in next(waiting)[1]:
+                    buffer[:] = view[at : at + len(buffer)]
+                    at += len(buffer)
+
+
+def consecutive(ranges: Sequence[tuple[int, int]], memory: memoryview) -> list[tuple[int, list[memoryview]]]:
+    """(offset, length) ranges as `read_into` takes them, to be put into `memory` one after another."""
+    placed, at = [], 0
+    for offset, length in ranges:
+        placed.append((offset, [memory[at : at + length]]))
+        at += length
+    return placed
+
+
+def _after(buffers: list[memoryview], filled: int) -> list[memoryview]:
+    """What is left of the buffers when so many bytes of them are filled."""
+    while filled >= len(buffers[0]):
+        filled -= len(buffers[0])
+        buffers = buffers[1:]
+    return [buffers[0][filled:], *buffers[1:]]
 
 
 def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, list[tuple[int, int]]]]:

@@ -45,6 +45,8 @@ def stream(
 
     Raises ValueError at once where plan, reader, rank or steps don't fit together, and from the iterator what the
     reader raises (ShardError, DamageError).
+
+    Where `Reader.pitch` allows it, features are views on whole samples, `Rows.slots`: nothing is copied after reading.
     """
     check_fit(reader, plan, rank, world, steps)
     memory = RowMemory(reader, plan.local_batch(world), kept=prefetch + 3)
@@ -89,48 +91,45 @@ def merged(ranges: list[Range]) -> list[Range]:
 def as_step(rows: Rows, plan: EpochPlan, cursor: Cursor) -> Step:
     """The batch with its place in the plan; arrays are shared, dictionaries are not (see `RowMemory`)."""
     arrays = (dict(rows.features), dict(rows.present), rows.row, dict(rows.labels), rows.group)
-    return Step(*arrays, cursor, plan.advance(cursor, 1))
+    return Step(*arrays, cursor, plan.advance(cursor, 1), slots=rows.slots)
 
 
 class RowMemory:
     """Batches' memory, handed out again once nobody holds any of its arrays.
 
     Fresh memory costs a page fault for each 4 KiB, which takes as long as reading the rows. Who holds an array is told
-    by CPython's reference counts: views, tensors made by `torch.from_numpy` and dictionaries of a `Step` all count.
+    by CPython's reference counts, which are compared with those of a batch that nobody has seen yet: views (numpy lets
+    a view of a view refer to the array that owns the memory), tensors made by `torch.from_numpy` and dictionaries of a
+    `Step` all count.
     """
 
-    def __init__(self, reader: Reader, size: int, kept: int) -> None:
-        self._reader, self._size, self._kept = reader, size, kept
+    def __init__(self, reader: Reader, size: int, kept: int, views: bool = True) -> None:
+        self._reader, self._size, self._kept, self._views = reader, size, kept, views
         self._batches: list[Rows] = []
+        self._alone: list[int] = []
 
     def take(self) -> Rows:
         """Memory for one batch, with any content."""
         for place, rows in enumerate(self._batches):
-            if _unused(rows):
+            if _references(rows) == self._alone:
                 return self._batches.pop(place)
-        return self._reader.allocate(self._size)
+        rows = self._reader.allocate(self._size, self._views)
+        self._alone = self._alone or _references(rows)
+        return rows
 
     def give(self, rows: Rows) -> None:
         """Watch a batch that was filled and is handed out now."""
         self._batches = [*self._batches[-(self._kept - 1) :], rows]
 
 
-def _unused(rows: Rows) -> bool:
+def _references(rows: Rows) -> list[int]:
+    """How often each array of the batch, and the one that owns its slots, is referred to."""
     arrays = [rows.row, *rows.features.values(), *rows.present.values(), *rows.labels.values()]
     if rows.group is not None:
         arrays.append(rows.group)
-    # Three references are ours: the batch's own, the list's above, the call's.
-    return all(sys.getrefcount(arrays[i]) <= 3 for i in range(len(arrays)))
-
-
-def read_batch(reader: Reader, ranges: list[Range], out: Rows) -> None:
-    """The ranges' rows into `out`, the rest of it padding."""
-    at = 0
-    for shard, start, stop in merged(ranges):
-        reader.read(shard, start, stop, out=out.part(at, at + stop - start))
-        at += stop - start
-    if at < len(out):
-        out.part(at, len(out)).clear()
+    if rows.slots is not None and rows.slots.base is not None:
+        arrays += [rows.slots, rows.slots.base]
+    return [sys.getrefcount(arrays[i]) for i in range(len(arrays))]
 
 
 def _read(
@@ -140,7 +139,7 @@ def _read(
     for start, window in windows(plan, rank, world, cursor, steps, size):
         for i in range(len(window.filled)):
             rows = memory.take()
-            read_batch(reader, window.ranges(i), rows)
+            reader.read_ranges(merged(window.ranges(i)), out=rows)
             memory.give(rows)
             yield as_step(rows, plan, plan.advance(start, i))
 

@@ -20,7 +20,7 @@ from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry
 from shards.member import MemberError, parse_npy
 from shards.record import Record
 from shards.slot import read_slot
-from shards.storage import Storage
+from shards.storage import Storage, consecutive
 from shards.tarscan import scan_tar
 
 _BLOCK_BYTES = 8 << 20
@@ -107,7 +107,7 @@ def _check_slots(
     for start in range(0, entry.count, step):
         rows = table.slice(start, step).to_pylist()
         buffer = np.empty(len(rows) * stride, np.uint8).data
-        storage.read_into(entry, [(start * stride, len(buffer))], buffer)
+        storage.read_into(entry, [(start * stride, [buffer])])
         for i, row in enumerate(rows):
             slot = buffer[i * stride : (i + 1) * stride]
             if xxhash.xxh3_64_intdigest(slot) != row["checksum"]:
@@ -123,7 +123,7 @@ def _check_slots(
                     entry.name, row["key"], f"{field} differs between shard and index", "Rebuild it: `verify --repair`"
                 )
     tail = np.empty(entry.bytes - entry.count * stride, np.uint8)
-    storage.read_into(entry, [(entry.count * stride, len(tail))], tail.data)
+    storage.read_into(entry, [(entry.count * stride, [tail.data])])
     if tail.any():
         yield Problem(entry.name, None, "the end of the archive is not empty", _DAMAGED)
 
@@ -159,7 +159,7 @@ def _check_members(
     for row, key in enumerate(keys):
         places = [(offset, size) for offset, size in index.members[row].tolist() if offset >= 0]
         buffer = np.empty(sum(size for _, size in places), np.uint8).data
-        storage.read_into(entry, places, buffer)
+        storage.read_into(entry, consecutive(places, buffer))
         if xxhash.xxh3_64_intdigest(buffer) != int(index.checksums[row]):
             yield Problem(entry.name, key, "checksum differs from the index", _DAMAGED)
             continue

@@ -19,8 +19,8 @@ import xxhash
 from shards.damage import ShardError
 from shards.files import replace_atomically
 from shards.index import read_table
+from shards.index_store import read_index_bytes
 from shards.manifest import Manifest
-from shards.reader import read_index_bytes
 from shards.schema import did_you_mean
 
 FORMAT = 1
@@ -174,7 +174,7 @@ class View:
                 "make views with `python -m shards split`"
             ) from None
         try:
-            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             version, of, rule, digest = (metadata[key] for key in ("format", "manifest", "rule", "digest"))
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

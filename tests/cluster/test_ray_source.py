@@ -46,16 +46,23 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def write(folder: Path) -> Manifest:
+def write(folder: Path, widths: tuple[int, int] = (3, 5)) -> Manifest:
+    """Small samples, with a modality of two columns; or wide ones, whose features are views on whole samples."""
     labels = (Label("mood", "class", ("x", "y")), Label("both", "multilabel", ("p", "q")), Label("size", "continuous"))
-    schema = Schema((Column("a", 3), Column("b", 5)), {"one": ("a", "b"), "two": ("b",)}, labels, grouped=True)
+    wide = widths[0] > 1000
+    modalities = {"one": ("a",), "two": ("b",)} if wide else {"one": ("a", "b"), "two": ("b",)}
+    schema = Schema((Column("a", widths[0]), Column("b", widths[1])), modalities, labels, grouped=True)
     rng = np.random.default_rng(0)
-    with ShardWriter(folder, schema, max_shard_bytes=102_400) as writer:
+    with ShardWriter(folder, schema, max_shard_bytes=700_000 if wide else 102_400) as writer:
         for i in range(ROWS):
-            columns = {"a": rng.standard_normal(3), "b": None if i % 9 == 2 else rng.standard_normal(5)}
+            columns = {
+                "a": rng.standard_normal(widths[0]),
+                "b": None if i % 9 == 2 else rng.standard_normal(widths[1]),
+            }
             values: dict[str, Any] = {"mood": i % 2, "size": None if i % 5 else i}
             values["both"] = [float(i % 3 == 0), float("nan")]
-            writer.append(Sample(f"k{i}", columns, values, group=f"g{i % 7}" if i % 8 else None))
+            text = "y" * (8 * i)  # so that shards differ in the length of a slot
+            writer.append(Sample(f"k{i}", columns, values, group=f"g{i % 7}" if i % 8 else None, text=text))
     assert writer.manifest is not None
     return writer.manifest
 
@@ -63,6 +70,11 @@ def write(folder: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return write(tmp_path_factory.mktemp("ray") / "data")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return write(tmp_path_factory.mktemp("ray") / "wide", (2048, 256))
 
 
 def same(one: Step, two: Step) -> bool:
@@ -95,6 +107,22 @@ def test_equals_the_one_process_stream(
     manifest: Manifest, payload: str, world: int, remainder: str, execution: Execution
 ) -> None:
     """Several epochs, begun in the middle of one, with tasks that take random times; all ranks side by side."""
+    check_equal_streams(manifest, payload, world, remainder, execution)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize(
+    ("world", "remainder", "execution"),
+    [(1, "carry", Execution(task_bytes=1 << 20)), (2, "pad", Execution(task_bytes=100_000, window_tasks=9))],
+)
+def test_equals_it_with_whole_samples_in_the_store(
+    wide: Manifest, payload: str, world: int, remainder: str, execution: Execution
+) -> None:
+    assert Reader(wide).pitch == max(wide.shards["stride"].to_pylist()) > min(wide.shards["stride"].to_pylist())
+    check_equal_streams(wide, payload, world, remainder, execution)
+
+
+def check_equal_streams(manifest: Manifest, payload: str, world: int, remainder: str, execution: Execution) -> None:
     mask = np.arange(ROWS) % 6 != 1
     view = View.where(manifest, mask)
     slow = SlowView(manifest, view.name, view._bits, view.rule)
@@ -171,10 +199,11 @@ def test_a_missing_shard_is_an_error_with_its_name(tmp_path: Path, payload: str)
 
 
 def test_other_errors_of_tasks_are_raised_too(manifest: Manifest) -> None:
-    plan = EpochPlan(manifest.counts, seed=1, global_batch=50)
-    view = FailingView(manifest, "failing", None, {})
+    view = View.where(manifest, np.arange(ROWS) % 6 != 1)
+    plan = EpochPlan(view.counts, seed=1, global_batch=50)
+    failing = FailingView(manifest, view.name, view._bits, view.rule)
     with pytest.raises(Exception, match=r"cannot look up shard"):
-        list(stream(Reader(manifest, view), plan, 0, 1, Cursor(), 8, "object_store", SMALL))
+        list(stream(Reader(manifest, failing), plan, 0, 1, Cursor(), 8, "object_store", SMALL))
 
 
 def test_without_free_cpus_a_request_for_them_is_refused(manifest: Manifest) -> None:

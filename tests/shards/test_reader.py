@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -17,8 +18,9 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 
-from shards import Damage, DamageError, Manifest, Reader, Sample, ShardError, group_id
+from shards import Column, Damage, DamageError, Manifest, Reader, Sample, Schema, ShardError, ShardWriter, group_id
 from shards import storage as storage_module
 from tests.shards.small_data import SCHEMA, flip_bit, make_samples, write
 
@@ -93,7 +95,8 @@ def test_every_range_is_what_was_written(whole: Manifest, samples: list[Sample])
 def test_blocks_and_small_caches_change_nothing(
     whole: Manifest, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.reader._BLOCK_BYTES", 10_000)
+    monkeypatch.setattr("shards.reader.LOCAL_BLOCK_BYTES", 10_000)
+    monkeypatch.setattr("shards.slot_columns.LOCAL_BLOCK_BYTES", 10_000)
     monkeypatch.setattr(storage_module, "_OPEN_FILES", 1)
     reader = Reader(whole, index_cache_bytes=1)
     rows = reader.read_ranges([(2, 0, 3), (0, 1, 20), (1, 7, 9), (0, 0, 1)], size=30)
@@ -239,6 +242,104 @@ for sample in wds.WebDataset(sys.argv[1:], shardshuffle=False).decode():
     for path, count in zip(paths, whole.counts, strict=True):
         listing = subprocess.run(["tar", "tvf", path], capture_output=True, text=True, check=True)
         assert len(listing.stdout.splitlines()) == 4 * count and not listing.stderr
+
+
+# Views on whole samples
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
+    """Modalities that can be views, of samples that are large enough for the purpose."""
+    monkeypatch.setattr("shards.reader._VIEW_OVERHEAD", 1e9)
+    return {"still": ("v2d",), "moving": ("v3d",), "audio": ("audio",)}
+
+
+def uneven(folder: Path, samples: list[Sample]) -> Manifest:
+    """Shards whose slots differ in length, because their longest texts do."""
+    later = [dataclasses.replace(sample, text="y" * (40 * i)) for i, sample in enumerate(samples)]
+    manifest = write(folder, later, shard_samples=12)
+    assert len(set(manifest.shards["stride"].to_pylist())) > 2
+    return manifest
+
+
+@pytest.mark.parametrize("block", [3000, 20_000, 1 << 20])
+def test_views_on_samples_equal_copied_columns(
+    tmp_path: Path, samples: list[Sample], wide: dict[str, tuple[str, ...]], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.slot_columns.LOCAL_BLOCK_BYTES", block)
+    manifest = uneven(tmp_path / "data", samples)
+    random = np.random.default_rng(1)
+    for view in (None, Selected([np.flatnonzero(random.random(n) < 0.7) for n in manifest.counts])):
+        reader = Reader(manifest, view, wide)
+        copied = reader.read_ranges([(s, 1, int(n)) for s, n in enumerate(reader.counts)], size=70)
+        assert copied.slots is None and reader.pitch == manifest.shards["stride"].to_numpy().max()
+        seen = reader.allocate(70, views=True)
+        for _ in range(2):  # the second time over what the first one left
+            reader.read_ranges([(s, 1, int(n)) for s, n in enumerate(reader.counts)], out=seen)
+            assert seen.slots is not None
+            for name, array in seen.features.items():
+                assert np.shares_memory(array, seen.slots) and array.strides == (reader.pitch, array.itemsize)
+                np.testing.assert_array_equal(array, copied.features[name])
+                np.testing.assert_array_equal(seen.present[name], copied.present[name])
+                assert torch.equal(torch.from_numpy(array), torch.from_numpy(copied.features[name]))
+                assert torch.from_numpy(array).data_ptr() == array.ctypes.data  # not copied
+            np.testing.assert_array_equal(seen.row, copied.row)
+            for name, array in seen.labels.items():
+                np.testing.assert_array_equal(array, copied.labels[name])
+            seen.slots[:] = 0xAB
+
+
+def test_damage_in_views_is_cleared_and_named(
+    copy: Path, samples: list[Sample], wide: dict[str, tuple[str, ...]]
+) -> None:
+    manifest = Manifest.open(copy)
+    flip_bit(copy / "part-000000.tar", 5 * manifest.entry(0).stride + 512 + 128 + 9)
+    reader = Reader(manifest, modalities=wide, max_damaged_share=0.1)
+    rows = reader.read_ranges([(1, 0, 2), (0, 2, 8)], out=reader.allocate(9, views=True))
+    assert [(d.key, d.row) for d in reader.damage] == [("s5", 5)] and reader.damage.rows_read == 8
+    assert rows.row.tolist() == [int(manifest.counts[0]), int(manifest.counts[0]) + 1, 2, 3, 4, 5, 6, 7, -1]
+    assert not any(there[5] for there in rows.present.values()) and not any(a[5].any() for a in rows.features.values())
+    np.testing.assert_array_equal(rows.features["still"][4], samples[4].columns["v2d"])
+    assert not rows.present["moving"][4] and not rows.features["moving"][4].any()  # NaN in the file
+
+
+def test_presence_and_headers_are_checked_in_views(copy: Path, wide: dict[str, tuple[str, ...]]) -> None:
+    def contradict(slots: np.ndarray, layout: object) -> None:
+        at = layout.payload_offsets[1]  # type: ignore[attr-defined]
+        slots[4, at : at + 10] = 0
+
+    reader = Reader(_forge(copy, contradict), modalities=wide, max_damaged_share=1.0)
+    rows = reader.read(0, 0, 10, out=reader.allocate(10, views=True))
+    assert [(d.key, d.reason) for d in reader.damage] == [
+        ("s4", "presence in the index and NaN in the payload disagree")
+    ]
+    assert not rows.present["still"][4] and not rows.features["still"][4].any()
+
+    def widen(slots: np.ndarray, layout: object) -> None:
+        slots[3, 512:640] = np.frombuffer(bytes(slots[3, 512:640]).replace(b"(7,)", b"(8,)"), np.uint8)
+
+    reader = Reader(_forge(copy, widen), modalities=wide, max_damaged_share=1.0)
+    with pytest.raises(ShardError, match=r"sample 's3': column 'v2d' has another width.*\(7,\).*found.*\(8,\)"):
+        reader.read(0, 0, 10, out=reader.allocate(10, views=True))
+
+
+def test_features_are_copied_where_views_would_not_do(whole: Manifest, wide: dict[str, tuple[str, ...]]) -> None:
+    assert Reader(whole, modalities=wide).pitch == whole.entry(0).stride
+    assert Reader(whole).pitch == 0  # video is composed of two columns
+    assert Reader(whole, modalities=wide, dtype="float32").pitch == 0
+    assert Reader(whole, modalities={**wide, "again": ("audio",)}).pitch == 0
+    assert Reader(whole).allocate(3, views=True).slots is None
+    with pytest.raises(ValueError, match="out has slots of"):
+        Reader(whole).read(0, 0, 3, out=Reader(whole, modalities=wide).allocate(3, views=True))
+
+
+def test_views_are_made_where_little_is_kept_beside_them(tmp_path: Path) -> None:
+    schema = Schema((Column("big", 4096), Column("small", 128)))
+    with ShardWriter(tmp_path / "data", schema) as writer:
+        writer.append(Sample("a", {"big": np.ones(4096), "small": np.ones(128)}))
+    assert writer.manifest is not None
+    assert Reader(writer.manifest).pitch == writer.manifest.entry(0).stride
+    assert Reader(writer.manifest, modalities=["small"]).pitch == 0
 
 
 # Damage

@@ -42,7 +42,8 @@ def write(folder: Path) -> Manifest:
     )
     with ShardWriter(folder, schema, max_shard_bytes=81_920) as writer:
         for i in range(ROWS):
-            writer.append(Sample(f"k{i}", features_of(i), {"mood": i % 3}, group=f"g{i % 7}"))
+            text = "x" * (700 * (i // 60))  # so that shards differ in the length of a slot
+            writer.append(Sample(f"k{i}", features_of(i), {"mood": i % 3}, group=f"g{i % 7}", text=text))
     assert writer.manifest is not None
     return writer.manifest
 
@@ -50,6 +51,13 @@ def write(folder: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return write(tmp_path_factory.mktemp("stream") / "data")
+
+
+@pytest.fixture(params=[False, True], ids=["columns", "views"])
+def views(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Features with memory of their own (as samples so small have), or as views on whole samples."""
+    monkeypatch.setattr("shards.reader._VIEW_OVERHEAD", 1e9 if request.param else 0.0)
+    return request.param
 
 
 def check_rows(batch: Rows, expected: list[int]) -> None:
@@ -78,7 +86,8 @@ def expected_rows(plan: EpochPlan, view: View, cursor: Cursor, rank: int, world:
 @pytest.mark.parametrize("remainder", REMAINDERS)
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_stream_follows_the_plan(manifest: Manifest, remainder: str, world: int, prefetch: int) -> None:
+def test_stream_follows_the_plan(manifest: Manifest, remainder: str, world: int, prefetch: int, views: bool) -> None:
+    assert len(set(manifest.shards["stride"].to_pylist())) > 1
     view = View.where(manifest, np.arange(ROWS) % 5 != 2)
     plan = EpochPlan(view.counts, seed=4, global_batch=32, chunk_rows=5, remainder=remainder)
     reader = Reader(manifest, view)
@@ -88,7 +97,7 @@ def test_stream_follows_the_plan(manifest: Manifest, remainder: str, world: int,
         batches = list(stream(reader, plan, rank, world, start, steps, prefetch))
         assert len(batches) == steps
         for batch in batches:
-            assert batch.cursor == cursor
+            assert batch.cursor == cursor and (batch.slots is not None) == views
             check_rows(batch, expected_rows(plan, view, cursor, rank, world))
             cursor = plan.advance(cursor, 1)
             assert batch.next_cursor == cursor
@@ -113,11 +122,12 @@ def test_small_planning_windows_change_nothing(manifest: Manifest, monkeypatch: 
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_batches_that_are_kept_keep_their_values(manifest: Manifest, prefetch: int) -> None:
+def test_batches_that_are_kept_keep_their_values(manifest: Manifest, prefetch: int, views: bool) -> None:
     """Memory is used again, but never what somebody still holds, be it as a view, a tensor or a dictionary."""
     plan = EpochPlan(manifest.counts, seed=0, global_batch=16)
     fresh = list(stream(Reader(manifest), plan, 0, 1, Cursor(), 40, prefetch))
-    assert not any(np.shares_memory(a.features["a"], b.features["a"]) for a, b in itertools.combinations(fresh, 2))
+    assert (fresh[0].slots is not None) == views
+    assert not any(np.may_share_memory(a.features["a"], b.features["b"]) for a, b in itertools.permutations(fresh, 2))
     held: list[tuple[Any, Any]] = []
     places = set()
     batches = stream(Reader(manifest), plan, 0, 1, Cursor(), 40, prefetch)
@@ -127,16 +137,21 @@ def test_batches_that_are_kept_keep_their_values(manifest: Manifest, prefetch: i
         if i % 8 == 3:
             held.append((batch.features["a"][2:5], fresh[i].features["a"][2:5]))
         if i % 8 == 5:
-            held.append((torch.from_numpy(batch.features["b"]).view(-1), fresh[i].features["b"].ravel()))
+            held.append((torch.from_numpy(batch.features["b"])[3:], fresh[i].features["b"][3:]))
+        if i % 8 == 6:
+            held.append((memoryview(batch.features["a"][1]), fresh[i].features["a"][1]))
         if i % 8 == 7:
             held.append((batch.features, fresh[i].features))
+        if i % 8 == 1 and batch.slots is not None:
+            payload = slice(512 + 128, 512 + 128 + 12)  # behind a slot's end lies what lay there before
+            held.append((batch.slots[4:6, payload], fresh[i].slots[4:6, payload]))  # type: ignore[index]
         del batch
     for kept, expected in held:
         if isinstance(kept, dict):
             assert all(np.array_equal(kept[name], expected[name]) for name in expected)
         else:
             assert np.array_equal(np.asarray(kept), expected)
-    assert len(places) < 30  # 40 without any use again
+    assert len(places) < 35  # 40 without any use again
 
 
 def test_errors_reach_the_consumer_after_the_batches_before(tmp_path: Path) -> None:
@@ -154,7 +169,7 @@ def test_errors_reach_the_consumer_after_the_batches_before(tmp_path: Path) -> N
     assert len(seen) == before
 
 
-def test_damage_is_masked_and_counted_then_stops(tmp_path: Path) -> None:
+def test_damage_is_masked_and_counted_then_stops(tmp_path: Path, views: bool) -> None:
     manifest = write(tmp_path / "data")
     path = Path(manifest.folder) / f"{manifest.entry(0).name}.tar"
     data = bytearray(path.read_bytes())
