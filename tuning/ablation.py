@@ -305,13 +305,13 @@ def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dic
         "system": cell.system,
         "recipe": row.recipe,
         "tasks": list(cell.tasks),
-        "weights": {name: config.weight for name, config in tasks.items()},
+        "weights": " ".join(f"{name}={config.weight:.4g}" for name, config in tasks.items()),
         "modalities": list(cell.modalities),
         "complete": cell.modalities == data.complete,
         "seed": cell.seed,
         "rows": list(names),
         "presets": [name.removeprefix("presets/") for name in names if name.startswith("presets/")],
-    }
+    } | {f"weight.{name}": config.weight for name, config in tasks.items()}
 
 
 def _hole(row: _Row, data: LabelledSet, seed: int, reason: str) -> Hole:

@@ -127,7 +127,7 @@ def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[NDArray[np.flo
     steps = pretrainer.steps_per_epoch * cell.config.epochs if cell.system == "pretrained" else 0
     train(pretrainer, everything, fold, 0, steps)
     each = pretrainer.embed(everything)
-    tested = torch.from_numpy(fold.test_rows)
+    tested = torch.from_numpy(fold.test_rows.copy())
     present = {m: everything.present[m][tested] for m in cell.modalities}
     projections = {m: z[tested] for m, z in pretrainer.project(everything).items()}
     measures = health.report({m: r[tested] for m, r in each.items()}, projections, present)

@@ -1,0 +1,231 @@
+"""From the records of a ledger to systems: every row of a report, over its seeds, with the holes marked."""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from conclugen.presets import ALL, PRESETS
+from tuning.dataset import natural_order
+from tuning.ledger import Record
+
+TASKS = ("contrastive", "clustering", "reconstruction")
+THREE = " + ".join(TASKS)
+_AT = re.compile(r"^(?P<score>[^@]+)@(?P<fraction>[0-9.e-]+)$")
+
+
+@dataclass(frozen=True)
+class Value:
+    """Of one metric: mean over the finished seeds, sample deviation over them (None of fewer than two, or of a system
+    without seeds), and how many of the seeds that were asked for are missing."""
+
+    mean: float
+    deviation: float | None
+    seeds: int
+    missing: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[float], missing: int = 0) -> "Value":
+        deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+        return cls(float(np.mean(numbers)), deviation, len(numbers), missing)
+
+
+@dataclass(frozen=True)
+class System:
+    """One row: what was trained and judged on a data set, in all its seeds. finished, failed: its records."""
+
+    dataset: str
+    system: str
+    recipe: str
+    tasks: tuple[str, ...]
+    modalities: tuple[str, ...]
+    complete: bool
+    finished: tuple[Record, ...] = ()
+    failed: tuple[Record, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Without modalities, where they are all that the data set has."""
+        if self.system == "raw":
+            return f"raw features: {'+'.join(self.modalities)}"
+        name = "untrained heads" if self.system == "untrained" else " + ".join(self.tasks)
+        return name if self.complete else f"{name} ({'+'.join(self.modalities)})"
+
+    @property
+    def label(self) -> str:
+        """Name and recipe: different for every system of a data set."""
+        return f"{self.name} [{self.recipe}]" if self.recipe else self.name
+
+    @property
+    def reason(self) -> str:
+        """Why there is nothing, where there is nothing."""
+        return self.failed[-1].reason if self.failed and not self.finished else ""
+
+    def value(self, metric: str) -> Value | None:
+        numbers = [r.metrics[metric] for r in self.finished if np.isfinite(r.metrics.get(metric, np.nan))]
+        return Value.of(numbers, len(self.failed) + len(self.finished) - len(numbers)) if numbers else None
+
+    def groups(self, metric: str) -> dict[str, float]:
+        """group -> mean over the seeds."""
+        each = [record.groups[metric] for record in self.finished if metric in record.groups]
+        listed = natural_order(list(each[0])) if each else []
+        return {group: float(np.mean([one[group] for one in each])) for group in listed}
+
+    def cost(self, name: str) -> Value | None:
+        numbers = [record.cost[name] for record in self.finished if name in record.cost]
+        return Value.of(numbers) if numbers else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: for each data set the system, or why there is none (both missing: it was not asked for)."""
+
+    name: str
+    recipe: str
+    systems: Mapping[str, System] = field(default_factory=dict)
+    holes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a report shows. datasets: names, in the order met. trials: of sweeps."""
+
+    systems: tuple[System, ...]
+    unserved: tuple[Record, ...]
+    trials: tuple[Record, ...]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "Results":
+        found: dict[System, list[Record]] = {}
+        unserved, trials = [], []
+        for record in records:
+            if record.kind == "trial":
+                trials.append(record)
+            elif record.tags.get("unserved"):
+                unserved.append(record)
+            else:
+                tags = record.tags
+                learned = (tuple(tags["tasks"]), tuple(tags["modalities"]), bool(tags["complete"]))
+                found.setdefault(System(tags["dataset"], tags["system"], tags["recipe"], *learned), []).append(record)
+        systems = [_with_records(system, own) for system, own in found.items()]
+        return cls(tuple(systems), tuple(unserved), tuple(trials))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        listed = [system.dataset for system in self.systems] + [str(r.tags["dataset"]) for r in self.unserved]
+        return tuple(dict.fromkeys(listed))
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(system.recipe for system in self.systems if system.recipe))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        every = (record for system in self.systems for record in system.finished if system.recipe)
+        return tuple(sorted({_seed(record) for record in every}))
+
+    def scores(self, dataset: str) -> dict[str, list[float]]:
+        """score -> fractions of labels at which a data set has it, ascending."""
+        found: dict[str, set[float]] = {}
+        for system in self.of_set(dataset):
+            for record in system.finished:
+                for match in filter(None, map(_AT.match, record.metrics)):
+                    # `recall@5/audio-video` is of retrieval, `recall/happy@0.03` of a class.
+                    if "/" not in match["score"]:
+                        found.setdefault(match["score"], set()).add(float(match["fraction"]))
+        return {score: sorted(fractions) for score, fractions in found.items()}
+
+    def of_set(self, dataset: str) -> list[System]:
+        return [system for system in self.systems if system.dataset == dataset]
+
+    def find(self, dataset: str, recipe: str, tasks: Sequence[str], modalities: Sequence[str] | None) -> System | None:
+        """The pretrained system of these tasks; modalities None: of all that the data set has."""
+        for system in self.of_set(dataset):
+            wanted = system.complete if modalities is None else system.modalities == tuple(modalities)
+            if (system.system, system.recipe, system.tasks) == ("pretrained", recipe, tuple(tasks)) and wanted:
+                return system
+        return None
+
+    # ------------------------------------------------------------------ tables
+
+    def combinations(self) -> list[Row]:
+        """Baselines, then every combination of the three tasks that was run, for each recipe."""
+        rows = self._baselines()
+        for recipe in self.recipes:
+            for count in range(1, len(TASKS) + 1):
+                for tasks in itertools.combinations(TASKS, count):
+                    rows += self._row(" + ".join(tasks), recipe, tasks, None, f"combinations/{'+'.join(tasks)}")
+        return rows
+
+    def presets(self) -> list[Row]:
+        """The published presets that were run, or found unserved, for each recipe."""
+        rows = []
+        for recipe in self.recipes:
+            for name, (modalities, tasks) in PRESETS.items():
+                rows += self._row(name, recipe, tasks, None if modalities == ALL else modalities, f"presets/{name}")
+        asked = any(row.name not in ("conclugen",) and row.holes for row in rows) or any(
+            name.startswith("presets/") for system in self.systems for r in system.finished for name in r.tags["rows"]
+        )
+        return rows if asked else []
+
+    def subsets(self) -> list[Row]:
+        """Modality subsets that were run: three tasks, or the two that one modality allows."""
+        rows: list[Row] = []
+        listed = dict.fromkeys(
+            system.modalities
+            for system in sorted(self.systems, key=lambda s: (len(s.modalities), s.modalities))
+            if system.system == "pretrained" and system.tasks == (TASKS if len(system.modalities) > 1 else TASKS[1:])
+        )
+        for recipe in self.recipes:
+            for subset in listed:
+                tasks = TASKS if len(subset) > 1 else TASKS[1:]
+                rows += self._row(f"{'+'.join(subset)}: {' + '.join(tasks)}", recipe, tasks, subset, "")
+        return rows if len(listed) > len({s.modalities for s in self.systems if s.complete}) else []
+
+    def _baselines(self) -> list[Row]:
+        rows: dict[tuple[str, str], dict[str, System]] = {}
+        order = {"raw": 0, "untrained": 1}
+        for system in sorted(self.systems, key=lambda s: (order.get(s.system, 2), not s.complete)):
+            if system.system == "raw":
+                name = "raw features: all modalities" if system.complete else system.name
+                rows.setdefault((name, ""), {})[system.dataset] = system
+            elif system.system == "untrained" and system.complete:
+                rows.setdefault((system.name, system.recipe), {})[system.dataset] = system
+        return [Row(name, recipe, systems) for (name, recipe), systems in rows.items()]
+
+    def _row(
+        self, name: str, recipe: str, tasks: Sequence[str], modalities: Sequence[str] | None, planned: str
+    ) -> list[Row]:
+        systems = {d: s for d in self.datasets if (s := self.find(d, recipe, tasks, modalities)) is not None}
+        holes = {
+            str(record.tags["dataset"]): record.reason
+            for record in self.unserved
+            if planned in record.tags["rows"] and record.tags["recipe"] == recipe
+        }
+        return [Row(name, recipe, systems, holes)] if systems or holes else []
+
+
+def best(systems: Iterable[System], metric: str) -> System | None:
+    """The system with the highest mean; of equal ones the first; None where no system has the metric."""
+    known = [(value.mean, system) for system in systems if (value := system.value(metric)) is not None]
+    return max(known, key=lambda entry: entry[0])[1] if known else None
+
+
+def _with_records(system: System, records: Iterable[Record]) -> System:
+    """One record for each seed: the newest finished one (a cell run anew by a later version has another key), else the
+    newest failed one."""
+    decisive: dict[int, Record] = {}
+    for record in sorted(records, key=lambda r: (r.status == "finished", r.time)):
+        decisive[_seed(record)] = record
+    ordered = [decisive[seed] for seed in sorted(decisive)]
+    return replace(
+        system,
+        finished=tuple(record for record in ordered if record.status == "finished"),
+        failed=tuple(record for record in ordered if record.status == "failed"),
+    )
+
+
+def _seed(record: Record) -> int:
+    return int(record.tags["seed"])
