@@ -58,14 +58,23 @@ class RunConfig:
     Attributes:
         name: Name of the run; the same name resumes it.
         output: Folder of all runs; the run lives in `<output>/<name>`. Absolute, or below the current directory.
+        storage: Where checkpoints lie, `<storage>/<name>`: an fsspec URL (`s3://bucket/folder`) or a path that every
+            node reaches; None: `checkpoints` in the run's folder.
         workers: Training workers (processes; on a GPU cluster: GPUs).
+        min_workers: Fewest workers to go on with where nodes are lost, back to `workers` where they return; None: wait
+            until all can be placed. The same samples are trained on in the same batches for any number.
         gpu: Train on GPUs, one per worker.
         cpus_per_worker: Logical CPUs that each worker reserves; also its number of threads.
         checkpoint_every: Optimiser steps between checkpoints.
         keep_checkpoints: Checkpoints kept: the best by `keep_by`, and always the newest.
-        keep_by: Validation metric by which the best are kept; None: the newest are kept.
+        keep_by: Validation metric by which the best are kept, for instance `validation/effective_rank/video`; None: the
+            newest are kept.
+        keep_order: Whether the largest or the smallest values of `keep_by` are the best.
         report_every: Steps between progress lines and tracked metrics (each step's values are kept).
-        max_failures: Restarts of the worker group after a failure.
+        max_failures: Restarts after failures that may pass (a lost process or node, storage out of reach). Errors that
+            would come back, like damaged data or a loss that is not finite, end the run at once.
+        stall_timeout_s: Seconds without a finished step after which a rank is given up; the end of a lost rank's
+            collectives is a little later. It must cover the slowest step, the first one, and a checkpoint.
         tracking_uri: MLflow tracking URI; None: a local SQLite file below `output`.
         experiment: MLflow experiment.
         parent_run_id: MLflow run under which this one is nested.
@@ -75,14 +84,18 @@ class RunConfig:
 
     name: str
     output: str = DEFAULT_OUTPUT
+    storage: str | None = None
     workers: int = 1
+    min_workers: int | None = None
     gpu: bool = False
     cpus_per_worker: int = 1
     checkpoint_every: int = 200
     keep_checkpoints: int = 3
     keep_by: str | None = None
+    keep_order: Literal["max", "min"] = "max"
     report_every: int = 20
     max_failures: int = 3
+    stall_timeout_s: float = 900.0
     tracking_uri: str | None = None
     experiment: str = "conclugen"
     parent_run_id: str | None = None
@@ -97,6 +110,10 @@ class RunConfig:
         for name in ("workers", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "report_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name}: {getattr(self, name)} given, at least 1 needed")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"run.min_workers: {self.min_workers} given, 1 to run.workers ({self.workers}) needed")
+        if not self.stall_timeout_s > 0:
+            raise ValueError(f"run.stall_timeout_s: {self.stall_timeout_s} given, more than 0 seconds needed")
 
     @property
     def output_folder(self) -> Path:
