@@ -1,0 +1,113 @@
+"""The paired test against enumeration, SciPy and closed forms; Holm's correction against the procedure itself."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tuning.significance import compare, sign_flip_p
+
+
+def _enumerated(differences):
+    """Every sign of every group, one after the other."""
+    observed = abs(sum(differences))
+    totals = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    return sum(total >= observed - 1e-12 for total in totals) / len(totals)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, 8, 11])
+def test_p_value_is_that_of_enumeration(groups):
+    rng = np.random.default_rng(groups)
+    for _ in range(5):
+        differences = rng.normal(0.3, 1, groups)
+        assert sign_flip_p(differences) == pytest.approx(_enumerated(differences), abs=1e-12)
+        # Whole numbers of hits: many totals are equal, and equal ones count.
+        ties = rng.integers(-3, 4, groups).astype(float)
+        assert sign_flip_p(ties) == pytest.approx(_enumerated(ties), abs=1e-12)
+
+
+def test_p_value_is_that_of_scipy():
+    rng = np.random.default_rng(4)
+    differences = rng.normal(0.4, 1, 12)
+    theirs = stats.permutation_test(
+        (differences,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    assert sign_flip_p(differences) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("groups", [2, 20, 31, 40])
+def test_all_groups_alike_is_the_smallest_p_value_there_is(groups):
+    assert sign_flip_p(np.full(groups, 0.7)) == pytest.approx(2.0 / 2**groups, rel=1e-12)
+
+
+@pytest.mark.parametrize(("groups", "up"), [(31, 22), (40, 26), (60, 38)])
+def test_equal_steps_are_the_sign_test(groups, up):
+    """Differences of +-1: the number of positive ones is binomial. Above 40 groups signs are drawn."""
+    differences = np.where(np.arange(groups) < up, 1.0, -1.0)
+    exact = 2 * stats.binom.sf(up - 1, groups, 0.5)
+    tolerance = 1e-9 if groups <= 40 else 4 * (exact / 100_000) ** 0.5
+    assert sign_flip_p(differences) == pytest.approx(exact, abs=tolerance)
+
+
+def test_nothing_to_tell_apart():
+    assert sign_flip_p(np.zeros(7)) == 1.0
+    assert sign_flip_p([1.0, -1.0]) == 1.0
+    assert sign_flip_p([0.0, 0.0, 2.0]) == 1.0
+    with pytest.raises(ValueError, match="finite"):
+        sign_flip_p([1.0, np.nan])
+
+
+def test_under_no_difference_p_values_are_uniform():
+    rng = np.random.default_rng(0)
+    found = np.asarray([sign_flip_p(rng.normal(size=15)) for _ in range(400)])
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+
+
+def _rejected_by_holm(p_values, level):
+    """The step-down procedure as it is written: smallest first, at level / remaining; stop at the first that stands."""
+    rejected = set()
+    left = dict(p_values)
+    while left:
+        name = min(left, key=left.__getitem__)
+        if left[name] > level / len(left):
+            break
+        rejected.add(name)
+        del left[name]
+    return rejected
+
+
+def test_compare_gives_differences_of_rows_and_holm_within_the_family():
+    rng = np.random.default_rng(2)
+    rows = {str(group): float(rng.integers(5, 60)) for group in range(12)}
+    scores = {
+        system: {group: float(np.clip(rng.normal(0.5 + 0.03 * number, 0.05), 0, 1)) for group in rows}
+        for number, system in enumerate(["a", "b", "c", "d"])
+    }
+    pairs = {f"d-{other}": ("d", other) for other in ("a", "b", "c")}
+    found = compare(pairs, scores.__getitem__, rows)
+    total = sum(rows.values())
+    for name, (first, second) in pairs.items():
+        hits = sum(rows[g] * (scores[first][g] - scores[second][g]) for g in rows)
+        assert found[name].difference == pytest.approx(hits / total)
+        assert found[name].interval.low <= hits / total <= found[name].interval.high
+        differences = [rows[g] * (scores[first][g] - scores[second][g]) for g in rows]
+        assert found[name].p_value == pytest.approx(_enumerated(differences), abs=1e-12)
+    raw = {name: comparison.p_value for name, comparison in found.items()}
+    for level in np.linspace(0.0005, 0.9995, 300):
+        by_adjusted = {name for name, comparison in found.items() if comparison.adjusted <= level + 1e-12}
+        assert by_adjusted == _rejected_by_holm(raw, level + 1e-12)
+
+
+def test_verdicts_and_refusal():
+    rows = {str(group): 10.0 for group in range(10)}
+    high, low = dict.fromkeys(rows, 0.8), dict.fromkeys(rows, 0.6)
+    scores = {"high": high, "low": low, "same": dict(high)}
+    pairs = {"1": ("high", "low"), "2": ("low", "high"), "3": ("high", "same")}
+    found = compare(pairs, scores.__getitem__, rows)
+    assert [c.verdict() for c in found.values()] == ["better", "worse", "no difference shown"]
+    with pytest.raises(ValueError, match=r"first system has no score of group '3'"):
+        compare({"x": ("short", "low")}, {"short": {"1": 0.5}, "low": low}.__getitem__, {"1": 1.0, "3": 1.0})
