@@ -80,13 +80,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """One cell: scores averaged over draws, the main score of each draw, and the predictions of the first."""
+    """One cell: scores averaged over draws, intervals of those that have one, the main score of each draw, and the
+    predictions of the first. `intervals` is empty where the test rows are of one group only."""
 
     system: str
     method: str
     fraction: float
     scores: dict[str, float]
-    interval: Interval | None
+    intervals: dict[str, Interval]
     draws: tuple[float, ...]
     predictions: NDArray[Any]
 
@@ -192,12 +193,22 @@ def _score(
     target, group = task.target[task.test], task.group[task.test]
     each = [score_predictions(task.label, target, guess, config.sentiment) for guess in predictions]
     mean = {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
-    interval = None
-    if task.label.kind == "class":
-        hits = np.mean([guess == target for guess in predictions], axis=0)
-        interval = downstream.mean_interval(hits, group, downstream.Resampling(seed=config.seed))
     main = main_score(task.label)
-    return Score(system, method, fraction, mean, interval, tuple(s[main] for s in each), predictions[0])
+    intervals = _intervals(task.label, target, predictions, group, config.seed)
+    return Score(system, method, fraction, mean, intervals, tuple(s[main] for s in each), predictions[0])
+
+
+def _intervals(
+    label: Label, target: NDArray[Any], predictions: list[NDArray[Any]], group: NDArray[Any], seed: int
+) -> dict[str, Interval]:
+    resampling = downstream.Resampling(seed=seed)
+    if len(np.unique(group)) < 2:
+        return {}
+    if label.kind == "class":
+        return downstream.class_intervals(target, predictions, len(label.classes), group, resampling)
+    if label.kind == "multilabel":
+        return downstream.multilabel_intervals(target, predictions, group, resampling=resampling)
+    return downstream.continuous_intervals(target, predictions, group, resampling)
 
 
 def score_predictions(label: Label, target: NDArray[Any], guess: NDArray[Any], sentiment: bool) -> dict[str, float]:

@@ -21,9 +21,9 @@ from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
 from ray_jobs.run_folder import RunFolder, write_json
 from ray_jobs.source import open_reader
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.tracking.mlflow_environment import default_tracking_uri
+from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
-from shards import Manifest, Rows, View
+from shards import Damage, Manifest, Rows, View
 
 _BLOCK_ROWS = 4096
 # A two-dimensional map of more points is a blot.
@@ -42,7 +42,7 @@ class EvaluateJob:
         fusion: `concat`, `mean`, or the name of one modality.
         comparison: Methods, label fractions and draws.
         output: Folder of all runs.
-        tracking_uri: MLflow tracking URI; None: the local SQLite file below `output`.
+        tracking_uri: MLflow tracking URI; None: where the run itself is tracked.
     """
 
     run: str
@@ -57,12 +57,13 @@ class EvaluateJob:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Scores, and the folder with the table, the pictures and `scores.json`."""
+    """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`."""
 
     folder: Path
     label: str
     main_score: str
     scores: list[Score]
+    damaged: list[Damage]
 
 
 def evaluate(job: EvaluateJob) -> EvaluateResult:
@@ -78,7 +79,9 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
             f"run {job.run!r}: no exported model in {folder.model}; finish it with python -m ray_jobs.pretrain"
         )
     embedder = conclugen.load(folder.model)
-    task, rows = read_task(job, embedder.modalities)
+    task, rows, damaged = read_task(job, embedder.modalities)
+    for sample in damaged:
+        print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
     systems = dict(representations(folder, embedder, rows, task, job.fusion))
 
     series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
@@ -88,22 +91,23 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     for score in compare(task, systems, job.comparison):
         scores.append(score)
         print(score_line(score, main_score(task.label)), flush=True)
-    result = EvaluateResult(place, job.label, main_score(task.label), scores)
+    result = EvaluateResult(place, job.label, main_score(task.label), scores, damaged)
     write_results(result, job)
     draw(result, task, systems["pretrained"])
     track(result, job, folder, f"evaluation/{series}", int(embedder.info["steps"]))
     return result
 
 
-def read_task(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Task, Rows]:
-    """The rows of all three views, and which of them have the label and at least one modality."""
+def read_task(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Task, Rows, list[Damage]]:
+    """The rows of all three views, which of them have the label and at least one modality, and the damaged ones."""
     manifest = Manifest.open(job.data.folder)
     label = manifest.schema.label(job.label)
     validation = job.data.validation_view or job.data.view
-    parts, rows, at = {}, [], 0
+    parts, rows, damaged, at = {}, [], [], 0
     for name in dict.fromkeys((job.data.view, validation, job.test_view)):
         reader = open_reader(job.data, manifest, View.open(manifest, name), modalities, (job.label,))
         read = reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
+        damaged += list(reader.damage)
         target = read.labels[job.label]
         usable = np.any([read.present[m] for m in modalities], axis=0)
         usable &= (target >= 0) if label.kind == "class" else np.isfinite(target.reshape(len(target), -1)).all(axis=1)
@@ -115,9 +119,10 @@ def read_task(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Task, Rows
     if label.kind == "multilabel":
         # Published rule: an emotion is there when its intensity is above 0. Rows without the label keep their NaN.
         target = np.where(np.isnan(target), target, (target > 0).astype(np.float64))
-    group = every.group if every.group is not None else every.row
+    alone = -2 - every.row  # a row without a group is a group of its own: those of groups are 0 and up
+    group = alone if every.group is None else np.where(every.group < 0, alone, every.group)
     task = Task(label, target, group, parts[job.data.view], parts[validation], parts[job.test_view])
-    return task, every
+    return task, every, damaged
 
 
 def representations(
@@ -148,9 +153,12 @@ def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.fl
 
 def score_line(score: Score, main: str) -> str:
     """`pretrained  probe  10 %  accuracy 0.71 [0.68, 0.74]`."""
-    interval = "" if score.interval is None else f" [{score.interval.low:.3f}, {score.interval.high:.3f}]"
-    value = f"{main} {score.scores[main]:.3f}{interval}"
+    value = f"{main} {score.scores[main]:.3f}{_bracketed(score.intervals.get(main))}"
     return f"{score.system:<11} {score.method:<11} {score.fraction:>4.0%} of labels   {value}"
+
+
+def _bracketed(interval: downstream.Interval | None) -> str:
+    return "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
@@ -162,16 +170,24 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
             "fraction": s.fraction,
             "scores": s.scores,
             "draws": list(s.draws),
-            "interval": None if s.interval is None else [s.interval.low, s.interval.high],
+            "intervals": {name: [interval.low, interval.high] for name, interval in s.intervals.items()},
         }
         for s in result.scores
     ]
-    write_json(result.folder / "scores.json", {"job": asdict(job), "main_score": result.main_score, "cells": cells})
+    document = {
+        "job": asdict(job),
+        "main_score": result.main_score,
+        "damaged": [asdict(d) for d in result.damaged],
+        "cells": cells,
+    }
+    write_json(result.folder / "scores.json", document)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["system", "method", "fraction", "score", "value"])
+    writer.writerow(["system", "method", "fraction", "score", "value", "low", "high"])
     for s in result.scores:
-        writer.writerows([s.system, s.method, s.fraction, name, value] for name, value in sorted(s.scores.items()))
+        for name, value in sorted(s.scores.items()):
+            ends = [s.intervals[name].low, s.intervals[name].high] if name in s.intervals else ["", ""]
+            writer.writerow([s.system, s.method, s.fraction, name, value, *ends])
     (result.folder / "scores.csv").write_text(text.getvalue())
     (result.folder / "table.md").write_text(table(result))
 
@@ -187,38 +203,45 @@ def table(result: EvaluateResult) -> str:
     ]
     for system, method in dict.fromkeys((s.system, s.method) for s in result.scores):
         cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
-        values = [f"{cells[f].scores[result.main_score]:.3f}" if f in cells else "" for f in fractions]
+        main = result.main_score
+        values = [
+            f"{cells[f].scores[main]:.3f}{_bracketed(cells[f].intervals.get(main))}" if f in cells else ""
+            for f in fractions
+        ]
         name = system if system == method else f"{system}, {method.replace('_', '-')}"
         lines.append(f"| {name} | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
 
 
 def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) -> None:
-    """Confusion matrix, bars with intervals, label-efficiency curves and a map of the representations."""
-    if task.label.kind != "class":
-        return
-    names, folder = task.label.classes, result.folder
+    """Bars with intervals and label-efficiency curves of the main score; of classes also a confusion matrix and a
+    map of the representations."""
     full = max(s.fraction for s in result.scores if s.system != MAJORITY)
     method = next(s.method for s in result.scores if s.system == "pretrained")
-    shown = next(s for s in result.scores if (s.system, s.method, s.fraction) == ("pretrained", method, full))
-    matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(names))
-    plots.confusion(matrix, names, folder / "confusion.png", title=f"pretrained, {method}, {full:.0%} of labels")
-    mapped = task.test[:_MOST_MAPPED]
-    of_rows = [names[i] for i in task.target[mapped]]
-    plots.representation_map(pretrained[mapped], of_rows, folder / "map.png", title="test rows, pretrained heads")
-    intervals = {(s.system, s.method, s.fraction): s.interval for s in result.scores if s.interval is not None}
+    if task.label.kind == "class":
+        names, folder = task.label.classes, result.folder
+        shown = next(s for s in result.scores if (s.system, s.method, s.fraction) == ("pretrained", method, full))
+        matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(names))
+        plots.confusion(matrix, names, folder / "confusion.png", title=f"pretrained, {method}, {full:.0%} of labels")
+        mapped = task.test[:_MOST_MAPPED]
+        of_rows = [names[i] for i in task.target[mapped]]
+        plots.representation_map(pretrained[mapped], of_rows, folder / "map.png", title="test rows, pretrained heads")
+    main = result.main_score
+    intervals = {(s.system, s.method, s.fraction): s.intervals[main] for s in result.scores if main in s.intervals}
+    if not intervals:
+        return
     bars = {f"{system} {how}".replace("_", "-"): i for (system, how, share), i in intervals.items() if share == full}
-    plots.interval_bars(bars, folder / "systems.png", ylabel=result.main_score)
+    plots.interval_bars(bars, result.folder / "systems.png", ylabel=main)
     lines: dict[str, dict[float, downstream.Interval]] = {}
     for (system, how, share), interval in intervals.items():
         if how == method:
             lines.setdefault(system, {})[share] = interval
-    plots.label_efficiency(lines, folder / "label_efficiency.png", ylabel=result.main_score)
+    plots.label_efficiency(lines, result.folder / "label_efficiency.png", ylabel=main)
 
 
 def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, series: str, step: int) -> None:
     """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
-    uri = job.tracking_uri or default_tracking_uri(Path(job.output).expanduser().absolute())
+    uri = uri_of_run(folder.path, job.tracking_uri)
     values = {
         f"{s.system}/{s.method}/{s.fraction:g}/{name}": value
         for s in result.scores

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from conclugen import PretrainConfig
+from ray_jobs.tracking.mlflow_environment import check_tracking_uri, check_without_secrets
 
 DEFAULT_OUTPUT = "outputs"
 
@@ -22,7 +23,7 @@ class DataConfig:
 
     Attributes:
         folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards.
-        view: View that pretraining reads; `all` is every row.
+        view: View that pretraining reads; `everything` is every row.
         validation_view: View on which training health is measured; None: no validation.
         label: Class label by which validation reports a quick nearest-neighbour accuracy; None: label-free health only.
         modalities: Composition of modalities from stored columns, e.g. `{"video": ["video_2d", "video_3d"]}`; None: the
@@ -49,6 +50,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if "://" not in self.folder:  # workers and submitted jobs have other current directories
             object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
+        if not 0 <= self.max_damaged_share <= 1:
+            raise ValueError(f"data.max_damaged_share: {self.max_damaged_share} given, a share from 0 to 1 needed")
+        for name, least in (("standardization_rows", 2), ("chunk_rows", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"data.{name}: {value} given, at least {least} needed")
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,10 @@ class RunConfig:
         for name in ("workers", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "report_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name}: {getattr(self, name)} given, at least 1 needed")
+        if self.max_failures < -1:
+            raise ValueError(f"run.max_failures: {self.max_failures} given, at least 0 needed (-1: without limit)")
+        if self.tracking_uri is not None:
+            check_tracking_uri(check_without_secrets(self.tracking_uri))
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"run.min_workers: {self.min_workers} given, 1 to run.workers ({self.workers}) needed")
         if not self.stall_timeout_s > 0:

@@ -13,6 +13,9 @@ from shards import Manifest, Reader, Rows, View
 
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048
+# Rows read together from one shard, where shards have as many.
+_RUN = 32
+_NEIGHBOURS = 10
 
 
 class Validation:
@@ -49,15 +52,23 @@ class Validation:
                 )
             classes = len(label.classes)
         reader = open_reader(data, manifest, view, modalities, labels)
-        return cls(spread_rows(reader, _MOST_ROWS), data.label, classes)
+        rows = spread_rows(reader, _MOST_ROWS)
+        for sample in reader.damage:
+            print(f"left out of validation: sample {sample.key!r} of {sample.shard}: {sample.reason}", flush=True)
+        return cls(rows, data.label, classes)
 
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
-        """Every measure by name; warnings about collapse are printed."""
+        """Every measure by name; warnings about collapse are printed, and counted as `warnings`."""
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
         representations = pretrainer.embed(batch)
         measures = health.report(representations, pretrainer.project(batch), batch.present)
-        for warning in health.warnings(measures, len(self._rows)):
+        clustering = pretrainer.model.clustering
+        if clustering is not None and bool(clustering.assigned.any()):  # of the last training step
+            measures["clusters/used"] = float((clustering.assigned > 0).double().mean())
+        found = health.warnings(measures, len(self._rows))
+        for warning in found:
             print(f"warning: {warning}", flush=True)
+        measures["warnings"] = float(len(found))
         if self._label is not None:
             measures["neighbour_accuracy"] = self._neighbour_accuracy(self._label, representations)
         return measures
@@ -66,21 +77,29 @@ class Validation:
         """Every other group votes on the rest: no speaker is on both sides."""
         target = self._rows.labels[label]
         features = torch.cat(list(representations.values()), dim=1).double().cpu().numpy()
-        group = self._rows.group if self._rows.group is not None else np.arange(len(target))
+        alone = -2 - np.arange(len(target))
+        group = alone if self._rows.group is None else np.where(self._rows.group < 0, alone, self._rows.group)
         known = target >= 0
         votes = np.isin(group, np.unique(group)[::2])
         train, test = known & votes, known & ~votes
         if not train.any() or not test.any():
             return float("nan")
+        nearest = (min(_NEIGHBOURS, int(train.sum())),)
         result = neighbour_vote(
-            features[train], target[train], group[train], features[test], self._classes, neighbours=(10,)
+            features[train], target[train], group[train], features[test], self._classes, neighbours=nearest
         )
         return float((result.predictions == target[test]).mean())
 
 
 def spread_rows(reader: Reader, most: int) -> Rows:
-    """At most `most` rows of the reader's view, an equal share from the beginning of every shard."""
+    """At most `most` rows of the reader's view: from shards spread evenly over it, an equal share of the beginning of
+    each. All rows where there are no more."""
     counts = reader.counts
-    share = most if counts.sum() <= most else -(-most // int((counts > 0).sum()))
-    shares = np.minimum(counts, share)
-    return reader.read_ranges([(shard, 0, int(share)) for shard, share in enumerate(shares) if share])
+    filled = np.flatnonzero(counts)
+    total = int(counts.sum())
+    if total <= most:
+        return reader.read_ranges([(int(shard), 0, int(counts[shard])) for shard in filled])
+    run = min(_RUN, -(-total // len(filled)))
+    opened = filled[np.linspace(0, len(filled) - 1, min(len(filled), max(1, most // run))).round().astype(np.int64)]
+    share = most // len(opened)
+    return reader.read_ranges([(int(shard), 0, min(share, int(counts[shard]))) for shard in opened])

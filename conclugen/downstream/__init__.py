@@ -47,6 +47,7 @@ from conclugen.downstream.probe import (
     held_out_probe,
 )
 from conclugen.downstream.scaling import Scaling, standardize_by_group
+from conclugen.downstream.score_intervals import class_intervals, continuous_intervals, multilabel_intervals
 from conclugen.downstream.selection import group_folds
 
 __all__ = [
@@ -70,10 +71,12 @@ __all__ = [
     "SentimentScores",
     "SingleLabelScores",
     "bootstrap_interval",
+    "class_intervals",
     "confusion_difference",
     "confusion_interval",
     "confusion_matrix",
     "continuous",
+    "continuous_intervals",
     "fine_tune",
     "fit_classes",
     "fit_labels",
@@ -90,6 +93,7 @@ __all__ = [
     "mean_difference",
     "mean_interval",
     "multi_label",
+    "multilabel_intervals",
     "neighbour_vote",
     "positive_weights",
     "published",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import threading
@@ -67,6 +68,30 @@ def check_tracking_uri(uri: str) -> str:
     if "://" not in uri and uri != "databricks":
         raise ValueError(
             f"tracking URI {uri!r} has no scheme; use http(s)://HOST:PORT or a file, {default_tracking_uri('.')!r}"
+        )
+    return uri
+
+
+def uri_of_run(folder: str | Path, given: str | None = None) -> str:
+    """Where a run is tracked: `given`, else what the run's own configuration says, else its output folder's store.
+
+    folder: of the run, `<output>/<name>`. Whoever adds to a run later (an evaluation, the sending of what a server
+    missed) must find the same store, or there would be two runs.
+    """
+    if given is not None:
+        return check_tracking_uri(given)
+    folder = Path(folder).expanduser().resolve()
+    saved = folder / "config.json"
+    stored = json.loads(saved.read_text()).get("run", {}).get("tracking_uri") if saved.is_file() else None
+    return stored or default_tracking_uri(folder.parent)
+
+
+def check_without_secrets(uri: str) -> str:
+    """Return a URI that may be stored with a run. Raises ValueError where it holds a user name or a password."""
+    if public_uri(uri) != uri:
+        raise ValueError(
+            f"tracking URI {public_uri(uri)!r} was given with a user name or password, which would be stored with the "
+            "run; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
     return uri
 

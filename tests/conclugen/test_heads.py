@@ -115,30 +115,33 @@ def test_batch_norm_stays_in_float32_under_autocast() -> None:
     torch.testing.assert_close(out.std(1, correction=0), torch.ones(1, 4), atol=1e-3, rtol=0)
 
 
-def test_standardisation_in_pieces_is_that_of_the_whole() -> None:
+def test_standardisation_is_numpys_over_the_rows_that_are_there() -> None:
     g = np.random.default_rng(0)
     x = g.standard_normal((100, 3)) * [1.0, 50.0, 0.0] + [1e3, -2.0, 7.0]
     present = g.random(100) > 0.3
     x[5] = np.nan
-    moments = standardize.Moments(3)
-    for start in range(0, 100, 30):
-        moments.update(x[start : start + 30], present[start : start + 30])
     keep = present & ~np.isnan(x).any(1)
-    mean, deviation = moments.result("video")
+    mean, deviation = standardize.fit({"video": x}, {"video": present})["video"]
     np.testing.assert_allclose(mean, x[keep].mean(0))
-    np.testing.assert_allclose(deviation[:2], x[keep].std(0)[:2])
-    assert deviation[2] == 1.0  # constant
-    fitted = standardize.fit({"video": x}, {"video": present})["video"]
-    np.testing.assert_allclose(fitted[0], mean)
-    np.testing.assert_allclose(fitted[1], deviation)
+    np.testing.assert_allclose(deviation, [*x[keep].std(0)[:2], 1.0])  # the last is constant
+
+
+def test_a_constant_feature_standardises_to_nothing_whoever_fitted_it() -> None:
+    module = standardize.Standardize(3, 8.0)
+    module.set("audio", [5.0, 1e4, 0.0], [0.0, 1e-6, 2.0])  # constant; constant up to rounding; not
+    assert module(torch.tensor([[5.0, 1e4, 4.0]])).tolist() == [[0.0, 0.0, 2.0]]
+    assert module.deviation.tolist() == [1.0, 1.0, 2.0]
 
 
 def test_standardisation_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="audio: every row is missing"):
         standardize.fit({"audio": np.full((4, 2), np.nan)})
+    with pytest.raises(ValueError, match=r"audio: found shape \(4,\)"):
+        standardize.fit({"audio": np.zeros(4)})
     module = standardize.Standardize(2, 8.0)
-    with pytest.raises(ValueError, match=r"'audio'.*deviation.*above 0"):
-        module.set("audio", [0.0, 0.0], [1.0, 0.0])
+    for deviation in ([1.0, -1.0], [1.0, np.nan]):
+        with pytest.raises(ValueError, match=r"'audio'.*deviation.*0 or more"):
+            module.set("audio", [0.0, 0.0], deviation)
     with pytest.raises(ValueError, match=r"'audio'.*mean.*\(3,\).*\(2,\)"):
         module.set("audio", [0.0, 0.0, 0.0], [1.0, 1.0])
 

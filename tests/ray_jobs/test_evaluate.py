@@ -1,0 +1,150 @@
+"""An evaluation leaves damaged rows out aloud, knows rows without a group, and joins the run where it is tracked."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conclugen import Pretrainer, export, presets
+from ray_jobs import configuration
+from ray_jobs.comparison import ComparisonConfig
+from ray_jobs.evaluate import EvaluateJob, evaluate, read_task
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.mlflow_environment import uri_of_run
+from ray_jobs.tracking.mlflow_sink import MlflowSink
+from ray_jobs.validation import Validation, spread_rows
+from shards import Column, Label, Manifest, Reader, Sample, Schema, ShardWriter, View
+from shards.view import IndexValues
+
+ROWS, SPEAKERS, CLASSES = 120, 12, ("calm", "happy")
+WIDTHS = {"video": 6, "audio": 5}
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """A class that both modalities carry; every tenth row has no speaker, and is in no view but `train`."""
+    g = np.random.default_rng(0)
+    schema = Schema(tuple(Column(*c) for c in WIDTHS.items()), labels=(Label("emotion", "class", CLASSES),))
+    schema = Schema(schema.columns, {m: (m,) for m in WIDTHS}, schema.labels, grouped=True)
+    with ShardWriter(tmp_path / "voices", schema, max_shard_bytes=40_000) as writer:
+        for i in range(ROWS):
+            mean = 2.0 * (i % 2)
+            columns = {m: g.normal(mean, 1, width).astype(np.float32) for m, width in WIDTHS.items()}
+            group = None if i % 10 == 9 else f"speaker{i // 2 % SPEAKERS}"
+            writer.append(Sample(f"clip{i:03d}", columns, {"emotion": CLASSES[i % 2]}, group))
+    written = Manifest.open(tmp_path / "voices")
+    speakers = IndexValues.read(written, "group")
+    for name, numbers in (("train", range(8)), ("valid", (8, 9)), ("test", (10, 11))):
+        speakers.view(name, [f"speaker{n}" for n in numbers], {"by": "group"}).save()
+    return written
+
+
+@pytest.fixture
+def job(tmp_path: Path, manifest: Manifest) -> PretrainJob:
+    """A run as pretraining leaves it, tracked at a store that is not the default one."""
+    config = presets.build(
+        "contrast_generative",
+        modalities=tuple(WIDTHS),
+        global_batch=16,
+        model={"representation_dim": 8, "projection_dim": 4, "reconstruction_hidden_dim": 8, "standardize": False},
+    )
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere' / 'other.db'}"
+    run = RunConfig("first", str(tmp_path / "runs"), tracking_uri=elsewhere)
+    job = PretrainJob(config, DataConfig(manifest.folder, label="emotion", max_damaged_share=0.2), run)
+    folder = RunFolder(job.run.output_folder / "first")
+    folder.path.mkdir(parents=True)
+    configuration.save(job, folder.config)
+    export.save(folder.model, Pretrainer(config, WIDTHS, steps_per_epoch=4), {})
+    with Journal(folder.journal, experiment="e", name="first") as journal, MlflowSink(folder.journal, elsewhere):
+        journal.metrics(0, {"loss": 1.0})
+    return job
+
+
+def damage(manifest: Manifest, keys: tuple[str, ...]) -> None:
+    """Flip a bit in the middle of the samples' slots."""
+    reader = Reader(manifest)
+    for shard, entry in enumerate(manifest.entry(i) for i in range(len(manifest))):
+        listed = reader.metadata(shard)["key"].to_pylist()
+        path = Path(manifest.folder) / f"{entry.name}.tar"
+        data = bytearray(path.read_bytes())
+        for position in (i for i, key in enumerate(listed) if key in keys):
+            data[position * entry.stride + entry.stride // 2] ^= 0x10
+        path.write_bytes(data)
+
+
+def test_damaged_rows_are_left_out_and_named(
+    tmp_path: Path, manifest: Manifest, job: PretrainJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = EvaluateJob("first", "emotion", job.data, output=job.run.output)
+    before, _, none = read_task(wanted, tuple(WIDTHS))
+    assert none == []
+    speaker_11 = tuple(f"clip{i:03d}" for i in (22, 23, 46))
+    damage(manifest, speaker_11)
+    after, _, damaged = read_task(wanted, tuple(WIDTHS))
+    assert sorted(sample.key for sample in damaged) == list(speaker_11)
+    assert len(before.test) - len(after.test) == 3 and len(before.train) == len(after.train)
+
+    wanted = EvaluateJob("first", "emotion", job.data, output=job.run.output, comparison=_QUICK)
+    result = evaluate(wanted)
+    assert capsys.readouterr().out.count("left out: sample 'clip0") == 3
+    assert len(json.loads((result.folder / "scores.json").read_text())["damaged"]) == 3
+
+
+_QUICK = ComparisonConfig(methods=("probe",), fractions=(1.0,))
+
+
+def test_an_evaluation_joins_the_run_where_the_run_is_tracked(tmp_path: Path, job: PretrainJob) -> None:
+    result = evaluate(EvaluateJob("first", "emotion", job.data, output=job.run.output, comparison=_QUICK))
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+    with sqlite3.connect(tmp_path / "elsewhere" / "other.db") as store:
+        assert store.execute("select count(*) from runs").fetchone() == (1,)
+        keys = {key for (key,) in store.execute("select key from latest_metrics")}
+    assert {"loss", "evaluation/voices/emotion/pretrained/probe/1/accuracy"} <= keys
+    table = (result.folder / "table.md").read_text()
+    assert "pretrained, probe" in table and "[" in table
+
+
+def test_a_run_s_store_is_found_from_its_folder(tmp_path: Path, job: PretrainJob) -> None:
+    assert uri_of_run(tmp_path / "runs" / "first") == job.run.tracking_uri
+    assert uri_of_run(tmp_path / "runs" / "first", "http://tracking:5000") == "http://tracking:5000"
+    assert uri_of_run(tmp_path / "runs" / "nameless") == f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+
+
+def test_a_tracking_uri_with_a_password_is_refused_without_printing_it() -> None:
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as refusal:
+        RunConfig("first", tracking_uri="https://ada:secret@tracking:5000")
+    assert "secret" not in str(refusal.value)
+
+
+def test_rows_without_a_speaker_are_no_speaker_in_common(manifest: Manifest, job: PretrainJob) -> None:
+    alone = np.arange(ROWS) % 10 == 9
+    View.where(manifest, alone & (np.arange(ROWS) < 60), "one").save()
+    View.where(manifest, alone & (np.arange(ROWS) >= 60), "two").save()
+    data = DataConfig(manifest.folder, view="one", validation_view=None)
+    task, _, _ = read_task(EvaluateJob("first", "emotion", data, test_view="two"), tuple(WIDTHS))
+    assert len(task.train) == len(task.test) == 6
+    assert len(np.unique(task.group)) == 12
+
+
+def test_validation_rows_are_spread_and_never_more_than_asked(manifest: Manifest) -> None:
+    reader = Reader(manifest)
+    assert len(manifest) > 3
+    assert len(spread_rows(reader, 1000)) == ROWS
+    some = spread_rows(reader, 40)
+    assert 20 <= len(some) <= 40
+    shards = np.searchsorted(manifest.rows_before, some.row, side="right")
+    assert shards.min() == 1 and shards.max() == len(manifest)  # from the first shard and from the last
+    assert 1 <= len(spread_rows(reader, 2)) <= 2
+
+
+def test_few_validation_rows_are_enough(manifest: Manifest, job: PretrainJob) -> None:
+    validation = Validation.open(job.data, manifest, tuple(WIDTHS))
+    assert validation is not None
+    small = Validation(spread_rows(Reader(manifest), 8), "emotion", 2)
+    pretrainer = Pretrainer(job.pretrain, WIDTHS, steps_per_epoch=4)
+    for measures in (validation.measure(pretrainer), small.measure(pretrainer)):
+        assert 0 <= measures["neighbour_accuracy"] <= 1 and measures["warnings"] >= 0
