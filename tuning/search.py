@@ -22,7 +22,7 @@ from tuning.space import ONE_MODALITY, Choices, Range, Space
 
 SEARCHES = ("random", "grid", "tpe")
 _STUDY = "sweep"
-_MOST_GRID = 100_000
+_MOST_GRID = 10_000
 # Configurations drawn at random before TPE has something to learn from (Optuna's own default).
 _STARTUP = 10
 
@@ -216,7 +216,7 @@ class _FileLock:
 
 
 def grid(space: Space) -> Iterator[Choices]:
-    """Every point of the space's grid. Raises ValueError for a grid of more than 100,000 points."""
+    """Every point of the space's grid. Raises ValueError for a grid of more than 10,000 points."""
     chooser = _GridChooser()
     for _ in range(_MOST_GRID):
         yield space.draw(chooser)

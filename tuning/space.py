@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from conclugen import PretrainConfig, presets
-from conclugen.config import RECIPES
+from conclugen import PretrainConfig, fields, presets
+from conclugen.config import GRADIENTS, RECIPES, WEIGHTINGS
 from conclugen.fields import choose, finite, require
 from conclugen.presets import PRESETS
 
@@ -102,7 +102,8 @@ class Space:
         modalities: Subsets of the data's modalities, names joined by `+`; `all`: every one, `subsets`: all subsets.
         tasks: Non-empty subsets of contrastive, clustering, reconstruction, joined by `+`; `subsets`: all seven.
         recipe: `paper`, `improved`.
-        weighting: `static`: the weights drawn; `uncertainty`: learned (Kendall et al. 2018). Of two tasks or more.
+        weighting: `static`: the weights drawn; `uncertainty` (Kendall et al. 2018), `gradnorm` (Chen et al. 2018):
+            learned. Of two tasks or more.
         gradients: `sum`, or `pcgrad`: conflicting gradients projected (Yu et al. 2020). Of two tasks or more.
         weights: Ranges of the tasks' weights.
         representation_dim: R.
@@ -154,9 +155,9 @@ class Space:
         for recipe in self.recipe:
             choose("space.recipe", recipe, RECIPES)
         for weighting in self.weighting:
-            choose("space.weighting", weighting, ("static", "uncertainty"))
+            choose("space.weighting", weighting, WEIGHTINGS)
         for gradients in self.gradients:
-            choose("space.gradients", gradients, ("sum", "pcgrad"))
+            choose("space.gradients", gradients, GRADIENTS)
         require(self.epochs >= 1, "space.epochs", self.epochs, "1 or more")
         for name in self.fixed:
             if name in _OWN_FIELDS:
@@ -262,7 +263,7 @@ class Space:
         recipe = rest.pop("recipe")
         preset = preset_of(tasks)
         absent = [task for task in PRESETS[preset][1] if task not in tasks]
-        overrides: dict[str, Any] = {"seed": self.seed, "epochs": self.epochs, "modalities": modalities}
+        overrides: dict[str, Any] = {"seed": self.seed, "epochs": self.epochs}
         overrides["tasks"] = dict.fromkeys(absent)
         for name, value in self.fixed.items():
             if name in choices:
@@ -272,7 +273,8 @@ class Space:
             _put(overrides, name, value)
         for name, value in rest.items():
             _put(overrides, name, value)
-        return presets.build(preset, recipe, **overrides)
+        # Tasks first: the preset's own might not do with these modalities.
+        return fields.merge(presets.build(preset, recipe, **overrides), {"modalities": modalities})
 
     @property
     def latest_start(self) -> int:

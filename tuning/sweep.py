@@ -30,12 +30,13 @@ from tuning import population, sweep_results
 from tuning.objective import Judge, direction
 from tuning.search import GridSearch, proposer
 from tuning.space import Space, names
+from tuning.sweep_distributed import DistributedTrialActor
 from tuning.sweep_folder import SweepBook, SweepFolder, trial_name
 from tuning.sweep_job import DEFAULT_TRIALS, SweepJob, parse
 from tuning.sweep_search import BookSearcher, Referee, as_config
 from tuning.sweep_tracking import SweepSink
 from tuning.sweep_trial import EPOCH, TrialActor, TrialPlan
-from tuning.trial import TrialShared
+from tuning.trial import SHARED_BYTES, TrialShared
 
 # Tune writes its own view of the experiment, a log for each trial and more; the sweep's own files are what counts.
 _TUNE_SETTINGS = {
@@ -46,6 +47,9 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+
+_DRIVER_CPUS = 0.01
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def prepare(job: SweepJob) -> Prepared:
             f"measure.fusion: {job.measure.fusion!r}{nearest(job.measure.fusion, known)}; expected concat, mean, or a "
             "modality that every trial has"
         )
-    shared = TrialShared.open(job.data, manifest, used, judge, space.seed)
+    most = SHARED_BYTES if job.resources.workers == 1 else 0  # workers read the shards themselves
+    shared = TrialShared.open(job.data, manifest, used, judge, space.seed, most)
     for batch in space.global_batch:
         shared.check_batch(batch)
     identity = objectives.identity(job.objective, job.data, manifest, job.measure)
@@ -160,7 +165,7 @@ def _run(ready: Prepared, book: SweepBook, journal: Journal, sink: SweepSink) ->
 
     job = ready.job
     local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
-    ray_cluster.connect(1, job.resources.cpus_per_worker)
+    ray_cluster.connect(job.resources.workers, job.resources.cpus_per_worker)
     concurrent = concurrency(job, os.cpu_count() or 1 if local else None)
     plan = TrialPlan(
         folder=book.folder.path,
@@ -174,6 +179,7 @@ def _run(ready: Prepared, book: SweepBook, journal: Journal, sink: SweepSink) ->
         tags=shared_tags(ready),
         threads=job.resources.cpus_per_worker,
         checkpoint_every_s=job.schedule.checkpoint_every_s,
+        resources=job.resources,
     )
     print(
         f"{'resuming' if book.resumed else 'starting'} sweep {job.name}: {book.left} of {book.trials} trials to run, "
@@ -187,9 +193,10 @@ def _run(ready: Prepared, book: SweepBook, journal: Journal, sink: SweepSink) ->
         members = {"config": {"proposal": tune.grid_search(proposals)}, "num_samples": 1}
     else:
         members = {"search_alg": BookSearcher(book), "num_samples": book.left, "max_concurrent_trials": concurrent}
+    actor = TrialActor if job.resources.workers == 1 else DistributedTrialActor
     with _tune_settings():
         tune.run(
-            tune.with_parameters(TrialActor, shared=ready.shared, plan=plan),
+            tune.with_parameters(actor, shared=ready.shared, plan=plan),
             name=book.folder.next_start(),
             storage_path=str(book.folder.tune),
             scheduler=_scheduler(ready),
@@ -226,6 +233,9 @@ def _scheduler(ready: Prepared) -> Any:
 
 
 def _resources(job: SweepJob) -> dict[str, float]:
+    """What Tune reserves for a trial; the workers of a trainer reserve theirs themselves."""
+    if job.resources.workers > 1:
+        return {"CPU": _DRIVER_CPUS}
     return {"CPU": job.resources.cpus_per_worker, "GPU": 1 if job.resources.gpu else 0}
 
 

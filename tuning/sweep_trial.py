@@ -17,11 +17,13 @@ import torch
 from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
+from conclugen import PretrainConfig
 from ray_jobs import configuration
 from ray_jobs.run_config import DataConfig
 from ray_jobs.tracking.journal import Journal
 from tuning.space import Space
 from tuning.sweep_folder import SweepFolder, readable_name, trial_tags
+from tuning.sweep_job import ResourceConfig
 from tuning.trial import Seconds, Trial, TrialShared
 
 EPOCH, DIVERGED, MEASURES, SCHEDULE = "epoch", "diverged", "measures", "schedule"
@@ -34,7 +36,7 @@ class TrialPlan:
 
     space: resolved. milestones: epochs at which a trial measures and reports. objective, mode: by what it is judged.
     parent: of the trials' MLflow runs. tags: that all trials have. threads: of each process. checkpoint_every_s: a
-    report also writes a checkpoint when the last one is older.
+    report also writes a checkpoint when the last one is older. resources: of each trial.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class TrialPlan:
     tags: Mapping[str, str]
     threads: int
     checkpoint_every_s: float
+    resources: ResourceConfig
 
 
 def worst(mode: str) -> float:
@@ -91,12 +94,16 @@ class TrialActor(tune.Trainable):
         journal.params({"pretrain": configuration.to_plain(pretrain), "data": configuration.to_plain(plan.data)})
         own = {key: " ".join(v) if isinstance(v, list) else str(v) for key, v in trial_tags(pretrain, choices).items()}
         journal.tags({**plan.tags, **own, "trial": name})
-        self._trial = Trial(pretrain, self._shared, name, journal)
-        if proposal["resume"] is not None:
-            self._trial.load(proposal["resume"])
+        self._trial = self._make(pretrain, name, journal, proposal)
         self._weights = proposal["weights"]
         self._reweigh()
         self._worked_before = self._worked()
+
+    def _make(self, config: PretrainConfig, name: str, journal: Journal, proposal: Mapping[str, Any]) -> Any:
+        trial = Trial(config, self._shared, name, journal)
+        if proposal["resume"] is not None:
+            trial.load(proposal["resume"])
+        return trial
 
     def step(self) -> dict[str, Any]:
         trial, plan = self._trial, self._plan

@@ -1,7 +1,7 @@
 """One trial in one process: train up to an epoch, measure, save; the same batches as a pretraining run, no Ray.
 
-    shared = TrialShared.open(data_config, manifest, space, judge)     # once; travels through an object store
-    trial = Trial(config, shared, journal_path=...)
+    shared = TrialShared.open(data, manifest, modalities, judge, seed)     # once; travels through an object store
+    trial = Trial(config, shared)
     while trial.epoch < config.epochs:
         measures = trial.advance(trial.epoch + 2)
 
