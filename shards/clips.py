@@ -154,14 +154,15 @@ class ClipReader:
 
     def index(self, shard: int) -> ShardIndex:
         """Checksums, presence, labels and places of the shard's clips, checked against the manifest."""
-        index = self._indexes.get(shard)
-        if index is None:
+        held = self._indexes.get(shard)
+        if held is None:
             entry = self.manifest.entry(shard)
             index = decode_index(entry.name, read_index_bytes(self.manifest, entry), entry.bytes, ClipSchema)
             if index.schema != self.manifest.schema or len(index) != entry.count or index.digest != entry.digest:
                 raise ShardError(entry.name, "index and manifest disagree", remedy="Build the shards anew")
-            self._indexes.put(shard, index)
-        return index
+            self._indexes.put(shard, entry, index)
+            return index
+        return held[1]
 
     def read(self, shard: int, row: int) -> StoredClip:
         """Clip number `row` of a shard, read with one request. Raises ShardError for damage, IndexError for no row."""
@@ -172,7 +173,11 @@ class ClipReader:
         places = index.members[row].tolist()
         there = [(offset, size) for offset, size in places if offset >= 0]
         buffer = memoryview(bytearray(sum(size for _, size in there)))
-        self._storage.read_into(entry, there, buffer)
+        ranges, at = [], 0
+        for offset, size in there:
+            ranges.append((offset, [buffer[at : at + size]]))
+            at += size
+        self._storage.read_into(entry, ranges)
         if xxhash.xxh3_64_intdigest(buffer) != int(index.checksums[row]):
             key = self.table(shard)["key"][row].as_py()
             raise ShardError(entry.name, "checksum differs from the index", sample=key, remedy="Build the shard anew")
