@@ -80,7 +80,8 @@ class PretrainConfig:
     "float32", "bfloat16" (autocast; losses, batch norm and k-means stay in float32) or "float64". clip_norm: largest
     norm of the model's gradient. micro_batch: rows that one rank passes through the heads at a time, for batches that
     do not fit into memory; None: all of its rows. Like the number of ranks it changes rounding only
-    (`conclugen.accumulation`).
+    (`conclugen.accumulation`). compile: torch.compile the heads and losses, which changes rounding only and pays on
+    GPUs (`conclugen.compilation`).
     """
 
     preset: str = field(default="conclugen", metadata=IDENTITY)
@@ -97,6 +98,7 @@ class PretrainConfig:
     precision: str = field(default="float32", metadata=IDENTITY)
     clip_norm: float | None = field(default=None, metadata=SCHEDULABLE)
     micro_batch: int | None = field(default=None, metadata=FREE)
+    compile: bool = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
         choose("recipe", self.recipe, RECIPES)

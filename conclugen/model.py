@@ -5,11 +5,12 @@ Shape suffixes: B rows of this rank, M modalities, D feature width, R representa
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from conclugen import random
+from conclugen import compilation, distributed, random
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
 from conclugen.heads import GatedUnit, Linear, Projection, RepresentationHead
@@ -55,8 +56,9 @@ class Model(nn.Module):
         projected = any(name not in ROW_TASKS for name in tasks.active)
         self.projection = Projection(model) if projected else None
         self.tasks = nn.ModuleDict()
+        tf32 = config.precision == "bfloat16"
         if tasks.contrastive is not None:
-            self.tasks["contrastive"] = Contrastive(tasks.contrastive)
+            self.tasks["contrastive"] = Contrastive(tasks.contrastive, tf32)
         if tasks.clustering is not None:
             self.tasks["clustering"] = Clustering(
                 tasks.clustering, model.projection_dim, config.global_batch, config.seed
@@ -66,7 +68,7 @@ class Model(nn.Module):
                 tasks.reconstruction, self.widths, model.representation_dim, model.reconstruction_hidden_dim
             )
         if tasks.simclr is not None:
-            self.tasks["simclr"] = Simclr(tasks.simclr)
+            self.tasks["simclr"] = Simclr(tasks.simclr, tf32)
 
     def initialise(self) -> None:
         for name, module in self.named_modules():
@@ -78,6 +80,21 @@ class Model(nn.Module):
                 assert isinstance(unit, GatedUnit)
                 unit.input.initialise_orthogonal(self.config.seed, f"heads.{modality}.unit.input", math.sqrt(2))
                 unit.output.initialise_orthogonal(self.config.seed, f"heads.{modality}.unit.output", 1.0)
+
+    def compile_regions(self) -> None:
+        """From now on compile what `conclugen.compilation` names; the state and the names in it stay as they are.
+
+        Inputs, representations, reconstruction and blocks of similarities concern this rank alone. The projection holds
+        batch norm's collective and is compiled where there is one rank.
+        """
+        options = compilation.options()
+        for name in ("inputs", "encode", *(["project"] if distributed.world_size() == 1 else [])):
+            setattr(self, name, torch.compile(getattr(self, name), **options))
+        for task in self.tasks.values():
+            if isinstance(task, Reconstruction):
+                task.compile(**options)
+            elif isinstance(task, Contrastive | Simclr):
+                task.sweep = replace(task.sweep, compiled=True)
 
     @property
     def clustering(self) -> Clustering | None:
@@ -125,17 +142,27 @@ class Model(nn.Module):
     def representations(self, inputs: Mapping[str, Tensor], row_B: Tensor, step: int) -> dict[str, Tensor]:
         """Representations (B, R) that the losses need: of each modality, and of simclr's two views. Each row by
         itself: what a row gives depends on no other."""
+        config, simclr = self.config, self.config.tasks.simclr
+        purposes = [f"mask {m}" for m in config.modalities] if config.model.feature_mask else []
+        if simclr is not None and simclr.second_view is None:
+            purposes += _VIEWS
+        # As tensors, since what is compiled must not see a number that changes from step to step.
+        keys = {p: torch.full_like(row_B[:1], random.key(config.seed, p, step)).squeeze(0) for p in purposes}
+        return self.encode(inputs, row_B, keys)
+
+    def encode(self, inputs: Mapping[str, Tensor], row_B: Tensor, keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`representations`, given the key of each purpose of random draws."""
         model, simclr = self.config.model, self.config.tasks.simclr
         with self._autocast(row_B):
             representations = {}
             if self.latent_tasks:
                 for m in self.config.modalities:
-                    masked = self._masked(inputs[m], row_B, step, f"mask {m}", model.feature_mask)
+                    masked = self._masked(inputs[m], row_B, keys.get(f"mask {m}"), model.feature_mask)
                     representations[m] = self.heads[m](masked)
             if simclr is not None:
                 first, second = inputs[simclr.modality], inputs.get(_SECOND_VIEW)
                 if second is None:
-                    first, second = (self._masked(first, row_B, step, f"simclr view {v}", simclr.mask) for v in (1, 2))
+                    first, second = (self._masked(first, row_B, keys[view], simclr.mask) for view in _VIEWS)
                 for name, view in zip(_VIEWS, (first, second), strict=True):
                     representations[name] = self.heads[simclr.modality](view)
         return representations
@@ -172,7 +199,7 @@ class Model(nn.Module):
             presence = presences["modalities"]
             projections = None
             if any(name not in ROW_TASKS for name in latent_tasks):
-                projections = self._project([representations[m] for m in self.config.modalities], presence.local)
+                projections = self.project([representations[m] for m in self.config.modalities], presence.local)
             latents = Latents(
                 self.config.modalities, dict(inputs), dict(representations), projections, presence, step, epoch
             )
@@ -182,7 +209,7 @@ class Model(nn.Module):
                     shares[name] = self.tasks[name](latents)
         if "simclr" in tasks:
             presence = presences["simclr"]
-            z_2BP = self._project([representations[name] for name in _VIEWS], presence.local.expand(2, -1))
+            z_2BP = self.project([representations[name] for name in _VIEWS], presence.local.expand(2, -1))
             with self._autocast(presence.row, False):
                 shares["simclr"] = self.tasks["simclr"](z_2BP, presence.local[0], presence.all[0], presence.offset)
         return shares
@@ -195,17 +222,19 @@ class Model(nn.Module):
         r: Tensor = self.heads[modality](self.standardized(modality, x_BD))
         return r
 
-    def _project(self, representations: Sequence[Tensor], present_MB: Tensor) -> Tensor:
+    def project(self, representations: Sequence[Tensor], present_MB: Tensor) -> Tensor:
+        """Representations (B, R) of each modality to projections (M, B, P), not normalised."""
         assert self.projection is not None
         with self._autocast(present_MB):
             z_MBP: Tensor = self.projection(torch.stack(list(representations)), present_MB)
         return z_MBP.to(self.projection.output.weight.dtype)
 
-    def _masked(self, x_BD: Tensor, row_B: Tensor, step: int, purpose: str, share: float) -> Tensor:
+    def _masked(self, x_BD: Tensor, row_B: Tensor, key: Tensor | None, share: float) -> Tensor:
         """Set a drawn `share` of the features to 0 during training: after standardisation, to their mean."""
         if not self.training or share == 0:
             return x_BD
-        draws_BD = random.uniform(self.config.seed, purpose, step, row_B, x_BD.shape[1], dtype=torch.float32)
+        assert key is not None
+        draws_BD = random.draws(key, row_B, x_BD.shape[1], dtype=torch.float32)
         return x_BD * (draws_BD >= share)
 
     def _autocast(self, near: Tensor, enabled: bool = True) -> torch.autocast:

@@ -67,6 +67,8 @@ class Pretrainer:
         self.model = Model(config, self.widths).to(self.device, self.dtype)
         self.model.initialise()
         self._set_standardization(standardization)
+        if config.compile:
+            self.model.compile_regions()
         self.weighting = weighting.make(config.tasks).to(self.device, self.dtype)
         model_parameters = dict(self.model.named_parameters())
         weight_parameters = {f"weighting.{name}": p for name, p in self.weighting.named_parameters()}

@@ -22,10 +22,19 @@ def uniform(seed: int, purpose: str, step: int, row: Tensor, n: int, dtype: torc
     numbers (any integers, -1 included); n: draws per row. float64 has 53 random bits, float32 the first 24 of them.
     Raises ValueError for a row that is not a vector of int64.
     """
+    return draws(key(seed, purpose, step), row, n, dtype)
+
+
+def key(seed: int, purpose: str, step: int) -> int:
+    """What `draws` needs to know of (seed, purpose, step), as a signed 64-bit integer."""
+    return _signed(_mix_int(_mix_int(_mix_int(seed & _MASK) ^ _purpose_key(purpose)) ^ (step & _MASK)))
+
+
+def draws(key: int | Tensor, row: Tensor, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """`uniform` at a key, which may be a 0-d int64 tensor: what is compiled then is the same at every step."""
     if row.dtype != torch.int64 or row.dim() != 1:
         raise ValueError(f"row: found {row.dtype} of shape {tuple(row.shape)}, expected int64 of shape (B,)")
-    key = _mix_int(_mix_int(_mix_int(seed & _MASK) ^ _purpose_key(purpose)) ^ (step & _MASK))
-    row_key_B1 = _mix(row ^ _signed(key)).unsqueeze(1)
+    row_key_B1 = _mix(row ^ key).unsqueeze(1)
     counter_N = torch.arange(1, n + 1, dtype=torch.int64, device=row.device) * _signed(_GOLDEN)
     bits_BN = _mix(row_key_B1 + counter_N)
     if dtype == torch.float64:

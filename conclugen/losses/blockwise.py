@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from conclugen import distributed
+from conclugen import compilation, distributed
 from conclugen.fields import require
 
 # Scores of one block where the configuration names no number of rows: 64 MiB in float32, all of a batch of 4,096.
@@ -49,46 +49,48 @@ class Compared:
         return x_N[self.offset : self.offset + len(self.valid)]
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """How the blocks are gone through; it decides over memory, speed and rounding alone.
+
+    block_rows: rows of a block; None: as many as hold SCORES_PER_BLOCK scores. tf32: on a GPU, products of float32 in
+    TensorFloat-32. compiled: each block's arithmetic by torch.compile.
+    """
+
+    block_rows: int | None = None
+    tf32: bool = False
+    compiled: bool = False
+
+    def rows(self, columns: int) -> int:
+        """Rows of a block over so many columns."""
+        return self.block_rows or max(1, SCORES_PER_BLOCK // columns)
+
+
 def check_block_rows(field: str, value: int | None) -> None:
     require(value is None or value >= 1, field, value, "None or 1 or more rows")
 
 
 def log_sums(
-    query_BP: Tensor,
-    key_NP: Tensor,
-    scale: Tensor | float,
-    compared: Compared,
-    *,
-    block_rows: int | None = None,
-    tf32: bool = False,
+    query_BP: Tensor, key_NP: Tensor, scale: Tensor | float, compared: Compared, sweep: Sweep | None = None
 ) -> tuple[Tensor, Tensor]:
     """Row and column log-sums of this rank's rows, (B,) each, over all ranks' rows; differentiable in all but
     `compared`.
 
-    block_rows: rows of a block, by default as many as hold SCORES_PER_BLOCK scores; it decides over memory and
-    rounding alone. tf32: on a GPU, products of float32 in TensorFloat-32. A row without any candidate gives the lowest
-    finite number and a zero gradient, provided that no gradient arrives for it.
+    A row without any candidate gives the lowest finite number and a zero gradient, provided that no gradient arrives
+    for it.
     """
-    rows = block_rows or max(1, SCORES_PER_BLOCK // len(key_NP))
     scale = scale if isinstance(scale, Tensor) else query_BP.new_full((), scale)
-    row_B, column_N = _LogSums.apply(query_BP, key_NP, scale, compared, rows, tf32)
+    row_B, column_N = _LogSums.apply(query_BP, key_NP, scale, compared, sweep or Sweep(), True)
     # Each rank has seen its own queries only; what belongs to a column comes together at the rank that owns it.
     column_WB = distributed.exchange(column_N).view(-1, len(query_BP))
     return row_B, column_WB.logsumexp(0) if len(column_WB) > 1 else column_N
 
 
 def row_log_sums(
-    query_BP: Tensor,
-    key_NP: Tensor,
-    scale: float,
-    compared: Compared,
-    *,
-    block_rows: int | None = None,
-    tf32: bool = False,
+    query_BP: Tensor, key_NP: Tensor, scale: float, compared: Compared, sweep: Sweep | None = None
 ) -> Tensor:
     """The row log-sums alone, (B,), for a matrix whose columns are its rows (a view with itself)."""
-    rows = block_rows or max(1, SCORES_PER_BLOCK // len(key_NP))
-    row_B, _ = _LogSums.apply(query_BP, key_NP, query_BP.new_full((), scale), compared, rows, tf32, False)
+    row_B, _ = _LogSums.apply(query_BP, key_NP, query_BP.new_full((), scale), compared, sweep or Sweep(), False)
     return row_B
 
 
@@ -98,85 +100,113 @@ def surplus(x: Tensor) -> Tensor:
 
 
 def block_scores(
-    query_rP: Tensor, key_NP: Tensor, scale: Tensor, own_r: Tensor, valid_r: Tensor, valid_N: Tensor
-) -> Tensor:
-    """Scores (r, N) of one block; the lowest finite number where a pair is not compared."""
+    query_rP: Tensor,
+    key_NP: Tensor,
+    scale: Tensor,
+    own_r: Tensor,
+    valid_r: Tensor,
+    valid_N: Tensor,
+    group_r: Tensor | None = None,
+    group_N: Tensor | None = None,
+    within_r: Tensor | None = None,
+    within_N: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scores (r, N) of one block as its rows and as the columns compare them; the lowest finite number where they do
+    not."""
     scores_rN = (query_rP @ key_NP.T) * scale
-    lowest = torch.finfo(scores_rN.dtype).min
     # The lowest finite value rather than -inf: a row without any candidate keeps a finite sum, and a zero gradient.
+    lowest = torch.finfo(scores_rN.dtype).min
     scores_rN = scores_rN.masked_fill_(~(valid_r.unsqueeze(1) & valid_N), lowest)
-    return scores_rN.scatter_(1, own_r.unsqueeze(1), lowest)
+    scores_rN = scores_rN.scatter_(1, own_r.unsqueeze(1), lowest)
+    if group_r is None or group_N is None or within_r is None or within_N is None:
+        return scores_rN, scores_rN
+    other_rN = group_r.unsqueeze(1) != group_N
+    by_row = scores_rN.masked_fill(other_rN & within_r.unsqueeze(1), lowest)
+    return by_row, scores_rN.masked_fill_(other_rN & within_N, lowest)
 
 
-def within_group(scores_rN: Tensor, same_rN: Tensor, within: Tensor) -> Tensor:
-    """A copy with the lowest finite number where `within` (r, 1) or (N,) asks for one group and it is another."""
-    return scores_rN.masked_fill(~same_rN & within, torch.finfo(scores_rN.dtype).min)
+def block_log_sums(columns: bool, column_N: Tensor, *block: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Row log-sums (r,) of a block, and `column_N` with the block's part added."""
+    by_row, by_column = block_scores(*block)  # type: ignore[arg-type]
+    return by_row.logsumexp(1), torch.logaddexp(column_N, by_column.logsumexp(0)) if columns else column_N
+
+
+def block_gradients(
+    columns: bool,
+    scaled: bool,
+    row_r: Tensor,
+    column_N: Tensor,
+    row_gradient_r: Tensor,
+    column_gradient_N: Tensor,
+    *block: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a block gives to the gradients of its queries (r, P), of the keys (N, P) and of the scale (0 unless
+    `scaled`)."""
+    query_rP, key_NP, scale = block[:3]
+    assert query_rP is not None and key_NP is not None and scale is not None
+    by_row, by_column = block_scores(*block)  # type: ignore[arg-type]
+    weight_rN = (by_row - row_r.unsqueeze(1)).exp() * row_gradient_r.unsqueeze(1)
+    if columns:
+        weight_rN = weight_rN + (by_column - column_N).exp() * column_gradient_N
+    scale_gradient = torch.zeros_like(scale)
+    if scaled:
+        # The score itself is in the direction in which the pair is compared; in neither, the weight is exactly 0.
+        scores_rN = torch.where(weight_rN == 0, 0, torch.maximum(by_row, by_column))
+        scale_gradient = (weight_rN * scores_rN).sum() / scale
+    return (weight_rN @ key_NP) * scale, weight_rN.T @ (query_rP * scale), scale_gradient
 
 
 class _LogSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query_BP: Tensor,
-        key_NP: Tensor,
-        scale: Tensor,
-        compared: Compared,
-        block_rows: int,
-        tf32: bool,
-        columns: bool = True,
+        ctx: Any, query_BP: Tensor, key_NP: Tensor, scale: Tensor, compared: Compared, sweep: Sweep, columns: bool
     ) -> tuple[Tensor, Tensor]:
         row_B = query_BP.new_empty(len(query_BP))
         column_N = query_BP.new_full((len(key_NP),), torch.finfo(query_BP.dtype).min)
-        with _tf32(tf32):
-            for part, by_row, by_column in _blocks(query_BP, key_NP, scale, compared, block_rows):
-                row_B[part] = by_row.logsumexp(1)
-                if columns:
-                    column_N = torch.logaddexp(column_N, by_column.logsumexp(0))
+        compute = compilation.compiled(block_log_sums) if sweep.compiled else block_log_sums
+        with _tf32(sweep.tf32):
+            for part, block in _blocks(query_BP, key_NP, scale, compared, sweep):
+                row_B[part], column_N = compute(columns, column_N, *block)
         ctx.save_for_backward(query_BP, key_NP, scale, row_B, column_N)
-        ctx.rest = compared, block_rows, tf32, columns
+        ctx.rest = compared, sweep, columns
         return row_B, column_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query_BP, key_NP, scale, row_B, column_N = ctx.saved_tensors
-        compared, block_rows, tf32, columns = ctx.rest
+        compared, sweep, columns = ctx.rest
         row_gradient_B, column_gradient_N = gradients
         query_gradient_BP, key_gradient_NP = torch.empty_like(query_BP), torch.zeros_like(key_NP)
         scale_gradient = torch.zeros_like(scale)
-        with _tf32(tf32):
-            for part, by_row, by_column in _blocks(query_BP, key_NP, scale, compared, block_rows):
-                weight_rN = (by_row - row_B[part].unsqueeze(1)).exp_().mul_(row_gradient_B[part].unsqueeze(1))
-                if columns:
-                    weight_rN += (by_column - column_N).exp_().mul_(column_gradient_N)
-                if ctx.needs_input_grad[2]:
-                    # Where a pair is not compared in either direction its weight is exactly 0, its score finite.
-                    scale_gradient += torch.where(weight_rN == 0, 0, weight_rN * _seen(by_row, by_column)).sum() / scale
-                query_gradient_BP[part] = weight_rN @ key_NP * scale
-                key_gradient_NP.addmm_(weight_rN.T, query_BP[part] * scale)
-        return query_gradient_BP, key_gradient_NP, scale_gradient, None, None, None, None
-
-
-def _seen(by_row: Tensor, by_column: Tensor) -> Tensor:
-    """The score itself, from the direction in which the pair is compared."""
-    return by_row if by_row is by_column else torch.maximum(by_row, by_column)
+        compute = compilation.compiled(block_gradients) if sweep.compiled else block_gradients
+        scaled = ctx.needs_input_grad[2]
+        with _tf32(sweep.tf32):
+            for part, block in _blocks(query_BP, key_NP, scale, compared, sweep):
+                of_query, of_keys, of_scale = compute(
+                    columns, scaled, row_B[part], column_N, row_gradient_B[part], column_gradient_N, *block
+                )
+                query_gradient_BP[part] = of_query
+                key_gradient_NP += of_keys
+                scale_gradient += of_scale
+        return query_gradient_BP, key_gradient_NP, scale_gradient, None, None, None
 
 
 def _blocks(
-    query_BP: Tensor, key_NP: Tensor, scale: Tensor, compared: Compared, block_rows: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For each block its rows, and its scores (r, N) as its rows and as the columns compare them."""
+    query_BP: Tensor, key_NP: Tensor, scale: Tensor, compared: Compared, sweep: Sweep
+) -> Iterator[tuple[slice, tuple[Tensor | None, ...]]]:
+    """For each block its rows and the arguments of `block_scores`."""
     group_N, within_N = compared.group_all, compared.within_all
     own_B = torch.arange(len(query_BP), device=query_BP.device) + compared.offset
-    for start in range(0, len(query_BP), block_rows):
-        part = slice(start, start + block_rows)
-        scores_rN = block_scores(query_BP[part], key_NP, scale, own_B[part], compared.valid[part], compared.valid_all)
+    rows = sweep.rows(len(key_NP))
+    for start in range(0, len(query_BP), rows):
+        part = slice(start, start + rows)
+        block = (query_BP[part], key_NP, scale, own_B[part], compared.valid[part], compared.valid_all)
         if group_N is None or within_N is None:
-            yield part, scores_rN, scores_rN
+            yield part, block
         else:
-            same_rN = compared.local(group_N)[part].unsqueeze(1) == group_N
-            within_r1 = compared.local(within_N)[part].unsqueeze(1)
-            yield part, within_group(scores_rN, same_rN, within_r1), within_group(scores_rN, same_rN, within_N)
+            own = compared.local(group_N)[part], group_N, compared.local(within_N)[part], within_N
+            yield part, (*block, *own)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.nn import functional
 from conclugen import distributed
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, finite, require
 from conclugen.latents import Latents
-from conclugen.losses.blockwise import Compared, check_block_rows, log_sums, surplus
+from conclugen.losses.blockwise import Compared, Sweep, check_block_rows, log_sums, surplus
 
 NEGATIVES = ("all", "same_group")
 # With fewer others of a row's group than this, telling it from them alone would teach next to nothing.
@@ -87,14 +87,13 @@ def pair_sum(
     counted_B: Tensor,
     margin: float,
     scale: Tensor | float,
-    block_rows: int | None = None,
-    tf32: bool = False,
+    sweep: Sweep | None = None,
 ) -> Tensor:
     """Sum over counted rows of both cross-entropies of a pair of modalities. Unit vectors; b_NP: those of all ranks.
 
     With x the log-sum over the negatives and p the positive's logit, a cross-entropy is log(1 + exp(x - p)).
     """
-    row_B, column_B = log_sums(a_BP, b_NP, scale, compared, block_rows=block_rows, tf32=tf32)
+    row_B, column_B = log_sums(a_BP, b_NP, scale, compared, sweep)
     positive_B = ((a_BP * b_BP).sum(1) - margin) * scale
     return torch.where(counted_B, surplus(row_B - positive_B) + surplus(column_B - positive_B), 0).sum()
 
@@ -105,7 +104,8 @@ class Contrastive(nn.Module):
     def __init__(self, config: ContrastiveConfig, tf32: bool = False) -> None:
         """tf32: similarities on a GPU are multiplied out in TensorFloat-32."""
         super().__init__()
-        self.config, self.tf32 = config, tf32
+        self.config = config
+        self.sweep = Sweep(config.block_rows, tf32)
         self.log_scale = None
         if config.temperature is not None and config.learn_temperature:
             self.log_scale = nn.Parameter(torch.tensor(config.temperature).double().log().neg().float())
@@ -118,7 +118,7 @@ class Contrastive(nn.Module):
 
     def forward(self, latents: Latents) -> Tensor:
         assert latents.projections is not None
-        presence, scale, config = latents.presence, self.scale(), self.config
+        presence, scale = latents.presence, self.scale()
         z_MBP = functional.normalize(latents.projections, dim=2)
         z_MNP = distributed.gather(z_MBP.transpose(0, 1)).transpose(0, 1)
         shares = []
@@ -135,10 +135,9 @@ class Contrastive(nn.Module):
                 z_MNP[b],
                 compared,
                 compared.local(counted_N),
-                config.margin,
+                self.config.margin,
                 scale,
-                config.block_rows,
-                self.tf32,
+                self.sweep,
             )
             shares.append(total / counted_N.sum().clamp(min=1))
         return torch.stack(shares).sum()

@@ -6,7 +6,6 @@ Shape suffixes: B rows of this rank, N rows of all ranks, P projection.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.nn import functional
 
 from conclugen import distributed
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, finite, require
-from conclugen.losses.blockwise import Compared, check_block_rows, log_sums, row_log_sums, surplus
+from conclugen.losses.blockwise import Compared, Sweep, check_block_rows, log_sums, row_log_sums, surplus
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,18 @@ class SimclrConfig:
 
 
 def nt_xent_sum(
-    z_2BP: Tensor,
-    z_2NP: Tensor,
-    compared: Compared,
-    temperature: float,
-    block_rows: int | None = None,
-    tf32: bool = False,
+    z_2BP: Tensor, z_2NP: Tensor, compared: Compared, temperature: float, sweep: Sweep | None = None
 ) -> Tensor:
     """Sum over both views of valid rows of the cross-entropy. Unit vectors; z_2BP: this rank's, z_2NP: all ranks'.
 
     The negatives of a view are the other rows in the other view (the rows, or columns, of one matrix) and in its own.
     """
     scale = 1 / temperature
-    blocks: dict[str, Any] = {"block_rows": block_rows, "tf32": tf32}
-    others = log_sums(z_2BP[0], z_2NP[1], scale, compared, **blocks)
+    others = log_sums(z_2BP[0], z_2NP[1], scale, compared, sweep)
     positive_B = (z_2BP[0] * z_2BP[1]).sum(1) * scale
     losses = []
     for view, other_B in enumerate(others):
-        own_B = row_log_sums(z_2BP[view], z_2NP[view], scale, compared, **blocks)
+        own_B = row_log_sums(z_2BP[view], z_2NP[view], scale, compared, sweep)
         losses.append(surplus(torch.logaddexp(other_B, own_B) - positive_B))
     return torch.where(compared.valid, losses[0] + losses[1], 0).sum()
 
@@ -70,11 +63,12 @@ class Simclr(nn.Module):
     def __init__(self, config: SimclrConfig, tf32: bool = False) -> None:
         """tf32: similarities on a GPU are multiplied out in TensorFloat-32."""
         super().__init__()
-        self.config, self.tf32 = config, tf32
+        self.config = config
+        self.sweep = Sweep(config.block_rows, tf32)
 
     def forward(self, projections_2BP: Tensor, valid_B: Tensor, valid_N: Tensor, offset: int) -> Tensor:
         z_2BP = functional.normalize(projections_2BP, dim=2)
         z_2NP = distributed.gather(z_2BP.transpose(0, 1)).transpose(0, 1)
         count = 2 * valid_N.sum().clamp(min=1)
         compared = Compared(valid_B, valid_N, offset)
-        return nt_xent_sum(z_2BP, z_2NP, compared, self.config.temperature, self.config.block_rows, self.tf32) / count
+        return nt_xent_sum(z_2BP, z_2NP, compared, self.config.temperature, self.sweep) / count

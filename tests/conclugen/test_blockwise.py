@@ -13,7 +13,7 @@ from torch import Tensor
 from conclugen import fields, presets
 from conclugen.latents import Latents, Presence
 from conclugen.losses import blockwise
-from conclugen.losses.blockwise import Compared, log_sums
+from conclugen.losses.blockwise import Compared, Sweep, log_sums
 from conclugen.losses.contrastive import Contrastive, ContrastiveConfig, ring
 from conclugen.losses.simclr import Simclr, SimclrConfig
 from tests.conclugen import dense_losses
@@ -83,7 +83,7 @@ def test_derivatives_by_differences() -> None:
     valid = presence("some", False, 1).local[0]
 
     def both(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        row, column = log_sums(query, key, scale, Compared(valid, valid, 0), block_rows=10)
+        row, column = log_sums(query, key, scale, Compared(valid, valid, 0), Sweep(10))
         return row[valid], column[valid]
 
     inputs = [x.requires_grad_() for x in (randn(N, 3), randn(N, 3, seed=2), torch.tensor(1.7).double())]
@@ -113,7 +113,7 @@ def test_rows_of_a_block_are_chosen_by_the_size_of_the_batch(monkeypatch: pytest
     log_sums(z, z, 1.0, Compared(valid, valid, 0))
     assert seen == [10, 10, 10, 10]
     seen.clear()
-    log_sums(z, z, 1.0, Compared(valid, valid, 0), block_rows=30)
+    log_sums(z, z, 1.0, Compared(valid, valid, 0), Sweep(30))
     assert seen == [30, 10]
 
 
@@ -135,7 +135,7 @@ def test_tensor_float_is_asked_for_inside_the_sweeps_alone(monkeypatch: pytest.M
     z, valid = randn(8, P).requires_grad_(), torch.ones(8, dtype=torch.bool)
     before = backend.fp32_precision
     for tf32 in (False, True):
-        row, _ = log_sums(z, z, 1.0, Compared(valid, valid, 0), tf32=tf32)
+        row, _ = log_sums(z, z, 1.0, Compared(valid, valid, 0), Sweep(tf32=tf32))
         row.sum().backward()
     assert seen == [before, before, "tf32", "tf32"] and backend.fp32_precision == before
 

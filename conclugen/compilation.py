@@ -1,0 +1,61 @@
+"""torch.compile where it pays: the row-wise arithmetic of a step, in regions without graph breaks.
+
+Regions rather than the whole step: between them lies what should not be traced, k-means and the queue (loops and
+counters that change from step to step), collectives, and the sweep over blocks of similarities, whose number depends on
+the batch. Nothing inside a region depends on the step's number or on which tasks are active, so each is compiled once
+for each shape it meets.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch._dynamo.utils import counters, get_compilation_metrics
+
+BACKEND = "inductor"
+# torch's default of 8 counts all models of a process together; a worker that trains one after another would exceed it,
+# and `fullgraph` makes that an error.
+_RECOMPILE_LIMIT = 256
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """`function` by torch.compile, in one graph (a graph break is an error), anew for each shape."""
+    return cast(Function, _compiled(function, BACKEND))
+
+
+def options() -> dict[str, Any]:
+    """How everything is compiled: arguments of torch.compile and of Module.compile."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
+    return {"backend": BACKEND, "fullgraph": True, "dynamic": False}
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    return torch.compile(function, **options())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What torch.compile has done in this process: graphs made, breaks in them, and compilations of a function that
+    had been compiled before (for another shape, dtype or instance)."""
+
+    graphs: int
+    breaks: int
+    recompiles: int
+
+    def since(self, before: "Counts") -> "Counts":
+        return Counts(self.graphs - before.graphs, self.breaks - before.breaks, self.recompiles - before.recompiles)
+
+
+def counts() -> Counts:
+    """So far in this process."""
+    identifiers = [str(metrics.compile_id) for metrics in get_compilation_metrics() if metrics.compile_id]
+    return Counts(
+        graphs=counters["stats"]["unique_graphs"],
+        breaks=sum(counters["graph_break"].values()),
+        recompiles=sum(not name.split("_")[0].endswith("/0") for name in identifiers),
+    )
