@@ -27,14 +27,16 @@ class Batch:
     group: Tensor | None = None
 
     @classmethod
-    def of(cls, rows: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "Batch":
-        """Batch of any object with these attributes, in numpy arrays or tensors; features get `dtype`.
+    def of(cls, rows: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32) -> "Batch":
+        """Batch of any object with these attributes, in numpy arrays or tensors; features get `dtype`, or keep theirs.
 
         `present` may lack modalities (taken as present everywhere), as may the object `labels` and `group`.
         Raises ValueError where a shape does not fit the number of rows.
         """
         row = _tensor(rows.row, device).to(torch.int64)
-        features = {m: _tensor(x, device).to(dtype) for m, x in rows.features.items()}
+        features = {m: _tensor(x, device) for m, x in rows.features.items()}
+        if dtype is not None:
+            features = {m: x.to(dtype) for m, x in features.items()}
         masks: Mapping[str, Any] = rows.present
         present = {m: _tensor(masks[m], device).to(torch.bool) if m in masks else row >= 0 for m in features}
         labels = {name: _tensor(x, device) for name, x in (getattr(rows, "labels", None) or {}).items()}
