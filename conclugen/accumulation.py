@@ -28,7 +28,7 @@ def direct_gradients(
 ) -> tuple[dict[str, Tensor], list[Gradients]]:
     """This rank's share of each task's loss, and of each objective's gradient, in one pass over all rows."""
     shares = model(batch, step, epoch)
-    parameters = list(model.parameters())
+    parameters = model.trainable()
     gradients = [
         _gradients([weighted_sum(shares, objective)], parameters, keep=i + 1 < len(objectives))
         for i, objective in enumerate(objectives)
@@ -42,7 +42,7 @@ def cached_gradients(
     """The same with at most `micro_batch` rows in the heads at a time."""
     parts = [slice(start, start + micro_batch) for start in range(0, batch.rows, micro_batch)]
     presences = model.presences(batch)
-    parameters = list(model.parameters())
+    parameters = model.trainable()
 
     with torch.no_grad():
         pieces = [model.representations(model.inputs(batch.part(part)), batch.row[part], step) for part in parts]

@@ -5,11 +5,15 @@ global count, so that the sum over ranks is the loss of the global batch. Whatev
 of all ranks; its gradient is therefore the sum over ranks, and so is that of every parameter.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Small tensors travel together, up to so many numbers; a larger one travels alone.
+_BUCKET_ELEMENTS = 1 << 22
 
 
 def active() -> bool:
@@ -55,6 +59,26 @@ def all_sum(x: Tensor) -> Tensor:
     x = x.clone()
     dist.all_reduce(x)
     return x
+
+
+def all_sum_each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sum of each over ranks, without gradient, in few collectives; the tensors themselves are left as they were."""
+    if world_size() == 1:
+        return [x.detach() for x in tensors]
+    sums: list[Tensor] = []
+    start = 0
+    while start < len(tensors):
+        stop, elements = start + 1, tensors[start].numel()
+        while stop < len(tensors) and elements + tensors[stop].numel() <= _BUCKET_ELEMENTS:
+            elements += tensors[stop].numel()
+            stop += 1
+        bucket = [x.detach() for x in tensors[start:stop]]
+        flat = torch.cat([x.flatten() for x in bucket])
+        dist.all_reduce(flat)
+        pieces = flat.split([x.numel() for x in bucket])
+        sums += [piece.view(x.shape) for piece, x in zip(pieces, bucket, strict=True)]
+        start = stop
+    return sums
 
 
 def broadcast(x: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class GradientComputer:
         shares, gradients = (
             direct_gradients(*arguments) if micro_batch is None else cached_gradients(*arguments, micro_batch)
         )
-        summed = [[None if g is None else distributed.all_sum(g.contiguous()) for g in each] for each in gradients]
-        return shares, list(summed)
+        sums = iter(distributed.all_sum_each([g for each in gradients for g in each if g is not None]))
+        return shares, [[None if g is None else next(sums) for g in each] for each in gradients]
 
     def _combine(
         self,
@@ -94,7 +94,7 @@ class GradientComputer:
             weighted_TT = factor_T.unsqueeze(1) * gram_TT * factor_T
             coefficient_T = factor_T * gradient_conflicts.pcgrad(weighted_TT, order)
         for parameter, is_shared, column in zip(
-            self.model.parameters(), among, zip(*gradients_T, strict=True), strict=True
+            self.model.trainable(), among, zip(*gradients_T, strict=True), strict=True
         ):
             scales = (coefficient_T if is_shared else factor_T).to(parameter.dtype).unbind()
             terms = [g * scale for g, scale in zip(column, scales, strict=True) if g is not None]
@@ -107,7 +107,7 @@ class GradientComputer:
         return dict(zip(shares, losses.unbind(), strict=True))
 
     def _assign(self, gradients: Gradients) -> None:
-        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.model.trainable(), gradients, strict=True):
             parameter.grad = gradient
 
     def _drop_untrained(self, active: Sequence[str]) -> None:

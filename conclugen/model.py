@@ -69,6 +69,8 @@ class Model(nn.Module):
             )
         if tasks.simclr is not None:
             self.tasks["simclr"] = Simclr(tasks.simclr, tf32)
+        if not any(name in ROW_TASKS for name in tasks.active):
+            self._fix_biases_that_batch_norm_removes()
 
     def initialise(self) -> None:
         for name, module in self.named_modules():
@@ -113,6 +115,10 @@ class Model(nn.Module):
         """The tasks that count in this epoch."""
         clustering = self.clustering
         return [name for name in self.tasks if name != "clustering" or clustering is None or clustering.active(epoch)]
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that have gradients, in a fixed order."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def trained_by(self, tasks: Sequence[str]) -> set[Tensor]:
         """The parameters that the losses of these tasks reach."""
@@ -228,6 +234,16 @@ class Model(nn.Module):
         with self._autocast(present_MB):
             z_MBP: Tensor = self.projection(torch.stack(list(representations)), present_MB)
         return z_MBP.to(self.projection.output.weight.dtype)
+
+    def _fix_biases_that_batch_norm_removes(self) -> None:
+        """Where representations go to the projection alone, a constant added to them last leaves no trace in any loss.
+        Its gradient is rounding noise, which AdamW would scale up to a random walk that differs between world sizes."""
+        for head in self.heads.values():
+            assert isinstance(head, RepresentationHead)
+            if head.to_representation is not None:
+                head.to_representation.bias.requires_grad_(False)
+            elif self.config.model.representation_activation == "none":
+                head.unit.output.bias.requires_grad_(False)
 
     def _masked(self, x_BD: Tensor, row_B: Tensor, key: Tensor | None, share: float) -> Tensor:
         """Set a drawn `share` of the features to 0 during training: after standardisation, to their mean."""
