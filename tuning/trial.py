@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conclugen import PretrainConfig, Pretrainer, checkpoint
+from conclugen import PretrainConfig, Pretrainer, checkpoint, fields
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
 from ray_jobs.step_recorder import StepTimer
@@ -191,10 +191,11 @@ class Trial:
         """
         started = time.perf_counter()
         state = checkpoint.load(Path(folder) / STATE)
+        tasks = {name: {"weight": weight} for name, weight in state.meta["weights"]["configured"].items()}
+        begun_as = fields.merge(self.config, {"tasks": tasks})
+        if begun_as != self.config:  # a member of a population may have its state from one that began with others
+            self.config, self.pretrainer = begun_as, self.shared.pretrainer(begun_as, self.plan)
         state.restore(self.pretrainer)
-        if self.config.tasks.weighting == "static":
-            # A member of a population may have its state from one that began with other weights.
-            self.pretrainer.set_weights(state.meta["weights"]["current"])
         if state.extra["name"] == self.name:
             self.seconds = Seconds(**state.extra["seconds"])
         self.seconds.setup += time.perf_counter() - started
