@@ -120,7 +120,7 @@ def group_table(results: Results, dataset: str, systems: Sequence[System], fract
         note = f"Of {len(ordered)} groups the {_MOST_GROUPS // 2} worst and best of the first column."
     lines = []
     for group in listed:
-        top = max(score[group] for score in scores)
+        top = max(score[group] for score in scores) if len(scores) > 1 else None
         entries = [Entry(f"{rows[group]:.0f}")]
         entries += [Entry(f"{100 * s[group]:.1f}", "best" if s[group] == top else "") for s in scores]
         lines.append(Line(group, tuple(entries)))
@@ -246,7 +246,7 @@ def _hint(value: Value) -> str:
     if value.deviation is None and value.seeds == 1 and not value.missing:
         return "one run"
     lacking = f", {value.missing} missing" if value.missing else ""
-    return f"{value.seeds} seeds{lacking}"
+    return f"{value.seeds} seed{'s' * (value.seeds != 1)}{lacking}"
 
 
 def _bare(label: str, recipe: str) -> str:
