@@ -19,6 +19,7 @@ from shards.schema import Column
 BLOCK = 512
 RECORD = 20 * BLOCK  # tar pads an archive to this
 NPY_HEADER_BYTES = 128
+_NAME_BYTES = 100
 _REGULAR = b"0"
 _CHECKSUM = slice(148, 156)
 
@@ -40,7 +41,7 @@ def archive_bytes(count: int, stride: int) -> int:
 def tar_header(name: str, size: int) -> bytes:
     """Deterministic ustar header of a regular file: mode 0644, owner 0, time 0 (POSIX.1-1988, `ustar` format)."""
     encoded = name.encode("ascii")
-    if not 0 < len(encoded) <= 100 or not 0 <= size < 8**11:
+    if not 0 < len(encoded) <= _NAME_BYTES or not 0 <= size < 8**11:
         raise LayoutError(f"member {name!r} of {size} bytes does not fit a ustar header")
     header = bytearray(BLOCK)
     header[: len(encoded)] = encoded
@@ -168,20 +169,39 @@ class SlotLayout:
 
     def fill(self, slots: np.ndarray, keys: Sequence[str], payloads: Sequence[bytes], texts: Sequence[bytes]) -> None:
         """Write n whole slots into zeroed `slots` (n, stride) uint8; a payload holds all columns one after another."""
-        ends = np.cumsum([column.nbytes for column in self.columns])
+        ends = np.cumsum([column.nbytes for column in self.columns]).tolist()
+        members = [
+            (at, f".{c.name}.npy", NPY_HEADER_BYTES + c.nbytes)
+            for c, at in zip(self.columns, self.header_offsets, strict=True)
+        ]
+        for at, ending, size in [*members, (self.json_offset - BLOCK, ".json", self.json_length)]:
+            _fill_headers(slots[:, at : at + BLOCK], [key + ending for key in keys], size)
         for header, offset in zip(self.npy_headers, self.npy_offsets, strict=True):
             slots[:, offset : offset + NPY_HEADER_BYTES] = header
-        for slot, key, payload, text in zip(slots, keys, payloads, texts, strict=True):
+        places = [
+            (at, at + c.nbytes, end - c.nbytes, end)
+            for c, at, end in zip(self.columns, self.payload_offsets, ends, strict=True)
+        ]
+        memory, stride = slots.reshape(-1).data, self.stride
+        for i, (payload, text) in enumerate(zip(payloads, texts, strict=True)):
             assert len(payload) == ends[-1] and len(text) <= self.json_length
-            values = np.frombuffer(payload, np.uint8)
-            for column, header_at, at, end in zip(
-                self.columns, self.header_offsets, self.payload_offsets, ends, strict=True
-            ):
-                member = tar_header(f"{key}.{column.name}.npy", NPY_HEADER_BYTES + column.nbytes)
-                slot[header_at : header_at + BLOCK] = np.frombuffer(member, np.uint8)
-                slot[at : at + column.nbytes] = values[end - column.nbytes : end]
-            member = tar_header(f"{key}.json", self.json_length)
-            slot[self.json_offset - BLOCK : self.json_offset] = np.frombuffer(member, np.uint8)
-            slot[self.json_offset : self.json_offset + self.json_length] = np.frombuffer(
-                text.ljust(self.json_length), np.uint8
-            )
+            slot, values = memory[i * stride : (i + 1) * stride], memoryview(payload)
+            for start, stop, first, last in places:
+                slot[start:stop] = values[first:last]
+            slot[self.json_offset : self.json_offset + self.json_length] = text.ljust(self.json_length)
+
+
+def _fill_headers(headers: np.ndarray, names: Sequence[str], size: int) -> None:
+    """(n, 512) `tar_header(name, size)` of each name, all at once: only name and checksum differ."""
+    encoded = [name.encode("ascii") for name in names]
+    for name in encoded:
+        if not 0 < len(name) <= _NAME_BYTES:
+            raise LayoutError(f"member {name.decode()!r} does not fit a ustar header")
+    template = np.frombuffer(tar_header("-", size), np.uint8)
+    padded_names = np.array(encoded, f"S{_NAME_BYTES}").view(np.uint8).reshape(-1, _NAME_BYTES)
+    headers[:] = template
+    headers[:, :_NAME_BYTES] = padded_names
+    # The checksum counts its own field as spaces.
+    own = int(template[_CHECKSUM].sum())
+    sums = int(template.sum()) - own + 8 * ord(" ") - ord("-") + padded_names.sum(axis=1, dtype=np.int64)
+    headers[:, _CHECKSUM.start : _CHECKSUM.start + 6] = (sums[:, None] >> np.arange(15, -1, -3)) % 8 + ord("0")

@@ -87,6 +87,7 @@ class Reader:
         self._storage = Storage(manifest)
         self._indexes = IndexCache(index_cache_bytes)
         self._memory = threading.local()
+        self._log_lock = threading.Lock()
         self._fetchers: ThreadPoolExecutor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -191,9 +192,10 @@ class Reader:
         self._zero_missing(filled, stored)
         if size > total:
             out.part(total, size).clear()
-        self.damage.rows_read += total
-        if wrong.any():
-            self._quarantine(wrong, filled)
+        with self._log_lock:
+            self.damage.rows_read += total
+            if wrong.any():
+                self._quarantine(wrong, filled)
         return out
 
     def metadata(self, shard: int) -> pa.Table:

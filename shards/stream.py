@@ -5,7 +5,9 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -39,7 +41,8 @@ def stream(
     """`steps` batches of exactly ceil(global_batch / world) rows each, from `cursor` on, over epoch borders.
 
     Rows that a batch lacks are padding at its tail (row -1, nothing present). With `prefetch` > 0 a thread reads ahead;
-    memory then is (prefetch + 2) batches: those waiting, the one being read, the one in use. A batch's memory is used
+    memory then is (prefetch + 2) batches: those waiting, the one being read, the one in use. From a remote store the
+    batches ahead are fetched side by side, so that latency is paid once and not for each. A batch's memory is used
     again only when nothing refers to its arrays any more, so batches may be kept. Closing the iterator ends the
     thread.
 
@@ -50,8 +53,12 @@ def stream(
     """
     check_fit(reader, plan, rank, world, steps)
     memory = RowMemory(reader, plan.local_batch(world), kept=prefetch + 3)
-    batches = _read(reader, plan, rank, world, cursor, steps, memory)
-    return ReadAhead(batches, prefetch) if prefetch > 0 else batches
+    steps_read = _steps(reader, plan, rank, world, cursor, steps)
+    if prefetch <= 0:
+        return (_read(reader, memory, plan, *step) for step in steps_read)
+    if reader.manifest.is_local:
+        return ReadAhead((_read(reader, memory, plan, *step) for step in steps_read), prefetch)
+    return ReadAhead(_read_side_by_side(reader, memory, plan, steps_read, prefetch), 1)
 
 
 def check_fit(reader: Reader, plan: EpochPlan, rank: int, world: int, steps: int) -> None:
@@ -107,19 +114,22 @@ class RowMemory:
         self._reader, self._size, self._kept, self._views = reader, size, kept, views
         self._batches: list[Rows] = []
         self._alone: list[int] = []
+        self._lock = threading.Lock()
 
     def take(self) -> Rows:
         """Memory for one batch, with any content."""
-        for place, rows in enumerate(self._batches):
-            if _references(rows) == self._alone:
-                return self._batches.pop(place)
+        with self._lock:
+            for place, rows in enumerate(self._batches):
+                if _references(rows) == self._alone:
+                    return self._batches.pop(place)
         rows = self._reader.allocate(self._size, self._views)
         self._alone = self._alone or _references(rows)
         return rows
 
     def give(self, rows: Rows) -> None:
         """Watch a batch that was filled and is handed out now."""
-        self._batches = [*self._batches[-(self._kept - 1) :], rows]
+        with self._lock:
+            self._batches = [*self._batches[-(self._kept - 1) :], rows]
 
 
 def _references(rows: Rows) -> list[int]:
@@ -132,16 +142,40 @@ def _references(rows: Rows) -> list[int]:
     return [sys.getrefcount(arrays[i]) for i in range(len(arrays))]
 
 
-def _read(
-    reader: Reader, plan: EpochPlan, rank: int, world: int, cursor: Cursor, steps: int, memory: RowMemory
-) -> Iterator[Step]:
+def _steps(
+    reader: Reader, plan: EpochPlan, rank: int, world: int, cursor: Cursor, steps: int
+) -> Iterator[tuple[list[Range], Cursor]]:
+    """Ranges and place of each batch."""
     size = max(1, _PIECES_PLANNED * plan.chunk_rows // plan.local_batch(world))
     for start, window in windows(plan, rank, world, cursor, steps, size):
         for i in range(len(window.filled)):
-            rows = memory.take()
-            reader.read_ranges(merged(window.ranges(i)), out=rows)
-            memory.give(rows)
-            yield as_step(rows, plan, plan.advance(start, i))
+            yield merged(window.ranges(i)), plan.advance(start, i)
+
+
+def _read(reader: Reader, memory: RowMemory, plan: EpochPlan, ranges: list[Range], cursor: Cursor) -> Step:
+    rows = memory.take()
+    reader.read_ranges(ranges, out=rows)
+    step = as_step(rows, plan, cursor)
+    memory.give(rows)  # not before somebody refers to its arrays, or another thread would take them
+    return step
+
+
+def _read_side_by_side(
+    reader: Reader, memory: RowMemory, plan: EpochPlan, steps: Iterator[tuple[list[Range], Cursor]], depth: int
+) -> Iterator[Step]:
+    """The batches in order, up to `depth` of them being fetched at once."""
+    waiting: deque[Future[Step]] = deque()
+    with ThreadPoolExecutor(depth, "shards-batch") as pool:
+        try:
+            for step in steps:
+                waiting.append(pool.submit(_read, reader, memory, plan, *step))
+                if len(waiting) == depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class _Channel:

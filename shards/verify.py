@@ -19,11 +19,12 @@ from shards.index_store import load_index, read_index_bytes
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry
 from shards.member import MemberError, parse_npy
 from shards.record import Record
-from shards.slot import read_slot
+from shards.slot import read_slot, whole_slots
+from shards.slot_columns import read_slots
 from shards.storage import Storage, consecutive
 from shards.tarscan import scan_tar
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
 _DAMAGED = "Restore the shard from its source; `verify --repair` makes a manifest without it"
 
 
@@ -104,20 +105,23 @@ def _check_slots(
     assert layout is not None
     stride = layout.stride
     step = max(1, _BLOCK_BYTES // stride)
+    memory = np.empty((min(step, entry.count), stride), np.uint8)
     for start in range(0, entry.count, step):
         rows = table.slice(start, step).to_pylist()
-        buffer = np.empty(len(rows) * stride, np.uint8).data
-        storage.read_into(entry, [(start * stride, [buffer])])
-        for i, row in enumerate(rows):
-            slot = buffer[i * stride : (i + 1) * stride]
-            if xxhash.xxh3_64_intdigest(slot) != row["checksum"]:
+        slots = memory[: len(rows)]
+        sums = np.array(read_slots(storage, entry, stride, slice(start, start + len(rows)), slots), np.uint64)
+        intact = sums == index.checksums[start : start + len(rows)]
+        records = whole_slots(schema, layout, slots, [row["key"] for row in rows])
+        for slot, row, same, record in zip(slots, rows, intact.tolist(), records, strict=True):
+            if not same:
                 yield Problem(entry.name, row["key"], "checksum differs from the index", _DAMAGED)
                 continue
-            try:
-                record = read_slot(schema, layout, slot)
-            except ValueError as error:
-                yield Problem(entry.name, row["key"], str(error), _DAMAGED)
-                continue
+            if record is None:
+                try:
+                    record = read_slot(schema, layout, slot.data)
+                except ValueError as error:
+                    yield Problem(entry.name, row["key"], str(error), _DAMAGED)
+                    continue
             for field in _differences(manifest, row, record):
                 yield Problem(
                     entry.name, row["key"], f"{field} differs between shard and index", "Rebuild it: `verify --repair`"

@@ -26,7 +26,7 @@ from shards.record import Record, decode, encode
 from shards.schema import Sample, Schema, check_name
 
 DEFAULT_MAX_SHARD_BYTES = 256 * 1024**2
-_WRITE_BLOCK = 8 * 1024**2
+_WRITE_BLOCK = 2 * 1024**2  # filled, hashed and written while it lies in a cache
 _STAGING = ".staging"
 
 
@@ -58,10 +58,11 @@ def _write_records(folder: Path, name: str, schema: Schema, records: Sequence[Re
     count, stride = len(records), layout.stride
     checksums = np.empty(count, np.uint64)
     step = max(1, _WRITE_BLOCK // stride)
+    memory = np.zeros((min(step, count), stride), np.uint8)  # every slot is written over wholly but for its padding
     with atomic_file(folder / f"{name}{TAR_SUFFIX}") as file:
         for start in range(0, count, step):
             part = records[start : start + step]
-            slots = np.zeros((len(part), stride), np.uint8)
+            slots = memory[: len(part)]
             layout.fill(slots, [r.key for r in part], [r.payload for r in part], [r.text_json for r in part])
             checksums[start : start + step] = [xxhash.xxh3_64_intdigest(slot.data) for slot in slots]
             file.write(slots.data)

@@ -118,3 +118,25 @@ def test_safe_key_keeps_different_names_apart() -> None:
     names = ["x.y", "x.z", "x_y", "ä", "ö", "a" * 90, "a" * 91, "-a", ".a"]
     assert len({safe_key(name, 60) for name in names}) == len(names)
     assert safe_key("01-02_a+b=c@d,e~f", 60) == "01-02_a+b=c@d,e~f"
+
+
+@pytest.mark.parametrize("texts", [[b"{}", b'{"a":1}', b""], [b"x" * 700]])
+def test_many_slots_at_once_equal_members_written_one_by_one(texts: list[bytes]) -> None:
+    columns = (Column("a", 3), Column("longer-name", 130, "float16"))
+    layout = SlotLayout(columns, 700)
+    keys = [f"{'k' * (1 + 20 * i)}{i}" for i in range(len(texts))]
+    rng = np.random.default_rng(0)
+    payloads = [rng.bytes(sum(column.nbytes for column in columns)) for _ in texts]
+    slots = np.zeros((len(texts), layout.stride), np.uint8)
+    layout.fill(slots, keys, payloads, texts)
+    for slot, key, payload, text in zip(slots, keys, payloads, texts, strict=True):
+        expected, at = b"", 0
+        for column in columns:
+            member = npy_header(column) + payload[at : at + column.nbytes]
+            at += column.nbytes
+            header = tar_header(f"{key}.{column.name}.npy", len(member))
+            expected += header + member + bytes(-len(member) % 512)
+        expected += tar_header(f"{key}.json", 700) + text.ljust(700) + bytes(-700 % 512)
+        assert slot.tobytes() == expected
+    with pytest.raises(LayoutError, match="does not fit"):
+        layout.fill(slots[:1], ["k" * 90], payloads[:1], texts[:1])

@@ -11,7 +11,9 @@ import pytest
 from shards import Manifest, Reader, ShardError
 from shards.__main__ import main
 from shards.foreign import index_folder
+from shards.index_store import load_index
 from shards.repair import rebuild_index, repair
+from shards.slot import read_slot, whole_slots
 from shards.verify import verify
 from tests.shards.foreign_tars import npy, plain_members, write_tar
 from tests.shards.small_data import SCHEMA, flip_bit, make_samples, write
@@ -153,3 +155,29 @@ def test_index_that_disagrees_with_its_shard(folder: Path) -> None:
     found = [(p.sample, p.reason) for p in verify(folder)]
     differs = "differs between shard and index"
     assert found == [("s0", f"group {differs}"), ("s2", f"label.mood {differs}")]
+
+
+def test_the_check_of_many_slots_agrees_with_the_check_of_one(folder: Path) -> None:
+    """Whatever byte differs, `whole_slots` gives no record exactly where `read_slot` raises or the key is another."""
+    manifest = Manifest.open(folder)
+    index = load_index(manifest, manifest.entry(0))
+    keys = Reader(manifest).metadata(0)["key"].to_pylist()
+    assert index.layout is not None
+    stride = index.layout.stride
+    data = np.frombuffer((folder / "part-000000.tar").read_bytes(), np.uint8)[: len(keys) * stride].reshape(-1, stride)
+    whole = whole_slots(SCHEMA, index.layout, data, keys)
+    assert [record and record.payload for record in whole] == [
+        read_slot(SCHEMA, index.layout, slot.data).payload for slot in data
+    ]
+    assert whole_slots(SCHEMA, index.layout, data[:2], [keys[0], keys[0]])[1] is None
+    slots = data.copy()
+    for start in range(0, stride, 37 * len(slots)):
+        slots[:] = data
+        for i, slot in enumerate(slots):
+            slot[min(start + 37 * i, stride - 1)] ^= 0x10
+        for slot, record in zip(slots, whole_slots(SCHEMA, index.layout, slots, keys), strict=True):
+            try:
+                alone = repr(read_slot(SCHEMA, index.layout, slot.data))  # as text: NaN is not equal to itself
+            except ValueError:
+                alone = "None"
+            assert repr(record) == alone
