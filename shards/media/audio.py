@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from shards.media.limits import Limits, MediaError
-from shards.media.probe import Source, audio_stream, open_media, start_of
+from shards.media.probe import Source, audio_stream, exact, open_media, start_of
 
 SPEECH_RATE = 16_000
 FORMATS = ("flac", "wav")
@@ -61,7 +61,7 @@ def read_audio(
         allowed = limits.max_seconds * (1 + limits.audio_gap_share) + limits.audio_gap_seconds
         longest = allowed if end is None else min(allowed, end - (start or 0.0))
         limits.check_bytes(longest * rate * 4, "the sound")
-        first = None if whole else origin + Fraction(start or 0.0)
+        first = None if whole else origin + exact(start or 0.0)
         if first is not None and first > 1 and "mpeg" not in container.format.name.split(","):
             container.seek(int((first - 1) * av.time_base), backward=True)
         blocks, begins = _resampled(container, stream, rate, first, longest, limits, whole)

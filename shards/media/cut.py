@@ -19,7 +19,7 @@ import numpy as np
 
 from shards.media.limits import Limits, MediaError
 from shards.media.pictures import Tally, decode_pictures
-from shards.media.probe import Source, open_media, seconds_of, start_of, video_stream
+from shards.media.probe import Source, exact, open_media, seconds_of, start_of, video_stream
 
 _COPIED = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "av1", "vp9", "mjpeg"})
 # Where these begin within a group of pictures, readers disagree on which picture the edit list means.
@@ -103,20 +103,20 @@ def _select(
     """Packets to copy in file order, and the interval [from, to) in the stream's clock."""
     clock = Fraction(stream.time_base)
     origin = start_of(stream)
-    shown_from = -(1 << 62) if start is None else _ticks(origin + Fraction(start), clock)
-    shown_to = 1 << 62 if end is None else _ticks(origin + Fraction(end), clock)
+    shown_from = -(1 << 62) if start is None else _ticks(origin + exact(start), clock)
+    shown_to = 1 << 62 if end is None else _ticks(origin + exact(end), clock)
     if start:
         _seek_packets(container, stream, shown_from)
     packets: list[Any] = []
     size, key_at = 0, None
     for packet in _video_packets(container, stream):
-        if packet.pts is None or packet.dts is None:
+        if packet.pts is None:
             raise _NotCopiedError("packets have no timestamps")
         if packet.is_keyframe and packet.pts <= shown_from:
             packets, size, key_at = [], 0, packet.pts
         if start is not None and key_at is None and not packets and not packet.is_keyframe:
             raise _NotCopiedError("no key frame before the interval")
-        if packet.dts >= shown_to:
+        if packet.dts is not None and packet.dts >= shown_to:
             break
         if key_at is not None and packet.pts < key_at:
             continue  # a leading picture of the key frame: it needs what was left out, and is not shown
@@ -130,7 +130,17 @@ def _select(
         raise _NotCopiedError("no key frame to begin with")
     if start is not None and (shown_from - packets[0].pts) * clock > limits.max_preroll_seconds:
         raise _NotCopiedError("the key frame before the interval lies too far back")
+    _complete_order(packets, 1 / Fraction(stream.average_rate or 25) / clock)
     return packets, shown_from, shown_to
+
+
+def _complete_order(packets: list[Any], usual: Fraction) -> None:
+    """Fill in the decoding times that Matroska leaves out of its first packets: one picture's length apart."""
+    known = next((i for i, packet in enumerate(packets) if packet.dts is not None), None)
+    if known is None or any(packet.dts is None for packet in packets[known:]):
+        raise _NotCopiedError("packets have no decoding times")
+    for i in range(known - 1, -1, -1):
+        packets[i].dts = packets[i + 1].dts - max(1, round(usual))
 
 
 def _ticks(time: Fraction, clock: Fraction) -> int:
@@ -209,7 +219,7 @@ def encode_video(source: Source, start: float | None, end: float | None, limits:
         raise MediaError("bad_interval", f"no picture of {codec} is shown in {start:g} to {end:g} s")
     tally.check(limits)
     data = set_edit_length(target.getvalue(), tally.end)
-    return CutVideo(data, False, origin + Fraction(start or 0), announced if start is None else None, tally.good)
+    return CutVideo(data, False, origin + exact(start or 0.0), announced if start is None else None, tally.good)
 
 
 def _origin(source: Source, limits: Limits) -> tuple[Fraction, float | None, str]:

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from shards.media.limits import Limits, MediaError
-from shards.media.probe import Source, open_media, seconds_of, start_of, video_stream
+from shards.media.probe import Source, exact, open_media, seconds_of, start_of, video_stream
 
 
 @dataclass
@@ -67,7 +67,7 @@ def decode_pictures(
         # Before the interval pictures must be decoded from a key frame on; they are not shown.
         origin = start_of(stream)
         if start:
-            _seek(container, stream, origin + Fraction(start))
+            _seek(container, stream, origin + exact(start))
         yield from _shown(container, stream, limits, tally, origin, start, end)
 
 
@@ -80,7 +80,7 @@ def _shown(
     start: float | None,
     end: float | None,
 ) -> Iterator[Picture]:
-    first, last = Fraction(start or 0), None if end is None else Fraction(end)
+    first, last = exact(start or 0.0), None if end is None else exact(end)
     usual = 1 / Fraction(stream.average_rate) if stream.average_rate else Fraction(1, 25)
     previous: Fraction | None = None
     begun = False

@@ -142,6 +142,11 @@ def seconds_of(stream: Any, container: Any) -> float | None:
     return None
 
 
+def exact(seconds: float) -> Fraction:
+    """Seconds of a label or an option as a time that can be compared with a video's: 0.8 is 4/5, not a bit more."""
+    return Fraction(round(seconds * 1_000_000), 1_000_000)
+
+
 def start_of(stream: Any) -> Fraction:
     """First presentation time that the stream announces, in seconds, at which a clip's own time begins."""
     return Fraction(0) if stream.start_time is None else stream.start_time * Fraction(stream.time_base)
