@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shards import bench, bench_remote, bench_writing
-from shards.bench_methods import OwnMethods, write_shards
+from shards.bench_methods import WIDTHS, OwnMethods, write_shards
 from shards.bench_peers import MOSAIC_SCRIPT, PeerMethods
 from shards.bench_report import Measured, measure, summary, table
 from shards.manifest import Manifest
@@ -76,8 +76,9 @@ def test_what_is_measured_is_what_webdataset_reads(manifest: Manifest) -> None:
     for step in stream(Reader(manifest), own.plan, 0, 1, Cursor(), 12):
         assert step.slots is not None
         for i, row in enumerate(step.row.tolist()):
-            for found, expected in zip(step.features.values(), decoded[row], strict=True):
-                assert found.dtype == expected.dtype and np.array_equal(found[i], expected)
+            for name, expected in zip(WIDTHS, decoded[row], strict=True):
+                found = step.features[name][i]
+                assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("method", ["readinto", "own_process", "own_process_ahead", "own_process_copied"])
