@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from conclugen import storage
@@ -33,24 +34,64 @@ class Checkpoint:
         pretrainer.load_state(self.tensors, self.meta)
 
 
-def save(
-    folder: str | Path, pretrainer: Pretrainer, cursor: Mapping[str, Any], extra: Mapping[str, Any] | None = None
-) -> None:
-    """Write a checkpoint as `folder`, whole or not at all. All ranks hold the same state: one of them writes.
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory, yet to be written: `tensors` and the text of the document beside them."""
 
-    cursor and extra must be JSON-able. Raises NonFiniteLossError rather than save a state that a bad step has touched.
+    tensors: dict[str, Tensor]
+    document: dict[str, Any]
+
+
+def snapshot(
+    pretrainer: Pretrainer,
+    cursor: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    copy: bool = True,
+) -> Snapshot:
+    """The state of now, copied to the host's memory so that training may go on while it is written.
+
+    cursor and extra must be JSON-able. copy: False where nothing changes the state before it is written. Raises
+    NonFiniteLossError rather than take a state that a bad step has touched.
     """
     tensors, meta = pretrainer.state()
     document = {
         "schema": SCHEMA,
         "version": VERSION,
-        "digest": storage.tensors_digest(tensors),
         "identity": pretrainer.config.identity_digest(),
         "meta": meta,
         "cursor": dict(cursor),
         "extra": dict(extra or {}),
     }
-    storage.write_folder(folder, tensors, {DOCUMENT: json.dumps(document, indent=1, allow_nan=False)}, TENSORS)
+    if copy:  # of a tensor on the host `to` alone would be the tensor itself
+        tensors = {name: x.to("cpu", copy=True) for name, x in tensors.items()}
+        document = json.loads(json.dumps(document))
+    return Snapshot(tensors, document)
+
+
+def write(folder: str | Path, state: Snapshot) -> None:
+    """Write a snapshot as `folder`, whole or not at all. Raises OSError where there is no room, or no access."""
+    document = state.document | {"digest": storage.tensors_digest(state.tensors)}
+    text = json.dumps(document, indent=1, allow_nan=False)
+    try:
+        storage.write_folder(folder, state.tensors, {DOCUMENT: text}, TENSORS)
+    except SafetensorError as cause:  # what safetensors makes of a full disk
+        raise OSError(f"{folder}: can't be written: {cause}") from cause
+
+
+def save(
+    folder: str | Path, pretrainer: Pretrainer, cursor: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+) -> None:
+    """`write` the `snapshot` of now. All ranks hold the same state: one of them writes."""
+    write(folder, snapshot(pretrainer, cursor, extra, copy=False))
+
+
+def read_extra(document: str) -> dict[str, Any]:
+    """What the job added to a checkpoint, from the text of its document; {} where the text is damaged."""
+    try:
+        extra = json.loads(document)["extra"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return extra if isinstance(extra, dict) else {}
 
 
 def load(folder: str | Path) -> Checkpoint:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conclugen import Pretrainer, export
-from ray_jobs import configuration, plots, ray_cluster, trainer
+from ray_jobs import configuration, plots, ray_cluster, run_lock, train_worker, trainer
+from ray_jobs.failures import RunFailedError
 from ray_jobs.progress import ProgressPrinter
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
 from ray_jobs.tracking import model_artifact
 from ray_jobs.tracking.journal import Journal, metric_history
-from ray_jobs.tracking.mlflow_environment import default_tracking_uri
+from ray_jobs.tracking.mlflow_environment import default_tracking_uri, ui_command
 from ray_jobs.tracking.mlflow_sink import MlflowSink
+from ray_jobs.train_worker import Start
 from shards.stats import column_moments
 
 
@@ -31,26 +38,43 @@ class PretrainResult:
     mlflow_run_id: str | None
 
 
-def pretrain(job: PretrainJob) -> PretrainResult:
-    """Run or resume a pretraining run to its end.
+def pretrain(job: PretrainJob, train: Callable[[Start], None] = train_worker.train) -> PretrainResult:
+    """Run or resume a pretraining run to its end. One job at a time: a second one under its name is refused.
+
+    Args:
+        train: What each worker runs.
 
     Raises:
         ValueError: input or configuration that cannot work, found before any worker starts.
-        ray.train.TrainingFailedError: the workers failed more often than `run.max_failures`; checkpoints stay.
+        RunFailedError: training failed; one line with rank, step and cause. Checkpoints stay.
     """
-    config = job.pretrain
-    source = Source.open(job.data, config)
-    total_steps = source.plan.start_of_epoch(config.epochs)
-
+    source = Source.open(job.data, job.pretrain)
+    total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
+    if job.run.keep_by is not None and job.data.validation_view is None:
+        raise ValueError(f"run.keep_by: {job.run.keep_by!r} needs data.validation_view, which is None")
     folder = RunFolder(job.run.output_folder / job.run.name)
-    identity = config.identity() | source.identity()
+    identity = job.pretrain.identity() | source.identity()
+    folder.belongs(identity)  # refused before anything is written
+    with run_lock.held(folder.path):
+        return _pretrain(job, source, folder, identity, total_steps, train)
+
+
+def _pretrain(
+    job: PretrainJob,
+    source: Source,
+    folder: RunFolder,
+    identity: dict[str, Any],
+    total_steps: int,
+    train: Callable[[Start], None],
+) -> PretrainResult:
     resumed = folder.belongs(identity)
+    reached = check_reached(job, folder, identity, total_steps)
     moments = None
-    if config.model.standardize and not folder.standardization.is_file():
+    if job.pretrain.model.standardize and not folder.standardization.is_file():
         # Before the name is taken: it stays free where the data turns out to be damaged.
-        moments = column_moments(source.reader, source.view, job.data.standardization_rows, config.seed)
+        moments = column_moments(source.reader, source.view, job.data.standardization_rows, job.pretrain.seed)
     folder.claim(identity)
-    configuration.save(job, folder.config)
+    folder.save_config(job)
     if moments is not None:
         folder.save_standardization(moments)
 
@@ -61,12 +85,13 @@ def pretrain(job: PretrainJob) -> PretrainResult:
         journal.params(configuration.to_plain(job))
         journal.tags(tags(job, source))
         journal.artifact(folder.config)
-        begins = "resuming" if resumed else "starting"
+        begins = f"resuming after step {reached} of" if resumed or reached else "starting"
         print(f"{begins} run {job.run.name}: {total_steps} steps, {job.run.workers} worker(s)", flush=True)
         try:
-            ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
-            with ProgressPrinter(folder.journal, total_steps):
-                trainer.fit(job, folder, total_steps)
+            if reached < total_steps:
+                ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
+                with stop_signals(), ProgressPrinter(folder.journal, total_steps):
+                    trainer.fit(job, folder, total_steps, identity, train)
             step = export_model(job, source, folder)
             for picture in plot_history(folder):
                 journal.artifact(picture, target="plots")
@@ -75,10 +100,54 @@ def pretrain(job: PretrainJob) -> PretrainResult:
                 registered_name=job.run.registered_model,
             )
             journal.status("FINISHED")
+        except (KeyboardInterrupt, SystemExit):
+            journal.status("KILLED")
+            raise
         except BaseException:
             journal.status("FAILED")
             raise
     return PretrainResult(folder, folder.model, step, uri, sink.run_id)
+
+
+def check_reached(job: PretrainJob, folder: RunFolder, identity: dict[str, Any], total_steps: int) -> int:
+    """The step that the run's newest checkpoint stands at, 0 without one.
+
+    Raises ValueError where that is beyond the end that is asked for, or where it is a checkpoint of another run.
+    """
+    store = folder.store(job.run)
+    newest = store.newest()
+    if newest is None:
+        return 0
+    theirs, mine = newest.extra.get("identity", {}), json.loads(json.dumps(identity))
+    differing = sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
+    if differing:
+        raise ValueError(f"{store.location}: holds checkpoints of another run, which differs in {', '.join(differing)}")
+    reached = int(newest.meta["step_number"])
+    if reached > total_steps:
+        raise ValueError(
+            f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
+            f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
+        )
+    return reached
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGTERM ends the job in order, as an interrupt does: the run is marked KILLED and can go on later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a trial of a search; its own process takes the signals
+        return
+
+    def stop(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM,)}
+    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # Ray Train puts its own there
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tags(job: PretrainJob, source: Source) -> dict[str, str]:
@@ -98,10 +167,9 @@ def tags(job: PretrainJob, source: Source) -> dict[str, str]:
 
 def export_model(job: PretrainJob, source: Source, folder: RunFolder) -> int:
     """Write the model of the newest checkpoint for use elsewhere; returns its step."""
-    found = folder.newest_checkpoint()
-    if found is None:
+    state = folder.store(job.run).newest()
+    if state is None:
         raise ValueError(f"{folder.path}: the run ended without a whole checkpoint; run it again under the same name")
-    _, state = found
     pretrainer = Pretrainer(
         job.pretrain,
         widths=source.reader.widths,
@@ -133,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = configuration.parse(PretrainJob, argv, description=__doc__)
     try:
         result = pretrain(job)
-    except (ValueError, FileNotFoundError) as error:
-        # Input or configuration that can't work; anything else is a fault, and shows its trace.
+    except (ValueError, FileNotFoundError, RunFailedError) as error:
+        # Input or configuration that can't work, or training that did; anything else is a fault: its trace.
         print(f"error: {error}", file=sys.stderr)
         return 1
     damaged = result.folder.quarantined()
@@ -145,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\n  model     {result.model}    (conclugen.load(path).embed(batch))"
         f"\n  plots     {result.folder.plots}"
         f"\n  MLflow    run {result.mlflow_run_id} in {result.tracking_uri}"
-        f"\n  open it   mlflow ui --backend-store-uri {result.tracking_uri}"
+        f"\n  open it   {ui_command(result.tracking_uri)}"
     )
     return 0
 

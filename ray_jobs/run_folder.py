@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, which run it is, and the newest checkpoint that is whole.
+"""The folder of a run: what lies where, which run it is, and which of its starts may write.
 
 <output>/<name>/
     run.json               identity of the run, written once
@@ -6,7 +6,9 @@
     journal.jsonl          everything tracked, append-only
     quarantine/            damaged samples that training met, a file for each rank
     standardization.safetensors
-    train/until-*/         what Ray Train stores: checkpoints, its own state
+    checkpoints/step-*/    checkpoints, unless run.storage puts them elsewhere
+    failures.jsonl         how starts of the run ended that did not reach its end
+    .lock  .attempt        who trains the run now, and in which start
     model/                 exported model
     plots/  evaluation/    what people look at
 """
@@ -15,7 +17,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import uuid
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,14 +27,18 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from conclugen import checkpoint
-from conclugen.checkpoint import Checkpoint, CheckpointError
+from ray_jobs import configuration
+from ray_jobs.checkpoint_store import CheckpointStore
+from ray_jobs.run_config import PretrainJob, RunConfig
 from shards import Damage
 
-CHECKPOINT_PREFIX = "step-"
 _MOMENTS = ("mean", "deviation")
 
 Standardization = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+class SupersededError(RuntimeError):
+    """This process trains for a start of the run that another one has followed."""
 
 
 class RunFolder:
@@ -45,11 +53,12 @@ class RunFolder:
         self.journal = self.path / "journal.jsonl"
         self.standardization = self.path / "standardization.safetensors"
         self.config = self.path / "config.json"
-        self.train = self.path / "train"
+        self.failures = self.path / "failures.jsonl"
         self.model = self.path / "model"
         self.plots = self.path / "plots"
         self.evaluation = self.path / "evaluation"
         self._record = self.path / "run.json"
+        self._attempt = self.path / ".attempt"
 
     @property
     def name(self) -> str:
@@ -85,26 +94,44 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._record, _plain(identity))
 
-    def checkpoints(self) -> list[Path]:
-        """Checkpoint folders, newest step first (those of one step: newest writing first)."""
-        found = self.train.glob(f"*/{CHECKPOINT_PREFIX}*")
-        return sorted(found, key=lambda path: (checkpoint_step(path), path.stat().st_mtime), reverse=True)
+    def save_config(self, job: PretrainJob) -> None:
+        """Keep the resolved configuration of this start, as `--config` reads it."""
+        write_json(self.config, configuration.to_plain(job))
 
-    def quarantine(self, rank: int) -> Callable[[Damage], None]:
-        """Where a rank notes damaged samples: a function that appends one to the rank's own file."""
-        path = self.path / "quarantine" / f"rank-{rank}.jsonl"
+    def store(self, run: RunConfig) -> CheckpointStore:
+        """Where the run's checkpoints lie, and which of them are kept."""
+        location = f"{run.storage.rstrip('/')}/{self.name}" if run.storage else str(self.path / "checkpoints")
+        return CheckpointStore(location, run.keep_checkpoints, run.keep_by, run.keep_order)
 
-        def note(sample: Damage) -> None:
-            path.parent.mkdir(exist_ok=True)
-            with path.open("a") as file:
-                file.write(json.dumps(asdict(sample)) + "\n")
+    def begin_attempt(self) -> str:
+        """A new start of training, whose workers may write from now on; those of starts before may not any more."""
+        attempt = uuid.uuid4().hex
+        write_json(self._attempt, {"attempt": attempt})
+        return attempt
 
-        return note
+    def check_attempt(self, attempt: str) -> None:
+        """Raises SupersededError where a later start has begun: its workers write, and this process must not.
 
-    def quarantined(self) -> list[dict[str, Any]]:
+        A job that dies leaves workers behind for the seconds that Ray needs to notice.
+        """
+        current = json.loads(self._attempt.read_text())["attempt"]
+        if current != attempt:
+            raise SupersededError(f"{self.path}: the run was started again; this process belongs to an earlier start")
+
+    def quarantine(self, rank: int) -> Quarantine:
+        """Where a rank notes the damaged samples that it meets."""
+        return Quarantine(self.path / "quarantine" / f"rank-{rank}.jsonl")
+
+    def quarantined(self) -> list[Damage]:
         """Damaged samples that any rank has met in any start, each once, in order of rows."""
         lines = [line for path in self.path.glob("quarantine/*.jsonl") for line in path.read_text().splitlines()]
-        by_row = {sample["row"]: sample for sample in map(json.loads, lines)}
+        by_row = {}
+        for line in lines:
+            try:
+                sample = Damage(**json.loads(line))
+            except (ValueError, TypeError):
+                continue  # torn by a crash; the sample is met again
+            by_row[sample.row] = sample
         return [by_row[row] for row in sorted(by_row)]
 
     def save_standardization(self, moments: Standardization) -> None:
@@ -126,23 +153,24 @@ class RunFolder:
         names = sorted({name.partition("/")[0] for name in flat})
         return {name: (flat[f"{name}/mean"], flat[f"{name}/deviation"]) for name in names}
 
-    def newest_checkpoint(self) -> tuple[Path, Checkpoint] | None:
-        """The newest checkpoint that reads back whole; of damaged or half-written ones a line each is printed."""
-        for path in self.checkpoints():
-            try:
-                return path, checkpoint.load(path)
-            except CheckpointError as error:
-                print(f"passed over: {error}", flush=True)
-        return None
 
+class Quarantine:
+    """Damaged samples that one rank meets: written to its own file, and waiting for the next meeting of the ranks."""
 
-def checkpoint_name(step: int) -> str:
-    return f"{CHECKPOINT_PREFIX}{step:010d}"
+    def __init__(self, path: Path):
+        self._path = path
+        self._new: deque[Damage] = deque()
 
+    def note(self, sample: Damage) -> None:
+        """Take a sample in; called by the thread that reads."""
+        self._new.append(sample)
+        self._path.parent.mkdir(exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(sample)) + "\n")
 
-def checkpoint_step(path: Path) -> int:
-    digits = path.name.removeprefix(CHECKPOINT_PREFIX)
-    return int(digits) if digits.isdigit() else -1
+    def take(self) -> list[Damage]:
+        """Samples noted since the last call."""
+        return [self._new.popleft() for _ in range(len(self._new))]
 
 
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 Rank 0 writes the journal itself: `ray.train.report` is a barrier of all workers that lasts until the controller's next
 look, far too long for every few steps. The driver tails the file for the progress line and for MLflow. Steps that a
-restart repeats are dropped by the journal.
+restart repeats are dropped by the journal. A checkpoint is only written once the journal has, on disk, every step up to
+it: a run that goes on from there would never repeat them.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -36,6 +39,9 @@ class SilentRecorder:
     def write(self) -> None:
         pass
 
+    def sync(self) -> None:
+        pass
+
     def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
         return {}
 
@@ -47,9 +53,12 @@ class StepRecorder(SilentRecorder):
         folder: The run's folder; its journal exists already.
         job: For the size of a batch and the validation view.
         manifest: Of the shards that hold that view.
+        attempt: The start of the run that this process belongs to.
     """
 
-    def __init__(self, folder: RunFolder, job: PretrainJob, manifest: Manifest):
+    def __init__(self, folder: RunFolder, job: PretrainJob, manifest: Manifest, attempt: str):
+        self._folder, self._attempt = folder, attempt
+        self._unwritten: list[dict[str, Any]] = []
         self._journal = Journal(folder.journal)
         self._validation = Validation.open(job.data, manifest, job.pretrain.modalities)
         self._timer = StepTimer(job.pretrain.global_batch)
@@ -62,17 +71,39 @@ class StepRecorder(SilentRecorder):
         self._timer.add(step, values)
 
     def write(self) -> None:
-        """Journal every step since the last call."""
-        for record in self._timer.take():
-            step = record.pop("step")
-            self._journal.metrics(step, record, series="train")
+        """Journal every step since the last call.
+
+        Where the disk takes none they are kept for the next call, and the run goes on. Raises SupersededError where a
+        later start of the run writes.
+        """
+        self._folder.check_attempt(self._attempt)
+        self._unwritten += self._timer.take()
+        try:
+            while self._unwritten:
+                values = dict(self._unwritten[0])
+                self._journal.metrics(values.pop("step"), values, series="train")
+                del self._unwritten[0]
+        except OSError as error:
+            print(f"warning: the journal takes no more ({error}); {len(self._unwritten)} step(s) wait", flush=True)
+
+    def sync(self) -> None:
+        """Put what is journalled on the disk. Raises OSError where steps still wait for room."""
+        self._folder.check_attempt(self._attempt)
+        if self._unwritten:
+            raise OSError(errno.ENOSPC, "the journal has not taken all steps yet", str(self._folder.journal))
+        file = os.open(self._folder.journal, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
     def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
         """Measure training health on the validation view, if there is one; journalled and returned."""
         if self._validation is None:
             return {}
         measures = self._validation.measure(pretrainer)
-        self._journal.metrics(pretrainer.step_number, measures, series="validation")
+        if pretrainer.step_number > 0:  # before the first step only their names are asked for
+            self._journal.metrics(pretrainer.step_number, measures, series="validation")
         self._timer.skip()
         return measures
 
@@ -93,12 +124,16 @@ class StepTimer:
     def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Hand the batches through, and count the seconds that the loop waits for each."""
         iterator = iter(batches)
+        started = False
         while True:
             before = time.perf_counter()
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
+            if not started:  # the stream's start-up says nothing about its pace
+                self._since = before = time.perf_counter()
+                started = True
             self._waited = time.perf_counter() - before
             yield batch
 

@@ -1,44 +1,105 @@
-"""The TorchTrainer around a Pretrainer: resources, storage, failures, checkpoints kept."""
+"""The TorchTrainer around a Pretrainer: resources, time limits, and what is done about each kind of failure."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.exceptions import RayError
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from ray_jobs import failures, placement_groups, train_worker
+from ray_jobs.failures import RunFailedError
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.train_worker import train
+from ray_jobs.train_worker import Start
 
-# A checkpoint's report holds all workers until the controller's next look; Ray's own default is 2 s.
-_CONTROLLER_LOOKS_EVERY_S = "0.2"
+# How often the controller looks at its workers (Ray's own default is 2 s), and how long they may take to come up on a
+# busy machine.
+_CONTROLLER_LOOKS_EVERY_S, _WORKERS_START_WITHIN_S = "0.5", "300"
+# A rank that stalls says so itself; only then do the collectives end in which others wait for it.
+_COLLECTIVES_LATER_S = 30.0
 
 
-def fit(job: PretrainJob, folder: RunFolder, total_steps: int) -> Result:
-    """Train until `total_steps`, from the newest checkpoint in `folder` if there is one.
+def fit(
+    job: PretrainJob,
+    folder: RunFolder,
+    total_steps: int,
+    identity: Mapping[str, Any],
+    train: Callable[[Start], None] = train_worker.train,
+) -> None:
+    """Train until `total_steps`, from the newest checkpoint in the run's store if there is one.
 
-    Ray Train returns the old result for a name that has finished, so its name carries the length: a longer run under
-    the same `run.name` is another name to Ray Train, and starts from the checkpoints that the shorter one left.
+    Failures that may pass (a worker, the controller, a node) are followed by another start, `run.max_failures` times;
+    Ray's own retries are not used, for they repeat a deterministic error as well and do not cover the controller.
+    A node that is taken away with a notice does not count.
+
+    Args:
+        train: What each worker runs.
+
+    Raises:
+        RunFailedError: one line with rank, step and cause; the last good checkpoint stays.
     """
+    failed = 0
+    while True:
+        attempt = folder.begin_attempt()
+        try:
+            _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
+            if total_steps not in folder.store(job.run).steps():
+                raise KeyboardInterrupt  # Ray Train takes an interrupt itself, ends the workers, and returns
+            return
+        except (TrainingFailedError, RayError) as error:
+            found = failures.read(folder.failures, attempt)
+            what = failures.describe(found, error)
+            if found and found[0].fatal:
+                raise RunFailedError(what) from error
+            failed += 1
+            most = job.run.max_failures
+            if 0 <= most < failed:
+                raise RunFailedError(f"{what}. That was failure {failed}, and run.max_failures is {most}") from error
+            limit = "" if most < 0 else f" of {most}"
+            print(f"failure {failed}{limit}: {what}; going on from the newest checkpoint", flush=True)
+        placement_groups.free_what_the_dead_hold()
+
+
+def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) -> None:
     run = job.run
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_LOOKS_EVERY_S)
-    trainer = TorchTrainer(
-        train,
-        train_loop_config={"job": job, "folder": str(folder.path), "total_steps": total_steps},
-        scaling_config=ScalingConfig(
-            num_workers=run.workers,
-            use_gpu=run.gpu,
-            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.gpu else {}),
-        ),
-        run_config=TrainRunConfig(
-            name=f"until-step-{total_steps:010d}",
-            storage_path=str(folder.train),
-            failure_config=FailureConfig(max_failures=run.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=run.keep_checkpoints, checkpoint_score_attribute=run.keep_by, checkpoint_score_order="max"
+    # Ray Train keeps nothing that is needed later: checkpoints and records are the run's own.
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run.stall_timeout_s):
+        TorchTrainer(
+            functools.partial(train, start),
+            torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + _COLLECTIVES_LATER_S)),
+            scaling_config=ScalingConfig(
+                num_workers=run.workers if run.min_workers is None else (run.min_workers, run.workers),
+                use_gpu=run.gpu,
+                resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.gpu else {}),
             ),
-        ),
-    )
-    return trainer.fit()
+            run_config=TrainRunConfig(
+                name=start.attempt, storage_path=own_state, failure_config=FailureConfig(max_failures=0)
+            ),
+        ).fit()
+
+
+@contextlib.contextmanager
+def _limits(stall_timeout_s: float) -> Iterator[None]:
+    """Ray Train takes its time limits from the driver's environment only; what the user has set there holds."""
+    wanted = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _CONTROLLER_LOOKS_EVERY_S,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _WORKERS_START_WITHIN_S,
+        # A worker that is stopped, or whose machine hangs, can't give itself up.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(stall_timeout_s + _COLLECTIVES_LATER_S),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(stall_timeout_s + _COLLECTIVES_LATER_S),
+    }
+    made = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(made)
+    try:
+        yield
+    finally:
+        for name in made:
+            os.environ.pop(name, None)

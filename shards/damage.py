@@ -13,6 +13,9 @@ REASONS = {
 }
 
 
+UNREADABLE = "cannot be read"  # begins the problem where the storage gave an error, which may pass
+
+
 class ShardError(ValueError):
     """A shard, index or manifest that is not what its manifest says. Reading stops; no value of it is used."""
 
@@ -37,6 +40,11 @@ class ShardError(ValueError):
         if remedy:
             message += f". {remedy}"
         super().__init__(message)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the storage could not be reached, so that the same read may succeed later."""
+        return self.problem.startswith(UNREADABLE)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions are rebuilt from positional arguments only; a Ray task must be able to hand this one back.
@@ -84,6 +92,9 @@ class DamageLog:
 
     The share is taken of the rows read so far, but of no fewer than `min(total_rows, 100,000)` rows and of no more
     than `total_rows`, so that neither an early bad row nor many epochs change the verdict.
+
+    Several processes that read parts of one selection bear any damage each (share 1) and `add` what all of them met to
+    a log that they keep alike, with `rows_read` of all together: else each would bear the whole share.
     """
 
     total_rows: int
@@ -107,6 +118,10 @@ class DamageLog:
         """Number of damaged samples that is still borne."""
         steady = min(self.total_rows, _STEADY_ROWS)
         return self.max_share * max(min(self.rows_read, self.total_rows), steady)
+
+    def know(self, damage: Damage) -> None:
+        """Count a sample that an earlier start met, without a verdict: it may have been restored since."""
+        self._entries.setdefault(damage.row, damage)
 
     def add(self, damage: Damage) -> None:
         """Record one damaged sample; a row met again in a later epoch counts once."""

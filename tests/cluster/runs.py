@@ -1,12 +1,15 @@
 """Small pretraining jobs for tests, and a driver that runs one in a process of its own."""
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from conclugen import presets
-from ray_jobs.pretrain import pretrain
+from ray_jobs import pretrain as pretrain_job
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from tests.cluster import trace
 
 
 def small_job(shards: Path, output: Path, name: str, workers: int = 1, **pretraining: Any) -> PretrainJob:
@@ -27,5 +30,16 @@ def small_job(shards: Path, output: Path, name: str, workers: int = 1, **pretrai
     )
 
 
+def with_run(job: PretrainJob, **run: Any) -> PretrainJob:
+    return replace(job, run=replace(job.run, **run))
+
+
+def without_ray_of_the_test() -> dict[str, str]:
+    """The environment for a driver that starts a Ray of its own."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+
 if __name__ == "__main__":
-    pretrain(small_job(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], workers=int(sys.argv[4])))
+    shards, output, name, workers = sys.argv[1:5]
+    job = small_job(Path(shards), Path(output), name, workers=int(workers))
+    pretrain_job.pretrain(job, trace.train)

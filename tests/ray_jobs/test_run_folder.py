@@ -1,4 +1,4 @@
-"""A run is known by its identity, and goes on from the newest checkpoint that is whole."""
+"""A run is known by its identity, and only its latest start may write."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from conclugen import Pretrainer, checkpoint, presets
-from ray_jobs.run_folder import RunFolder, checkpoint_name
+from ray_jobs.run_folder import RunFolder, SupersededError
+from shards import Damage
 
 
 def test_a_new_run_claims_its_folder_and_the_same_run_finds_it(tmp_path: Path) -> None:
@@ -44,39 +44,6 @@ def test_a_folder_of_something_else_is_not_taken_over(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
-def _pretrainer() -> Pretrainer:
-    config = presets.build(
-        "contrast_only",
-        recipe="paper",
-        modalities=("video", "audio"),
-        global_batch=4,
-        model={"representation_dim": 8, "projection_dim": 4},
-    )
-    return Pretrainer(config, {"video": 3, "audio": 2}, steps_per_epoch=2)
-
-
-def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, pretrainer = RunFolder(tmp_path / "run"), _pretrainer()
-    for step in (10, 20, 30, 40):
-        checkpoint.save(folder.train / "until-step-40" / checkpoint_name(step), pretrainer, {"epoch": 0, "step": step})
-    newest, second = folder.checkpoints()[:2]
-    tensors = newest / checkpoint.TENSORS
-    tensors.write_bytes(tensors.read_bytes()[:-8])  # a write cut off
-    (second / checkpoint.DOCUMENT).unlink()  # a copy cut off
-    found = folder.newest_checkpoint()
-    assert found is not None and found[1].cursor == {"epoch": 0, "step": 20}
-    assert capsys.readouterr().out.count("passed over") == 2
-
-
-def test_checkpoints_of_a_longer_run_come_after_those_of_the_shorter(tmp_path: Path) -> None:
-    folder, pretrainer = RunFolder(tmp_path / "run"), _pretrainer()
-    for until, step in ((40, 40), (80, 60), (40, 20)):
-        checkpoint.save(folder.train / f"until-step-{until}" / checkpoint_name(step), pretrainer, {"step": step})
-    assert [path.name for path in folder.checkpoints()] == [checkpoint_name(step) for step in (60, 40, 20)]
-
-
 def test_the_standardisation_is_kept_bit_for_bit(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.load_standardization() is None
@@ -88,3 +55,26 @@ def test_the_standardisation_is_kept_bit_for_bit(tmp_path: Path) -> None:
         for mine, theirs in zip(pair, read[name], strict=True):
             assert np.array_equal(mine, theirs)
             assert torch.as_tensor(theirs).dtype == torch.float64
+
+
+def test_workers_of_an_earlier_start_may_not_write(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    first = folder.begin_attempt()
+    folder.check_attempt(first)
+    second = RunFolder(tmp_path).begin_attempt()
+    folder.check_attempt(second)
+    with pytest.raises(SupersededError, match="started again"):
+        folder.check_attempt(first)
+
+
+def test_the_quarantine_names_each_sample_once_and_hands_it_to_the_meeting(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    a, b = (Damage("s1", f"k{row}", row, "checksum differs") for row in (7, 3))
+    first, second = folder.quarantine(0), folder.quarantine(1)
+    first.note(a)
+    second.note(b)
+    second.note(a)
+    assert second.take() == [b, a] and second.take() == []
+    with (tmp_path / "quarantine" / "rank-0.jsonl").open("a") as file:
+        file.write('{"shard": "s')  # torn by a crash
+    assert folder.quarantined() == [b, a]

@@ -1,0 +1,45 @@
+"""Frees what a Train controller that was killed still holds. The one place where Ray's internals are touched.
+
+A placement group lives until both its creator, the controller, and the job are dead. The job lives on here, to start
+again: with exactly enough CPUs the next workers would wait for ever for those that the old group holds. Ray Train has a
+cleaner of its own, which asks the dashboard's State API and gives up where there is none; the public
+`ray.util.placement_group_table` does not say who made a group.
+"""
+
+from __future__ import annotations
+
+import time
+
+import ray
+from ray._private.state import state as global_state
+from ray.core.generated import gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+_WITHIN_S = 20.0
+
+
+def free_what_the_dead_hold() -> int:
+    """Remove the placement groups of this job whose creator is a dead actor; returns how many there were.
+
+    Waits a little: Ray may tell of the actor's death before it has written it down there.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    removed = 0
+    deadline = time.monotonic() + _WITHIN_S
+    quiet_since = time.monotonic()
+    while time.monotonic() < deadline and time.monotonic() - quiet_since < 1.0:
+        orphans = [group for group in _groups(job) if group.creator_actor_dead]
+        for group in orphans:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+        if orphans:
+            removed += len(orphans)
+            quiet_since = time.monotonic()
+        time.sleep(0.2)
+    return removed
+
+
+def _groups(job: str) -> list[gcs_pb2.PlacementGroupTableData]:
+    accessor = global_state._connect_and_get_accessor()
+    groups = [gcs_pb2.PlacementGroupTableData.FromString(entry) for entry in accessor.get_placement_group_table()]
+    removed = gcs_pb2.PlacementGroupTableData.REMOVED
+    return [g for g in groups if g.creator_job_id.hex() == job and g.creator_actor_id and g.state != removed]

@@ -1,0 +1,62 @@
+"""Ranks compare notes now and then: on the host, through gloo, so that no device waits, and with a time limit."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+_EVERY_S = 2.0
+_MOST_STEPS = 1000
+
+
+class RankMeeting:
+    """Meetings of all ranks after steps that all of them know beforehand. One rank alone meets itself.
+
+    How many steps lie between two of them is told by rank 0's clock, about 2 seconds' worth, and agreed on at the
+    meeting before. It decides nothing about training: only how soon ranks hear of each other's damage and of notices.
+
+    Args:
+        timeout_s: How long a rank waits for the others before it raises RuntimeError.
+    """
+
+    def __init__(self, rank: int, world: int, timeout_s: float):
+        self._rank, self._world = rank, world
+        self._group = None
+        if world > 1:
+            self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self._next: int | None = None
+        self._last = (0, time.monotonic())
+
+    def due(self, step: int) -> bool:
+        """Whether the ranks meet after this step: the first of a start, and then as agreed."""
+        return self._next is None or step >= self._next
+
+    def hold(self, step: int, note: Any) -> list[Any]:
+        """Exchange JSON-able notes: every rank gets those of all, in order of ranks."""
+        text = json.dumps(note).encode()
+        facts = self._gather(torch.tensor([len(text), self._steps_until_next(step)]))
+        self._next = step + int(facts[0][1])
+        longest = max(int(length) for length, _ in facts)
+        sent = torch.zeros(longest, dtype=torch.uint8)
+        sent[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        received = self._gather(sent)
+        notes = zip(received, facts, strict=True)
+        return [json.loads(bytes(x[: int(length)].tolist())) for x, (length, _) in notes]
+
+    def _steps_until_next(self, step: int) -> int:
+        (before, then), now = self._last, time.monotonic()
+        self._last = (step, now)
+        seconds = (now - then) / max(1, step - before)
+        return max(1, min(_MOST_STEPS, round(_EVERY_S / max(seconds, 1e-6)))) if before else 1
+
+    def _gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        if self._group is None:
+            return [mine]
+        parts = [torch.empty_like(mine) for _ in range(self._world)]
+        distributed.all_gather(parts, mine, group=self._group)
+        return parts

@@ -1,0 +1,49 @@
+"""One local Ray for all tests of this folder that want it, with exactly two CPUs and without a dashboard."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from shards.corpus import write_corpus
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share the Ray follow each other; others of this folder start their own."""
+    places = [place for place, item in enumerate(items) if _HERE in item.path.parents]
+    ours = sorted((items[place] for place in places), key=lambda item: "local_ray" not in _fixtures(item))
+    for place, item in zip(places, ours, strict=True):
+        items[place] = item
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if "local_ray" in _fixtures(item) and (nextitem is None or "local_ray" not in _fixtures(nextitem)):
+        ray.shutdown()
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return list(getattr(item, "fixturenames", []))
+
+
+@pytest.fixture(scope="session")
+def _ray_folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="rc", ignore_cleanup_errors=True) as folder:  # socket paths must be short
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def local_ray(_ray_folder: str) -> None:
+    """A Ray whose CPUs two workers use up: what a dead controller still held would show."""
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", _temp_dir=_ray_folder)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    write_corpus(folder)
+    return folder

@@ -1,0 +1,213 @@
+"""What training consumed: every step's rows by rank, and the faults that a run is to meet, injected in its workers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import ray.train
+
+from conclugen import Pretrainer, storage
+from ray_jobs import train_worker
+from ray_jobs.checkpoint_store import CheckpointStore
+from ray_jobs.source import Source
+from ray_jobs.train_worker import Start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens in the workers of one run: `action` once on `rank` after `step`.
+
+    kill, raise, invalid, hang, stop (SIGSTOP), end (of the data on that rank): at that step. cut, torn: in the next
+    checkpoint's write, which a SIGKILL ends before its rename, or which stands half written in its place. full: no room
+    for a checkpoint from that step to `until`. flaky: two of three accesses to checkpoints fail from that step on.
+    pace_s: seconds that each step takes longer.
+    """
+
+    action: str = "none"
+    step: int = 0
+    rank: int = 0
+    until: int = 0
+    pace_s: float = 0.0
+
+    @staticmethod
+    def path(run: Path) -> Path:
+        return run.parent / f"{run.name}.plan.json"
+
+    def give(self, run: Path) -> None:
+        """Put it where the workers of the run look for it, before it starts."""
+        run.parent.mkdir(parents=True, exist_ok=True)
+        self.path(run).write_text(json.dumps(asdict(self)))
+
+
+def train(start: Start) -> None:
+    """In place of `train_worker.train`: the same, with a trace, and with the run's plan."""
+    context = ray.train.get_context()
+    with ExitStack() as stack:
+        Injection(Path(start.folder), start.attempt, context.get_world_rank(), context.get_world_size(), stack)
+        train_worker.train(start)
+
+
+class Injection:
+    """Sits in one worker process: wraps the step, the data and the storage."""
+
+    def __init__(self, run: Path, attempt: str, rank: int, world: int, stack: ExitStack):
+        plan = Plan.path(run)
+        self.plan = Plan(**json.loads(plan.read_text())) if plan.is_file() else Plan()
+        self.rank, self.at, self.accesses = rank, 0, 0
+        self.done = run.parent / f"{run.name}.injected.json"
+        folder = run.parent / f"{run.name}.trace"
+        folder.mkdir(exist_ok=True)
+        self.header = {"attempt": attempt, "rank": rank, "world": world}
+        self.trace = (folder / f"{attempt}-{rank}.jsonl").open("a", buffering=1)
+        originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Source.stream
+        step, save_file, write, load, stream = originals
+
+        def stepped(pretrainer: Pretrainer, batch: Any) -> Any:
+            values = step(pretrainer, batch)
+            self.after_step(pretrainer.step_number, batch.row.tolist())
+            return values
+
+        def saved(tensors: Any, path: Any, *rest: Any) -> None:
+            save_file(tensors, path, *rest)
+            self.in_write(Path(path))
+
+        def written(store: CheckpointStore, *arguments: Any) -> None:
+            self.access()
+            write(store, *arguments)
+
+        def loaded(store: CheckpointStore, *arguments: Any) -> Any:
+            self.access()
+            return load(store, *arguments)
+
+        def streamed(source: Source, rank: int, world: int, cursor: Any, steps: int) -> Any:
+            if self.plan.action == "end" and rank == self.plan.rank:
+                steps = min(steps, self.plan.step)
+            return stream(source, rank, world, cursor, steps)
+
+        stack.enter_context(patch.object(Pretrainer, "step", stepped))
+        stack.enter_context(patch.object(storage, "save_file", saved))
+        stack.enter_context(patch.object(CheckpointStore, "_write", written))
+        stack.enter_context(patch.object(CheckpointStore, "load", loaded))
+        stack.enter_context(patch.object(Source, "stream", streamed))
+
+    def after_step(self, step: int, rows: list[int]) -> None:
+        self.at = step
+        self.trace.write(json.dumps({**self.header, "step": step, "time": time.time(), "rows": rows}) + "\n")
+        time.sleep(self.plan.pace_s)
+        if self.rank != self.plan.rank or step != self.plan.step or self.done.exists():
+            return
+        action = self.plan.action
+        if action in ("full", "flaky"):
+            self.note()
+        elif action == "kill":
+            self.note()
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action == "stop":
+            self.note()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif action == "hang":
+            self.note()
+            time.sleep(3600)
+        elif action == "raise":
+            self.note()
+            raise RuntimeError("a passing fault")
+        elif action == "invalid":
+            self.note()
+            raise ValueError("a fault that would come back")
+
+    def in_write(self, path: Path) -> None:
+        """The tensors of a checkpoint are written beside the place where it will stand."""
+        if path.parent.name.startswith(".step-") is False or self.at < self.plan.step:
+            return
+        if self.plan.action == "full" and self.at < self.plan.until:
+            os.truncate(path, path.stat().st_size // 2)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if self.plan.action in ("cut", "torn") and not self.done.exists():
+            self.note()
+            if self.plan.action == "torn":
+                os.truncate(path, path.stat().st_size // 2)
+                path.parent.rename(path.parent.parent / path.parent.name.split(".")[1])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def access(self) -> None:
+        if self.plan.action == "flaky" and self.at >= self.plan.step:
+            self.accesses += 1
+            if self.accesses % 3:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def note(self) -> None:
+        self.done.write_text(json.dumps({"time": time.time(), "step": self.at}))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run's samples against those of a run without fault, and the seconds until it was beyond the fault."""
+
+    lost: int
+    doubled: int
+    starts: int
+    steps_repeated: int
+    recovery_s: float
+
+
+def read_trace(run: Path) -> list[dict[str, Any]]:
+    """Every step that any rank made in any start, in order of time."""
+    records: list[dict[str, Any]] = []
+    for path in (run.parent / f"{run.name}.trace").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue  # torn by the kill
+    return sorted(records, key=lambda record: record["time"])
+
+
+def history(records: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
+    """Step -> global rows in order, of the steps that made the final state: a start undoes what lies behind its first
+    step. Steps that a rank of a start never reached have not happened."""
+    starts: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
+    for record in records:
+        starts.setdefault(record["attempt"], {}).setdefault(record["step"], {})[record["rank"]] = record
+    made: dict[int, list[int]] = {}
+    for steps in starts.values():
+        for step in [step for step in made if step >= min(steps)]:
+            del made[step]
+        for step, ranks in sorted(steps.items()):
+            if len(ranks) == next(iter(ranks.values()))["world"]:
+                made[step] = [row for rank in sorted(ranks) for row in ranks[rank]["rows"] if row >= 0]
+    return made
+
+
+def compare(run: Path, reference: Path, injected: tuple[float, int]) -> Comparison:
+    """injected: when, and after which step."""
+    records = read_trace(run)
+    mine, theirs = history(records), history(read_trace(reference))
+    lost = doubled = 0
+    for step in {*mine, *theirs}:
+        here, there = Counter(mine.get(step, [])), Counter(theirs.get(step, []))
+        lost += (there - here).total()
+        doubled += (here - there).total()
+        if here == there and mine[step] != theirs[step]:
+            raise AssertionError(f"step {step}: the same rows in another order")
+    at, step = injected
+    beyond = [record["time"] for record in records if record["time"] > at and record["step"] > step]
+    worked = {(record["attempt"], record["step"]) for record in records}
+    starts = len({record["attempt"] for record in records})
+    return Comparison(lost, doubled, starts, len(worked) - len(mine), min(beyond, default=float("nan")) - at)
+
+
+def steps_of(run: Path) -> Iterator[int]:
+    """Steps in the order in which they were made, for a test that waits for one."""
+    for record in read_trace(run):
+        yield record["step"]
