@@ -130,6 +130,7 @@ def _ablation(
 ) -> Iterator[Block]:
     yield Heading("Are three tasks better than one or two?", "claim")
     told = [sentence for family in families["claim"] for sentence in report_findings.sentences(family)]
+    yield Text((report_findings.summary(families["claim"]),))
     yield Text(tuple(told), listed=True)
     unit = (
         "Differences in percentage points over all test rows, 95 % bootstrap interval over speakers (groups), and the "

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,9 +67,15 @@ class System:
         numbers = [r.metrics[metric] for r in self.finished if np.isfinite(r.metrics.get(metric, np.nan))]
         return Value.of(numbers, len(self.failed) + len(self.finished) - len(numbers)) if numbers else None
 
-    def groups(self, metric: str) -> dict[str, float]:
-        """group -> mean over the seeds."""
-        each = [record.groups[metric] for record in self.finished if metric in record.groups]
+    @property
+    def seeds(self) -> frozenset[int]:
+        """Finished ones."""
+        return frozenset(_seed(record) for record in self.finished)
+
+    def groups(self, metric: str, seeds: Collection[int] | None = None) -> dict[str, float]:
+        """group -> mean over the seeds, or over some of them."""
+        own = [record for record in self.finished if seeds is None or _seed(record) in seeds]
+        each = [record.groups[metric] for record in own if metric in record.groups]
         listed = natural_order(list(each[0])) if each else []
         return {group: float(np.mean([one[group] for one in each])) for group in listed}
 

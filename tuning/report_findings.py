@@ -60,7 +60,7 @@ def sentences(family: Family) -> list[str]:
     for verdict in ("better", "worse", "no difference shown"):
         found = [c for c in family.comparisons if c.verdict(LEVEL) == verdict]
         if found:
-            listed = ", ".join(f"{_short(c.second)} ({100 * c.difference:+.1f}, p {_p(c.adjusted)})" for c in found)
+            listed = ", ".join(f"{_short(c.second)} ({points(c.difference)}, p {_p(c.adjusted)})" for c in found)
             told = {
                 "better": "better than",
                 "worse": "worse than",
@@ -74,15 +74,45 @@ def sentences(family: Family) -> list[str]:
 
 def _family(dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[System, System]]) -> Family:
     metric = f"accuracy@{fraction:g}"
-    usable = [(a, b) for a, b in pairs if a.groups(metric) and b.groups(metric)]
+    usable = {}
+    for first, second in pairs:
+        scores = _common(first, second, metric)
+        if all(scores):
+            usable[first.label, second.label] = scores
     if not usable:
-        return Family(dataset, recipe, fraction, (), "no two finished systems to compare")
-    rows = usable[0][0].finished[0].groups["rows"]
+        return Family(dataset, recipe, fraction, (), "no two finished systems with a common seed")
+    rows = next(first for first, second in pairs if (first.label, second.label) in usable).finished[0].groups["rows"]
     if len(rows) < 2:
         return Family(dataset, recipe, fraction, (), "fewer than two test groups")
-    scores = {system.label: system.groups(metric) for pair in usable for system in pair}
-    named = {f"{a.label} | {b.label}": (a.label, b.label) for a, b in usable}
-    return Family(dataset, recipe, fraction, tuple(compare(named, scores.__getitem__, rows).values()))
+    return Family(dataset, recipe, fraction, tuple(compare(usable, rows)))
+
+
+def _common(first: System, second: System, metric: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracies by group over the seeds that both have; raw features have none and stand beside any."""
+    if "raw" in (first.system, second.system):
+        return first.groups(metric), second.groups(metric)
+    seeds = first.seeds & second.seeds
+    return first.groups(metric, seeds), second.groups(metric, seeds)
+
+
+def points(difference: float) -> str:
+    """In percentage points, with its sign; what rounds to nothing has none."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def summary(families: Sequence[Family]) -> str:
+    """How often three tasks are better than every smaller combination, and how often one of these is better."""
+    made = [family for family in families if family.comparisons]
+    if not made:
+        return "Three tasks and smaller combinations are not both finished anywhere: nothing can be said yet."
+    verdicts = [{c.verdict(LEVEL) for c in family.comparisons} for family in made]
+    ahead = sum(found == {"better"} for found in verdicts)
+    behind = sum("worse" in found for found in verdicts)
+    return (
+        f"Of {len(made)} settings (data set, recipe, share of labels), three tasks are significantly better than every "
+        f"combination of one or two in {ahead}, and significantly worse than at least one in {behind}."
+    )
 
 
 def _short(label: str) -> str:

@@ -87,7 +87,7 @@ def _html_table(table: Table) -> str:
     for level in range(levels):
         cells = []
         if level == 0:
-            cells.append(f'<th scope="col" rowspan="{levels}">{escape(table.corner)}</th>')
+            cells.append(f'<th class="corner" scope="col" rowspan="{levels}">{escape(table.corner)}</th>')
         at = 0
         for path, columns in itertools.groupby(table.head, key=lambda column: column[: level + 1]):
             span = len(list(columns))

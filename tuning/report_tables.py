@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tuning.report_data import Results, Row, System, Value, best
-from tuning.report_findings import LEVEL, Family
+from tuning.report_findings import LEVEL, Family, points
 
 SCORE_NAMES = {
     "accuracy": "accuracy",
@@ -96,8 +96,8 @@ def comparison_table(families: Sequence[Family], title: str, note: str) -> Table
                     entries.append(Entry(_HOLE, "hole", family.missing if family else ""))
                     continue
                 c = found[0]
-                low, high = 100 * c.interval.low, 100 * c.interval.high
-                text = f"{100 * c.difference:+.1f} [{low:+.1f}, {high:+.1f}] p {p_shown(c.adjusted)}"
+                low, high = points(c.interval.low), points(c.interval.high)
+                text = f"{points(c.difference)} [{low}, {high}] p {p_shown(c.adjusted)}"
                 mark = "significant" if c.verdict(LEVEL) != "no difference shown" else ""
                 entries.append(Entry(text, mark, f"uncorrected p {p_shown(c.p_value)}; {c.verdict(LEVEL)}"))
             name = f"{_bare(first, recipe)} minus {_bare(second, recipe)}"

@@ -6,7 +6,7 @@ speakers' differences, the p-value is the share in which the total is at least a
 (Fisher 1935; Good 2005, section 3.2). Nothing is assumed of the distribution.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from conclugen.downstream import Interval, Resampling, bootstrap_interval, holm
 
 Floats = NDArray[np.float64]
+Scores = Mapping[str, float]  # group -> number
 # 2^20 sums are kept for each half: all signs of up to 40 groups are counted, none is sampled.
 EXACT_GROUPS = 40
 _SAMPLED_SIGNS = 100_000
@@ -70,32 +71,29 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def compare(
-    pairs: Mapping[str, tuple[str, str]],
-    accuracy: Callable[[str], Mapping[str, float]],
-    rows: Mapping[str, float],
+    pairs: Mapping[tuple[str, str], tuple[Scores, Scores]],
+    rows: Scores,
     resampling: Resampling | None = None,
-) -> dict[str, Comparison]:
+) -> list[Comparison]:
     """Every pair of systems over the same groups, as one family.
 
-    pairs: name of the comparison -> (first, second). accuracy: of a system, group -> accuracy there (means over draws
-    and seeds). rows: group -> test rows. Raises ValueError where a system lacks a group, or there are fewer than 2.
+    pairs: names of the first and the second system -> for each, group -> accuracy there (means over draws and over the
+    seeds that both have). rows: group -> test rows. Raises ValueError where a system lacks a group, or there are fewer
+    than 2.
     """
     intervals: dict[str, Interval] = {}
     raw: dict[str, float] = {}
-    for name, (first, second) in pairs.items():
-        sums = _group_sums(accuracy(first), accuracy(second), rows, name)
+    for names, scores in pairs.items():
+        name = " | ".join(names)
+        sums = _group_sums(*scores, rows, name)
         intervals[name] = bootstrap_interval(sums, lambda s: s[:, 0] / s[:, 1], resampling or Resampling())
         raw[name] = sign_flip_p(sums[:, 0])
     adjusted = holm(raw)
-    return {
-        name: Comparison(first, second, intervals[name], raw[name], adjusted[name])
-        for name, (first, second) in pairs.items()
-    }
+    named = [(" | ".join(names), names) for names in pairs]
+    return [Comparison(*names, intervals[name], raw[name], adjusted[name]) for name, names in named]
 
 
-def _group_sums(
-    first: Mapping[str, float], second: Mapping[str, float], rows: Mapping[str, float], name: str
-) -> Floats:
+def _group_sums(first: Scores, second: Scores, rows: Scores, name: str) -> Floats:
     """(G, 2): difference of hits, and rows, of each group."""
     for kind, there in (("first", first), ("second", second)):
         missing = sorted(set(rows) - set(there))

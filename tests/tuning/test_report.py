@@ -11,7 +11,7 @@ from ray_jobs.tracking.journal import Journal, read_records
 from tuning.ledger import Ledger, LedgerError, Record, record_key
 from tuning.report import main, report, track
 from tuning.report_data import Results, best
-from tuning.report_findings import against_references, sentences, three_against_fewer
+from tuning.report_findings import against_references, sentences, summary, three_against_fewer
 from tuning.report_sweep import importance, weight_response
 from tuning.report_tables import results_table
 
@@ -135,8 +135,9 @@ def test_the_claim_is_compared_with_every_smaller_combination_and_no_other(folde
     family = three_against_fewer(results(folder), "faces", "improved", 0.03)
     three = "contrastive + clustering + reconstruction [improved]"
     assert {c.first for c in family.comparisons} == {three}
-    expected = {" + ".join(t) + " [improved]": 0.61 - np.mean(n) for t, n in ACCURACY.items() if len(t) < 3}
-    expected["clustering + reconstruction [improved]"] = 0.61 - 0.40
+    expected = {" + ".join(t) + " [improved]": 0.61 - sum(n) / 2 for t, n in ACCURACY.items() if len(t) < 3}
+    # Its second seed failed: only the first is compared, of three tasks as well.
+    expected["clustering + reconstruction [improved]"] = 0.62 - 0.40
     assert {c.second: pytest.approx(c.difference) for c in family.comparisons} == expected
     # All 12 speakers on one side: 2 / 2^12, times the 6 comparisons of the family.
     assert [c.p_value for c in family.comparisons] == [pytest.approx(2 / 2**12)] * 6
@@ -152,7 +153,14 @@ def test_the_answer_is_no_where_one_combination_is_as_good(folder):
         own = cell(("contrastive", "clustering"), 0.61, seed)
         ledger.append(own)
     (told,) = sentences(three_against_fewer(results(folder), "faces", "improved", 1.0))
-    assert "? no:" in told and "not shown to differ from contrastive + clustering (+0.0, p 1.000)" in told
+    assert "? no:" in told and "not shown to differ from contrastive + clustering (0.0, p 1.000)" in told
+
+
+def test_the_summary_counts_settings(folder):
+    made = results(folder)
+    families = [three_against_fewer(made, "faces", "improved", fraction) for fraction in (0.03, 1.0)]
+    assert "Of 2 settings" in summary(families) and "one or two in 2, and" in summary(families)
+    assert "nothing can be said yet" in summary([three_against_fewer(made, "faces", "paper", 0.03)])
 
 
 def test_references_are_the_best_single_task_untrained_heads_and_best_raw_features(folder):

@@ -87,27 +87,23 @@ def test_compare_gives_differences_of_rows_and_holm_within_the_family():
         system: {group: float(np.clip(rng.normal(0.5 + 0.03 * number, 0.05), 0, 1)) for group in rows}
         for number, system in enumerate(["a", "b", "c", "d"])
     }
-    pairs = {f"d-{other}": ("d", other) for other in ("a", "b", "c")}
-    found = compare(pairs, scores.__getitem__, rows)
+    found = compare({("d", other): (scores["d"], scores[other]) for other in ("a", "b", "c")}, rows)
+    assert [(c.first, c.second) for c in found] == [("d", "a"), ("d", "b"), ("d", "c")]
     total = sum(rows.values())
-    for name, (first, second) in pairs.items():
-        hits = sum(rows[g] * (scores[first][g] - scores[second][g]) for g in rows)
-        assert found[name].difference == pytest.approx(hits / total)
-        assert found[name].interval.low <= hits / total <= found[name].interval.high
-        differences = [rows[g] * (scores[first][g] - scores[second][g]) for g in rows]
-        assert found[name].p_value == pytest.approx(_enumerated(differences), abs=1e-12)
-    raw = {name: comparison.p_value for name, comparison in found.items()}
+    for c in found:
+        differences = [rows[g] * (scores[c.first][g] - scores[c.second][g]) for g in rows]
+        assert c.difference == pytest.approx(sum(differences) / total)
+        assert c.interval.low <= c.difference <= c.interval.high
+        assert c.p_value == pytest.approx(_enumerated(differences), abs=1e-12)
+    raw = {c.second: c.p_value for c in found}
     for level in np.linspace(0.0005, 0.9995, 300):
-        by_adjusted = {name for name, comparison in found.items() if comparison.adjusted <= level + 1e-12}
-        assert by_adjusted == _rejected_by_holm(raw, level + 1e-12)
+        assert {c.second for c in found if c.adjusted <= level + 1e-12} == _rejected_by_holm(raw, level + 1e-12)
 
 
 def test_verdicts_and_refusal():
     rows = {str(group): 10.0 for group in range(10)}
     high, low = dict.fromkeys(rows, 0.8), dict.fromkeys(rows, 0.6)
-    scores = {"high": high, "low": low, "same": dict(high)}
-    pairs = {"1": ("high", "low"), "2": ("low", "high"), "3": ("high", "same")}
-    found = compare(pairs, scores.__getitem__, rows)
-    assert [c.verdict() for c in found.values()] == ["better", "worse", "no difference shown"]
+    pairs = {("high", "low"): (high, low), ("low", "high"): (low, high), ("high", "same"): (high, dict(high))}
+    assert [c.verdict() for c in compare(pairs, rows)] == ["better", "worse", "no difference shown"]
     with pytest.raises(ValueError, match=r"first system has no score of group '3'"):
-        compare({"x": ("short", "low")}, {"short": {"1": 0.5}, "low": low}.__getitem__, {"1": 1.0, "3": 1.0})
+        compare({("short", "low"): ({"1": 0.5}, low)}, {"1": 1.0, "3": 1.0})
