@@ -88,6 +88,8 @@ def prepare(job: SweepJob) -> Prepared:
     used = tuple(dict.fromkeys(name for subset in space.modalities for name in names(subset)))
     if job.scheduler == "pbt":
         population.check_space(space)
+    elif job.search == "grid":
+        count(job, GridSearch(space))
     job.schedule.milestones(space, job.scheduler)
     judge = Judge.open(job.data, manifest, used, job.measure)
     judge.check_objective(job.objective, [len(names(subset)) for subset in space.modalities])
