@@ -86,7 +86,7 @@ def _open(job: AblateJob, name: str) -> LabelledSet:
     try:
         return open_set(name, job.datasets[name], job.judging, job.labels.get(name), chosen)
     except FileNotFoundError as error:
-        raise ValueError(f"data set {name!r}: {error}; pack it first: python -m shards pack") from error
+        raise ValueError(f"data set {name!r}: {error}") from error
 
 
 def _announcement(planned: Plan, done: int) -> str:

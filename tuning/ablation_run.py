@@ -1,5 +1,6 @@
 """Runs the cells of a plan by Ray, several at a time, and keeps each in the ledger as soon as it is done."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -23,11 +24,13 @@ def _run_cell(cell: Cell, data: LabelledSet) -> Outcome:
 
 
 def connect(parallel: int | None) -> int:
-    """Join or start Ray; returns how many cells run at a time: as asked, at most the cluster's CPUs."""
+    """Join or start Ray; returns how many cells run at a time: as asked, else one for each CPU."""
     ray_cluster.connect(parallel or 1)
     if parallel is not None:
         return parallel
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    if os.environ.get("RAY_ADDRESS"):
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return os.cpu_count() or 1  # a local Ray is told of more CPUs than there are cores
 
 
 def run_cells(

@@ -195,7 +195,11 @@ def _protocol(
 ) -> Protocol:
     listed = natural_order(np.unique(groups).tolist())
     for group in train_only:
-        fields.choose(f"train_only.{name}", group, listed)
+        if group not in listed:
+            raise ValueError(
+                f"train_only.{name}: no row of group {group!r}{fields.nearest(group, listed)}; the set has "
+                f"{len(listed)} groups, {listed[0]!r} to {listed[-1]!r}"
+            )
     if tested is not None:
         parts = [np.unique(groups[tested & ~np.isin(groups, list(train_only))])]
     else:

@@ -86,7 +86,7 @@ def test_standardisation_sees_training_rows_that_have_the_modality_and_no_other(
     ("changes", "message"),
     [
         ({"label": "mood"}, r"labels.x: unknown value 'mood'"),
-        ({"train_only": ["99"]}, r"train_only.x: unknown value '99'"),
+        ({"train_only": ["99"]}, r"train_only.x: no row of group '99'; the set has 8 groups, '1' to '8'"),
         ({"judging": replace(JUDGING, folds=9)}, r"8 groups to test for 9 folds; lower judging.folds"),
     ],
 )
