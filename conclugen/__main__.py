@@ -1,26 +1,29 @@
-"""`python -m conclugen COMMAND`: bench."""
+"""`python -m conclugen COMMAND`: bench, memory."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from conclugen import bench
+from conclugen import bench, bench_contrastive
+
+COMMANDS = {
+    "bench": (bench, "time, FLOPs and memory of a pretraining step"),
+    "memory": (bench_contrastive, "memory of the contrastive loss by rows of the batch"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 well, 2 wrong input."""
     parser = argparse.ArgumentParser("python -m conclugen", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    subparser = subparsers.add_parser(
-        "bench",
-        help="time, FLOPs and memory of a pretraining step",
-        description=bench.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    bench.add_arguments(subparser)
+    for name, (module, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(subparser)
     options = parser.parse_args(arguments)
     try:
-        return bench.run(options)
+        return COMMANDS[options.command][0].run(options)
     except (ValueError, OSError) as error:
         print(f"python -m conclugen {options.command}: {error}", file=sys.stderr)
         return 2

@@ -17,13 +17,12 @@ class Presence:
     """Who is there. Row i of this rank is row offset + i of the gathered rows; rows beyond the global batch are
     padding.
 
-    local (M, B) bool; all (M, N) bool; group (B,) and all_group (N,) int64 or None; row (B,) int64.
+    local (M, B) bool; all (M, N) bool; row (B,) int64; all_group (N,) int64 or None.
     """
 
     local: Tensor
     all: Tensor
     row: Tensor
-    group: Tensor | None
     all_group: Tensor | None
     offset: int
 
@@ -41,16 +40,13 @@ class Presence:
             local=local_MB,
             all=gathered[:, :count].T.bool(),
             row=batch.row,
-            group=columns[1].squeeze(1) if with_group else None,
             all_group=gathered[:, count].contiguous() if with_group else None,
             offset=distributed.rank() * batch.rows,
         )
 
     def part(self, rows: slice) -> "Presence":
         """Of some of this rank's rows; `all` and `all_group` stay whole, so counts stay those of the global batch."""
-        group = None if self.group is None else self.group[rows]
-        offset = self.offset + (rows.start or 0)
-        return replace(self, local=self.local[:, rows], row=self.row[rows], group=group, offset=offset)
+        return replace(self, local=self.local[:, rows], row=self.row[rows], offset=self.offset + (rows.start or 0))
 
 
 @dataclass(frozen=True)

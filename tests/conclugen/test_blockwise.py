@@ -33,7 +33,7 @@ def presence(pattern: str, grouped: bool, modalities: int) -> Presence:
         present[:, [5, 20]] = True
     # A group too small to be compared within, two large ones, and rows without a group.
     group = torch.randint(-1, 3, (N,), generator=g).where(torch.arange(N) > 3, 7) if grouped else None
-    return Presence(present, present, torch.arange(N), group, group, 0)
+    return Presence(present, present, torch.arange(N), group, 0)
 
 
 @pytest.mark.parametrize("block_rows", BLOCKS)
@@ -94,7 +94,7 @@ def test_temperatures_as_low_as_allowed_neither_overflow_nor_vanish() -> None:
     """At 1/100 the terms of one row differ by up to exp(200), far beyond float32."""
     z = torch.nn.functional.normalize(randn(2, N, P).float(), dim=2).requires_grad_()
     everywhere = torch.ones(2, N, dtype=torch.bool)
-    there = Presence(everywhere, everywhere, torch.arange(N), None, None, 0)
+    there = Presence(everywhere, everywhere, torch.arange(N), None, 0)
     loss = Contrastive(ContrastiveConfig(temperature=0.01, block_rows=8))(Latents(("a", "b"), {}, {}, z, there, 0, 0))
     expected = dense_losses.contrastive(
         z.detach().double(), everywhere, None, 0.001, torch.tensor(100.0).double(), ring(2)
@@ -154,7 +154,7 @@ def peak_bytes(sizes: list[int]) -> list[int]:
         for n in [64, *map(int, sys.argv[1:])]:
             z = torch.rand(2, n, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
             there = torch.ones(2, n, dtype=torch.bool)
-            latents = Latents(("a", "b"), {}, {}, z, Presence(there, there, torch.arange(n), None, None, 0), 0, 0)
+            latents = Latents(("a", "b"), {}, {}, z, Presence(there, there, torch.arange(n), None, 0), 0, 0)
             Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
             before = resident("VmRSS:")
             Contrastive(ContrastiveConfig(block_rows=256))(latents).backward()

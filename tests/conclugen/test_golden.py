@@ -58,7 +58,7 @@ def inputs() -> Inputs:
 def contrastive(z: list[Tensor]) -> float:
     names = tuple(f"m{i}" for i in range(len(z)))
     everywhere = torch.ones(len(z), B, dtype=torch.bool)
-    presence = Presence(everywhere, everywhere, torch.arange(B), None, None, 0)
+    presence = Presence(everywhere, everywhere, torch.arange(B), None, 0)
     return float(Contrastive(ContrastiveConfig())(Latents(names, {}, {}, torch.stack(z), presence, 0, 0)))
 
 

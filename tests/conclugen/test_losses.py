@@ -32,7 +32,7 @@ def presence(pattern: str, seed: int = 0, group: bool = False) -> Presence:
     }
     # Two groups, of which one is large enough to be compared within, and a row without a group.
     groups = (torch.rand(B, generator=g) < 0.3).long().index_fill(0, torch.tensor([1]), -1) if group else None
-    return Presence(masks[pattern], masks[pattern], torch.arange(B), groups, groups, 0)
+    return Presence(masks[pattern], masks[pattern], torch.arange(B), groups, 0)
 
 
 def randn(*shape: int, seed: int = 1) -> Tensor:
@@ -56,8 +56,8 @@ def slow_contrastive(z: Tensor, p: Presence, margin: float, temperature: float) 
         terms = []
         for i in rows:
             columns = rows
-            if p.group is not None and p.group[i] >= 0:
-                mates = [j for j in rows if p.group[i] == p.group[j]]
+            if p.all_group is not None and p.all_group[i] >= 0:
+                mates = [j for j in rows if p.all_group[i] == p.all_group[j]]
                 columns = mates if len(mates) - 1 >= FEWEST_MATES else rows
             if len(columns) < 2:
                 continue
@@ -260,7 +260,7 @@ class TestQueue:
     def push(self, module: Clustering, value: float) -> None:
         z = torch.full((1, self.G, self.K), value, dtype=torch.float64)
         everywhere = torch.ones(1, self.G, dtype=torch.bool)
-        p = Presence(everywhere, everywhere, torch.arange(self.G), None, None, 0)
+        p = Presence(everywhere, everywhere, torch.arange(self.G), None, 0)
         module(Latents(("video",), {}, {}, z, p, int(value), 0))
 
     def test_newest_batch_comes_first_and_the_oldest_leaves(self) -> None:
@@ -293,7 +293,7 @@ def test_warm_start_keeps_cluster_numbers() -> None:
     """On an unchanged batch warm centroids keep each row's number; random starts permute them."""
     z = torch.eye(3, dtype=torch.float64).repeat(3, 1).unsqueeze(0) + 0.01 * randn(1, 9, 3)
     everywhere = torch.ones(1, 9, dtype=torch.bool)
-    p = Presence(everywhere, everywhere, torch.arange(9), None, None, 0)
+    p = Presence(everywhere, everywhere, torch.arange(9), None, 0)
     moved = {}
     for start in ("warm", "random"):
         module = Clustering(

@@ -98,6 +98,17 @@ def test_numbers_that_make_no_measurement(arguments: list[str], words: str, caps
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
+def test_memory_report(tmp_path: Path) -> None:
+    files = ["--json", str(tmp_path / "m.json"), "--plot", str(tmp_path / "m.svg")]
+    sizes = ["--batch", "1024", "2048", "--whole", "2048", "--projection", "4", "--block-rows", "16"]
+    assert main(["memory", *sizes, *files]) == 0
+    report = json.loads((tmp_path / "m.json").read_text())
+    blocks, whole = (report[name]["2048"]["bytes"] for name in ("in blocks", "whole matrix"))
+    assert blocks < 2048 * 2048 * 4 <= whole
+    assert ElementTree.parse(tmp_path / "m.svg").getroot().tag.endswith("svg")  # noqa: S314 - our own file
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
 def test_peak_sees_what_is_given_back_again() -> None:
     with bench_memory.Peak(torch.device("cpu")) as peak:
         torch.ones(50_000_000).sum()
