@@ -17,6 +17,7 @@ from typing import Any
 from ray_jobs import trainer
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.source import Source
 from ray_jobs.tracking.journal import Journal
 from tuning.sweep_folder import SweepFolder
 from tuning.sweep_trial import TrialActor
@@ -41,6 +42,7 @@ class DistributedTrial:
         started = time.perf_counter()
         self.config = self.job.pretrain
         self.seconds = Seconds()
+        self._identity = self.config.identity() | Source.open(self.job.data, self.config).identity()
         self.plan = self.shared.plan(self.config)
         self.pretrainer = self.shared.pretrainer(self.config, self.plan)
         if self.config.model.standardize and not self.folder.standardization.is_file():
@@ -61,7 +63,7 @@ class DistributedTrial:
         started = time.perf_counter()
         until = self.plan.start_of_epoch(min(epoch, self.config.epochs))
         if until > self.pretrainer.step_number:
-            trainer.fit(self.job, self.folder, until)
+            trainer.fit(self.job, self.folder, until, self._identity)
             self._catch_up()
         self.seconds.train += time.perf_counter() - started
         started = time.perf_counter()
@@ -72,9 +74,9 @@ class DistributedTrial:
 
     def _catch_up(self) -> None:
         """Take over the state of the workers' newest checkpoint."""
-        found = self.folder.newest_checkpoint()
-        if found is not None:
-            found[1].restore(self.pretrainer)
+        state = self.folder.store(self.job.run).newest()
+        if state is not None:
+            state.restore(self.pretrainer)
 
 
 class DistributedTrialActor(TrialActor):
@@ -89,7 +91,7 @@ class DistributedTrialActor(TrialActor):
             workers=plan.resources.workers,
             gpu=plan.resources.gpu,
             cpus_per_worker=plan.resources.cpus_per_worker,
-            checkpoint_every=10**9,  # a trainer writes one at its end in any case
+            checkpoint_every=10**9,  # one at the end of each stretch is written in any case
             max_failures=plan.resources.max_failures,
         )
         # The judge measures here; the workers need not.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from tuning.space import names
 from tuning.sweep_folder import SweepBook
@@ -80,6 +81,9 @@ def _slice(axes: Any, book: SweepBook, name: str, numbers: Sequence[int]) -> Non
             )
     if all(isinstance(value, float) and value > 0 for value in values) and max(values) > 5 * min(values):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if max(values) < 100 * min(values) else (1.0,)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(name.removeprefix("tasks.").removeprefix("model."), fontsize=9)
 
 

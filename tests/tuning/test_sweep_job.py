@@ -58,7 +58,7 @@ def test_reports_fall_on_the_rungs_and_on_the_end() -> None:
         (["--space.start_epoch", "[20]"], "is not before the end of a trial"),
         (["--scheduler", "pbt"], "the trials of a population take over each other's states"),
         (["--scheduler", "pbt", "--resources.workers", "2"], "needs trials of one process"),
-        (["--search", "grid", "--trials", "3"], "more than 10,000 points"),
+        (["--search", "grid", "--space.global_batch", "[32]"], "more than 10,000 points"),
         (["--search", "gird"], "search"),
         (["--measure.fusion", "sum"], "measure.fusion: 'sum'"),
         (["--tracking_uri", "sqlite:///relative.db"], "is relative"),
