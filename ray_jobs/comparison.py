@@ -125,6 +125,11 @@ def check_task(task: Task) -> None:
     for name, rows in (("training", task.train), ("test", task.test)):
         if not len(rows):
             raise ValueError(f"label {task.label.name!r}: no {name} row has it; choose another view or label")
+        if task.label.kind == "class" and len(found := np.unique(task.target[rows])) < 2:
+            raise ValueError(
+                f"label {task.label.name!r}: all {len(rows)} {name} rows are {task.label.classes[found[0]]!r}, and "
+                "with one class nothing is learned or judged; choose another view, or split anew with another seed"
+            )
     both = set(task.group[task.train].tolist()) & set(task.group[task.test].tolist())
     if both:
         raise ValueError(

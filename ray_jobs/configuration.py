@@ -191,7 +191,14 @@ def _check_flags(argv: Sequence[str], parser: ArgumentParser, leaves: Mapping[st
         name = argument.removeprefix("--").partition("=")[0].removesuffix("+")
         inside_mapping = any(name.startswith(f"{leaf}.") and is_mapping(leaves[leaf].hint) for leaf in leaves)
         if name not in known and not inside_mapping:
-            raise ConfigurationError(f"unknown flag '--{name}'; {_allowed(name, known)}")
+            inside = sorted(leaf for leaf in leaves if leaf.startswith(f"{name}."))
+            if inside:
+                raise ConfigurationError(
+                    f"--{name} is a group of fields and takes no value; give them by themselves, "
+                    f"such as --{inside[0]}, or in a file by --config"
+                )
+            siblings = [option for option in known if option.rpartition(".")[0] == name.rpartition(".")[0]]
+            raise ConfigurationError(f"unknown flag '--{name}'; {_allowed(name, known, siblings)}")
 
 
 def _take_switches(argv: Sequence[str], groups: set[str]) -> tuple[dict[str, Any], list[str]]:
@@ -282,9 +289,9 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
     return {first: _nested(rest, value) if rest else value}
 
 
-def _allowed(name: str, names: typing.Iterable[str]) -> str:
-    names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"allowed: {', '.join(names)}" if len(names) <= 20 else "see --help for those there are"
+def _allowed(name: str, names: typing.Iterable[str], listed: typing.Iterable[str] | None = None) -> str:
+    """The nearest of `names`, and all of `listed` (those names, if not given) where they are not too many."""
+    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+    shown = sorted(names if listed is None else listed)
+    allowed = f"allowed: {', '.join(shown)}" if 0 < len(shown) <= 20 else "--help lists those there are"
+    return f"did you mean {close[0]!r}? {allowed}" if close else allowed

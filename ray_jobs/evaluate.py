@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 import conclugen
 from conclugen import PretrainConfig, Pretrainer, downstream
 from ray_jobs import configuration, plots
-from ray_jobs.comparison import MAJORITY, ComparisonConfig, Score, Task, compare, main_score
+from ray_jobs.comparison import MAJORITY, ComparisonConfig, Score, Task, check_task, compare, main_score
 from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
 from ray_jobs.run_folder import RunFolder, write_json
-from ray_jobs.source import open_reader
+from ray_jobs.source import available_widths, open_reader
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from shards import Damage, Manifest, Rows, View
+from shards.schema import did_you_mean
 
 _BLOCK_ROWS = 4096
 # A two-dimensional map of more points is a blot.
@@ -74,19 +75,23 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     """
     output = Path(job.output).expanduser().absolute()
     folder = RunFolder(output / job.run)
+    if not folder.path.is_dir():
+        runs = sorted(path.parent.name for path in output.glob("*/run.json"))
+        raise ValueError(f"--run: no run {job.run!r} in {output}, {did_you_mean(job.run, runs)}")
     if not folder.model.is_dir():
         raise ValueError(
             f"run {job.run!r}: no exported model in {folder.model}; finish it with python -m ray_jobs.pretrain"
         )
     embedder = conclugen.load(folder.model)
+    check_widths(job, embedder)
     task, rows, damaged = read_task(job, embedder.modalities)
+    check_task(task)
     for sample in damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
     systems = dict(representations(folder, embedder, rows, task, job.fusion))
 
     series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
     place = folder.evaluation / series.replace("/", "-")
-    place.mkdir(parents=True, exist_ok=True)
     scores = []
     for score in compare(task, systems, job.comparison):
         scores.append(score)
@@ -96,6 +101,18 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     draw(result, task, systems["pretrained"])
     track(result, job, folder, f"evaluation/{series}", int(embedder.info["steps"]))
     return result
+
+
+def check_widths(job: EvaluateJob, embedder: conclugen.Embedder) -> None:
+    """Refuse shards whose modalities are not those that the run was trained on."""
+    found = available_widths(job.data, Manifest.open(job.data.folder))
+    for modality, width in embedder.widths.items():
+        if found.get(modality) != width:
+            there = f"width {found[modality]}" if modality in found else f"only {', '.join(found)}"
+            raise ValueError(
+                f"{job.data.folder}: run {job.run!r} was trained on {modality} of width {width}, found {there}; "
+                "evaluate it on shards of the same features, or compose the modality with data.modalities"
+            )
 
 
 def read_task(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Task, Rows, list[Damage]]:
@@ -157,6 +174,11 @@ def score_line(score: Score, main: str) -> str:
     return f"{score.system:<11} {score.method:<11} {score.fraction:>4.0%} of labels   {value}"
 
 
+def _named(system: str, method: str) -> str:
+    """`pretrained, fine-tune`; a baseline that is a method of its own is named once."""
+    return system if system == method else ", ".join(part for part in (system, method.replace("_", "-")) if part)
+
+
 def _bracketed(interval: downstream.Interval | None) -> str:
     return "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
 
@@ -180,6 +202,7 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
         "damaged": [asdict(d) for d in result.damaged],
         "cells": cells,
     }
+    result.folder.mkdir(parents=True, exist_ok=True)
     write_json(result.folder / "scores.json", document)
     text = io.StringIO()
     writer = csv.writer(text)
@@ -208,8 +231,7 @@ def table(result: EvaluateResult) -> str:
             f"{cells[f].scores[main]:.3f}{_bracketed(cells[f].intervals.get(main))}" if f in cells else ""
             for f in fractions
         ]
-        name = system if system == method else f"{system}, {method.replace('_', '-')}"
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
+        lines.append(f"| {_named(system, method)} | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -224,29 +246,35 @@ def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) ->
         matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(names))
         plots.confusion(matrix, names, folder / "confusion.png", title=f"pretrained, {method}, {full:.0%} of labels")
         mapped = task.test[:_MOST_MAPPED]
+        mapped = mapped[np.argsort(task.target[mapped], kind="stable")]  # the legend follows the order of the classes
         of_rows = [names[i] for i in task.target[mapped]]
         plots.representation_map(pretrained[mapped], of_rows, folder / "map.png", title="test rows, pretrained heads")
     main = result.main_score
     intervals = {(s.system, s.method, s.fraction): s.intervals[main] for s in result.scores if main in s.intervals}
     if not intervals:
         return
-    bars = {f"{system} {how}".replace("_", "-"): i for (system, how, share), i in intervals.items() if share == full}
-    plots.interval_bars(bars, result.folder / "systems.png", ylabel=main)
+    bars = {_named(system, how): i for (system, how, share), i in intervals.items() if share == full}
+    title = f"{result.label}, {full:.0%} of labels"
+    plots.interval_bars(bars, result.folder / "systems.png", ylabel=main, title=title)
     lines: dict[str, dict[float, downstream.Interval]] = {}
     for (system, how, share), interval in intervals.items():
         if how == method:
             lines.setdefault(system, {})[share] = interval
-    plots.label_efficiency(lines, result.folder / "label_efficiency.png", ylabel=main)
+    plots.label_efficiency(
+        lines, result.folder / "label_efficiency.png", ylabel=main, title=f"{result.label}, {_named('', method)}"
+    )
 
 
 def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, series: str, step: int) -> None:
     """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
     uri = uri_of_run(folder.path, job.tracking_uri)
+    most = max(s.fraction for s in result.scores)
     values = {
         f"{s.system}/{s.method}/{s.fraction:g}/{name}": value
         for s in result.scores
         for name, value in s.scores.items()
-        if np.isfinite(value) and "/" not in name
+        # Of single classes only what one looks for: the trained heads with all labels. `scores.csv` has the rest.
+        if np.isfinite(value) and ("/" not in name or (s.system == "pretrained" and s.fraction == most))
     }
     with Journal(folder.journal) as journal, MlflowSink(folder.journal, uri):
         journal.metrics(step, values, series, remeasured=True)

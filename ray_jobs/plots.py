@@ -120,16 +120,18 @@ def curves(
     rows = math.ceil(len(series) / columns)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.6 * columns + 0.4, 2.5 * rows + 0.3), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        reach = [x for curve in series.values() for x, _ in curve]
         for panel, (name, curve) in zip(panels, series.items(), strict=False):
             points = np.asarray(curve, dtype=np.float64).reshape(-1, 2)
             _curve(panel, points[:, 0], points[:, 1])
             panel.set_title(name)
+            if len(set(reach)) > 1:
+                panel.set_xlim(min(reach), max(reach))
         for index, panel in enumerate(panels):
             panel.set_visible(index < len(series))
-            if index + columns >= len(series):  # nothing below: shared ticks are shown here
+            if index + columns >= len(series):  # nothing below
                 panel.set_xlabel(xlabel)
-                panel.tick_params(labelbottom=True)
         figure.suptitle(title)
         return _write(figure, path)
 
@@ -137,7 +139,10 @@ def curves(
 def interval_bars(
     intervals: Mapping[str, Interval], path: Path | str, *, ylabel: str = "accuracy", title: str = ""
 ) -> Path:
-    """One horizontal bar for each named system, its interval as a whisker and its estimate in figures."""
+    """One horizontal bar for each name, its interval as a whisker and its estimate in figures.
+
+    Names that agree up to their first comma (`pretrained, probe` and `pretrained, neighbours`) share a colour.
+    """
     if not intervals:
         raise ValueError("interval_bars: no system given")
     with mpl.rc_context(_STYLE | {"axes.grid.axis": "x"}):
@@ -148,7 +153,9 @@ def interval_bars(
         places = np.arange(len(names))
         # A percentile interval need not hold the estimate: a whisker of negative length is none.
         whiskers = np.maximum(np.stack([estimates - low, high - estimates]), 0)
-        axes.barh(places, estimates, height=0.62, color=_COLOURS[0], alpha=0.85)
+        families = list(dict.fromkeys(name.partition(",")[0] for name in names))  # one colour for each system
+        colours = [_COLOURS[families.index(name.partition(",")[0]) % len(_COLOURS)] for name in names]
+        axes.barh(places, estimates, height=0.62, color=colours, alpha=0.85)
         axes.errorbar(estimates, places, xerr=whiskers, fmt="none", ecolor="black", capsize=3, linewidth=1.2)
         axes.axvline(0, color="black", linewidth=0.8)
         reach = float(np.nanmax(np.concatenate([high, estimates, [0.0]])))

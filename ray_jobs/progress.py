@@ -68,4 +68,9 @@ def training_line(step: int, total: int, values: dict[str, Any]) -> str:
 
 
 def validation_line(step: int, values: dict[str, Any]) -> str:
-    return f"validation at step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))
+    """The measures that people follow; the journal has all of them."""
+    shown = {name: value for name, value in sorted(values.items()) if name.startswith(_FOLLOWED)}
+    return f"validation at step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+_FOLLOWED = ("effective_rank/", "recall@10/", "neighbour_accuracy", "clusters/used")

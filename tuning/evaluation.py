@@ -129,9 +129,13 @@ def paired(
     fraction: float,
     resampling: Resampling | None = None,
 ) -> Interval:
-    """Accuracy of the first minus that of the second, bootstrap over the test groups, same draws of labels."""
+    """Accuracy of the first minus that of the second, bootstrap over the test groups, same draws of labels.
+
+    A system pretrained from several seeds has each draw once for each seed.
+    """
     one, other = (_hits(protocol, evaluation, fraction) for evaluation in (first, second))
-    if len(first.predicted[fraction]) != len(second.predicted[fraction]):
+    counts = sorted(len(evaluation.predicted[fraction]) for evaluation in (first, second))
+    if counts[1] % counts[0]:
         raise ValueError(
             f"draws at fraction {fraction}: {len(first.predicted[fraction])} of the first system and "
             f"{len(second.predicted[fraction])} of the second; pairs need the same draws"

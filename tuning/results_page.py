@@ -22,7 +22,10 @@ _MODES = {
 
 @dataclass(frozen=True)
 class Section:
-    """One table. pairs: (system, the one it is compared with)."""
+    """One table.
+
+    pairs: (system, the one it is compared with). aims: fraction -> accuracy that `improved` was to reach.
+    """
 
     title: str
     note: str
@@ -31,6 +34,7 @@ class Section:
     systems: Mapping[str, Evaluation]
     cells: Mapping[str, Mapping[float, Cell]]
     pairs: Sequence[tuple[str, str]]
+    aims: Mapping[float, float]
 
 
 def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, recipes: Sequence[str]) -> None:
@@ -63,8 +67,9 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         "interval over test speakers (videos for CMU-MOSI).",
         "The untrained rows are the same heads from the same initialisation before the first step. A wide random layer "
         "is a strong baseline on few labels, so a recipe minus its own untrained heads is what training adds; a recipe "
-        "minus raw features is what the whole representation adds. Intervals cover the choice of test speakers, not "
-        "that of the pretraining seed, which is one; no correction for the number of comparisons is made.",
+        "minus raw features is what the whole representation adds. Every pretrained number is a mean over the seeds of "
+        "pretraining as well; intervals cover the choice of test speakers, not that of the seeds, and no correction "
+        "for the number of comparisons is made.",
     ]
     title = None
     for section in sections:
@@ -74,6 +79,8 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         parts += [f"### {section.mode.replace('_', '-').capitalize()}", _MODES[section.mode], markdown(section.cells)]
         differences = {pair: _differences(section, pair) for pair in section.pairs}
         parts += [_paired_table(differences), "\n".join(_sentence(pair, row) for pair, row in differences.items())]
+        if section.aims:
+            parts.append(_against_aims(section))
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,6 +111,18 @@ def verdict(interval: Interval) -> str:
     if not interval.excludes_zero:
         return "not better (the interval holds 0)"
     return "better" if interval.estimate > 0 else "worse"
+
+
+def _against_aims(section: Section) -> str:
+    """What `improved` reached of what was aimed at."""
+    told = []
+    for fraction, cell in section.cells["improved"].items():
+        if fraction not in section.aims:
+            continue
+        mean, aim = cell.mean, section.aims[fraction]
+        reached = "reached" if round(mean, 3) >= aim else f"missed by {aim - mean:.3f}"
+        told.append(f"at {fraction:.0%} {mean:.3f} of {aim:.2f}: {reached}")
+    return f"Aims set beforehand for improved: {'; '.join(told)}."
 
 
 def _sentence(pair: tuple[str, str], row: Mapping[float, Interval]) -> str:

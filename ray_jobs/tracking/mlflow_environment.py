@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,13 @@ def check_without_secrets(uri: str) -> str:
             "run; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
     return uri
+
+
+def ui_command(uri: str) -> str:
+    """What to type to look at a local store; a server has its own page."""
+    if not uri.startswith(_SQLITE):
+        return uri
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
 
 
 def public_uri(uri: str) -> str:

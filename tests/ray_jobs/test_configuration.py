@@ -190,7 +190,8 @@ def test_a_job_without_pretraining_has_no_preset():
         (["--run.extra.class_path", "antigravity.X"], "class_path names code to import"),
         (["--pretrain", '{"class_path": "antigravity.X"}'], "class_path names code to import"),
         (["--data.weights", "{init_args: 1}"], "init_args names code to import"),
-        (["--pretrain", "other.yaml"], "unknown flag '--pretrain'"),
+        (["--pretrain", "other.yaml"], "--pretrain is a group of fields"),
+        (["--pretrain.tasks", "[contrastive]"], "--pretrain.tasks is a group.*such as --pretrain.tasks"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, message):
@@ -259,7 +260,7 @@ def test_as_a_program_errors_are_a_line_and_status_2(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         configuration.parse(Job)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: unknown flag '--run.nam'; did you mean 'run.name'?\n"
+    assert capsys.readouterr().err == "error: unknown flag '--run.nam'; did you mean 'run.name'? allowed: run.gpu, run.name\n"
 
 
 def test_help_describes_fields(capsys):

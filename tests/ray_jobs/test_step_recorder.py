@@ -27,7 +27,7 @@ def test_values_of_each_step_and_the_period_s_timing() -> None:
     assert [(r["step"], r["loss"], r["lr"]) for r in records] == [(1, 0.0, 0.5), (2, 1.0, 0.5), (3, 2.0, 0.5)]
     assert "loss/clustering" not in records[0] and math.isnan(records[2]["loss/clustering"])
     assert "data_wait_share" not in records[0]
-    # 0.15 s of waiting in 0.6 s: a quarter; sleeping is never shorter than asked for, but may be longer.
-    assert 0.15 < records[2]["data_wait_share"] < 0.4
+    # The first batch is start-up: 0.1 s of waiting in 0.55 s. Sleeping may take longer than asked for, never less.
+    assert 0.1 < records[2]["data_wait_share"] < 0.4
     assert math.isclose(records[2]["samples_per_second"], 10 / records[2]["step_seconds"])
     assert recorder.take() == []

@@ -21,7 +21,8 @@ TINY = Settings(
     clusters=4,
     queue_batches=1,
     global_batch=32,
-    epochs=2,
+    epochs=1,
+    seeds=(127, 128),
 )
 
 
@@ -69,8 +70,8 @@ def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, caps
     reproduce(folder, folder / "out", results, draws=2, settings=TINY)
     page = results.read_text()
     cells = sorted((folder / "out" / "cells").glob("*.npz"))
-    # ravdess: 2 modes of 2 folds of 5 systems; mosi: 1 of 1 of 6
-    assert len(cells) == 2 * 2 * 5 + 6
+    # ravdess: 2 modes of 2 folds of raw features and 4 pretrained systems of 2 seeds; mosi: 1 of 1 with 2 raw ones
+    assert len(cells) == 2 * 2 * (1 + 4 * 2) + (2 + 4 * 2)
     assert len(capsys.readouterr().out.splitlines()) == len(cells)
     assert {p.name for p in (folder / "out").glob("*.png")} == {
         "ravdess_inductive.png", "ravdess_speaker_normalised.png", "mosi_inductive.png",
@@ -88,6 +89,12 @@ def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, caps
     assert page.count("- improved minus untrained heads, improved, at ") == 3
     assert "- paper minus raw features, text alone, at 3%: " in page
     assert str(folder) not in page
+    # One cell of one fold: the mean over both seeds and both draws of what the kept files hold.
+    mosi = read_mosi(folder, draws=2)
+    kept = [Evaluation.load(p).predicted[0.1] for p in cells if p.name.startswith("mosi-inductive-0-improved-")]
+    tested = mosi.protocol.test_rows
+    mean = np.mean([(rows[:, tested] == mosi.protocol.target[tested]).mean() for rows in kept])
+    assert len(kept) == 2 and f"| {mean:.3f} [" in page.partition("## CMU-MOSI")[2].partition("| improved |")[2]
 
     def never(*_):
         raise AssertionError("trained again")
