@@ -83,9 +83,9 @@ def measure_remote(
     for name, connections, prefetch, work in (
         ("one connection, no prefetch", 1, 0, step),
         ("16 connections, no prefetch", 16, 0, step),
-        ("16 connections, prefetch 2", 16, 2, step),
-        ("16 connections, prefetch 4", 16, 4, step),
-        ("16 connections, prefetch 4, no work", 16, 4, 0.0),
+        ("64 connections, prefetch 2", 64, 2, step),
+        ("64 connections, prefetch 4", 64, 4, step),
+        ("64 connections, prefetch 4, no work", 64, 4, 0.0),
     ):
         plan = EpochPlan(manifest.counts, seed=0, global_batch=batch, remainder="carry")
         reader = Reader(manifest, connections=connections)

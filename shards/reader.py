@@ -45,7 +45,8 @@ class Reader:
     present where all its columns are. labels: names to return, None for all of the manifest's. dtype: float type of
     all features (default: as stored; a modality of several dtypes has their common one). max_damaged_share and
     quarantine: see `DamageLog`. index_cache_bytes bounds the memory for indexes, which a data set read in random order
-    wants to hold whole (about 25 bytes a sample). connections: ranges fetched at once from a remote store.
+    wants to hold whole (about 25 bytes a sample). connections: ranges fetched at once from a remote store, whose bytes
+    wait in memory; those of a batch and of the batches ahead should be under way together.
 
     Pickled, it is a few hundred bytes and the view: files, caches and the damage log stay behind.
     """
@@ -60,7 +61,7 @@ class Reader:
         quarantine: Callable[[Damage], None] | None = None,
         dtype: str | None = None,
         index_cache_bytes: int = 256 * 1024**2,
-        connections: int = 16,
+        connections: int = 64,
     ) -> None:
         self._options = (modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes, connections)
         self.manifest = manifest

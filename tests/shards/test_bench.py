@@ -108,8 +108,8 @@ def test_prefetch_hides_latency(manifest: Manifest) -> None:
     """The same batches, and with prefetch the consumer waits for a small part of what it waits for without."""
     result = bench_remote.measure_remote(manifest.folder, 32, latency=0.01, bandwidth=1e9, seconds=0.3, step=0.05)
     waited = {run["name"]: run["waited"] for run in result["runs"]}
-    assert waited["16 connections, prefetch 4"] < 0.5 * waited["one connection, no prefetch"]
-    assert "16 connections, prefetch 4" in bench_remote.table(result)
+    assert waited["64 connections, prefetch 4"] < 0.5 * waited["one connection, no prefetch"]
+    assert "64 connections, prefetch 4" in bench_remote.table(result)
 
 
 def test_remote_batches_are_the_local_ones(manifest: Manifest) -> None:
