@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -81,7 +81,10 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
                 resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.gpu else {}),
             ),
             run_config=TrainRunConfig(
-                name=start.attempt, storage_path=own_state, failure_config=FailureConfig(max_failures=0)
+                name=start.attempt,
+                storage_path=own_state,
+                failure_config=FailureConfig(max_failures=0),
+                logging_config=LoggingConfig(log_level="WARNING"),  # the progress line is ours
             ),
         ).fit()
 

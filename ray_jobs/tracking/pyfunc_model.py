@@ -3,10 +3,14 @@
 No object is pickled: the folder holds this source, the `conclugen` package and the exported safetensors.
 """
 
+import warnings
 from typing import Any
 
 import mlflow
 import numpy as np
+
+# MLflow asks for a hint of `model_input` and takes it for a schema of its own; the signature is the schema here.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class EmbeddingModel(mlflow.pyfunc.PythonModel):
@@ -20,7 +24,6 @@ class EmbeddingModel(mlflow.pyfunc.PythonModel):
 
         self.embedder = conclugen.load(context.artifacts["exported"])
 
-    # Without hints: MLflow takes a hint of `model_input` for a schema of its own; the signature is the schema here.
     def predict(self, context, model_input, params=None):
         features = {modality: np.asarray(model_input[modality]) for modality in self.embedder.widths}
         fusion = (params or {}).get("fusion", "concat")
