@@ -30,11 +30,12 @@ from tuning.report_findings import LEVEL, Family
 from tuning.report_page import Block, Charts, Heading, Text, html, markdown
 from tuning.report_tables import (
     SCORE_NAMES,
+    claim_table,
     class_table,
-    comparison_table,
     cost_table,
     group_table,
     main_systems,
+    reference_table,
     results_table,
     retrieval_table,
 )
@@ -138,7 +139,7 @@ def _ablation(
         f"within one data set, recipe and fraction. Bold: p at most {LEVEL}. The unit is the speaker: neither covers "
         "the choice of pretraining seed."
     )
-    yield comparison_table(families["claim"], "Three tasks against fewer", unit)
+    yield claim_table(families["claim"], "Three tasks against fewer", unit)
     yield Heading("Task combinations", "combinations")
     explained = (
         "In %, mean over seeds ± sample deviation over seeds, each seed a mean over draws of labels (and cross-fitted "
@@ -154,7 +155,7 @@ def _ablation(
     yield Heading("Label efficiency", "labels")
     yield Charts(_efficiency(results), tuple((name.removesuffix(".png"), name) for name in pictures))
     yield Heading("Significance against references", "significance")
-    yield comparison_table(
+    yield reference_table(
         families["references"],
         "Every system against the best single task, untrained heads and raw features",
         unit + " Which single task and which raw features are best is judged on the test speakers, in their favour.",

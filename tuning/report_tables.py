@@ -13,6 +13,7 @@ SCORE_NAMES = {
     "precision_weighted": "precision (weighted)",
     "recall_weighted": "recall (weighted)",
 }
+REFERENCES = ("best single task", "untrained heads", "best raw features")
 _HOLE = "—"
 _MOST_GROUPS = 40
 
@@ -78,32 +79,58 @@ def results_table(results: Results, rows: Sequence[Row], title: str, scores: Seq
     return Table(title, "representation", head, tuple(lines), note, footnotes)
 
 
-def comparison_table(families: Sequence[Family], title: str, note: str) -> Table:
+def claim_table(families: Sequence[Family], title: str, note: str) -> Table:
     """Rows pairs, columns fractions: difference in accuracy with its interval, and the corrected p-value."""
     fractions = sorted({family.fraction for family in families})
-    by_place: dict[tuple[str, str], dict[float, Family]] = {}
-    for each in families:
-        by_place.setdefault((each.dataset, each.recipe), {})[each.fraction] = each
     lines = []
-    for (dataset, recipe), own in by_place.items():
+    for (dataset, recipe), own in _by_place(families).items():
         pairs = dict.fromkeys((c.first, c.second) for family in own.values() for c in family.comparisons)
-        for first, second in pairs:
-            entries = []
-            for fraction in fractions:
-                family = own.get(fraction)
-                found = [c for c in family.comparisons if (c.first, c.second) == (first, second)] if family else []
-                if not found:
-                    entries.append(Entry(_HOLE, "hole", family.missing if family else ""))
-                    continue
-                c = found[0]
-                low, high = points(c.interval.low), points(c.interval.high)
-                text = f"{points(c.difference)} [{low}, {high}] p {p_shown(c.adjusted)}"
-                mark = "significant" if c.verdict(LEVEL) != "no difference shown" else ""
-                entries.append(Entry(text, mark, f"uncorrected p {p_shown(c.p_value)}; {c.verdict(LEVEL)}"))
-            name = f"{_bare(first, recipe)} minus {_bare(second, recipe)}"
-            lines.append(Line(name, tuple(entries), f"{dataset}, recipe {recipe}"))
+        for pair in pairs:
+            found = [_comparison(own.get(fraction), pair[0], second=pair[1]) for fraction in fractions]
+            name = f"{_bare(pair[0], recipe)} minus {_bare(pair[1], recipe)}"
+            lines.append(Line(name, tuple(found), f"{dataset}, recipe {recipe}"))
     head = tuple((f"{fraction:.0%} of labels",) for fraction in fractions)
     return Table(title, "paired difference in accuracy", head, tuple(lines), note)
+
+
+def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
+    """Rows systems; columns kinds of reference and fractions. Which system a reference is stands in the hint."""
+    fractions = sorted({family.fraction for family in families})
+    columns = [(kind, fraction) for kind in REFERENCES for fraction in fractions]
+    lines = []
+    for (dataset, recipe), own in _by_place(families).items():
+        for first in dict.fromkeys(c.first for family in own.values() for c in family.comparisons):
+            entries = [_comparison(own.get(fraction), first, kind=kind) for kind, fraction in columns]
+            lines.append(Line(_bare(first, recipe), tuple(entries), f"{dataset}, recipe {recipe}"))
+    head = tuple((f"minus {kind}", f"{fraction:.0%} of labels") for kind, fraction in columns)
+    return Table(title, "paired difference in accuracy", head, tuple(lines), note)
+
+
+def _by_place(families: Sequence[Family]) -> dict[tuple[str, str], dict[float, Family]]:
+    by_place: dict[tuple[str, str], dict[float, Family]] = {}
+    for family in families:
+        by_place.setdefault((family.dataset, family.recipe), {})[family.fraction] = family
+    return by_place
+
+
+def _kind(label: str) -> str:
+    single, untrained, raw = REFERENCES
+    return raw if label.startswith("raw features") else untrained if label.startswith("untrained heads") else single
+
+
+def _comparison(family: Family | None, first: str, second: str | None = None, kind: str | None = None) -> Entry:
+    """Of a system with another: that of a name, or of a kind."""
+    found = [
+        c
+        for c in (family.comparisons if family is not None else ())
+        if c.first == first and (c.second == second if kind is None else _kind(c.second) == kind)
+    ]
+    if not found:
+        return Entry(_HOLE, "hole", family.missing if family is not None else "")
+    c = found[0]
+    text = f"{points(c.difference)} [{points(c.interval.low)}, {points(c.interval.high)}] p {p_shown(c.adjusted)}"
+    mark = "significant" if c.verdict(LEVEL) != "no difference shown" else ""
+    return Entry(text, mark, f"minus {c.second}; uncorrected p {p_shown(c.p_value)}; {c.verdict(LEVEL)}")
 
 
 def group_table(results: Results, dataset: str, systems: Sequence[System], fraction: float) -> Table:

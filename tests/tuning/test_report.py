@@ -13,7 +13,7 @@ from tuning.report import main, report, track
 from tuning.report_data import Results, best
 from tuning.report_findings import against_references, sentences, summary, three_against_fewer
 from tuning.report_sweep import importance, weight_response
-from tuning.report_tables import results_table
+from tuning.report_tables import reference_table, results_table
 
 TASKS = ("contrastive", "clustering", "reconstruction")
 GROUPS = [str(n) for n in range(1, 13)]
@@ -173,6 +173,17 @@ def test_references_are_the_best_single_task_untrained_heads_and_best_raw_featur
     assert len(family.comparisons) == 7 * 3 - 1  # the best single task is not compared with itself
     found = {(c.first, c.second): c.difference for c in family.comparisons}
     assert found["reconstruction [improved]", "raw features: audio"] == pytest.approx(0.44 - 0.47)
+
+
+def test_the_reference_table_names_each_reference_in_its_column(folder):
+    families = [against_references(results(folder), "faces", "improved", fraction) for fraction in (0.03, 1.0)]
+    made = reference_table(families, "t", "")
+    kinds = ("minus best single task", "minus untrained heads", "minus best raw features")
+    assert made.head == tuple((kind, share) for kind in kinds for share in ("3% of labels", "100% of labels"))
+    lines = {line.name: line.entries for line in made.lines}
+    assert lines["contrastive"][0].mark == "hole"  # with itself
+    assert lines["contrastive"][2].text.startswith("+7.0 [") and "untrained heads" in lines["contrastive"][2].hint
+    assert lines["contrastive"][4].text.startswith("+5.0 [") and "raw features: audio" in lines["contrastive"][4].hint
 
 
 class Page(HTMLParser):
