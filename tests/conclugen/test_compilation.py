@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from conclugen import Pretrainer, compilation, kmeans
+from conclugen import Batch, Pretrainer, compilation, kmeans
 from tests.conclugen.runs import WIDTHS, fresh, rows, small_config
 
 
@@ -109,6 +110,35 @@ def test_k_means_that_stops_when_it_may_would_be_noticed(unreadable: None, monke
     config = small_config("conclugen", "paper", tasks={"clustering": {"start_epoch": 0}})
     with pytest.raises(DataDependentOutputException):
         Pretrainer(config, WIDTHS, 3).step(rows())
+
+
+class _Crossings(TorchDispatchMode):
+    """Notes every operation that takes from one device and gives on another: each makes the host wait, or could."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        there = {x.device.type for x in (*args, result) if isinstance(x, torch.Tensor)}
+        self.found += [str(func)] if len(there) > 1 else []
+        return result
+
+
+@pytest.mark.parametrize("recipe", ["paper", "improved"])
+def test_a_forward_pass_stays_on_its_device(unreadable: None, recipe: str) -> None:
+    """On a GPU that is only pretended, so that it shows everywhere; its autograd can't be pretended."""
+    config = small_config("conclugen", recipe, model={"standardize": False}, tasks={"clustering": {"start_epoch": 0}})
+    with torch.device("cuda"):
+        pretrainer = Pretrainer(config, WIDTHS, 3, device="cuda")
+    batch = Batch.of(rows(), "cuda")
+    with _Crossings() as crossings:
+        shares = pretrainer.model.train()(batch, 0, 0)
+        assert crossings.found == []
+        next(iter(shares.values())).to("cpu")
+        assert len(crossings.found) == 1
+    assert {share.device.type for share in shares.values()} == {"cuda"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: what waits for one can't be seen")
