@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import fsspec
 import numpy as np
@@ -150,7 +150,7 @@ class Manifest:
     # Opening
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Manifest:
+    def open(cls, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Self:
         """Read and check a manifest, given its folder or itself (local path or fsspec URL).
 
         Raises ManifestError (a ValueError) for damage, another format version or claims that don't fit together, and
@@ -181,7 +181,7 @@ class Manifest:
         return cls._decode(where, folder, data, storage_options)
 
     @classmethod
-    def _decode(cls, where: str, folder: str, data: bytes, storage_options: Mapping[str, Any] | None) -> Manifest:
+    def _decode(cls, where: str, folder: str, data: bytes, storage_options: Mapping[str, Any] | None) -> Self:
         try:
             table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
@@ -285,7 +285,7 @@ class Manifest:
         shards: Iterable[str | ShardEntry],
         info: Mapping[str, Any] | None = None,
         check_keys: bool = True,
-    ) -> Manifest:
+    ) -> Self:
         """Write the manifest of shards that lie in a local folder with their indexes, in the order given.
 
         A shard is given by name (its entry is made from its index, which is read and checked) or as the `ShardEntry`

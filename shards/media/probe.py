@@ -89,24 +89,41 @@ def open_media(source: Source, limits: Limits) -> Iterator[Any]:
     elif not source:
         raise MediaError("empty", "no bytes")
     try:
-        # max_pixels also binds decoders that run while the streams are looked at, before any size is known here.
-        container = av.open(
-            file,
-            metadata_errors="replace",
-            options={
-                "format_whitelist": _FORMATS,
-                "protocol_whitelist": "file",
-                "max_pixels": str(limits.max_pixels),
-                "max_streams": "64",
-            },
-        )
+        container, complaints = _open(file, limits)
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise MediaError("not_media", f"cannot be opened as a video or sound file: {_plain(error)}") from None
     try:
         with container:
+            if any("exceeds specified max pixel count" in complaint for complaint in complaints):
+                raise MediaError("too_many_pixels", f"{complaints[0].strip()}; allowed are {limits.max_pixels}")
             yield container
     except av.error.FFmpegError as error:
         raise MediaError("damaged", f"reading stopped: {_plain(error)}") from None
+
+
+def _open(file: Any, limits: Limits) -> tuple[Any, list[str]]:
+    """The container, and what the library complained of while it looked at the streams.
+
+    max_pixels also binds the decoders that run then, before any size is known here; that they refused a picture is said
+    in a message only.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as messages:
+            container = av.open(
+                file,
+                metadata_errors="replace",
+                options={
+                    "format_whitelist": _FORMATS,
+                    "protocol_whitelist": "file",
+                    "max_pixels": str(limits.max_pixels),
+                    "max_streams": "64",
+                },
+            )
+    finally:
+        av.logging.set_level(level)
+    return container, [text for _, _, text in messages if "pixel" in text]
 
 
 def video_stream(container: Any, limits: Limits) -> Any:
