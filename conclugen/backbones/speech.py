@@ -1,0 +1,97 @@
+"""A speech encoder whose weights come in a Python package: the front of Distill-MOS (Stahl & Gamper 2025).
+
+The network was distilled from XLS-R to judge the quality of speech: convolutions over a complex spectrogram, then
+seven transformer layers. Its last layers keep what quality needs; what the face goes with lies before them. Read
+linearly from 20 ms steps of clips held out (15 clips of three sources): energy R2 0.87 and log pitch 0.66 after the
+first transformer layer, 0.57 and 0.59 after the last. So the sequence is the output of the first layer: 200 numbers
+every 20 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conclugen.backbones import weights
+from conclugen.backbones.encoder import WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
+from conclugen.backbones.resnet152 import split
+
+NAME, WIDTH = "distillmos", 200
+RATE = 16_000
+TAKES = Takes(WAVE, RATE)
+WINDOW = 122_880  # samples that the network hears at once: 7.68 s, as many as it has positions for
+STEP = 320
+_CHUNK = 4
+
+
+def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
+    """given: another weight file, or None for the package's. Raises WeightsError where the package is not installed."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from distillmos import sqa
+    except ImportError:
+        raise weights.not_installed(NAME, "distillmos") from None
+    path = Path(sqa.DEFAULT_WEIGHTS_CHKPT) if given is None else Path(given)
+    network = sqa.ConvTransformerSQAModel(load_weights=False)
+    weights.fill(network, weights.read(path), path)
+    info = EncoderInfo(
+        NAME,
+        "audio",
+        "audio_speech",
+        WIDTH,
+        TAKES,
+        "loudest sample 1; windows of 7.68 s; first transformer layer, every 20 ms",
+        "package distillmos",
+        "MIT",
+        weights.file_digest(path),
+    )
+    return SpeechEncoder(info, Front(network), device, _CHUNK)
+
+
+class Front(nn.Module):
+    """(n, 122880) -> (n, 384, 200): convolutions, projection, positions, first transformer layer."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        body = network.transformer_pool_attn
+        self.convolutions = network.cnn
+        self.norm_input, self.norm = body.norm_input, body.transformer.norm
+        self.project, self.positions = body.transformer.linear_proj, body.transformer.position_encoding
+        self.layer = body.transformer.transformer_encoder.layers[0]
+
+    def forward(self, samples: Tensor) -> Tensor:
+        x = self.norm(self.norm_input(self.convolutions(samples)))
+        result: Tensor = self.layer(self.positions(self.project(x.transpose(1, 2))))
+        return result
+
+
+class SpeechEncoder(FrozenEncoder):
+    """(N,) at 16 kHz -> (ceil(N / 320), 200). What is longer than a window is cut into windows; the last one is padded
+    with silence, whose steps are left out."""
+
+    def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:
+        clips = check_wave(batch)
+        pieces, counts = [], []
+        for samples in clips:
+            scaled = samples / max(float(np.abs(samples).max()), 1e-8)
+            starts = range(0, len(samples), WINDOW)
+            pieces += [scaled[start : start + WINDOW] for start in starts]
+            counts.append(-(-len(samples) // STEP))
+        network = self.network
+        assert network is not None
+
+        def compute(part: Sequence[Array]) -> Tensor:
+            padded = np.stack([np.pad(piece, (0, WINDOW - len(piece))) for piece in part])
+            result: Tensor = network(torch.from_numpy(padded).to(self.device, self.dtype))
+            return result
+
+        vectors = self.in_chunks(pieces, compute)
+        kept = [vector[: -(-len(piece) // STEP)] for vector, piece in zip(vectors, pieces, strict=True)]
+        return split(np.concatenate(kept), counts)
