@@ -30,6 +30,9 @@ from tuning.report_findings import LEVEL, Family
 from tuning.report_page import Block, Charts, Heading, Text, html, markdown
 from tuning.report_tables import (
     SCORE_NAMES,
+    Entry,
+    Line,
+    Table,
     claim_table,
     class_table,
     cost_table,
@@ -219,6 +222,11 @@ def _sweep(trials: Sequence[Record]) -> Iterator[Block]:
         )
         shown = dict(list(found.parameters.items())[:15])
         yield Charts((report_svg.bars(f"importance for {name}", shown, xlabel="fall of R²"),))
+        lines = tuple(
+            Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}")))
+            for parameter, (mean, spread) in shown.items()
+        )
+        yield Table(f"Importance for {name}", "parameter", (("fall of R²",), ("deviation",)), lines)
 
 
 def _pictures(results: Results, families: dict[str, list[Family]], place: Path) -> list[Path]:

@@ -348,4 +348,4 @@ def test_a_sweep_alone_has_a_report(tmp_path):
     parser = Page()
     parser.feed(page.read_text("utf-8"))
     assert parser.open == [] and "weight of clustering" in page.read_text("utf-8")
-    assert "R²" in text.read_text("utf-8") and table.name == "report.csv"
+    assert "| tasks.clustering.weight | " in text.read_text("utf-8") and table.name == "report.csv"
