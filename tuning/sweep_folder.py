@@ -236,7 +236,7 @@ class SweepBook:
         return curve[max(curve)]
 
     def _note(self, number: int, choices: Choices) -> None:
-        self.choices[number] = choices
+        self.choices[number] = dict(sorted(choices.items()))  # as it reads back: tables look the same after a restart
         self._numbers.setdefault(self.key(choices), number)
 
     def _end(self, number: int, outcome: Outcome, metrics: dict[str, float]) -> None:
