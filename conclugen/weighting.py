@@ -113,7 +113,7 @@ class UncertaintyWeighting(LearnedWeighting):
     def __init__(self, tasks: TasksConfig) -> None:
         super().__init__(tasks)
         self.log_variance = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(-math.log(weight))) for name, weight in self.configured.items()}
+            {name: nn.Parameter(_scalar(-math.log(weight))) for name, weight in self.configured.items()}
         )
 
     def weights(self, active: Sequence[str]) -> dict[str, Tensor | float]:
@@ -158,7 +158,7 @@ class GradNormWeighting(LearnedWeighting):
     def __init__(self, tasks: TasksConfig) -> None:
         super().__init__(tasks)
         self.logit = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(math.log(weight))) for name, weight in self.configured.items()}
+            {name: nn.Parameter(_scalar(math.log(weight))) for name, weight in self.configured.items()}
         )
         self.register_buffer("first", torch.zeros(len(self.configured)))
 
@@ -203,3 +203,8 @@ def weighted_sum(losses: Mapping[str, Tensor], factors: Mapping[str, Tensor | fl
     """Sum of factor x loss over the tasks of `factors` that are in `losses`; zero where none is."""
     terms = [losses[name] * factor for name, factor in factors.items() if name in losses]
     return torch.stack(terms).sum() if terms else torch.zeros_like(next(iter(losses.values())))
+
+
+def _scalar(value: float) -> Tensor:
+    """In float64, so that the precision of the run is the only rounding."""
+    return torch.tensor(value, dtype=torch.float64)
