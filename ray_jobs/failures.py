@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -24,6 +25,8 @@ _FATAL: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, Attribut
 _FATAL += (ImportError, LookupError, NameError, NotImplementedError, TypeError, ValueError)
 # Where a rank stands that only waits for another one.
 _WAITING = ("/torch/distributed/", "/conclugen/distributed.py", "/ray_jobs/rank_meeting.py")
+# What Ray says of a process that is gone.
+_DIED = re.compile(r"(?:Worker exit detail|The actor is dead because):? ?([^.]*)")
 # Other ranks get this long to leave their record before the first process ends and Ray stops them all.
 _LAST_WORDS_S = 2.0
 
@@ -137,11 +140,18 @@ def read(path: Path, attempt: str) -> list[Failure]:
     return sorted(mine, key=lambda record: (not record.fatal, record.waited, record.time))
 
 
-def describe(failures: list[Failure], error: BaseException) -> str:
-    """One line on what ended a start: the first failure, ranks that said nothing; without records Ray's own words."""
+def describe(failures: list[Failure], error: BaseException, step: int) -> str:
+    """One line on what ended a start: the first failure, ranks that said nothing; without records Ray's own words.
+
+    step: the last one that was journalled, for a process that died without a word.
+    """
     if not failures:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {' '.join(lines[:2])[:400]}"
+        died = _DIED.search(" ".join(str(error).split()))
+        cause = died[1].strip() if died else " ".join(str(error).split())
+        ranks = getattr(error, "worker_failures", None) or {}
+        if ranks:
+            return f"rank {', '.join(map(str, sorted(ranks)))}, after step {step}: the process died: {cause[:400]}"
+        return f"after step {step}: {type(error).__name__}: {cause[:400]}"
     first = failures[0]
     silent = sorted(set(range(first.world)) - {failure.rank for failure in failures})
     if first.waited and silent:

@@ -18,6 +18,7 @@ from ray_jobs import failures, placement_groups, train_worker
 from ray_jobs.failures import RunFailedError
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import metric_history
 from ray_jobs.train_worker import Start
 
 # How often the controller looks at its workers (Ray's own default is 2 s), and how long they may take to come up on a
@@ -56,7 +57,7 @@ def fit(
             return
         except (TrainingFailedError, RayError) as error:
             found = failures.read(folder.failures, attempt)
-            what = failures.describe(found, error)
+            what = failures.describe(found, error, last_step(folder))
             if found and found[0].fatal:
                 raise RunFailedError(what) from error
             failed += 1
@@ -66,6 +67,12 @@ def fit(
             limit = "" if most < 0 else f" of {most}"
             print(f"failure {failed}{limit}: {what}; going on from the newest checkpoint", flush=True)
         placement_groups.free_what_the_dead_hold()
+
+
+def last_step(folder: RunFolder) -> int:
+    """The last step that was journalled."""
+    curve = metric_history(folder.journal).get("loss", []) if folder.journal.exists() else []
+    return curve[-1][0] if curve else 0
 
 
 def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) -> None:
@@ -84,7 +91,7 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
                 name=start.attempt,
                 storage_path=own_state,
                 failure_config=FailureConfig(max_failures=0),
-                logging_config=LoggingConfig(log_level="WARNING"),  # the progress line is ours
+                logging_config=LoggingConfig(log_level="CRITICAL"),  # traces are in failures.jsonl, progress is ours
             ),
         ).fit()
 

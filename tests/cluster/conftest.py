@@ -15,13 +15,13 @@ _HERE = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share the Ray follow each other; others of this folder start their own."""
     places = [place for place, item in enumerate(items) if _HERE in item.path.parents]
-    ours = sorted((items[place] for place in places), key=lambda item: "local_ray" not in _fixtures(item))
+    ours = sorted((items[place] for place in places), key=lambda item: "shared_ray" not in _fixtures(item))
     for place, item in zip(places, ours, strict=True):
         items[place] = item
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    if "local_ray" in _fixtures(item) and (nextitem is None or "local_ray" not in _fixtures(nextitem)):
+    if "shared_ray" in _fixtures(item) and (nextitem is None or "shared_ray" not in _fixtures(nextitem)):
         ray.shutdown()
 
 
@@ -36,7 +36,7 @@ def _ray_folder() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def local_ray(_ray_folder: str) -> None:
+def shared_ray(_ray_folder: str) -> None:
     """A Ray whose CPUs two workers use up: what a dead controller still held would show."""
     if not ray.is_initialized():
         ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", _temp_dir=_ray_folder)

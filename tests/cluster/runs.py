@@ -1,7 +1,7 @@
 """Small pretraining jobs for tests, and a driver that runs one in a process of its own."""
 
+import argparse
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ def without_ray_of_the_test() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    shards, output, name, workers = sys.argv[1:5]
-    job = small_job(Path(shards), Path(output), name, workers=int(workers))
+    parser = argparse.ArgumentParser()
+    for argument in ("shards", "output", "name"):
+        parser.add_argument(f"--{argument}", required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2)
+    given = parser.parse_args()
+    job = small_job(Path(given.shards), Path(given.output), given.name, given.workers, epochs=given.epochs)
     pretrain_job.pretrain(job, trace.train)

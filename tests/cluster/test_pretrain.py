@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
-def alone(local_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
+def alone(shared_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
     """The reference: one worker, never interrupted."""
     return pretrain(small_job(shards, tmp_path_factory.mktemp("alone"), "alone"))
 
@@ -107,7 +107,7 @@ def test_a_longer_run_goes_on_and_a_finished_one_is_left_alone(alone: PretrainRe
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
-    local_ray: None, shards: Path, tmp_path: Path
+    shared_ray: None, shards: Path, tmp_path: Path
 ) -> None:
     job = small_job(
         shards, tmp_path, "diverges", precision="float32", clip_norm=None, optimizer={"lr": 1e25, "warmup_epochs": 0}
@@ -129,7 +129,8 @@ def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(shards
     """Two workers; the whole job is killed, driver and all; the reference has the same number of workers."""
 
     def start(name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.cluster.runs", str(shards), str(tmp_path), name, "2"]
+        arguments = ["--shards", str(shards), "--output", str(tmp_path), "--name", name, "--epochs", "3"]
+        command = [sys.executable, "-m", "tests.cluster.runs", *arguments]
         environment = without_ray_of_the_test()
         with (tmp_path / f"{name}.log").open("ab") as log:
             return subprocess.Popen(

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import psutil
 import ray.train
 
 from conclugen import Pretrainer, storage
@@ -68,6 +70,7 @@ class Injection:
         self.done = run.parent / f"{run.name}.injected.json"
         folder = run.parent / f"{run.name}.trace"
         folder.mkdir(exist_ok=True)
+        self.process = psutil.Process()
         self.header = {"attempt": attempt, "rank": rank, "world": world}
         self.trace = (folder / f"{attempt}-{rank}.jsonl").open("a", buffering=1)
         originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Source.stream
@@ -75,7 +78,8 @@ class Injection:
 
         def stepped(pretrainer: Pretrainer, batch: Any) -> Any:
             values = step(pretrainer, batch)
-            self.after_step(pretrainer.step_number, batch.row.tolist())
+            present = np.logical_or.reduce([np.asarray(x) for x in batch.present.values()])
+            self.after_step(pretrainer.step_number, batch.row.tolist(), batch.row[~present].tolist())
             return values
 
         def saved(tensors: Any, path: Any, *rest: Any) -> None:
@@ -101,9 +105,11 @@ class Injection:
         stack.enter_context(patch.object(CheckpointStore, "load", loaded))
         stack.enter_context(patch.object(Source, "stream", streamed))
 
-    def after_step(self, step: int, rows: list[int]) -> None:
+    def after_step(self, step: int, rows: list[int], absent: list[int]) -> None:
         self.at = step
-        self.trace.write(json.dumps({**self.header, "step": step, "time": time.time(), "rows": rows}) + "\n")
+        used = {"memory": self.process.memory_info().rss, "files": self.process.num_fds()}
+        record = {**self.header, "step": step, "time": time.time(), "rows": rows, "absent": absent, **used}
+        self.trace.write(json.dumps(record) + "\n")
         time.sleep(self.plan.pace_s)
         if self.rank != self.plan.rank or step != self.plan.step or self.done.exists():
             return
@@ -128,7 +134,7 @@ class Injection:
 
     def in_write(self, path: Path) -> None:
         """The tensors of a checkpoint are written beside the place where it will stand."""
-        if path.parent.name.startswith(".step-") is False or self.at < self.plan.step:
+        if not path.parent.name.startswith(".step-") or self.at < self.plan.step:
             return
         if self.plan.action == "full" and self.at < self.plan.until:
             os.truncate(path, path.stat().st_size // 2)

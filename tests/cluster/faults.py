@@ -1,0 +1,424 @@
+"""Faults injected into real runs at random moments, many times: what was lost, and how long until it went on.
+
+    python -m tests.cluster.faults --repeat 5 --results faults.jsonl --table docs/reliability.md
+
+Each run is compared with one that met no fault: the samples of every step in order, the final weights, the loss curve
+in the journal and in MLflow. One line of the results for each run; the table is made of all lines of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+from ray_jobs.checkpoint_store import CheckpointStore
+from ray_jobs.pretrain import pretrain
+from ray_jobs.run_config import PretrainJob
+from ray_jobs.tracking.journal import metric_history
+from shards.corpus import write_corpus
+from tests.cluster import trace
+from tests.cluster.runs import small_job, with_run, without_ray_of_the_test
+from tests.cluster.trace import Plan
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PACE_S = 0.05
+STALL_S = 60.0
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One fault in one run. weights: largest difference of any tensor from the run without fault."""
+
+    fault: str
+    step: int
+    survived: bool
+    lost: int
+    doubled: int
+    starts: int
+    steps_repeated: int
+    recovery_s: float
+    weights: float
+    tracked: bool
+    error: str
+    seconds: float
+
+
+class Bench:
+    """Where faults are injected: a made-up corpus, a run without fault, and one folder for each run with one."""
+
+    def __init__(self, base: Path):
+        self.base = base
+        self.shards = base / "shards"
+        write_corpus(self.shards)
+        self.count = 0
+        self.steps = 0
+
+    def job(self, name: str, **run: Any) -> PretrainJob:
+        """Two epochs by two workers."""
+        job = small_job(self.shards, self.base / name, name, workers=2, epochs=2)
+        return with_run(job, **{"max_failures": 3, "stall_timeout_s": STALL_S, **run})
+
+    def run_of(self, name: str) -> Path:
+        return self.base / name / name
+
+    def reference(self) -> None:
+        pretrain(self.job("reference"), trace.train)
+        self.steps = max(trace.steps_of(self.run_of("reference")))
+
+    def inject(self, fault: str, draw: random.Random) -> Outcome:
+        """Run a job, let it meet the fault, and compare."""
+        self.count += 1
+        name = f"{fault.replace(' ', '-').replace(',', '')}-{self.count}"
+        step, rank = draw.randrange(9, self.steps - 8), draw.randrange(2)
+        begun = time.time()
+        error = ""
+        injected = [(begun, step)]
+        try:
+            injected = list(FAULTS[fault](self, name, step, rank))
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem}"[:500]
+            traceback.print_exc()
+        run = self.run_of(name)
+        noted = run.parent / f"{name}.injected.json"
+        if noted.is_file():
+            note = json.loads(noted.read_text())
+            injected = [(note["time"], note["step"])]
+        try:
+            seen = trace.compare(run, self.run_of("reference"), injected[0])
+            weights = self.difference(run)
+            tracked = self.is_tracked(run)
+        except Exception as problem:
+            error = error or f"{type(problem).__name__}: {problem}"[:500]
+            return Outcome(fault, step, False, -1, -1, 0, 0, -1.0, -1.0, False, error, time.time() - begun)
+        exact = 1e-8 if fault in OTHER_WORLD else 0.0
+        survived = not error and seen.lost == seen.doubled == 0 and weights <= exact and tracked
+        return Outcome(
+            fault,
+            injected[0][1],
+            survived,
+            seen.lost,
+            seen.doubled,
+            seen.starts,
+            seen.steps_repeated,
+            round(seen.recovery_s, 2),
+            weights,
+            tracked,
+            error,
+            round(time.time() - begun, 1),
+        )
+
+    def difference(self, run: Path) -> float:
+        mine, theirs = (CheckpointStore(r / "checkpoints").load(self.steps) for r in (run, self.run_of("reference")))
+        assert mine.tensors.keys() == theirs.tensors.keys() and mine.cursor == theirs.cursor
+        pairs = [(mine.tensors[name], theirs.tensors[name]) for name in mine.tensors]
+        return max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
+
+    def is_tracked(self, run: Path) -> bool:
+        """One MLflow run, each step once, and the same loss curve as without fault."""
+        here, there = (metric_history(r / "journal.jsonl")["loss"] for r in (run, self.run_of("reference")))
+        steps = list(range(1, self.steps + 1))
+        close = all(abs(a - b) <= 1e-8 for (_, a), (_, b) in zip(here, there, strict=True))
+        client = mlflow.MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
+        experiment = client.get_experiment_by_name("conclugen")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id])
+        sent = [m.step for m in client.get_metric_history(found[0].info.run_id, "loss")]
+        return (
+            len(found) == 1 and found[0].info.status == "FINISHED" and steps == sent == [s for s, _ in here] and close
+        )
+
+    def reached(self, name: str, step: int, within_s: float = 300.0) -> float:
+        """Wait until a run has made a step; returns the time then."""
+        deadline = time.monotonic() + within_s
+        while max(trace.steps_of(self.run_of(name)), default=0) < step:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{name} did not reach step {step}")
+            time.sleep(0.05)
+        return time.time()
+
+
+# ---- faults: each runs the job to its end, and yields when it was injected and after which step -------------------
+
+
+def in_worker(action: str, length: int = 0) -> Callable[[Bench, str, int, int], Iterator[tuple[float, int]]]:
+    """A fault that a worker inflicts on itself (`trace.Plan`); rank 0 where it concerns checkpoints."""
+
+    def run(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+        of_rank = rank if action in ("kill", "hang", "raise") else 0
+        Plan(action, step, of_rank, until=step + length, pace_s=PACE_S).give(bench.run_of(name))
+        pretrain(bench.job(name), trace.train)
+        yield time.time(), step
+
+    return run
+
+
+def beside(
+    bench: Bench, name: str, step: int, act: Callable[[], None], pace_s: float = PACE_S, **run: Any
+) -> tuple[float, int]:
+    """Run a job here, and once it has made the step do something to it from a thread."""
+    Plan(pace_s=pace_s).give(bench.run_of(name))
+    done: list[tuple[float, int]] = []
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            at = bench.reached(name, step)
+            done.append((at, max(trace.steps_of(bench.run_of(name)))))
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    pretrain(bench.job(name, **run), trace.train)
+    thread.join(timeout=60)
+    if errors:
+        raise errors[0]
+    return done[0]
+
+
+def controller(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """SIGKILL of the Train controller's process; the workers use up every CPU of the cluster."""
+    yield beside(bench, name, step, lambda: os.kill(controller_process(), signal.SIGKILL))
+
+
+def controller_process() -> int:
+    """The Train controller's process among those of this Ray."""
+    folder = str(Path(ray._private.worker._global_node.get_session_dir_path()))
+    for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
+        if any("TrainController" in word for word in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.Error):
+                if any(folder in word for word in psutil.Process(process.info["ppid"]).cmdline()):
+                    return int(process.info["pid"])
+    raise ProcessLookupError("no Train controller runs")
+
+
+def driver(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """SIGKILL of the job itself, which is then started again under its name, on the same cluster."""
+    Plan(pace_s=PACE_S).give(bench.run_of(name))
+    first = start(bench, name)
+    at = bench.reached(name, step)
+    before = max(trace.steps_of(bench.run_of(name)))
+    first.kill()
+    first.wait()
+    if start(bench, name).wait(timeout=400) != 0:
+        raise RuntimeError((bench.base / f"{name}.log").read_text()[-2000:])
+    yield at, before
+
+
+def start(bench: Bench, name: str) -> subprocess.Popen[bytes]:
+    arguments = ["--shards", str(bench.shards), "--output", str(bench.base / name), "--name", name]
+    environment = without_ray_of_the_test() | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (bench.base / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.runs", *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+class Nodes:
+    """A cluster of a head without CPUs and two nodes of one CPU each."""
+
+    current: Nodes | None = None
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=self.cluster.address, logging_level="warning")
+        self.cluster.wait_for_nodes()
+        Nodes.current = self
+
+    def lose(self) -> None:
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+    def add(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+    def complete(self) -> None:
+        while len(self.nodes) < 2:
+            self.add()
+        self.cluster.wait_for_nodes()
+
+    def announce(self, seconds: float) -> None:
+        """Tell the cluster that the last node will be taken away, as a cloud does for a spot instance."""
+        client = ray._private.worker.global_worker.gcs_client
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + seconds) * 1000)
+        accepted, why = client.drain_node(self.nodes[-1].node_id, reason, "taken away", deadline)
+        assert accepted, why
+
+    def close(self) -> None:
+        ray.shutdown()
+        self.cluster.shutdown()
+        Nodes.current = None
+
+
+def cluster() -> Nodes:
+    assert Nodes.current is not None
+    Nodes.current.complete()
+    return Nodes.current
+
+
+def node_returns(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """A node dies at once with its worker, and another one comes 3 s later."""
+    nodes = cluster()
+
+    def act() -> None:
+        nodes.lose()
+        time.sleep(3)
+        nodes.add()
+
+    yield beside(bench, name, step, act)
+
+
+def node_stays_away(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """A node dies for good: the run goes on with one worker."""
+    yield beside(bench, name, step, cluster().lose, min_workers=1)
+
+
+def preemption(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """A node is announced to be taken away in 20 s, and is; another one comes. The notice must lead to a checkpoint."""
+    nodes = cluster()
+
+    def act() -> None:
+        nodes.announce(20)
+        time.sleep(20)
+        nodes.lose()
+        nodes.add()
+
+    # No other checkpoint is due before the end, and steps are slow enough that the end comes later than the node's.
+    at, before = beside(bench, name, min(step, 12), act, pace_s=1.5, checkpoint_every=1000)
+    first_again = [r["step"] for r in trace.read_trace(bench.run_of(name)) if r["time"] > at + 20]
+    if min(first_again, default=1) <= before:
+        raise AssertionError(f"noticed after step {before}, but the run went on from step {min(first_again) - 1}")
+    yield at, before
+
+
+FAULTS: dict[str, Callable[[Bench, str, int, int], Iterator[tuple[float, int]]]] = {
+    "SIGKILL of a worker": in_worker("kill"),
+    "SIGKILL of the Train controller": controller,
+    "SIGKILL of the job": driver,
+    "a rank hangs": in_worker("hang"),
+    "checkpoint write killed": in_worker("cut"),
+    "checkpoint torn in its place": in_worker("torn"),
+    "disk full while checkpointing": in_worker("full", length=8),
+    "storage fails two times of three": in_worker("flaky"),
+    "node lost, another comes": node_returns,
+    "node lost for good": node_stays_away,
+    "preemption with notice": preemption,
+}
+ON_NODES = ("node lost, another comes", "node lost for good", "preemption with notice")
+OTHER_WORLD = ("node lost for good",)
+
+
+@contextlib.contextmanager
+def place(faults: list[str], bench: Bench) -> Iterator[None]:
+    """A Ray for these faults: two CPUs in one node, or two nodes of one each."""
+    if faults[0] in ON_NODES:
+        nodes = Nodes()
+        try:
+            yield
+        finally:
+            nodes.close()
+        return
+    with tempfile.TemporaryDirectory(prefix="rf", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", _temp_dir=folder)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: one row for each fault."""
+    by_fault: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        by_fault[result["fault"]].append(result)
+    lines = [
+        "| fault | injected | survived | samples lost | samples doubled | largest difference of weights "
+        "| recovery, median | recovery, longest |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for fault in [fault for fault in FAULTS if fault in by_fault]:
+        runs = by_fault[fault]
+        times = [run["recovery_s"] for run in runs if run["survived"]]
+        lost, doubled = (sum(run[name] for run in runs if run[name] >= 0) for name in ("lost", "doubled"))
+        weights = max((run["weights"] for run in runs), default=-1)
+        shown = "none" if weights == 0 else f"{weights:.0e}"
+        timing = f"{statistics.median(times):.0f} s | {max(times):.0f} s" if times else "- | -"
+        survived = sum(run["survived"] for run in runs)
+        lines.append(f"| {fault} | {len(runs)} | {survived} | {lost} | {doubled} | {shown} | {timing} |")
+    return "\n".join(lines)
+
+
+def write_table(results: Path, document: Path) -> None:
+    """Put the table of all results between the document's two marks."""
+    text = document.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    rows = table([json.loads(line) for line in results.read_text().splitlines()])
+    document.write_text(f"{before}{BEGIN}\n{rows}\n{END}{after}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3, help="times that each fault is injected (default 3)")
+    parser.add_argument("--results", type=Path, default=Path("faults.jsonl"), help="file that outcomes are appended to")
+    parser.add_argument("--only", action="append", choices=sorted(FAULTS), help="these faults (default: all)")
+    parser.add_argument("--table", type=Path, help="document whose table is written anew from all results")
+    parser.add_argument("--seed", type=int, default=None, help="of the moments (default: drawn)")
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    chosen = [fault for fault in FAULTS if fault in (options.only or FAULTS)]
+    survived = True
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="faults-") as base:
+        bench = Bench(Path(base))
+        for group in ([f for f in chosen if f not in ON_NODES], [f for f in chosen if f in ON_NODES]):
+            if not group or not options.repeat:
+                continue
+            with place(group, bench):
+                if not bench.steps:
+                    bench.reference()
+                for _ in range(options.repeat):
+                    for fault in group:
+                        outcome = bench.inject(fault, draw)
+                        survived &= outcome.survived
+                        with options.results.open("a") as file:
+                            file.write(json.dumps(asdict(outcome)) + "\n")
+                        print(json.dumps(asdict(outcome)), flush=True)
+    if options.table:
+        write_table(options.results, options.table)
+    return 0 if survived else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

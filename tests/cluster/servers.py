@@ -1,0 +1,117 @@
+"""Servers for tests, each a process of its own: MLflow's own server behind a gate that can be shut, and an S3 store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(command: list[str], url: str, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """A server's address while it runs; it answers when the block begins."""
+    process = subprocess.Popen(
+        command, env=os.environ | (environment or {}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(url, timeout=2)  # noqa: S310
+                break
+            except urllib.error.HTTPError:
+                break
+            except OSError:
+                if process.poll() is not None:
+                    raise RuntimeError(f"{command} ended with {process.returncode}") from None
+                time.sleep(0.2)
+        else:
+            raise TimeoutError(f"{url} does not answer")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def mlflow_server(folder: Path) -> contextlib.AbstractContextManager[str]:
+    """MLflow's server over a SQLite file."""
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    return serving(command, f"http://127.0.0.1:{port}")
+
+
+def s3_server() -> contextlib.AbstractContextManager[str]:
+    """An S3-compatible store in memory."""
+    port = free_port()
+    main = "from moto.server import main; import sys; main(sys.argv[1:])"
+    return serving([sys.executable, "-c", main, "-H", "127.0.0.1", "-p", str(port)], f"http://127.0.0.1:{port}")
+
+
+class Gate:
+    """Passes connections on to a server, unless it is shut (they are refused at once) or slow (each waits first)."""
+
+    def __init__(self, target: str):
+        host, port = target.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.open, self.delay_s = True, 0.0
+        self.passed = self.refused = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self.open:
+                self.refused += 1
+                connection.close()
+                continue
+            self.passed += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        time.sleep(self.delay_s)
+        with contextlib.suppress(OSError), connection, socket.create_connection(self._target) as server:
+            back = threading.Thread(target=self._copy, args=(server, connection), daemon=True)
+            back.start()
+            self._copy(connection, server)
+            back.join()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while self.open and (data := source.recv(1 << 16)):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
