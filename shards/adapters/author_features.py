@@ -1,0 +1,72 @@
+"""`python -m shards.adapters.author_features FEATURES --out FOLDER`: the published code's feature folders for `pack`.
+
+FEATURES holds NAME/SPLIT/KEY.npy, or NAME_aug/augN/SPLIT/KEY.npy with ten augmented versions, where NAME is one of
+frames_2d_180_cropped, frames_3d_180_cropped, audio_spectrograms_cropped_128, texts_cropped. FOLDER gets
+COLUMN/SPLIT/KEY.npy as links to them, which `python -m shards pack --source FOLDER` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# The published folder -> column, and its width.
+COLUMNS: Mapping[str, tuple[str, int]] = {
+    "frames_2d_180_cropped": ("video_2d", 2048),
+    "frames_3d_180_cropped": ("video_3d", 2048),
+    "audio_spectrograms_cropped_128": ("audio", 1024),
+    "texts_cropped": ("text", 768),
+}
+
+
+def link_features(features: Path, out: Path, version: str | None = None) -> dict[str, int]:
+    """Link one version (`aug1` ... `aug10`; None: the clean features) of every modality; files linked per column.
+
+    Raises ValueError where `features` has none of the folders, or `out` is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out} is not empty; choose another folder")
+    linked: dict[str, int] = {}
+    for name, (column, _) in COLUMNS.items():
+        folder = features / name if version is None else features / f"{name}_aug" / version
+        files = sorted(folder.glob("*/*.npy"))
+        for file in files:
+            target = out / column / file.parent.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(file.absolute())
+        if files:
+            linked[column] = len(files)
+    if not linked:
+        expected = ", ".join(name if version is None else f"{name}_aug/{version}" for name in COLUMNS)
+        raise ValueError(f"{features} has none of {expected} with SPLIT/KEY.npy in it")
+    return linked
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Link, and say how to pack; returns the exit status: 0, or 2 for wrong input."""
+    parser = argparse.ArgumentParser("python -m shards.adapters.author_features", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("features", type=Path, metavar="FEATURES")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--version", metavar="augN", help="an augmented version (default: the clean features)")
+    args = parser.parse_args(argv)
+    try:
+        linked = link_features(args.features, args.out, args.version)
+    except (ValueError, OSError) as error:
+        print(f"python -m shards.adapters.author_features: {error}", file=sys.stderr)
+        return 2
+    print(", ".join(f"{column}: {count} files" for column, count in linked.items()))
+    video = [column for column in ("video_2d", "video_3d") if column in linked]
+    modalities = [f"video={','.join(video)}"] * bool(video) + [f"{m}={m}" for m in ("audio", "text") if m in linked]
+    columns = " ".join(f"--column {column}" for column in linked)
+    print(
+        f"python -m shards pack --source {args.out} --out SHARDS {columns} "
+        f"{' '.join(f'--modality {m}' for m in modalities)} --meta split --view-by split"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
