@@ -1,14 +1,18 @@
 """What the ranks run: plain data in, numpy out. The same functions run without a process group as the reference."""
 
+import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from conclugen import PretrainConfig, Pretrainer, batch_norm, distributed
+from conclugen import Batch, PretrainConfig, Pretrainer, accumulation, batch_norm, distributed, gradients, model
+from conclugen.latents import Presence
 from conclugen.random import uniform
 
 WIDTHS = {"video": 9, "audio": 7, "text": 5, "video_3d": 6, "video_3d_again": 6}
@@ -44,23 +48,30 @@ def own_rows(batch: dict[str, Any], config: PretrainConfig) -> SimpleNamespace:
 
 
 def train(config: dict[str, Any], batches: list[dict[str, Any]], steps: int, steps_per_epoch: int) -> dict[str, Any]:
-    """Metrics of each step, gradients of the last one, weights and buffers at the end."""
+    """Metrics and gradients of each step; weights, buffers and moments at the end."""
     cfg = PretrainConfig.from_dict(config)
     standardization = (
         {m: (np.full(d, 0.1), np.full(d, 1.5)) for m, d in WIDTHS.items()} if cfg.model.standardize else None
     )
     pretrainer = Pretrainer(cfg, WIDTHS, steps_per_epoch, standardization)
-    metrics = [pretrainer.step(own_rows(batches[i % len(batches)], cfg)) for i in range(steps)]
+    metrics: list[dict[str, float]] = []
+    found: list[dict[str, NDArray[Any]]] = []
+    for i in range(steps):
+        values = pretrainer.step(own_rows(batches[i % len(batches)], cfg))
+        metrics.append({name: float(x) for name, x in values.items()})
+        found.append({n: p.grad.numpy().copy() for n, p in pretrainer.parameters.items() if p.grad is not None})
     tensors, _ = pretrainer.state()
-    return {
-        "metrics": [{name: float(x) for name, x in m.items()} for m in metrics],
-        "gradients": {n: p.grad.numpy().copy() for n, p in pretrainer.parameters.items() if p.grad is not None},
-        "tensors": {name: x.numpy().copy() for name, x in tensors.items()},
-    }
+    return {"metrics": metrics, "gradients": found, "tensors": {n: x.numpy().copy() for n, x in tensors.items()}}
 
 
-def train_with_gather_without_gradient(*arguments: Any) -> dict[str, Any]:
-    """The classical fault: other ranks' rows arrive as constants."""
+def train_with(fault: str, *arguments: Any) -> dict[str, Any]:
+    """Training with one of the classical faults of distributed losses put in: a name of FAULTS."""
+    with FAULTS[fault]():
+        return train(*arguments)
+
+
+def gather_without_gradient() -> Any:
+    """Other ranks' rows arrive as constants: the right loss, a wrong gradient."""
 
     def severed(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -69,20 +80,88 @@ def train_with_gather_without_gradient(*arguments: Any) -> dict[str, Any]:
         return torch.cat([gathered[:start], x, gathered[start + local :]])
 
     real = distributed.gather
-    with mock.patch.object(distributed, "gather", severed):
-        return train(*arguments)
+    return mock.patch.object(distributed, "gather", severed)
 
 
-def train_with_local_batch_norm(*arguments: Any) -> dict[str, Any]:
-    """Another classical fault: each rank normalises by its own rows."""
+def local_batch_norm() -> Any:
+    """Each rank normalises by its own rows."""
 
     def local(x_MBC: Tensor, present_MB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with mock.patch.object(distributed, "world_size", lambda: 1):
             return real(x_MBC, present_MB)
 
     real = batch_norm.global_moments
-    with mock.patch.object(batch_norm, "global_moments", local):
-        return train(*arguments)
+    return mock.patch.object(batch_norm, "global_moments", local)
+
+
+def local_count() -> Any:
+    """A sum over rows is divided by W times this rank's count of them: the mean over ranks of the ranks' means."""
+
+    class OwnRowsRepeated(Presence):
+        @classmethod
+        def of(cls, *arguments: Any, **options: Any) -> Presence:
+            presence = real(*arguments, **options)
+            return dataclasses.replace(presence, all=presence.local.repeat(1, distributed.world_size()))
+
+    real = Presence.of
+    return mock.patch.object(model, "Presence", OwnRowsRepeated)
+
+
+def projection_before_the_sum() -> Any:
+    """Each rank projects its own part of the tasks' gradients, and the results are added."""
+
+    def compute(self: gradients.GradientComputer, *arguments: Any) -> gradients.Computed:
+        with mock.patch.object(distributed, "all_sum", lambda x: x.detach()):
+            computed = real(self, *arguments)
+        for parameter in self.model.parameters():
+            parameter.grad = None if parameter.grad is None else distributed.all_sum(parameter.grad)
+        return dataclasses.replace(computed, losses={n: distributed.all_sum(x) for n, x in computed.losses.items()})
+
+    real = gradients.GradientComputer.compute
+    return mock.patch.object(gradients.GradientComputer, "compute", compute)
+
+
+def losses_of_micro_batches() -> Any:
+    """Accumulation as it is usually done: each micro-batch has a loss of its own, and their gradients are averaged."""
+
+    def naive(net: model.Model, batch: Batch, step: int, epoch: int, objectives: Any, size: int) -> Any:
+        parts = [slice(start, start + size) for start in range(0, batch.rows, size)]
+        results = [accumulation.direct_gradients(net, batch.part(p), step, epoch, objectives) for p in parts]
+        shares = {n: torch.stack([s[n] for s, _ in results]).mean(0) for n in results[0][0]}
+        columns = zip(*(g for _, g in results), strict=True)
+        return shares, [[None if p[0] is None else sum(p) / len(parts) for p in zip(*c, strict=True)] for c in columns]
+
+    return mock.patch.object(gradients, "cached_gradients", naive)
+
+
+FAULTS = {
+    f.__name__: f
+    for f in (
+        gather_without_gradient,
+        local_batch_norm,
+        local_count,
+        projection_before_the_sum,
+        losses_of_micro_batches,
+    )
+}
+
+
+def normalise(x_MNC: NDArray[Any], present_MN: NDArray[Any], weight_MNC: NDArray[Any]) -> dict[str, Any]:
+    """Batch norm of this rank's equal part of the rows: output, gradients of sum(weight * output), running values."""
+    local = x_MNC.shape[1] // distributed.world_size()
+    part = slice(distributed.rank() * local, (distributed.rank() + 1) * local)
+    x = torch.tensor(x_MNC[:, part], requires_grad=True)
+    norm = batch_norm.ModalityBatchNorm(x.shape[2]).double()
+    y = norm(x, torch.tensor(present_MN[:, part]))
+    (y * torch.tensor(weight_MNC[:, part] * present_MN[:, part, None])).sum().backward()
+    assert x.grad is not None
+    sums = {
+        f"gradient of {name}": distributed.all_sum(p.grad).numpy()
+        for name, p in norm.named_parameters()
+        if p.grad is not None
+    }
+    buffers = {name: b.numpy().copy() for name, b in norm.named_buffers()}
+    return {"rows": {"output": y.detach().numpy(), "gradient of x": x.grad.numpy()}, "whole": {**sums, **buffers}}
 
 
 def gathered_twice(rows: int) -> dict[str, Any]:
@@ -94,3 +173,16 @@ def gathered_twice(rows: int) -> dict[str, Any]:
     (gathered.sum(1) * weight).sum().backward()
     assert x.grad is not None
     return {"gathered": gathered.detach().numpy(), "gradient": x.grad.numpy()}
+
+
+def summed_in_buckets(shapes: list[tuple[int, ...]], bucket: int) -> list[bool]:
+    """Is `all_sum_each` with buckets of so many numbers what `all_sum` gives for each tensor alone?"""
+    # Whole numbers, whose sum is the same in any order.
+    count = [math.prod(shape) for shape in shapes]
+    draws = (
+        uniform(1, "buckets", distributed.rank(), torch.arange(sum(count)), 1).mul(1000).floor().flatten().split(count)
+    )
+    tensors = [x.view(shape) for x, shape in zip(draws, shapes, strict=True)]
+    with mock.patch.object(distributed, "_BUCKET_ELEMENTS", bucket):
+        sums = distributed.all_sum_each(tensors)
+    return [torch.equal(found, distributed.all_sum(x)) for found, x in zip(sums, tensors, strict=True)]
