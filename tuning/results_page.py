@@ -38,8 +38,12 @@ class Section:
 
 
 def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, recipes: Sequence[str]) -> None:
-    """Write the page, atomically. settings: a dataclass of what the pretraining was given."""
-    text = page(sections, settings, draws, recipes)
+    """Write the page. settings: a dataclass of what the pretraining was given."""
+    write_page(path, page(sections, settings, draws, recipes))
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a text atomically: a reader sees the old page or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -78,7 +82,7 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
             parts += [f"## {title}", section.note]
         parts += [f"### {section.mode.replace('_', '-').capitalize()}", _MODES[section.mode], markdown(section.cells)]
         differences = {pair: _differences(section, pair) for pair in section.pairs}
-        parts += [_paired_table(differences), "\n".join(_sentence(pair, row) for pair, row in differences.items())]
+        parts += [paired_table(differences), "\n".join(_sentence(pair, row) for pair, row in differences.items())]
         if section.aims:
             parts.append(_against_aims(section))
     return "\n\n".join(parts) + "\n"
@@ -89,8 +93,9 @@ def _differences(section: Section, pair: tuple[str, str]) -> dict[float, Interva
     return {fraction: paired(section.protocol, first, second, fraction) for fraction in section.protocol.fractions}
 
 
-def _paired_table(differences: Mapping[tuple[str, str], Mapping[float, Interval]]) -> str:
+def paired_table(differences: Mapping[tuple[str, str], Mapping[float, Interval]]) -> str:
     fractions = list(next(iter(differences.values())))
+    """Rows: first minus second; columns: label fractions."""
     lines = [
         "| paired difference in accuracy | " + " | ".join(f"{fraction:.0%} of labels" for fraction in fractions) + " |",
         "|---" * (len(fractions) + 1) + "|",
