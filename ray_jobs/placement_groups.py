@@ -1,21 +1,35 @@
 """Frees what a Train controller that was killed still holds. The one place where Ray's internals are touched.
 
 A placement group lives until both its creator, the controller, and the job are dead. The job lives on here, to start
-again: with exactly enough CPUs the next workers would wait for ever for those that the old group holds. Ray Train has a
-cleaner of its own, which asks the dashboard's State API and gives up where there is none; the public
+again: with exactly enough CPUs the next workers would wait for ever for those that the old group holds. The public
 `ray.util.placement_group_table` does not say who made a group.
+
+Ray Train has a cleaner of its own, an actor that asks the State API of a dashboard whether the controller lives. It is
+left out: without a dashboard it does nothing, and where several Rays run on a machine it may ask another one, which knows no
+such controller, and then takes the workers' resources away in the middle of a run that is well.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import ray
 from ray._private.state import state as global_state
 from ray.core.generated import gcs_pb2
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 _WITHIN_S = 20.0
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer without Ray's own cleaner of placement groups."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def free_what_the_dead_hold() -> int:

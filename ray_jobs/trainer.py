@@ -12,7 +12,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from ray_jobs import failures, placement_groups, train_worker
 from ray_jobs.failures import RunFailedError
@@ -79,7 +79,7 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
     run = job.run
     # Ray Train keeps nothing that is needed later: checkpoints and records are the run's own.
     with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run.stall_timeout_s):
-        TorchTrainer(
+        placement_groups.Trainer(
             functools.partial(train, start),
             torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + _COLLECTIVES_LATER_S)),
             scaling_config=ScalingConfig(

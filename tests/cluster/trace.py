@@ -71,7 +71,7 @@ class Injection:
         folder = run.parent / f"{run.name}.trace"
         folder.mkdir(exist_ok=True)
         self.process = psutil.Process()
-        self.header = {"attempt": attempt, "rank": rank, "world": world}
+        self.header: dict[str, Any] = {"attempt": attempt, "rank": rank, "world": world}
         self.trace = (folder / f"{attempt}-{rank}.jsonl").open("a", buffering=1)
         originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Source.stream
         step, save_file, write, load, stream = originals
@@ -107,6 +107,7 @@ class Injection:
 
     def after_step(self, step: int, rows: list[int], absent: list[int]) -> None:
         self.at = step
+        self.header.setdefault("start", f"{self.header['attempt']} from {step}")  # Ray restarts groups by itself too
         used = {"memory": self.process.memory_info().rss, "files": self.process.num_fds()}
         record = {**self.header, "step": step, "time": time.time(), "rows": rows, "absent": absent, **used}
         self.trace.write(json.dumps(record) + "\n")
@@ -184,7 +185,7 @@ def history(records: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
     step. Steps that a rank of a start never reached have not happened."""
     starts: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
     for record in records:
-        starts.setdefault(record["attempt"], {}).setdefault(record["step"], {})[record["rank"]] = record
+        starts.setdefault(record["start"], {}).setdefault(record["step"], {})[record["rank"]] = record
     made: dict[int, list[int]] = {}
     for steps in starts.values():
         for step in [step for step in made if step >= min(steps)]:
@@ -196,7 +197,7 @@ def history(records: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
 
 
 def compare(run: Path, reference: Path, injected: tuple[float, int]) -> Comparison:
-    """injected: when, and after which step."""
+    """injected: when, and after which step; the first start of a run meets it."""
     records = read_trace(run)
     mine, theirs = history(records), history(read_trace(reference))
     lost = doubled = 0
@@ -207,10 +208,12 @@ def compare(run: Path, reference: Path, injected: tuple[float, int]) -> Comparis
         if here == there and mine[step] != theirs[step]:
             raise AssertionError(f"step {step}: the same rows in another order")
     at, step = injected
+    starts = list(dict.fromkeys(record["start"] for record in records))
+    # Ranks that a fault leaves alone may make another step before they are stopped.
+    step = max([step, *(record["step"] for record in records if len(starts) > 1 and record["start"] == starts[0])])
     beyond = [record["time"] for record in records if record["time"] > at and record["step"] > step]
-    worked = {(record["attempt"], record["step"]) for record in records}
-    starts = len({record["attempt"] for record in records})
-    return Comparison(lost, doubled, starts, len(worked) - len(mine), min(beyond, default=float("nan")) - at)
+    worked = {(record["start"], record["step"]) for record in records}
+    return Comparison(lost, doubled, len(starts), len(worked) - len(mine), min(beyond, default=float("nan")) - at)
 
 
 def steps_of(run: Path) -> Iterator[int]:
