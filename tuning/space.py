@@ -6,7 +6,7 @@ are two tasks to weigh against each other: a single loss has no other to be weig
 recipe has one. Drawn parameters are named as the configuration names them (`tasks.clustering.clusters`), and
 `modalities`, `tasks` and `recipe`, whose options are names joined by `+`.
 
-    space = SPACES["laptop"]().resolve({"video": 35, "audio": 347})
+    space = space_presets.laptop().resolve({"video": 35, "audio": 347})
     choices = space.draw(chooser)            # {"tasks": "contrastive+clustering", "optimizer.lr": 0.0021, ...}
     config = space.config(choices)           # a conclugen.PretrainConfig
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -318,33 +318,6 @@ def preset_of(tasks: Iterable[str]) -> str:
     """The published preset with just these tasks, or `conclugen`, of which others are left out."""
     wanted = set(tasks)
     return next((name for name, (_, own) in PRESETS.items() if set(own) == wanted), "conclugen")
-
-
-def published() -> Space:
-    """The published ranges. The authors' schedule of at most three epochs would never start clustering in most trials;
-    60 epochs are ours."""
-    return Space()
-
-
-def laptop() -> Space:
-    """Small heads, small batches and few epochs in the improved recipe: trials of seconds on one core."""
-    return Space(
-        recipe=("improved",),
-        weights=Weights(Range(0.05, 2.0), Range(0.05, 2.0), Range(0.05, 2.0)),
-        representation_dim=(64, 128, 256),
-        projection_dim=(32, 64, 128),
-        reconstruction_hidden_dim=(64, 128, 256),
-        clusters=(8, 16, 32),
-        queue_batches=(0, 2, 4),
-        start_epoch=(0, 2),
-        cluster_mode=("joint",),
-        lr=Range(3e-4, 1e-2),
-        global_batch=(128,),
-        epochs=16,
-    )
-
-
-SPACES: dict[str, Callable[[], Space]] = {"published": published, "laptop": laptop}
 
 
 def _spelled(text: str, available: Mapping[str, int]) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from ray_jobs import configuration
 from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
 from ray_jobs.strict_yaml import ConfigurationError
 from tuning.objective import MeasureConfig
-from tuning.space import SPACES, Space, laptop
+from tuning.space import Space
+from tuning.space_presets import SPACES, laptop
 
 DEFAULT_SPACE = "laptop"
 DEFAULT_TRIALS = 64

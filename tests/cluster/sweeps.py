@@ -87,7 +87,7 @@ class SlowActor(TrialActor):
 
 
 if __name__ == "__main__":
-    import tuning.sweep
+    from tuning import sweep_run
 
-    tuning.sweep.TrialActor = SlowActor  # type: ignore[misc]
+    sweep_run.TrialActor = SlowActor  # type: ignore[misc]
     sweep(small_sweep(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], search="tpe", trials=int(sys.argv[4])))

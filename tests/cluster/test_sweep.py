@@ -18,18 +18,19 @@ import mlflow
 import pytest
 import ray
 
-import tuning.sweep
 from ray_jobs import configuration
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.tracking.mlflow_run import allowed_name
 from shards.corpus import write_corpus
 from tests.cluster.sweeps import DyingActor, FragileActor, fixed_space, small_space, small_sweep
+from tuning import sweep_run
 from tuning.ledger import Ledger
 from tuning.population import Schedule, replay
 from tuning.sweep import SweepResult, prepare, sweep
 from tuning.sweep_folder import SweepFolder
 from tuning.sweep_job import ResourceConfig, ScheduleConfig
+from tuning.sweep_tracking import SweepSink
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -43,7 +44,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
     yield
     ray.shutdown()
 
@@ -136,7 +137,7 @@ def test_a_finished_sweep_is_left_alone_and_grows_by_what_is_added(
 def test_a_trial_that_dies_goes_on_from_its_checkpoint(
     local_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning.sweep, "TrialActor", DyingActor)
+    monkeypatch.setattr(sweep_run, "TrialActor", DyingActor)
     schedule = ScheduleConfig(checkpoint_every_s=0, report_epochs=3)
     job = small_sweep(shards, tmp_path, "dies", trials=3, scheduler="none", schedule=schedule)
     died = sweep(job)
@@ -152,7 +153,7 @@ def test_a_trial_that_dies_goes_on_from_its_checkpoint(
 def test_a_trial_that_dies_for_good_does_not_take_the_sweep_down(
     local_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning.sweep, "TrialActor", FragileActor)
+    monkeypatch.setattr(sweep_run, "TrialActor", FragileActor)
     resources = ResourceConfig(max_concurrent=2, max_failures=1)
     job = small_sweep(shards, tmp_path, "fragile", trials=3, scheduler="none", resources=resources)
     result = sweep(job)
@@ -286,7 +287,7 @@ def test_a_tracking_server_that_goes_away_in_between_loses_nothing(
         thread.start()
         result = sweep(job)
         thread.join()
-        if not tuning.sweep.SweepSink(result.folder, uri).close(120):
+        if not SweepSink(result.folder, uri).close(120):
             pytest.fail("not everything reached the server")
         check_mlflow(uri, result.folder, 8)
 
@@ -295,7 +296,7 @@ def test_a_tracking_server_that_goes_away_in_between_loses_nothing(
 @pytest.mark.timeout(600)
 def test_eight_trials_at_once_lose_nothing_in_the_default_store(shards: Path, tmp_path: Path) -> None:
     ray.shutdown()
-    ray.init(num_cpus=8, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
+    ray.init("local", num_cpus=8, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
     try:
         resources = ResourceConfig(max_concurrent=8)
         job = small_sweep(shards, tmp_path, "eight", trials=16, scheduler="none", resources=resources)

@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from tuning.search import GridSearch, Outcome, RandomSearch, TpeSearch, grid, proposer
-from tuning.space import Choices, Range, Space, laptop
+from tuning.space import Choices, Range, Space
+from tuning.space_presets import laptop
 
 WIDTHS = {"video": 6, "audio": 5}
 

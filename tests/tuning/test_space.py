@@ -13,7 +13,8 @@ from conclugen import PretrainConfig
 from ray_jobs import configuration
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from tuning.search import RandomSearch, grid
-from tuning.space import SPACES, Range, Space, Weights, laptop, published, subsets
+from tuning.space import Range, Space, Weights, subsets
+from tuning.space_presets import SPACES, laptop, published
 from tuning.sweep_job import parse
 
 WIDTHS = {"video": 6, "audio": 5, "text": 4}
@@ -187,7 +188,7 @@ def test_ranges_that_make_no_sense_are_refused() -> None:
 
 
 def test_fixed_fields_reach_every_trial_that_has_them() -> None:
-    fixed = {"optimizer.warmup_epochs": 1.5, "tasks.clustering.max_iterations": 7}
+    fixed: dict[str, Any] = {"optimizer.warmup_epochs": 1.5, "tasks.clustering.max_iterations": 7}
     space = dataclasses.replace(laptop(), fixed=fixed).resolve(WIDTHS)
     for choices in draws(space, 30):
         config: PretrainConfig = space.config(choices)

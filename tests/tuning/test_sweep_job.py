@@ -10,7 +10,8 @@ from shards.corpus import write_corpus
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
 from tuning.population import check_space
 from tuning.search import Outcome, proposer
-from tuning.space import Space, laptop, published
+from tuning.space import Space
+from tuning.space_presets import laptop, published
 from tuning.sweep import count, identity, main, prepare
 from tuning.sweep_folder import SweepBook, SweepFolder
 from tuning.sweep_job import ScheduleConfig, SweepJob

@@ -17,7 +17,8 @@ from shards.stats import column_moments
 from shards.stream import stream
 from tuning.objective import Judge, MeasureConfig
 from tuning.population import Schedule, check_space, replay, weights_of
-from tuning.space import Range, Space, Weights, laptop
+from tuning.space import Range, Space, Weights
+from tuning.space_presets import laptop
 from tuning.trial import Trial, TrialShared
 
 MODALITIES = ("video", "audio", "text")
