@@ -5,8 +5,8 @@ again: with exactly enough CPUs the next workers would wait for ever for those t
 `ray.util.placement_group_table` does not say who made a group.
 
 Ray Train has a cleaner of its own, an actor that asks the State API of a dashboard whether the controller lives. It is
-left out: without a dashboard it does nothing, and where several Rays run on a machine it may ask another one, which knows no
-such controller, and then takes the workers' resources away in the middle of a run that is well.
+left out: without a dashboard it does nothing, and where several Rays run on a machine it may ask another one, which
+knows no such controller, and then takes the workers' resources away in the middle of a run that is well.
 """
 
 from __future__ import annotations
