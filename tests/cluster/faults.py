@@ -244,6 +244,17 @@ def start(bench: Bench, name: str) -> subprocess.Popen[bytes]:
         )
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a node; on a busy machine it may miss the 30 s that Ray gives it."""
+    for attempt in range(4):
+        try:
+            return start()
+        except Exception as error:
+            if attempt == 3 or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable")
+
+
 class Nodes:
     """A cluster of a head without CPUs and two nodes of one CPU each."""
 
@@ -251,16 +262,16 @@ class Nodes:
 
     def __init__(self) -> None:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.nodes: list[Any] = []
         ray.init(address=self.cluster.address, logging_level="warning")
-        self.cluster.wait_for_nodes()
+        self.complete()
         Nodes.current = self
 
     def lose(self) -> None:
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
     def add(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        self.nodes.append(patiently(lambda: self.cluster.add_node(num_cpus=1)))
 
     def complete(self) -> None:
         while len(self.nodes) < 2:
@@ -350,7 +361,12 @@ def place(faults: list[str], bench: Bench) -> Iterator[None]:
             nodes.close()
         return
     with tempfile.TemporaryDirectory(prefix="rf", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", _temp_dir=folder)
+
+        def start() -> None:
+            ray.shutdown()
+            ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", _temp_dir=folder)
+
+        patiently(start)
         try:
             yield
         finally:

@@ -16,6 +16,7 @@ from conclugen import Pretrainer, checkpoint, presets
 from conclugen.checkpoint import Snapshot
 from ray_jobs import checkpoint_store
 from ray_jobs.checkpoint_store import CheckpointStore, CheckpointWriteError, CheckpointWriter
+from tests.cluster.servers import S3_KEYS, s3_server
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +24,23 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_store, "_FIRST_PAUSE_S", 0.0)
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of an S3-compatible store, which is found as any other: by AWS's own variables."""
+    pytest.importorskip("s3fs")
+    with pytest.MonkeyPatch.context() as patch, s3_server() as url:
+        for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("checkpoints")
+        yield "s3://checkpoints"
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "folder":
         yield str(tmp_path / "checkpoints")
+    elif request.param == "s3":
+        yield f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
     else:
         yield f"memory://{tmp_path.name}"
         fsspec.filesystem("memory").store.clear()
