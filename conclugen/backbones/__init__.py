@@ -23,6 +23,7 @@ ENCODERS: Mapping[str, tuple[str, str, str]] = {
     "prosody": ("prosody", "create", "offline: loudness, pitch and spectrum, computed"),
     "minilm-l6": ("text", "create_sentence", "offline: the sentence encoder all-MiniLM-L6-v2"),
     "random-image": ("random_projection", "create_image", "for tests only: a random projection"),
+    "random-video": ("random_projection", "create_video", "for tests only: a random projection of frames at 16 fps"),
     "random-audio": ("random_projection", "create_audio", "for tests only: a random projection"),
     "random-text": ("random_projection", "create_text", "for tests only: a random projection"),
 }

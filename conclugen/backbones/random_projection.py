@@ -30,12 +30,17 @@ from conclugen.backbones.encoder import (
 WIDTH = 16
 _CELLS = 8
 _SAMPLES = 1600
-_TAKES = {"image": Takes(FRAMES, 1.0, (64, 64)), "audio": Takes(WAVE, 16_000), "text": Takes(TEXT)}
-_MODALITY = {"image": "video", "audio": "audio", "text": "text"}
+_TAKES = {
+    "image": Takes(FRAMES, 1.0, (64, 64)),
+    "video": Takes(FRAMES, 16.0, (180, 180)),
+    "audio": Takes(WAVE, 16_000),
+    "text": Takes(TEXT),
+}
+_MODALITY = {"image": "video", "video": "video", "audio": "audio", "text": "text"}
 
 
 class RandomEncoder(FrozenEncoder):
-    """tanh of a projection of: each frame's 8 x 8 mean colours; each 0.1 s of sound; each word's hash."""
+    """tanh of a projection of: each frame's 8 x 8 mean colours, or its mean colour; each 0.1 s of sound; each word's hash."""
 
     def __init__(self, kind: str) -> None:
         info = EncoderInfo(
@@ -47,14 +52,14 @@ class RandomEncoder(FrozenEncoder):
             "none worth the name",
             "random numbers",
             "Apache-2.0 (this project)",
-            hashlib.sha256(f"random-{kind} 1".encode()).hexdigest(),
+            hashlib.sha256(f"random-{kind} 2".encode()).hexdigest(),
         )
         super().__init__(info, None, "cpu", 64)
-        inputs = {"image": _CELLS * _CELLS * 3, "audio": _SAMPLES, "text": 8}[kind]
+        inputs = {"image": _CELLS * _CELLS * 3, "video": 3, "audio": _SAMPLES, "text": 8}[kind]
         row = torch.arange(inputs, dtype=torch.int64)
         uniform = random.uniform(0, f"random encoder {kind}", 0, row, WIDTH).numpy()
         self._projection = (uniform - 0.5) * np.sqrt(12 / inputs)
-        self._steps = {"image": self._cells, "audio": self._sounds, "text": self._words}[kind]
+        self._steps = {"image": self._cells, "video": self._colours, "audio": self._sounds, "text": self._words}[kind]
 
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:
         return [np.tanh(values @ self._projection).astype(np.float32) for values in self._steps(batch)]
@@ -64,9 +69,13 @@ class RandomEncoder(FrozenEncoder):
             frames.reshape(len(frames), _CELLS, 64 // _CELLS, _CELLS, 64 // _CELLS, 3)
             .mean(axis=(2, 4))
             .reshape(len(frames), -1)
-            / 64
+            / 128
+            - 1
             for frames in check_frames(batch, self.info.takes)
         ]
+
+    def _colours(self, batch: Sequence[Any]) -> list[Array]:
+        return [frames.mean(axis=(1, 2)) / 128 - 1 for frames in check_frames(batch, self.info.takes)]
 
     def _sounds(self, batch: Sequence[Any]) -> list[Array]:
         return [np.pad(x, (0, -len(x) % _SAMPLES)).reshape(-1, _SAMPLES) * 10 for x in check_wave(batch)]
@@ -82,4 +91,4 @@ def _create(kind: str, given: str | None, mirror: str | None, device: str) -> Ra
     return RandomEncoder(kind)
 
 
-create_image, create_audio, create_text = (partial(_create, kind) for kind in ("image", "audio", "text"))
+create_image, create_video, create_audio, create_text = (partial(_create, kind) for kind in _TAKES)
