@@ -8,7 +8,7 @@ input's shape follows from its length: sizes of frames are fixed, and a spectrog
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ray_jobs.extraction import Augmentation, Decoding, EncoderChoice, view_name
 from shards.clips import ClipReader, StoredClip
 from shards.clips_decode import decode_clip
 from shards.damage import ShardError
+from shards.media.frames import Frames
 from shards.media.limits import REASONS, MediaError
 from shards.media.mel import BANDS, mel_bands, min_max
 
@@ -35,28 +36,79 @@ ALL_REASONS = {**REASONS, **EXTRACTION_REASONS}
 _RATE = 16_000
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded clip. frames: of each input of frames, by its key; samples: (N,) float32 at 16 kHz or None; text: or
+    None."""
+
+    takes: tuple[Takes, ...]
+    frames: Mapping[str, Frames]
+    samples: np.ndarray | None
+    text: str | None
+
+    @classmethod
+    def of(cls, clip: StoredClip, takes: Sequence[Takes], decoding: Decoding) -> Decoded:
+        """Raises MediaError for a clip that can't be decoded."""
+        frames: dict[str, Frames] = {}
+        pictures = [take for take in takes if take.kind == FRAMES]
+        for size in dict.fromkeys(take.size for take in pictures):
+            wanted = [take for take in pictures if take.size == size]
+            decoded = decode_clip(without_sound(clip), [take.rate for take in wanted], size, crop=decoding.crop)
+            frames.update({take.key: decoded.frames[take.rate] for take in wanted})
+        samples = text = None
+        if any(take.kind != FRAMES for take in takes):
+            rest = decode_clip(clip, (), sample_rate=_RATE, low_confidence=decoding.low_confidence)
+            samples, text = rest.samples, rest.text
+        return cls(tuple(takes), frames, samples, text)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the last frame, or length of the sound."""
+        ends = [float(frames.times[-1]) for frames in self.frames.values()]
+        return max(ends, default=0.0) if self.samples is None else max([*ends, len(self.samples) / _RATE])
+
+    def inputs(self, stretch: tuple[float, float] | None = None) -> dict[str, Any]:
+        """Input key -> array or string, for each input that the clip has; of the whole clip, or of a stretch [start,
+        end) in seconds, which has no text of its own. A stretch without a frame has the one still on the screen."""
+        found: dict[str, Any] = {}
+        for take in self.takes:
+            if take.kind == FRAMES:
+                frames = self.frames[take.key]
+                found[take.key] = frames.pixels if stretch is None else frames.pixels[_shown(frames.times, *stretch)]
+            elif take.kind == TEXT:
+                if stretch is None and self.text is not None and self.text.strip():
+                    found[take.key] = self.text
+            elif self.samples is not None:
+                first, last = (0, None) if stretch is None else (int(at * _RATE) for at in stretch)
+                part = self.samples[first:last]
+                if len(part):
+                    found[take.key] = part if take.kind == WAVE else min_max(mel_bands(part))
+        return found
+
+
+def without_sound(clip: StoredClip) -> StoredClip:
+    """The clip for a pass over its pictures alone."""
+    return replace(clip, sound=None)
+
+
 def decode_inputs(clip: StoredClip, takes: Sequence[Takes], decoding: Decoding) -> dict[str, bytes]:
     """Input key -> bytes, for each input that the clip has. Raises MediaError for a clip that can't be decoded."""
-    found: dict[str, bytes] = {}
-    frames = [take for take in takes if take.kind == FRAMES]
-    for size in dict.fromkeys(take.size for take in frames):
-        rates = tuple({take.rate for take in frames if take.size == size})
-        decoded = decode_clip(clip, rates, size, crop=decoding.crop)
-        for take in frames:
-            if take.size == size:
-                found[take.key] = decoded.frames[take.rate].pixels.tobytes()
-    if any(take.kind != FRAMES for take in takes):
-        rest = decode_clip(clip, (), sample_rate=_RATE, low_confidence=decoding.low_confidence)
-        for take in takes:
-            if take.kind == WAVE and rest.samples is not None:
-                if take.rate != _RATE:
-                    raise ValueError(f"an encoder takes sound at {take.rate:g} Hz, only {_RATE} is decoded")
-                found[take.key] = rest.samples.astype(np.float32).tobytes()
-            elif take.kind == MEL and rest.samples is not None:
-                found[take.key] = min_max(mel_bands(rest.samples)).astype(np.float32).tobytes()
-            elif take.kind == TEXT and rest.text is not None and rest.text.strip():
-                found[take.key] = rest.text.encode()
-    return found
+    found = Decoded.of(clip, takes, decoding).inputs()
+    return {
+        take.key: found[take.key].encode() if take.kind == TEXT else _bytes(found[take.key], take)
+        for take in takes
+        if take.key in found
+    }
+
+
+def _bytes(array: np.ndarray, take: Takes) -> bytes:
+    return array.astype(np.uint8 if take.kind == FRAMES else np.float32, copy=False).tobytes()
+
+
+def _shown(times: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Numbers of the frames at [start, end), or of the last one before."""
+    inside = np.flatnonzero((times >= start) & (times < end))
+    return inside if len(inside) else np.array([max(0, int(np.searchsorted(times, start, "right")) - 1)])
 
 
 def input_of(take: Takes, data: Any) -> Any:
