@@ -8,23 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from ray_jobs.build_shards import main
 from shards.clips import ClipManifest, ClipReader
 from tests.shards.media.make_media import make_sound, make_video, sine
-
-
-@pytest.fixture(scope="module")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    # Socket paths must be short: not below pytest's own folder.
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=f"/tmp/rb{os.getpid()}", logging_level="error")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +39,7 @@ def arguments(source: Path, out: Path) -> list[str]:
     return ["--adapter", "ravdess", "--source", str(source), "--out", str(out), "--clips-per-shard", "3"]
 
 
-def test_job(local_ray: None, ravdess: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_job(shared_ray: None, ravdess: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(arguments(ravdess, tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert "speech clips: expected 1,440, found 12" in error and "--allow-incomplete" in error
@@ -81,15 +71,16 @@ def test_job(local_ray: None, ravdess: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_killed_job_goes_on(local_ray: None, ravdess: Path, tmp_path: Path) -> None:
+def test_killed_job_goes_on(shared_ray: None, ravdess: Path, tmp_path: Path) -> None:
     """The driver is killed with its Ray once a shard is there; the next run builds the rest, to the same digest."""
     main([*arguments(ravdess, tmp_path / "whole"), "--allow-incomplete", "--quiet"])
     program = "import sys; from ray_jobs.build_shards import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "RAY_TMPDIR": f"/tmp/rk{os.getpid()}", "PYTHONPATH": os.getcwd()}  # noqa: PTH109
     environment.pop("RAY_ADDRESS", None)
     out = tmp_path / "killed"
+    # One task takes all CPUs that the job tells a local Ray of: shards are built one after another.
     child = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments(ravdess, out), "--allow-incomplete", "--cpus", "6"],
+        [sys.executable, "-c", program, *arguments(ravdess, out), "--allow-incomplete", "--cpus", "5"],
         env=environment,
         start_new_session=True,
     )
