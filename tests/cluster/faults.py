@@ -190,6 +190,7 @@ def beside(
             done.append((at, max(trace.steps_of(bench.run_of(name)))))
             act()
         except BaseException as error:
+            traceback.print_exc()
             errors.append(error)
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -268,7 +269,10 @@ class Nodes:
         Nodes.current = self
 
     def lose(self) -> None:
-        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+        try:
+            self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+        except AssertionError as error:  # it does not wait for the kernel to take a killed process away
+            print(f"the node: {error}", flush=True)
 
     def add(self) -> None:
         self.nodes.append(patiently(lambda: self.cluster.add_node(num_cpus=1)))

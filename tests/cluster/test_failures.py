@@ -1,0 +1,218 @@
+"""One of each fault, injected into a run on a Ray with exactly enough CPUs; and how runs end that cannot go on.
+
+`python -m tests.cluster.faults` injects them many times.
+"""
+
+import os
+import random
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_jobs import pretrain as pretrain_job
+from ray_jobs import run_lock
+from ray_jobs.checkpoint_store import CheckpointStore
+from ray_jobs.failures import RunFailedError
+from ray_jobs.pretrain import pretrain
+from ray_jobs.run_config import PretrainJob
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import read_records
+from shards import Manifest, View
+from tests.cluster import trace
+from tests.cluster.faults import FAULTS, ON_NODES, Bench
+from tests.cluster.runs import small_job, with_run
+from tests.cluster.trace import Plan
+
+# `test_pretrain` kills a job in the default run; of two kinds of damaged checkpoints one is met there.
+LONGER = ("SIGKILL of the job", "a rank hangs", "checkpoint write killed", "storage fails two times of three")
+FAULTS_HERE = [
+    pytest.param(fault, marks=[pytest.mark.slow] if fault in LONGER else [])
+    for fault in FAULTS
+    if fault not in ON_NODES
+]
+
+
+@pytest.fixture(scope="module")
+def bench(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    bench = Bench(tmp_path_factory.mktemp("faults"))
+    bench.reference()
+    return bench
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", FAULTS_HERE)
+def test_a_run_ends_as_if_nothing_had_happened(bench: Bench, fault: str) -> None:
+    """The same samples in the same steps, the same weights bit for bit, one tracked run without holes or repeats."""
+    outcome = bench.inject(fault, random.Random(fault))
+    assert outcome.survived, outcome
+
+
+def statuses(folder: RunFolder) -> list[str]:
+    return [record["status"] for record, _ in read_records(folder.journal) if record["kind"] == "status"]
+
+
+def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_workers_goes_on(bench: Bench) -> None:
+    """In mid-epoch with two workers, then with one: the samples of the run without fault, weights to 1e-8."""
+    run, job = bench.run_of("another"), bench.job("another")
+    folder = RunFolder(run)
+    Plan("invalid", step=31, rank=1).give(run)
+    begun = time.monotonic()
+    with pytest.raises(RunFailedError, match=r"^rank 1 of 2, after step 30: ValueError: a fault that would come back$"):
+        pretrain(job, trace.train)
+    assert time.monotonic() - begun < 240
+    assert len({record["attempt"] for record in trace.read_trace(run)}) == 1, "no second start"
+    assert folder.store(job.run).steps()[0] == 28, "the last good checkpoint stays"
+    assert statuses(folder) == ["RUNNING", "FAILED"]
+    Plan().give(run)
+    pretrain(with_run(job, workers=1), trace.train)
+    seen = trace.compare(run, bench.run_of("reference"), (time.time(), 31))
+    assert (seen.lost, seen.doubled, seen.starts) == (0, 0, 2)
+    assert bench.difference(run) <= 1e-8 and bench.is_tracked(run)
+
+
+@pytest.mark.slow
+def test_uneven_data_ends_with_rank_and_step(bench: Bench) -> None:
+    job = with_run(bench.job("uneven"), stall_timeout_s=20.0)
+    Plan("end", step=9, rank=1).give(bench.run_of("uneven"))
+    with pytest.raises(RunFailedError, match=r"^rank 1 of 2, after step 9: ValueError: the data ended after step 9 of"):
+        pretrain(job, trace.train)
+
+
+@pytest.mark.parametrize("stop", [SystemExit(143), KeyboardInterrupt()], ids=["terminated", "interrupted"])
+def test_a_stopped_job_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch, stop: BaseException) -> None:
+    def stopped(*_: object) -> None:
+        raise stop
+
+    name = f"stopped-{type(stop).__name__}"
+    monkeypatch.setattr(pretrain_job.trainer, "fit", stopped)
+    with pytest.raises(type(stop)):
+        pretrain(bench.job(name))
+    assert statuses(RunFolder(bench.run_of(name))) == ["RUNNING", "KILLED"]
+
+
+def test_a_second_job_under_the_name_is_refused_while_the_first_trains(bench: Bench) -> None:
+    run = bench.run_of("reference")
+    before = (run / "journal.jsonl").read_bytes()
+    with run_lock.held(run), pytest.raises(ValueError, match=rf"being trained by process {os.getpid()} on"):
+        pretrain(bench.job("reference"))
+    assert (run / "journal.jsonl").read_bytes() == before
+
+
+def test_a_shorter_run_of_the_name_is_refused_and_leaves_the_run_as_it_is(bench: Bench) -> None:
+    run, job = bench.run_of("reference"), bench.job("reference")
+    before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.name != ".lock"}
+    with pytest.raises(ValueError, match=rf"stands at step {bench.steps} already, and pretrain.epochs=1 asks for 21"):
+        pretrain(replace(job, pretrain=replace(job.pretrain, epochs=1)))
+    after = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.name != ".lock"}
+    assert after == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("action", "told"), [("hang", r"rank 1 of 2, .*no step.*sleep"), ("stop", r"rank 1 gave no sign")]
+)
+def test_a_worker_that_says_nothing_ends_the_run_in_time(bench: Bench, action: str, told: str) -> None:
+    job = with_run(bench.job(action), stall_timeout_s=30.0, max_failures=0)
+    Plan(action, step=9, rank=1).give(bench.run_of(action))
+    begun = time.monotonic()
+    with pytest.raises(RunFailedError, match=told):
+        pretrain(job, trace.train)
+    assert time.monotonic() - begun < 180
+
+
+def damage(shards: Path, rows: list[int]) -> None:
+    """Flip a bit in the payload of these samples."""
+    manifest = Manifest.open(str(shards))
+    for row in rows:
+        shard = int(np.searchsorted(manifest.rows_before, row, side="right")) - 1
+        entry = manifest.entry(shard)
+        with (shards / f"{entry.name}.tar").open("r+b") as file:
+            at = (row - int(manifest.rows_before[shard])) * entry.stride + 645
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 1]))
+
+
+def training_rows(shards: Path) -> list[int]:
+    manifest = Manifest.open(str(shards))
+    view = View.open(manifest, "train")
+    starts = [int(before) for before in manifest.rows_before]
+    return [starts[shard] + int(i) for shard in range(len(view.counts)) for i in view.indices(shard)]
+
+
+def with_share(job: PretrainJob, share: float) -> PretrainJob:
+    return replace(job, data=replace(job.data, max_damaged_share=share))
+
+
+def test_damage_met_while_training_is_left_out_by_name_and_too_much_stops(bench: Bench, tmp_path: Path) -> None:
+    """Damaged after two epochs, as a disk does it: the third is trained without these samples, or not at all."""
+    mine = tmp_path / "shards"
+    shutil.copytree(bench.shards, mine)
+    rows = training_rows(mine)
+    broken = rows[:: len(rows) // 4][:4]
+    damage(mine, broken)
+    job = small_job(mine, tmp_path, "reference", workers=2, epochs=3)
+    folder = RunFolder(tmp_path / "reference")
+    shutil.copytree(bench.run_of("reference"), folder.path)
+
+    with pytest.raises(RunFailedError, match=r"DamageError: shard '.*', sample '.*'.*4 damaged samples exceed") as told:
+        pretrain(with_share(job, 3 / len(rows)), trace.train)
+    assert folder.store(job.run).steps()[0] <= 56, "no checkpoint at the end"
+
+    pretrain(with_share(job, 4 / len(rows)), trace.train)
+    found = folder.quarantined()
+    assert [sample.row for sample in found] == broken and all("checksum" in sample.reason for sample in found)
+    manifest = Manifest.open(str(mine))
+    for sample in found:
+        shard = int(np.searchsorted(manifest.rows_before, sample.row, side="right")) - 1
+        assert manifest.entry(shard).name == sample.shard
+    assert any(repr(sample.key) in str(told.value) for sample in found)
+    absent = {row for record in trace.read_trace(folder.path) for row in record["absent"]}
+    assert absent - {-1} <= set(broken) and absent & set(broken), "kept out, and only they"
+
+
+def test_kept_checkpoints_are_the_best_and_the_newest_of_all_lengths(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    reference = CheckpointStore(bench.run_of("reference") / "checkpoints")
+    assert len(reference.steps()) == 3 and reference.steps()[0] == bench.steps
+    job = bench.job("kept", keep_checkpoints=1, keep_by="validation/effective_rank/video", keep_order="min")
+    Plan().give(bench.run_of("kept"))
+    pretrain(job, trace.train)
+    history = [r for r, _ in read_records(bench.run_of("kept") / "journal.jsonl") if r["kind"] == "metrics"]
+    ranks = {r["step"]: r["values"]["effective_rank/video"] for r in history if r["series"] == "validation"}
+    assert (
+        RunFolder(bench.run_of("kept")).store(job.run).steps()
+        == sorted({bench.steps, min(ranks, key=ranks.__getitem__)})[::-1]
+    )
+    out = capsys.readouterr().out
+    assert f"step {bench.steps}/{bench.steps}" in out and f"validation at step {bench.steps}" in out
+    with pytest.raises(RunFailedError, match=r"no measure of the validation.*did you mean"):
+        pretrain(with_run(bench.job("wrong"), keep_by="validation/effective_rnk/video"), trace.train)
+
+
+def test_the_job_says_how_a_run_failed_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(job: PretrainJob) -> None:
+        raise RunFailedError("rank 1 of 2, after step 9: it broke")
+
+    monkeypatch.setattr(pretrain_job, "pretrain", fails)
+    assert pretrain_job.main(["--data.folder", "/nowhere", "--run.name", "x"]) == 1
+    assert capsys.readouterr().err == "error: rank 1 of 2, after step 9: it broke\n"
+
+
+def test_progress_is_told_with_the_time_left() -> None:
+    from ray_jobs.progress import training_line
+
+    values = {"loss": 2.5, "loss/contrastive": 2.0, "step_seconds": 30.0, "samples_per_second": 1234.0}
+    line = training_line(40, 200, {**values, "data_wait_share": 0.02})
+    assert "step  40/200" in line and "loss 2.5" in line and "contrastive 2" in line and "1,234 samples/s" in line
+    assert "left 01:20:00" in line, "160 steps of 30 s"
+    assert "left 00:00:00" in training_line(200, 200, {**values, "data_wait_share": 0.02})
