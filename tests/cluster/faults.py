@@ -151,11 +151,11 @@ class Bench:
             len(found) == 1 and found[0].info.status == "FINISHED" and steps == sent == [s for s, _ in here] and close
         )
 
-    def reached(self, name: str, step: int, within_s: float = 300.0) -> float:
-        """Wait until a run has made a step; returns the time then."""
-        deadline = time.monotonic() + within_s
+    def reached(self, name: str, step: int, job: subprocess.Popen[bytes] | None = None) -> float:
+        """Wait until a run has made a step, in a process of its own if one is given; returns the time then."""
+        deadline = time.monotonic() + 300
         while max(trace.steps_of(self.run_of(name)), default=0) < step:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or (job is not None and job.poll() is not None):
                 raise TimeoutError(f"{name} did not reach step {step}")
             time.sleep(0.05)
         return time.time()
@@ -222,7 +222,7 @@ def driver(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[floa
     """SIGKILL of the job itself, which is then started again under its name, on the same cluster."""
     Plan(pace_s=PACE_S).give(bench.run_of(name))
     first = start(bench, name)
-    at = bench.reached(name, step)
+    at = bench.reached(name, step, first)
     before = max(trace.steps_of(bench.run_of(name)))
     first.kill()
     first.wait()
@@ -233,7 +233,8 @@ def driver(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[floa
 
 def start(bench: Bench, name: str) -> subprocess.Popen[bytes]:
     arguments = ["--shards", str(bench.shards), "--output", str(bench.base / name), "--name", name]
-    environment = without_ray_of_the_test() | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment = without_ray_of_the_test()
+    environment |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
     with (bench.base / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.runs", *arguments],
