@@ -179,27 +179,28 @@ def in_worker(action: str, length: int = 0) -> Callable[[Bench, str, int, int], 
 def beside(
     bench: Bench, name: str, step: int, act: Callable[[], None], pace_s: float = PACE_S, **run: Any
 ) -> tuple[float, int]:
-    """Run a job here, and once it has made the step do something to it from a thread."""
+    """Run a job, and once it has made the step do something to it."""
     Plan(pace_s=pace_s).give(bench.run_of(name))
-    done: list[tuple[float, int]] = []
     errors: list[BaseException] = []
 
-    def wait() -> None:
+    def work() -> None:
         try:
-            at = bench.reached(name, step)
-            done.append((at, max(trace.steps_of(bench.run_of(name)))))
-            act()
+            pretrain(bench.job(name, **run), trace.train)
         except BaseException as error:
-            traceback.print_exc()
             errors.append(error)
 
-    thread = threading.Thread(target=wait, daemon=True)
+    # Here the fault, there the job: a node can only be started by the main thread.
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    pretrain(bench.job(name, **run), trace.train)
-    thread.join(timeout=60)
+    at = bench.reached(name, step)
+    before = max(trace.steps_of(bench.run_of(name)))
+    act()
+    thread.join(timeout=900)
     if errors:
         raise errors[0]
-    return done[0]
+    if thread.is_alive():
+        raise TimeoutError(f"{name} has not ended")
+    return at, before
 
 
 def controller(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
