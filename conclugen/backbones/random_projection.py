@@ -40,7 +40,7 @@ _MODALITY = {"image": "video", "video": "video", "audio": "audio", "text": "text
 
 
 class RandomEncoder(FrozenEncoder):
-    """tanh of a projection of: each frame's 8 x 8 mean colours, or its mean colour; each 0.1 s of sound; each word's hash."""
+    """tanh of a projection of each frame's 8 x 8 mean colours or mean colour, 0.1 s of sound, or a word's hash."""
 
     def __init__(self, kind: str) -> None:
         info = EncoderInfo(

@@ -94,7 +94,7 @@ class ResDavenetEncoder(FrozenEncoder):
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:
         sequences = []
         for position, item in enumerate(batch):
-            mel = np.asarray(item, np.float32)
+            mel = np.array(item, np.float32)  # a copy: what comes out of a block may not be written to
             if mel.ndim != 2 or mel.shape[0] != BANDS or not mel.shape[1] or not np.isfinite(mel).all():
                 raise InputError(
                     position, f"the spectrogram has shape {mel.shape}, expected ({BANDS}, T) finite numbers"
@@ -105,6 +105,6 @@ class ResDavenetEncoder(FrozenEncoder):
     def _one(self, mel: Array) -> Array:
         assert self.network is not None
         with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(mel)).to(self.device, self.dtype).unsqueeze(0)
+            x = torch.from_numpy(mel).to(self.device, self.dtype).unsqueeze(0)
             vectors: Array = self.network(x)[0].T.float().cpu().numpy()
         return vectors

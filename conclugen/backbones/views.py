@@ -94,7 +94,7 @@ def video(frames: Array, draws: Draws, ranges: VideoRanges) -> Array:
     height, width = frames.shape[1:3]
     top, left, rows, columns = crop_box(height, width, draws, ranges)
     flip = draws.chance(ranges.flip)
-    x = torch.from_numpy(np.ascontiguousarray(frames[:, top : top + rows, left : left + columns]))
+    x = torch.from_numpy(frames[:, top : top + rows, left : left + columns].copy())
     x = x.permute(0, 3, 1, 2).to(torch.float32) / 255
     x = functional.interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=True)
     x = x.flip(3) if flip else x
