@@ -1,0 +1,52 @@
+"""Checkpoints on an S3-compatible store: a run is stopped there, and goes on from what the store has."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+import ray
+import torch
+
+from ray_jobs.checkpoint_store import CheckpointStore
+from ray_jobs.pretrain import pretrain
+from ray_jobs.run_folder import RunFolder
+from tests.cluster.runs import small_job, with_run
+from tests.cluster.servers import S3_KEYS, s3_server
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket's URL; s3fs finds the store as it finds any other, by AWS's variables."""
+    pytest.importorskip("s3fs")
+    with pytest.MonkeyPatch.context() as patch, s3_server() as url:
+        for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("checkpoints")
+        yield "s3://checkpoints"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_from_the_store_alone(bucket: str, shards: Path, tmp_path: Path) -> None:
+    """One epoch, then a second one by a job that knows nothing but the store: equal to two epochs in one go."""
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    try:
+        one = with_run(small_job(shards, tmp_path / "one", "run", epochs=1), storage=bucket)
+        pretrain(one)
+        store = RunFolder(tmp_path / "one" / "run").store(one.run)
+        assert store.location == f"{bucket}/run" and len(store.steps()) == 3
+        assert not (tmp_path / "one" / "run" / "checkpoints").exists()
+        two = with_run(small_job(shards, tmp_path / "two", "run", workers=2, epochs=2), storage=bucket)
+        result = pretrain(two)
+        whole = pretrain(small_job(shards, tmp_path / "whole", "whole", epochs=2))
+    finally:
+        ray.shutdown()
+    here, there = store.newest(), CheckpointStore(whole.folder.path / "checkpoints").newest()
+    assert here is not None and there is not None and result.step == whole.step
+    for name, x in there.tensors.items():
+        torch.testing.assert_close(here.tensors[name], x, atol=1e-8, rtol=0, msg=name)
+    other = replace(two, pretrain=replace(two.pretrain, seed=5))
+    with pytest.raises(ValueError, match=r"holds checkpoints of another run, which differs in .*seed"):
+        pretrain(with_run(other, output=str(tmp_path / "three")))
