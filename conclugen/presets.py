@@ -96,8 +96,10 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
         modalities = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     model, tasks, optimizer, clip_norm = _RECIPES[recipe]()
     divisor = "active" if recipe == "paper" else "configured"
-    active = {task: tasks[task] for task in task_names}
-    _check_tasks(name, task_names, overrides.get("tasks"))
+    changed = overrides.get("tasks")
+    _check_tasks(name, task_names, changed)
+    left_out = [task for task, value in changed.items() if value is None] if isinstance(changed, Mapping) else []
+    active = {task: tasks[task] for task in task_names if task not in left_out}
     if "simclr" in active and modalities:
         active["simclr"] = SimclrConfig(modality=modalities[0])
     config = PretrainConfig(

@@ -9,25 +9,44 @@ import ray
 
 # A training worker reserves its CPUs, and the tasks that read data need some beside them.
 _SPARE_CPUS = 4
+_STARTS = 3
 
 
-def connect(workers: int, cpus_per_worker: int = 1) -> None:
+def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = True) -> None:
     """Join the cluster named by RAY_ADDRESS (a submitted job's own, for instance), else start Ray on this machine.
 
     A local Ray is told of enough logical CPUs for the workers and the tasks that read for them, also where there are
-    fewer cores.
+    fewer cores. dashboard: a local Ray has one; Ray Train asks its State API whether a controller died, to free what
+    that held.
     """
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True, logging_level="warning")
         return
-    needed = workers * cpus_per_worker + _SPARE_CPUS
-    ray.init(
-        num_cpus=max(needed, os.cpu_count() or 1),
-        # Ray Train asks the dashboard's State API whether a controller died, to free what it held.
-        include_dashboard=True,
-        logging_level="warning",
-        # Socket paths have a length limit of about 100 bytes; the system's own temporary folder is short.
-        _temp_dir=os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray",
-    )
+    _start_local(workers * cpus_per_worker + _SPARE_CPUS, dashboard)
+
+
+def _start_local(cpus: int, dashboard: bool) -> None:
+    """Start Ray on this machine with that many logical CPUs, or as many as there are cores.
+
+    Ray gives its own processes fixed times to come up; a machine that is busy (with what a killed job has left, for
+    instance) is given a second and a third chance.
+    """
+    for chance in range(1, _STARTS + 1):
+        try:
+            ray.init(
+                # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
+                "local",
+                num_cpus=max(cpus, os.cpu_count() or 1),
+                include_dashboard=dashboard,
+                logging_level="warning",
+                # Socket paths have a length limit of about 100 bytes; the system's own temporary folder is short.
+                _temp_dir=os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray",
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if chance == _STARTS or "timed out during startup" not in str(error):
+                raise
+            print(f"Ray did not come up in time ({chance} of {_STARTS} tries); once more", flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +37,6 @@ _TUNE_SETTINGS = {
 
 
 _DRIVER_CPUS = 0.01
-# For the tasks that read data for the workers of a trainer.
-_SPARE_CPUS = 4
-_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,8 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: SweepSink) -> 
 
     job = ready.job
     local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
-    if local:
-        # A Ray of its own: one that a killed sweep has left dying would be found otherwise.
-        _start_local(job)
-    else:
-        ray_cluster.connect(job.resources.workers, job.resources.cpus_per_worker)
+    # With trainers in it, the dashboard's State API tells them which controllers have died.
+    ray_cluster.connect(job.resources.workers, job.resources.cpus_per_worker, dashboard=job.resources.workers > 1)
     concurrent = concurrency(job, os.cpu_count() or 1 if local else None)
     plan = TrialPlan(
         folder=book.folder.path,
@@ -112,30 +105,6 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: SweepSink) -> 
             **members,
         )
     return referee
-
-
-def _start_local(job: SweepJob) -> None:
-    """Ray on this machine. With trainers in it, the dashboard's State API tells them which controllers have died.
-
-    Ray gives its own processes fixed times to come up; a machine that is busy (with what a killed sweep has left, for
-    instance) is given a second and a third chance.
-    """
-    for chance in range(1, _STARTS + 1):
-        try:
-            ray.init(
-                "local",
-                num_cpus=max(job.resources.workers * job.resources.cpus_per_worker + _SPARE_CPUS, os.cpu_count() or 1),
-                include_dashboard=job.resources.workers > 1,
-                logging_level="warning",
-                # Socket paths have a length limit of about 100 bytes; the system's own temporary folder is short.
-                _temp_dir=os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray",
-            )
-            return
-        except Exception as error:
-            ray.shutdown()
-            if chance == _STARTS or "timed out during startup" not in str(error):
-                raise
-            print(f"Ray did not come up in time ({chance} of {_STARTS} tries); once more", flush=True)
 
 
 def _scheduler(ready: Prepared) -> Any:
