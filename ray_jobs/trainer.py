@@ -16,14 +16,16 @@ from ray.train.torch import TorchConfig
 
 from ray_jobs import failures, placement_groups, train_worker
 from ray_jobs.failures import RunFailedError
-from ray_jobs.run_config import PretrainJob
+from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.train_worker import Start
 
-# How often the controller looks at its workers (Ray's own default is 2 s), and how long they may take to come up on a
-# busy machine.
-_CONTROLLER_LOOKS_EVERY_S, _WORKERS_START_WITHIN_S = "0.5", "300"
+# How often the controller looks at its workers; Ray's own default is 2 s.
+_CONTROLLER_LOOKS_EVERY_S = "0.5"
+# How long workers may take to come up on a busy machine. Where fewer would do, less: Ray may still count the CPUs of a
+# node that has just died, and tries with what is left only after this.
+_WORKERS_START_WITHIN_S, _FEWER_AFTER_S = "300", "90"
 # A rank that stalls says so itself; only then do the collectives end in which others wait for it.
 _COLLECTIVES_LATER_S = 30.0
 
@@ -78,7 +80,7 @@ def last_step(folder: RunFolder) -> int:
 def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) -> None:
     run = job.run
     # Ray Train keeps nothing that is needed later: checkpoints and records are the run's own.
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run.stall_timeout_s):
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run):
         placement_groups.Trainer(
             functools.partial(train, start),
             torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + _COLLECTIVES_LATER_S)),
@@ -97,14 +99,16 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
 
 
 @contextlib.contextmanager
-def _limits(stall_timeout_s: float) -> Iterator[None]:
+def _limits(run: RunConfig) -> Iterator[None]:
     """Ray Train takes its time limits from the driver's environment only; what the user has set there holds."""
     wanted = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _CONTROLLER_LOOKS_EVERY_S,
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _WORKERS_START_WITHIN_S,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _WORKERS_START_WITHIN_S
+        if run.min_workers is None
+        else _FEWER_AFTER_S,
         # A worker that is stopped, or whose machine hangs, can't give itself up.
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(stall_timeout_s + _COLLECTIVES_LATER_S),
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(stall_timeout_s + _COLLECTIVES_LATER_S),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(run.stall_timeout_s + _COLLECTIVES_LATER_S),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(run.stall_timeout_s + _COLLECTIVES_LATER_S),
     }
     made = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(made)
