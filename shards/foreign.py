@@ -19,7 +19,7 @@ import xxhash
 
 from shards.damage import ShardError
 from shards.files import replace_atomically
-from shards.index import INDEX_SUFFIX, IndexRows, encode_index
+from shards.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
 from shards.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
 from shards.member import MemberError, read_npy
@@ -107,10 +107,10 @@ def _samples(path: Path) -> dict[str, dict[str, Member]]:
     samples: dict[str, dict[str, Member]] = {}
     current = None
     for member in scan_tar(path):
-        match = _KEY_AND_EXTENSION.fullmatch(member.name)
-        if match is None or _is_metadata(member.name):
+        split = split_name(member.name)
+        if split is None:
             continue
-        key, extension = match[1], match[2].lower()
+        key, extension = split
         if key != current and key in samples:
             raise ShardError(
                 shard, f"member {member.name!r} lies apart from its sample, or the key is used twice", sample=key,
@@ -133,8 +133,12 @@ def _refuse_shared_keys(samples: Mapping[Path, Mapping[str, Any]]) -> None:
                 raise ShardError(path.name, f"key occurs in {holder[key]} as well; rename one", sample=key)
 
 
-def _is_metadata(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member, as `webdataset` splits its name; None for what belongs to no sample."""
+    match = _KEY_AND_EXTENSION.fullmatch(name)
+    if match is None or (name.startswith("__") and name.endswith("__")):
+        return None
+    return match[1], match[2].lower()
 
 
 def _npy_extensions(samples: Mapping[Path, Mapping[str, Mapping[str, Member]]]) -> dict[str, str]:
@@ -310,11 +314,10 @@ def _encode(draft: _Draft, schema: Schema, mapping: MemberMapping) -> bytes:
                 labels[label.name].append(label.from_json(value))
             except (ValueError, TypeError) as error:
                 raise ShardError(draft.name, str(error), sample=key) from None
-    values = [labels, draft.groups, draft.texts, draft.meta]
     layout = {
         "kind": "members",
         "mapping": mapping.to_dict(),
-        "values": xxhash.xxh3_128_hexdigest(json.dumps([draft.keys, *values], sort_keys=True).encode()),
+        "values": values_digest(draft.keys, labels, draft.groups, draft.texts, draft.meta),
     }
     rows = IndexRows(
         draft.keys,

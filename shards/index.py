@@ -18,6 +18,7 @@ from shards.layout import LayoutError, SlotLayout, archive_bytes
 from shards.record import Record
 from shards.rows import group_id
 from shards.schema import Label, Schema
+from shards.tables import read_parquet
 
 FORMAT = 1
 INDEX_SUFFIX = ".index.parquet"
@@ -82,6 +83,18 @@ def content_digest(layout: Mapping[str, Any], checksums: np.ndarray) -> bytes:
     digest = xxhash.xxh3_128(json.dumps(layout, sort_keys=True, separators=(",", ":")).encode())
     digest.update(np.ascontiguousarray(checksums, "<u8").data)
     return digest.digest()
+
+
+def values_digest(
+    keys: Sequence[str],
+    labels: Mapping[str, Sequence[Any]],
+    groups: Sequence[str | None],
+    texts: Sequence[str | None],
+    meta: Mapping[str, Sequence[str | None]],
+) -> str:
+    """128-bit digest of what a foreign shard's index says beside arrays, which no checksum of a sample covers."""
+    text = json.dumps([list(keys), dict(labels), list(groups), list(texts), dict(meta)], sort_keys=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def encode_index(schema: Schema, layout: Mapping[str, Any], rows: IndexRows) -> bytes:
@@ -155,7 +168,7 @@ class ShardIndex:
 def read_table(name: str, data: bytes, columns: list[str] | None = None) -> pa.Table:
     """Decode an index file whose digest has been checked; ShardError where it is no Parquet file."""
     try:
-        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(columns)
+        return read_parquet(data, columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(name, f"index cannot be read: {error}", remedy=_REBUILD) from None
 
@@ -175,7 +188,7 @@ def decode_index(name: str, data: bytes, shard_bytes: int | None = None, schema_
         layout_dict = dict(metadata["layout"])
         foreign = layout_dict.get("kind") == "members"
         layout = None if foreign else SlotLayout.from_dict(schema.columns, layout_dict)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ShardError(name, f"index has no usable description of itself ({error!r})", remedy=_REBUILD) from None
     except (LayoutError, ValueError) as error:
         if isinstance(error, ShardError):

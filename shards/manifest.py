@@ -23,6 +23,7 @@ from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX, decode_index, read_table
 from shards.layout import RECORD
 from shards.schema import Column, Label, Schema
+from shards.tables import read_parquet
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.parquet"
@@ -40,6 +41,8 @@ _TABLE = pa.schema(
         ("index_digest", pa.binary(16)),
     ]
 )
+# What decoding a damaged or hostile manifest raises; RecursionError is that of JSON nested without end.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _REBUILD = "Restore the manifest, or rebuild it with `python -m shards verify FOLDER --repair`"
 
 
@@ -183,10 +186,10 @@ class Manifest:
     @classmethod
     def _decode(cls, where: str, folder: str, data: bytes, storage_options: Mapping[str, Any] | None) -> Self:
         try:
-            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+            table = read_parquet(data)
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             version, check = metadata["format"], metadata.pop("check")
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise ManifestError(where, f"not a readable manifest: {error!r}", remedy=_REBUILD) from None
         if version != FORMAT:
             raise ManifestError(

@@ -14,6 +14,7 @@ from shards.layout import BLOCK, LayoutError, padded, parse_header
 
 _REGULAR = (b"0", b"\0", b"7")
 _DIRECTORY = b"5"
+_LINK = "target of a link"
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 _REFUSED = {
     b"1": "a hard link",
@@ -82,7 +83,11 @@ class _Scanner:
                 continue
             if any(field.startswith("GNU.sparse") for field in extended):
                 raise self._fault("is a GNU sparse file, which is not read", name)
+            if _LINK in extended:
+                raise self._fault("is no link, but a long name of a link lies before it", name)
             clean = self._safe_name(name)
+            if not name:
+                raise self._fault("has a member without a name")
             if header.kind in _REGULAR and not name.endswith("/"):
                 yield Member(clean, self._position, size)
             elif header.kind not in (*_REGULAR, _DIRECTORY):
@@ -124,7 +129,7 @@ class _Scanner:
         self._position = start
         self._skip(size)
         if kind == _LONG_LINK:
-            return {}  # a link's target; the link itself is refused
+            return {_LINK: ""}  # a link's target; the link itself is refused, and nothing else may follow
         if kind == _LONG_NAME:
             return {"path": self._text(data.split(b"\0", 1)[0])}
         fields = self._pax_fields(data)

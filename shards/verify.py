@@ -14,7 +14,8 @@ import numpy as np
 import xxhash
 
 from shards.damage import ManifestError, ShardError
-from shards.index import INDEX_SUFFIX, ShardIndex, read_table
+from shards.foreign import split_name
+from shards.index import INDEX_SUFFIX, ShardIndex, read_table, values_digest
 from shards.index_store import load_index, read_index_bytes
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry
 from shards.member import MemberError, parse_npy
@@ -23,8 +24,10 @@ from shards.slot import read_slot, whole_slots
 from shards.slot_columns import read_slots
 from shards.storage import Storage, consecutive
 from shards.tarscan import scan_tar
+from shards.view import FOLDER, View
 
 _BLOCK_BYTES = 2 << 20
+_INDEX = "Run `python -m shards index` on the folder again"
 _DAMAGED = "Restore the shard from its source; `verify --repair` makes a manifest without it"
 
 
@@ -49,8 +52,9 @@ def verify(
 ) -> list[Problem]:
     """All problems of a data set (empty: it is whole), each also given to `found` as soon as it is met.
 
-    Looks at every byte: manifest, indexes, each slot's checksum, headers, numbers and JSON against index and schema,
-    the end of each archive, and keys that occur twice. progress gets rows done and rows in all, after each shard.
+    Looks at every byte: manifest, views, indexes, each slot's checksum, headers, numbers and JSON against index and
+    schema, the end of each archive, and keys that occur twice. progress gets rows done and rows in all, after each
+    shard.
     """
     problems: list[Problem] = []
 
@@ -69,7 +73,20 @@ def verify(
         for problem in check_shard(manifest, entry, holder):
             add(problem)
         progress(int(manifest.rows_before[number + 1]), manifest.rows)
+    for problem in check_views(manifest):
+        add(problem)
     return problems
+
+
+def check_views(manifest: Manifest) -> Iterator[Problem]:
+    """The problems of the saved views: damaged, or made for other data."""
+    for name in View.names(manifest):
+        try:
+            View.open(manifest, name)
+        except ShardError as error:
+            yield Problem(error.shard, None, _without_place(error), error.remedy or _DAMAGED)
+        except ValueError as error:  # a file's name that is no view's
+            yield Problem(f"{FOLDER}/{name}.parquet", None, str(error), "Remove or rename the file")
 
 
 def check_shard(manifest: Manifest, entry: ShardEntry, holder: dict[str, str]) -> Iterator[Problem]:
@@ -85,7 +102,7 @@ def check_shard(manifest: Manifest, entry: ShardEntry, holder: dict[str, str]) -
             else:
                 holder[key] = entry.name
         if index.layout is None:
-            yield from _check_members(manifest, entry, index, keys, storage)
+            yield from _check_members(manifest, entry, index, table, keys, storage)
         else:
             yield from _check_slots(manifest, entry, index, table, storage)
     except ShardError as error:
@@ -154,12 +171,16 @@ def _differences(manifest: Manifest, row: dict[str, Any], record: Record) -> lis
 
 
 def _check_members(
-    manifest: Manifest, entry: ShardEntry, index: ShardIndex, keys: list[str], storage: Storage
+    manifest: Manifest, entry: ShardEntry, index: ShardIndex, table: Any, keys: list[str], storage: Storage
 ) -> Iterator[Problem]:
     assert index.members is not None
     if manifest.is_local:
-        for _ in scan_tar(Path(manifest.path(entry.name + TAR_SUFFIX))):
-            pass
+        yield from _check_names(Path(manifest.path(entry.name + TAR_SUFFIX)), entry, index, keys)
+    labels = {label.name: table[f"label.{label.name}"].to_pylist() for label in manifest.labels}
+    meta = {name: table[f"meta.{name}"].to_pylist() for name in manifest.schema.meta}
+    said = values_digest(keys, labels, table["group"].to_pylist(), table["text"].to_pylist(), meta)
+    if index.layout_dict.get("values") != said:
+        yield Problem(entry.name, None, "keys, labels, groups or texts are not those that were indexed", _INDEX)
     for row, key in enumerate(keys):
         places = [(offset, size) for offset, size in index.members[row].tolist() if offset >= 0]
         buffer = np.empty(sum(size for _, size in places), np.uint8).data
@@ -175,11 +196,31 @@ def _check_members(
             try:
                 finite = bool(np.isfinite(parse_npy(buffer[at : at + size], column)).all())
             except MemberError as error:
-                yield Problem(entry.name, key, f"column {column.name!r}: {error}", "Run `python -m shards index` again")
+                yield Problem(entry.name, key, f"column {column.name!r}: {error}", _INDEX)
             else:
                 if finite != index.present[row, number]:
                     yield Problem(entry.name, key, f"presence of column {column.name!r} is not as indexed", _DAMAGED)
             at += size
+
+
+def _check_names(path: Path, entry: ShardEntry, index: ShardIndex, keys: list[str]) -> Iterator[Problem]:
+    """Whether the index finds every sample of the archive, and each array under its own sample's name."""
+    assert index.members is not None
+    names: dict[tuple[int, int], str | None] = {}
+    samples: dict[str, None] = {}
+    for member in scan_tar(path):
+        split = split_name(member.name)
+        names[member.offset, member.size] = None if split is None else split[0]
+        if split is not None:
+            samples[split[0]] = None
+    for row, key in enumerate(keys):
+        places = [(offset, size) for offset, size in index.members[row].tolist() if offset >= 0]
+        if any(names.get(place) != key for place in places):
+            yield Problem(entry.name, key, "the index finds an array where the archive has none of this sample", _INDEX)
+    indexed = set(keys)
+    for key in samples:
+        if key not in indexed:
+            yield Problem(entry.name, key, "the sample is in the archive, but not in the index", _INDEX)
 
 
 def stray_files(manifest: Manifest) -> list[str]:

@@ -22,6 +22,7 @@ from shards.index import read_table
 from shards.index_store import read_index_bytes
 from shards.manifest import Manifest
 from shards.schema import did_you_mean
+from shards.tables import read_parquet
 
 FORMAT = 1
 FOLDER = "views"
@@ -174,10 +175,11 @@ class View:
                 "make views with `python -m shards split`"
             ) from None
         try:
-            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+            bitmaps = int((-(-manifest.counts // 8)).sum())
+            table = read_parquet(data, limit=(1 << 20) + 2 * (bitmaps + 24 * len(manifest)))
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             version, of, rule, digest = (metadata[key] for key in ("format", "manifest", "rule", "digest"))
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ShardError(file, f"not a readable view: {error!r}", remedy=_REMEDY) from None
         if version != FORMAT:
             raise ShardError(file, "view has another format version", expected=FORMAT, found=version, remedy=_REMEDY)
