@@ -1,0 +1,117 @@
+"""Damaged data sets are read exactly, refused or quarantined by name; never anything else.
+
+The long run, with a table: `python -m tests.shards.fuzz --cases 2000 --seed 0 --results fuzz.jsonl`.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shards import Manifest, ManifestError, ShardError, View
+from shards.index import read_table
+from shards.tables import read_parquet
+from tests.shards.fuzz.corruptions import KINDS, Damage
+from tests.shards.fuzz.judge import DefectError, bounded, judge, read_everything
+from tests.shards.fuzz.runner import OUTCOMES, plan_case, run_case
+from tests.shards.fuzz.targets import Target, targets
+
+SEED, ROUNDS = 20, 5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Target]:
+    return targets(tmp_path_factory.mktemp("fuzz"))
+
+
+def place(folder: Path, target: Target, damage: Damage | None = None) -> Path:
+    for name, data in {**target.files, **(damage.files if damage else {})}.items():
+        if data is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)), ids=list(KINDS))
+def test_a_kind_of_damage(made: list[Target], tmp_path: Path, number: int) -> None:
+    for i in range(ROUNDS):
+        result = run_case(SEED, number + i * len(KINDS), made, tmp_path / "case", repair=i < 2)
+        assert result.outcome in OUTCOMES, result
+
+
+def test_whole_data_sets_are_read_whole(made: list[Target], tmp_path: Path) -> None:
+    for target in made:
+        reading = read_everything(place(tmp_path / target.name, target), target)
+        assert reading.exact == set(target.values) and reading.outcome == "exact"
+
+
+def test_the_oracle_sees_a_wrong_value_and_a_lost_sample(made: list[Target], tmp_path: Path) -> None:
+    """Without this no case could fail: one number differs in the last bit, or one sample is not in the archive."""
+    for target in made:
+        folder = place(tmp_path / target.name, target)
+        key, other = list(target.values)[:2]
+        values = target.values[key]
+        name, x = next((name, x) for name, x in values.features.items() if x is not None)
+        changed = x.copy()
+        changed[-1] = changed[-1] + changed[-1] * 1e-7 if x.itemsize == 8 else changed[-1] * (1 + 2e-7)
+        wrong = type(values)({**values.features, name: changed}, values.labels, values.group)
+        with pytest.raises(DefectError, match=f"WRONG VALUE: {key}"):
+            read_everything(folder, Target(**{**vars(target), "values": {**target.values, key: wrong}}))
+        more = {**target.values, "lost": target.values[other]}
+        with pytest.raises(DefectError, match="lost in silence"):
+            read_everything(folder, Target(**{**vars(target), "values": more}))
+        assert judge(folder, target, set()) == "exact"
+
+
+def test_cases_are_a_function_of_seed_and_number(made: list[Target]) -> None:
+    for case in range(len(KINDS)):
+        one, two = (plan_case(SEED, case, made)[2] for _ in range(2))
+        assert (one == two and one != plan_case(SEED + 1, case, made)[2]) or one.files == two.files
+
+
+def bomb(rows: int, longest: int) -> bytes:
+    """A dictionary of one long string, that every row repeats: some kilobytes that would decode to rows * longest."""
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * longest]))
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"key": column}), sink, compression="zstd", write_page_checksum=True, store_schema=False)
+    return sink.getvalue()
+
+
+def zeros(rows: int) -> bytes:
+    """Runs of one number: claimed rows cost nothing in the file."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"count": pa.repeat(pa.scalar(7, pa.int64()), rows)}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("data", [bomb(4000, 1 << 18), zeros(50_000_000)], ids=["repeated string", "run of numbers"])
+def test_tables_that_would_fill_the_memory_are_refused(made: list[Target], tmp_path: Path, data: bytes) -> None:
+    assert len(data) < 500_000
+    with bounded(60, 1 << 29), pytest.raises(ValueError, match=r"decode to"):
+        read_parquet(data, limit=1 << 24)
+    with bounded(60, 1 << 30), pytest.raises(ShardError, match=r"'t7'.*index cannot be read.*decode to"):
+        read_table("t7", data)
+    folder = place(tmp_path, made[0])
+    (folder / "views" / "some.parquet").write_bytes(data)
+    with bounded(60, 1 << 30), pytest.raises(ShardError, match=r"views/some\.parquet.*decode to"):
+        View.open(Manifest.open(folder), "some")
+    (folder / "manifest.parquet").write_bytes(data)
+    with bounded(60, 1 << 30), pytest.raises(ManifestError, match=r"manifest\.parquet.*decode to"):
+        Manifest.open(folder)
+
+
+def test_a_table_read_in_parts_is_the_same_table() -> None:
+    sink = io.BytesIO()
+    texts = ["long " * 200 + str(i % 7) for i in range(3000)]
+    table = pa.table({"key": [f"k{i}" for i in range(3000)], "text": texts})
+    pq.write_table(table, sink, use_dictionary=["text"], write_page_checksum=True)
+    data = sink.getvalue()
+    whole = pq.ParquetFile(io.BytesIO(data)).read()
+    assert read_parquet(data, limit=whole.nbytes + 1000).equals(whole)
+    assert read_parquet(data, ["key"], limit=whole.nbytes + 1000).equals(whole.select(["key"]))
+    with pytest.raises(ValueError, match="decode to more"):
+        read_parquet(data, limit=whole.nbytes // 2)
