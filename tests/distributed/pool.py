@@ -33,16 +33,18 @@ class Pool:
             self._pipes.append(here)
             self._processes.append(process)
 
-    def run(self, world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
+    def run(self, world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 280) -> list[Any]:
         self._jobs += 1
         store = str(Path(self._folder.name) / f"store{self._jobs}")
         for rank, pipe in enumerate(self._pipes[:world]):
-            pipe.send((store, rank, world, function, arguments))
+            pipe.send((self._jobs, store, rank, world, function, arguments))
         results, errors = [], []
         for rank, pipe in enumerate(self._pipes[:world]):
-            if not pipe.poll(timeout):
-                raise TimeoutError(f"rank {rank} of {world} gave no answer to {function.__name__} in {timeout} s")
-            result, error = pipe.recv()
+            job = None
+            while job != self._jobs:  # answers to a job that was given up come first
+                if not pipe.poll(timeout):
+                    raise TimeoutError(f"rank {rank} of {world} gave no answer to {function.__name__} in {timeout} s")
+                job, result, error = pipe.recv()
             results.append(result)
             errors += [f"rank {rank}:\n{error}"] if error else []
         if errors:
@@ -69,13 +71,13 @@ def pool(size: int) -> Iterator[Pool]:
 def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    while (job := pipe.recv()) is not None:
-        store, rank, world, function, arguments = job
+    while (task := pipe.recv()) is not None:
+        job, store, rank, world, function, arguments = task
         try:
             dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-            pipe.send((function(*arguments), None))
+            pipe.send((job, function(*arguments), None))
         except Exception:
-            pipe.send((None, traceback.format_exc()))
+            pipe.send((job, None, traceback.format_exc()))
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()

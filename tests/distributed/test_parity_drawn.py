@@ -77,7 +77,9 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     }
     return {
         **built,
-        "optimizer": {**built["optimizer"], **parity.QUICK},
+        # With few rows many a bias has nothing but rounding noise for a gradient; divided by AdamW's usual 1e-8 that
+        # alone has come to 2e-9 after 20 steps.
+        "optimizer": {**built["optimizer"], **parity.QUICK, "eps": 1e-6},
         "global_batch": draw(st.integers(2, 13)),
         "micro_batch": draw(st.none() | st.integers(1, 5)),
         "clip_norm": draw(st.sampled_from([None, 0.05])),
