@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert [run.info.status for run in runs] == ["FAILED"]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(shards: Path, tmp_path: Path) -> None:
     """Two workers; the whole job is killed, driver and all; the reference has the same number of workers."""
 
@@ -139,7 +139,7 @@ def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(shards
 
     killed, reference = RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "reference")
     first = start("killed")
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and first.poll() is None:
         steps = CheckpointStore(killed.path / "checkpoints").steps()
         written = curve(killed)[-1][0] if killed.journal.exists() and steps else 0
@@ -151,10 +151,10 @@ def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(shards
     first.wait()
     interrupted_at = curve(killed)[-1][0]
 
-    assert start("reference").wait(timeout=200) == 0, (tmp_path / "reference.log").read_text()[-3000:]
+    assert start("reference").wait(timeout=400) == 0, (tmp_path / "reference.log").read_text()[-3000:]
     total = curve(reference)[-1][0]
     assert interrupted_at < total, "the kill came too late to prove anything"
-    assert start("killed").wait(timeout=200) == 0, (tmp_path / "killed.log").read_text()[-3000:]
+    assert start("killed").wait(timeout=400) == 0, (tmp_path / "killed.log").read_text()[-3000:]
 
     assert curve(killed) == curve(reference)
     mine, theirs = last_state(killed).tensors, last_state(reference).tensors
