@@ -21,7 +21,7 @@ import xxhash
 from shards.damage import ManifestError, ShardError
 from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX, decode_index, read_table
-from shards.layout import RECORD
+from shards.layout import BLOCK, RECORD
 from shards.schema import Column, Label, Schema
 from shards.tables import read_parquet
 
@@ -259,7 +259,7 @@ class Manifest:
         # Checked by division first: count * stride of a hostile manifest may not fit into 64 bits.
         possible = ~fixed | (count <= size // np.maximum(stride, 1))
         padded = -(-(np.where(possible, count * stride, 0) + 1024) // RECORD) * RECORD
-        consistent = possible & (~fixed | (padded == size))
+        consistent = possible & (~fixed | (padded == size)) & (fixed | (count <= size // BLOCK))
         if not consistent.all():
             fault("count, stride and bytes do not fit together", int(np.flatnonzero(~consistent)[0]))
         if count.sum(dtype=np.float64) >= 2**62:

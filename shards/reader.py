@@ -22,6 +22,7 @@ from shards.storage import Storage
 
 # Features are handed out as views on whole samples where these are at most so much larger than the features in them.
 _VIEW_OVERHEAD = 1.5
+_LARGE = 64 << 20  # bytes of a batch, from which on shards are looked at before its memory is taken
 _RESTORE = "Restore the shard from its source, or run `python -m shards verify FOLDER --repair` to go on without it"
 
 
@@ -171,6 +172,8 @@ class Reader:
         if size < total:
             raise ValueError(f"size is {size}, but the ranges hold {total} rows")
         if out is None:
+            if size * self.row_bytes > _LARGE:
+                self._confirm({shard for shard, *_ in parts})
             out = self._uninitialised(size)
         filled = out.part(0, total)
         # What the index says of each row's columns, and what is wrong with the row (0 for nothing).
@@ -218,6 +221,12 @@ class Reader:
                 parts.append((shard, start, stop, at))
                 at += stop - start
         return parts, at
+
+    def _confirm(self, shards: Iterable[int]) -> None:
+        """Index and size of the shards agree with the manifest: before memory is taken for what it claims to hold."""
+        for shard in shards:
+            entry, _ = self._index(shard)
+            self._storage.read_into(entry, [])  # of nothing: compares the file's size
 
     def _read_part(self, shard: int, start: int, stop: int, out: Rows, stored: np.ndarray, wrong: np.ndarray) -> None:
         """One range into `out`: what the index says of its rows, their bytes, and checks that need the bytes at hand.

@@ -173,7 +173,7 @@ def _npy(rng: random.Random, lie: Lie, shard: str) -> str:
     data = bytearray(lie.tars[shard])
     text = bytes(data[region.start + 10 : region.stop])
     old, new = rng.choice(
-        [(b"<f", b"<i"), (b"<f", b">f"), (b"<f", b"|O"), (b"False", b"True "), (b"shape': (", b"shape': (1"),
+        [(b"<f", b"<i"), (b"<f", b"|O"), (b"False", b"True "), (b"shape': (", b"shape': (1"),
          (b"(", b"(9999999"), (b"{", b"["), (b"', 'fort", b"8, 'fort")]
     )  # fmt: skip
     data[region.start + 10 : region.stop] = text.replace(old, new, 1)[: len(text)].ljust(len(text))

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards import Manifest, ManifestError, ShardError, View
+from shards import Manifest, ManifestError, Reader, ShardError, View
 from shards.index import read_table
 from shards.tables import read_parquet
 from tests.shards.fuzz.corruptions import KINDS, Damage
 from tests.shards.fuzz.judge import DefectError, bounded, judge, read_everything
 from tests.shards.fuzz.runner import OUTCOMES, plan_case, run_case
+from tests.shards.fuzz.sealed import Lie
 from tests.shards.fuzz.targets import Target, targets
 
 SEED, ROUNDS = 20, 5
@@ -115,3 +116,18 @@ def test_a_table_read_in_parts_is_the_same_table() -> None:
     assert read_parquet(data, ["key"], limit=whole.nbytes + 1000).equals(whole.select(["key"]))
     with pytest.raises(ValueError, match="decode to more"):
         read_parquet(data, limit=whole.nbytes // 2)
+
+
+@pytest.mark.parametrize("change", ["count", "width", "width everywhere"])
+def test_no_memory_is_taken_for_what_a_manifest_only_claims(made: list[Target], tmp_path: Path, change: str) -> None:
+    lie = Lie(made[1])
+    shard = made[1].shards[0]
+    if change == "count":
+        lie.row(shard).update(count=10**9, bytes=10**13)
+    for description in (lie.description, *(lie.descriptions.values() if change == "width everywhere" else ())):
+        if change != "count":
+            description["schema"]["columns"][0]["width"] = 1 << 27
+    folder = place(tmp_path, made[1], lie.seal(change, follow=False))
+    with bounded(60, 1 << 29), pytest.raises(ShardError, match=shard):
+        reader = Reader(Manifest.open(folder))
+        reader.read(0, 0, int(reader.counts[0]))
