@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from shards.damage import ShardError
+from shards.damage import UNREADABLE, ShardError
 from shards.manifest import TAR_SUFFIX, Manifest, ShardEntry
 
 _OPEN_FILES = 64
@@ -60,7 +60,7 @@ class Storage:
         except FileNotFoundError:
             raise ShardError(entry.name, f"file {entry.name}{TAR_SUFFIX} is missing", remedy=_RESTORE) from None
         except OSError as error:
-            raise ShardError(entry.name, f"cannot be read: {error}", remedy=_RESTORE) from error
+            raise ShardError(entry.name, f"{UNREADABLE}: {error}", remedy=_RESTORE) from error
 
     def _read_local(self, entry: ShardEntry, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
         file = self._open(entry)
