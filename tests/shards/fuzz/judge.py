@@ -131,6 +131,10 @@ def read_everything(folder: Path, target: Target, sealed: bool = False, view_of_
                 reading.refused[name] = str(error)
                 continue
             places = list(range(len(keys))) if view is None else view.indices(shard).tolist()
+            if len(rows) != len(places):  # the manifest counts fewer samples than the index has
+                check(sealed, f"{name}: {len(rows)} rows were read of {len(places)}")
+                reading.lies[name] = f"{len(rows)} rows were read of {len(places)}"
+                continue
             bad = {damage.key for damage in reader.damage if damage.shard == name}
             named |= bad
             for i, place in enumerate(places):
