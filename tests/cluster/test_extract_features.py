@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_real_clips_to_offline_features_to_embeddings(real_data: Path, tmp_path:
     lines: list[dict[str, object]] = []
     for path in sorted((real_data / "clips").iterdir()):
         grid = path.stem.startswith("grid_")
-        lines.append({"path": path.name, "transcript": words[path.stem[5]] if grid else None, "mood": len(lines) % 2})
+        lines.append({"path": path.name, "text": words[path.stem[5]] if grid else None, "mood": len(lines) % 2})
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     from shards.labels import LabelSpec
 
@@ -153,7 +154,7 @@ def test_real_clips_to_offline_features_to_embeddings(real_data: Path, tmp_path:
     manifest = Manifest.open(tmp_path / "features")
     names = {item["name"] for item in manifest.info["features"]["encoders"]}
     assert names == set(backbones.SETS["offline"])
-    make_run(tmp_path, "run", ("video", "audio", "text"))
+    shutil.rmtree(make_run(tmp_path, "run", ("video", "audio")).evaluation)  # these clips have no split to judge on
     assert embed.main(arguments(tmp_path, "--features", manifest.folder, "--out", str(tmp_path / "out"))) == 0
     rows = pq.read_table(tmp_path / "out")
     assert rows.num_rows == 15 and rows["reason"].null_count == 15
