@@ -89,7 +89,7 @@ def read_extra(document: str) -> dict[str, Any]:
     """What the job added to a checkpoint, from the text of its document; {} where the text is damaged."""
     try:
         extra = json.loads(document)["extra"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return extra if isinstance(extra, dict) else {}
 

@@ -78,7 +78,7 @@ def read_document(
     """A JSON document of the given schema and version; raises `error` naming the file and what is wrong with it."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path}: can't be read ({cause}); is {path.parent} a complete folder?") from cause
     if not isinstance(document, dict) or document.get("schema") != schema:
         raise error(
