@@ -24,7 +24,6 @@ Network = TypeVar("Network", bound=nn.Module)
 @pytest.fixture
 def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path
 
 
@@ -173,6 +172,7 @@ def test_a_blocked_hub_says_which_where_and_how(empty_hub: Path, monkeypatch: py
     ):
         backbones.create("resnet152")
     pytest.importorskip("transformers", reason="the extra `offline` is not installed")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no waiting for a network in a test
     with pytest.raises(WeightsError, match=r"nobody/nothing' cannot be loaded.*--weights text=FOLDER"):
         backbones.create("text", weights="nobody/nothing")
 
