@@ -19,16 +19,25 @@ class Evaluation:
     """Predictions of one system by one protocol.
 
     `predicted[fraction]` (draws, N) int16: class predicted for each test row, -1 for rows that no fold tests.
-    `strengths[fraction]` (draws, folds): the C that was chosen.
+    `strengths[fraction]` (draws, folds): the C that was chosen. `seeds`: of pretraining; where there are several, the
+    draws of one seed follow those of the other.
     """
 
     protocol: str
     predicted: Mapping[float, NDArray[np.int16]]
     strengths: Mapping[float, NDArray[np.float64]]
+    seeds: int = 1
+
+    def draws(self, fraction: float) -> int:
+        """Draws of labels at a fraction, each counted once for all seeds."""
+        return len(self.predicted[fraction]) // self.seeds
 
     def save(self, path: Path | str) -> None:
         """As `.npz`, read back by `Evaluation.load`."""
-        arrays: dict[str, NDArray[np.generic]] = {"protocol": np.asarray(self.protocol)}
+        arrays: dict[str, NDArray[np.generic]] = {
+            "protocol": np.asarray(self.protocol),
+            "seeds": np.asarray(self.seeds),
+        }
         for fraction, predicted in self.predicted.items():
             arrays[f"predicted/{fraction!r}"] = predicted
             arrays[f"strengths/{fraction!r}"] = self.strengths[fraction]
@@ -41,7 +50,7 @@ class Evaluation:
             fractions = [name.removeprefix("predicted/") for name in stored.files if name.startswith("predicted/")]
             predicted = {float(fraction): stored[f"predicted/{fraction}"] for fraction in fractions}
             strengths = {float(fraction): stored[f"strengths/{fraction}"] for fraction in fractions}
-            return cls(str(stored["protocol"]), predicted, strengths)
+            return cls(str(stored["protocol"]), predicted, strengths, int(stored["seeds"]))
 
 
 @dataclass(frozen=True)
@@ -134,11 +143,10 @@ def paired(
     A system pretrained from several seeds has each draw once for each seed.
     """
     one, other = (_hits(protocol, evaluation, fraction) for evaluation in (first, second))
-    counts = sorted(len(evaluation.predicted[fraction]) for evaluation in (first, second))
-    if counts[1] % counts[0]:
+    if first.draws(fraction) != second.draws(fraction):
         raise ValueError(
-            f"draws at fraction {fraction}: {len(first.predicted[fraction])} of the first system and "
-            f"{len(second.predicted[fraction])} of the second; pairs need the same draws"
+            f"draws at fraction {fraction}: {first.draws(fraction)} of the first system and {second.draws(fraction)} "
+            "of the second; pairs need the same draws"
         )
     tested = protocol.test_rows
     return mean_difference(one[tested], other[tested], protocol.groups[tested], resampling or Resampling())

@@ -246,6 +246,7 @@ def _merge(folds: Sequence[Evaluation]) -> Evaluation:
         folds[0].protocol,
         {f: np.maximum.reduce([part.predicted[f] for part in folds]) for f in fractions},
         {f: np.concatenate([part.strengths[f] for part in folds], axis=1) for f in fractions},
+        folds[0].seeds,
     )
 
 
@@ -255,6 +256,7 @@ def _stack(seeds: Sequence[Evaluation]) -> Evaluation:
         seeds[0].protocol,
         {f: np.concatenate([one.predicted[f] for one in seeds]) for f in seeds[0].predicted},
         {f: np.concatenate([one.strengths[f] for one in seeds]) for f in seeds[0].strengths},
+        sum(one.seeds for one in seeds),
     )
 
 
