@@ -245,7 +245,7 @@ class Model(nn.Module):
             elif self.config.model.representation_activation == "none":
                 head.unit.output.bias.requires_grad_(False)
 
-    def _masked(self, x_BD: Tensor, row_B: Tensor, key: Tensor | None, share: float) -> Tensor:
+    def _masked(self, x_BD: Tensor, row_B: Tensor, key: int | Tensor | None, share: float) -> Tensor:
         """Set a drawn `share` of the features to 0 during training: after standardisation, to their mean."""
         if not self.training or share == 0:
             return x_BD
