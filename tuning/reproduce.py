@@ -45,7 +45,7 @@ class Settings:
     queue_batches: int = 2
     global_batch: int = 256
     epochs: int = 40
-    seeds: tuple[int, ...] = (127, 128, 129)
+    seeds: tuple[int, ...] = (127,)
 
     def config(self, recipe: str, modalities: Sequence[str]) -> PretrainConfig:
         """The preset `conclugen` in a recipe, at these sizes. Clustering never starts after the last epoch."""
@@ -275,10 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=5, help="draws of labels at each share below all")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated")
+    parser.add_argument("--seeds", default="127", help="comma-separated seeds of pretraining; every one is run")
     given = parser.parse_args(arguments)
     try:
         sets, recipes = given.sets.split(","), given.recipes.split(",")
-        reproduce(given.data, given.output, given.results, given.protocol, given.draws, sets, recipes)
+        settings = Settings(seeds=tuple(int(seed) for seed in given.seeds.split(",")))
+        reproduce(given.data, given.output, given.results, given.protocol, given.draws, sets, recipes, settings)
     except ValueError as error:
         parser.error(str(error))
 

@@ -260,7 +260,8 @@ def test_as_a_program_errors_are_a_line_and_status_2(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         configuration.parse(Job)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: unknown flag '--run.nam'; did you mean 'run.name'? allowed: run.gpu, run.name\n"
+    said = "error: unknown flag '--run.nam'; did you mean 'run.name'? allowed: run.gpu, run.name\n"
+    assert capsys.readouterr().err == said
 
 
 def test_help_describes_fields(capsys):
