@@ -30,7 +30,8 @@ class Batch:
     def of(cls, rows: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32) -> "Batch":
         """Batch of any object with these attributes, in numpy arrays or tensors; features get `dtype`, or keep theirs.
 
-        `present` may lack modalities (taken as present everywhere), as may the object `labels` and `group`.
+        `present` may lack modalities (taken as present everywhere), as may the object `labels` and `group`. Features of
+        rows that are not present may be anything; here they become 0.
         Raises ValueError where a shape does not fit the number of rows.
         """
         row = _tensor(rows.row, device).to(torch.int64)
@@ -51,6 +52,8 @@ class Batch:
         for name, x in features.items():
             if x.dim() != 2:
                 raise ValueError(f"batch features[{name!r}]: found shape {tuple(x.shape)}, expected (rows, width)")
+        # Where the giver says that a row lacks a modality, whatever stands there is no feature, NaN least of all.
+        features = {m: x.masked_fill(~present[m].unsqueeze(1), 0) if m in masks else x for m, x in features.items()}
         return cls(features, present, row, labels, group)
 
     @property

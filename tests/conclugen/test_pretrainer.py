@@ -1,12 +1,13 @@
 """The training step: learning, totals, refusals, non-finite losses, precision, resuming."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conclugen import Batch, NonFiniteLossError, Pretrainer, presets
+from conclugen import Batch, NonFiniteLossError, Pretrainer, presets, random
 from conclugen.health import retrieval
 from conclugen.random import key
 from tests.conclugen.runs import WIDTHS, G, fresh, rows, small_config
@@ -291,3 +292,45 @@ def test_going_on_from_a_state_is_bitwise_never_having_stopped(recipe: str) -> N
     assert found_meta == expected_meta
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("recipe", ["paper", "improved"])
+def test_what_stands_where_a_modality_is_missing_has_no_effect(recipe: str) -> None:
+    metrics = []
+    for junk in (0.0, float("nan"), 1e30):
+        batch = rows(1, missing=0.4)
+        for m, x in batch.features.items():
+            x[~batch.present[m]] = junk
+        metrics.append({name: float(x) for name, x in fresh(small_config(recipe=recipe)).step(batch).items()})
+    assert metrics[1] == metrics[0] and metrics[2] == metrics[0]
+
+
+@pytest.mark.parametrize(("preset", "masks"), [("conclugen", 3), ("simclr", 2)])
+def test_every_mask_of_every_step_is_a_draw_of_its_own(
+    preset: str, masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One mask for both views would make simclr trivial; one for all modalities, or for all steps, would tie them."""
+    keys: list[int] = []
+    draws = random.draws
+
+    def noted(key: int | torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        keys.append(int(key))
+        return draws(key, *rest, **options)
+
+    only = {"modalities": ("video",)} if preset == "simclr" else {}
+    pretrainer = fresh(small_config(preset, **only))
+    monkeypatch.setattr(random, "draws", noted)
+    batch = rows(0, missing=0.0)
+    for _ in range(3):
+        pretrainer.step(batch)
+    assert len(set(keys)) == len(keys) >= 3 * masks
+
+
+def test_clustering_is_told_of_each_epoch_s_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrainer = fresh(small_config(recipe="paper"), steps_per_epoch=3)
+    assert pretrainer.model.clustering is not None
+    told: list[int] = []
+    monkeypatch.setattr(pretrainer.model.clustering, "begin_epoch", lambda: told.append(pretrainer.step_number))
+    for step in range(7):
+        pretrainer.step(rows(step))
+    assert told == [0, 3, 6]
