@@ -104,6 +104,7 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: SweepSink) -> 
             trial_dirname_creator=_name,
             **members,
         )
+    referee.settle()
     return referee
 
 

@@ -137,6 +137,15 @@ class Referee(Callback):
             journal.status("FAILED" if state == "failed" else "FINISHED")
         self._sink.ended(path)
 
+    def settle(self) -> None:
+        """When no actor runs any more: an attempt that Ray still had under way when its trial was given up has written
+        RUNNING after the trial's end."""
+        for number in self.costs:  # those that have ended in this start
+            path = self._book.folder.trial(number) / "journal.jsonl"
+            if path.is_file():
+                with Journal(path) as journal:
+                    journal.status("FAILED" if self._book.outcomes[number].state == "failed" else "FINISHED")
+
     def _count(self, state: str) -> int:
         return sum(outcome.state == state for outcome in self._book.outcomes.values())
 

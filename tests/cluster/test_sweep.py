@@ -150,6 +150,7 @@ def test_a_trial_that_dies_goes_on_from_its_checkpoint(
     assert {n: died.book.metrics[n] for n in range(3)} == {n: whole.book.metrics[n] for n in range(3)}
 
 
+@pytest.mark.slow
 def test_a_trial_that_dies_for_good_does_not_take_the_sweep_down(
     local_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_trial_that_diverges_is_told_as_the_worst(local_ray: None, shards: Pat
     assert all(reason.startswith("diverged: ") and "not finite" in reason for reason in reasons)
 
 
+@pytest.mark.slow
 def test_a_population_exploits_and_its_schedule_gives_the_same_model(
     local_ray: None, shards: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ def _own_weights(result: SweepResult, number: int) -> dict[str, float]:
     return {name: task.weight for name, task in result.book.config(number).tasks.active.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> None:
     trials = 10
