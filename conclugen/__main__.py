@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from conclugen import bench, bench_contrastive
+from conclugen.bench import command, contrastive_memory
 
 COMMANDS = {
-    "bench": (bench, "time, FLOPs and memory of a pretraining step"),
-    "memory": (bench_contrastive, "memory of the contrastive loss by rows of the batch"),
+    "bench": (command, "time, FLOPs and memory of a pretraining step"),
+    "memory": (contrastive_memory, "memory of the contrastive loss by rows of the batch"),
 }
 
 

@@ -18,13 +18,13 @@ import ray
 
 from ray_jobs import ray_cluster
 from shards.adapters import ADAPTERS, read_clips
-from shards.clips_build import ShardReport, build_shard, load_report
-from shards.clips_plan import FACES, BuildOptions, BuildPlan, ShardTask
-from shards.clips_summary import BuildSummary, finish
-from shards.labels import LabelSpec
-from shards.mapping import split_assignment
+from shards.clips.build import ShardReport, build_shard, load_report
+from shards.clips.plan import FACES, BuildOptions, BuildPlan, ShardTask
+from shards.clips.summary import BuildSummary, finish
+from shards.foreign.mapping import split_assignment
 from shards.media.limits import Limits
-from shards.transcripts import BACKENDS, create_recogniser
+from shards.packing.labels import LabelSpec
+from shards.transcripts.recogniser import BACKENDS, create_recogniser
 
 _TELL_EVERY = 1.0  # seconds between a shard's messages to the driver
 _SHOW_EVERY = 2.0  # seconds between progress lines

@@ -24,16 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.exceptions import RayError
 
-from ray_jobs import embed_timeline, ray_cluster
-from ray_jobs.embed_clips import Embedded, Windows, embed_files
-from ray_jobs.embed_corpus import RowEmbedder, embed_clips, embed_features
-from ray_jobs.embed_model import RunModel
+from ray_jobs import ray_cluster
+from ray_jobs.embedding import timeline as embed_timeline
+from ray_jobs.embedding.clips import Embedded, Windows, embed_files
+from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features
+from ray_jobs.embedding.model import RunModel
 from ray_jobs.extract_features import choices_of, encoder_arguments, resources_of
-from ray_jobs.extraction import Extraction, recipe_of
+from ray_jobs.extraction.plan import Extraction, recipe_of
 from ray_jobs.run_config import DEFAULT_OUTPUT
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
-from shards.clips import ClipManifest
+from shards.clips.reader import ClipManifest
 
 COMPLETE, INCOMPLETE = 0, 3
 _ROWS_FILE = "embeddings.parquet"

@@ -24,11 +24,11 @@ import ray
 
 from conclugen import backbones
 from ray_jobs import ray_cluster
-from ray_jobs.extraction import Augmentation, Decoding, EncoderChoice, Extraction
-from ray_jobs.extraction_clips import Decoder, EncoderStage, stages, unique
-from ray_jobs.extraction_shards import ExtractionSummary, ShardCollector, finish
-from shards.clips import ClipManifest, ClipReader
-from shards.mapping import split_assignment
+from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
+from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
+from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
+from shards.clips.reader import ClipManifest, ClipReader
+from shards.foreign.mapping import split_assignment
 
 _SHOW_EVERY = 2.0  # seconds between progress lines
 
@@ -66,7 +66,7 @@ def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> Extr
 
 
 def feature_tables(plan: Extraction, shards: Sequence[int], resources: Resources) -> Iterator[pa.Table]:
-    """Rows of the given shards as Ray Data finishes them, in order: see `ray_jobs.extraction_clips`."""
+    """Rows of the given shards as Ray Data finishes them, in order: see `ray_jobs.extraction.clip_features`."""
     dataset = feature_dataset(plan, shards, resources)
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 

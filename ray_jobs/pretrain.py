@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen import Pretrainer, export
-from ray_jobs import configuration, plots, ray_cluster, run_lock, train_worker, trainer
-from ray_jobs.failures import RunFailedError
-from ray_jobs.progress import ProgressPrinter
+from ray_jobs import configuration, plots, ray_cluster
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
@@ -23,7 +21,11 @@ from ray_jobs.tracking import model_artifact
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, ui_command
 from ray_jobs.tracking.mlflow_sink import MlflowSink
-from ray_jobs.train_worker import Start
+from ray_jobs.training import run_lock, trainer
+from ray_jobs.training import worker as train_worker
+from ray_jobs.training.failures import RunFailedError
+from ray_jobs.training.progress import ProgressPrinter
+from ray_jobs.training.worker import Start
 from shards.stats import column_moments
 
 

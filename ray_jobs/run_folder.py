@@ -28,8 +28,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ray_jobs import configuration
-from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.run_config import PretrainJob, RunConfig
+from ray_jobs.training.checkpoint_store import CheckpointStore
 from shards import Damage
 
 _MOMENTS = ("mean", "deviation")

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "pack": ("shards.pack", "write shards from .npz arrays or a folder of .npy files"),
-    "index": ("shards.foreign", "make shards that other tools wrote readable"),
-    "verify": ("shards.verify", "read everything and name all damage; repair the manifest"),
+    "pack": ("shards.packing.command", "write shards from .npz arrays or a folder of .npy files"),
+    "index": ("shards.foreign.command", "make shards that other tools wrote readable"),
+    "verify": ("shards.verification.command", "read everything and name all damage; repair the manifest"),
     "stats": ("shards.stats", "columns, presence, labels, groups, means and deviations"),
     "split": ("shards.split", "make views by group or by any column of the index"),
-    "bench": ("shards.bench", "samples per second, beside other readers"),
+    "bench": ("shards.bench.command", "samples per second, beside other readers"),
 }
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from shards.damage import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, REASONS, Damage, DamageLog, ShardError
+from shards.foreign.member_columns import MemberColumns
 from shards.index import ShardIndex, read_table
 from shards.index_store import IndexCache, load_index, read_index_bytes
 from shards.manifest import Manifest, ShardEntry
-from shards.member_columns import MemberColumns
 from shards.rows import Rows
 from shards.slot_columns import LOCAL_BLOCK_BYTES, REMOTE_BLOCK_BYTES, SlotColumns, read_slots
 from shards.storage import Storage

@@ -24,10 +24,10 @@ from conclugen.checkpoint import CheckpointError
 from conclugen.export import ExportError
 from ray_jobs import strict_yaml
 from shards import Manifest, ManifestError, Reader, ShardError
-from shards.foreign import index_folder
-from shards.source import open_source
+from shards.foreign.command import index_folder
+from shards.packing.source import open_source
 from tests.conclugen.runs import fresh, rows, small_config
-from tests.shards.foreign_tars import plain_members, write_tar
+from tests.shards.foreign.foreign_tars import plain_members, write_tar
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("conclugen", "shards", "ray_jobs", "tuning")
@@ -52,7 +52,7 @@ ALLOWED = {
         "conclugen/backbones/weights.py",
         "torch.load",
     ): "weights_only=True, for published weights that exist as .pth only",
-    ("shards/bench_peers.py", "extractall"): "the benchmark's own archive, with filter='data'",
+    ("shards/bench/peers.py", "extractall"): "the benchmark's own archive, with filter='data'",
 }
 
 
@@ -145,7 +145,7 @@ def test_no_forbidden_call_stands_in_the_project() -> None:
     source = (ROOT / "conclugen/backbones/weights.py").read_text()
     calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "torch.load"]
     assert calls and all(is_constant(keyword(call, "weights_only"), True) for call in calls)
-    source = (ROOT / "shards/bench_peers.py").read_text()
+    source = (ROOT / "shards/bench/peers.py").read_text()
     assert source.count("extractall(") == source.count('filter="data")') == 1
 
 

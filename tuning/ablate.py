@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from ray_jobs import configuration
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
-from tuning.ablation import AblateJob, Plan, claim, plan
-from tuning.ablation_cost import estimate, told
-from tuning.cell_tracking import CellRuns
+from tuning.ablation.cost import estimate, told
+from tuning.ablation.plan import AblateJob, Plan, claim, plan
+from tuning.ablation.tracking import CellRuns
 from tuning.dataset import LabelledSet, open_set
 from tuning.ledger import Ledger, Record
 
@@ -44,7 +44,7 @@ def ablate(job: AblateJob) -> list[Record]:
             print(f"  {cell.title}  about {told(seconds[cell.key])}")
         return []
 
-    from tuning.ablation_run import connect, run_cells
+    from tuning.ablation.run import connect, run_cells
 
     for hole in planned.holes:
         if hole.record.key not in records:

@@ -13,7 +13,7 @@ import numpy as np
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import VIDEO_SUFFIXES, Files, refuse_name, shown
 from shards.adapters.table import read_table
-from shards.labels import LabelSpec, read_label
+from shards.packing.labels import LabelSpec, read_label
 from shards.schema import did_you_mean
 
 # What of a clip can be in the table -> the column's name there, unless `fields` says otherwise.

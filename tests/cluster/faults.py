@@ -34,10 +34,10 @@ import torch
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
+from ray_jobs.training.checkpoint_store import CheckpointStore
 from shards.corpus import write_corpus
 from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run, without_ray_of_the_test

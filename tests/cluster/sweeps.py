@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.run_config import DataConfig
-from tuning.space import Range, Space, Weights
-from tuning.sweep import sweep
-from tuning.sweep_job import ResourceConfig, ScheduleConfig, SweepJob
-from tuning.sweep_trial import TrialActor
+from tuning.sweep.job import ResourceConfig, ScheduleConfig, SweepJob
+from tuning.sweep.space import Range, Space, Weights
+from tuning.sweep.sweep import sweep
+from tuning.sweep.trial_actor import TrialActor
 
 
 def small_space(**changes: Any) -> Space:
@@ -87,7 +87,7 @@ class SlowActor(TrialActor):
 
 
 if __name__ == "__main__":
-    from tuning import sweep_run
+    from tuning.sweep import run
 
-    sweep_run.TrialActor = SlowActor  # type: ignore[misc]
+    run.TrialActor = SlowActor  # type: ignore[misc]
     sweep(small_sweep(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], search="tpe", trials=int(sys.argv[4])))

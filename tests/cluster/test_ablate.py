@@ -14,13 +14,13 @@ import pytest
 import ray
 
 from tests.tuning.labelled_shards import TINY, write_labelled
-from tuning.ablation import AblateJob, SizesConfig, plan
-from tuning.ablation_run import connect, run_cells
-from tuning.cell import Cell
-from tuning.cell_tracking import CellRuns
+from tuning.ablation.cell import Cell
+from tuning.ablation.plan import AblateJob, SizesConfig, plan
+from tuning.ablation.run import connect, run_cells
+from tuning.ablation.tracking import CellRuns
 from tuning.dataset import JudgingConfig, open_set
 from tuning.ledger import Ledger, Record
-from tuning.report import report
+from tuning.report.report import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 

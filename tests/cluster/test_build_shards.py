@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.build_shards import main
-from shards.clips import ClipManifest, ClipReader
+from shards.clips.reader import ClipManifest, ClipReader
 from tests.shards.media.make_media import make_sound, make_video, sine
 
 

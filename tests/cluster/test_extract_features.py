@@ -21,15 +21,15 @@ import ray
 from conclugen import backbones
 from ray_jobs import embed, extract_features
 from ray_jobs.extract_features import Resources, extract
-from ray_jobs.extraction import Augmentation
+from ray_jobs.extraction.plan import Augmentation
 from shards.adapters import read_clips
-from shards.clips import ClipManifest
-from shards.clips_build import build_shard
-from shards.clips_plan import BuildOptions, BuildPlan
-from shards.clips_summary import finish
+from shards.clips.build import build_shard
+from shards.clips.plan import BuildOptions, BuildPlan
+from shards.clips.reader import ClipManifest
+from shards.clips.summary import finish
 from shards.manifest import Manifest
-from tests.ray_jobs.extraction_loop import make_clips, make_plan, run_loop
-from tests.ray_jobs.test_embed import NAMES, arguments, make_run
+from tests.ray_jobs.embedding.test_embed import NAMES, arguments, make_run
+from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _STORE = 80 << 20
@@ -139,7 +139,7 @@ def test_real_clips_to_offline_features_to_embeddings(real_data: Path, tmp_path:
         grid = path.stem.startswith("grid_")
         lines.append({"path": path.name, "text": words[path.stem[5]] if grid else None, "mood": len(lines) % 2})
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    from shards.labels import LabelSpec
+    from shards.packing.labels import LabelSpec
 
     found = read_clips("folder", real_data / "clips", table=table, labels=(LabelSpec.parse("mood:class:a,b"),))
     plan = BuildPlan.make(found, tmp_path / "clips", BuildOptions(clips_per_shard=4))

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from ray_jobs import pretrain as pretrain_job
-from ray_jobs import run_lock
-from ray_jobs.checkpoint_store import CheckpointStore
-from ray_jobs.failures import RunFailedError
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import read_records
+from ray_jobs.training import run_lock
+from ray_jobs.training.checkpoint_store import CheckpointStore
+from ray_jobs.training.failures import RunFailedError
 from shards import Manifest, View
 from tests.cluster import trace
 from tests.cluster.faults import FAULTS, ON_NODES, Bench
@@ -209,7 +209,7 @@ def test_the_job_says_how_a_run_failed_in_one_line(
 
 
 def test_progress_is_told_with_the_time_left() -> None:
-    from ray_jobs.progress import training_line
+    from ray_jobs.training.progress import training_line
 
     values = {"loss": 2.5, "loss/contrastive": 2.0, "step_seconds": 30.0, "samples_per_second": 1234.0}
     line = training_line(40, 200, {**values, "data_wait_share": 0.02})

@@ -9,9 +9,9 @@ import pytest
 import ray
 import torch
 
-from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.training.checkpoint_store import CheckpointStore
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.servers import S3_KEYS, s3_server
 

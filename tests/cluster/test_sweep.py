@@ -24,13 +24,13 @@ from ray_jobs.tracking.journal import metric_history
 from ray_jobs.tracking.mlflow_run import allowed_name
 from shards.corpus import write_corpus
 from tests.cluster.sweeps import DyingActor, FragileActor, fixed_space, small_space, small_sweep
-from tuning import sweep_run
 from tuning.ledger import Ledger
-from tuning.population import Schedule, replay
-from tuning.sweep import SweepResult, prepare, sweep
-from tuning.sweep_folder import SweepFolder
-from tuning.sweep_job import ResourceConfig, ScheduleConfig
-from tuning.sweep_tracking import SweepSink
+from tuning.sweep import run as sweep_run
+from tuning.sweep.folder import SweepFolder
+from tuning.sweep.job import ResourceConfig, ScheduleConfig
+from tuning.sweep.population import Schedule, replay
+from tuning.sweep.sweep import SweepResult, prepare, sweep
+from tuning.sweep.tracking import SweepSink
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 

@@ -20,10 +20,10 @@ import psutil
 import ray.train
 
 from conclugen import Pretrainer, storage
-from ray_jobs import train_worker
-from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.source import Source
-from ray_jobs.train_worker import Start
+from ray_jobs.training import worker as train_worker
+from ray_jobs.training.checkpoint_store import CheckpointStore
+from ray_jobs.training.worker import Start
 
 
 @dataclass(frozen=True)

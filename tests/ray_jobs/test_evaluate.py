@@ -16,7 +16,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
-from ray_jobs.validation import Validation, spread_rows
+from ray_jobs.training.validation import Validation, spread_rows
 from shards import Column, Label, Manifest, Reader, Sample, Schema, ShardWriter, View
 from shards.view import IndexValues
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.labels import LabelSpec
-from shards.pack import pack
-from shards.pack_input import PackOptions
+from shards.packing.command import pack
+from shards.packing.inputs import PackOptions
+from shards.packing.labels import LabelSpec
 from shards.split import make_views
 
 

@@ -14,7 +14,7 @@ from shards.adapters import ADAPTERS, IncompleteError, read_clips
 from shards.adapters.grid import sentence
 from shards.adapters.meld import repair_text
 from shards.adapters.ravdess import all_names
-from shards.labels import LabelSpec
+from shards.packing.labels import LabelSpec
 from tests.shards.adapters import layouts
 from tests.shards.adapters.layouts import touch
 

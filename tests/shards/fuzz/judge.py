@@ -16,9 +16,9 @@ import numpy as np
 from shards.damage import DamageError, ManifestError, ShardError
 from shards.manifest import Manifest
 from shards.reader import Reader
-from shards.repair import repair
 from shards.rows import Rows
-from shards.verify import verify
+from shards.verification.check import verify
+from shards.verification.repair import repair
 from shards.view import View
 from tests.shards.fuzz.targets import VIEW, Target, Values
 

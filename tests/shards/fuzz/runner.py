@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shards.damage import ShardError
-from shards.foreign import index_folder
+from shards.foreign.command import index_folder
 from shards.view import View
 from tests.shards.fuzz import sealed  # noqa: F401  (registers its kinds)
 from tests.shards.fuzz.corruptions import KINDS, Damage

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.foreign import index_folder
+from shards.foreign.command import index_folder
+from shards.foreign.mapping import LabelSource, MemberMapping, Source
 from shards.manifest import Manifest
-from shards.mapping import LabelSource, MemberMapping, Source
 from shards.rows import group_id
 from shards.schema import Sample
 from shards.view import View
 from tests.shards import small_data
-from tests.shards.foreign_tars import npy
+from tests.shards.foreign.foreign_tars import npy
 
 VIEW = "some"
 CLASSES = ("calm", "angry", "sad")

@@ -1,0 +1,1 @@
+"""`python -m conclugen bench` and `memory`: what a pretraining step costs."""

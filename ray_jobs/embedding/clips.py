@@ -1,0 +1,101 @@
+"""New clips, in this process: prepared, decoded, encoded and embedded, whole and window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen.backbones import Encoder, InputError
+from ray_jobs.embedding.model import RunModel
+from ray_jobs.extraction.clip_features import Decoded, unique
+from shards.clips.reader import StoredClip
+from shards.media.isolated import IsolatedPreparer
+from shards.media.limits import MediaError
+from shards.media.prepare import Request
+
+_BATCH = 16  # windows encoded at once
+
+
+@dataclass(frozen=True)
+class Windows:
+    """length, stride: seconds of the windows that a longer clip is cut into. A clip of up to one window has none."""
+
+    length: float = 2.0
+    stride: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride <= self.length:
+            raise ValueError(f"--window {self.length:g} and --stride {self.stride:g}: expected 0 < stride <= window")
+
+    def over(self, seconds: float) -> list[tuple[float, float]]:
+        """[start, end) of every window that lies in the clip as a whole."""
+        count = int((seconds - self.length) / self.stride + 1e-9) + 1
+        return [(i * self.stride, i * self.stride + self.length) for i in range(count)] if count > 1 else []
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Rows of one clip: the whole first, then its windows. embeddings (n, R'), probabilities (n, K) or None, present:
+    modality -> (n,) bool."""
+
+    path: str
+    stretches: tuple[tuple[float, float], ...]
+    embeddings: np.ndarray
+    probabilities: np.ndarray | None
+    present: Mapping[str, np.ndarray]
+
+
+def embed_files(
+    model: RunModel, encoders: Sequence[Encoder], paths: Sequence[str], fusion: str, windows: Windows, text: str | None
+) -> Iterator[Embedded | tuple[str, MediaError]]:
+    """Each file's rows, or its name and why it can't be used. text: what is said, for the clip as a whole."""
+    with IsolatedPreparer() as preparer:
+        for path in paths:
+            try:
+                yield _embed(model, encoders, preparer, path, fusion, windows, text)
+            except MediaError as error:
+                yield path, error
+
+
+def _embed(
+    model: RunModel,
+    encoders: Sequence[Encoder],
+    preparer: IsolatedPreparer,
+    path: str,
+    fusion: str,
+    windows: Windows,
+    text: str | None,
+) -> Embedded:
+    assert model.recipe is not None
+    decoding = model.recipe.decoding
+    prepared = preparer.prepare(Request(str(Path(path).absolute()), faces=decoding.crop != "none"))
+    info = {"face": prepared.details["face"], "transcript": None}
+    clip = StoredClip(Path(path).stem, 0, prepared.video, prepared.sound, text, info)
+    decoded = Decoded.of(clip, unique([encoder.info.takes for encoder in encoders]), decoding)
+    seconds = float(prepared.details["video"]["seconds"])
+    parts: list[tuple[float, float] | None] = [None, *windows.over(seconds)]
+    columns: dict[str, list[np.ndarray | None]] = {encoder.info.column: [] for encoder in encoders}
+    for start in range(0, len(parts), _BATCH):
+        inputs = [decoded.inputs(part) for part in parts[start : start + _BATCH]]
+        for encoder in encoders:
+            columns[encoder.info.column] += _vectors(encoder, [item.get(encoder.info.takes.key) for item in inputs])
+    features = model.features(columns, len(parts))
+    embeddings, probabilities = model.represent(features, fusion)
+    present = {name: ~np.isnan(x).any(axis=1) for name, x in features.items()}
+    stretches = tuple((0.0, seconds) if part is None else part for part in parts)
+    return Embedded(path, stretches, embeddings, probabilities, present)
+
+
+def _vectors(encoder: Encoder, inputs: Sequence[Any]) -> list[np.ndarray | None]:
+    there = [i for i, item in enumerate(inputs) if item is not None]
+    vectors: list[np.ndarray | None] = [None] * len(inputs)
+    try:
+        for i, vector in zip(there, encoder.encode([inputs[i] for i in there]), strict=True):
+            vectors[i] = vector
+    except InputError as error:
+        raise MediaError("damaged", f"{encoder.info.name}: {error}") from None
+    return vectors

@@ -1,0 +1,208 @@
+"""A run's exported model with what it needs to judge new clips: the encoders of its features, and a probe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import conclugen
+from conclugen import downstream
+from conclugen.backbones import EncoderInfo
+from conclugen.downstream.probe import Probe
+from conclugen.downstream.scaling import Scaling
+from conclugen.downstream.solvers import Linear
+from ray_jobs import evaluate
+from ray_jobs.extraction.plan import Recipe, recipe_of
+from ray_jobs.run_config import DataConfig
+from ray_jobs.run_folder import RunFolder, write_json
+from shards import Manifest
+from shards.schema import did_you_mean
+
+_TENSORS, _DOCUMENT, _SCORES = "probe.safetensors", "probe.json", "scores.json"
+
+
+@dataclass(frozen=True)
+class LabelProbe:
+    """A probe on the run's representations. label: what it predicts; classes: names of its outputs; fusion: of the
+    representations it was fitted on."""
+
+    label: str
+    classes: tuple[str, ...]
+    fusion: str
+    probe: Probe
+
+    def probabilities(self, embeddings: np.ndarray) -> np.ndarray:
+        """(N, K): of the classes, or of each label; of a continuous label the values."""
+        vectors = np.asarray(embeddings, np.float64)
+        return self.probe.raw(vectors) if self.probe.kind == "continuous" else self.probe.probabilities(vectors)
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A finished run. recipe: how its features were made, None where its shards do not tell; modalities: modality ->
+    columns of features; probe: None where none was asked for or can be had."""
+
+    name: str
+    folder: Path
+    embedder: conclugen.Embedder
+    recipe: Recipe | None
+    modalities: Mapping[str, tuple[str, ...]]
+    probe: LabelProbe | None
+
+    @classmethod
+    def open(cls, folder: RunFolder, label: str | None = None, device: str = "cpu") -> RunModel:
+        """The run of a folder, with the probe of one of its evaluations.
+
+        label: which; None: the only one, or none. Raises ValueError for a run that is not finished, or a label on which
+        it was not evaluated.
+        """
+        if not folder.model.is_dir():
+            raise ValueError(
+                f"run {folder.name!r}: no exported model in {folder.model}; finish it with ray_jobs.pretrain"
+            )
+        embedder = conclugen.load(folder.model, device)
+        info = embedder.info if "features" in embedder.info else {**embedder.info, **_shards_info(folder)}
+        modalities = {name: tuple(columns) for name, columns in info["modalities"].items()}
+        probe = _probe(folder, embedder, label)
+        return cls(folder.name, folder.path, embedder, recipe_of(info), modalities, probe)
+
+    @property
+    def encoder_names(self) -> tuple[str, ...]:
+        """Encoders that made the columns of the model's modalities. ValueError where that is not known."""
+        if self.recipe is None:
+            raise ValueError(
+                f"run {self.name!r}: its shards do not tell which encoders made their features, so new clips can't be "
+                "made into such features; pretrain on shards made by ray_jobs.extract_features, or give --features"
+            )
+        used = {column for name in self.embedder.modalities for column in self.modalities[name]}
+        made = {item["column"]: str(item["name"]) for item in self.recipe.encoders}
+        for column in sorted(used):
+            if column not in made:
+                raise ValueError(f"run {self.name!r}: column {column!r} is an augmented view, or of unknown origin")
+        return tuple(name for column, name in made.items() if column in used)
+
+    def check(self, infos: Sequence[EncoderInfo]) -> None:
+        """Raise ValueError where these encoders are not those that made the model's features."""
+        assert self.recipe is not None
+        names = self.encoder_names
+        used = tuple(item for item in self.recipe.encoders if item["name"] in names)
+        Recipe(used, self.recipe.decoding).check(infos)
+
+    def features(self, columns: Mapping[str, Sequence[np.ndarray | None]], rows: int) -> dict[str, np.ndarray]:
+        """Modality -> (rows, width), a row NaN where one of its columns is missing. columns: of each column a vector or
+        None for every row."""
+        features = {}
+        for modality, width in self.embedder.widths.items():
+            values = np.full((rows, width), np.nan, np.float32)
+            for row in range(rows):
+                parts = [columns[column][row] for column in self.modalities[modality]]
+                there = [part for part in parts if part is not None]
+                if len(there) == len(parts):
+                    values[row] = np.concatenate(there)
+            features[modality] = values
+        return features
+
+    def represent(self, features: Mapping[str, np.ndarray], fusion: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Embeddings (rows, R') and probabilities (rows, K), the latter None without a probe."""
+        embeddings = self.embedder.embed(features, fusion).astype(np.float32)
+        if self.probe is None:
+            return embeddings, None
+        same = self.probe.fusion == fusion
+        return embeddings, self.probe.probabilities(
+            embeddings if same else self.embedder.embed(features, self.probe.fusion)
+        )
+
+
+def _shards_info(folder: RunFolder) -> dict[str, Any]:
+    """What the manifest of the run's own shards says, for models that were exported without it."""
+    config = json.loads(folder.config.read_text())
+    try:
+        features = Manifest.open(config["data"]["folder"]).info.get("features")
+    except (OSError, ValueError):
+        return {}
+    return {} if features is None else {"features": features}
+
+
+def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -> LabelProbe | None:
+    """The probe of the evaluation of a label: as it was kept, or fitted again on the evaluation's own training rows."""
+    records: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in sorted(folder.evaluation.glob(f"*/{_SCORES}")):
+        job = json.loads(path.read_text())["job"]
+        records.setdefault(job["label"], (path.parent, job))
+    if label is None:
+        if len(records) != 1:
+            return None
+        (label,) = records
+    if label not in records:
+        hint = did_you_mean(label, records)
+        raise ValueError(f"run {folder.name!r} was not evaluated on a label {label!r}, {hint}; run ray_jobs.evaluate")
+    place, job = records[label]
+    model = json.loads((folder.model / "config.json").read_text())["digest"]
+    kept = _load(place, model)
+    if kept is not None:
+        return kept
+    fitted = _fit(job, embedder)
+    _save(place, fitted, model)
+    return fitted
+
+
+def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
+    data = DataConfig(**job["data"])
+    wanted = evaluate.EvaluateJob(job["run"], job["label"], data, job["test_view"], job["fusion"])
+    task, rows, _ = evaluate.read_task(wanted, embedder.modalities)
+    missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+    vectors = embedder.embed(missing, job["fusion"]).astype(np.float64)
+    at, kind = task.train, task.label.kind
+    train = (vectors[at], task.target[at], task.group[at])
+    names: tuple[str, ...] = task.label.classes
+    if kind == "class":
+        probe = downstream.fit_classes(*train, len(names), names=names, allow_absent_classes=True)
+    elif kind == "multilabel":
+        probe = downstream.fit_labels(*train, names=names)
+    else:
+        probe = downstream.fit_values(*train)
+        width = task.label.width
+        names = (task.label.name,) if width == 1 else tuple(f"{task.label.name}_{i}" for i in range(width))
+    return LabelProbe(task.label.name, names, job["fusion"], probe)
+
+
+def _save(place: Path, fitted: LabelProbe, model: str) -> None:
+    probe = fitted.probe
+    tensors = {
+        "mean": probe.scaling.mean,
+        "deviation": probe.scaling.deviation,
+        "weight": probe.model.weight,
+        "bias": probe.model.bias,
+    }
+    temporary = place / f".{_TENSORS}"
+    save_file({name: np.ascontiguousarray(array, np.float64) for name, array in tensors.items()}, temporary)
+    temporary.replace(place / _TENSORS)
+    document = {
+        "label": fitted.label,
+        "classes": list(fitted.classes),
+        "fusion": fitted.fusion,
+        "kind": probe.kind,
+        "strength": probe.strength,
+        "model": model,
+    }
+    write_json(place / _DOCUMENT, document)
+
+
+def _load(place: Path, model: str) -> LabelProbe | None:
+    """The kept probe; None where there is none for this very model."""
+    try:
+        said = json.loads((place / _DOCUMENT).read_text())
+        if said["model"] != model:
+            return None
+        x = load_file(place / _TENSORS)
+        linear, scaling = Linear(x["weight"], x["bias"]), Scaling(x["mean"], x["deviation"])
+    except (OSError, ValueError, KeyError):
+        return None
+    probe = Probe(said["kind"], scaling, linear, said["strength"], {})
+    return LabelProbe(said["label"], tuple(said["classes"]), said["fusion"], probe)

@@ -1,0 +1,1 @@
+"""Clip shards to feature shards: the plan, a clip's way through the encoders, and the shards that result."""

@@ -1,0 +1,260 @@
+"""One clip's way from a stored clip to features: decoded inputs, then each encoder in turn. No Ray in here.
+
+Between the two, a clip is a row of an Arrow table: `shard`, `row`, `key`; `reason` and `message` once it can't be used;
+for each input that an encoder takes a binary column `in.<input>`; for each encoder that has had it `out.<column>`. An
+input's shape follows from its length: sizes of frames are fixed, and a spectrogram has 128 bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from conclugen.backbones import Encoder, InputError, Takes
+from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE
+from conclugen.backbones.views import augment
+from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, view_name
+from shards.clips.decode import decode_clip
+from shards.clips.reader import ClipReader, StoredClip
+from shards.damage import ShardError
+from shards.media.frames import Frames
+from shards.media.limits import REASONS, MediaError
+from shards.media.mel import BANDS, mel_bands, min_max
+
+# Why a clip has no features, beyond what can be wrong with a video (`shards.media.limits.REASONS`).
+EXTRACTION_REASONS = {
+    "stored_damaged": "the stored clip's checksum differs from the index, or its members cannot be read",
+    "not_encodable": "an encoder cannot take the clip",
+    "not_finite": "an encoder gave a number that the feature shards cannot hold",
+    "nothing_to_encode": "the clip has nothing that any of the encoders takes",
+}
+ALL_REASONS = {**REASONS, **EXTRACTION_REASONS}
+_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded clip. frames: of each input of frames, by its key; samples: (N,) float32 at 16 kHz or None; text: or
+    None."""
+
+    takes: tuple[Takes, ...]
+    frames: Mapping[str, Frames]
+    samples: np.ndarray | None
+    text: str | None
+
+    @classmethod
+    def of(cls, clip: StoredClip, takes: Sequence[Takes], decoding: Decoding) -> Decoded:
+        """Raises MediaError for a clip that can't be decoded."""
+        frames: dict[str, Frames] = {}
+        pictures = [take for take in takes if take.kind == FRAMES]
+        for size in dict.fromkeys(take.size for take in pictures):
+            wanted = [take for take in pictures if take.size == size]
+            decoded = decode_clip(without_sound(clip), [take.rate for take in wanted], size, crop=decoding.crop)
+            frames.update({take.key: decoded.frames[take.rate] for take in wanted})
+        samples = text = None
+        if any(take.kind != FRAMES for take in takes):
+            rest = decode_clip(clip, (), sample_rate=_RATE, low_confidence=decoding.low_confidence)
+            samples, text = rest.samples, rest.text
+        return cls(tuple(takes), frames, samples, text)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the last frame, or length of the sound."""
+        ends = [float(frames.times[-1]) for frames in self.frames.values()]
+        return max(ends, default=0.0) if self.samples is None else max([*ends, len(self.samples) / _RATE])
+
+    def inputs(self, stretch: tuple[float, float] | None = None) -> dict[str, Any]:
+        """Input key -> array or string, for each input that the clip has; of the whole clip, or of a stretch [start,
+        end) in seconds, which has no text of its own. A stretch without a frame has the one still on the screen."""
+        found: dict[str, Any] = {}
+        for take in self.takes:
+            if take.kind == FRAMES:
+                frames = self.frames[take.key]
+                found[take.key] = frames.pixels if stretch is None else frames.pixels[_shown(frames.times, *stretch)]
+            elif take.kind == TEXT:
+                if stretch is None and self.text is not None and self.text.strip():
+                    found[take.key] = self.text
+            elif self.samples is not None:
+                first, last = (0, None) if stretch is None else (int(at * _RATE) for at in stretch)
+                part = self.samples[first:last]
+                if len(part):
+                    found[take.key] = part if take.kind == WAVE else min_max(mel_bands(part))
+        return found
+
+
+def without_sound(clip: StoredClip) -> StoredClip:
+    """The clip for a pass over its pictures alone."""
+    return replace(clip, sound=None)
+
+
+def decode_inputs(clip: StoredClip, takes: Sequence[Takes], decoding: Decoding) -> dict[str, bytes]:
+    """Input key -> bytes, for each input that the clip has. Raises MediaError for a clip that can't be decoded."""
+    found = Decoded.of(clip, takes, decoding).inputs()
+    return {
+        take.key: found[take.key].encode() if take.kind == TEXT else _bytes(found[take.key], take)
+        for take in takes
+        if take.key in found
+    }
+
+
+def _bytes(array: np.ndarray, take: Takes) -> bytes:
+    return array.astype(np.uint8 if take.kind == FRAMES else np.float32, copy=False).tobytes()
+
+
+def _shown(times: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Numbers of the frames at [start, end), or of the last one before."""
+    inside = np.flatnonzero((times >= start) & (times < end))
+    return inside if len(inside) else np.array([max(0, int(np.searchsorted(times, start, "right")) - 1)])
+
+
+def input_of(take: Takes, data: Any) -> Any:
+    """The array (without a copy) or the string that the bytes are."""
+    if take.kind == TEXT:
+        return bytes(data).decode()
+    if take.kind == FRAMES:
+        assert take.size is not None
+        return np.frombuffer(data, np.uint8).reshape(-1, *take.size, 3)
+    values = np.frombuffer(data, np.float32)
+    return values.reshape(BANDS, -1) if take.kind == MEL else values
+
+
+@dataclass
+class Decoder:
+    """Reads and decodes ranges of clips. takes: what the encoders take, each input once."""
+
+    reader: ClipReader
+    takes: tuple[Takes, ...]
+    decoding: Decoding
+
+    def tables(self, shard: int, start: int, stop: int) -> Iterator[pa.Table]:
+        """A table of one row for each clip, so that no more than one is held beside what was handed on."""
+        keys = self.reader.table(shard)["key"]
+        for row in range(start, stop):
+            yield self._one(shard, row, keys[row].as_py())
+
+    def _one(self, shard: int, row: int, key: str) -> pa.Table:
+        inputs: Mapping[str, bytes] = {}
+        reason = message = None
+        try:
+            inputs = decode_inputs(self.reader.read(shard, row), self.takes, self.decoding)
+            if not inputs:
+                reason, message = "nothing_to_encode", "neither its sound nor its text is there"
+        except MediaError as error:
+            reason, message = error.reason, str(error)
+        except ShardError as error:
+            reason, message = "stored_damaged", str(error)
+        except ValueError as error:
+            # What its JSON says of the face, or its text, is not what a build writes.
+            reason, message = "stored_damaged", f"{type(error).__name__}: {error}"
+        columns: dict[str, pa.Array] = {
+            "shard": pa.array([shard], pa.int32()),
+            "row": pa.array([row], pa.int32()),
+            "key": pa.array([key], pa.string()),
+            "reason": pa.array([reason], pa.string()),
+            "message": pa.array([message], pa.string()),
+        }
+        for take in self.takes:
+            columns[f"in.{take.key}"] = pa.array([inputs.get(take.key)], pa.large_binary())
+        return pa.table(columns)
+
+
+@dataclass
+class EncoderStage:
+    """An encoder applied to tables of clips. keep: inputs that later encoders take; dtype: of the feature shards."""
+
+    choice: EncoderChoice
+    augmentation: Augmentation
+    keep: frozenset[str]
+    dtype: str
+    device: str = "cpu"
+    _encoder: Encoder | None = field(default=None, repr=False)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Made at the first use, where the work is done."""
+        if self._encoder is None:
+            self._encoder = self.choice.create(self.device)
+        return self._encoder
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table with the encoder's columns, without inputs that nobody needs any more."""
+        info = self.encoder.info
+        name = f"in.{info.takes.key}"
+        column = table[name].combine_chunks() if table.num_rows else table[name]
+        reasons, messages = table["reason"].to_pylist(), table["message"].to_pylist()
+        rows = [i for i in range(table.num_rows) if reasons[i] is None and column[i].is_valid]
+        inputs = {i: input_of(info.takes, column[i].as_buffer()) for i in rows}
+        keys = {i: table["key"][i].as_py() for i in rows}
+        for view in self.augmentation.numbers:
+            good = [i for i in rows if reasons[i] is None]
+            items = [self._view(inputs[i], keys[i], view) for i in good]
+            vectors, refused = self._encode(items)
+            values: list[bytes | None] = [None] * table.num_rows
+            for place, i in enumerate(good):
+                vector = vectors[place]
+                if vector is None:
+                    reasons[i], messages[i] = "not_encodable", f"{info.name}: {refused[place]}"
+                elif not _storable(vector, self.dtype):
+                    reasons[i], messages[i] = "not_finite", f"{info.name}: a number is not finite in {self.dtype}"
+                else:
+                    values[i] = vector.tobytes()
+            table = table.append_column(f"out.{view_name(info.column, view)}", pa.array(values, pa.binary()))
+        table = table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
+        table = table.set_column(table.column_names.index("message"), "message", pa.array(messages, pa.string()))
+        spent = [n for n in table.column_names if n.startswith("in.") and n.removeprefix("in.") not in self.keep]
+        return table.drop_columns(spent) if spent else table
+
+    def _view(self, item: Any, key: str, view: int) -> Any:
+        if not view:
+            return item
+        how = self.augmentation
+        return augment(self.encoder.info.takes.kind, item, seed=how.seed, key=key, view=view, strength=how.strength)
+
+    def _encode(self, items: Sequence[Any]) -> tuple[list[np.ndarray | None], dict[int, str]]:
+        """A vector for each item; None, and why, for one that the encoder refuses."""
+        vectors: list[np.ndarray | None] = [None] * len(items)
+        refused: dict[int, str] = {}
+        left = list(range(len(items)))
+        while left:
+            try:
+                for place, vector in zip(left, self.encoder.encode([items[i] for i in left]), strict=True):
+                    vectors[place] = vector
+                break
+            except InputError as error:
+                place = left.pop(error.position)
+                refused[place] = str(error)
+        return vectors, refused
+
+
+def stages(
+    choices: Sequence[EncoderChoice],
+    takes: Sequence[Takes],
+    augmentation: Augmentation,
+    dtype: str,
+    devices: Mapping[str, str],
+) -> list[EncoderStage]:
+    """One stage for each encoder, in order; an input is dropped after the last encoder that takes it."""
+    return [
+        EncoderStage(
+            choice,
+            augmentation,
+            frozenset(take.key for take in takes[number + 1 :]),
+            dtype,
+            devices.get(choice.name, "cpu"),
+        )
+        for number, choice in enumerate(choices)
+    ]
+
+
+def unique(takes: Sequence[Takes]) -> tuple[Takes, ...]:
+    """Each input once, in order."""
+    return tuple({take.key: take for take in takes}.values())
+
+
+def _storable(vector: np.ndarray, dtype: str) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(vector.astype(dtype)).all())

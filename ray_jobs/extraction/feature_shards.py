@@ -1,0 +1,248 @@
+"""Gathers the rows of an extraction into feature shards, each with its index and its report, and ends it.
+
+Counts add up, shard by shard and in the end: clips in = rows written + clips quarantined by name with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_jobs.extraction.clip_features import ALL_REASONS
+from ray_jobs.extraction.plan import REPORTS, Extraction
+from shards.clips.reader import META, ClipReader
+from shards.files import replace_atomically
+from shards.index import INDEX_SUFFIX
+from shards.manifest import TAR_SUFFIX, Manifest
+from shards.schema import Sample
+from shards.view import FOLDER, View, check_view_name
+from shards.writer import write_shard
+
+QUARANTINE_NAME, SUMMARY_NAME = "quarantine.jsonl", "summary.json"
+# The exit status of an extraction: all clips have features; or some are in quarantine.jsonl, by name with the reason.
+COMPLETE, QUARANTINED = 0, 3
+
+
+@dataclass
+class ShardReport:
+    """What became of a shard's clips: clips_in = written + len(quarantined). missing: column -> written rows without
+    it; rows: numbers of the written clips within the clip shard."""
+
+    shard: str
+    digest: str
+    clips_in: int
+    written: int
+    bytes: int
+    quarantined: list[dict[str, str]]
+    missing: dict[str, int]
+    rows: list[int]
+
+
+class ShardCollector:
+    """Takes rows as they come, and writes each shard when its last clip has come."""
+
+    def __init__(self, plan: Extraction) -> None:
+        self._plan, self._schema = plan, plan.schema
+        self._reader = ClipReader(plan.clips)
+        self._waiting: dict[int, dict[int, dict[str, Any]]] = {}
+        self.reports: dict[int, ShardReport] = {}
+        for shard in range(len(plan.clips)):
+            report = load_report(plan, shard)
+            if report is not None:
+                self.reports[shard] = report
+        self.resumed = len(self.reports)
+
+    @property
+    def todo(self) -> list[int]:
+        """Numbers of the shards that are not done."""
+        return [shard for shard in range(len(self._plan.clips)) if shard not in self.reports]
+
+    def add(self, table: pa.Table) -> int:
+        """Take rows in; returns how many clips came."""
+        for record in table.to_pylist():
+            rows = self._waiting.setdefault(record["shard"], {})
+            if record["row"] in rows:
+                raise RuntimeError(f"clip {record['key']!r} came twice")
+            rows[record["row"]] = record
+            if len(rows) == int(self._plan.clips.counts[record["shard"]]):
+                self._write(record["shard"], self._waiting.pop(record["shard"]))
+        return table.num_rows
+
+    def _write(self, shard: int, records: Mapping[int, Mapping[str, Any]]) -> None:
+        entry = self._plan.clips.entry(shard)
+        index = self._reader.table(shard)
+        samples, written, quarantined = [], [], []
+        missing: Counter[str] = Counter()
+        for row in sorted(records):
+            record = records[row]
+            values = {name: _vector(record.get(f"out.{name}")) for name in self._plan.columns}
+            reason, message = record["reason"], record["message"]
+            if reason is None and all(value is None for value in values.values()):
+                reason, message = "nothing_to_encode", "nothing of it is what the encoders take"
+            if reason is not None:
+                source = index["meta.source"][row].as_py() or ""
+                quarantined.append(
+                    {"shard": entry.name, "key": record["key"], "source": source, "reason": reason, "message": message}
+                )
+                continue
+            missing.update(name for name, value in values.items() if value is None)
+            written.append(row)
+            samples.append(_sample(index, row, values, [label.name for label in self._plan.clips.labels]))
+        out, size = self._plan.out, 0
+        if samples:
+            size = write_shard(out, entry.name, self._schema, samples).bytes
+        report = ShardReport(
+            entry.name, self._plan.digest, len(records), len(samples), size, quarantined, dict(missing), written
+        )
+        replace_atomically(_report_path(out, entry.name), json.dumps(asdict(report), indent=1).encode())
+        self.reports[shard] = report
+
+
+def load_report(plan: Extraction, shard: int) -> ShardReport | None:
+    """The report of a finished shard of this very extraction whose files are there; None where it must be made."""
+    entry = plan.clips.entry(shard)
+    try:
+        report = ShardReport(**json.loads(_report_path(plan.out, entry.name).read_bytes()))
+        agrees = report.digest == plan.digest and report.clips_in == entry.count
+        if not agrees or report.written + len(report.quarantined) != entry.count:
+            return None
+    except (OSError, ValueError, TypeError):
+        return None
+    if not report.written:
+        return report
+    tar, index = (plan.out / f"{entry.name}{suffix}" for suffix in (TAR_SUFFIX, INDEX_SUFFIX))
+    there = tar.is_file() and index.is_file() and tar.stat().st_size == report.bytes
+    return report if there else None
+
+
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """clips = written + sum(quarantined); missing: column -> written rows without it; resumed: shards of an earlier
+    start; seconds: of this one."""
+
+    clips: int
+    written: int
+    shards: int
+    bytes: int
+    quarantined: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    views: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def exit_status(self) -> int:
+        return QUARANTINED if self.quarantined else COMPLETE
+
+    def lines(self, out: Path) -> list[str]:
+        """For people."""
+        refused = sum(self.quarantined.values())
+        lines = [f"{self.clips} clips = {self.written} with features + {refused} quarantined"]
+        lines += [f"  {count:>8} {reason}: {ALL_REASONS[reason]}" for reason, count in sorted(self.quarantined.items())]
+        if refused:
+            lines.append(f"  names and reasons: {out / QUARANTINE_NAME}")
+        lines += [f"  {count:>8} rows without {column}" for column, count in sorted(self.missing.items())]
+        lines += [f"  {count:>8} rows in view {name}" for name, count in sorted(self.views.items())]
+        size = f"{self.bytes / 2**20:.1f} MiB in {self.shards} shard(s)"
+        return [*lines, f"{out}: {size}" + (f", {self.resumed} from an earlier start" if self.resumed else "")]
+
+
+def finish(plan: Extraction, collector: ShardCollector, began: float) -> ExtractionSummary:
+    """Write `quarantine.jsonl`, `manifest.parquet` (only if there are rows), views and, last, `summary.json`.
+
+    began: `time.monotonic()` at the start. Raises RuntimeError where the counts do not add up: a clip was lost.
+    """
+    if collector.todo:
+        raise RuntimeError(f"{len(collector.todo)} shard(s) were not finished")
+    reports = [collector.reports[shard] for shard in range(len(plan.clips))]
+    entries = [item for report in reports for item in report.quarantined]
+    written = sum(report.written for report in reports)
+    if written + len(entries) != plan.clips.rows:
+        raise RuntimeError(f"{plan.clips.rows} clips came in, but {written} were written, {len(entries)} quarantined")
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    replace_atomically(plan.out / QUARANTINE_NAME, lines.encode())
+    names = [report.shard for report in reports if report.written]
+    views: dict[str, int] = {}
+    if names:
+        manifest = Manifest.assemble(plan.out, names, plan.info)
+        if manifest.rows != written:
+            raise RuntimeError(f"{written} rows were written, but the shards hold {manifest.rows}")
+        views = _carry_views(plan, manifest, reports)
+    missing: Counter[str] = Counter()
+    for report in reports:
+        missing.update(report.missing)
+    summary = ExtractionSummary(
+        plan.clips.rows,
+        written,
+        len(names),
+        sum(report.bytes for report in reports),
+        dict(Counter(entry["reason"] for entry in entries)),
+        dict(missing),
+        views,
+        collector.resumed,
+        round(time.monotonic() - began, 3),
+    )
+    replace_atomically(plan.out / SUMMARY_NAME, json.dumps(asdict(summary), indent=1).encode())
+    return summary
+
+
+def _carry_views(plan: Extraction, manifest: Manifest, reports: Sequence[ShardReport]) -> dict[str, int]:
+    """The clips' official splits as views of the features, and the views that were made of the clip shards."""
+    masks: dict[str, list[np.ndarray]] = {}
+    made: dict[str, dict[str, Any]] = {}
+    written = [(shard, np.array(report.rows)) for shard, report in enumerate(reports) if report.written]
+    reader = ClipReader(plan.clips)
+    splits = [np.array(reader.table(shard)["meta.split"].to_pylist(), object)[rows] for shard, rows in written]
+    for split in sorted({value for part in splits for value in part if value}):
+        name = _view_name(split)
+        masks[name] = [part == split for part in splits]
+        made[name] = {"by": "meta.split", "values": [split]}
+    if plan.clips.is_local:
+        for path in sorted((Path(plan.clips.folder) / FOLDER).glob("*.parquet")):
+            view = View.open(plan.clips, path.stem)
+            masks[view.name] = [view.mask(shard)[rows] for shard, rows in written]
+            made[view.name] = dict(view.rule)
+    counts = {}
+    for name, parts in masks.items():
+        view = View.where(manifest, np.concatenate(parts).astype(bool), name, made[name])
+        if view.rows:
+            view.save()
+            counts[name] = view.rows
+    return counts
+
+
+def _view_name(split: str) -> str:
+    """The split's own name where a view may have it, else one made of it."""
+    try:
+        check_view_name(split)
+    except ValueError:
+        return "split-" + re.sub(r"[^A-Za-z0-9_.+-]", "_", split)[:90]
+    return split
+
+
+def _sample(index: pa.Table, row: int, values: Mapping[str, np.ndarray | None], labels: Sequence[str]) -> Sample:
+    return Sample(
+        index["key"][row].as_py(),
+        values,
+        {name: index[f"label.{name}"][row].as_py() for name in labels},
+        index["group"][row].as_py(),
+        index["text"][row].as_py(),
+        meta={name: index[f"meta.{name}"][row].as_py() for name in META},
+    )
+
+
+def _vector(data: bytes | None) -> np.ndarray | None:
+    return None if data is None else np.frombuffer(data, np.float32)
+
+
+def _report_path(out: Path, shard: str) -> Path:
+    return out / REPORTS / f"{shard}.json"

@@ -1,0 +1,247 @@
+"""What an extraction makes of which clips, decided once, so that it can be killed and go on.
+
+Feature shards map one to one to clip shards, under the same names: a shard is done when its report is there, and its
+report is written after its tar and its index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from conclugen import backbones
+from conclugen.backbones import Encoder, EncoderInfo
+from conclugen.backbones.views import STRENGTHS
+from shards.clips.reader import META, ClipManifest
+from shards.files import replace_atomically
+from shards.manifest import MANIFEST_NAME
+from shards.media.face_track import CROPS
+from shards.schema import Column, Schema, did_you_mean
+
+FORMAT = 1
+PLAN_NAME = "extraction.json"
+REPORTS = "reports"
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """An encoder and where its weights come from, as `conclugen.backbones.create` takes them."""
+
+    name: str
+    weights: str | None = None
+    mirror: str | None = None
+
+    def create(self, device: str) -> Encoder:
+        """Raises WeightsError for weights that can't be had."""
+        return backbones.create(self.name, self.weights, self.mirror, device)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How clips become arrays. crop: `follow` the face, the `union` of its boxes, or `none`; low_confidence: whether
+    transcripts that are marked so are used."""
+
+    crop: str = "follow"
+    low_confidence: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"--crop {self.crop!r} is unknown, {did_you_mean(self.crop, CROPS)}")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """count: augmented views of every clip beside the clean one; strength: `mild` or `strong`; seed: of all draws."""
+
+    count: int = 0
+    strength: str = "mild"
+    seed: int = 127
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.count <= 99:
+            raise ValueError(f"--views {self.count}, expected 0 to 99")
+        if self.strength not in STRENGTHS:
+            raise ValueError(f"--view-strength {self.strength!r} is unknown, {did_you_mean(self.strength, STRENGTHS)}")
+
+    @property
+    def numbers(self) -> range:
+        """Of the views; 0 is the clean one."""
+        return range(self.count + 1)
+
+
+def view_name(name: str, view: int) -> str:
+    """Name of a column or modality in a view: its own for the clean one, `<name>_v1` and so on for the others."""
+    return name if not view else f"{name}_v{view}"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """choices and infos: of each encoder, in one order; identity: JSON-able, what must agree to go on with it."""
+
+    clips: ClipManifest
+    out: Path
+    choices: tuple[EncoderChoice, ...]
+    infos: tuple[EncoderInfo, ...]
+    decoding: Decoding = field(default_factory=Decoding)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    dtype: str = "float32"
+
+    @classmethod
+    def make(cls, clips: ClipManifest, out: Path, choices: Sequence[EncoderChoice], **options: Any) -> Extraction:
+        """Create every encoder once on this machine, so that what is missing is said before any work is done.
+
+        Raises ValueError for two encoders of one column, and WeightsError for weights that can't be had.
+        """
+        infos = tuple(choice.create("cpu").info for choice in choices)
+        columns = [info.column for info in infos]
+        for info in infos:
+            if columns.count(info.column) > 1:
+                raise ValueError(f"two of the encoders write the column {info.column!r}; leave one of them out")
+        return cls(clips, out, tuple(choices), infos, **options)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"--dtype {self.dtype!r} is unknown, {did_you_mean(self.dtype, DTYPES)}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the feature shards: every encoder's, clean ones first."""
+        return tuple(view_name(info.column, view) for view in self.augmentation.numbers for info in self.infos)
+
+    @property
+    def modalities(self) -> dict[str, tuple[str, ...]]:
+        """Modality -> columns: the encoders of a modality make it together, in their order; `video_v1` and so on are
+        those of augmented views."""
+        composed: dict[str, tuple[str, ...]] = {}
+        for view in self.augmentation.numbers:
+            for info in self.infos:
+                name = view_name(info.modality, view)
+                composed[name] = (*composed.get(name, ()), view_name(info.column, view))
+        return composed
+
+    @property
+    def schema(self) -> Schema:
+        """Of the feature shards: labels, groups, text and strings are the clips' own."""
+        widths = {info.column: info.width for info in self.infos}
+        columns = tuple(
+            Column(view_name(info.column, view), widths[info.column], self.dtype)
+            for view in self.augmentation.numbers
+            for info in self.infos
+        )
+        own = self.clips.schema
+        return Schema(columns, self.modalities, own.labels, own.grouped, META)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must agree for shards to be of one extraction."""
+        plain = {
+            "format": FORMAT,
+            "clips": self.clips.digest,
+            "encoders": [info.identity() for info in self.infos],
+            "crop": self.decoding.crop,
+            "low_confidence": self.decoding.low_confidence,
+            "views": self.augmentation.count,
+            "dtype": self.dtype,
+        }
+        if self.augmentation.count:
+            plain |= {"view_strength": self.augmentation.strength, "view_seed": self.augmentation.seed}
+        read_back: dict[str, Any] = json.loads(json.dumps(plain))
+        return read_back
+
+    @property
+    def digest(self) -> str:
+        """Of the identity."""
+        return xxhash.xxh3_128_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the feature shards' manifest says of how they were made; `recipe_of` reads it back."""
+        features = self.identity | {"encoders": [info.to_dict() for info in self.infos]}
+        return {"features": features, "set": self.clips.info.get("set")}
+
+    def claim(self, overwrite: bool = False) -> None:
+        """Make the folder this extraction's, or go on with the same one. ValueError where it holds anything else."""
+        path = self.out / PLAN_NAME
+        if path.exists():
+            differing = _differences(path, self.identity)
+            if not differing:
+                return
+            if not overwrite:
+                raise ValueError(
+                    f"{self.out} holds an extraction that differs in {', '.join(differing)}; choose another folder, or "
+                    "replace it with --overwrite"
+                )
+            _remove(self.out)
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} is not empty and holds no extraction to go on with; choose another folder")
+        (self.out / REPORTS).mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, json.dumps(self.identity, indent=1, sort_keys=True).encode())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model's features were made, as their manifest tells it."""
+
+    encoders: tuple[Mapping[str, Any], ...]
+    decoding: Decoding
+
+    def check(self, infos: Sequence[EncoderInfo]) -> None:
+        """Raise ValueError where other encoders, or other weights, would make the features."""
+        mine = {info.column: json.loads(json.dumps(info.identity())) for info in infos}
+        for wanted in self.encoders:
+            found = mine.get(wanted["column"])
+            if found is None:
+                raise ValueError(
+                    f"column {wanted['column']!r} was made by the encoder {wanted['name']}, which is missing"
+                )
+            for name, value in found.items():
+                if wanted.get(name) != value:
+                    raise ValueError(
+                        f"encoder {wanted['name']}: {name} is {_short(value)}, but the model's features were made with "
+                        f"{_short(wanted.get(name))}; others mean nothing to it. Give the same weights "
+                        f"with --weights {wanted['name']}=FILE"
+                    )
+
+
+def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
+    """The recipe that a manifest's (or an exported model's) info holds; None for features of unknown origin."""
+    features = info.get("features")
+    if not isinstance(features, Mapping):
+        return None
+    try:
+        decoding = Decoding(str(features["crop"]), bool(features["low_confidence"]))
+        encoders = tuple(dict(item) for item in features["encoders"])
+        for item in encoders:
+            item["name"], item["column"], item["modality"], item["width"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the description of how the features were made cannot be read: {error!r}") from None
+    return Recipe(encoders, decoding)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:20]}..."
+
+
+def _differences(path: Path, identity: Mapping[str, Any]) -> list[str]:
+    try:
+        stored = json.loads(path.read_bytes())
+        names = {*identity, *stored}
+        return sorted(name for name in names if identity.get(name) != stored.get(name))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; remove the folder, or choose another one") from None
+
+
+def _remove(out: Path) -> None:
+    """The manifest first: it must never promise shards that are gone. Only what an extraction writes is removed."""
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    names = ("*.tar", "*.index.parquet", f"{REPORTS}/*.json", "views/*.parquet", "quarantine.jsonl", "summary.json")
+    for name in (*names, PLAN_NAME):
+        for path in sorted(out.glob(name)):
+            path.unlink()

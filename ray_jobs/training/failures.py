@@ -1,0 +1,165 @@
+"""What goes wrong on a rank, kept by rank, step and cause: noted where it happens, read by the job that started it.
+
+Ray hands over the error of whichever rank it hears of first, and of a process that died no cause at all. So each rank
+writes its own record, `failures.jsonl` in the run's folder: one line for each failure of each start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from ray_jobs.training.checkpoint_store import CheckpointWriteError
+from shards import ShardError
+
+# What a restart from the last checkpoint would meet again.
+_FATAL: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, CheckpointWriteError)
+_FATAL += (ImportError, LookupError, NameError, NotImplementedError, TypeError, ValueError)
+# Where a rank stands that only waits for another one.
+_WAITING = ("/torch/distributed/", "/conclugen/distributed.py", "/ray_jobs/training/rank_meeting.py")
+# What Ray says of a process that is gone.
+_DIED = re.compile(r"(?:Worker exit detail|The actor is dead because):? ?([^.]*)")
+# Other ranks get this long to leave their record before the first process ends and Ray stops them all.
+_LAST_WORDS_S = 2.0
+
+
+class RunFailedError(RuntimeError):
+    """A run that ended before its last step, said in one line: rank, step, cause, and what to do."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One rank's failure. `waited`: it only waited for other ranks; `fatal`: a restart would meet it again."""
+
+    attempt: str
+    rank: int
+    world: int
+    step: int
+    error: str
+    message: str
+    fatal: bool
+    waited: bool
+    time: float
+    trace: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.world}, after step {self.step}: {self.error}: {self.message}"
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether going on from the last checkpoint would only repeat it."""
+    if isinstance(error, ShardError):
+        return not error.may_pass
+    return isinstance(error, _FATAL)
+
+
+class Pulse:
+    """Around a rank's training: notes how it fails, and ends the process when no step is finished in time.
+
+    Args:
+        path: `failures.jsonl` of the run.
+        attempt: Which start of the run this is.
+        limit_s: Seconds without a `beat` after which the process is given up: an exception cannot be raised in a
+            thread that hangs in a system call, and the other ranks wait for it.
+    """
+
+    def __init__(self, path: Path, attempt: str, rank: int, world: int, limit_s: float):
+        self._path, self._attempt, self._rank, self._world, self._limit = path, attempt, rank, world, limit_s
+        self._step = 0
+        self._alive_at = time.monotonic()
+        self._end = threading.Event()
+        self._watched = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+
+    def beat(self, step: int) -> None:
+        """A step is finished (or the rank is otherwise known to get on)."""
+        self._step, self._alive_at = step, time.monotonic()
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._end.set()
+        if isinstance(error, Exception):
+            frames = traceback.extract_tb(error.__traceback__)
+            waited = any(part in frame.filename for frame in frames for part in _WAITING) and not is_fatal(error)
+            text = "".join(traceback.format_exception(error))
+            self._note(type(error).__name__, " ".join(str(error).split()), is_fatal(error), waited, text)
+
+    def _watch(self) -> None:
+        while not self._end.wait(min(1.0, self._limit / 10)):
+            if time.monotonic() - self._alive_at > self._limit:
+                frame = sys._current_frames()[self._watched]
+                where = f"no step was finished within {self._limit:g} s; it stands in {_place(frame)}"
+                stack = traceback.extract_stack(frame)
+                waited = any(part in line.filename for line in stack for part in _WAITING)
+                self._note("Stalled", where, False, waited, "".join(traceback.format_list(stack)))
+                time.sleep(_LAST_WORDS_S)
+                os._exit(1)
+
+    def _note(self, error: str, message: str, fatal: bool, waited: bool, trace: str) -> None:
+        failure = Failure(
+            self._attempt,
+            self._rank,
+            self._world,
+            self._step,
+            error,
+            message[:2000],
+            fatal,
+            waited,
+            time.time(),
+            trace[-8000:],
+        )
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(asdict(failure)) + "\n")
+        except OSError as problem:  # a full disk: what Ray hands over must do
+            print(f"warning: {self._path}: {problem}; {failure}", flush=True)
+
+
+def read(path: Path, attempt: str) -> list[Failure]:
+    """The failures of one start, the most telling first: fatal ones, then those of ranks that did not only wait."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            records.append(Failure(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue  # torn by a crash
+    mine = [record for record in records if record.attempt == attempt]
+    return sorted(mine, key=lambda record: (not record.fatal, record.waited, record.time))
+
+
+def describe(failures: list[Failure], error: BaseException, step: int) -> str:
+    """One line on what ended a start: the first failure, ranks that said nothing; without records Ray's own words.
+
+    step: the last one that was journalled, for a process that died without a word.
+    """
+    if not failures:
+        died = _DIED.search(" ".join(str(error).split()))
+        cause = died[1].strip() if died else " ".join(str(error).split())
+        ranks = getattr(error, "worker_failures", None) or {}
+        if ranks:
+            return f"rank {', '.join(map(str, sorted(ranks)))}, after step {step}: the process died: {cause[:400]}"
+        return f"after step {step}: {type(error).__name__}: {cause[:400]}"
+    first = failures[0]
+    silent = sorted(set(range(first.world)) - {failure.rank for failure in failures})
+    if first.waited and silent:
+        ranks = ", ".join(map(str, silent))
+        return f"rank {ranks} gave no sign of life, and {first}"
+    return str(first)
+
+
+def _place(frame: FrameType) -> str:
+    innermost = traceback.extract_stack(frame)[::-1][:4]
+    return " < ".join(f"{Path(line.filename).name}:{line.lineno} {line.name}" for line in innermost)

@@ -1,0 +1,120 @@
+"""The TorchTrainer around a Pretrainer: resources, time limits, and what is done about each kind of failure."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.torch import TorchConfig
+
+from ray_jobs.run_config import PretrainJob, RunConfig
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import metric_history
+from ray_jobs.training import failures, placement_groups
+from ray_jobs.training import worker as train_worker
+from ray_jobs.training.failures import RunFailedError
+from ray_jobs.training.worker import Start
+
+# How often the controller looks at its workers; Ray's own default is 2 s.
+_CONTROLLER_LOOKS_EVERY_S = "0.5"
+# How long workers may take to come up on a busy machine. Where fewer would do, less: Ray may still count the CPUs of a
+# node that has just died, and tries with what is left only after this.
+_WORKERS_START_WITHIN_S, _FEWER_AFTER_S = "300", "90"
+# A rank that stalls says so itself; only then do the collectives end in which others wait for it.
+_COLLECTIVES_LATER_S = 30.0
+
+
+def fit(
+    job: PretrainJob,
+    folder: RunFolder,
+    total_steps: int,
+    identity: Mapping[str, Any],
+    train: Callable[[Start], None] = train_worker.train,
+) -> None:
+    """Train until `total_steps`, from the newest checkpoint in the run's store if there is one.
+
+    Failures that may pass (a worker, the controller, a node) are followed by another start, `run.max_failures` times;
+    Ray's own retries are not used, for they repeat a deterministic error as well and do not cover the controller.
+    A node that is taken away with a notice does not count.
+
+    Args:
+        train: What each worker runs.
+
+    Raises:
+        RunFailedError: one line with rank, step and cause; the last good checkpoint stays.
+    """
+    failed = 0
+    while True:
+        attempt = folder.begin_attempt()
+        try:
+            _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
+            if total_steps not in folder.store(job.run).steps():
+                raise KeyboardInterrupt  # Ray Train takes an interrupt itself, ends the workers, and returns
+            return
+        except (TrainingFailedError, RayError) as error:
+            found = failures.read(folder.failures, attempt)
+            what = failures.describe(found, error, last_step(folder))
+            if found and found[0].fatal:
+                raise RunFailedError(what) from error
+            failed += 1
+            most = job.run.max_failures
+            if 0 <= most < failed:
+                raise RunFailedError(f"{what}. That was failure {failed}, and run.max_failures is {most}") from error
+            limit = "" if most < 0 else f" of {most}"
+            print(f"failure {failed}{limit}: {what}; going on from the newest checkpoint", flush=True)
+        placement_groups.free_what_the_dead_hold()
+
+
+def last_step(folder: RunFolder) -> int:
+    """The last step that was journalled."""
+    curve = metric_history(folder.journal).get("loss", []) if folder.journal.exists() else []
+    return curve[-1][0] if curve else 0
+
+
+def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) -> None:
+    run = job.run
+    # Ray Train keeps nothing that is needed later: checkpoints and records are the run's own.
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run):
+        placement_groups.Trainer(
+            functools.partial(train, start),
+            torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + _COLLECTIVES_LATER_S)),
+            scaling_config=ScalingConfig(
+                num_workers=run.workers if run.min_workers is None else (run.min_workers, run.workers),
+                use_gpu=run.gpu,
+                resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.gpu else {}),
+            ),
+            run_config=TrainRunConfig(
+                name=start.attempt,
+                storage_path=own_state,
+                failure_config=FailureConfig(max_failures=0),
+                logging_config=LoggingConfig(log_level="CRITICAL"),  # traces are in failures.jsonl, progress is ours
+            ),
+        ).fit()
+
+
+@contextlib.contextmanager
+def _limits(run: RunConfig) -> Iterator[None]:
+    """Ray Train takes its time limits from the driver's environment only; what the user has set there holds."""
+    wanted = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _CONTROLLER_LOOKS_EVERY_S,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _WORKERS_START_WITHIN_S
+        if run.min_workers is None
+        else _FEWER_AFTER_S,
+        # A worker that is stopped, or whose machine hangs, can't give itself up.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(run.stall_timeout_s + _COLLECTIVES_LATER_S),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(run.stall_timeout_s + _COLLECTIVES_LATER_S),
+    }
+    made = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(made)
+    try:
+        yield
+    finally:
+        for name in made:
+            os.environ.pop(name, None)

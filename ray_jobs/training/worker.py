@@ -1,0 +1,166 @@
+"""What every training worker runs: stream, step, validate, checkpoint, and meet the other ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from conclugen import Pretrainer, checkpoint
+from conclugen.prefetch import prefetch
+from ray_jobs.run_config import PretrainJob
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.source import Source
+from ray_jobs.training.checkpoint_store import CheckpointWriter
+from ray_jobs.training.failures import Pulse
+from ray_jobs.training.rank_meeting import RankMeeting
+from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
+from shards import Cursor, Damage
+from shards.damage import DamageLog
+from shards.schema import did_you_mean
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run's workers. `attempt` names it; `identity` goes with each checkpoint."""
+
+    job: PretrainJob
+    folder: str
+    total_steps: int
+    attempt: str
+    identity: Mapping[str, Any]
+
+
+def train(start: Start) -> None:
+    """The training of one rank, from the newest checkpoint to the end; how it fails is noted in the run's folder."""
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    failures = RunFolder(start.folder).failures
+    with Pulse(failures, start.attempt, rank, world, start.job.run.stall_timeout_s) as pulse:
+        _train(start, rank, world, pulse)
+
+
+def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
+    job, run, folder = start.job, start.job.run, RunFolder(start.folder)
+    torch.set_num_threads(run.cpus_per_worker)
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces its doings; the progress line is ours
+
+    # The allowed share of damage is one of the whole: no rank judges it alone.
+    quarantine = folder.quarantine(rank)
+    source = Source.open(replace(job.data, max_damaged_share=1.0), job.pretrain, quarantine.note)
+    pretrainer = Pretrainer(
+        job.pretrain,
+        widths=source.reader.widths,
+        steps_per_epoch=source.steps_per_epoch,
+        standardization=folder.load_standardization(),
+        device=ray.train.torch.get_device(),
+    )
+    meeting = RankMeeting(rank, world, run.stall_timeout_s)
+    cursor = restore(start, rank, meeting, pretrainer)
+    recorder = StepRecorder(folder, job, source.manifest, start.attempt) if rank == 0 else SilentRecorder()
+    if rank == 0 and run.keep_by is not None:
+        check_measure(run.keep_by, recorder.validate(pretrainer))
+    watch = Watch(source, job, folder)
+    keeper = Keeper(start, rank, recorder)
+
+    pulse.beat(pretrainer.step_number)
+    with source.stream(rank, world, cursor, start.total_steps - pretrainer.step_number) as batches:
+        for rows in recorder.timed(prefetch(batches, pretrainer.device)):
+            values = pretrainer.step(rows)
+            step = pretrainer.step_number
+            recorder.add(step, values)
+            last = step == start.total_steps
+            due = last or step % run.checkpoint_every == 0
+            if due or meeting.due(step):
+                notices = meeting.hold(step, watch.note(quarantine.take()))
+                due |= watch.judge(step, notices)
+            if last or step % run.report_every == 0:
+                recorder.write()
+            if due:
+                keeper.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
+            pulse.beat(step)
+    if pretrainer.step_number != start.total_steps:
+        raise ValueError(f"the data ended after step {pretrainer.step_number} of {start.total_steps}")
+
+
+def restore(start: Start, rank: int, meeting: RankMeeting, pretrainer: Pretrainer) -> Cursor:
+    """Load the newest whole checkpoint, the same on every rank; its cursor, or the beginning where there is none."""
+    store = RunFolder(start.folder).store(start.job.run)
+    found = store.newest() if rank == 0 else None
+    step = meeting.hold(0, None if found is None else int(found.meta["step_number"]))[0]
+    if step is None:
+        return Cursor(epoch=0, step=0)
+    state = found or store.load(step)
+    state.restore(pretrainer)
+    return Cursor.from_dict(state.cursor)
+
+
+def check_measure(keep_by: str, measures: dict[str, float]) -> None:
+    """ValueError unless `run.keep_by` names a validation measure: asked before the first step, not at the last."""
+    names = [f"validation/{name}" for name in measures]
+    if keep_by not in names:
+        raise ValueError(
+            f"run.keep_by: {keep_by!r} is no measure of the validation view; {did_you_mean(keep_by, names)}"
+        )
+
+
+class Watch:
+    """What the ranks tell each other when they meet: new damage, and notices that nodes will be taken away."""
+
+    def __init__(self, source: Source, job: PretrainJob, folder: RunFolder):
+        self._log = DamageLog(source.view.rows, job.data.max_damaged_share)
+        for sample in folder.quarantined():
+            self._log.know(sample)
+        self._global_batch = job.pretrain.global_batch
+        self._known: set[str] = set()
+        self.leaving = False
+
+    def note(self, damage: list[Damage]) -> dict[str, Any]:
+        """What this rank has to tell."""
+        notice = ray.train.get_preemption_info()
+        return {"damage": [asdict(sample) for sample in damage], "leaving": notice.preempted_node_ids if notice else []}
+
+    def judge(self, step: int, notes: list[dict[str, Any]]) -> bool:
+        """Whether a checkpoint is wanted now, because of a node that leaves. Same on every rank.
+
+        Raises DamageError where more samples are damaged than `data.max_damaged_share` of all.
+        """
+        leaving = {node for note in notes for node in note["leaving"]}
+        self.leaving = bool(leaving - self._known)
+        self._known |= leaving
+        self._log.rows_read = step * self._global_batch
+        for note in notes:
+            for sample in note["damage"]:
+                self._log.add(Damage(**sample))
+        return self.leaving
+
+
+class Keeper:
+    """Checkpoints: rank 0 copies the state and has it written while training goes on."""
+
+    def __init__(self, start: Start, rank: int, recorder: SilentRecorder):
+        self._identity, self._recorder = start.identity, recorder
+        self._writer: CheckpointWriter | None = None
+        if rank == 0:
+            store = RunFolder(start.folder).store(start.job.run)
+            self._writer = CheckpointWriter(store, before=recorder.sync)
+
+    def keep(self, pretrainer: Pretrainer, cursor: Cursor, at_once: bool) -> None:
+        """Validate and keep the state of now; at_once: wait until it is stored, rather than let training go on."""
+        pretrainer.check_finite()  # on every rank alike
+        if self._writer is None:
+            return
+        self._recorder.write()
+        measures = {f"validation/{name}": value for name, value in self._recorder.validate(pretrainer).items()}
+        finite = {name: value for name, value in measures.items() if value == value}
+        state = checkpoint.snapshot(
+            pretrainer, cursor.to_dict(), {"measures": finite, "identity": dict(self._identity)}
+        )
+        self._writer.submit(pretrainer.step_number, state)
+        if at_once:
+            self._writer.finish()

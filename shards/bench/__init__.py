@@ -1,0 +1,1 @@
+"""`python -m shards bench`: this package's readers and writers measured beside their peers."""

@@ -1,0 +1,181 @@
+"""`python -m shards bench`: samples per second of this package's readers beside their peers, on the same new shards.
+
+Every round measures every method once, one after the other, so that a change of the machine's mood meets all of them.
+Streams are measured in steady state, from the first batch (warm: from a quarter of the time) on; start-up is reported
+apart. Every method ends with torch tensors of `--batch` rows, except `readinto`, which only reads the bytes.
+Cold: files are dropped from the page cache before each measurement, which then ends after one pass over them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.bench import remote as bench_remote
+from shards.bench import writing as bench_writing
+from shards.bench.methods import WIDTHS, OwnMethods, forget_pages, write_shards
+from shards.bench.peers import MosaicStreaming, PeerMethods
+from shards.bench.report import Measured, machine, measure, plot, summary, table
+from shards.manifest import Manifest
+from shards.schema import FLOAT_DTYPES, did_you_mean
+
+METHODS = (
+    "readinto",
+    "own_process",
+    "own_process_ahead",
+    "own_process_copied",
+    "webdataset",
+    "webdataset_loader",
+    "streaming",
+    "streaming_loader",
+    "own_ray_object_store",
+    "own_ray_worker_read",
+    "own_ray_object_store_2",
+    "own_ray_worker_read_2",
+    "read_webdataset",
+    "ray_put_get",
+)
+STATES = ("warm", "cold")
+_NEED_RAY = frozenset(name for name in METHODS if "ray" in name) | {"read_webdataset"}
+_NEED_PEER_PYTHON = frozenset({"streaming", "streaming_loader"})
+_NOT_COLD = frozenset({"ray_put_get"})  # reads no file
+_LOADER_WORKERS = 2
+_RAY_SECONDS = 3.0  # factor on --seconds: executions come and go in windows, which must average out
+_WORKERS = 2
+
+
+class Case:
+    """All methods on shards of one dtype, from pages that are cached (warm) or dropped before (cold)."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, dtype: str, mosaic: MosaicStreaming | None) -> None:
+        self.args, self.dtype, self.mosaic = args, dtype, mosaic
+        self.own = OwnMethods(Manifest.open(folder), args.batch)
+        self.peers = PeerMethods(self.own.paths, args.batch, _LOADER_WORKERS)
+
+    def run(self, method: str, cold: bool) -> Measured:
+        """One measurement of one method."""
+        if cold:
+            forget_pages([*self.own.paths, *(self.mosaic.paths if self.mosaic else [])])
+        gc.collect()
+        most = self.args.rows if cold else None
+        seconds = self.args.seconds * (_RAY_SECONDS if method in _NEED_RAY else 1)
+        if method in _NEED_PEER_PYTHON:
+            assert self.mosaic is not None
+            return self.mosaic.read(seconds, _LOADER_WORKERS if method == "streaming_loader" else 0, most)
+        if method in ("own_ray_object_store_2", "own_ray_worker_read_2"):
+            from shards.bench.train_workers import measure_workers
+
+            payload = "object_store" if "object_store" in method else "worker"
+            return measure_workers(self.own.manifest, self.args.batch, payload, _WORKERS, seconds)
+        batches = getattr(self.own if hasattr(self.own, method) else self.peers, method)()
+        return measure(batches, seconds, most, own_cpu=method not in _NEED_RAY and "loader" not in method)
+
+    def peak_memory(self, methods: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """MB of processes and of object store that each method took, in a run that doubles as its warm-up."""
+        from shards.bench.train_workers import PeakMemory, wait_idle
+
+        processes: dict[str, float] = {}
+        store: dict[str, float] = {}
+        for method in methods:
+            with PeakMemory() as peak:
+                self.run(method, cold=False)
+            processes[method], store[method] = round(peak.processes_mb), round(peak.store_mb)
+            if method in _NEED_RAY:
+                wait_idle()
+        return processes, {name: value for name, value in store.items() if name in _NEED_RAY}
+
+    def report(self, state: str, methods: Sequence[str]) -> dict[str, Any]:
+        cold = state == "cold"
+        methods = [method for method in methods if not (cold and (method in _NOT_COLD or method.endswith("_2")))]
+        memory = {} if cold else dict(zip(("peak_memory_mb", "peak_store_mb"), self.peak_memory(methods), strict=True))
+        runs: dict[str, list[Measured]] = {method: [] for method in methods}
+        for _ in range(self.args.rounds):
+            for method, measured in runs.items():
+                measured.append(self.run(method, cold))
+        sample_bytes = sum(WIDTHS.values()) * np.dtype(self.dtype).itemsize
+        return {**summary(runs), **memory, "dtype": self.dtype, "state": state, "sample_bytes": sample_bytes}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.add_argument("--rows", type=int, default=16384, help="samples to write (16,384 are 450 MB in float32)")
+    parser.add_argument("--dtype", nargs="+", choices=FLOAT_DTYPES, default=["float32", "float16"])
+    parser.add_argument("--state", nargs="+", choices=STATES, default=list(STATES), help="of the page cache")
+    parser.add_argument("--batch", type=int, default=1024, help="rows of a batch")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time of each measurement (thrice through Ray)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each method, after one to warm up")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="METHOD", help=f"leave out: {', '.join(METHODS)}")
+    parser.add_argument("--peer-python", metavar="PYTHON", help="a Python with mosaicml-streaming, to measure it too")
+    parser.add_argument("--no-remote", action="store_true", help="leave the simulated remote store out")
+    parser.add_argument("--latency", type=float, default=0.05, help="of the simulated store, seconds a request")
+    parser.add_argument("--bandwidth", type=float, default=400e6, help="of the simulated store, bytes/s in all")
+    parser.add_argument("--no-writing", action="store_true", help="leave packer, verify and planner out")
+    parser.add_argument("--plan-rows", type=int, default=10**9, help="samples that the planner is measured with")
+    parser.add_argument("--folder", help="where to make the temporary folder (default: the system's)")
+    parser.add_argument("--json", metavar="FILE", help="also write the report to this file")
+    parser.add_argument("--plot", metavar="FILE", help="also draw it into this PNG file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write shards into a temporary folder, measure, print; ValueError for sizes that make no measurement."""
+    for name in args.skip:
+        if name not in METHODS:
+            raise ValueError(f"--skip {name!r}, {did_you_mean(name, METHODS)}")
+    if min(args.rows, args.batch, args.rounds) < 1 or args.seconds <= 0:
+        raise ValueError("--rows, --batch, --rounds and --seconds must be positive")
+    if args.rows < 4 * args.batch:
+        raise ValueError(f"{args.rows} rows are fewer than four batches of {args.batch}; give more rows")
+    methods = [name for name in METHODS if name not in args.skip]
+    if not args.peer_python:
+        methods = [name for name in methods if name not in _NEED_PEER_PYTHON]
+    report: dict[str, Any] = {"cases": [], "settings": {**vars(args)}, "machine": machine()}
+
+    def say(text: str) -> None:
+        print(text, end="\n\n", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="shards-bench-", dir=args.folder) as folder:
+        for dtype in args.dtype:
+            data = Path(folder) / dtype
+            manifest = write_shards(data / "shards", args.rows, dtype)
+            own = OwnMethods(manifest, args.batch)
+            mosaic = None
+            if _NEED_PEER_PYTHON & set(methods):
+                mosaic = MosaicStreaming(args.peer_python, own.paths, data, dtype, args.batch)
+            case = Case(args, data / "shards", dtype, mosaic)
+            for state in args.state:
+                one = _with_ray(bool(_NEED_RAY & set(methods)), case.report, state, methods)
+                report["cases"].append(one)
+                say(f"{dtype}, {state} page cache, {one['sample_bytes'] / 1000:.1f} kB a sample:")
+                say(table(one, one["sample_bytes"]))
+            if dtype == args.dtype[0] and not args.no_remote:
+                report["remote"] = bench_remote.measure_remote(
+                    str(data / "shards"), args.batch, args.latency, args.bandwidth, 2 * args.seconds
+                )
+                say(bench_remote.table(report["remote"]))
+            if dtype == args.dtype[0] and not args.no_writing:
+                report["writing"] = bench_writing.measure_writing(manifest, data, args.rows, dtype, args.rounds)
+                report["planner"] = bench_writing.measure_planner(args.plan_rows)
+                say(bench_writing.table(report["writing"], report["planner"]))
+    report = {**report["cases"][0], **report}  # the first case's methods are at the top
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if args.plot:
+        plot(report["cases"], args.plot)
+    return 0
+
+
+def _with_ray(needed: bool, measure_all: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    if not needed:
+        return measure_all(*arguments)
+    from shards.bench import train_workers as bench_ray
+
+    with bench_ray.running(max(2, _WORKERS, os.cpu_count() or 2), 4 * 1024**3):
+        return measure_all(*arguments)

@@ -1,0 +1,194 @@
+"""Builds one clip shard: every clip of the task ends in the shard or, by name and with the reason, in quarantine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from shards.adapters.clip_set import Clip
+from shards.adapters.files import shown
+from shards.clips.plan import ShardTask
+from shards.clips.writer import NewClip, write_clip_shard
+from shards.files import replace_atomically
+from shards.index import INDEX_SUFFIX
+from shards.manifest import TAR_SUFFIX
+from shards.media.audio import read_audio
+from shards.media.isolated import IsolatedPreparer
+from shards.media.limits import MediaError
+from shards.media.prepare import Prepared, Request, prepare
+from shards.transcripts.recogniser import Recogniser, Transcript, create_recogniser
+
+
+@dataclass
+class ShardReport:
+    """What became of a task's clips: clips_in = written + len(quarantined). counts: clips by what they have."""
+
+    shard: str
+    digest: str
+    clips_in: int
+    written: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    quarantined: list[dict[str, str]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return self.written + len(self.quarantined)
+
+
+def report_path(task: ShardTask) -> Path:
+    return Path(task.out) / "reports" / f"{task.name}.json"
+
+
+def load_report(task: ShardTask) -> ShardReport | None:
+    """The report of a finished shard of this very plan whose files are there; None where it must be built."""
+    try:
+        report = ShardReport(**json.loads(report_path(task).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    if report.digest != task.digest or not report.done == report.clips_in == len(task.clips):
+        return None
+    tar = Path(task.out) / f"{task.name}{TAR_SUFFIX}"
+    index = Path(task.out) / f"{task.name}{INDEX_SUFFIX}"
+    there = tar.is_file() and index.is_file() and tar.stat().st_size == report.bytes
+    return report if there or not report.written else None
+
+
+def build_shard(
+    task: ShardTask, progress: Callable[[ShardReport], None] = lambda report: None, isolated: bool = True
+) -> ShardReport:
+    """Write the task's shard, its index and, last, its report. `progress` is called after every clip.
+
+    isolated: whether clips are prepared in a process that can be killed (else in this one, which a hostile file may
+    hang or crash). Raises ValueError for a recogniser that can't be had, OSError where nothing can be written.
+    """
+    began = time.monotonic()
+    report = ShardReport(task.name, task.digest, len(task.clips))
+    counts: Counter[str] = Counter()
+    recogniser = _recogniser(
+        task.options.recogniser, task.options.speech_model, task.options.grammar, task.options.device
+    )
+    with _preparer(task, isolated) as preparer:
+
+        def clips() -> Iterator[NewClip]:
+            for clip in task.clips:
+                try:
+                    ready = _new_clip(task, clip, preparer, recogniser)
+                except MediaError as error:
+                    report.quarantined.append(
+                        {"key": clip.key, "source": shown(clip.video), "reason": error.reason, "message": str(error)}
+                    )
+                else:
+                    report.written += 1
+                    counts.update(_features(ready))
+                    yield ready
+                progress(report)
+
+        entry = write_clip_shard(task.out, task.name, task.schema, clips())
+    report.bytes = 0 if entry is None else entry.bytes
+    report.counts = dict(counts)
+    report.seconds = round(time.monotonic() - began, 3)
+    replace_atomically(report_path(task), json.dumps(asdict(report), indent=1).encode())
+    return report
+
+
+@contextmanager
+def _preparer(task: ShardTask, isolated: bool) -> Iterator[Callable[[Request], Prepared]]:
+    if not isolated:
+        yield prepare
+        return
+    with IsolatedPreparer(task.options.timeout, task.options.memory) as child:
+        yield child.prepare
+
+
+@lru_cache(maxsize=1)
+def _recogniser(backend: str | None, model: str | None, grammar: str | None, device: str) -> Recogniser | None:
+    """One for each process: loading takes seconds."""
+    return None if backend is None else create_recogniser(backend, model, grammar, device)
+
+
+def _new_clip(
+    task: ShardTask, clip: Clip, preparer: Callable[[Request], Prepared], recogniser: Recogniser | None
+) -> NewClip:
+    options, source = task.options, Path(task.source)
+    _check_labels(task, clip)
+    prepared = preparer(
+        Request(
+            str(source / clip.video),
+            None if clip.audio is None else str(source / clip.audio),
+            clip.start,
+            clip.end,
+            options.audio_rate,
+            options.sound,
+            options.faces != "off",
+            options.limits,
+        )
+    )
+    face = prepared.details["face"]
+    if options.faces == "drop" and face is None:
+        raise MediaError("no_face", "no face was found")
+    spoken = _transcript(clip, prepared, recogniser)
+    text = spoken.text if spoken is not None else None
+    interval = None if clip.start is None else [clip.start, clip.end]
+    details = {
+        **prepared.details,
+        "source": {"video": clip.video, "audio": clip.audio, "interval": interval},
+        "transcript": None if spoken is None else spoken.to_dict(),
+    }
+    meta = {
+        "split": clip.split,
+        "source": clip.video,
+        "transcript": None if spoken is None or text is None else spoken.source,
+        "transcript_confidence": None if spoken is None or text is None else _level(spoken),
+        "face": None if options.faces == "off" else "yes" if face is not None else "no",
+        "seconds": f"{prepared.details['video']['seconds']:.3f}",
+    }
+    return NewClip(clip.key, prepared.video, prepared.sound, text, clip.labels, clip.group, meta, details)
+
+
+def _level(transcript: Transcript) -> str:
+    return "low" if transcript.low_confidence else "high"
+
+
+def _check_labels(task: ShardTask, clip: Clip) -> None:
+    for label in task.schema.labels:
+        try:
+            label.encode(clip.labels.get(label.name))
+        except (ValueError, TypeError) as error:
+            raise MediaError("bad_label", str(error)) from None
+
+
+def _transcript(clip: Clip, prepared: Prepared, recogniser: Recogniser | None) -> Transcript | None:
+    """The set's own, else what the recogniser hears, else None."""
+    if clip.transcript is not None and clip.transcript.strip():
+        return Transcript(clip.transcript.strip(), "own")
+    if recogniser is None or prepared.sound is None:
+        return None
+    sound = read_audio(prepared.sound)
+    return None if sound is None or not len(sound.samples) else recogniser(sound.samples)
+
+
+def _features(clip: NewClip) -> list[str]:
+    """Names under which a written clip is counted."""
+    video = clip.details["video"]
+    names = [
+        "copied" if video["copied"] else "encoded anew",
+        "with sound" if clip.sound is not None else "without sound",
+    ]
+    if clip.meta["face"] is not None:
+        names.append("with a face" if clip.meta["face"] == "yes" else "no face, whole frames")
+    if clip.text is None:
+        names.append("without transcript")
+    elif clip.meta["transcript"] == "own":
+        names.append("transcript of the set")
+    else:
+        level = " (low confidence)" if clip.meta["transcript_confidence"] == "low" else ""
+        names.append(f"transcript by {clip.meta['transcript']}{level}")
+    return names

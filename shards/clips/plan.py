@@ -1,0 +1,193 @@
+"""Which clip goes into which shard, decided once, so that a build can be killed and go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from shards.adapters.clip_set import Clip, ClipSet, Rejected
+from shards.adapters.files import shown
+from shards.clips.reader import KEY_LIMIT, ClipSchema
+from shards.files import replace_atomically
+from shards.manifest import MANIFEST_NAME
+from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
+from shards.media.limits import Limits
+from shards.record import check_text
+from shards.schema import did_you_mean, safe_key
+from shards.writer import shuffled_order
+
+FACES = ("keep", "drop", "off")
+PLAN_NAME = "build.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How clips become shards.
+
+    clips_per_shard: None chooses by the number of clips. shuffle_seed: of the order of clips over all shards, so that
+    neighbours are strangers; None keeps the keys' order. sound: flac or wav; audio_rate: Hz, None as in the source.
+    faces: `keep` whole frames where no face is found, `drop` such clips, `off` looks for none. recogniser: for clips
+    without a transcript (None: they have none), with its model or grammar, on `device`. timeout and memory: of one
+    clip, in seconds and bytes.
+    """
+
+    clips_per_shard: int | None = None
+    shuffle_seed: int | None = 0
+    sound: str = "flac"
+    audio_rate: int | None = 16_000
+    faces: str = "keep"
+    recogniser: str | None = None
+    speech_model: str | None = None
+    grammar: str | None = None
+    device: str = "cpu"
+    timeout: float = DEFAULT_TIMEOUT
+    memory: int = DEFAULT_MEMORY
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.faces not in FACES:
+            raise ValueError(f"--faces {self.faces}: {did_you_mean(self.faces, FACES)}")
+        if self.clips_per_shard is not None and self.clips_per_shard < 1:
+            raise ValueError(f"--clips-per-shard {self.clips_per_shard}: expected a positive number")
+        if self.audio_rate is not None and not 8000 <= self.audio_rate <= 192_000:
+            raise ValueError(f"--audio-rate {self.audio_rate}: expected 8000 to 192000 Hz, or `source`")
+        if self.recogniser is None and (self.speech_model or self.grammar):
+            raise ValueError("--speech-model and --grammar belong to a recogniser: name one with --transcribe")
+
+    def identity(self) -> dict[str, Any]:
+        """What the content of the shards depends on: not where and how long it may take."""
+        free = ("timeout", "memory", "device")
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """All that a worker needs to build one shard; small enough to be sent."""
+
+    name: str
+    out: str
+    source: str
+    schema: ClipSchema
+    clips: tuple[Clip, ...]
+    options: BuildOptions
+    digest: str
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """The tasks, what was refused before any file is opened, and the digest of all that decides the content."""
+
+    out: Path
+    name: str
+    tasks: tuple[ShardTask, ...]
+    rejected: tuple[Rejected, ...]
+    found: int
+    digest: str
+    identity: dict[str, Any]
+
+    @classmethod
+    def make(cls, clips: ClipSet, out: Path, options: BuildOptions) -> BuildPlan:
+        """Refuse unusable and repeated keys, order the clips and divide them among shards. Pure: nothing is written."""
+        good, rejected = _usable(clips)
+        schema = ClipSchema(options.sound, clips.labels, clips.grouped)
+        count = len(good)
+        per_shard = options.clips_per_shard or max(8, min(256, -(-count // 32)))
+        seed = options.shuffle_seed
+        order = np.arange(count) if seed is None else shuffled_order(count, seed)
+        listing = xxhash.xxh3_128()
+        for clip in good:
+            listing.update(json.dumps(asdict(clip), sort_keys=True, default=str).encode())
+        identity = {
+            "format": _FORMAT,
+            "set": clips.name,
+            "clips": count,
+            "listing": listing.hexdigest(),
+            "schema": schema.to_dict(),
+            "per_shard": per_shard,
+            **options.identity(),
+        }
+        digest = xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
+        tasks = tuple(
+            ShardTask(
+                f"clips-{number:06d}",
+                str(out),
+                str(clips.source.absolute()),
+                schema,
+                tuple(good[i] for i in order[start : start + per_shard]),
+                options,
+                digest,
+            )
+            for number, start in enumerate(range(0, count, per_shard))
+        )
+        return cls(out, clips.name, tasks, tuple(rejected), count + len(rejected), digest, identity)
+
+    def claim(self, overwrite: bool = False) -> None:
+        """Make the folder this build's, or go on with a build of the same plan.
+
+        Raises ValueError where the folder holds anything else, naming what differs.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / PLAN_NAME
+        if path.exists():
+            differing = _differences(path, self.identity)
+            if not differing:
+                return
+            if not overwrite:
+                raise ValueError(
+                    f"{self.out} holds a build that differs in {', '.join(differing)}; choose another folder, or "
+                    "replace it with --overwrite"
+                )
+        elif any(self.out.iterdir()) and not overwrite:
+            raise ValueError(f"{self.out} is not empty and holds no build to go on with; choose another folder")
+        if overwrite:
+            _remove_build(self.out)
+        (self.out / "reports").mkdir(exist_ok=True)
+        replace_atomically(path, json.dumps(self.identity, indent=1, sort_keys=True).encode())
+
+
+def _usable(clips: ClipSet) -> tuple[list[Clip], list[Rejected]]:
+    """Clips with keys of their own; those that share one are all refused, for none of them is the right one."""
+    holders: dict[str, list[Clip]] = {}
+    rejected = list(clips.rejected)
+    for clip in clips.clips:
+        try:
+            for what in ("key", "group", "split", "transcript"):
+                check_text(what, getattr(clip, what))
+        except ValueError as error:
+            rejected.append(Rejected(shown(clip.video), "bad_name", str(error)))
+            continue
+        if not clip.key:
+            rejected.append(Rejected(shown(clip.video), "bad_name", "the key is empty"))
+            continue
+        holders.setdefault(safe_key(clip.key, KEY_LIMIT), []).append(clip)
+    for same in holders.values():
+        if len(same) > 1:
+            for clip in same:
+                others = ", ".join(shown(other.video) for other in same if other is not clip)
+                message = f"the key {clip.key!r} is also that of {others}"
+                rejected.append(Rejected(shown(clip.video), "duplicate_key", message))
+    return [same[0] for _, same in sorted(holders.items()) if len(same) == 1], rejected
+
+
+def _differences(path: Path, identity: dict[str, Any]) -> list[str]:
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; build anew with --overwrite") from None
+    mine = json.loads(json.dumps(identity))
+    return sorted(name for name in {*mine, *stored} if mine.get(name) != stored.get(name))
+
+
+def _remove_build(out: Path) -> None:
+    """The manifest first: it must never promise shards that are gone. Only what a build writes is removed."""
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    names = ("clips-*.tar", "clips-*.index.parquet", "reports/*.json", "quarantine.jsonl", "summary.json", PLAN_NAME)
+    for name in names:
+        for path in sorted(out.glob(name)):
+            path.unlink()

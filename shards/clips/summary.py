@@ -1,0 +1,88 @@
+"""Ends a build: manifest, quarantine list, and a summary whose counts add up."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from shards.clips.build import ShardReport
+from shards.clips.plan import BuildPlan
+from shards.clips.reader import ClipManifest
+from shards.files import replace_atomically
+from shards.media.limits import REASONS
+
+QUARANTINE_NAME = "quarantine.jsonl"
+SUMMARY_NAME = "summary.json"
+# The exit status of a build: all clips are in the shards; or some are in quarantine.jsonl, by name with the reason.
+COMPLETE, QUARANTINED = 0, 3
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """found = written + sum(quarantined); seconds: of work, summed over shards; resumed: shards of an earlier run."""
+
+    name: str
+    found: int
+    written: int
+    shards: int
+    bytes: int
+    quarantined: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    resumed: int = 0
+
+    @property
+    def exit_status(self) -> int:
+        return QUARANTINED if self.quarantined else COMPLETE
+
+    def lines(self, out: Path) -> list[str]:
+        """For people."""
+        refused = sum(self.quarantined.values())
+        lines = [f"{self.name}: {self.found} clips found = {self.written} written + {refused} quarantined"]
+        lines += [f"  {count:>8} {reason}: {REASONS[reason]}" for reason, count in sorted(self.quarantined.items())]
+        if refused:
+            lines.append(f"  names and reasons: {out / QUARANTINE_NAME}")
+        lines += [f"  {count:>8} {name}" for name, count in sorted(self.counts.items())]
+        size = f"{self.bytes / 2**20:.1f} MiB in {self.shards} shard(s)"
+        return [*lines, f"{out}: {size}" + (f", {self.resumed} from an earlier run" if self.resumed else "")]
+
+
+def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) -> BuildSummary:
+    """Write `quarantine.jsonl`, `manifest.parquet` (only if clips were written) and, last, `summary.json`.
+
+    reports: of all tasks, in their order. Raises RuntimeError where the counts do not add up: a clip was lost.
+    """
+    assert [report.shard for report in reports] == [task.name for task in plan.tasks]
+    entries = [
+        {"key": None, "source": item.name, "reason": item.reason, "message": item.message} for item in plan.rejected
+    ]
+    entries += [dict(item) for report in reports for item in report.quarantined]
+    written = sum(report.written for report in reports)
+    if written + len(entries) != plan.found:
+        raise RuntimeError(f"{plan.found} clips were found, but {written} written and {len(entries)} quarantined")
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    replace_atomically(plan.out / QUARANTINE_NAME, lines.encode())
+    names = [report.shard for report in reports if report.written]
+    if names:
+        manifest = ClipManifest.assemble(plan.out, names, {"set": plan.name, "plan": plan.digest})
+        if manifest.rows != written:
+            raise RuntimeError(f"{written} clips were written, but the shards hold {manifest.rows}")
+    counts: Counter[str] = Counter()
+    for report in reports:
+        counts.update(report.counts)
+    summary = BuildSummary(
+        plan.name,
+        plan.found,
+        written,
+        len(names),
+        sum(report.bytes for report in reports),
+        dict(Counter(str(entry["reason"]) for entry in entries)),
+        dict(counts),
+        round(sum(report.seconds for report in reports), 3),
+        resumed,
+    )
+    replace_atomically(plan.out / SUMMARY_NAME, json.dumps(asdict(summary), indent=1).encode())
+    return summary

@@ -1,0 +1,1 @@
+"""Shards that other tools wrote: found, indexed, and read member by member."""

@@ -1,0 +1,381 @@
+"""`python -m shards index`: makes shards that other tools wrote readable, by an index beside each and a manifest.
+
+The shards themselves stay as they are. Their members need not lie at fixed distances, so reading them takes a slower
+path; `python -m shards pack` writes fast ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from shards.damage import ShardError
+from shards.files import replace_atomically
+from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
+from shards.foreign.member import MemberError, read_npy
+from shards.foreign.tarscan import Member, scan_tar
+from shards.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
+from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
+from shards.record import check_text
+from shards.schema import LABEL_KINDS, Column, Label, Schema
+
+# As `webdataset` groups members: the key is all before the first dot of the file's own name.
+_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
+_TEXT_LIMIT = 16 * 1024**2
+_ADJACENT = "Write the archive with the members of a sample next to each other (for GNU tar: --sort=name)"
+
+
+@dataclass
+class _Draft:
+    """A shard whose members are found and checked, before labels have numbers."""
+
+    name: str
+    keys: list[str]
+    members: np.ndarray
+    checksums: np.ndarray
+    present: np.ndarray
+    labels: dict[str, list[Any]]
+    groups: list[str | None]
+    texts: list[str | None]
+    meta: dict[str, list[str | None]]
+
+
+def index_folder(
+    folder: str | Path,
+    mapping: MemberMapping | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Write an index beside every `*.tar` of a local folder, and their manifest; all or nothing.
+
+    Raises ShardError, naming shard and sample, for whatever `scan_tar` refuses, duplicate members and keys, samples
+    whose members are not adjacent, arrays that are not (D,) or (1, D) floats of one width and dtype in all shards;
+    ValueError for a folder without shards or with a manifest (unless `overwrite`), and for labels that don't fit.
+    """
+    folder, mapping = Path(folder).absolute(), mapping or MemberMapping()
+    if (folder / MANIFEST_NAME).exists() and not overwrite:
+        raise ValueError(f"{folder} has a manifest already; ask to overwrite it if the shards changed")
+    paths = sorted(folder.glob(f"*{TAR_SUFFIX}"))
+    if not paths:
+        packed = sorted(path.name for path in folder.glob("*.tar.*"))
+        hint = f"; {packed[0]} is compressed and cannot be read by range: decompress it" if packed else ""
+        raise ValueError(f"{folder} holds no *{TAR_SUFFIX}{hint}")
+    samples = {path: _samples(path) for path in paths}
+    _refuse_shared_keys(samples)
+    extensions = dict(mapping.columns) or _npy_extensions(samples)
+    if not extensions:
+        raise ValueError(f"{folder}: no sample has an .npy member; name the columns with --column NAME=EXTENSION")
+    columns: dict[str, Column] = {}
+    drafts = []
+    for number, path in enumerate(paths):
+        drafts.append(_draft(path, samples.pop(path), extensions, mapping, columns))
+        if progress is not None:
+            progress(f"shard {number + 1} of {len(paths)}: {drafts[-1].name}, {len(drafts[-1].keys)} samples")
+    absent = [name for name in extensions if name not in columns]
+    if absent:
+        raise ValueError(
+            f"column {absent[0]!r}: no sample has a member .{extensions[absent[0]]} that is not all NaN; "
+            "leave the column out, or correct its extension"
+        )
+    schema = Schema(
+        tuple(columns[name] for name in extensions),
+        {name: tuple(members) for name, members in mapping.modalities.items()},
+        tuple(_label(source, drafts) for source in mapping.labels),
+        mapping.group is not None,
+        tuple(mapping.meta),
+    )
+    encoded = [(draft.name, _encode(draft, schema, mapping)) for draft in drafts]
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for name, data in encoded:
+        replace_atomically(folder / f"{name}{INDEX_SUFFIX}", data)
+    return Manifest.assemble(folder, [draft.name for draft in drafts], {"indexed": mapping.to_dict()})
+
+
+def _samples(path: Path) -> dict[str, dict[str, Member]]:
+    """Key -> extension -> member, in the order of the archive."""
+    shard = path.name.removesuffix(TAR_SUFFIX)
+    check_shard_name(shard)
+    samples: dict[str, dict[str, Member]] = {}
+    current = None
+    for member in scan_tar(path):
+        split = split_name(member.name)
+        if split is None:
+            continue
+        key, extension = split
+        if key != current and key in samples:
+            raise ShardError(
+                shard, f"member {member.name!r} lies apart from its sample, or the key is used twice", sample=key,
+                remedy=_ADJACENT,
+            )  # fmt: skip
+        current = key
+        if extension in samples.setdefault(key, {}):
+            raise ShardError(shard, f"member {member.name!r} occurs twice", sample=key, remedy=_ADJACENT)
+        samples[key][extension] = member
+    if not samples:
+        raise ShardError(shard, "has no members named KEY.EXTENSION", remedy="Remove it from the folder")
+    return samples
+
+
+def _refuse_shared_keys(samples: Mapping[Path, Mapping[str, Any]]) -> None:
+    holder: dict[str, str] = {}
+    for path, keys in samples.items():
+        for key in keys:
+            if holder.setdefault(key, path.name) != path.name:
+                raise ShardError(path.name, f"key occurs in {holder[key]} as well; rename one", sample=key)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member, as `webdataset` splits its name; None for what belongs to no sample."""
+    match = _KEY_AND_EXTENSION.fullmatch(name)
+    if match is None or (name.startswith("__") and name.endswith("__")):
+        return None
+    return match[1], match[2].lower()
+
+
+def _npy_extensions(samples: Mapping[Path, Mapping[str, Mapping[str, Member]]]) -> dict[str, str]:
+    """Column name -> extension of all .npy members of all shards; a bare `.npy` becomes the column `features`."""
+    found = {
+        e for shard in samples.values() for sample in shard.values() for e in sample if re.search(r"(^|\.)npy$", e)
+    }
+    columns: dict[str, str] = {}
+    for extension in sorted(found):
+        name = extension.removesuffix("npy").rstrip(".").replace(".", "_") or "features"
+        if name in columns:
+            raise ValueError(f"members .{columns[name]} and .{extension} would both be the column {name!r}; name them")
+        columns[name] = extension
+    return columns
+
+
+def _draft(
+    path: Path,
+    samples: Mapping[str, Mapping[str, Member]],
+    extensions: Mapping[str, str],
+    mapping: MemberMapping,
+    columns: dict[str, Column],
+) -> _Draft:
+    """Read and check every sample of a shard; the first array of a column decides its width and dtype."""
+    shard = path.name.removesuffix(TAR_SUFFIX)
+    count = len(samples)
+    draft = _Draft(
+        shard,
+        list(samples),
+        np.full((count, len(extensions), 2), -1, np.int64),
+        np.zeros(count, np.uint64),
+        np.zeros((count, len(extensions)), bool),
+        {label.name: [] for label in mapping.labels},
+        [],
+        [],
+        {name: [] for name in mapping.meta},
+    )
+    with path.open("rb") as file:
+        for row, (key, members) in enumerate(samples.items()):
+            digest = xxhash.xxh3_64()
+            for number, (name, extension) in enumerate(extensions.items()):
+                member = members.get(extension)
+                if member is None:
+                    continue
+                data = _read(file, member)
+                digest.update(data)
+                draft.members[row, number] = member.offset, member.size
+                draft.present[row, number] = _check_array(shard, key, name, data, mapping.nan, columns)
+            draft.checksums[row] = digest.intdigest()
+            values = _Values(shard, key, file, members)
+            for label in mapping.labels:
+                draft.labels[label.name].append(values.get(label.source))
+            draft.groups.append(values.string(mapping.group))
+            draft.texts.append(values.string(mapping.text))
+            for name, source in mapping.meta.items():
+                draft.meta[name].append(values.string(source))
+    return draft
+
+
+def _read(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def _check_array(shard: str, key: str, name: str, data: bytes, nan: str, columns: dict[str, Column]) -> bool:
+    """Whether the column is present; ShardError where it is no float array like those before it."""
+    try:
+        array = read_npy(data)
+    except MemberError as error:
+        raise ShardError(shard, f"column {name!r}: {error}", sample=key) from None
+    width = array.shape[-1] if array.ndim else 0
+    if array.shape not in ((width,), (1, width)) or width == 0:
+        raise ShardError(
+            shard, f"column {name!r} has an unusable shape", sample=key, expected="(D,)", found=array.shape
+        )
+    column = columns.setdefault(name, Column(name, width, array.dtype.newbyteorder("=").name))
+    if (width, array.dtype.newbyteorder("=").name) != (column.width, column.dtype):
+        raise ShardError(
+            shard,
+            f"column {name!r} has another width or dtype than in the samples before it",
+            sample=key,
+            expected=f"{column.dtype} ({column.width},)",
+            found=f"{array.dtype.name} {array.shape}",
+            remedy="Write all samples alike, or put different data into different folders",
+        )
+    finite = np.isfinite(array)
+    if finite.all() or nan == "any" or np.isnan(array).all():
+        return bool(finite.all())
+    raise ShardError(
+        shard,
+        f"column {name!r}: element {int(np.flatnonzero(~finite.reshape(-1))[0])} is not finite, others are",
+        sample=key,
+        remedy="Fill the gaps, or count such a column as missing with --nan-row-missing any",
+    )
+
+
+class _Values:
+    """Labels and strings of one sample; each JSON member is parsed once."""
+
+    def __init__(self, shard: str, key: str, file: BinaryIO, members: Mapping[str, Member]) -> None:
+        self._shard, self._key, self._file, self._members = shard, key, file, members
+        self._parsed: dict[str, Any] = {}
+
+    def get(self, source: Source) -> Any:
+        """The value, None where the member or the path does not exist."""
+        member = self._members.get(source.extension)
+        if member is None:
+            return None
+        if source.extension not in self._parsed:
+            self._parsed[source.extension] = self._parse(source, member)
+        value = self._parsed[source.extension]
+        for part in source.path:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def string(self, source: Source | None) -> str | None:
+        value = None if source is None else self.get(source)
+        value = str(value) if isinstance(value, int | float) else value
+        try:
+            check_text(str(source), value)
+        except ValueError as error:
+            raise ShardError(self._shard, str(error), sample=self._key) from None
+        return value
+
+    def _parse(self, source: Source, member: Member) -> Any:
+        if member.size > _TEXT_LIMIT:
+            raise ShardError(self._shard, f"member {member.name!r} has {member.size} bytes", sample=self._key)
+        data = _read(self._file, member)
+        try:
+            text = data.decode("utf-8")
+            if source.path or source.extension.split(".")[-1] == "json":
+                return json.loads(text)
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ShardError(self._shard, f"member {member.name!r} cannot be read: {error}", sample=self._key) from None
+        return text.strip()
+
+
+def _label(source: LabelSource, drafts: Sequence[_Draft]) -> Label:
+    """The label with its classes: those given, or the names (sorted), or 0 up to the highest number in the data."""
+    values = [value for draft in drafts for value in draft.labels[source.name]]
+    known = [value for value in values if value is not None]
+    if not known:
+        raise ValueError(f"label {source.name!r}: no sample has a value at {source.source}")
+    if source.kind == "continuous":
+        return Label(source.name, source.kind, width=len(known[0]) if isinstance(known[0], list) else 1)
+    if source.classes or source.kind == "multilabel":
+        return Label(source.name, source.kind, source.classes)
+    numbers = [_number(value) for value in known]
+    if all(isinstance(number, int) for number in numbers):
+        return Label(source.name, source.kind, tuple(map(str, range(max(numbers) + 1))))
+    return Label(source.name, source.kind, tuple(sorted(set(map(str, known)))))
+
+
+def _number(value: Any) -> Any:
+    """Text of a number as the number, for `.cls` members; anything else as it is."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+def _encode(draft: _Draft, schema: Schema, mapping: MemberMapping) -> bytes:
+    labels: dict[str, list[Any]] = {}
+    for label in schema.labels:
+        labels[label.name] = []
+        for key, value in zip(draft.keys, draft.labels[label.name], strict=True):
+            if not (isinstance(value, str) and value in label.classes):
+                value = _number(value)
+            try:
+                labels[label.name].append(label.from_json(value))
+            except (ValueError, TypeError) as error:
+                raise ShardError(draft.name, str(error), sample=key) from None
+    layout = {
+        "kind": "members",
+        "mapping": mapping.to_dict(),
+        "values": values_digest(draft.keys, labels, draft.groups, draft.texts, draft.meta),
+    }
+    rows = IndexRows(
+        draft.keys,
+        np.where(draft.members[..., 0] < 0, np.iinfo(np.int64).max, draft.members[..., 0]).min(axis=1),
+        draft.checksums,
+        draft.present,
+        labels,
+        draft.groups,
+        draft.texts,
+        draft.meta,
+        draft.members,
+    )
+    return encode_index(schema, layout, rows)
+
+
+# Command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make shards that webdataset.TarWriter, GNU tar or bsdtar wrote readable: write an index beside each *.tar of "
+        "FOLDER, and a manifest. A SOURCE is an extension (cls, txt) or a place in a JSON member (json#labels.mood)."
+    )
+    parser.epilog = (
+        "example: python -m shards index data --column video=video.npy --column audio=audio.npy "
+        "--label mood=json#mood:class:calm,angry --group json#speaker --text txt"
+    )
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--column", action="append", default=[], metavar="NAME=EXTENSION",
+                        help="an array of each sample; default: every .npy member")  # fmt: skip
+    parser.add_argument("--modality", action="append", default=[], metavar="NAME=COLUMN[,COLUMN]",
+                        help="default composition of modalities; default: one of each column")  # fmt: skip
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=SOURCE:KIND[:CLASS,CLASS]",
+                        help=f"KIND is one of {', '.join(LABEL_KINDS)}")  # fmt: skip
+    parser.add_argument("--group", metavar="SOURCE", help="whose sample it is (speaker)")
+    parser.add_argument("--text", metavar="SOURCE", help="transcript")
+    parser.add_argument("--meta", action="append", default=[], metavar="NAME=SOURCE", help="a further string field")
+    parser.add_argument("--nan-row-missing", choices=("all", "any"), default="all",
+                        help="how many NaN make a column missing (default: all; fewer are refused)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace manifest and indexes that are there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Index a folder; returns the exit status."""
+    mapping = MemberMapping(
+        columns=dict(split_assignment("--column", text) for text in args.column),
+        modalities={
+            name: tuple(members.split(","))
+            for name, members in (split_assignment("--modality", text) for text in args.modality)
+        },
+        labels=tuple(parse_label(text) for text in args.label),
+        group=None if args.group is None else Source.parse(args.group),
+        text=None if args.text is None else Source.parse(args.text),
+        meta={name: Source.parse(s) for name, s in (split_assignment("--meta", text) for text in args.meta)},
+        nan=args.nan_row_missing,
+    )
+    manifest = index_folder(
+        args.folder, mapping, overwrite=args.overwrite, progress=lambda line: print(line, flush=True)
+    )
+    print(f"{manifest.folder}: {manifest.rows} samples in {len(manifest)} shards, digest {manifest.digest}")
+    return 0

@@ -1,0 +1,1 @@
+"""`python -m shards pack`: feature arrays and label tables to shards."""

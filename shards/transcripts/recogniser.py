@@ -1,0 +1,86 @@
+"""What is said in a clip, recognised where the data set does not tell; and how wrong that is."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from shards.schema import did_you_mean
+
+# Name -> (module with `create(model, grammar, device) -> Recogniser`, one line).
+BACKENDS: Mapping[str, tuple[str, str]] = {
+    "pocketsphinx": (
+        "shards.transcripts.sphinx",
+        "works with no download; free speech comes out badly, a grammar (--grammar) helps",
+    ),
+    "whisper": (
+        "shards.transcripts.hugging_face",
+        "Whisper, or any speech-to-text model of Hugging Face (--speech-model NAME or FOLDER)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """text: the words, None where none were heard; source: "own" or the recogniser's name; confidence: in [0, 1] or
+    None; low_confidence: not to be used unless somebody asks for it."""
+
+    text: str | None
+    source: str
+    confidence: float | None = None
+    low_confidence: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"source": self.source, "confidence": self.confidence, "low_confidence": self.low_confidence}
+
+
+class Recogniser(Protocol):
+    """A speech recogniser. `name` says backend and model; the result depends on the samples only, not on what was
+    recognised before."""
+
+    name: str
+
+    def __call__(self, samples: np.ndarray) -> Transcript:
+        """(N,) float32 at 16 kHz to words."""
+
+
+def create_recogniser(
+    backend: str, model: str | None = None, grammar: str | None = None, device: str = "cpu"
+) -> Recogniser:
+    """The recogniser of that name. Raises ValueError for an unknown name, a missing package or model: which, and where
+    to get it."""
+    if backend not in BACKENDS:
+        raise ValueError(f"speech recogniser {backend!r} is unknown, {did_you_mean(backend, BACKENDS)}")
+    return importlib.import_module(BACKENDS[backend][0]).create(model, grammar, device)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without punctuation; apostrophes within words stay."""
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
+
+
+def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Fewest substitutions, deletions and insertions that turn one into the other (Levenshtein distance on words)."""
+    row = list(range(len(hypothesis) + 1))
+    for i, expected in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, heard in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(diagonal + (expected != heard), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def word_error_rate(pairs: Iterable[tuple[str, str | None]]) -> float:
+    """Errors of all (reference, hypothesis) pairs over the words of all references; ValueError where there are none."""
+    errors = count = 0
+    for reference, hypothesis in pairs:
+        expected = words(reference)
+        errors += word_errors(expected, words(hypothesis or ""))
+        count += len(expected)
+    if not count:
+        raise ValueError("no reference has a word: there is nothing to compare with")
+    return errors / count

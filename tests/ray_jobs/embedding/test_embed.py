@@ -1,0 +1,202 @@
+"""New clips through a run's own encoders and heads: beside the same steps taken one by one; what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import conclugen
+from conclugen import Pretrainer, backbones, downstream, export, presets
+from ray_jobs import embed, evaluate
+from ray_jobs.embedding import timeline as embed_timeline
+from ray_jobs.embedding.clips import Windows
+from ray_jobs.embedding.model import RunModel
+from ray_jobs.extraction.plan import Augmentation
+from ray_jobs.run_config import DataConfig
+from ray_jobs.run_folder import RunFolder, write_json
+from shards.manifest import Manifest
+from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
+from tests.shards.media.make_media import make_video, sine
+
+NAMES = ("random-image", "random-video", "random-audio", "random-text")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Feature shards of 24 clips, and a finished, evaluated run on them."""
+    root = tmp_path_factory.mktemp("embed")
+    clips = make_clips(root / "clips", 2, 12, pictures=25)
+    run_loop(make_plan(clips, root / "features", NAMES, augmentation=Augmentation(1)))
+    make_run(root, "run", ("video", "audio"))
+    return root
+
+
+def make_run(root: Path, name: str, modalities: tuple[str, ...]) -> RunFolder:
+    """A run as `ray_jobs.pretrain` and `ray_jobs.evaluate` leave it, but for the training."""
+    manifest = Manifest.open(root / "features")
+    widths = {m: sum(manifest.schema.column(c).width for c in manifest.modalities[m]) for m in modalities}
+    config = presets.build(
+        "contrast_only_video_audio",
+        global_batch=8,
+        epochs=1,
+        model={"representation_dim": 8, "projection_dim": 8, "reconstruction_hidden_dim": 8},
+    )
+    moments = {m: (np.zeros(w), np.ones(w)) for m, w in widths.items()}
+    pretrainer = Pretrainer(config, widths, 1, standardization=moments)
+    folder = RunFolder(root / "runs" / name)
+    composition = {m: list(manifest.modalities[m]) for m in modalities}
+    export.save(folder.model, pretrainer, {"modalities": composition, "features": manifest.info["features"]})
+    write_json(folder.config, {"data": {"folder": str(root / "features")}})
+    data = DataConfig(folder=str(root / "features"), validation_view=None)
+    job = evaluate.EvaluateJob(name, "mood", data)
+    (folder.evaluation / "features-mood").mkdir(parents=True)
+    write_json(folder.evaluation / "features-mood/scores.json", {"job": asdict(job), "cells": []})
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return make_video(tmp_path / "long.mp4", 100, (48, 64), sound=sine(4.0, 44_100, 1))
+
+
+def arguments(root: Path, *more: str) -> list[str]:
+    return ["--run", "run", "--output", str(root / "runs"), *more]
+
+
+def test_files_are_embedded_whole_and_by_windows(root: Path, video: Path, tmp_path: Path) -> None:
+    status = embed.main(arguments(root, str(video), "--out", str(tmp_path / "out"), "--window", "1", "--stride", "0.5"))
+    assert status == 0
+    table = pq.read_table(tmp_path / "out/embeddings.parquet").to_pylist()
+    assert [(row["start"], row["end"]) for row in table[1:]] == [(k / 2, k / 2 + 1) for k in range(7)]
+    assert table[0]["whole"] and table[0]["end"] == 4.0 and not any(row["whole"] for row in table[1:])
+    for row in table:
+        assert row["present.video"] and row["present.audio"]
+        assert row["p.calm"] + row["p.angry"] == pytest.approx(1.0) and len(row["embedding"]) == 16
+    assert (tmp_path / "out/timeline-long.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path, tmp_path: Path) -> None:
+    """Prepared, decoded, encoded, standardised and embedded by hand; the probe fitted by hand."""
+    from shards.clips.decode import decode_clip
+    from shards.clips.reader import StoredClip
+    from shards.media.prepare import Request, prepare
+
+    embed.main(arguments(root, str(video), "--out", str(tmp_path / "out"), "--window", "9", "--stride", "1"))
+    (row,) = pq.read_table(tmp_path / "out/embeddings.parquet").to_pylist()
+    prepared = prepare(Request(str(video)))
+    clip = StoredClip("long", 0, prepared.video, prepared.sound, None, {"face": prepared.details["face"]})
+    image = decode_clip(clip, (1,), (64, 64)).frames[1].pixels
+    frames = decode_clip(clip, (16,), (180, 180))
+    parts = [
+        backbones.create(name).encode([value])[0]
+        for name, value in zip(NAMES[:3], (image, frames.frames[16].pixels, frames.samples), strict=True)
+    ]
+    embedder = conclugen.load(root / "runs/run/model")
+    features = {"video": np.concatenate(parts[:2])[None], "audio": parts[2][None]}
+    np.testing.assert_allclose(row["embedding"], embedder.embed(features)[0], rtol=1e-5, atol=1e-6)
+
+    job = evaluate.EvaluateJob("run", "mood", DataConfig(folder=str(root / "features"), validation_view=None))
+    task, rows, _ = evaluate.read_task(job, embedder.modalities)
+    missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+    vectors = embedder.embed(missing).astype(np.float64)[task.train]
+    probe = downstream.fit_classes(vectors, task.target[task.train], task.group[task.train], 2)
+    expected = probe.probabilities(embedder.embed(features))[0]
+    np.testing.assert_allclose([row["p.calm"], row["p.angry"]], expected, rtol=1e-4)
+
+
+def test_a_kept_probe_is_read_back_and_a_stale_one_is_not(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(root / "runs/run")
+    first = RunModel.open(folder, "mood").probe
+    monkeypatch.setattr("ray_jobs.embedding.model._fit", lambda *_: pytest.fail("fitted again"))
+    second = RunModel.open(folder, "mood").probe
+    assert first is not None and second is not None
+    x = np.random.default_rng(0).standard_normal((3, 16))
+    np.testing.assert_array_equal(first.probabilities(x), second.probabilities(x))
+    document = folder.evaluation / "features-mood/probe.json"
+    said = json.loads(document.read_text())
+    write_json(document, {**said, "model": "another"})
+    with pytest.raises(pytest.fail.Exception, match="fitted again"):
+        RunModel.open(folder, "mood")
+    write_json(document, said)
+
+
+def test_bad_files_are_told_by_name_and_the_rest_goes_on(
+    root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.mp4").write_text("text")
+    bad, gone = str(tmp_path / "text.mp4"), str(tmp_path / "gone.mp4")
+    assert embed.main(arguments(root, bad, str(video), gone, "--out", str(tmp_path / "out"))) == 3
+    said = capsys.readouterr()
+    assert f"{bad}: not_media" in said.err and f"{gone}: missing" in said.err and "1 of 3 clips" in said.out
+
+
+def test_silent_files_have_no_audio(root: Path, tmp_path: Path) -> None:
+    silent = make_video(tmp_path / "silent.mp4", 30)
+    assert embed.main(arguments(root, str(silent), "--out", str(tmp_path / "out"))) == 0
+    (row,) = pq.read_table(tmp_path / "out/embeddings.parquet").to_pylist()
+    assert row["present.video"] and not row["present.audio"] and row["embedding"][8:] == [0.0] * 8
+
+
+def test_other_weights_and_unknown_origins_are_refused(
+    root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(root / "runs", runs)
+    document = runs / "run/model/config.json"
+    said = json.loads(document.read_text())
+
+    def status(info: dict) -> int:
+        document.write_text(json.dumps({**said, "info": info}))
+        return embed.main(["--run", "run", "--output", str(runs), str(video), "--out", str(tmp_path / "out")])
+
+    changed = json.loads(json.dumps(said["info"]))
+    changed["features"]["encoders"][2]["digest"] = "0" * 64
+    assert status(changed) == 2
+    assert "encoder random-audio: digest is" in capsys.readouterr().err
+    # exported without: the run's own shards tell
+    without = {name: value for name, value in said["info"].items() if name != "features"}
+    assert status(without) == 0
+    write_json(runs / "run/config.json", {"data": {"folder": str(tmp_path / "nowhere")}})
+    assert status(without) == 2
+    assert "do not tell which encoders" in capsys.readouterr().err
+    views = json.loads(json.dumps(said["info"]))
+    views["modalities"]["video"] = ["random_image_v1"]
+    assert status(views) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "expected video files, or --clips, or --features"),
+        (["a.mp4", "b.mp4", "--text", "words"], "--text is what one clip says"),
+        (["a.mp4", "--fusion", "sum"], "--fusion 'sum' is unknown"),
+        (["a.mp4", "--label", "modd"], "did you mean 'mood'"),
+        (["a.mp4", "--window", "1", "--stride", "2"], "0 < stride <= window"),
+        (["--features", "/nowhere"], "no manifest at /nowhere"),
+    ],
+)
+def test_wrong_input(root: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
+    assert embed.main(arguments(root, *more)) == 2
+    assert message in capsys.readouterr().err
+    assert embed.main(["--run", "none", "--output", str(root / "runs"), "a.mp4"]) == 2
+    assert "no exported model" in capsys.readouterr().err
+
+
+def test_windows_lie_in_the_clip() -> None:
+    assert Windows(2.0, 0.5).over(1.9) == [] and Windows(2.0, 0.5).over(2.4) == []
+    assert Windows(2.0, 0.5).over(3.0) == [(0.0, 2.0), (0.5, 2.5), (1.0, 3.0)]
+
+
+def test_the_timeline_without_a_probe_shows_change(tmp_path: Path) -> None:
+    x = np.array([[1.0, 0], [1, 0], [0, 2], [0, -1]])
+    np.testing.assert_allclose(embed_timeline.change(x), [0, 1, 2])
+    path = embed_timeline.draw([(0, 1), (1, 2), (2, 3), (3, 4)], x, None, (), tmp_path / "a/b.png", "title")
+    assert path.stat().st_size > 1000
+    with pytest.raises(ValueError, match="two or more"):
+        embed_timeline.draw([(0, 1)], x[:1], None, (), tmp_path / "c.png", "")

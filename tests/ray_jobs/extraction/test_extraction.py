@@ -1,0 +1,264 @@
+"""Extraction without Ray: what lands in the feature shards, what is quarantined, what is resumed, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from conclugen import backbones
+from conclugen.backbones.views import augment
+from ray_jobs import extract_features
+from ray_jobs.extraction import clip_features as extraction_clips
+from ray_jobs.extraction.clip_features import ALL_REASONS, Decoded
+from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, recipe_of
+from shards.clips.decode import decode_clip
+from shards.clips.reader import ClipManifest, ClipReader
+from shards.manifest import Manifest
+from shards.media.frames import Frames
+from shards.reader import Reader
+from shards.view import View
+from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipManifest:
+    return make_clips(tmp_path_factory.mktemp("clips"))
+
+
+def rows_of(folder: Path) -> dict[str, dict]:
+    """Key -> everything the feature shards say of the clip."""
+    manifest = Manifest.open(folder)
+    reader = Reader(manifest, View.everything(manifest))
+    found = {}
+    for shard in range(len(manifest)):
+        rows = reader.read(shard, 0, int(manifest.counts[shard]))
+        table = reader.metadata(shard)
+        for i, key in enumerate(table["key"].to_pylist()):
+            features = {m: x[i].copy() if rows.present[m][i] else None for m, x in rows.features.items()}
+            index = {name: table[name][i].as_py() for name in table.column_names}
+            found[key] = {"features": features, "index": index}
+    return found
+
+
+def test_features_are_the_encoders_own_and_the_rest_is_the_clips(clips: ClipManifest, tmp_path: Path) -> None:
+    summary = run_loop(make_plan(clips, tmp_path))
+    assert (summary.clips, summary.written, summary.quarantined, summary.exit_status) == (8, 8, {}, 0)
+    assert summary.missing == {"random_audio": 2, "random_text": 2} and summary.views == {"train": 6, "test": 2}
+    manifest = Manifest.open(tmp_path)
+    assert manifest.labels == clips.labels and manifest.modalities["video"] == ("random_image",)
+    assert list(manifest.shards["name"].to_pylist()) == list(clips.shards["name"].to_pylist())
+    found = rows_of(tmp_path)
+    image, audio, text = (backbones.create(name) for name in RANDOM)
+    reader = ClipReader(clips)
+    for shard in range(len(clips)):
+        index = reader.table(shard)
+        for row, clip in enumerate(reader.clips(shard)):
+            decoded = decode_clip(clip, (1,), (64, 64))
+            mine = found[clip.key]
+            np.testing.assert_array_equal(mine["features"]["video"], image.encode([decoded.frames[1].pixels])[0])
+            for modality, encoder, value in (("audio", audio, decoded.samples), ("text", text, decoded.text)):
+                wanted = None if value is None else encoder.encode([value])[0]
+                np.testing.assert_array_equal(mine["features"][modality], wanted)
+            for name in ("label.mood", "group", "text", "meta.split", "meta.source"):
+                assert mine["index"][name] == index[name][row].as_py(), name
+    train = View.open(manifest, "train")
+    reader_of_train = Reader(manifest, train)
+    keys = [reader_of_train.metadata(shard)["key"].to_pylist() for shard in range(len(manifest))]
+    chosen = {keys[shard][i] for shard in range(len(manifest)) for i in train.indices(shard)}
+    assert chosen == {"c0", "c1", "c2", "c4", "c5", "c6"}
+
+
+def test_views_are_stored_beside_the_clean_features(clips: ClipManifest, tmp_path: Path) -> None:
+    plan = make_plan(clips, tmp_path, ("random-image", "random-audio"), augmentation=Augmentation(2, "strong", 9))
+    run_loop(plan)
+    manifest = Manifest.open(tmp_path)
+    assert set(manifest.modalities) == {"video", "audio", "video_v1", "audio_v1", "video_v2", "audio_v2"}
+    found = rows_of(tmp_path)
+    clip = ClipReader(clips).read(0, 0)
+    frames = decode_clip(clip, (1,), (64, 64)).frames[1].pixels
+    for view in (1, 2):
+        changed = augment("frames", frames, seed=9, key="c0", view=view, strength="strong")
+        wanted = backbones.create("random-image").encode([changed])[0]
+        np.testing.assert_array_equal(found["c0"]["features"][f"video_v{view}"], wanted)
+        assert not np.allclose(wanted, found["c0"]["features"]["video"], atol=1e-3)
+
+
+def test_fp16_shards_hold_the_rounded_features(clips: ClipManifest, tmp_path: Path) -> None:
+    for dtype in ("float32", "float16"):
+        run_loop(make_plan(clips, tmp_path / dtype, ("random-image",), dtype=dtype))
+    whole, half = (rows_of(tmp_path / dtype) for dtype in ("float32", "float16"))
+    for key in whole:
+        x, y = whole[key]["features"]["video"], half[key]["features"]["video"]
+        np.testing.assert_array_equal(y.astype(np.float32), x.astype(np.float16).astype(np.float32))
+
+
+def test_killed_and_resumed_is_the_same_as_never_killed(clips: ClipManifest, tmp_path: Path) -> None:
+    run_loop(make_plan(clips, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(make_plan(clips, tmp_path / "killed"), stop_after=6)
+    assert not (tmp_path / "killed/manifest.parquet").exists()
+    first = tmp_path / "killed/clips-000000.tar"
+    before = first.stat().st_mtime_ns
+    summary = run_loop(make_plan(clips, tmp_path / "killed"))
+    assert summary.resumed == 1 and first.stat().st_mtime_ns == before
+    assert Manifest.open(tmp_path / "killed").digest == Manifest.open(tmp_path / "whole").digest
+    for path in (tmp_path / "whole").glob("clips-*"):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+    first.unlink()  # a report without its shard is not believed
+    assert run_loop(make_plan(clips, tmp_path / "killed")).resumed == 1
+    assert first.is_file()
+
+
+def test_every_clip_is_accounted_for(clips: ClipManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored damage, a failing decoder, an encoder's refusal and numbers that are not finite, each by name."""
+    folder = tmp_path / "clips"
+    shutil.copytree(clips.folder, folder)
+    reader = ClipReader(ClipManifest.open(folder))
+    offset = int(reader.index(0).members[1, 0, 0])  # type: ignore[index]
+    tar = folder / "clips-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[offset + 100] ^= 0xFF
+    tar.write_bytes(data)
+    from conclugen.backbones.random_projection import RandomEncoder
+    from shards.media.limits import MediaError
+
+    decode, steps = extraction_clips.decode_clip, RandomEncoder.encode_sequence
+
+    def failing(clip, *args, **options):
+        if clip.key == "c3":
+            raise MediaError("no_video", "no picture could be decoded")
+        return decode(clip, *args, **options)
+
+    def odd(self, batch):
+        if self.info.modality == "text" and any("number 4" in text for text in batch):
+            raise backbones.InputError(next(i for i, text in enumerate(batch) if "number 4" in text), "too odd")
+        sequences = steps(self, batch)
+        if self.info.modality == "text" and any("number 7" in text for text in batch):
+            sequences[0][:] = np.inf
+        return sequences
+
+    monkeypatch.setattr(extraction_clips, "decode_clip", failing)
+    monkeypatch.setattr(RandomEncoder, "encode_sequence", odd)
+    summary = run_loop(make_plan(ClipManifest.open(folder), tmp_path / "out"))
+    assert (summary.clips, summary.written, summary.exit_status) == (8, 4, 3)
+    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert {(entry["key"], entry["reason"]) for entry in listed} == {
+        ("c1", "stored_damaged"),
+        ("c3", "no_video"),
+        ("c4", "not_encodable"),
+        ("c7", "not_finite"),
+    }
+    assert all(entry["message"] and entry["source"] for entry in listed)
+    assert set(rows_of(tmp_path / "out")) == {"c0", "c2", "c5", "c6"}
+    assert any("8 clips = 4 with features + 4 quarantined" in line for line in summary.lines(tmp_path))
+    assert set(summary.quarantined) <= set(ALL_REASONS)
+
+
+def test_clips_with_nothing_to_encode(clips: ClipManifest, tmp_path: Path) -> None:
+    summary = run_loop(make_plan(clips, tmp_path, ("random-text",)))
+    assert summary.written == 6 and summary.quarantined == {"nothing_to_encode": 2}
+
+
+def test_a_shard_of_which_nothing_is_left(clips: ClipManifest, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    shutil.copytree(clips.folder, folder)
+    tar = folder / "clips-000001.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))
+    summary = run_loop(make_plan(ClipManifest.open(folder), tmp_path / "out"))
+    assert (summary.written, summary.shards, summary.quarantined) == (4, 1, {"stored_damaged": 4})
+    assert Manifest.open(tmp_path / "out").rows == 4
+    resumed = run_loop(make_plan(ClipManifest.open(folder), tmp_path / "out"))
+    assert resumed.resumed == 2 and resumed.quarantined == summary.quarantined
+
+
+def test_other_extractions_are_not_mixed(clips: ClipManifest, tmp_path: Path) -> None:
+    make_plan(clips, tmp_path)
+    with pytest.raises(ValueError, match="differs in dtype, encoders"):
+        make_plan(clips, tmp_path, ("random-image",), dtype="float16")
+    with pytest.raises(ValueError, match="differs in crop"):
+        make_plan(clips, tmp_path, decoding=Decoding("union"))
+    run_loop(make_plan(clips, tmp_path))
+    plan = Extraction.make(clips, tmp_path, [EncoderChoice("random-image")])
+    plan.claim(overwrite=True)
+    assert run_loop(plan).written == 8 and Manifest.open(tmp_path).schema.column_names == ("random_image",)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        make_plan(clips, tmp_path / "other")
+
+
+def test_stretches_of_a_clip() -> None:
+    """Frames by their time, sound by its samples, no text; where no frame begins, the one still on the screen."""
+    take = backbones.create("random-image").info.takes
+    wave, text = (backbones.create(name).info.takes for name in RANDOM[1:])
+    frames = Frames(
+        np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8), np.arange(3.0)
+    )
+    decoded = Decoded((take, wave, text), {take.key: frames}, np.arange(40_000, dtype=np.float32), "words")
+    assert set(decoded.inputs()) == {take.key, wave.key, "text"} and decoded.seconds == 2.5
+    part = decoded.inputs((0.5, 1.5))
+    assert part[take.key][:, 0, 0, 0].tolist() == [1] and set(part) == {take.key, wave.key}
+    assert part[wave.key][0] == 8000 and len(part[wave.key]) == 16_000
+    assert decoded.inputs((1.2, 1.9))[take.key][:, 0, 0, 0].tolist() == [1]
+    assert decoded.inputs((0.0, 2.5))[take.key][:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_shards_say_which_encoders_made_them(clips: ClipManifest, tmp_path: Path) -> None:
+    plan = make_plan(clips, tmp_path)
+    run_loop(plan)
+    recipe = recipe_of(Manifest.open(tmp_path).info)
+    assert recipe is not None and [item["name"] for item in recipe.encoders] == list(RANDOM)
+    recipe.check(plan.infos)
+    with pytest.raises(ValueError, match="random-text, which is missing"):
+        recipe.check(plan.infos[:2])
+    changed = [dict(item) for item in recipe.encoders]
+    changed[1]["digest"] = "0" * 64
+    with pytest.raises(ValueError, match=r"encoder random-audio: digest is .*--weights random-audio=FILE"):
+        type(recipe)(tuple(changed), recipe.decoding).check(plan.infos)
+    assert recipe_of({}) is None
+    with pytest.raises(ValueError, match="cannot be read"):
+        recipe_of({"features": {"crop": "follow"}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--encoders", "resnet15"], "did you mean 'resnet152'"),
+        (["--encoders", "random", "--weights", "resnet152=x"], "is not among"),
+        (["--encoders", "random", "--gpus", "text=1"], "is not among"),
+        (["--encoders", "random", "--gpus", "half"], "expected a number"),
+        (["--encoders", "random", "--actors", "0"], "counts of 1 and more"),
+        (["--encoders", "random", "--dtype", "float8"], "--dtype 'float8' is unknown"),
+        (["--encoders", "random", "--crop", "face"], "--crop 'face' is unknown"),
+        (["--encoders", "random", "--views", "-1"], "--views -1"),
+        (["--encoders", "random", "--clips", "/nowhere"], "no manifest at /nowhere"),
+        (["--encoders", "resdavenet", "--mirror", "/nowhere"], "the mirror /nowhere has no davenet.pth"),
+    ],
+)
+def test_wrong_input_is_told_before_any_work(
+    clips: ClipManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    arguments = [
+        *([] if "--clips" in arguments else ["--clips", clips.folder]),
+        "--out",
+        str(tmp_path / "o"),
+        *arguments,
+    ]
+    assert extract_features.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_row_comes_twice(clips: ClipManifest, tmp_path: Path) -> None:
+    from ray_jobs.extraction.feature_shards import ShardCollector
+
+    collector = ShardCollector(make_plan(clips, tmp_path))
+    table = pa.table({"shard": [0], "row": [0], "key": ["c0"], "reason": ["damaged"], "message": ["x"]})
+    collector.add(table)
+    with pytest.raises(RuntimeError, match="twice"):
+        collector.add(table)

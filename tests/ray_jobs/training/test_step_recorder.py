@@ -1,0 +1,33 @@
+"""Values of steps come back as they were, with the share of time spent waiting for data."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+
+from ray_jobs.training.step_recorder import StepTimer
+
+
+def test_values_of_each_step_and_the_period_s_timing() -> None:
+    recorder = StepTimer(global_batch=10)
+
+    def slow_batches() -> Iterator[int]:
+        for batch in range(3):
+            time.sleep(0.05)
+            yield batch
+
+    for batch in recorder.timed(slow_batches()):
+        values = {"loss": torch.tensor(float(batch)), "lr": torch.tensor(0.5, dtype=torch.float64)}
+        if batch == 2:
+            values["loss/clustering"] = torch.tensor(math.nan)
+        recorder.add(batch + 1, values)
+        time.sleep(0.15)
+    records = recorder.take()
+    assert [(r["step"], r["loss"], r["lr"]) for r in records] == [(1, 0.0, 0.5), (2, 1.0, 0.5), (3, 2.0, 0.5)]
+    assert "loss/clustering" not in records[0] and math.isnan(records[2]["loss/clustering"])
+    assert "data_wait_share" not in records[0]
+    # The first batch is start-up: 0.1 s of waiting in 0.55 s. Sleeping may take longer than asked for, never less.
+    assert 0.1 < records[2]["data_wait_share"] < 0.4
+    assert math.isclose(records[2]["samples_per_second"], 10 / records[2]["step_seconds"])
+    assert recorder.take() == []

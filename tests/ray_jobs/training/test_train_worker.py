@@ -1,0 +1,175 @@
+"""What ranks decide together, and how a rank's failure is told: without a cluster."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+
+from conclugen.non_finite import NonFiniteLossError
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.training import failures
+from ray_jobs.training.failures import Pulse, is_fatal
+from ray_jobs.training.rank_meeting import RankMeeting
+from ray_jobs.training.worker import Watch, check_measure
+from shards import Damage, ShardError
+from shards.damage import UNREADABLE, DamageError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def watch(tmp_path: Path, rows: int = 1000, share: float = 0.003) -> Watch:
+    source: Any = SimpleNamespace(view=SimpleNamespace(rows=rows))
+    job: Any = SimpleNamespace(
+        data=SimpleNamespace(max_damaged_share=share), pretrain=SimpleNamespace(global_batch=100)
+    )
+    return Watch(source, job, RunFolder(tmp_path))
+
+
+def notes(*ranks: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [{"damage": [asdict(Damage("s", f"k{row}", row, "torn")) for row in rows], "leaving": []} for rows in ranks]
+
+
+def test_the_allowed_damage_is_a_share_of_the_whole_not_of_each_rank(tmp_path: Path) -> None:
+    """3 of 1000 are borne: two ranks that met two each have met too many, unless two are the same."""
+    seen = watch(tmp_path)
+    assert not seen.judge(1, notes((1, 2), (2, 3)))
+    assert not seen.judge(2, notes((), (1,)))
+    with pytest.raises(DamageError, match=r"shard 's', sample 'k4': torn; 4 damaged samples exceed the share 0.003 of"):
+        seen.judge(3, notes((), (4,)))
+
+
+def test_damage_that_earlier_starts_met_counts(tmp_path: Path) -> None:
+    for row in (1, 2, 3):
+        RunFolder(tmp_path).quarantine(0).note(Damage("s", f"k{row}", row, "torn"))
+    assert not watch(tmp_path).judge(1, notes((1, 2, 3))), "restored or not, they are no new damage"
+    with pytest.raises(DamageError, match="4 damaged samples"):
+        watch(tmp_path).judge(1, notes((9,)))
+
+
+def test_a_notice_wants_one_checkpoint_for_each_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(tmp_path)
+    leaving = SimpleNamespace(preempted_node_ids=["a"])
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
+    assert not seen.judge(1, [seen.note([])] * 2)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: leaving)
+    assert seen.judge(2, [seen.note([])] * 2) and seen.leaving
+    assert not seen.judge(3, [seen.note([])] * 2) and not seen.leaving
+    leaving.preempted_node_ids = ["a", "b"]
+    assert seen.judge(4, [seen.note([])] * 2)
+
+
+def test_a_measure_that_nothing_measures_is_refused_with_the_nearest_one() -> None:
+    measures = {"effective_rank/video": 3.0, "recall@1/video-text": 0.1}
+    check_measure("validation/effective_rank/video", measures)
+    with pytest.raises(ValueError, match=r"run.keep_by: .* did you mean 'validation/effective_rank/video'"):
+        check_measure("validation/effective_rank/vido", measures)
+    with pytest.raises(ValueError, match="allowed: none"):
+        check_measure("validation/loss", {})
+
+
+def test_one_rank_meets_itself_soon_and_then_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    meeting, met = RankMeeting(0, 1, 1.0), []
+    for step in range(1, 200):
+        clock[0] += 0.1
+        if meeting.due(step):
+            assert meeting.hold(step, {"step": step}) == [{"step": step}]
+            met.append(step)
+    assert met[:2] == [1, 2] and {later - earlier for earlier, later in itertools.pairwise(met[1:])} == {20}
+
+
+@pytest.mark.parametrize(
+    ("error", "fatal"),
+    [
+        (NonFiniteLossError(3, ["loss/contrastive"]), True),
+        (DamageError("s", "too much"), True),
+        (ShardError("s", "file s.tar is missing"), True),
+        (ShardError("s", f"{UNREADABLE}: input/output error"), False),
+        (ValueError("width"), True),
+        (KeyError("x"), True),
+        (OSError("no route to host"), False),
+        (RuntimeError("connection closed by peer"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_only_what_would_come_back_ends_a_run_at_once(error: Exception, fatal: bool) -> None:
+    assert is_fatal(error) is fatal
+
+
+def test_a_failure_is_told_with_rank_step_and_cause(tmp_path: Path) -> None:
+    path = tmp_path / "failures.jsonl"
+    with pytest.raises(ValueError, match="width"), Pulse(path, "now", 1, 2, 60) as pulse:
+        pulse.beat(7)
+        raise ValueError("width 3,\n expected 4")
+    with pytest.raises(RuntimeError), Pulse(path, "now", 0, 2, 60) as pulse:
+        pulse.beat(9)
+        raise RuntimeError("connection closed by peer")
+    with path.open("a") as file:
+        file.write('{"torn')
+    found = failures.read(path, "now")
+    assert [failure.fatal for failure in found] == [True, False] and failures.read(path, "then") == []
+    told = failures.describe(found, Exception("what Ray says"), 8)
+    assert told == "rank 1 of 2, after step 7: ValueError: width 3, expected 4"
+    assert failures.describe([], RuntimeError("lost\nmore"), 3) == "after step 3: RuntimeError: lost more"
+    died: Any = RuntimeError("x\nThe actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR")
+    died.worker_failures = {1: died}
+    assert failures.describe([], died, 3) == "rank 1, after step 3: the process died: its worker process has died"
+
+
+STALLED = """
+import sys, time
+from pathlib import Path
+from ray_jobs.training.failures import Pulse
+def a_call_that_never_returns():
+    time.sleep(600)
+with Pulse(Path(sys.argv[1]), "now", 0, 1, 0.5) as pulse:
+    pulse.beat(4)
+    a_call_that_never_returns()
+"""
+
+
+def test_a_process_that_gets_nowhere_ends_and_says_where_it_stood(tmp_path: Path) -> None:
+    path = tmp_path / "failures.jsonl"
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STALLED, str(path)], cwd=REPOSITORY, timeout=120)
+    assert done.returncode == 1 and time.monotonic() - begun < 60
+    (failure,) = failures.read(path, "now")
+    assert not failure.fatal and not failure.waited and failure.step == 4
+    assert "no step was finished within 0.5 s" in str(failure) and "a_call_that_never_returns" in str(failure)
+
+
+def test_ranks_that_only_waited_are_not_blamed_and_silent_ones_are() -> None:
+    record: dict[str, Any] = {"attempt": "a", "world": 3, "step": 5, "error": "Stalled", "fatal": False, "trace": ""}
+    waited = [failures.Failure(rank=r, message="it waited", waited=True, time=1.0, **record) for r in (0, 2)]
+    assert failures.describe(waited, Exception(), 8).startswith(
+        "rank 1 gave no sign of life, and rank 0 of 3, after step 5"
+    )
+
+
+TERMINATED = """
+import sys, time
+from ray_jobs.pretrain import stop_signals
+try:
+    with stop_signals():
+        print("ready", flush=True)
+        time.sleep(600)
+except SystemExit as stop:
+    print("stopped", stop.code, flush=True)
+"""
+
+
+def test_a_job_that_is_terminated_ends_in_order() -> None:
+    child = subprocess.Popen([sys.executable, "-c", TERMINATED], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.communicate(timeout=60)[0] == f"stopped {128 + signal.SIGTERM}\n"

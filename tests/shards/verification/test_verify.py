@@ -1,0 +1,183 @@
+"""`verify` finds every kind of damage by name, and `--repair` keeps what is whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import Manifest, Reader, ShardError
+from shards.__main__ import main
+from shards.foreign.command import index_folder
+from shards.index_store import load_index
+from shards.slot import read_slot, whole_slots
+from shards.verification.check import verify
+from shards.verification.repair import rebuild_index, repair
+from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
+from tests.shards.small_data import SCHEMA, flip_bit, make_samples, write
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify") / "data"
+    write(folder, make_samples(40), shard_samples=15)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "data"))
+
+
+def test_a_whole_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, int]] = []
+    assert verify(folder, progress=lambda done, rows: seen.append((done, rows))) == []
+    assert seen[-1] == (40, 40) and len(seen) == len(Manifest.open(folder))
+    assert main(["verify", str(folder), "--quiet"]) == 0
+    assert "whole, 40 samples" in capsys.readouterr().out
+    (folder / "extra.tar").write_bytes(b"")
+    assert main(["verify", str(folder), "--quiet"]) == 0
+    assert "extra.tar is not in manifest" in capsys.readouterr().out
+
+
+def test_every_byte_of_a_shard_counts(folder: Path) -> None:
+    path = folder / "part-000001.tar"
+    data = path.read_bytes()
+    entry = Manifest.open(folder).entry(1)
+    keys = Reader(Manifest.open(folder)).metadata(1)["key"].to_pylist()
+    for position in range(0, len(data), len(data) // 60):
+        path.write_bytes(data)
+        flip_bit(path, position)
+        problems = verify(folder)
+        assert len(problems) == 1 and problems[0].shard == "part-000001" and problems[0].remedy, position
+        slot = position // entry.stride
+        assert problems[0].sample == (keys[slot] if slot < entry.count else None), position
+
+
+def test_command_line_names_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip_bit(folder / "part-000000.tar", Manifest.open(folder).entry(0).stride + 5)
+    (folder / "part-000001.tar").unlink()
+    flip_bit(folder / "part-000002.index.parquet", 900)
+    assert main(["verify", str(folder)]) == 1
+    output = capsys.readouterr().out
+    assert "shard 'part-000000', sample 's1': checksum differs" in output and "Restore" in output
+    assert "'part-000001': file part-000001.tar is missing" in output
+    assert "'part-000002': index differs from the manifest" in output
+    assert "3 problem(s) in 3 shard(s)" in output
+    flip_bit(folder / "manifest.parquet", 2000)
+    (folder / "manifest.parquet").write_bytes((folder / "manifest.parquet").read_bytes()[:-1])
+    assert main(["verify", str(folder)]) == 1
+    assert "not a readable manifest" in capsys.readouterr().out
+    assert main(["verify", str(folder / "nowhere")]) == 2
+
+
+def test_repair_keeps_the_whole_and_lists_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Manifest.open(folder)
+    flip_bit(folder / "part-000000.tar", 5000)
+    flip_bit(folder / "part-000001.index.parquet", 300)
+    assert main(["verify", str(folder), "--repair"]) == 1
+    output = capsys.readouterr().out
+    assert "left out" in output and "'part-000000'" in output and "rebuilt the index of shard 'part-000001'" in output
+    after = Manifest.open(folder)
+    assert after.shards["name"].to_pylist() == before.shards["name"].to_pylist()[1:]
+    assert verify(folder) == [] and (folder / "part-000000.tar").is_file()
+    rows, expected = Reader(after).read(0, 0, 5), make_samples(40)[int(before.rows_before[1]) :]
+    np.testing.assert_array_equal(rows.features["video"][0, :7], expected[0].columns["v2d"])
+
+
+def test_repair_without_manifest_gives_the_same_data_set(folder: Path) -> None:
+    before = Manifest.open(folder)
+    (folder / "manifest.parquet").unlink()
+    (folder / "part-000001.index.parquet").unlink()
+    outcome = repair(folder)
+    assert outcome.rebuilt == ["part-000001"] and not outcome.left_out and outcome.notes
+    assert outcome.manifest.digest == before.digest and outcome.manifest.shards.equals(before.shards)
+
+
+def test_a_rebuilt_index_must_have_the_digest_that_the_manifest_says(folder: Path) -> None:
+    (folder / "part-000001.index.parquet").unlink()
+    flip_bit(folder / "part-000001.tar", 512 + 128 + 5)  # a number, which no structure betrays
+    outcome = repair(folder)
+    assert [name for name, _ in outcome.left_out] == ["part-000001"]
+    assert "content differs from the manifest's digest" in outcome.left_out[0][1]
+    assert not (folder / "part-000001.index.parquet").exists()
+
+
+def test_repair_refuses_when_nothing_is_left(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("*.tar"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no shard is whole.*part-000000"):
+        repair(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="neither a readable manifest nor a readable index"):
+        repair(tmp_path / "empty")
+    with pytest.raises(ValueError, match="no local folder"):
+        repair(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("cut", [100, 5000, -10240, -1])
+def test_an_index_is_not_rebuilt_from_half_a_shard(folder: Path, cut: int) -> None:
+    tar = folder / "part-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:cut])
+    with pytest.raises(ShardError, match="part-000001"):
+        rebuild_index(tar, SCHEMA)
+
+
+def test_foreign_shards(tmp_path: Path) -> None:
+    write_tar(tmp_path / "t.tar", plain_members())
+    index_folder(tmp_path)
+    assert verify(tmp_path) == []
+    data = (tmp_path / "t.tar").read_bytes()
+    at = data.index(npy(np.full(3, 2, np.float32)))
+    flip_bit(tmp_path / "t.tar", at + 130)
+    assert [(p.sample, p.reason) for p in verify(tmp_path)] == [("k2", "checksum differs from the index")]
+    (tmp_path / "t.tar").write_bytes(data)
+    flip_bit(tmp_path / "t.tar", at - 512)  # a name: the arrays are whole, the archive is not
+    assert "header checksum" in verify(tmp_path)[0].reason
+
+
+def test_index_that_disagrees_with_its_shard(folder: Path) -> None:
+    from shards.index import IndexRows, decode_index, encode_index, read_table
+
+    path = folder / "part-000000.index.parquet"
+    index, table = decode_index("p", path.read_bytes()), read_table("p", path.read_bytes())
+    labels = {name: values.tolist() for name, values in index.labels.items()}
+    labels["mood"][2] = 0
+    rows = IndexRows(
+        table["key"].to_pylist(), table["offset"].to_numpy(), index.checksums, index.present, labels,
+        ["other", *table["group"].to_pylist()[1:]], table["text"].to_pylist(),
+        {"split": table["meta.split"].to_pylist()},
+    )  # fmt: skip
+    path.write_bytes(encode_index(SCHEMA, index.layout_dict, rows))
+    Manifest.assemble(folder, Manifest.open(folder).shards["name"].to_pylist())
+    found = [(p.sample, p.reason) for p in verify(folder)]
+    differs = "differs between shard and index"
+    assert found == [("s0", f"group {differs}"), ("s2", f"label.mood {differs}")]
+
+
+def test_the_check_of_many_slots_agrees_with_the_check_of_one(folder: Path) -> None:
+    """Whatever byte differs, `whole_slots` gives no record exactly where `read_slot` raises or the key is another."""
+    manifest = Manifest.open(folder)
+    index = load_index(manifest, manifest.entry(0))
+    keys = Reader(manifest).metadata(0)["key"].to_pylist()
+    assert index.layout is not None
+    stride = index.layout.stride
+    data = np.frombuffer((folder / "part-000000.tar").read_bytes(), np.uint8)[: len(keys) * stride].reshape(-1, stride)
+    whole = whole_slots(SCHEMA, index.layout, data, keys)
+    assert [record and record.payload for record in whole] == [
+        read_slot(SCHEMA, index.layout, slot.data).payload for slot in data
+    ]
+    assert whole_slots(SCHEMA, index.layout, data[:2], [keys[0], keys[0]])[1] is None
+    slots = data.copy()
+    for start in range(0, stride, 37 * len(slots)):
+        slots[:] = data
+        for i, slot in enumerate(slots):
+            slot[min(start + 37 * i, stride - 1)] ^= 0x10
+        for slot, record in zip(slots, whole_slots(SCHEMA, index.layout, slots, keys), strict=True):
+            try:
+                alone = repr(read_slot(SCHEMA, index.layout, slot.data))  # as text: NaN is not equal to itself
+            except ValueError:
+                alone = "None"
+            assert repr(record) == alone

@@ -1,0 +1,272 @@
+"""What an ablation plans and what one cell does: equal cells once, holes with reasons, folds that never meet."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conclugen import presets
+from conclugen.presets import PRESETS
+from ray_jobs import configuration
+from tests.tuning.labelled_shards import TINY, write_labelled
+from tuning.ablation.cell import Cell, represent, run
+from tuning.ablation.cost import estimate
+from tuning.ablation.plan import AblateJob, SizesConfig, claim, plan
+from tuning.dataset import JudgingConfig, natural_order, open_set
+from tuning.evaluation import Evaluation
+from tuning.evaluation import cell as table_cell
+from tuning.ledger import Record
+from tuning.reproduce import reproduce
+
+SIZES = SizesConfig(**TINY)
+JUDGING = JudgingConfig(fractions=(0.2, 1.0), draws=2, folds=4)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Three modalities and cross-fitted folds; two modalities, a published split and missing rows."""
+    root = tmp_path_factory.mktemp("shards")
+    return {
+        "three": str(write_labelled(root / "three")),
+        "two": str(write_labelled(root / "two", ("video", "audio"), published=True, missing=9, seed=1)),
+    }
+
+
+@pytest.fixture(scope="module")
+def sets(folders):
+    return {name: open_set(name, folder, JUDGING) for name, folder in folders.items()}
+
+
+def job(folders, **changes):
+    settings = {"seeds": (1, 2), "recipes": ("improved",), "judging": JUDGING, "sizes": SIZES}
+    return AblateJob(datasets=dict(folders), **{**settings, **changes})
+
+
+# ---- data sets and folds
+
+
+def test_every_speaker_is_tested_once_by_what_never_saw_it(sets):
+    data = sets["three"]
+    tested = np.concatenate([fold.test_rows for fold in data.protocol.folds])
+    assert sorted(tested) == list(range(len(data.group)))
+    for fold in data.protocol.folds:
+        groups = data.protocol.groups
+        assert not set(groups[fold.train_rows]) & set(groups[fold.test_rows])
+        assert sorted(np.union1d(fold.train_rows, fold.test_rows)) == list(range(len(data.group)))
+    # Speakers by number, every fourth of them in one fold.
+    assert sorted(set(data.protocol.groups[data.protocol.folds[1].test_rows])) == ["2", "6"]
+
+
+def test_a_published_split_is_the_one_fold(sets):
+    (fold,) = sets["two"].protocol.folds
+    assert set(sets["two"].protocol.groups[fold.test_rows]) == {"7", "8"}
+    assert len(fold.test_rows) == 32 and len(fold.train_rows) == 96
+
+
+def test_groups_that_designs_were_chosen_on_only_train(folders):
+    data = open_set("three", folders["three"], replace(JUDGING, folds=3), train_only=["7", "8"])
+    assert set(data.protocol.groups[data.protocol.test_rows]) == {"1", "2", "3", "4", "5", "6"}
+    assert all({"7", "8"} <= set(data.protocol.groups[fold.train_rows]) for fold in data.protocol.folds)
+
+
+def test_standardisation_sees_training_rows_that_have_the_modality_and_no_other(sets):
+    data = sets["two"]
+    (fold,) = data.protocol.folds
+    got = data.standardised(("audio",), fold)["audio"]
+    there = data.present["audio"]
+    assert 0 < (~there).sum() == 9
+    training = data.features["audio"][np.intersect1d(fold.train_rows, np.flatnonzero(there))].astype(np.float64)
+    expected = (data.features["audio"] - training.mean(0)) / training.std(0)
+    np.testing.assert_allclose(got[there], expected[there], rtol=1e-4, atol=1e-5)
+    assert (got[~there] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "mood"}, r"labels.x: unknown value 'mood'"),
+        ({"train_only": ["99"]}, r"train_only.x: no row of group '99'; the set has 8 groups, '1' to '8'"),
+        ({"judging": replace(JUDGING, folds=9)}, r"8 groups to test for 9 folds; lower judging.folds"),
+    ],
+)
+def test_sets_that_cannot_serve_are_refused(folders, changes, message):
+    with pytest.raises(ValueError, match=message):
+        open_set("x", folders["three"], **{"judging": JUDGING, **changes})
+
+
+def test_natural_order():
+    assert natural_order(["10", "9", "1"]) == ["1", "9", "10"]
+    assert natural_order(["b10", "b9", "a"]) == ["a", "b10", "b9"]
+
+
+# ---- the plan
+
+
+def test_all_seven_combinations_and_all_presets_with_equal_cells_once(folders, sets):
+    planned = plan(job(folders), list(sets.values()))
+    for name, data in sets.items():
+        own = [p for p in planned.cells if p.dataset == name and p.cell.system == "pretrained"]
+        complete = {p.cell.tasks for p in own if p.cell.modalities == data.complete}
+        tasks = ("contrastive", "clustering", "reconstruction")
+        assert complete == {c for n in (1, 2, 3) for c in itertools.combinations(tasks, n)}
+        keys = [p.key for p in planned.cells if p.dataset == name]
+        assert len(keys) == len(set(keys))
+        # Counted by hand: 7 combinations; of three modalities also 2 pairs under the contrastive task alone (presets),
+        # 3 pairs and 3 single ones (subsets); of two modalities 2 single ones.
+        assert len(own) == 2 * {"three": 7 + 2 + 3 + 3, "two": 7 + 2}[name]
+        served = {n.removeprefix("presets/") for p in own for n in p.names if n.startswith("presets/")}
+        assert served == set(PRESETS) - {"three": {"simclr"}, "two": {"simclr", "contrast_only_video_text"}}[name]
+    by_name = {(p.dataset, p.cell.seed, name): p.key for p in planned.cells for name in p.names}
+    three = by_name["three", 1, "combinations/contrastive+clustering+reconstruction"]
+    assert by_name["three", 1, "presets/conclugen"] == three
+    assert by_name["three", 1, "modalities/video+audio+text"] == three
+    assert by_name["three", 1, "presets/generative_only"] == by_name["three", 1, "combinations/reconstruction"]
+    assert by_name["two", 1, "presets/contrast_only_video_audio"] == by_name["two", 1, "combinations/contrastive"]
+    raw = [p.cell.modalities for p in planned.cells if p.cell.system == "raw" and p.dataset == "three"]
+    assert sorted(raw) == sorted([("video",), ("audio",), ("text",), ("video", "audio", "text")])
+    assert planned.rows == len([n for p in planned.cells for n in p.names]) + len(planned.holes)
+
+
+def test_what_cannot_be_served_is_a_hole_with_its_reason(folders, sets):
+    holes = {
+        (h.dataset, h.record.tags["rows"][0]): h.record.reason for h in plan(job(folders), list(sets.values())).holes
+    }
+    assert set(holes) == {
+        ("three", "presets/simclr"),
+        ("two", "presets/simclr"),
+        ("two", "presets/contrast_only_video_text"),
+    }
+    assert "needs modality 'video_3d'" in holes["three", "presets/simclr"]
+    assert "needs modality 'text'" in holes["two", "presets/contrast_only_video_text"]
+
+
+def test_what_decides_a_result_decides_the_key(sets):
+    data = sets["three"]
+    config = SIZES.apply(presets.build("conclugen", seed=1))
+    cell = Cell("pretrained", config.modalities, config)
+    same = Cell("pretrained", config.modalities, replace(config, preset="contrast_only"))
+    assert same.key(data) == cell.key(data)
+    others = [
+        Cell("pretrained", config.modalities, replace(config, seed=2)).key(data),
+        Cell("pretrained", config.modalities, replace(config, epochs=3)).key(data),
+        Cell("pretrained", config.modalities, replace(config, clip_norm=None)).key(data),
+        Cell("untrained", config.modalities, config).key(data),
+        cell.key(sets["two"]),
+        cell.key(replace(data, judged_by="otherwise")),
+    ]
+    assert len({cell.key(data), *others}) == 7
+
+
+def test_untrained_heads_are_the_same_whatever_they_would_be_trained_for(sets):
+    data = sets["three"]
+    cells = [
+        Cell("untrained", data.complete, SIZES.apply(presets.build(name, seed=3)))
+        for name in ("conclugen", "contrast_only", "generative_only")
+    ]
+    assert len({cell.key(data) for cell in cells}) == 1
+    fold = data.protocol.folds[0]
+    tables = [represent(cell, data, fold)[0] for cell in cells]
+    np.testing.assert_array_equal(tables[0], tables[1])
+    np.testing.assert_array_equal(tables[0], tables[2])
+    other = Cell("untrained", data.complete, SIZES.apply(presets.build("conclugen", seed=4)))
+    assert not np.array_equal(tables[0], represent(other, data, fold)[0])
+
+
+def test_refusals_say_what_to_change(folders, sets, tmp_path):
+    with pytest.raises(ValueError, match=r"needs two different seeds at least: --seeds \[127,128,129\]"):
+        job(folders, seeds=(1,))
+    with pytest.raises(ValueError, match=r"needs two different seeds"):
+        job(folders, seeds=(1, 1))
+    with pytest.raises(ValueError, match=r"datasets: none; name one at least: --datasets.NAME FOLDER"):
+        job({})
+    with pytest.raises(ValueError, match=r"sections: unknown value 'presetz' \(did you mean 'presets'\?\)"):
+        job(folders, sections=("presetz",))
+    with pytest.raises(ValueError, match=r"train_only: unknown value 'thre' \(did you mean 'three'\?\)"):
+        job(folders, train_only={"thre": "1"})
+    with pytest.raises(ValueError, match=r"96 rows, a global batch 128; lower --sizes.global_batch"):
+        plan(job(folders, sizes=replace(SIZES, global_batch=128)), list(sets.values()))
+    first = job(folders, output=str(tmp_path), name="mine")
+    claim(first)
+    claim(replace(first, seeds=(1, 2, 3), recipes=("paper",)))
+    with pytest.raises(ValueError, match=r"other settings \(sizes.epochs: 2 there, 5 now\).*another --name"):
+        claim(replace(first, sizes=replace(SIZES, epochs=5)))
+
+
+def test_the_command_line_reads_every_field(folders):
+    given = [
+        "--datasets.three",
+        folders["three"],
+        "--seeds",
+        "[5,6]",
+        "--sizes.epochs",
+        "3",
+        "--train_only.three",
+        "7,8",
+    ]
+    parsed = configuration.parse(AblateJob, [*given, "--judging.fractions", "[0.5]", "--dry_run", "true"])
+    assert parsed.datasets == {"three": folders["three"]} and parsed.seeds == (5, 6) and parsed.dry_run
+    assert parsed.sizes.epochs == 3 and parsed.judging.fractions == (0.5,) and parsed.train_only == {"three": "7,8"}
+
+
+# ---- one cell
+
+
+def test_a_cell_learns_what_the_other_implementation_learns(sets):
+    """`tuning.reproduce` trains by its own loop; on complete rows both must give the same representations."""
+    data = sets["three"]
+    config = SIZES.apply(presets.build("conclugen", seed=5, modalities=data.complete))
+    fold = data.protocol.folds[2]
+    got, measures, samples = represent(Cell("pretrained", data.complete, config), data, fold)
+    features = {m: x.astype(np.float64) for m, x in data.standardised(data.complete, fold).items()}
+    *_, expected = reproduce.pretrained(config, features, data.group, fold)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert samples == 2 * (96 // 24) * 24
+    assert {"recall@1/video-audio", "effective_rank/text", "uniformity/video"} <= set(measures)
+
+
+def test_scores_groups_and_predictions_of_a_cell_agree(sets):
+    data = sets["two"]
+    config = SIZES.apply(presets.build("contrast_cluster", seed=1, modalities=data.complete))
+    outcome = run(Cell("pretrained", data.complete, config), data)
+    tested = data.protocol.test_rows
+    for fraction in JUDGING.fractions:
+        predicted = outcome.arrays[f"predicted/{fraction!r}"]
+        assert predicted.shape == (2 if fraction < 1 else 1, len(data.group))
+        assert (np.delete(predicted, tested, axis=1) == -1).all()
+        hits = (predicted == outcome.arrays["target"])[:, tested].mean(axis=0)
+        assert outcome.metrics[f"accuracy@{fraction:g}"] == pytest.approx(hits.mean())
+        own = outcome.groups[f"accuracy@{fraction:g}"]
+        for group in ("7", "8"):
+            assert own[group] == pytest.approx(hits[data.protocol.groups[tested] == group].mean())
+        recalls = [outcome.metrics[f"recall/{name}@{fraction:g}"] for name in ("calm", "happy")]
+        assert outcome.metrics[f"uar@{fraction:g}"] == pytest.approx(np.mean(recalls))
+    assert outcome.groups["rows"] == {"7": 16.0, "8": 16.0}
+    assert outcome.cost["seconds"] > 0 and outcome.cost["peak_memory_bytes"] > 2**20
+    assert run(Cell("pretrained", data.complete, config), data).metrics == outcome.metrics
+
+
+def test_a_raw_cell_is_the_probe_of_standardised_features(sets):
+    data = sets["three"]
+    outcome = run(Cell("raw", ("audio", "video")), data)
+    predicted = {f: outcome.arrays[f"predicted/{f!r}"] for f in JUDGING.fractions}
+    strengths = {f: np.full((len(p), 4), np.nan) for f, p in predicted.items()}
+    shown = table_cell(data.protocol, Evaluation("three", predicted, strengths), 1.0)
+    assert outcome.metrics["accuracy@1"] == pytest.approx(shown.mean)
+    assert outcome.metrics["accuracy@1"] > 0.75  # the class shows in both
+    assert outcome.cost["samples"] == 0
+
+
+def test_cost_is_told_from_cells_done_before_else_from_a_probe(folders, sets):
+    planned = plan(job({"two": folders["two"]}), [sets["two"]])
+    probed = estimate(planned.cells, sets, {})
+    assert set(probed) == {p.key for p in planned.cells} and min(probed.values()) > 0
+    trained = next(p for p in planned.cells if p.cell.system == "pretrained")
+    raw = next(p for p in planned.cells if p.cell.system == "raw")
+    assert probed[trained.key] > probed[raw.key]
+    tags = {"dataset": "two", "system": "pretrained"}
+    done = {
+        str(i): Record(str(i), "cell", "finished", tags=tags, cost={"seconds": s}) for i, s in enumerate((10.0, 30.0))
+    }
+    known = estimate(planned.cells, sets, done)
+    assert known[trained.key] == 20.0 and known[raw.key] < 20.0

@@ -1,0 +1,351 @@
+"""A report against numbers worked out by hand, from ledgers made up for it; holes stay visible, nothing is fetched."""
+
+import csv
+import itertools
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ray_jobs.tracking.journal import Journal, read_records
+from tuning.ledger import Ledger, LedgerError, Record, record_key
+from tuning.report.findings import against_references, sentences, summary, three_against_fewer
+from tuning.report.report import main, report, track
+from tuning.report.sweep_response import importance, weight_response
+from tuning.report.systems import Results, best
+from tuning.report.tables import reference_table, results_table
+
+TASKS = ("contrastive", "clustering", "reconstruction")
+GROUPS = [str(n) for n in range(1, 13)]
+
+
+def cell(
+    tasks,
+    accuracy,
+    seed,
+    dataset="faces",
+    system="pretrained",
+    recipe="improved",
+    modalities=("video", "audio"),
+    **tags,
+):
+    """Accuracy at 3 %, the same 0.2 higher at 100 %; groups lie around it, evenly, so that their mean is it."""
+    offsets = np.linspace(-0.05, 0.05, len(GROUPS))
+    return Record(
+        key=record_key(
+            {"t": tasks, "s": system, "m": modalities, "r": recipe}, dataset=dataset, seed=seed, protocol="p"
+        ),
+        kind="cell",
+        status="finished",
+        tags={
+            "dataset": dataset,
+            "system": system,
+            "recipe": recipe if system != "raw" else "",
+            "tasks": list(tasks),
+            "modalities": list(modalities),
+            "complete": len(modalities) == 2,
+            "seed": seed,
+            "rows": [],
+        }
+        | tags,
+        metrics={
+            "accuracy@0.03": accuracy,
+            "accuracy@1": accuracy + 0.2,
+            "f1_weighted@0.03": accuracy - 0.01,
+            "f1_weighted@1": accuracy + 0.19,
+            "recall/calm@0.03": accuracy,
+            "recall/happy@0.03": accuracy,
+        }
+        | ({"recall@1/video-audio": accuracy / 10} if "contrastive" in tasks else {})
+        | {f"recall@{k}/video-audio": k * accuracy / 20 for k in (5, 10) if "contrastive" in tasks},
+        groups={
+            "rows": dict.fromkeys(GROUPS, 10.0),
+            "accuracy@0.03": {g: accuracy + o for g, o in zip(GROUPS, offsets, strict=True)},
+            "accuracy@1": {g: accuracy + 0.2 - o for g, o in zip(GROUPS, offsets, strict=True)},
+        },
+        cost={"seconds": 10.0 + seed, "cpu_seconds": 9.0, "samples": 100.0, "peak_memory_bytes": 2.0**20 * 50},
+    )
+
+
+COMBINATIONS = [c for n in (1, 2, 3) for c in itertools.combinations(TASKS, n)]
+# Of each combination the accuracies of seeds 1 and 2.
+ACCURACY = dict(
+    zip(
+        COMBINATIONS,
+        [(0.50, 0.54), (0.30, 0.34), (0.44, 0.44), (0.56, 0.60), (0.55, 0.55), (0.40, 0.42), (0.62, 0.60)],
+        strict=True,
+    )
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """All combinations but one seed of clustering + reconstruction, which failed; baselines; an unserved preset."""
+    place = tmp_path / "first"
+    with Ledger.open(place) as ledger:
+        for tasks, numbers in ACCURACY.items():
+            for seed, accuracy in enumerate(numbers, 1):
+                record = cell(tasks, accuracy, seed)
+                if tasks == ("clustering", "reconstruction") and seed == 2:
+                    record = Record(record.key, "cell", "failed", tags=record.tags, reason="OSError: <no> memory")
+                ledger.append(record)
+        for seed in (1, 2):
+            ledger.append(cell((), 0.45, seed, system="untrained"))
+        ledger.append(cell((), 0.41, 0, system="raw"))
+        ledger.append(cell((), 0.47, 0, system="raw", modalities=("audio",)))
+        tags = cell(("simclr",), 0, 1, modalities=("video_3d",)).tags
+        hole = {**tags, "unserved": True, "rows": ["presets/simclr"]}
+        ledger.append(Record("hole", "cell", "failed", tags=hole, reason="needs modality 'video_3d'"))
+    return place
+
+
+def results(folder):
+    return Results.of(Ledger.open(folder).records())
+
+
+def test_the_table_is_that_worked_out_by_hand(folder):
+    made = results_table(results(folder), results(folder).combinations(), "t", ["accuracy"])
+    assert made.head == (("faces", "accuracy", "3% of labels"), ("faces", "accuracy", "100% of labels"))
+    at_three = {line.name: (line.entries[0].text, line.entries[0].mark) for line in made.lines}
+    assert at_three == {
+        "raw features: all modalities": ("41.0", ""),
+        "raw features: audio": ("47.0", ""),
+        "untrained heads": ("45.0 ± 0.0", ""),
+        "contrastive": ("52.0 ± 2.8", ""),  # 0.02 * sqrt(2)
+        "clustering": ("32.0 ± 2.8", ""),
+        "reconstruction": ("44.0 ± 0.0", ""),
+        "contrastive + clustering": ("58.0 ± 2.8", "second"),
+        "contrastive + reconstruction": ("55.0 ± 0.0", ""),
+        "clustering + reconstruction": ("40.0", ""),  # one seed has no deviation
+        "contrastive + clustering + reconstruction": ("61.0 ± 1.4", "best"),
+    }
+    hint = {line.name: line.entries[0].hint for line in made.lines}
+    assert hint["clustering + reconstruction"] == "1 seed, 1 missing"
+
+
+def test_a_row_that_a_set_cannot_serve_is_a_marked_hole_with_its_reason(folder):
+    made = results_table(results(folder), results(folder).presets(), "t", ["accuracy"])
+    lines = {line.name: line.entries[0] for line in made.lines}
+    assert lines["simclr"].mark == "hole" and lines["simclr"].text == "— [1]"
+    assert made.footnotes == ("[1] faces: needs modality 'video_3d'",)
+    assert lines["conclugen"].text == "61.0 ± 1.4" and lines["generative_only"].text == "44.0 ± 0.0"
+
+
+def test_the_claim_is_compared_with_every_smaller_combination_and_no_other(folder):
+    family = three_against_fewer(results(folder), "faces", "improved", 0.03)
+    three = "contrastive + clustering + reconstruction [improved]"
+    assert {c.first for c in family.comparisons} == {three}
+    expected = {" + ".join(t) + " [improved]": 0.61 - sum(n) / 2 for t, n in ACCURACY.items() if len(t) < 3}
+    # Its second seed failed: only the first is compared, of three tasks as well.
+    expected["clustering + reconstruction [improved]"] = 0.62 - 0.40
+    assert {c.second: pytest.approx(c.difference) for c in family.comparisons} == expected
+    # All 12 speakers on one side: 2 / 2^12, times the 6 comparisons of the family.
+    assert [c.p_value for c in family.comparisons] == [pytest.approx(2 / 2**12)] * 6
+    assert [c.adjusted for c in family.comparisons] == [pytest.approx(6 * 2 / 2**12)] * 6
+    (told,) = sentences(family)
+    assert "three tasks better than each one and two of them? yes" in told
+
+
+def test_the_answer_is_no_where_one_combination_is_as_good(folder):
+    """At 100 % the sign of the offsets is turned about, the differences are not; so one more cell makes them equal."""
+    ledger = Ledger.open(folder)
+    for seed in (1, 2):
+        own = cell(("contrastive", "clustering"), 0.61, seed)
+        ledger.append(own)
+    (told,) = sentences(three_against_fewer(results(folder), "faces", "improved", 1.0))
+    assert "? no:" in told and "not shown to differ from contrastive + clustering (0.0, p 1.000)" in told
+
+
+def test_the_summary_counts_settings(folder):
+    made = results(folder)
+    families = [three_against_fewer(made, "faces", "improved", fraction) for fraction in (0.03, 1.0)]
+    assert "Of 2 settings" in summary(families) and "one or two in 2, and" in summary(families)
+    assert "nothing can be said yet" in summary([three_against_fewer(made, "faces", "paper", 0.03)])
+
+
+def test_references_are_the_best_single_task_untrained_heads_and_best_raw_features(folder):
+    family = against_references(results(folder), "faces", "improved", 0.03)
+    assert {c.second for c in family.comparisons} == {
+        "contrastive [improved]",
+        "untrained heads [improved]",
+        "raw features: audio",
+    }
+    assert len(family.comparisons) == 7 * 3 - 1  # the best single task is not compared with itself
+    found = {(c.first, c.second): c.difference for c in family.comparisons}
+    assert found["reconstruction [improved]", "raw features: audio"] == pytest.approx(0.44 - 0.47)
+
+
+def test_the_reference_table_names_each_reference_in_its_column(folder):
+    families = [against_references(results(folder), "faces", "improved", fraction) for fraction in (0.03, 1.0)]
+    made = reference_table(families, "t", "")
+    kinds = ("minus best single task", "minus untrained heads", "minus best raw features")
+    assert made.head == tuple((kind, share) for kind in kinds for share in ("3% of labels", "100% of labels"))
+    lines = {line.name: line.entries for line in made.lines}
+    assert lines["contrastive"][0].mark == "hole"  # with itself
+    assert lines["contrastive"][2].text.startswith("+7.0 [") and "untrained heads" in lines["contrastive"][2].hint
+    assert lines["contrastive"][4].text.startswith("+5.0 [") and "raw features: audio" in lines["contrastive"][4].hint
+
+
+class Page(HTMLParser):
+    """Every tag closed, nothing fetched from anywhere."""
+
+    VOID = ("meta", "circle", "path", "rect", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells, self.anchors, self.targets = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        names = dict(attrs)
+        assert "src" not in names and tag not in ("script", "link", "img", "iframe")
+        if "href" in names:
+            assert names["href"].startswith("#")
+            self.targets.append(names["href"][1:])
+        if "id" in names:
+            self.anchors.append(names["id"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_besides_itself(folder):
+    files = {path.name: path for path in report(folder)}
+    text = files["report.html"].read_text("utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert set(page.targets) <= set(page.anchors) and page.targets
+    assert "61.0 ± 1.4" in page.cells
+    assert "url(" not in text and "@import" not in text
+    assert "prefers-color-scheme: dark" in text and "@media print" in text
+    assert {"report.md", "report.csv", "label_efficiency_faces.png"} <= set(files)
+    assert files["label_efficiency_faces.png"].read_bytes()[:4] == b"\x89PNG"
+    # Again over itself: nothing piles up.
+    assert {path.name for path in report(folder)} == {path.name for path in (folder / "report").iterdir()}
+
+
+def test_markdown_tables_have_one_width_and_the_same_numbers(folder):
+    report(folder)
+    text = (folder / "report" / "report.md").read_text("utf-8")
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({row.count("|") for row in rows}) <= 1
+    assert "| contrastive + clustering + reconstruction | **61.0 ± 1.4** | **81.0 ± 1.4** |" in text
+    assert "<u>58.0 ± 2.8</u>" in text
+
+
+def test_every_number_is_in_the_csv(folder):
+    report(folder)
+    with (folder / "report" / "report.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {
+        (r["tasks"], int(r["seed"])): float(r["value"])
+        for r in rows
+        if r["metric"] == "accuracy@0.03" and r["system"] == "pretrained"
+    }
+    expected = {("+".join(t), seed): a for t, numbers in ACCURACY.items() for seed, a in enumerate(numbers, 1)}
+    del expected["clustering+reconstruction", 2]
+    assert found == expected
+    groups = [r for r in rows if r["metric"].startswith("accuracy@0.03/group/") and r["system"] == "raw"]
+    assert len(groups) == 2 * len(GROUPS)
+    (failed,) = [r for r in rows if r["metric"] == "reason" and r["status"] == "failed" and r["key"] != "hole"]
+    assert failed["value"] == "OSError: <no> memory"
+
+
+def test_a_cell_run_anew_counts_once(folder):
+    again = cell(TASKS, 0.70, 1)
+    Ledger.open(folder).append(Record(**{**again.__dict__, "key": "newer", "time": 0.0}))
+    system = results(folder).find("faces", "improved", TASKS, None)
+    assert system.value("accuracy@0.03").mean == pytest.approx((0.70 + 0.60) / 2)
+    assert best(results(folder).of_set("faces"), "accuracy@0.03") == system
+
+
+def test_it_is_logged_to_the_run_and_worth_as_much_without_a_server(folder, tmp_path):
+    with Journal(folder / "journal.jsonl", experiment="e", name="first") as journal:
+        journal.status("FINISHED")
+    files = report(folder)
+    where = track(folder, files, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert where is not None and "run " in where
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    stored = {item.path for item in client.list_artifacts(where.split()[1], "report")}
+    assert stored == {f"report/{path.name}" for path in files}
+    kinds = [record["kind"] for record, _ in read_records(folder / "journal.jsonl")]
+    assert kinds.count("artifact") == len(files)
+
+
+def test_refusals_say_what_to_change(tmp_path, folder, capsys):
+    with pytest.raises(LedgerError, match="name the output folder of an ablation or a sweep"):
+        report(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"scores: unknown value 'acuracy' \(did you mean 'accuracy'\?\)"):
+        report(folder, scores=["acuracy"])
+    Ledger.open(tmp_path / "failed").append(Record("a", "cell", "failed", tags=cell((), 0, 1).tags, reason="r"))
+    with pytest.raises(ValueError, match="none of 1 cells and trials is finished"):
+        report(tmp_path / "failed")
+    assert main([str(tmp_path / "nowhere")]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+# ---- sweeps
+
+
+def trial(number, weight, width, tasks=("contrastive", "clustering"), value=None):
+    rng = np.random.default_rng(number)
+    value = -((np.log10(weight) + 1) ** 2) + 0.02 * rng.normal() if value is None else value
+    active = {name: {"weight": weight} if name == "clustering" else {"weight": 1.0} for name in tasks}
+    return Record(
+        f"t{number}",
+        "trial",
+        "finished",
+        configuration={"seed": number, "model": {"representation_dim": width}, "tasks": {"clustering": None, **active}},
+        tags={"objective": "probe_accuracy", "seed": number} | {f"weight.{n}": c["weight"] for n, c in active.items()},
+        metrics={"probe_accuracy": value},
+    )
+
+
+def test_importance_finds_the_parameter_that_matters():
+    rng = np.random.default_rng(1)
+    trials = [trial(n, 10 ** rng.uniform(-3, 1), int(rng.choice([64, 128, 256]))) for n in range(60)]
+    found = importance(trials)
+    assert found is not None and found.trials == 60
+    assert list(found.parameters) == ["tasks.clustering.weight", "model.representation_dim"]
+    (first, _), (second, _) = found.parameters.values()
+    assert found.score > 0.8 and first > 1.0 and abs(second) < 0.1
+    assert importance(trials[:11]) is None
+    same = [trial(n, 0.1, 64, value=float(n)) for n in range(20)]
+    assert importance(same) is None
+
+
+def test_noise_explains_nothing():
+    rng = np.random.default_rng(2)
+    trials = [trial(n, 10 ** rng.uniform(-3, 1), 64, value=float(rng.normal())) for n in range(60)]
+    found = importance(trials)
+    assert found is not None and found.score < 0.1
+
+
+def test_weight_response_shows_active_tasks_of_finished_trials():
+    trials = [trial(1, 0.5, 64), trial(2, 0.1, 64), trial(3, 9.0, 64, tasks=("contrastive",))]
+    trials.append(Record("dead", "trial", "failed", tags=trials[0].tags, metrics={"probe_accuracy": 1.0}, reason="r"))
+    response = weight_response(trials)
+    assert [weight for weight, _ in response["clustering"]] == [0.1, 0.5]
+    assert len(response["contrastive"]) == 3
+
+
+def test_a_sweep_alone_has_a_report(tmp_path):
+    rng = np.random.default_rng(3)
+    with Ledger.open(tmp_path / "search") as ledger:
+        for n in range(20):
+            ledger.append(trial(n, 10 ** rng.uniform(-3, 1), 64))
+    (page, text, table) = report(tmp_path / "search")
+    parser = Page()
+    parser.feed(page.read_text("utf-8"))
+    assert parser.open == [] and "weight of clustering" in page.read_text("utf-8")
+    assert "| tasks.clustering.weight | " in text.read_text("utf-8") and table.name == "report.csv"

@@ -1,0 +1,174 @@
+"""Objectives: measured rightly on representations whose answer is known, and never on test groups."""
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.preprocessing import StandardScaler
+
+from conclugen import Batch
+from ray_jobs.run_config import DataConfig
+from shards import Manifest, Rows, View
+from shards.corpus import write_corpus
+from tuning.sweep.objective import OBJECTIVES, Judge, MeasureConfig, direction, refuse_test_rows
+
+MODALITIES = ("video", "audio", "text")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    write_corpus(folder, speakers=9, takes=6)
+    return DataConfig(folder=str(folder), label="emotion")
+
+
+@pytest.fixture(scope="module")
+def manifest(data: DataConfig) -> Manifest:
+    return Manifest.open(data.folder)
+
+
+@pytest.fixture(scope="module")
+def judge(data: DataConfig, manifest: Manifest) -> Judge:
+    return Judge.open(data, manifest, MODALITIES, MeasureConfig(clusters=4, strengths=(1.0,)))
+
+
+class Fake:
+    """A pretrainer whose representation of a row is whatever a function says."""
+
+    device, dtype = torch.device("cpu"), torch.float64
+
+    def __init__(self, of: Callable[[Batch, str], torch.Tensor], modalities: tuple[str, ...] = MODALITIES) -> None:
+        self.config = SimpleNamespace(modalities=modalities, seed=3)
+        self._of = of
+
+    def embed(self, rows: Any) -> dict[str, torch.Tensor]:
+        batch = Batch.of(rows, dtype=torch.float64)
+        return {m: self._of(batch, m) * batch.present[m].unsqueeze(1) for m in self.config.modalities}
+
+    def project(self, rows: Any) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def measure(
+    judge: Judge, of: Callable[[Batch, str], torch.Tensor], modalities: tuple[str, ...] = MODALITIES
+) -> dict[str, float]:
+    return judge.measure(Fake(of, modalities))  # type: ignore[arg-type]
+
+
+def test_the_probe_is_the_logistic_regression_of_another_library(judge: Judge) -> None:
+    """Raw audio as the representation; scikit-learn's penalty is C times the sum where ours is C times the mean."""
+    found = measure(judge, lambda batch, m: batch.features[m], ("audio",))
+    assert judge.train is not None and judge.labelled is not None
+
+    def rows(part: Rows) -> np.ndarray:
+        return np.where(part.present["audio"][:, None], part.features["audio"], 0).astype(np.float64)
+
+    train, test = (x.rows.present["audio"] for x in (judge.train, judge.labelled))
+    scaler = StandardScaler().fit(rows(judge.train.rows)[train])
+    peer = None
+    for c in (1.0, 1.0 / train.sum()):
+        model = LogisticRegression(C=c, max_iter=5000, tol=1e-8)
+        model.fit(scaler.transform(rows(judge.train.rows)[train]), judge.train.target[train])
+        predicted = model.predict(scaler.transform(rows(judge.labelled.rows)[test]))
+        target = judge.labelled.target[test]
+        scores = {
+            "probe_accuracy": accuracy_score(target, predicted),
+            "probe_uar": balanced_accuracy_score(target, predicted),
+            "probe_macro_f1": f1_score(target, predicted, average="macro"),
+        }
+        if all(abs(found[name] - value) < 0.02 for name, value in scores.items()):
+            peer = scores
+    assert peer is not None, found
+
+
+def test_measures_of_known_representations(judge: Judge) -> None:
+    same = measure(judge, lambda batch, m: torch.ones(batch.rows, 6, dtype=torch.float64))
+    assert same["effective_rank"] == pytest.approx(1, abs=1e-3)
+    assert same["alignment"] == pytest.approx(0, abs=1e-12)
+    assert same["uniformity"] == pytest.approx(0, abs=1e-6)
+    assert same["recall@1"] == 0  # ties count against it
+    assert same["probe_uar"] == pytest.approx(0.2, abs=0.05)
+
+    generator = np.random.default_rng(0)
+    table = torch.from_numpy(generator.standard_normal((4000, 32)))
+    matched = measure(judge, lambda batch, m: table[batch.row])
+    assert matched["recall@1"] == matched["recall@10"] == 1 and matched["alignment"] == pytest.approx(0, abs=1e-9)
+    strangers = {m: torch.from_numpy(generator.standard_normal((4000, 32))) for m in MODALITIES}
+    lost = measure(judge, lambda batch, m: strangers[m][batch.row])
+    assert lost["recall@1"] < 0.05 and lost["alignment"] == pytest.approx(2, abs=0.1)
+    assert lost["alignment_uniformity"] == lost["alignment"] + lost["uniformity"]
+    pairs = [lost[f"recall@10/{pair}"] for pair in ("video-audio", "video-text", "audio-text")]
+    assert lost["recall@10"] == pytest.approx(sum(pairs) / 3)
+
+
+def test_cluster_usage_is_the_perplexity_of_the_shares(judge: Judge) -> None:
+    corners = torch.eye(4, dtype=torch.float64)
+    spread = measure(judge, lambda batch, m: corners[batch.row % 4], ("text",))
+    lumped = measure(judge, lambda batch, m: corners[torch.zeros_like(batch.row)], ("text",))
+    present = judge.validation.present["text"]
+    share = np.bincount(judge.validation.row[present] % 4, minlength=4) / present.sum()
+    perplexity = np.exp(-(share * np.log(share)).sum())
+    assert spread["cluster_usage"] <= perplexity / 4 + 1e-9 and spread["cluster_usage"] > 0.45
+    assert lumped["cluster_usage"] == pytest.approx(0.25)
+
+
+def test_every_objective_is_measured_and_one_without_labels_too(
+    judge: Judge, data: DataConfig, manifest: Manifest
+) -> None:
+    found = measure(judge, lambda batch, m: batch.features[m][:, :8])
+    assert set(OBJECTIVES) <= set(found)
+    bare = Judge.open(dataclasses.replace(data, label=None), manifest, MODALITIES, MeasureConfig(clusters=4))
+    unlabelled = measure(bare, lambda batch, m: batch.features[m][:, :8])
+    assert set(found) - set(unlabelled) == {"probe_accuracy", "probe_uar", "probe_macro_f1"}
+    with pytest.raises(ValueError, match=r"'probe_uar' needs labels; give data.label"):
+        bare.check_objective("probe_uar", [3])
+    with pytest.raises(ValueError, match=r"'probe_acuracy' is measured by no trial \(did you mean 'probe_accuracy'"):
+        judge.check_objective("probe_acuracy", [3])
+    with pytest.raises(ValueError, match="has trials with one only"):
+        judge.check_objective("recall@5", [2, 1])
+    judge.check_objective("effective_rank", [1])
+    assert (direction("recall@1"), direction("alignment")) == ("max", "min")
+
+
+def test_test_groups_are_never_touched(data: DataConfig, manifest: Manifest) -> None:
+    def opened(**changes: Any) -> Judge:
+        config = changes.pop("measure", MeasureConfig())
+        return Judge.open(dataclasses.replace(data, **changes), manifest, MODALITIES, config)
+
+    with pytest.raises(ValueError, match=r"view 'test' is a test view"):
+        opened(validation_view="test")
+    with pytest.raises(ValueError, match=r"view 'valid' is a test view"):
+        opened(measure=MeasureConfig(test_views=("valid",)))
+    with pytest.raises(ValueError, match=r"'everything' overlaps the test view 'test' in \d+ rows"):
+        opened(view="everything")
+    with pytest.raises(ValueError, match=r"share \d+ group\(s\): the probe would know the speakers"):
+        opened(validation_view="train")
+    with pytest.raises(ValueError, match="none given; a search needs held-out rows"):
+        opened(validation_view=None)
+    with pytest.raises(ValueError, match=r"did you mean 'emotion'"):
+        opened(label="emoton")
+    with pytest.raises(ValueError, match=r"'valence' is continuous; a probe's objective needs a class label"):
+        opened(label="valence")
+
+
+def test_other_rows_of_a_tested_speaker_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("leak") / "shards"
+    manifest = write_corpus(folder, speakers=6, takes=2)
+    inside = View.open(manifest, "test")
+    chosen = np.concatenate([inside.mask(shard) for shard in range(len(inside.counts))])
+    rows = np.flatnonzero(chosen)
+    chosen[rows[::2]] = False
+    View.where(manifest, chosen, "half-test").save()
+    other = np.zeros_like(chosen)
+    other[rows[::2]] = True
+    View.where(manifest, other, "leaky").save()
+    (folder / "views" / "test.parquet").unlink()
+    with pytest.raises(ValueError, match=r"'leaky' shares \d+ group\(s\) with the test view 'half-test'"):
+        refuse_test_rows(manifest, ("train", "leaky"))
+    refuse_test_rows(manifest, ("train", "valid"))

@@ -1,0 +1,175 @@
+"""A sweep's job and its book, without Ray: what is refused, when trials report, and what is remembered."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.corpus import write_corpus
+from tests.cluster.sweeps import fixed_space, small_space, small_sweep
+from tuning.sweep.folder import SweepBook, SweepFolder
+from tuning.sweep.job import ScheduleConfig, SweepJob
+from tuning.sweep.population import check_space
+from tuning.sweep.search import Outcome, proposer
+from tuning.sweep.space import Space
+from tuning.sweep.space_presets import laptop, published
+from tuning.sweep.sweep import count, identity, main, prepare
+
+WIDTHS = {"video": 6, "audio": 5}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    write_corpus(folder, speakers=6, takes=5)
+    return folder
+
+
+def test_no_trial_is_stopped_before_its_last_task_has_begun() -> None:
+    assert ScheduleConfig().grace(published()) == 16  # clustering may begin with the 16th epoch
+    assert ScheduleConfig().grace(dataclasses.replace(published(), tasks=("contrastive",))) == 60 // 9
+    assert ScheduleConfig(grace_epochs=20).grace(published()) == 20
+    with pytest.raises(ValueError, match=r"schedule.grace_epochs: 3, but clustering may start as late as epoch 15"):
+        ScheduleConfig(grace_epochs=3).grace(published())
+
+
+def test_reports_fall_on_the_rungs_and_on_the_end() -> None:
+    space = dataclasses.replace(laptop(), epochs=40)
+    assert ScheduleConfig(grace_epochs=4).milestones(space, "asha") == (4, 12, 36, 40)
+    assert ScheduleConfig(grace_epochs=4, report_epochs=10).milestones(space, "asha") == (4, 10, 12, 20, 30, 36, 40)
+    assert ScheduleConfig().milestones(space, "none") == (40,)
+    assert ScheduleConfig(exchange_epochs=15).milestones(space, "pbt") == (15, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--space.tasks", "[]"], "a space without one has no trial"),
+        (["--trials", "0"], "a sweep without trials finds nothing"),
+        (["--objective", "probe_acc"], "did you mean 'probe_accuracy'"),
+        (["--objective", "loss"], "unknown value 'loss'"),
+        (["--data.validation_view", "test"], "view 'test' is a test view"),
+        (["--data.view", "everything"], "overlaps the test view 'test'"),
+        (["--data.folder", "/nowhere/at-all"], "/nowhere/at-all"),
+        (["--data.label", "emotoin"], "did you mean 'emotion'"),
+        (["--data.label", "null"], "needs labels; give data.label"),
+        (["--space.modalities", '["vide"]'], "did you mean 'video'"),
+        (["--space.global_batch", "[100000]"], "fewer than one global batch"),
+        (["--space.start_epoch", "[20]"], "is not before the end of a trial"),
+        (["--scheduler", "pbt"], "the trials of a population take over each other's states"),
+        (["--scheduler", "pbt", "--resources.workers", "2"], "needs trials of one process"),
+        (["--search", "grid", "--space.global_batch", "[32]"], "more than 10,000 points"),
+        (["--search", "gird"], "search"),
+        (["--measure.fusion", "sum"], "measure.fusion: 'sum'"),
+        (["--tracking_uri", "sqlite:///relative.db"], "is relative"),
+        (["--name", "../up"], "is no folder name"),
+        (["--space.clustres", "[4]"], "did you mean 'space.clusters'"),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_trial_starts(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    given = ["--data.folder", str(shards), "--data.label", "emotion", "--name", "refused", "--output", str(tmp_path)]
+    try:
+        status = main([*given, *flags])
+        said = capsys.readouterr().err
+    except ValueError as error:
+        status, said = 2, str(error)
+    assert status != 0 and message in said, said
+    assert "Traceback" not in said
+    assert not (tmp_path / "refused" / "trials").exists()
+
+
+class Kit:
+    """A book over made-up results."""
+
+    def __init__(self, folder: Path, space: Space, search: str = "random", trials: int = 6) -> None:
+        self.folder = SweepFolder(folder)
+        self.folder.claim({"space": 1})
+        source = proposer(search, space, 3, "max", folder)
+        self.book = SweepBook(self.folder, space, source, trials, "probe_accuracy", {"manifest": "m"})
+
+    def end(self, number: int, value: float, state: str = "finished", reason: str = "") -> None:
+        self.book.finish(number, Outcome({9: value}, state), {"probe_accuracy": value}, {"seconds": 1.0}, reason)
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_the_book_goes_on_where_it_was(tmp_path: Path, search: str) -> None:
+    space = small_space().resolve(WIDTHS)
+    first = Kit(tmp_path, space, search)
+    begun = [first.book.propose() for _ in range(4)]
+    first.end(0, 0.3)
+    first.end(2, 0.5, "stopped")
+    first.end(3, float("-inf"), "failed", "diverged: loss/contrastive not finite")
+
+    second = Kit(tmp_path, space, search)
+    assert set(second.book.outcomes) == {0, 2, 3} and second.book.left == 3 and second.book.resumed
+    again = second.book.propose()
+    assert again == begun[1]
+    fresh = [second.book.propose() for _ in range(3)]
+    assert [p.number for p in fresh if p is not None] == [4, 5] and fresh[2] is None
+    second.end(1, 0.9, "failed", "died: the node was lost")
+    third = Kit(tmp_path, space, search)
+    redone = third.book.propose()
+    assert redone is not None and redone.number == 1, "a trial that a machine killed is run again"
+    assert third.book.ranking("max") == [0, 2] and third.book.ranking("min") == [0, 2]
+    third.end(1, 0.2)
+    assert third.book.ranking("max") == [0, 1, 2] and third.book.ranking("min") == [1, 0, 2]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe", "grid"])
+def test_equal_trials_are_run_once(tmp_path: Path, search: str) -> None:
+    """Six configurations in all: a sweep of twenty trials runs six, and says that there are no more."""
+    space = fixed_space(
+        representation_dim=(8, 16, 32), global_batch=(30, 60), tasks=("contrastive",)
+    ).resolve(WIDTHS)  # fmt: skip
+    kit = Kit(tmp_path, space, search, trials=20)
+    seen: set[str] = set()
+    for number in range(6):
+        proposal = kit.book.propose()
+        assert proposal is not None and proposal.number == number
+        seen.add(kit.book.key(proposal.choices))
+        if number != 3:
+            kit.end(number, 0.1 * number)
+    assert len(seen) == 6 and kit.book.propose() is None and kit.book.exhausted
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "one")
+    folder.claim({"space": 1})
+    folder.lock()
+    with pytest.raises(ValueError, match="another process runs this sweep"):
+        SweepFolder(tmp_path / "one").lock()
+    folder.unlock()
+    SweepFolder(tmp_path / "one").lock()
+    with pytest.raises(ValueError, match=r"space: 1 then, 2 now[\s\S]*Choose another --name"):
+        folder.claim({"space": 2})
+
+
+def test_what_makes_a_sweep_the_same(shards: Path, tmp_path: Path) -> None:
+    def of(**changes: Any) -> dict[str, Any]:
+        job: SweepJob = small_sweep(shards, tmp_path, "same", **changes)
+        return identity(prepare(job))
+
+    base = of()
+    assert of(trials=99) == base
+    for changes in (
+        {"space": small_space(epochs=6)},
+        {"objective": "effective_rank"},
+        {"search": "tpe"},
+        {"search_seed": 1},
+        {"scheduler": "none"},
+    ):
+        assert of(**changes) != base, changes
+
+
+def test_a_grid_is_whole(tmp_path: Path) -> None:
+    space = fixed_space(representation_dim=(8, 16), tasks=("contrastive",)).resolve(WIDTHS)
+    source = proposer("grid", space, 0, "max", tmp_path)
+    job = small_sweep(tmp_path, tmp_path, "grid", search="grid", trials=None)
+    assert count(job, source) == 2
+    with pytest.raises(ValueError, match=r"trials: 1, but the grid of this space has 2 points"):
+        count(dataclasses.replace(job, trials=1), source)
+    with pytest.raises(ValueError, match=r"'model\.representation_dim' has several values"):
+        check_space(fixed_space(representation_dim=(8, 16)).resolve(WIDTHS))

@@ -1,0 +1,333 @@
+"""What an ablation runs: rows (task combinations, presets, modality subsets, baselines) by data sets and seeds.
+
+Rows that resolve to the same configuration share one cell. A row that a data set cannot serve is a hole with its
+reason, known before anything runs.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from conclugen import PretrainConfig, fields, presets
+from conclugen.config import RECIPES, TasksConfig
+from conclugen.presets import ALL, PRESETS
+from ray_jobs.run_config import DEFAULT_OUTPUT
+from tuning.ablation.cell import Cell
+from tuning.dataset import JudgingConfig, LabelledSet
+from tuning.ledger import Record, record_key
+
+TASKS = ("contrastive", "clustering", "reconstruction")
+SECTIONS = ("combinations", "presets", "modalities", "baselines")
+_SETTINGS_FILE = "ablation.json"
+
+
+@dataclass(frozen=True)
+class SizesConfig:
+    """What every cell takes from the ablation rather than from its preset, the same for all of them.
+
+    Attributes:
+        representation_dim: R.
+        projection_dim: P.
+        reconstruction_hidden_dim: H.
+        clusters: K.
+        queue_batches: Batches that k-means sees besides the present one.
+        global_batch: Rows of an optimiser step.
+        epochs: Length of each pretraining.
+    """
+
+    representation_dim: int = 512
+    projection_dim: int = 128
+    reconstruction_hidden_dim: int = 512
+    clusters: int = 32
+    queue_batches: int = 2
+    global_batch: int = 256
+    epochs: int = 40
+
+    def apply(self, config: PretrainConfig) -> PretrainConfig:
+        """A configuration at these sizes. Clustering never starts after the last epoch."""
+        overrides: dict[str, Any] = {
+            "global_batch": self.global_batch,
+            "epochs": self.epochs,
+            "model": {
+                "representation_dim": self.representation_dim,
+                "projection_dim": self.projection_dim,
+                "reconstruction_hidden_dim": self.reconstruction_hidden_dim,
+            },
+        }
+        clustering = config.tasks.clustering
+        if clustering is not None:
+            overrides["tasks"] = {"clustering": {"clusters": self.clusters, "queue_batches": self.queue_batches}}
+            if clustering.start_epoch >= self.epochs:
+                overrides["tasks"]["clustering"]["start_epoch"] = 0
+        return fields.merge(config, overrides)
+
+
+@dataclass(frozen=True)
+class AblateJob:
+    """What `tuning.ablate` needs.
+
+    Attributes:
+        datasets: Name -> folder of packed shards with labels and groups: `--datasets.ravdess FOLDER`.
+        labels: Name -> class label, where a set has several.
+        train_only: Name -> groups that are never tested, comma-separated: those that designs were chosen on.
+        sections: Of `combinations` (all seven of three tasks), `presets` (the eight published ones), `modalities`
+            (subsets), `baselines` (untrained heads, raw features).
+        recipes: Of `improved` and `paper`; every section is run in each.
+        seeds: Of pretraining, two at least: a table of one seed has no deviation.
+        judging: Fractions of labels, draws, folds.
+        sizes: Of every pretraining.
+        parallel: Cells at a time; None: the cluster's CPUs.
+        dry_run: Tell cells and cost, and stop.
+        output: Folder of all ablations.
+        name: Of this one, and of its parent run.
+        experiment: MLflow experiment.
+        tracking_uri: MLflow tracking URI; None: the local SQLite file below `output`.
+    """
+
+    datasets: dict[str, str]
+    labels: dict[str, str] = field(default_factory=dict)
+    train_only: dict[str, str] = field(default_factory=dict)
+    sections: tuple[str, ...] = SECTIONS
+    recipes: tuple[str, ...] = ("improved", "paper")
+    seeds: tuple[int, ...] = (127, 128, 129)
+    judging: JudgingConfig = field(default_factory=JudgingConfig)
+    sizes: SizesConfig = field(default_factory=SizesConfig)
+    parallel: int | None = None
+    dry_run: bool = False
+    output: str = DEFAULT_OUTPUT
+    name: str = "ablation"
+    experiment: str = "conclugen"
+    tracking_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ValueError("datasets: none; name one at least: --datasets.NAME FOLDER (labelled shards)")
+        for name in (*self.datasets, self.name):
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"name {name!r}: expected letters, digits, - and _")
+        for kind, names, allowed in (
+            ("sections", self.sections, SECTIONS),
+            ("recipes", self.recipes, RECIPES),
+            ("labels", tuple(self.labels), tuple(self.datasets)),
+            ("train_only", tuple(self.train_only), tuple(self.datasets)),
+        ):
+            for name in names:
+                fields.choose(kind, name, allowed)
+        if not self.sections or not self.recipes:
+            raise ValueError("sections and recipes: name one at least of each")
+        if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(
+                f"seeds: {list(self.seeds)}; a mean with its deviation needs two different seeds at least: "
+                "--seeds [127,128,129]"
+            )
+        if self.parallel is not None and self.parallel < 1:
+            raise ValueError(f"parallel: {self.parallel}; expected 1 or more, or null for the cluster's CPUs")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output).expanduser().absolute() / self.name
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change between starts on one folder; data sets, seeds, sections and recipes may be added."""
+        return {"judging": asdict(self.judging), "sizes": asdict(self.sizes)}
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell on one data set, with what it is found by. names: rows of the table that it fills."""
+
+    key: str
+    dataset: str
+    cell: Cell
+    names: tuple[str, ...]
+    tags: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """For people: progress line, name of its run."""
+        return title(self.tags)
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A row that a data set cannot serve, and why; `record` is what the ledger keeps of it."""
+
+    dataset: str
+    record: Record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """cells: each to be run once. rows: number of (row, seed) pairs that they fill. holes: what cannot be run."""
+
+    cells: tuple[PlannedCell, ...]
+    rows: int
+    holes: tuple[Hole, ...]
+
+
+def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
+    """Every row of every set and seed, equal ones once. Raises ValueError where a set is smaller than a batch."""
+    cells: dict[str, PlannedCell] = {}
+    holes: dict[str, Hole] = {}
+    rows = 0
+    for data in sets:
+        if data.smallest_training_part < job.sizes.global_batch:
+            raise ValueError(
+                f"data set {data.name!r}: the smallest training part has {data.smallest_training_part} rows, a global "
+                f"batch {job.sizes.global_batch}; lower --sizes.global_batch"
+            )
+        for row in itertools.chain.from_iterable(_rows(section, job, data) for section in job.sections):
+            for seed in job.seeds if row.system != "raw" else (0,):
+                rows += 1
+                try:
+                    cell = row.cell(data, seed, job.sizes)
+                except ValueError as error:
+                    hole = _hole(row, data, seed, str(error))
+                    holes[hole.record.key] = hole
+                    continue
+                key = cell.key(data)
+                known = cells.get(key)
+                names = (row.name,) if known is None else (*known.names, row.name)
+                cells[key] = PlannedCell(key, data.name, cell, names, _tags(row, cell, data, names))
+    # A seed of every cell before the next seed: a table is whole, if coarse, as early as it can be.
+    ordered = sorted(cells.values(), key=lambda planned: planned.cell.seed > 0 and job.seeds.index(planned.cell.seed))
+    return Plan(tuple(ordered), rows, tuple(holes.values()))
+
+
+def claim(job: AblateJob) -> None:
+    """Make the folder this ablation's. Raises ValueError where it holds one of other settings."""
+    path = job.folder / _SETTINGS_FILE
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        mine = json.loads(json.dumps(job.settings()))
+        differing = [
+            f"{group}.{name}: {there[group].get(name)!r} there, {value!r} now"
+            for group, values in mine.items()
+            for name, value in values.items()
+            if there.get(group, {}).get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{job.folder} holds an ablation of other settings ({'; '.join(differing)}), which cannot stand in "
+                "one table; give another --name, or these settings"
+            )
+        return
+    job.folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(job.settings(), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def title(tags: Mapping[str, Any]) -> str:
+    """`mosi  contrastive+clustering  video+audio+text  improved  seed 127`, or of a baseline."""
+    what = "+".join(tags["tasks"]) if tags["tasks"] else f"{tags['system']} {'features' * (tags['system'] == 'raw')}"
+    parts = [tags["dataset"], what.strip(), "+".join(tags["modalities"])]
+    if tags["system"] != "raw":
+        parts += [tags["recipe"], f"seed {tags['seed']}"]
+    return "  ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """preset: of which the row takes the tasks, or None and the `tasks` are those of the preset conclugen."""
+
+    name: str
+    system: str
+    recipe: str
+    modalities: tuple[str, ...]
+    preset: str | None = None
+    tasks: tuple[str, ...] = ()
+
+    def cell(self, data: LabelledSet, seed: int, sizes: SizesConfig) -> Cell:
+        """Raises ValueError where the data set lacks a modality, or the tasks cannot run on these."""
+        if self.system == "raw":
+            return Cell("raw", self.modalities)
+        if self.preset is not None:
+            config = presets.build(self.preset, self.recipe, modalities=self.modalities)
+        else:
+            config = _combination(self.tasks, self.recipe, self.modalities)
+        config.check_serves(data.widths)
+        config = sizes.apply(replace(config, seed=seed))
+        return Cell(self.system, config.modalities, config)
+
+
+def _rows(section: str, job: AblateJob, data: LabelledSet) -> Iterator[_Row]:
+    for recipe in job.recipes:
+        if section == "combinations":
+            for count in range(1, len(TASKS) + 1):
+                for tasks in itertools.combinations(TASKS, count):
+                    yield _Row(f"combinations/{'+'.join(tasks)}", "pretrained", recipe, data.complete, tasks=tasks)
+        elif section == "presets":
+            for name, (modalities, _) in PRESETS.items():
+                # A preset of all modalities means all that the data has; one that names some means just these.
+                chosen = data.complete if modalities == ALL else modalities
+                yield _Row(f"presets/{name}", "pretrained", recipe, chosen, preset=name)
+        elif section == "modalities":
+            for subset in _subsets(data.complete):
+                # One modality has none to be contrasted with: it learns by the tasks that are left.
+                tasks = TASKS if len(subset) > 1 else TASKS[1:]
+                yield _Row(f"modalities/{'+'.join(subset)}", "pretrained", recipe, subset, tasks=tasks)
+        elif section == "baselines":
+            yield _Row("baselines/untrained", "untrained", recipe, data.complete, tasks=TASKS[1:])
+    if section == "baselines":
+        for subset in _subsets(data.complete):
+            if len(subset) in (1, len(data.complete)):
+                yield _Row(f"baselines/raw {'+'.join(subset)}", "raw", "", subset)
+
+
+def _subsets(modalities: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for count in range(1, len(modalities) + 1):
+        yield from itertools.combinations(modalities, count)
+
+
+def _combination(tasks: Sequence[str], recipe: str, modalities: tuple[str, ...]) -> PretrainConfig:
+    """Tasks as the preset conclugen sets them. A single one has weight 1: alone it has nothing to be weighed with."""
+    every = presets.build("conclugen", recipe).tasks
+    active: dict[str, Any] = {name: config for name, config in every.active.items() if name in tasks}
+    if len(active) == 1:
+        active = {name: replace(config, weight=1.0) for name, config in active.items()}
+    base = presets.build("generative_only", recipe, modalities=modalities)
+    return replace(base, preset="conclugen", tasks=TasksConfig(**active, divisor=every.divisor))
+
+
+def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dict[str, Any]:
+    tasks = {} if cell.config is None or not cell.tasks else cell.config.tasks.active
+    return {
+        "dataset": data.name,
+        "label": data.label,
+        "system": cell.system,
+        "recipe": row.recipe,
+        "tasks": list(cell.tasks),
+        "weights": " ".join(f"{name}={config.weight:.4g}" for name, config in tasks.items()),
+        "modalities": list(cell.modalities),
+        "complete": cell.modalities == data.complete,
+        "seed": cell.seed,
+        "rows": list(names),
+        "presets": [name.removeprefix("presets/") for name in names if name.startswith("presets/")],
+    } | {f"weight.{name}": config.weight for name, config in tasks.items()}
+
+
+def _hole(row: _Row, data: LabelledSet, seed: int, reason: str) -> Hole:
+    tasks = list(PRESETS[row.preset][1]) if row.preset is not None else list(row.tasks)
+    tags = {
+        "dataset": data.name,
+        "label": data.label,
+        "system": row.system,
+        "recipe": row.recipe,
+        "tasks": tasks,
+        "modalities": list(row.modalities),
+        "complete": row.modalities == data.complete,
+        "seed": seed,
+        "rows": [row.name],
+        "presets": [row.preset] if row.preset is not None else [],
+        "unserved": True,
+    }
+    key = record_key({"row": row.name, "recipe": row.recipe}, dataset=data.digest, seed=seed, protocol=data.judged_by)
+    return Hole(data.name, Record(key, "cell", "failed", tags=tags, reason=reason))

@@ -1,0 +1,1 @@
+"""`python -m tuning.report`: what an ablation and its sweeps came to, as a page, tables and pictures."""

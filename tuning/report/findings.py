@@ -1,0 +1,123 @@
+"""What a report says of the numbers: which comparisons are made, in which families, and the sentences that follow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuning.report.systems import TASKS, Results, System, best
+from tuning.significance import Comparison, compare
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons corrected together: of one data set, recipe and fraction. missing: why there are none."""
+
+    dataset: str
+    recipe: str
+    fraction: float
+    comparisons: tuple[Comparison, ...]
+    missing: str = ""
+
+
+def three_against_fewer(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
+    """The claim of the method: all three tasks against each combination of one or two of them."""
+    three = results.find(dataset, recipe, TASKS, None)
+    others = [
+        system
+        for system in results.of_set(dataset)
+        if system.system == "pretrained" and system.recipe == recipe and system.complete and len(system.tasks) < 3
+        if set(system.tasks) <= set(TASKS)
+    ]
+    others.sort(key=lambda system: (len(system.tasks), [TASKS.index(task) for task in system.tasks]))
+    if three is None or not three.finished:
+        return Family(dataset, recipe, fraction, (), "no finished cell of all three tasks")
+    return _family(dataset, recipe, fraction, [(three, other) for other in others])
+
+
+def against_references(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
+    """Every pretrained system of a recipe against the best single task, untrained heads and the best raw features.
+
+    Which single task and which raw features are best is judged on the test speakers themselves, in their favour.
+    """
+    metric = f"accuracy@{fraction:g}"
+    own = [s for s in results.of_set(dataset) if s.system == "pretrained" and s.recipe == recipe]
+    single = best((s for s in own if s.complete and len(s.tasks) == 1 and s.tasks[0] in TASKS), metric)
+    untrained = [s for s in results.of_set(dataset) if s.system == "untrained" and s.recipe == recipe and s.complete]
+    raw = best((s for s in results.of_set(dataset) if s.system == "raw"), metric)
+    references = [system for system in (single, *untrained, raw) if system is not None]
+    own.sort(key=lambda s: (not s.complete, len(s.tasks), [TASKS.index(t) if t in TASKS else 9 for t in s.tasks]))
+    pairs = [(system, reference) for system in own for reference in references if system is not reference]
+    return _family(dataset, recipe, fraction, pairs)
+
+
+def sentences(family: Family) -> list[str]:
+    """In words: where three tasks are better, worse, or not shown to differ; at most one sentence of each kind."""
+    place = f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels"
+    if family.missing or not family.comparisons:
+        return [f"{place}: nothing can be said: {family.missing or 'nothing to compare with'}."]
+    parts = []
+    for verdict in ("better", "worse", "no difference shown"):
+        found = [c for c in family.comparisons if c.verdict(LEVEL) == verdict]
+        if found:
+            listed = ", ".join(f"{_short(c.second)} ({points(c.difference)}, p {_p(c.adjusted)})" for c in found)
+            told = {
+                "better": "better than",
+                "worse": "worse than",
+                "no difference shown": "not shown to differ from",
+            }[verdict]
+            parts.append(f"{told} {listed}")
+    everywhere = all(c.verdict(LEVEL) == "better" for c in family.comparisons)
+    answer = "yes" if everywhere else "no"
+    return [f"{place}: three tasks better than each one and two of them? {answer}: {'; '.join(parts)}."]
+
+
+def _family(dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[System, System]]) -> Family:
+    metric = f"accuracy@{fraction:g}"
+    usable = {}
+    for first, second in pairs:
+        scores = _common(first, second, metric)
+        if all(scores):
+            usable[first.label, second.label] = scores
+    if not usable:
+        return Family(dataset, recipe, fraction, (), "no two finished systems with a common seed")
+    rows = next(first for first, second in pairs if (first.label, second.label) in usable).finished[0].groups["rows"]
+    if len(rows) < 2:
+        return Family(dataset, recipe, fraction, (), "fewer than two test groups")
+    return Family(dataset, recipe, fraction, tuple(compare(usable, rows)))
+
+
+def _common(first: System, second: System, metric: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracies by group over the seeds that both have; raw features have none and stand beside any."""
+    if "raw" in (first.system, second.system):
+        return first.groups(metric), second.groups(metric)
+    seeds = first.seeds & second.seeds
+    return first.groups(metric, seeds), second.groups(metric, seeds)
+
+
+def points(difference: float) -> str:
+    """In percentage points, with its sign; what rounds to nothing has none."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def summary(families: Sequence[Family]) -> str:
+    """How often three tasks are better than every smaller combination, and how often one of these is better."""
+    made = [family for family in families if family.comparisons]
+    if not made:
+        return "Three tasks and smaller combinations are not both finished anywhere: nothing can be said yet."
+    verdicts = [{c.verdict(LEVEL) for c in family.comparisons} for family in made]
+    ahead = sum(found == {"better"} for found in verdicts)
+    behind = sum("worse" in found for found in verdicts)
+    return (
+        f"Of {len(made)} settings (data set, recipe, share of labels), three tasks are significantly better than every "
+        f"combination of one or two in {ahead}, and significantly worse than at least one in {behind}."
+    )
+
+
+def _short(label: str) -> str:
+    return label.partition(" [")[0]
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,309 @@
+"""Job: what an ablation (and sweeps) came to, as a page, tables and pictures.
+
+    python -m tuning.report outputs/first
+    python -m tuning.report outputs/first --sweep outputs/search
+
+Reads the ledgers of the folders alone. Writes `report.html` (one file that needs no other), `report.md`, `report.csv`
+(every number) and pictures into FOLDER/report, and logs them to the MLflow run of the folder where it has one.
+"""
+
+import argparse
+import csv
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from conclugen import fields
+from conclugen.downstream import Interval
+from ray_jobs import plots
+from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
+from ray_jobs.tracking.mlflow_sink import flush_journal
+from tuning.ledger import Ledger, Record
+from tuning.report import findings as report_findings
+from tuning.report import svg, sweep_response
+from tuning.report.findings import LEVEL, Family
+from tuning.report.page import Block, Charts, Heading, Text, html, markdown
+from tuning.report.systems import TASKS, Results
+from tuning.report.tables import (
+    SCORE_NAMES,
+    Entry,
+    Line,
+    Table,
+    claim_table,
+    class_table,
+    cost_table,
+    group_table,
+    main_systems,
+    reference_table,
+    results_table,
+    retrieval_table,
+)
+
+_log = logging.getLogger(__name__)
+_SCORES = ("accuracy", "f1_weighted")
+_COLUMNS = ("kind", "key", "status", "dataset", "system", "recipe", "tasks", "modalities", "seed", "metric", "value")
+_TRACKING_S = 30.0
+
+
+def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] = _SCORES) -> list[Path]:
+    """Write the report of a folder; returns the files.
+
+    Raises ValueError: no ledger, no finished cell or trial, a score that nothing has.
+    """
+    records = [record for place in (folder, *sweeps) for record in Ledger.open(place, must_exist=True).records()]
+    results = Results.of(records)
+    finished = [record for record in records if record.status == "finished"]
+    if not finished:
+        raise ValueError(f"{folder}: none of {len(records)} cells and trials is finished; let the ablation go on")
+    known = {score for dataset in results.datasets for score in results.scores(dataset)}
+    if results.systems:
+        for score in scores:
+            fields.choose("--scores", score, sorted(known))
+    place = folder / "report"
+    place.mkdir(exist_ok=True)
+    families = _families(results)
+    pictures = _pictures(results, families, place)
+    title = f"Ablation {folder.resolve().name}" if results.systems else f"Sweep {folder.resolve().name}"
+    blocks, lead = list(_blocks(results, families, scores, [p.name for p in pictures])), _lead(results, records)
+    texts = {
+        "report.html": html(title, lead, blocks),
+        "report.md": markdown(title, lead, blocks),
+        "report.csv": _csv(records),
+    }
+    written = []
+    for name, text in texts.items():
+        _replace(place / name, text)
+        written.append(place / name)
+    return [*written, *pictures]
+
+
+def track(folder: Path, files: Sequence[Path], tracking_uri: str | None = None) -> str | None:
+    """Log the files to the run of the folder's journal; returns where, None when there is no run or no server."""
+    journal_path = folder / "journal.jsonl"
+    if not journal_path.is_file():
+        return None
+    uri = tracking_uri or default_tracking_uri(folder.parent)
+    with Journal(journal_path) as journal:
+        for path in files:
+            journal.artifact(path, target="report")
+    try:
+        run = flush_journal(journal_path, uri, _TRACKING_S)
+    except Exception as error:  # a report is worth as much without a server
+        _log.warning("MLflow at %s: %s; the report's files are sent with the journal later", public_uri(uri), error)
+        return None
+    return f"run {run} in {public_uri(uri)}"
+
+
+def _families(results: Results) -> dict[str, list[Family]]:
+    """ "claim": three tasks against fewer; "references": everything against single task, untrained heads and raw."""
+    places = [
+        (dataset, recipe, fraction)
+        for dataset in results.datasets
+        for recipe in results.recipes
+        for fraction in results.scores(dataset).get("accuracy", ())
+    ]
+    makers = {"claim": report_findings.three_against_fewer, "references": report_findings.against_references}
+    return {name: [make(results, *place) for place in places] for name, make in makers.items()}
+
+
+def _lead(results: Results, records: Sequence[Record]) -> str:
+    failed = sum(record.status == "failed" and not record.tags.get("unserved") for record in records)
+    cells = sum(record.status == "finished" and record.kind == "cell" for record in records)
+    trials = sum(record.status == "finished" and record.kind == "trial" for record in records)
+    counts = [f"{cells} finished cells" * bool(cells), f"{trials} finished trials" * bool(trials)]
+    counts.append(f"{failed} failed (marked holes)" * bool(failed))
+    seeds = f", seeds {', '.join(map(str, results.seeds))}" if results.seeds else ""
+    return f"{datetime.now(UTC):%Y-%m-%d}: {', '.join(filter(None, counts))}{seeds}. Made from the ledger alone."
+
+
+def _blocks(
+    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: Sequence[str]
+) -> Iterator[Block]:
+    if results.systems:
+        yield from _ablation(results, families, scores, pictures)
+    if results.trials:
+        yield from _sweep(results.trials)
+
+
+def _ablation(
+    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: Sequence[str]
+) -> Iterator[Block]:
+    yield Heading("Are three tasks better than one or two?", "claim")
+    told = [sentence for family in families["claim"] for sentence in report_findings.sentences(family)]
+    yield Text((report_findings.summary(families["claim"]),))
+    yield Text(tuple(told), listed=True)
+    unit = (
+        "Differences in percentage points over all test rows, 95 % bootstrap interval over speakers (groups), and the "
+        "p-value of an exact paired sign-flip test over speakers, seeds and draws averaged, corrected by Holm "
+        f"within one data set, recipe and fraction. Bold: p at most {LEVEL}. The unit is the speaker: neither covers "
+        "the choice of pretraining seed."
+    )
+    yield claim_table(families["claim"], "Three tasks against fewer", unit)
+    yield Heading("Task combinations", "combinations")
+    explained = (
+        "In %, mean over seeds ± sample deviation over seeds, each seed a mean over draws of labels (and cross-fitted "
+        "folds). Bold: best of the column; underlined: second. Raw features have no seed."
+    )
+    yield results_table(results, results.combinations(), "Every combination of tasks", scores, explained)
+    for rows, title in (
+        (results.presets(), "The published presets"),
+        (results.subsets(), "Modality subsets"),
+    ):
+        if rows:
+            yield results_table(results, rows, title, scores, explained)
+    yield Heading("Label efficiency", "labels")
+    yield Charts(_efficiency(results), tuple((name.removesuffix(".png"), name) for name in pictures))
+    yield Heading("Significance against references", "significance")
+    yield reference_table(
+        families["references"],
+        "Every system against the best single task, untrained heads and raw features",
+        unit + " Which single task and which raw features are best is judged on the test speakers, in their favour.",
+    )
+    yield Heading("By speaker and class", "groups")
+    for dataset in results.datasets:
+        fraction = min(results.scores(dataset).get("accuracy", [1.0]))
+        chosen = main_systems(results, dataset, fraction)
+        if chosen:
+            yield group_table(results, dataset, chosen, fraction)
+            yield class_table(dataset, chosen, fraction)
+    retrieval = retrieval_table(results)
+    if retrieval is not None:
+        yield Heading("Retrieval", "retrieval")
+        yield retrieval
+    yield Heading("Cost", "cost")
+    yield cost_table(results)
+
+
+def _efficiency(results: Results) -> tuple[str, ...]:
+    charts = []
+    for dataset in results.datasets:
+        fractions = results.scores(dataset).get("accuracy", [])
+        series = {}
+        for system in main_systems(results, dataset, min(fractions, default=1.0)):
+            values = {fraction: system.value(f"accuracy@{fraction:g}") for fraction in fractions}
+            series[system.label] = [(f, v.mean, v.deviation or 0.0) for f, v in values.items() if v is not None]
+        if series:
+            charts.append(svg.lines(dataset, series, xlabel="share of training rows with labels", ylabel="accuracy, %"))
+    return tuple(charts)
+
+
+def _sweep(trials: Sequence[Record]) -> Iterator[Block]:
+    yield Heading("Loss weights and hyper-parameters", "weights")
+    names = sorted({measured[0] for trial in trials if (measured := sweep_response.objective(trial)) is not None})
+    if not names:
+        yield Text(("No trial has been measured by its objective.",))
+        return
+    for name in names:
+        own = [trial for trial in trials if (sweep_response.objective(trial) or ("",))[0] == name]
+        response = sweep_response.weight_response(own)
+        yield Charts(
+            tuple(
+                svg.scatter(f"weight of {task}", points, xlabel="weight", ylabel=name)
+                for task, points in response.items()
+                if len({weight for weight, _ in points}) > 1
+            )
+        )
+        found = sweep_response.importance(own)
+        if found is None:
+            yield Text((f"{name}: too few finished trials (or nothing varied) to say which parameters mattered.",))
+            continue
+        warning = "" if found.score > 0.1 else " This is too little to trust the order below."
+        yield Text(
+            (
+                f"Importance for {name}: fall of the R² of a random forest on held-out trials when a parameter's "
+                f"values are shuffled among them ({found.trials} trials, R² {found.score:.2f}).{warning}",
+            )
+        )
+        shown = dict(list(found.parameters.items())[:15])
+        yield Charts((svg.bars(f"importance for {name}", shown, xlabel="fall of R²"),))
+        lines = tuple(
+            Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}")))
+            for parameter, (mean, spread) in shown.items()
+        )
+        yield Table(f"Importance for {name}", "parameter", (("fall of R²",), ("deviation",)), lines)
+
+
+def _pictures(results: Results, families: dict[str, list[Family]], place: Path) -> list[Path]:
+    written = []
+    for dataset in results.datasets:
+        fractions = results.scores(dataset).get("accuracy", [])
+        if not fractions:
+            continue
+        curves = {}
+        for system in main_systems(results, dataset, min(fractions)):
+            row = {}
+            for fraction in fractions:
+                value = system.value(f"accuracy@{fraction:g}")
+                if value is not None:
+                    spread = value.deviation or 0.0
+                    row[fraction] = Interval(value.mean, value.mean - spread, value.mean + spread, 0.68, value.seeds)
+            curves[system.label] = row
+        title = f"{dataset}: mean and deviation over seeds"
+        written.append(plots.label_efficiency(curves, place / f"label_efficiency_{dataset}.png", title=title))
+        for family in families["claim"]:
+            if family.dataset == dataset and family.comparisons:
+                bars = {comparison.second: comparison.interval for comparison in family.comparisons}
+                name = f"three_tasks_{dataset}_{family.recipe}_{family.fraction:g}.png"
+                title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {' + '.join(TASKS)} minus ..."
+                written.append(plots.interval_bars(bars, place / name, ylabel="difference in accuracy", title=title))
+    return written
+
+
+def _csv(records: Sequence[Record]) -> str:
+    """Every number of every record, one a line; groups as `accuracy@0.03/group/NAME`; a failed record is one line
+    whose metric is `reason`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for record in records:
+        tags = record.tags
+        head = [record.kind, record.key, record.status]
+        for name in ("dataset", "system", "recipe", "tasks", "modalities", "seed"):
+            value = tags.get(name, "")
+            head.append("+".join(value) if isinstance(value, list) else str(value))
+        numbers: dict[str, float | str] = {**record.metrics}
+        numbers |= {f"cost/{name}": value for name, value in record.cost.items()}
+        numbers |= {f"{m}/group/{g}": value for m, own in record.groups.items() for g, value in own.items()}
+        if record.status == "failed":
+            numbers = {"reason": record.reason, **numbers}
+        writer.writerows([*head, name, value] for name, value in numbers.items())
+    return text.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuning.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="output folder of an ablation (or of a sweep)")
+    parser.add_argument(
+        "--sweep", type=Path, action="append", default=[], metavar="FOLDER", help="add a sweep's trials"
+    )
+    parser.add_argument("--scores", default=",".join(_SCORES), help=f"of the tables: {', '.join(SCORE_NAMES)}")
+    parser.add_argument("--tracking_uri", help="MLflow tracking URI; default: mlflow.db beside FOLDER")
+    parser.add_argument("--no_tracking", action="store_true", help="write files only")
+    given = parser.parse_args(argv)
+    try:
+        files = report(given.folder, given.sweep, given.scores.split(","))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(str(path) for path in files))
+    if not given.no_tracking:
+        where = track(given.folder, files, given.tracking_uri)
+        if where:
+            print(f"MLflow: {where}")
+    return 0

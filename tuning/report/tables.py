@@ -1,0 +1,285 @@
+"""The tables of a report, before they become HTML or Markdown: heads of several levels, cells with marks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tuning.report.findings import LEVEL, Family, points
+from tuning.report.systems import Results, Row, System, Value, best
+
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "uar": "unweighted average recall",
+    "f1_weighted": "F1 (weighted)",
+    "precision_weighted": "precision (weighted)",
+    "recall_weighted": "recall (weighted)",
+}
+REFERENCES = ("best single task", "untrained heads", "best raw features")
+_HOLE = "—"
+_MOST_GROUPS = 40
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell. mark: "best", "second", "hole", "significant", or "". hint: what a reader asks of it (a reason)."""
+
+    text: str
+    mark: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """section: a heading above the first of the lines that share it."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    section: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """head: for each column its headings from the outermost to the innermost. corner: of the names' column."""
+
+    title: str
+    corner: str
+    head: tuple[tuple[str, ...], ...]
+    lines: tuple[Line, ...]
+    note: str = ""
+    footnotes: tuple[str, ...] = field(default=())
+
+
+def results_table(results: Results, rows: Sequence[Row], title: str, scores: Sequence[str], note: str = "") -> Table:
+    """The papers' layout: rows systems; columns data sets, scores and fractions; best and second of each column."""
+    columns = [
+        (dataset, score, fraction)
+        for dataset in results.datasets
+        for score in scores
+        for fraction in results.scores(dataset).get(score, ())
+    ]
+    values = [
+        [_value(row.systems.get(dataset), score, fraction) for dataset, score, fraction in columns] for row in rows
+    ]
+    reasons: dict[str, str] = {}
+    lines = []
+    for row, line in zip(rows, values, strict=True):
+        entries = []
+        for index, (dataset, _, _) in enumerate(columns):
+            value = line[index]
+            if value is None:
+                entries.append(_hole(row, dataset, reasons))
+            else:
+                column = [other[index] for other in values]
+                entries.append(Entry(shown(value), _rank(value, column), _hint(value)))
+        section = f"recipe {row.recipe}" if row.recipe else "without heads"
+        lines.append(Line(row.name, tuple(entries), section))
+    head = tuple(
+        (dataset, SCORE_NAMES.get(score, score), f"{fraction:.0%} of labels") for dataset, score, fraction in columns
+    )
+    footnotes = tuple(f"{mark} {reason}" for reason, mark in reasons.items())
+    return Table(title, "representation", head, tuple(lines), note, footnotes)
+
+
+def claim_table(families: Sequence[Family], title: str, note: str) -> Table:
+    """Rows pairs, columns fractions: difference in accuracy with its interval, and the corrected p-value."""
+    fractions = sorted({family.fraction for family in families})
+    lines = []
+    for (dataset, recipe), own in _by_place(families).items():
+        pairs = dict.fromkeys((c.first, c.second) for family in own.values() for c in family.comparisons)
+        for pair in pairs:
+            found = [_comparison(own.get(fraction), pair[0], second=pair[1]) for fraction in fractions]
+            name = f"{_bare(pair[0], recipe)} minus {_bare(pair[1], recipe)}"
+            lines.append(Line(name, tuple(found), f"{dataset}, recipe {recipe}"))
+    head = tuple((f"{fraction:.0%} of labels",) for fraction in fractions)
+    return Table(title, "paired difference in accuracy", head, tuple(lines), note)
+
+
+def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
+    """Rows systems; columns kinds of reference and fractions. Which system a reference is stands in the hint."""
+    fractions = sorted({family.fraction for family in families})
+    columns = [(kind, fraction) for kind in REFERENCES for fraction in fractions]
+    lines = []
+    for (dataset, recipe), own in _by_place(families).items():
+        for first in dict.fromkeys(c.first for family in own.values() for c in family.comparisons):
+            entries = [_comparison(own.get(fraction), first, kind=kind) for kind, fraction in columns]
+            lines.append(Line(_bare(first, recipe), tuple(entries), f"{dataset}, recipe {recipe}"))
+    head = tuple((f"minus {kind}", f"{fraction:.0%} of labels") for kind, fraction in columns)
+    return Table(title, "paired difference in accuracy", head, tuple(lines), note)
+
+
+def _by_place(families: Sequence[Family]) -> dict[tuple[str, str], dict[float, Family]]:
+    by_place: dict[tuple[str, str], dict[float, Family]] = {}
+    for family in families:
+        by_place.setdefault((family.dataset, family.recipe), {})[family.fraction] = family
+    return by_place
+
+
+def _kind(label: str) -> str:
+    single, untrained, raw = REFERENCES
+    return raw if label.startswith("raw features") else untrained if label.startswith("untrained heads") else single
+
+
+def _comparison(family: Family | None, first: str, second: str | None = None, kind: str | None = None) -> Entry:
+    """Of a system with another: that of a name, or of a kind."""
+    found = [
+        c
+        for c in (family.comparisons if family is not None else ())
+        if c.first == first and (c.second == second if kind is None else _kind(c.second) == kind)
+    ]
+    if not found:
+        return Entry(_HOLE, "hole", family.missing if family is not None else "")
+    c = found[0]
+    text = f"{points(c.difference)} [{points(c.interval.low)}, {points(c.interval.high)}] p {p_shown(c.adjusted)}"
+    mark = "significant" if c.verdict(LEVEL) != "no difference shown" else ""
+    return Entry(text, mark, f"minus {c.second}; uncorrected p {p_shown(c.p_value)}; {c.verdict(LEVEL)}")
+
+
+def group_table(results: Results, dataset: str, systems: Sequence[System], fraction: float) -> Table:
+    """Accuracy of each speaker (video) under each system; of many groups those on which the first system is worst and
+    best."""
+    metric = f"accuracy@{fraction:g}"
+    rows = next(s.finished[0].groups["rows"] for s in systems if s.finished)
+    scores = [system.groups(metric) for system in systems]
+    listed = list(scores[0])
+    note = ""
+    if len(listed) > _MOST_GROUPS:
+        ordered = sorted(listed, key=scores[0].__getitem__)
+        listed = [*ordered[: _MOST_GROUPS // 2], *ordered[-_MOST_GROUPS // 2 :]]
+        note = f"Of {len(ordered)} groups the {_MOST_GROUPS // 2} worst and best of the first column."
+    lines = []
+    for group in listed:
+        top = max(score[group] for score in scores) if len(scores) > 1 else None
+        entries = [Entry(f"{rows[group]:.0f}")]
+        entries += [Entry(f"{100 * s[group]:.1f}", "best" if s[group] == top else "") for s in scores]
+        lines.append(Line(group, tuple(entries)))
+    spread = [Entry("")]
+    for score in scores:
+        each = list(score.values())
+        spread.append(Entry(f"{100 * min(each):.1f} to {100 * max(each):.1f}"))
+    lines.append(Line("lowest to highest", tuple(spread)))
+    head = (("rows",), *((system.label,) for system in systems))
+    return Table(f"{dataset}: accuracy by speaker, {fraction:.0%} of labels", "speaker", head, tuple(lines), note)
+
+
+def class_table(dataset: str, systems: Sequence[System], fraction: float) -> Table:
+    """Recall of each class."""
+    suffix = f"@{fraction:g}"
+    names = [m for m in systems[0].finished[0].metrics if m.startswith("recall/") and m.endswith(suffix)]
+    lines = []
+    for metric in names:
+        values = [system.value(metric) for system in systems]
+        entries = [Entry(_HOLE, "hole") if v is None else Entry(shown(v), _rank(v, values)) for v in values]
+        lines.append(Line(metric.removeprefix("recall/").removesuffix(suffix), tuple(entries)))
+    head = tuple((system.label,) for system in systems)
+    return Table(f"{dataset}: recall by class, {fraction:.0%} of labels", "class", head, tuple(lines))
+
+
+def retrieval_table(results: Results) -> Table | None:
+    """Recall at 1, 5, 10 of the other modality of the same clip among the test rows, and measures of collapse."""
+    systems = [s for s in results.systems if s.system == "pretrained" and s.finished]
+    systems.sort(key=lambda s: (results.datasets.index(s.dataset), s.recipe, not s.complete, len(s.tasks), s.tasks))
+    names = sorted({m for s in systems for m in s.finished[0].metrics if m.startswith("recall@")}, key=_retrieval_order)
+    if not names:
+        return None
+    pairs = list(dict.fromkeys(name.partition("/")[2] for name in names))
+    metrics = [f"recall@{k}/{pair}" for pair in pairs for k in (1, 5, 10)]
+    lines = []
+    for system in systems:
+        peers = [s for s in systems if s.dataset == system.dataset]
+        entries = []
+        for metric in metrics:
+            value = system.value(metric)
+            column = [peer.value(metric) for peer in peers]
+            entries.append(Entry(_HOLE, "hole") if value is None else Entry(shown(value), _rank(value, column)))
+        lines.append(Line(system.label, tuple(entries), system.dataset))
+    head = tuple((f"{pair.replace('-', ' and ')}", f"recall@{k}") for pair in pairs for k in (1, 5, 10))
+    return Table(
+        "Cross-modal retrieval",
+        "representation",
+        head,
+        tuple(lines),
+        "In %: is the other modality of the same clip among the k most similar test rows of its fold? Mean of both "
+        "directions, over folds; ties count against the system. A model without a shared projection has none.",
+    )
+
+
+def cost_table(results: Results) -> Table:
+    """What each system cost."""
+    lines = []
+    for system in results.systems:
+        if not system.finished:
+            continue
+        seconds, work = system.cost("seconds"), system.cost("cpu_seconds")
+        samples, memory = system.cost("samples"), system.cost("peak_memory_bytes")
+        entries = (
+            Entry(str(len(system.finished))),
+            Entry(f"{seconds.mean:.0f}" if seconds else _HOLE),
+            Entry(f"{work.mean:.0f}" if work else _HOLE),
+            Entry(f"{samples.mean:,.0f}" if samples else _HOLE),
+            Entry(f"{memory.mean / 2**20:,.0f}" if memory else _HOLE),
+        )
+        lines.append(Line(system.label, entries, system.dataset))
+    head = tuple((name,) for name in ("seeds", "seconds", "CPU seconds", "samples seen", "peak memory, MiB"))
+    return Table(
+        "What each run cost", "system", head, tuple(lines), "Means over seeds; a run is all folds of one seed."
+    )
+
+
+def shown(value: Value) -> str:
+    """In percent: `57.4 ± 0.4`."""
+    deviation = "" if value.deviation is None else f" ± {100 * value.deviation:.1f}"
+    return f"{100 * value.mean:.1f}{deviation}"
+
+
+def p_shown(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def main_systems(results: Results, dataset: str, fraction: float) -> list[System]:
+    """Those that single tables and curves show: three tasks, the best two and single task, and the references."""
+    metric = f"accuracy@{fraction:g}"
+    own = [s for s in results.of_set(dataset) if (s.finished and s.complete) or s.system == "raw"]
+    chosen: list[System | None] = []
+    for recipe in results.recipes:
+        mine = [s for s in own if s.recipe == recipe]
+        for count in (3, 2, 1):
+            pool = [s for s in mine if s.system == "pretrained" and len(s.tasks) == count and s.tasks != ("simclr",)]
+            chosen.append(best(pool, metric))
+        chosen.append(best((s for s in mine if s.system == "untrained"), metric))
+    chosen.append(best((s for s in own if s.system == "raw"), metric))
+    return [system for system in chosen if system is not None]
+
+
+def _value(system: System | None, score: str, fraction: float) -> Value | None:
+    return None if system is None else system.value(f"{score}@{fraction:g}")
+
+
+def _hole(row: Row, dataset: str, reasons: dict[str, str]) -> Entry:
+    system = row.systems.get(dataset)
+    reason = row.holes.get(dataset) or (system.reason if system is not None else "")
+    if not reason:
+        return Entry(_HOLE, "hole", "not run")
+    mark = reasons.setdefault(f"{dataset}: {reason}", f"[{len(reasons) + 1}]")
+    return Entry(f"{_HOLE} {mark}", "hole", reason)
+
+
+def _rank(value: Value, column: Sequence[Value | None]) -> str:
+    means = sorted({other.mean for other in column if other is not None}, reverse=True)
+    if len(means) < 2:
+        return ""
+    return "best" if value.mean == means[0] else "second" if value.mean == means[1] else ""
+
+
+def _hint(value: Value) -> str:
+    if value.deviation is None and value.seeds == 1 and not value.missing:
+        return "one run"
+    lacking = f", {value.missing} missing" if value.missing else ""
+    return f"{value.seeds} seed{'s' * (value.seeds != 1)}{lacking}"
+
+
+def _bare(label: str, recipe: str) -> str:
+    return label.removesuffix(f" [{recipe}]")
+
+
+def _retrieval_order(name: str) -> tuple[str, int]:
+    head, _, pair = name.partition("/")
+    return pair, int(head.removeprefix("recall@"))

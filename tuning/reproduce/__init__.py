@@ -1,0 +1,1 @@
+"""`python -m tuning.reproduce`: the result tables of docs/results.md."""

@@ -1,0 +1,1 @@
+"""`python -m tuning.sweep`: searches over tasks, weights and sizes, in trials that share one Ray."""

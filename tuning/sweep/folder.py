@@ -1,0 +1,271 @@
+"""The folder of a sweep and what it remembers: which trials were proposed, and how those that have ended went.
+
+<output>/<name>/
+    run.json               identity of the sweep, written once
+    sweep.yaml             resolved configuration of the last start
+    journal.jsonl          what is tracked of the sweep itself
+    ledger/*.jsonl         one record for each trial that has ended (tuning.ledger)
+    optuna.log             Optuna's own journal storage, where TPE searches
+    trials/0007/           choices.json, journal.jsonl of a trial
+    tune/start-0001/       Ray Tune's working files of one start; only the checkpoints in it are read again
+    best.yaml  table.md  plots/   the result
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conclugen import PretrainConfig, checkpoint
+from conclugen.checkpoint import CheckpointError
+from ray_jobs.run_folder import RunFolder, write_json
+from tuning.ledger import Ledger, Record, record_key
+from tuning.sweep.search import Outcome, Proposer
+from tuning.sweep.space import Choices, Space, names
+from tuning.sweep.trial import STATE
+
+# In a small space of options the same configuration is soon drawn again; so many draws are tried for a new one.
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One trial: its number, what was chosen, and the newest checkpoint of an earlier start, if any."""
+
+    number: int
+    choices: Choices
+    checkpoint: Path | None = None
+
+
+class SweepFolder(RunFolder):
+    """Paths of a sweep. As with a run, a name belongs to one identity."""
+
+    def __init__(self, path: Path | str):
+        super().__init__(path)
+        self.settings = self.path / "sweep.yaml"
+        self.trials = self.path / "trials"
+        self.tune = self.path / "tune"
+        self.best = self.path / "best.yaml"
+        self.table = self.path / "table.md"
+        self._lock: Any = None
+
+    def belongs(self, identity: Mapping[str, Any]) -> bool:
+        """As for a run. Raises ValueError where the folder is another sweep's, naming what differs."""
+        try:
+            return super().belongs(identity)
+        except ValueError as error:
+            raise ValueError(
+                str(error).replace("run.name", "--name").replace("a run of", "a sweep or run of")
+            ) from None
+
+    def lock(self) -> None:
+        """Keep a second process off for as long as this one lives. Raises ValueError where one is at work."""
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{self.path}: another process runs this sweep; wait for it, or choose another --name"
+            ) from None
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def trial(self, number: int) -> Path:
+        return self.trials / trial_name(number)
+
+    def next_start(self) -> str:
+        """Name of Ray Tune's folder for this start."""
+        return f"start-{len(list(self.tune.glob('start-*'))) + 1:04d}"
+
+    def proposals(self) -> Iterator[tuple[int, Choices]]:
+        """(number, choices) of every trial that was proposed, in order."""
+        for path in sorted(self.trials.glob("*/choices.json")):
+            yield int(path.parent.name), json.loads(path.read_text())
+
+    def newest_trial_checkpoint(self, number: int) -> Path | None:
+        """The newest whole checkpoint that any start has written of a trial."""
+        found = self.tune.glob(f"*/{trial_name(number)}/checkpoint_*/{STATE}")
+        for path in sorted(found, key=lambda path: (path.parts[-4], path.parts[-2]), reverse=True):
+            try:
+                checkpoint.load(path)
+            except CheckpointError as error:
+                print(f"passed over: {error}", flush=True)
+                continue
+            return path.parent
+        return None
+
+
+class SweepBook:
+    """Gives out trials and takes their results; what it was told survives a kill.
+
+    Args:
+        folder: of the sweep, claimed.
+        space: resolved.
+        proposer: where new configurations come from.
+        trials: how many there are to be in all.
+        objective: name of the measure.
+        identity: of data and measurement (`objective.identity`): part of every record's key.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        space: Space,
+        proposer: Proposer,
+        trials: int,
+        objective: str,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.folder, self.space, self.trials, self.objective = folder, space, trials, objective
+        self.ledger = Ledger.open(folder.path)
+        self.choices: dict[int, Choices] = {}
+        self.outcomes: dict[int, Outcome] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.exhausted = False
+        self._proposer, self._identity = proposer, dict(identity)
+        self._numbers: dict[str, int] = {}  # key of a configuration -> the trial that has it
+        self._waiting: list[int] = []
+        self._recall()
+
+    def _recall(self) -> None:
+        ended = {record.tags["number"]: record for record in self.ledger.records() if record.kind == "trial"}
+        for number, choices in self.folder.proposals():
+            self._note(number, choices)
+            self._proposer.resume(number, choices)
+            record = ended.get(number)
+            if record is None or (record.status == "failed" and not record.tags["diverged"]):
+                self._waiting.append(number)
+                continue
+            curve = {
+                int(epoch): value for epoch, value in zip(record.tags["epochs"], record.tags["curve"], strict=True)
+            }
+            self._end(number, Outcome(curve, record.tags["state"]), dict(record.metrics))
+
+    @property
+    def resumed(self) -> bool:
+        return bool(self.choices)
+
+    @property
+    def left(self) -> int:
+        """Trials that have not ended."""
+        return max(0, self.trials - len(self.outcomes))
+
+    def propose(self) -> Proposal | None:
+        """The next trial: first those that an earlier start left unfinished. None: there is none, or no other."""
+        if self._waiting:
+            number = self._waiting.pop(0)
+            return Proposal(number, self.choices[number], self.folder.newest_trial_checkpoint(number))
+        number = len(self.choices)
+        if number >= self.trials:
+            return None
+        for attempt in range(_ATTEMPTS):
+            choices = self._proposer.ask(number, attempt)
+            if choices is None:
+                break
+            same = self._numbers.get(self.key(choices))
+            if same is None:
+                folder = self.folder.trial(number)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "choices.json", choices)
+                self._note(number, choices)
+                return Proposal(number, choices)
+            self._proposer.known(number, self.outcomes.get(same))
+        self.exhausted = True
+        return None
+
+    def finish(
+        self, number: int, outcome: Outcome, metrics: Mapping[str, float], cost: Mapping[str, float], reason: str = ""
+    ) -> None:
+        """A trial has ended: into the ledger first, then to the proposer."""
+        config = self.config(number)
+        diverged = outcome.state == "failed" and not reason.startswith("died")
+        tags = trial_tags(config, self.choices[number]) | {
+            "number": number,
+            "state": outcome.state,
+            "diverged": diverged,
+            "epochs": list(outcome.curve),
+            "curve": list(outcome.curve.values()),
+            "objective": self.objective,
+            "sweep": self.folder.name,
+        }
+        self.ledger.append(
+            Record(
+                key=self.key(self.choices[number]),
+                kind="trial",
+                status="failed" if outcome.state == "failed" else "finished",
+                configuration=config.to_dict(),
+                tags=tags,
+                metrics=dict(metrics),
+                cost=dict(cost),
+                reason=reason,
+            )
+        )
+        self._end(number, outcome, dict(metrics))
+
+    def config(self, number: int) -> PretrainConfig:
+        return self.space.config(self.choices[number])
+
+    def key(self, choices: Choices) -> str:
+        """Digest of everything that decides a trial's result."""
+        config = self.space.config(choices).to_dict()
+        protocol = json.dumps({**self._identity, "objective": None}, sort_keys=True)
+        return record_key(config, dataset=self._identity["manifest"], seed=self.space.seed, protocol=protocol)
+
+    def ranking(self, mode: str) -> list[int]:
+        """Numbers of the trials that ran to their end, best first; those that were stopped behind them."""
+        sign = -1 if mode == "max" else 1
+        ended = [(n, o) for n, o in self.outcomes.items() if o.state != "failed" and o.curve]
+        return [
+            n
+            for n, o in sorted(
+                ended, key=lambda e: (e[1].state != "finished", sign * e[1].curve[max(e[1].curve)], e[0])
+            )
+        ]
+
+    def value(self, number: int) -> float:
+        """The objective as it was measured last."""
+        curve = self.outcomes[number].curve
+        return curve[max(curve)]
+
+    def _note(self, number: int, choices: Choices) -> None:
+        self.choices[number] = dict(sorted(choices.items()))  # as it reads back: tables look the same after a restart
+        self._numbers.setdefault(self.key(choices), number)
+
+    def _end(self, number: int, outcome: Outcome, metrics: dict[str, float]) -> None:
+        self.outcomes[number] = outcome
+        self.metrics[number] = metrics
+        self._proposer.tell(number, outcome)
+
+
+def trial_name(number: int) -> str:
+    return f"{number:04d}"
+
+
+def trial_tags(config: PretrainConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial is found by, in the ledger and in MLflow."""
+    weights = {name: task.weight for name, task in config.tasks.active.items()}
+    return {
+        "tasks": list(names(choices["tasks"])),
+        "modalities": list(config.modalities),
+        "weights": " ".join(f"{name}={weight:.4g}" for name, weight in weights.items()),
+        "recipe": config.recipe,
+        "preset": config.preset,
+        "seed": config.seed,
+    } | {f"weight.{name}": weight for name, weight in weights.items()}
+
+
+def readable_name(sweep: str, number: int, config: PretrainConfig) -> str:
+    """`mine-0007 contrastive+clustering video+audio`."""
+    return f"{sweep}-{trial_name(number)} {'+'.join(config.tasks.active)} {'+'.join(config.modalities)}"
+
+
+def wall_clock() -> str:
+    return time.strftime("%H:%M:%S")

@@ -1,0 +1,196 @@
+"""What a sweep needs to know, as one typed configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from conclugen.fields import choose, require
+from ray_jobs import configuration
+from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
+from ray_jobs.strict_yaml import ConfigurationError
+from tuning.sweep.objective import MeasureConfig
+from tuning.sweep.space import Space
+from tuning.sweep.space_presets import SPACES, laptop
+
+DEFAULT_SPACE = "laptop"
+DEFAULT_TRIALS = 64
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """When trials report, are stopped, or take over each other's states.
+
+    Attributes:
+        grace_epochs: Epochs before ASHA may stop a trial; None: a reduction's part of the length, yet never before the
+            last task of the space has begun (a trial whose clustering has not started can't be compared).
+        reduction: ASHA keeps one trial in so many at each rung.
+        report_epochs: Epochs between reports; None: at ASHA's rungs and at the end; a population reports at each
+            exchange.
+        exchange_epochs: Epochs between the exchanges of a population.
+        checkpoint_every_s: A report also writes a checkpoint when the last one is so old: what a death can cost.
+    """
+
+    grace_epochs: int | None = None
+    reduction: int = 3
+    report_epochs: int | None = None
+    exchange_epochs: int = 2
+    checkpoint_every_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        require(self.reduction >= 2, "schedule.reduction", self.reduction, "2 or more")
+        for name in ("grace_epochs", "report_epochs", "exchange_epochs"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"schedule.{name}", value, "1 or more")
+        require(self.checkpoint_every_s >= 0, "schedule.checkpoint_every_s", self.checkpoint_every_s, "0 or more")
+
+    def grace(self, space: Space) -> int:
+        """Epochs that every trial gets. Raises ValueError where a task of the space would begin later."""
+        if self.grace_epochs is None:
+            return min(space.epochs, max(1, space.epochs // self.reduction**2, space.latest_start + 1))
+        if self.grace_epochs <= space.latest_start:
+            raise ValueError(
+                f"schedule.grace_epochs: {self.grace_epochs}, but clustering may start as late as epoch "
+                f"{space.latest_start} (0-based) in this space: trials would be stopped before it began; give at least "
+                f"{space.latest_start + 1}, or narrow space.start_epoch"
+            )
+        return min(self.grace_epochs, space.epochs)
+
+    def milestones(self, space: Space, scheduler: str) -> tuple[int, ...]:
+        """Epochs at which trials report, the last one included."""
+        end = space.epochs
+        if scheduler == "pbt":
+            return (*range(self.exchange_epochs, end, self.exchange_epochs), end)
+        regular = range(self.report_epochs, end, self.report_epochs) if self.report_epochs is not None else ()
+        rungs: list[int] = []
+        rung = self.grace(space)
+        while scheduler == "asha" and rung < end:
+            rungs.append(rung)
+            rung *= self.reduction
+        return tuple(sorted({*regular, *rungs, end}))
+
+
+@dataclass(frozen=True)
+class ResourceConfig:
+    """What each trial gets.
+
+    Attributes:
+        workers: Training workers of a trial; 1: the trial is one process, more: a TorchTrainer for each trial.
+        gpu: A GPU for each worker.
+        cpus_per_worker: Logical CPUs that each worker reserves; also its number of threads.
+        max_concurrent: Trials at a time at most; None: as many as the cluster holds.
+        max_failures: How often a trial that dies is started again, from its checkpoint.
+    """
+
+    workers: int = 1
+    gpu: bool = False
+    cpus_per_worker: int = 1
+    max_concurrent: int | None = None
+    max_failures: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cpus_per_worker", "max_concurrent"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"resources.{name}", value, "1 or more")
+        require(self.max_failures >= 0, "resources.max_failures", self.max_failures, "0 or more")
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """Everything that `tuning.sweep` needs.
+
+    Attributes:
+        data: Shards: `view` is pretrained on and gives the probe its labels, `validation_view` judges.
+        name: Name of the sweep; the same name goes on with it.
+        space: What may be tried.
+        objective: Measure by which trials are judged: probe_accuracy, probe_uar, probe_macro_f1, or without labels
+            recall@1, recall@5, recall@10, effective_rank, alignment, uniformity, alignment_uniformity, cluster_usage.
+        trials: How many; None: 64, or the whole grid.
+        search: `random`, `grid`, `tpe`.
+        scheduler: `none`, `asha`: poor trials are stopped early, `pbt`: a population changes task weights in training.
+        search_seed: Of the search; the trials' own is `space.seed`.
+        output: Folder of all runs; the sweep lives in `<output>/<name>`.
+        tracking_uri: MLflow tracking URI; None: a local SQLite file below `output`.
+        experiment: MLflow experiment.
+        commit: Source revision, recorded as a tag.
+    """
+
+    data: DataConfig
+    name: str
+    space: Space = field(default_factory=laptop)
+    objective: str = "probe_accuracy"
+    trials: int | None = None
+    search: Literal["random", "grid", "tpe"] = "tpe"
+    scheduler: Literal["none", "asha", "pbt"] = "asha"
+    search_seed: int = 0
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    output: str = DEFAULT_OUTPUT
+    tracking_uri: str | None = None
+    experiment: str = "conclugen"
+    commit: str | None = field(default_factory=lambda: os.environ.get("CONCLUGEN_COMMIT"))
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
+            raise ValueError(f"name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first")
+        require(
+            self.trials is None or self.trials >= 1,
+            "trials",
+            self.trials,
+            "1 or more: a sweep without trials finds nothing",
+        )
+        if self.scheduler == "pbt" and self.resources.workers > 1:
+            raise ValueError(
+                "scheduler: pbt needs trials of one process (resources.workers: 1): a trainer's checkpoints do not "
+                "reach the scheduler, and nothing would ever be exchanged"
+            )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output).expanduser().absolute() / self.name
+
+
+def parse(argv: Sequence[str] | None = None, description: str | None = None) -> SweepJob:
+    """The job that `--space NAME`, files and flags describe: the named space, then files in order, then flags.
+
+    Raises: ConfigurationError naming what was found and what is allowed.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    name, rest = _take_space(given)
+    try:
+        choose("--space", name, SPACES)
+        job = configuration.parse(_with_default(name), rest, description)
+        return SweepJob(**vars(job))
+    except ConfigurationError as error:
+        if argv is not None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _take_space(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """`--space NAME` out of the arguments."""
+    name, rest = DEFAULT_SPACE, []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--space":
+            name = next(arguments, "")
+        elif argument.startswith("--space="):
+            name = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return name, rest
+
+
+def _with_default(space: str) -> type[SweepJob]:
+    """The job with a named space as the one that files and flags narrow."""
+    default: Any = dataclasses.field(default_factory=SPACES[space])
+    return dataclasses.make_dataclass("SweepJob", [("space", Space, default)], bases=(SweepJob,), frozen=True)

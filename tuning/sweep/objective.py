@@ -1,0 +1,332 @@
+"""What a trial is judged by: a probe on held-out labelled groups, or label-free measures, all of them for every trial.
+
+A `Judge` holds the labelled training rows and the validation rows, read once; it measures a `Pretrainer` as it stands.
+`OBJECTIVES` says by which measure a search may decide, and whether more is better.
+
+    probe_accuracy, probe_uar, probe_macro_f1   logistic probe of the frozen representations, fitted on labelled
+                                                training groups and judged on the validation groups
+    recall@1, recall@5, recall@10               cross-modal retrieval, mean over the pairs of modalities
+    effective_rank                              RankMe, mean over modalities
+    alignment, uniformity, and their sum        Wang & Isola 2020, means over pairs and modalities; less is better
+    cluster_usage                               perplexity of a k-means of the representations over its K, up to 1
+
+Retrieval, alignment and uniformity are measured in the space that modalities share: the projection, or the
+representation of a model that has no projection. Test groups are never read (`refuse_test_rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from conclugen import Batch, Pretrainer, health
+from conclugen.downstream import Scaling, fit_classes, fuse, label_draw, single_label
+from conclugen.fields import choose, nearest, require
+from conclugen.kmeans import cosine_kmeans, draw_rows
+from ray_jobs.run_config import DataConfig
+from ray_jobs.source import open_reader
+from ray_jobs.training.validation import spread_rows
+from shards import Manifest, Reader, Rows, View
+from shards.view import IndexValues
+
+LABELLED = ("probe_accuracy", "probe_uar", "probe_macro_f1")
+PAIRED = ("recall@1", "recall@5", "recall@10", "alignment", "alignment_uniformity")
+OBJECTIVES: dict[str, str] = {
+    **dict.fromkeys(LABELLED, "max"),
+    **dict.fromkeys(("recall@1", "recall@5", "recall@10", "effective_rank", "cluster_usage"), "max"),
+    **dict.fromkeys(("alignment", "uniformity", "alignment_uniformity"), "min"),
+}
+_MEANS = ("recall@1", "recall@5", "recall@10", "alignment", "uniformity", "effective_rank")
+# Enough for steady figures; retrieval and rank cost grows with its square and cube.
+_MOST_ROWS = 2048
+_BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How trials are measured.
+
+    Attributes:
+        label_fraction: Share of the labelled training rows that the probe learns from.
+        draw: Which draw of them.
+        strengths: Of the probe (C); of several, inner folds over the labelled training groups choose (and cost time).
+        inner_folds: Of that choice.
+        fusion: `concat`, `mean`, or the name of one modality: what the probe sees.
+        clusters: K of the k-means behind `cluster_usage`.
+        test_views: Views that no search may touch, besides those with `test` in their name.
+    """
+
+    label_fraction: float = 1.0
+    draw: int = 0
+    strengths: tuple[float, ...] = (1e-2,)
+    inner_folds: int = 3
+    fusion: str = "concat"
+    clusters: int = 16
+    test_views: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(0 < self.label_fraction <= 1, "measure.label_fraction", self.label_fraction, "above 0, at most 1")
+        require(bool(self.strengths) and min(self.strengths) > 0, "measure.strengths", self.strengths, "above 0")
+        require(self.inner_folds >= 2, "measure.inner_folds", self.inner_folds, "2 or more")
+        require(self.clusters >= 2, "measure.clusters", self.clusters, "2 or more")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows with a class: target (N,) int64 and group (N,) int64 of the rows that have the label."""
+
+    rows: Rows
+    target: np.ndarray
+    group: np.ndarray
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures a pretrainer on held-out rows. Plain arrays inside: it travels through an object store.
+
+    train: labelled training rows, None where there is no label. validation: the held-out rows. labelled: of these, the
+    rows that have the label.
+    """
+
+    config: MeasureConfig
+    classes: tuple[str, ...]
+    train: Labelled | None
+    validation: Rows
+    labelled: Labelled | None
+
+    @classmethod
+    def open(cls, data: DataConfig, manifest: Manifest, modalities: tuple[str, ...], config: MeasureConfig) -> Judge:
+        """Read the labelled part of `data.view` and `data.validation_view`, once.
+
+        Raises:
+            ValueError: no validation view, an unknown view or label, a label that is no class, groups on both sides,
+                a view that touches test groups, or a class without labelled training rows.
+        """
+        if data.validation_view is None:
+            raise ValueError("data.validation_view: none given; a search needs held-out rows to judge its trials on")
+        refuse_test_rows(manifest, (data.view, data.validation_view), config.test_views)
+        labels = () if data.label is None else (data.label,)
+        reader = open_reader(data, manifest, View.open(manifest, data.validation_view), modalities, labels)
+        if data.label is None:
+            return cls(config, (), None, spread_rows(reader, _MOST_ROWS), None)
+        label = manifest.schema.label(data.label)
+        if label.kind != "class":
+            raise ValueError(f"data.label: {data.label!r} is {label.kind}; a probe's objective needs a class label")
+        validation = read_all(reader)
+        train = read_all(reader.over(View.open(manifest, data.view)))
+        judge = cls(
+            config,
+            tuple(label.classes),
+            _drawn(_with_label(train, data.label), config),
+            spread(validation, _MOST_ROWS),
+            _with_label(validation, data.label),
+        )
+        judge._check(data)
+        return judge
+
+    def _check(self, data: DataConfig) -> None:
+        assert self.train is not None and self.labelled is not None
+        if not len(self.labelled.rows):
+            raise ValueError(f"data.validation_view: no row of {data.validation_view!r} has the label {data.label!r}")
+        missing = [name for k, name in enumerate(self.classes) if not (self.train.target == k).any()]
+        if missing:
+            raise ValueError(
+                f"data.view {data.view!r}: no labelled row of class {missing[0]!r}; give a larger "
+                "measure.label_fraction, or a view that has it"
+            )
+        shared = np.intersect1d(self.train.group, self.labelled.group)
+        if len(shared):
+            raise ValueError(
+                f"data.view {data.view!r} and data.validation_view {data.validation_view!r} share {len(shared)} "
+                "group(s): the probe would know the speakers that it is judged on; split them by group"
+            )
+
+    def check_objective(self, name: str, modalities: Sequence[int]) -> None:
+        """Raise ValueError unless every trial measures `name`; modalities: how many each trial may have."""
+        if name not in OBJECTIVES:
+            known = ", ".join(OBJECTIVES)
+            raise ValueError(f"objective: {name!r} is measured by no trial{nearest(name, OBJECTIVES)}; known: {known}")
+        if name in LABELLED and self.train is None:
+            raise ValueError(f"objective: {name!r} needs labels; give data.label, or a label-free objective")
+        if name in PAIRED and min(modalities) < 2:
+            raise ValueError(f"objective: {name!r} compares modalities, and space.modalities has trials with one only")
+
+    @torch.no_grad()
+    def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
+        """Every measure by name: those of a pretraining run's validation, their means, and the probe's scores."""
+        modalities = pretrainer.config.modalities
+        batch = Batch.of(_of(self.validation, modalities), device=pretrainer.device, dtype=pretrainer.dtype)
+        representations = pretrainer.embed(batch)
+        shared = pretrainer.project(batch) or representations
+        present = {m: batch.present[m] for m in modalities}
+        measures = health.report(representations, shared, present)
+        measures |= _means(measures)
+        measures["cluster_usage"] = self._cluster_usage(pretrainer.config.seed, representations, present)
+        if self.train is not None and self.labelled is not None:
+            measures |= self._probe(pretrainer, self.train, self.labelled)
+        return measures
+
+    def _cluster_usage(
+        self, seed: int, representations: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]
+    ) -> float:
+        """Perplexity of the clusters' shares, over K: 1 where all are equally large."""
+        fused, usable = fuse(
+            {m: x.double().cpu().numpy() for m, x in representations.items()},
+            present={m: x.cpu().numpy() for m, x in present.items()},
+        )
+        pool = torch.from_numpy(fused)
+        valid = torch.from_numpy(usable)
+        K = self.config.clusters
+        start, reseed = (draw_rows(pool, valid, K, seed, step) for step in (0, 1))
+        labels = cosine_kmeans(pool, valid, start, reseed_KC=reseed, max_iterations=20).labels
+        return float(health.cluster_usage(labels[valid], K)["perplexity"]) / K
+
+    def _probe(self, pretrainer: Pretrainer, train: Labelled, held_out: Labelled) -> dict[str, float]:
+        features, usable = self._embed(pretrainer, train.rows)
+        judged, seen = self._embed(pretrainer, held_out.rows)
+        if not np.isfinite(features).all() or not np.isfinite(judged).all():
+            raise FloatingPointError("representations are not finite")
+        probe = fit_classes(
+            features[usable],
+            train.target[usable],
+            train.group[usable],
+            len(self.classes),
+            names=self.classes,
+            strengths=self.config.strengths,
+            inner_folds=self.config.inner_folds,
+            all_groups=train.group,
+            scaling=Scaling.fit(features[usable]),
+        )
+        scores = single_label(held_out.target[seen], probe.predict(judged[seen]), len(self.classes), self.classes)
+        return {
+            "probe_accuracy": scores.accuracy,
+            "probe_uar": scores.unweighted_average_recall,
+            "probe_macro_f1": scores.per_class.macro(scores.per_class.f1),
+        }
+
+    def _embed(self, pretrainer: Pretrainer, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """(N, R') representations and which rows have any, in blocks that fit memory."""
+        modalities = pretrainer.config.modalities
+        own = _of(rows, modalities)
+        blocks = [pretrainer.embed(own.part(at, at + _BLOCK_ROWS)) for at in range(0, len(own), _BLOCK_ROWS)]
+        whole = {m: torch.cat([block[m] for block in blocks]).double().cpu().numpy() for m in modalities}
+        return fuse(whole, self.config.fusion, {m: rows.present[m] for m in modalities})
+
+
+def refuse_test_rows(manifest: Manifest, used: Sequence[str], test_views: Sequence[str] = ()) -> None:
+    """Raise ValueError if a view that a search uses is a test view, or shares groups (or rows) with one.
+
+    Test views are those given, and all whose name has `test` in it.
+    """
+    named = [view for view in View.names(manifest) if "test" in view.lower()]
+    for view in used:
+        if "test" in view.lower() or view in test_views:
+            raise ValueError(
+                f"view {view!r} is a test view: what a search has seen can't judge its result; search on training and "
+                "validation groups"
+            )
+    tests = [View.open(manifest, name) for name in dict.fromkeys((*test_views, *named))]
+    if not tests:
+        return
+    codes = IndexValues.read(manifest, "group").codes if manifest.schema.grouped else None
+    for name in used:
+        for test in tests:
+            ours, theirs = _mask(View.open(manifest, name)), _mask(test)
+            shared = int((ours & theirs).sum())
+            if shared:
+                raise ValueError(
+                    f"view {name!r} overlaps the test view {test.name!r} in {shared} rows; search on one without them"
+                )
+            if codes is not None:
+                groups = np.intersect1d(codes[ours & (codes >= 0)], codes[theirs & (codes >= 0)])
+                if len(groups):
+                    raise ValueError(
+                        f"view {name!r} shares {len(groups)} group(s) with the test view {test.name!r}; split by group"
+                    )
+
+
+def read_all(reader: Reader) -> Rows:
+    """All rows of the reader's view, in their order."""
+    return reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
+
+
+def spread(rows: Rows, most: int) -> Rows:
+    """At most `most` of the rows, evenly spaced."""
+    return rows if len(rows) <= most else take(rows, np.linspace(0, len(rows) - 1, most).astype(np.int64))
+
+
+def take(rows: Rows, index: np.ndarray) -> Rows:
+    """The rows at these places, copied."""
+    return Rows(
+        {m: x[index] for m, x in rows.features.items()},
+        {m: x[index] for m, x in rows.present.items()},
+        rows.row[index],
+        {name: x[index] for name, x in rows.labels.items()},
+        None if rows.group is None else rows.group[index],
+    )
+
+
+def _of(rows: Rows, modalities: Sequence[str]) -> Rows:
+    """The same rows with these modalities only, without labels; arrays are shared."""
+    return Rows(
+        {m: rows.features[m] for m in modalities}, {m: rows.present[m] for m in modalities}, rows.row, {}, rows.group
+    )
+
+
+def _with_label(rows: Rows, label: str) -> Labelled:
+    known = np.flatnonzero(rows.labels[label] >= 0)
+    kept = take(rows, known)
+    return Labelled(kept, kept.labels[label], kept.row if kept.group is None else kept.group)
+
+
+def _drawn(labelled: Labelled, config: MeasureConfig) -> Labelled:
+    if not len(labelled.target):
+        return labelled
+    index = label_draw(
+        np.arange(len(labelled.target)), config.label_fraction, 127, config.draw, labelled.target, config.inner_folds
+    )
+    return Labelled(take(labelled.rows, index), labelled.target[index], labelled.group[index])
+
+
+def _means(measures: Mapping[str, float]) -> dict[str, float]:
+    """Means over modalities or pairs under the bare name, and the sum of alignment and uniformity."""
+    found: dict[str, float] = {}
+    for name in _MEANS:
+        values = [value for key, value in measures.items() if key.partition("/")[0] == name]
+        if values:
+            found[name] = float(np.mean(values))
+    if "alignment" in found and "uniformity" in found:
+        found["alignment_uniformity"] = found["alignment"] + found["uniformity"]
+    return found
+
+
+def _mask(view: View) -> np.ndarray:
+    masks = [view.mask(shard) for shard in range(len(view.counts))]
+    return np.concatenate(masks) if masks else np.zeros(0, bool)
+
+
+def direction(objective: str) -> str:
+    """`max` or `min`. Raises ValueError for an unknown objective."""
+    choose("objective", objective, OBJECTIVES)
+    return OBJECTIVES[objective]
+
+
+def identity(objective: str, data: DataConfig, manifest: Manifest, config: MeasureConfig) -> dict[str, Any]:
+    """What decides a measured number besides the trained model: it must agree for results to be comparable."""
+    return {
+        "objective": objective,
+        "manifest": manifest.digest,
+        "label": data.label,
+        "view": View.open(manifest, data.view).digest,
+        "validation": None if data.validation_view is None else View.open(manifest, data.validation_view).digest,
+        "label_fraction": config.label_fraction,
+        "draw": config.draw,
+        "strengths": list(config.strengths),
+        "inner_folds": config.inner_folds,
+        "fusion": config.fusion,
+        "clusters": config.clusters,
+    }

@@ -1,0 +1,88 @@
+"""What a sweep leaves to be read: a table of the best trials, the best configuration, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_jobs import configuration
+from ray_jobs.run_config import PretrainJob, RunConfig
+from tuning.sweep import plots as sweep_plots
+from tuning.sweep.folder import SweepBook, trial_name
+from tuning.sweep.job import SweepJob
+
+_SHOWN = 10
+
+
+def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
+    """The best trials as Markdown: objective, other means, what was chosen. Fixed choices are left out."""
+    order = book.ranking(mode)[:most]
+    if not order:
+        return "No trial has reached a measurement.\n"
+    varied = [name for name in sweep_plots.columns(book) if len({str(c.get(name)) for c in book.choices.values()}) > 1]
+    measures = [
+        name
+        for name in ("probe_accuracy", "probe_uar", "probe_macro_f1", "recall@1", "effective_rank", "cluster_usage")
+        if name != book.objective and any(name in book.metrics[number] for number in order)
+    ]
+    head = ["trial", "state", book.objective, *measures, *(name.removeprefix("tasks.") for name in varied)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for number in order:
+        metrics, choices = book.metrics[number], book.choices[number]
+        cells = [trial_name(number), book.outcomes[number].state, f"{book.value(number):.4f}"]
+        cells += [f"{metrics[name]:.3f}" if name in metrics else "" for name in measures]
+        cells += [_shown(choices.get(name)) for name in varied]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
+    """The pretraining of a trial, whole, as `ray_jobs.pretrain --config` takes it."""
+    run = RunConfig(
+        name=f"{job.name}-best",
+        output=job.output,
+        workers=job.resources.workers,
+        gpu=job.resources.gpu,
+        cpus_per_worker=job.resources.cpus_per_worker,
+        tracking_uri=job.tracking_uri,
+        experiment=job.experiment,
+    )
+    return PretrainJob(book.config(number), job.data, run)
+
+
+def write(book: SweepBook, job: SweepJob, mode: str) -> list[Path]:
+    """`table.md`, `best.yaml` and the plots, into the sweep's folder; the files written."""
+    folder = book.folder
+    folder.table.write_text(
+        f"# {job.name}: {len(book.outcomes)} trials by {book.objective} ({mode})\n\n" + table(book, mode)
+    )
+    written = [folder.table]
+    order = book.ranking(mode)
+    if not order:
+        return written
+    configuration.save(best_job(book, job, order[0]), folder.best)
+    folder.plots.mkdir(exist_ok=True)
+    return [
+        *written,
+        folder.best,
+        sweep_plots.history(book, mode, folder.plots / "objective.png"),
+        sweep_plots.slices(book, folder.plots / "slices.png"),
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def costs(trials: Mapping[int, Mapping[str, float]], elapsed: float) -> dict[str, float]:
+    """What the trials of this start cost; elapsed: seconds from the first one's beginning to the last one's end."""
+    if not trials:
+        return {}
+    mean = {
+        name: sum(cost[name] for cost in trials.values()) / len(trials)
+        for name in ("train_seconds", "measure_seconds", "overhead_seconds")
+    }
+    return {"trials_per_minute": 60 * len(trials) / max(elapsed, 1e-9), **mean}

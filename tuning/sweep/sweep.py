@@ -1,0 +1,203 @@
+"""Job: search task combinations, weights and sizes for the better representation. `python -m tuning.sweep --help`.
+
+    python -m tuning.sweep --space laptop --data.folder data/mine --data.label emotion --trials 64 --name first
+
+Started again under the same name after whatever stopped it, it goes on: trials that have ended are not run again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conclugen.fields import nearest
+from ray_jobs import configuration
+from ray_jobs.source import available_widths
+from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.mlflow_environment import check_tracking_uri, default_tracking_uri
+from shards import Manifest
+from tuning.sweep import objective as objectives
+from tuning.sweep import population, results
+from tuning.sweep.folder import SweepBook, SweepFolder
+from tuning.sweep.job import DEFAULT_TRIALS, SweepJob, parse
+from tuning.sweep.objective import Judge, direction
+from tuning.sweep.referee import Referee
+from tuning.sweep.run import Prepared, run, shared_tags
+from tuning.sweep.search import GridSearch, proposer
+from tuning.sweep.space import names
+from tuning.sweep.tracking import SweepSink
+from tuning.sweep.trial import SHARED_BYTES, TrialShared
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep that is through. best: number of the best trial, None where none reached a measurement."""
+
+    folder: SweepFolder
+    book: SweepBook
+    best: int | None
+    table: str
+    costs: dict[str, float]
+    tracking_uri: str
+    mlflow_run_id: str | None
+
+
+def prepare(job: SweepJob) -> Prepared:
+    """Open the data and check the space, the objective, the schedule.
+
+    Raises ValueError for whatever can't work, naming it and what to change; nothing has been written then.
+    """
+    manifest = Manifest.open(job.data.folder)
+    space = job.space.resolve(available_widths(job.data, manifest))
+    mode = direction(job.objective)
+    used = tuple(dict.fromkeys(name for subset in space.modalities for name in names(subset)))
+    if job.scheduler == "pbt":
+        population.check_space(space)
+    elif job.search == "grid":
+        count(job, GridSearch(space))
+    job.schedule.milestones(space, job.scheduler)
+    judge = Judge.open(job.data, manifest, used, job.measure)
+    judge.check_objective(job.objective, [len(names(subset)) for subset in space.modalities])
+    if job.measure.fusion not in ("concat", "mean", *set.intersection(*(set(names(s)) for s in space.modalities))):
+        known = ("concat", "mean", *used)
+        raise ValueError(
+            f"measure.fusion: {job.measure.fusion!r}{nearest(job.measure.fusion, known)}; expected concat, mean, or a "
+            "modality that every trial has"
+        )
+    most = SHARED_BYTES if job.resources.workers == 1 else 0  # workers read the shards themselves
+    shared = TrialShared.open(job.data, manifest, used, judge, space.seed, most)
+    for batch in space.global_batch:
+        shared.check_batch(batch)
+    identity = objectives.identity(job.objective, job.data, manifest, job.measure)
+    return Prepared(job, space, manifest, shared, identity, mode)
+
+
+def sweep(job: SweepJob) -> SweepResult:
+    """Run a sweep, or go on with it.
+
+    Raises:
+        ValueError: input or configuration that can't work, found before any trial starts; a folder of another sweep,
+            or one that another process works in.
+    """
+    check_tracking_uri(job.tracking_uri or default_tracking_uri(job.output))
+    ready = prepare(job)
+    folder = SweepFolder(job.folder)
+    folder.claim(identity(ready))
+    folder.lock()
+    try:
+        return _locked(ready, folder)
+    finally:
+        folder.unlock()
+
+
+def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
+    job, space = ready.job, ready.space
+    configuration.save(job, folder.settings)
+    source = proposer(
+        "random" if job.scheduler == "pbt" else job.search, space, job.search_seed, ready.mode, folder.path
+    )
+    book = SweepBook(folder, space, source, count(job, source), job.objective, ready.identity)
+    uri = job.tracking_uri or default_tracking_uri(folder.path.parent)
+    journal = Journal(folder.journal, experiment=job.experiment, name=job.name)
+    with journal:
+        journal.status("RUNNING")
+        journal.params(configuration.to_plain(job))
+        journal.tags(sweep_tags(ready))
+        sink = SweepSink(folder, uri)
+        costs: dict[str, float] = {}
+        try:
+            if book.left:
+                referee = run(ready, book, journal, sink)
+                costs = results.costs(referee.costs, time.monotonic() - referee.began)
+                _save_schedule(ready, book, referee)
+            written = results.write(book, job, ready.mode)
+            for path in written:
+                journal.artifact(path, target="plots" if path.suffix == ".png" else "")
+            if costs:
+                journal.metrics(len(book.outcomes), costs, series="cost")
+            journal.status("FINISHED")
+        except BaseException:
+            journal.status("FAILED")
+            raise
+        finally:
+            sink.close()
+    order = book.ranking(ready.mode)
+    text = results.table(book, ready.mode)
+    return SweepResult(folder, book, order[0] if order else None, text, costs, uri, sink.run_id)
+
+
+def count(job: SweepJob, source: Any) -> int:
+    """How many trials the sweep has. Raises ValueError where a grid would be cut short."""
+    if not isinstance(source, GridSearch):
+        return job.trials or DEFAULT_TRIALS
+    points = len(source.points)
+    if job.trials is not None and job.trials < points:
+        raise ValueError(
+            f"trials: {job.trials}, but the grid of this space has {points} points: narrow the space, or its ranges' "
+            f"`points`, or leave trials out"
+        )
+    return points
+
+
+def identity(ready: Prepared) -> dict[str, Any]:
+    """What makes a sweep the same sweep. The number of trials may grow."""
+    job = ready.job
+    schedule = (
+        {"grace": job.schedule.grace(ready.space), "reduction": job.schedule.reduction}
+        if job.scheduler == "asha"
+        else {}
+    )
+    space = {f"space.{name}": value for name, value in configuration.to_plain(ready.space).items()}
+    return {
+        **space,
+        **ready.identity,
+        "search": job.search,
+        "search_seed": job.search_seed,
+        "scheduler": job.scheduler,
+        **schedule,
+    }
+
+
+def sweep_tags(ready: Prepared) -> dict[str, str]:
+    """MLflow tags of the sweep's own run."""
+    space = ready.space
+    return shared_tags(ready) | {
+        "kind": "sweep",
+        "search": ready.job.search,
+        "scheduler": ready.job.scheduler,
+        "tasks": " ".join(space.tasks),
+        "modalities": " ".join(space.modalities),
+        "seed": str(space.seed),
+    }
+
+
+def _save_schedule(ready: Prepared, book: SweepBook, referee: Referee) -> None:
+    """Of a population: how the best one's weights came about."""
+    order = book.ranking(ready.mode)
+    if ready.job.scheduler == "pbt" and order and referee.schedules.get(order[0]):
+        best = order[0]
+        schedule = population.Schedule.of(book.config(best), referee.schedules[best], book.objective, book.value(best))
+        schedule.save(book.folder.path / "schedule.json")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    job = parse(argv, description=__doc__)
+    try:
+        result = sweep(job)
+    except (ValueError, FileNotFoundError) as error:
+        # Input or configuration that can't work; anything else is a fault, and shows its trace.
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{result.table}")
+    print("  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in result.costs.items()))
+    print(
+        f"\nsweep {job.name}: {len(result.book.outcomes)} trials ended"
+        f"\n  table     {result.folder.table}"
+        f"\n  best      python -m ray_jobs.pretrain --config {result.folder.best}"
+        f"\n  plots     {result.folder.plots}"
+        f"\n  MLflow    run {result.mlflow_run_id} in {result.tracking_uri}"
+    )
+    return 0 if result.best is not None else 1
