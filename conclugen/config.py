@@ -118,6 +118,8 @@ class PretrainConfig:
         require(bool(names) and len(set(names)) == len(names), "modalities", names, "one or more distinct names")
         for name in names:
             require(name.isidentifier(), "modalities", name, "letters, digits and _ only")
+        for name in self.model.own_width_modalities:
+            choose("model.own_width_modalities", name, names)
         if tasks.contrastive is not None:
             require(len(names) >= 2, "modalities", names, "two or more: the contrastive task compares modalities")
         if tasks.reconstruction is not None and tasks.reconstruction.cross_modal:
@@ -132,6 +134,12 @@ class PretrainConfig:
                 "modalities",
                 names,
                 f"only {tasks.simclr.modality!r}: simclr uses no other",
+            )
+            require(
+                not alone or self.model.feature_mask == 0,
+                "model.feature_mask",
+                self.model.feature_mask,
+                "0 for simclr alone, which masks by tasks.simclr.mask or reads a stored second view",
             )
 
     @property

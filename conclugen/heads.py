@@ -23,13 +23,15 @@ class ModelConfig:
     """Sizes and formulae of the heads; the defaults are the published formulae.
 
     representation_dim R, projection_dim P, reconstruction_hidden_dim H: widths.
-    own_width_modalities: their gated unit keeps the feature width and a linear map leads to R.
+    own_width_modalities: of the modalities learned, those whose gated unit keeps the feature width; a linear map then
+    leads to R.
     representation_activation, projection_activation: what ends the gated unit and the projection, "relu" or "none".
     projection_shrink: the projection's hidden width is R over this.
     initialisation: of the gated units' outer maps: "uniform" (torch's default), or "orthogonal", which keeps distances
     between inputs and so begins from a representation that has lost little of them.
     standardize: features are standardised by buffers fitted on the training rows, then cut to +-input_clip.
-    feature_mask: share of input features set to 0 during training, drawn for each row and step.
+    feature_mask: share of input features set to 0 during training, drawn for each row and step; not of simclr's views.
+    Sizes of a projection or a decoder have no effect where no active task has one.
     """
 
     representation_dim: int = field(default=4096, metadata=IDENTITY)

@@ -102,6 +102,12 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
     active = {task: tasks[task] for task in task_names if task not in left_out}
     if "simclr" in active and modalities:
         active["simclr"] = SimclrConfig(modality=modalities[0])
+    # A recipe speaks of all modalities and tasks; here stands what has an effect on those of this preset.
+    model = dataclasses.replace(
+        model,
+        own_width_modalities=tuple(m for m in model.own_width_modalities if m in modalities),
+        feature_mask=0.0 if list(active) == ["simclr"] else model.feature_mask,
+    )
     config = PretrainConfig(
         preset=name,
         recipe=recipe,

@@ -40,7 +40,12 @@ Job = TypeVar("Job")
 DEFAULT_PRESET, DEFAULT_RECIPE = "conclugen", "improved"
 
 
-def parse(job_type: type[Job], argv: Sequence[str] | None = None, description: str | None = None) -> Job:
+def parse(
+    job_type: type[Job],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    prog: str | None = None,
+) -> Job:
     """The job that files and flags describe.
 
     Args:
@@ -48,13 +53,14 @@ def parse(job_type: type[Job], argv: Sequence[str] | None = None, description: s
             optional dataclass can be switched off by `null`.
         argv: arguments; None: those of the program, and an error then ends the program with a message (status 2).
         description: for `--help`.
+        prog: the command that `--help` shows, such as `python -m ray_jobs.pretrain`.
 
     Raises: ConfigurationError (a ValueError) naming file or flag, field, what was found and what is allowed.
     """
     if argv is not None:
-        return _parse(job_type, list(argv), description)
+        return _parse(job_type, list(argv), description, prog)
     try:
-        return _parse(job_type, sys.argv[1:], description)
+        return _parse(job_type, sys.argv[1:], description, prog)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -86,7 +92,7 @@ def save(job: Any, path: str | Path) -> None:
 # ---------------------------------------------------------------------- reading
 
 
-def _parse(job_type: type[Job], argv: list[str], description: str | None) -> Job:
+def _parse(job_type: type[Job], argv: list[str], description: str | None, prog: str | None) -> Job:
     for argument in argv:
         for word in FORBIDDEN_KEYS:
             if re.search(rf"\b{word}\b", argument):
@@ -94,7 +100,7 @@ def _parse(job_type: type[Job], argv: list[str], description: str | None) -> Job
     leaves = dict(leaves_of(job_type))
     optional_groups = {name for name, hint in groups_of(job_type) if is_optional(hint)}
     preset_field = next((name for name, hint in hints_of(job_type).items() if hint is PretrainConfig), None)
-    parser = _parser(leaves, description, preset_field)
+    parser = _parser(leaves, description, prog, preset_field)
 
     # jsonargparse has a --print_config of its own, which knows of no preset: the flag never gets there.
     print_config = "--print_config" in argv
@@ -129,8 +135,11 @@ def _parse(job_type: type[Job], argv: list[str], description: str | None) -> Job
     return typing.cast(Job, job)
 
 
-def _parser(leaves: Mapping[str, Leaf], description: str | None, preset_field: str | None) -> ArgumentParser:
+def _parser(
+    leaves: Mapping[str, Leaf], description: str | None, prog: str | None, preset_field: str | None
+) -> ArgumentParser:
     parser = ArgumentParser(
+        prog=prog,
         description=description,
         exit_on_error=False,
         default_env=False,

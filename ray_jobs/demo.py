@@ -14,7 +14,7 @@ from ray_jobs import ray_cluster
 from ray_jobs.comparison import ComparisonConfig, Score
 from ray_jobs.evaluate import EvaluateJob, EvaluateResult, evaluate
 from ray_jobs.pretrain import PretrainResult, pretrain
-from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.tracking.mlflow_environment import ui_command
 from shards.corpus import write_corpus
 
@@ -36,7 +36,6 @@ def run(output: Path) -> tuple[PretrainResult, EvaluateResult]:
 
     print(f"2/3  pretraining: preset conclugen, recipe improved, {WORKERS} workers", flush=True)
     ray_cluster.connect(WORKERS)
-    data = DataConfig(folder=str(output / "shards"), label=LABEL)
     pretrained = pretrain(
         PretrainJob(
             pretrain=presets.build(
@@ -45,7 +44,7 @@ def run(output: Path) -> tuple[PretrainResult, EvaluateResult]:
                 epochs=40,
                 model={"representation_dim": 256, "projection_dim": 128, "reconstruction_hidden_dim": 256},
             ),
-            data=data,
+            data=DataConfig(folder=str(output / "shards"), label=LABEL),
             run=RunConfig(
                 name="demo", output=str(output / "runs"), workers=WORKERS, checkpoint_every=50, report_every=10
             ),
@@ -56,7 +55,7 @@ def run(output: Path) -> tuple[PretrainResult, EvaluateResult]:
         EvaluateJob(
             run="demo",
             label=LABEL,
-            data=data,
+            data=ShardsConfig(folder=str(output / "shards")),
             output=str(output / "runs"),
             comparison=ComparisonConfig(fractions=(0.1, 1.0)),
         )
@@ -114,7 +113,7 @@ def _shown(score: Score) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m ray_jobs.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for all that the demo makes")
     began = time.monotonic()
     try:

@@ -17,7 +17,7 @@ import conclugen
 from conclugen import PretrainConfig, Pretrainer, downstream
 from ray_jobs import configuration, plots
 from ray_jobs.comparison import MAJORITY, ComparisonConfig, Score, Task, check_task, compare, main_score
-from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
+from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 from ray_jobs.run_folder import RunFolder, write_json
 from ray_jobs.source import available_widths, open_reader
 from ray_jobs.tracking.journal import Journal
@@ -48,7 +48,7 @@ class EvaluateJob:
 
     run: str
     label: str
-    data: DataConfig
+    data: ShardsConfig
     test_view: str = "test"
     fusion: str = "concat"
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
@@ -282,7 +282,7 @@ def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, series: s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    job = configuration.parse(EvaluateJob, argv, description=__doc__)
+    job = configuration.parse(EvaluateJob, argv, __doc__, "python -m ray_jobs.evaluate")
     try:
         result = evaluate(job)
     except (ValueError, FileNotFoundError) as error:

@@ -91,11 +91,13 @@ def _check_hint(cls: type, name: str, hint: Any) -> None:
 
 
 def _documented(cls: type) -> dict[str, str]:
-    """Field -> description, from lines `name: text` of the docstring and the indented lines that follow."""
+    """Field -> description, from lines `name: text` of the docstrings (its own and those of the dataclasses that it
+    extends) and the indented lines that follow."""
     names = {field.name for field in dataclasses.fields(cls)}
     found: dict[str, str] = {}
     current = None
-    for line in (cls.__doc__ or "").splitlines():
+    texts = [base.__doc__ or "" for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    for line in "\n\n".join(texts).splitlines():
         match = re.match(r"\s+(\w+): (.+)", line)
         if match and match[1] in names:
             current = match[1]

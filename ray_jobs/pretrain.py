@@ -202,7 +202,7 @@ def plot_history(folder: RunFolder) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    job = configuration.parse(PretrainJob, argv, description=__doc__)
+    job = configuration.parse(PretrainJob, argv, __doc__, "python -m ray_jobs.pretrain")
     try:
         result = pretrain(job)
     except (ValueError, FileNotFoundError, RunFailedError) as error:

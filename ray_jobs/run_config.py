@@ -18,40 +18,53 @@ DEFAULT_OUTPUT = "outputs"
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which shards are read, which part of them, and how.
+class ShardsConfig:
+    """Which shards a job reads, and which views of them.
 
     Attributes:
         folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards.
-        view: View that pretraining reads; `everything` is every row.
-        validation_view: View on which training health is measured; None: no validation.
-        label: Class label by which validation reports a quick nearest-neighbour accuracy; None: label-free health only.
+        view: View to learn from; `everything` is every row.
+        validation_view: Held-out view, on which pretraining measures its health and evaluation selects the fine-tuned
+            head's epoch; None: no such measure, and the epoch is selected on `view`.
         modalities: Composition of modalities from stored columns, e.g. `{"video": ["video_2d", "video_3d"]}`; None: the
             manifest's own.
-        remainder: What happens to the rows that do not fill an epoch's last global batch (`shards.EpochPlan`).
-        chunk_rows: Consecutive rows read together; None: 1/16 of the global batch, at most 64.
-        payload: `object_store`: Ray Data tasks read the bytes; `worker`: the plan travels through Ray Data and the
-            training worker reads the bytes.
         max_damaged_share: Share of damaged samples beyond which the job stops.
-        standardization_rows: Rows from which the input standardisation is fitted, at most.
     """
 
     folder: str
     view: str = "train"
     validation_view: str | None = "valid"
-    label: str | None = None
     modalities: dict[str, tuple[str, ...]] | None = None
-    remainder: Literal["drop", "pad", "carry"] = "drop"
-    chunk_rows: int | None = None
-    payload: Literal["object_store", "worker"] = "object_store"
     max_damaged_share: float = 0.001
-    standardization_rows: int = 200_000
 
     def __post_init__(self) -> None:
         if "://" not in self.folder:  # workers and submitted jobs have other current directories
             object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
         if not 0 <= self.max_damaged_share <= 1:
             raise ValueError(f"data.max_damaged_share: {self.max_damaged_share} given, a share from 0 to 1 needed")
+
+
+@dataclass(frozen=True)
+class DataConfig(ShardsConfig):
+    """The shards of a training job, and how it goes through them.
+
+    Attributes:
+        label: Class label by which validation reports a quick nearest-neighbour accuracy; None: label-free health only.
+        remainder: What happens to the rows that do not fill an epoch's last global batch (`shards.EpochPlan`).
+        chunk_rows: Consecutive rows read together; None: 1/16 of the global batch, at most 64.
+        payload: `object_store`: Ray Data tasks read the bytes; `worker`: the plan travels through Ray Data and the
+            training worker reads the bytes.
+        standardization_rows: Rows from which the input standardisation is fitted, at most.
+    """
+
+    label: str | None = None
+    remainder: Literal["drop", "pad", "carry"] = "drop"
+    chunk_rows: int | None = None
+    payload: Literal["object_store", "worker"] = "object_store"
+    standardization_rows: int = 200_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("standardization_rows", 2), ("chunk_rows", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

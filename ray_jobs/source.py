@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from conclugen import PretrainConfig
-from ray_jobs.run_config import DataConfig
+from ray_jobs.run_config import DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.damage import Damage
 from shards.stream import ReadAhead, Step
@@ -66,7 +66,7 @@ class Source:
         return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload=self.payload)
 
 
-def available_widths(data: DataConfig, manifest: Manifest) -> dict[str, int]:
+def available_widths(data: ShardsConfig, manifest: Manifest) -> dict[str, int]:
     """Width of every modality that the data can serve, whether or not a run uses it."""
     composition = manifest.schema.resolve(data.modalities)
     return {
@@ -75,7 +75,7 @@ def available_widths(data: DataConfig, manifest: Manifest) -> dict[str, int]:
 
 
 def open_reader(
-    data: DataConfig,
+    data: ShardsConfig,
     manifest: Manifest,
     view: View,
     modalities: tuple[str, ...],

@@ -108,7 +108,7 @@ def _by_reason(planned: Plan) -> dict[str, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    job = configuration.parse(AblateJob, argv, description=__doc__)
+    job = configuration.parse(AblateJob, argv, __doc__, "python -m tuning.ablate")
     try:
         failed = ablate(job)
     except (ValueError, FileNotFoundError) as error:

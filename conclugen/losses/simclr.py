@@ -20,7 +20,7 @@ from conclugen.losses.blockwise import Compared, Sweep, check_block_rows, log_su
 class SimclrConfig:
     """weight: in the mean over tasks. modality: whose views are compared. second_view: the batch's modality that holds
     the other view; None makes both views by masking: each feature is set to 0 with probability `mask`, drawn from
-    (seed, step, row).
+    (seed, step, row); a stored second view leaves `mask` without effect.
     The masking is this project's own deviation, for data without a second view; the paper's views are augmented
     clips. block_rows: as in `ContrastiveConfig`."""
 

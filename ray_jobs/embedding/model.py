@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from conclugen.downstream.scaling import Scaling
 from conclugen.downstream.solvers import Linear
 from ray_jobs import evaluate
 from ray_jobs.extraction.plan import Recipe, recipe_of
-from ray_jobs.run_config import DataConfig
+from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder, write_json
 from shards import Manifest
 from shards.schema import did_you_mean
@@ -153,7 +153,7 @@ def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -
 
 
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
-    data = DataConfig(**job["data"])
+    data = ShardsConfig(**{field.name: job["data"][field.name] for field in fields(ShardsConfig)})
     wanted = evaluate.EvaluateJob(job["run"], job["label"], data, job["test_view"], job["fusion"])
     task, rows, _ = evaluate.read_task(wanted, embedder.modalities)
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}

@@ -60,12 +60,13 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
         standardization=folder.load_standardization(),
         device=ray.train.torch.get_device(),
     )
+    # Before the ranks meet to restore: after it one rank may note new damage while another reads what is known.
+    watch = Watch(source, job, folder)
     meeting = RankMeeting(rank, world, run.stall_timeout_s)
     cursor = restore(start, rank, meeting, pretrainer)
     recorder = StepRecorder(folder, job, source.manifest, start.attempt) if rank == 0 else SilentRecorder()
     if rank == 0 and run.keep_by is not None:
         check_measure(run.keep_by, recorder.validate(pretrainer))
-    watch = Watch(source, job, folder)
     keeper = Keeper(start, rank, recorder)
 
     pulse.beat(pretrainer.step_number)

@@ -25,7 +25,7 @@ from shards.schema import safe_key
 @dataclass(frozen=True)
 class NewClip:
     """A clip to be written. video: MP4 bytes; sound: bytes in the schema's format, or None; labels: name -> value as
-    `Label.encode` takes it; meta: strings of the index (`shards.clips.META`); details: more for the `.json`."""
+    `Label.encode` takes it; meta: strings of the index (`shards.clips.reader.META`); details: more for the `.json`."""
 
     key: str
     video: bytes

@@ -17,7 +17,7 @@ from conclugen.checkpoint import Checkpoint
 from ray_jobs.comparison import ComparisonConfig
 from ray_jobs.evaluate import EvaluateJob, evaluate
 from ray_jobs.pretrain import PretrainResult, pretrain
-from ray_jobs.run_config import DataConfig
+from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training.checkpoint_store import CheckpointStore
@@ -66,7 +66,7 @@ def test_an_evaluation_joins_the_run(alone: PretrainResult, shards: Path) -> Non
     job = EvaluateJob(
         run=alone.folder.name,
         label="emotion",
-        data=DataConfig(folder=str(shards)),
+        data=ShardsConfig(folder=str(shards)),
         output=str(alone.folder.path.parent),
         comparison=ComparisonConfig(methods=("probe",), fractions=(1.0,)),
     )

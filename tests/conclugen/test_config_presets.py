@@ -98,6 +98,14 @@ def test_overrides_change_only_what_they_name() -> None:
             ["tasks.clustering.weight", "nan"],
         ),
         (lambda: presets.build("conclugen", clip_norm=0.0), ["clip_norm", "above 0"]),
+        (
+            lambda: presets.build("conclugen", "paper", model={"own_width_modalities": ["audoi"]}),
+            ["model.own_width_modalities", "'audoi'", "did you mean 'audio'", "video, audio, text"],
+        ),
+        (
+            lambda: presets.build("simclr", model={"feature_mask": 0.2}),
+            ["model.feature_mask", "0.2", "tasks.simclr.mask"],
+        ),
         (lambda: PretrainConfig.from_dict({"tasks": {}}), ["tasks", "one or more"]),
         (lambda: PretrainConfig.from_dict({"modalities": "video"}), ["modalities", "list"]),
         (lambda: PretrainConfig.from_dict({"seed": True}), ["seed", "True", "int"]),
@@ -109,6 +117,12 @@ def test_refusals_name_field_value_and_remedy(call, words: list[str]) -> None:
         call()
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_recipe_sets_nothing_that_has_no_effect_on_the_preset() -> None:
+    assert presets.build("conclugen", "paper").model.own_width_modalities == ("audio",)
+    assert presets.build("contrast_only_video_text", "paper").model.own_width_modalities == ()
+    assert presets.build("contrast_only").model.feature_mask > 0 == presets.build("simclr").model.feature_mask
 
 
 def test_data_that_cannot_serve_a_preset_is_refused() -> None:

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import pytest
 
 from conclugen import PretrainConfig, presets
-from ray_jobs import configuration
+from ray_jobs import configuration, evaluate, pretrain
 from ray_jobs.strict_yaml import ConfigurationError, load
+from tuning import ablate
+from tuning.sweep import sweep
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,30 @@ def test_help_describes_fields(capsys):
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "What it does." in shown and "Folder of the shards, or a URL." in shown and "--run.extra.rate" in shown
+
+
+def help_of(main: Callable[[list[str]], Any], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_every_job_of_this_layer_is_called_by_its_command(capsys):
+    """Not by the file in which Python finds it (`__main__.py`)."""
+    jobs = {
+        "ray_jobs.pretrain": pretrain,
+        "ray_jobs.evaluate": evaluate,
+        "tuning.ablate": ablate,
+        "tuning.sweep": sweep,
+    }
+    for name, job in jobs.items():
+        assert help_of(job.main, capsys).startswith(f"usage: python -m {name} ")
+
+
+def test_a_configuration_that_extends_another_describes_the_fields_of_both(capsys):
+    shown = help_of(pretrain.main, capsys)
+    assert "View to learn from" in shown and "Rows from which the input standardisation is fitted" in shown
 
 
 def test_scalars_are_what_they_look_like(tmp_path):

@@ -11,7 +11,7 @@ from conclugen import Pretrainer, export, presets
 from ray_jobs import configuration
 from ray_jobs.comparison import ComparisonConfig
 from ray_jobs.evaluate import EvaluateJob, evaluate, read_task
-from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import uri_of_run
@@ -64,6 +64,11 @@ def job(tmp_path: Path, manifest: Manifest) -> PretrainJob:
     return job
 
 
+@pytest.fixture
+def shards(manifest: Manifest) -> ShardsConfig:
+    return ShardsConfig(manifest.folder, max_damaged_share=0.2)
+
+
 def damage(manifest: Manifest, keys: tuple[str, ...]) -> None:
     """Flip a bit in the middle of the samples' slots."""
     reader = Reader(manifest)
@@ -77,9 +82,9 @@ def damage(manifest: Manifest, keys: tuple[str, ...]) -> None:
 
 
 def test_damaged_rows_are_left_out_and_named(
-    tmp_path: Path, manifest: Manifest, job: PretrainJob, capsys: pytest.CaptureFixture[str]
+    manifest: Manifest, job: PretrainJob, shards: ShardsConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = EvaluateJob("first", "emotion", job.data, output=job.run.output)
+    wanted = EvaluateJob("first", "emotion", shards, output=job.run.output)
     before, _, none = read_task(wanted, tuple(WIDTHS))
     assert none == []
     speaker_11 = tuple(f"clip{i:03d}" for i in (22, 23, 46))
@@ -88,7 +93,7 @@ def test_damaged_rows_are_left_out_and_named(
     assert sorted(sample.key for sample in damaged) == list(speaker_11)
     assert len(before.test) - len(after.test) == 3 and len(before.train) == len(after.train)
 
-    wanted = EvaluateJob("first", "emotion", job.data, output=job.run.output, comparison=_QUICK)
+    wanted = EvaluateJob("first", "emotion", shards, output=job.run.output, comparison=_QUICK)
     result = evaluate(wanted)
     assert capsys.readouterr().out.count("left out: sample 'clip0") == 3
     assert len(json.loads((result.folder / "scores.json").read_text())["damaged"]) == 3
@@ -97,8 +102,10 @@ def test_damaged_rows_are_left_out_and_named(
 _QUICK = ComparisonConfig(methods=("probe",), fractions=(1.0,))
 
 
-def test_an_evaluation_joins_the_run_where_the_run_is_tracked(tmp_path: Path, job: PretrainJob) -> None:
-    result = evaluate(EvaluateJob("first", "emotion", job.data, output=job.run.output, comparison=_QUICK))
+def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
+    tmp_path: Path, job: PretrainJob, shards: ShardsConfig
+) -> None:
+    result = evaluate(EvaluateJob("first", "emotion", shards, output=job.run.output, comparison=_QUICK))
     assert not (tmp_path / "runs" / "mlflow.db").exists()
     with sqlite3.connect(tmp_path / "elsewhere" / "other.db") as store:
         assert store.execute("select count(*) from runs").fetchone() == (1,)
@@ -106,6 +113,13 @@ def test_an_evaluation_joins_the_run_where_the_run_is_tracked(tmp_path: Path, jo
     assert {"loss", "evaluation/voices/emotion/pretrained/probe/1/accuracy"} <= keys
     table = (result.folder / "table.md").read_text()
     assert "pretrained, probe" in table and "[" in table
+
+
+@pytest.mark.parametrize("field", ["label", "payload", "chunk_rows", "remainder", "standardization_rows"])
+def test_fields_of_training_are_no_fields_of_an_evaluation(field: str) -> None:
+    flags = ["--run", "first", "--label", "emotion", "--data.folder", "/nowhere"]
+    with pytest.raises(configuration.ConfigurationError, match=f"unknown flag '--data.{field}'.*data.view"):
+        configuration.parse(EvaluateJob, [*flags, f"--data.{field}", "1"])
 
 
 def test_a_run_s_store_is_found_from_its_folder(tmp_path: Path, job: PretrainJob) -> None:
@@ -124,7 +138,7 @@ def test_rows_without_a_speaker_are_no_speaker_in_common(manifest: Manifest, job
     alone = np.arange(ROWS) % 10 == 9
     View.where(manifest, alone & (np.arange(ROWS) < 60), "one").save()
     View.where(manifest, alone & (np.arange(ROWS) >= 60), "two").save()
-    data = DataConfig(manifest.folder, view="one", validation_view=None)
+    data = ShardsConfig(manifest.folder, view="one", validation_view=None)
     task, _, _ = read_task(EvaluateJob("first", "emotion", data, test_view="two"), tuple(WIDTHS))
     assert len(task.train) == len(task.test) == 6
     assert len(np.unique(task.group)) == 12

@@ -165,7 +165,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     name, rest = _take_space(given)
     try:
         choose("--space", name, SPACES)
-        job = configuration.parse(_with_default(name), rest, description)
+        job = configuration.parse(_with_default(name), rest, description, "python -m tuning.sweep")
         return SweepJob(**vars(job))
     except ConfigurationError as error:
         if argv is not None:

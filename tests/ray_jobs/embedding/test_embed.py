@@ -18,7 +18,7 @@ from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.plan import Augmentation
-from ray_jobs.run_config import DataConfig
+from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder, write_json
 from shards.manifest import Manifest
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
@@ -53,7 +53,7 @@ def make_run(root: Path, name: str, modalities: tuple[str, ...]) -> RunFolder:
     composition = {m: list(manifest.modalities[m]) for m in modalities}
     export.save(folder.model, pretrainer, {"modalities": composition, "features": manifest.info["features"]})
     write_json(folder.config, {"data": {"folder": str(root / "features")}})
-    data = DataConfig(folder=str(root / "features"), validation_view=None)
+    data = ShardsConfig(folder=str(root / "features"), validation_view=None)
     job = evaluate.EvaluateJob(name, "mood", data)
     (folder.evaluation / "features-mood").mkdir(parents=True)
     write_json(folder.evaluation / "features-mood/scores.json", {"job": asdict(job), "cells": []})
@@ -101,7 +101,7 @@ def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path,
     features = {"video": np.concatenate(parts[:2])[None], "audio": parts[2][None]}
     np.testing.assert_allclose(row["embedding"], embedder.embed(features)[0], rtol=1e-5, atol=1e-6)
 
-    job = evaluate.EvaluateJob("run", "mood", DataConfig(folder=str(root / "features"), validation_view=None))
+    job = evaluate.EvaluateJob("run", "mood", ShardsConfig(folder=str(root / "features"), validation_view=None))
     task, rows, _ = evaluate.read_task(job, embedder.modalities)
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
     vectors = embedder.embed(missing).astype(np.float64)[task.train]
