@@ -120,7 +120,7 @@ class DamageLog:
         return self.max_share * max(min(self.rows_read, self.total_rows), steady)
 
     def know(self, damage: Damage) -> None:
-        """Count a sample that an earlier start met, without a verdict: it may have been restored since."""
+        """Count a sample that an earlier start met, and leave the verdict to `check`."""
         self._entries.setdefault(damage.row, damage)
 
     def add(self, damage: Damage) -> None:
@@ -130,7 +130,12 @@ class DamageLog:
         self._entries[damage.row] = damage
         if self.quarantine is not None:
             self.quarantine(damage)
+        self.check()
+
+    def check(self) -> None:
+        """Raise DamageError where more samples are damaged than is borne; it names the latest."""
         if len(self._entries) > self.allowed:
+            damage = next(reversed(self._entries.values()))
             raise DamageError(
                 damage.shard,
                 f"{damage.reason}; {len(self)} damaged samples exceed the share {self.max_share:g} of "

@@ -202,6 +202,18 @@ class Reader:
                 self._quarantine(wrong, filled)
         return out
 
+    def still_damaged(self, samples: Iterable[Damage]) -> list[Damage]:
+        """Those of these samples, of any view, that are damaged still: each is read again. Raises ShardError for a
+        structural fault."""
+        again = Reader(self.manifest, None, self._options[0], (), 1.0)
+        places = []
+        for sample in samples:
+            shard = int(np.searchsorted(self.manifest.rows_before, sample.row, side="right")) - 1
+            at = sample.row - int(self.manifest.rows_before[shard])
+            places.append((shard, at, at + 1))
+        again.read_ranges(places)
+        return list(again.damage)
+
     def metadata(self, shard: int) -> pa.Table:
         """The shard's index (all its rows, not the view's): key, `label.<name>`, group, text, `meta.<name>`."""
         entry = self.manifest.entry(shard)

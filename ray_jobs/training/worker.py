@@ -115,7 +115,7 @@ class Watch:
 
     def __init__(self, source: Source, job: PretrainJob, folder: RunFolder):
         self._log = DamageLog(source.view.rows, job.data.max_damaged_share)
-        for sample in folder.quarantined():
+        for sample in source.reader.still_damaged(folder.quarantined()):  # it may have been restored since
             self._log.know(sample)
         self._global_batch = job.pretrain.global_batch
         self._known: set[str] = set()
@@ -138,6 +138,7 @@ class Watch:
         for note in notes:
             for sample in note["damage"]:
                 self._log.add(Damage(**sample))
+        self._log.check()  # what was known may be too much already
         return self.leaving
 
 

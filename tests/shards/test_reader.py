@@ -20,7 +20,19 @@ import numpy as np
 import pytest
 import torch
 
-from shards import Column, Damage, DamageError, Manifest, Reader, Sample, Schema, ShardError, ShardWriter, group_id
+from shards import (
+    Column,
+    Damage,
+    DamageError,
+    Manifest,
+    Reader,
+    Sample,
+    Schema,
+    ShardError,
+    ShardWriter,
+    View,
+    group_id,
+)
 from shards import storage as storage_module
 from tests.shards.small_data import SCHEMA, flip_bit, make_samples, write
 
@@ -301,6 +313,21 @@ def test_damage_in_views_is_cleared_and_named(
     assert not any(there[5] for there in rows.present.values()) and not any(a[5].any() for a in rows.features.values())
     np.testing.assert_array_equal(rows.features["still"][4], samples[4].columns["v2d"])
     assert not rows.present["moving"][4] and not rows.features["moving"][4].any()  # NaN in the file
+
+
+def test_restored_samples_are_damaged_no_more(copy: Path, wide: dict[str, tuple[str, ...]]) -> None:
+    manifest = Manifest.open(copy)
+    place = 5 * manifest.entry(0).stride + 512 + 128 + 9, 7 * manifest.entry(0).stride + 512 + 128 + 9
+    for at in place:
+        flip_bit(copy / "part-000000.tar", at)
+    reader = Reader(manifest, modalities=wide, max_damaged_share=1.0)
+    reader.read(0, 0, 10)
+    met = list(reader.damage)
+    assert [d.row for d in met] == [5, 7] and reader.still_damaged(met) == met
+    flip_bit(copy / "part-000000.tar", place[0])
+    only_the_second_shard = View.where(manifest, np.arange(manifest.rows) >= int(manifest.counts[0]))
+    elsewhere = Reader(manifest, only_the_second_shard, modalities=wide, max_damaged_share=0.0)
+    assert elsewhere.still_damaged(met) == met[1:] and len(elsewhere.damage) == 0
 
 
 def test_presence_and_headers_are_checked_in_views(copy: Path, wide: dict[str, tuple[str, ...]]) -> None:

@@ -26,8 +26,11 @@ from shards.damage import UNREADABLE, DamageError
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def watch(tmp_path: Path, rows: int = 1000, share: float = 0.003) -> Watch:
-    source: Any = SimpleNamespace(view=SimpleNamespace(rows=rows))
+def watch(tmp_path: Path, rows: int = 1000, share: float = 0.003, restored: tuple[int, ...] = ()) -> Watch:
+    def still_damaged(samples: list[Damage]) -> list[Damage]:
+        return [sample for sample in samples if sample.row not in restored]
+
+    source: Any = SimpleNamespace(view=SimpleNamespace(rows=rows), reader=SimpleNamespace(still_damaged=still_damaged))
     job: Any = SimpleNamespace(
         data=SimpleNamespace(max_damaged_share=share), pretrain=SimpleNamespace(global_batch=100)
     )
@@ -50,9 +53,19 @@ def test_the_allowed_damage_is_a_share_of_the_whole_not_of_each_rank(tmp_path: P
 def test_damage_that_earlier_starts_met_counts(tmp_path: Path) -> None:
     for row in (1, 2, 3):
         RunFolder(tmp_path).quarantine(0).note(Damage("s", f"k{row}", row, "torn"))
-    assert not watch(tmp_path).judge(1, notes((1, 2, 3))), "restored or not, they are no new damage"
+    assert not watch(tmp_path).judge(1, notes((1, 2, 3))), "met again they are no new damage"
     with pytest.raises(DamageError, match="4 damaged samples"):
         watch(tmp_path).judge(1, notes((9,)))
+    assert not watch(tmp_path, restored=(2,)).judge(1, notes((9,)))
+
+
+def test_a_run_that_stopped_for_damage_stops_again_unless_it_is_restored(tmp_path: Path) -> None:
+    """Also where what is left of the run would not meet these samples again."""
+    for row in (1, 2, 3, 4):
+        RunFolder(tmp_path).quarantine(row % 2).note(Damage("s", f"k{row}", row, "torn"))
+    with pytest.raises(DamageError, match="4 damaged samples exceed"):
+        watch(tmp_path).judge(1, notes((), ()))
+    assert not watch(tmp_path, restored=(2, 4)).judge(1, notes((), ()))
 
 
 def test_a_notice_wants_one_checkpoint_for_each_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
