@@ -26,7 +26,7 @@ from ray_jobs.training import worker as train_worker
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.progress import ProgressPrinter
 from ray_jobs.training.worker import Start
-from shards.stats import column_moments
+from shards.stats import check_present, column_moments
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] = train_worker.tra
         RunFailedError: training failed; one line with rank, step and cause. Checkpoints stay.
     """
     source = Source.open(job.data, job.pretrain)
+    check_present(source.reader)
     total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
     if job.run.keep_by is not None and job.data.validation_view is None:
         raise ValueError(f"run.keep_by: {job.run.keep_by!r} needs data.validation_view, which is None")

@@ -44,6 +44,23 @@ def column_moments(
     return {modality: (accumulator.mean, accumulator.std) for modality, accumulator in moments.items()}
 
 
+def check_present(reader: Reader) -> None:
+    """Raise ValueError for a modality that no row of the reader's selection has. Indexes are read until one has it."""
+    lacking = dict(reader.modalities)
+    for shard in np.flatnonzero(reader.counts).tolist():
+        table = reader.metadata(shard)
+        rows = np.arange(len(table)) if reader.view is None else reader.view.indices(shard)
+        for modality, columns in list(lacking.items()):
+            if np.logical_and.reduce([table[f"present.{name}"].to_numpy()[rows] for name in columns]).any():
+                del lacking[modality]
+        if not lacking:
+            return
+    for modality in lacking:
+        raise ValueError(
+            f"modality {modality!r} is missing in all {len(reader)} rows; leave it out, or give rows that have it"
+        )
+
+
 class _Moments:
     """Running mean and sum of squared deviations of (n, width) batches."""
 

@@ -10,7 +10,7 @@ import pytest
 from conclugen import Pretrainer, export, presets
 from ray_jobs import configuration
 from ray_jobs.comparison import ComparisonConfig
-from ray_jobs.evaluate import EvaluateJob, evaluate, read_task
+from ray_jobs.evaluate import EvaluateJob, evaluate, main, read_task
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
@@ -113,6 +113,35 @@ def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     assert {"loss", "evaluation/voices/emotion/pretrained/probe/1/accuracy"} <= keys
     table = (result.folder / "table.md").read_text()
     assert "pretrained, probe" in table and "[" in table
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((0,), "label 'emotion': all 40 training rows are 'calm', and with one class nothing is learned or judged"),
+        ((0, 1), "no row of class 'angry'"),
+    ],
+)
+def test_training_rows_of_one_class_or_without_one_end_an_evaluation(
+    tmp_path: Path, job: PretrainJob, capsys: pytest.CaptureFixture[str], classes: tuple[int, ...], message: str
+) -> None:
+    """From the command line; nothing is written."""
+    names = ("calm", "happy", "angry")
+    schema = Schema(tuple(Column(*c) for c in WIDTHS.items()), labels=(Label("emotion", "class", names),), grouped=True)
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "few", schema) as writer:
+        for i in range(80):
+            label = i % len(classes) if i < 40 else i % 3
+            columns = {m: rng.normal(size=width) for m, width in WIDTHS.items()}
+            writer.append(Sample(f"k{i}", columns, {"emotion": names[label]}, f"s{i // 10}"))
+    written = Manifest.open(tmp_path / "few")
+    for view, rows in (("train", np.arange(80) < 40), ("test", np.arange(80) >= 40)):
+        View.where(written, rows, view).save()
+    arguments = ["--run", "first", "--label", "emotion", "--data.folder", written.folder, "--output", job.run.output]
+    arguments += ["--data.validation_view", "null", "--comparison.fractions", "[1.0]"]
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "first" / "evaluation").exists()
 
 
 @pytest.mark.parametrize("field", ["label", "payload", "chunk_rows", "remainder", "standardization_rows"])

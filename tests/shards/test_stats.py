@@ -10,7 +10,7 @@ import pytest
 
 from shards import Column, Manifest, Reader, Sample, Schema, ShardWriter, View
 from shards.__main__ import main
-from shards.stats import column_moments, describe
+from shards.stats import check_present, column_moments, describe
 from tests.shards.small_data import make_samples, write
 
 
@@ -53,6 +53,23 @@ def test_a_modality_that_no_row_has(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'y' is missing in every row"):
         column_moments(Reader(manifest))
     assert describe(manifest)["columns"]["y"]["present"] == 0
+
+
+def test_a_modality_that_no_row_of_a_view_has(tmp_path: Path) -> None:
+    """Found from the indexes: of columns that are never there together, and by the rows of the view alone."""
+    schema = Schema((Column("x", 1), Column("y", 1)), {"x": ("x",), "y": ("y",), "both": ("x", "y")})
+    with ShardWriter(tmp_path / "a", schema, max_shard_bytes=20_000) as writer:
+        for i in range(60):
+            one = "x" if i < 30 else "y"
+            writer.append(Sample(f"k{i}", {one: np.ones(1)}))
+    written = Manifest.open(tmp_path / "a")
+    assert len(written) > 1
+    check_present(Reader(written, modalities={"x": ("x",), "y": ("y",)}))
+    with pytest.raises(ValueError, match="modality 'both' is missing in all 60 rows"):
+        check_present(Reader(written))
+    early = Reader(written, View.where(written, np.arange(60) < 30), {"x": ("x",), "y": ("y",)})
+    with pytest.raises(ValueError, match="modality 'y' is missing in all 30 rows"):
+        check_present(early)
 
 
 def test_description(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,101 @@
+"""Bad input as it meets a user of `python -m ray_jobs.pretrain`: a line that says what, where and what to do; status 1
+or 2; no worker started and nothing left behind."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from ray_jobs.pretrain import main
+from ray_jobs.run_folder import RunFolder
+from shards import Column, Manifest, Sample, Schema, ShardWriter, View
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """`text` is in the later half of the rows alone; `train` is the earlier one."""
+    schema = Schema((Column("video", 3), Column("audio", 2), Column("text", 2)))
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "shards", schema, max_shard_bytes=60_000) as writer:
+        for i in range(64):
+            columns = {"video": rng.normal(size=3), "audio": rng.normal(size=2), "text": rng.normal(size=2)}
+            writer.append(Sample(f"k{i}", columns if i >= 32 else {**columns, "text": None}))
+    written = Manifest.open(tmp_path / "shards")
+    View.where(written, np.arange(64) < 32, "train").save()
+    return tmp_path / "shards"
+
+
+def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the job says; nothing of a run is left, and its name is free."""
+    base = ["--data.folder", str(shards), "--data.validation_view", "null", "--pretrain.global_batch", "16"]
+    base += ["--run.output", str(shards.parent / "runs"), "--run.name", "r"]
+    if "--pretrain.modalities" not in arguments:
+        base += ["--pretrain.modalities", "[video, audio]"]
+    try:
+        status = main([*base, *arguments])
+        said = capsys.readouterr().err
+    except ValueError as error:  # of the command line itself: called as a program it ends with status 2
+        status, said = 2, str(error)
+    assert status in (1, 2)
+    assert not ray.is_initialized()
+    assert not (shards.parent / "runs" / "r" / "run.json").exists()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--preset", "conclugn"],
+            r"preset: unknown value 'conclugn' \(did you mean 'conclugen'\?\); allowed: .*simclr",
+        ),
+        (
+            ["--pretrain.modalities", "[vidoe, audio]"],
+            r"'vidoe' \(did you mean 'video'\?\), but the data has: audio \(2\), text \(2\), video \(3\)",
+        ),
+        (["--pretrain.tasks.contrastiv.weight", "1"], r"contrastiv.*did you mean 'pretrain.tasks.contrastive.weight'"),
+        (["--preset", "contrast_only", "--pretrain.tasks.clustering.weight", "1"], "runs no task 'clustering'"),
+        (["--pretrain.epoch", "3"], "unknown flag '--pretrain.epoch'; did you mean 'pretrain.epochs'"),
+        (["--pretrain.model.own_width_modalities", "[audoi]"], r"'audoi' \(did you mean 'audio'\?\)"),
+        (["--preset", "simclr"], "modalities.*only 'video': simclr uses no other"),
+        (
+            ["--preset", "simclr", "--pretrain.modalities", "[video_3d]"],
+            "needs modality 'video_3d'.*did you mean 'video'",
+        ),
+        (["--data.view", "tarin"], "no view 'tarin'.*did you mean 'train'"),
+        (["--pretrain.global_batch", "64"], "32 rows.*64|64.*32 rows"),
+        (["--run.name", "../x"], "run.name: '../x' is no folder name"),
+    ],
+)
+def test_unknown_names_and_what_does_not_fit(
+    shards: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert re.search(message, " ".join(refused(shards, capsys, *arguments).split()))
+
+
+@pytest.mark.parametrize("recipe", ["paper", "improved"])
+def test_a_modality_that_no_training_row_has(shards: Path, capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    said = refused(shards, capsys, "--pretrain.modalities", "[video, audio, text]", "--recipe", recipe)
+    assert said == "error: modality 'text' is missing in all 32 rows; leave it out, or give rows that have it\n"
+
+
+def test_a_shard_that_is_cut_off_or_not_there(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shard,) = [path for path in shards.glob("*.tar") if path.name.endswith("00000.tar")]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    said = refused(shards, capsys)
+    assert shard.stem in said and f"expected {len(whole)}" in said and f"found {len(whole) // 2}" in said
+    shard.unlink()
+    assert re.search(f"{shard.stem}.*missing", refused(shards, capsys))
+
+
+def test_a_finished_name_of_another_identity(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Named field by field, and left as it is."""
+    folder = RunFolder(shards.parent / "runs" / "taken")
+    folder.claim({"seed": 3, "global_batch": 16})
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*"))
+    said = refused(shards, capsys, "--run.name", "taken", "--pretrain.seed", "4")
+    assert "seed: 3 then, 4 now" in said and "global_batch" not in said and "Choose another run.name" in said
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*")) == before
