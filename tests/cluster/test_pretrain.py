@@ -34,6 +34,12 @@ def alone(shared_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFacto
     return pretrain(small_job(shards, tmp_path_factory.mktemp("alone"), "alone"))
 
 
+@pytest.fixture(scope="module")
+def together(shared_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
+    """The same by two workers."""
+    return pretrain(small_job(shards, tmp_path_factory.mktemp("together"), "together", workers=2))
+
+
 def last_state(folder: RunFolder) -> Checkpoint:
     found = CheckpointStore(folder.path / "checkpoints").newest()
     assert found is not None
@@ -84,8 +90,7 @@ def test_an_evaluation_joins_the_run(alone: PretrainResult, shards: Path) -> Non
         evaluate(replace(job, run="never-was"))
 
 
-def test_two_workers_train_as_one_does(alone: PretrainResult, shards: Path, tmp_path: Path) -> None:
-    together = pretrain(small_job(shards, tmp_path, "together", workers=2))
+def test_two_workers_train_as_one_does(alone: PretrainResult, together: PretrainResult) -> None:
     assert curve(together.folder) == [(step, pytest.approx(value, abs=1e-9)) for step, value in curve(alone.folder)]
     mine, theirs = last_state(together.folder).tensors, last_state(alone.folder).tensors
     assert mine.keys() == theirs.keys()
@@ -125,20 +130,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 @pytest.mark.timeout(1200)
-def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(shards: Path, tmp_path: Path) -> None:
-    """Two workers; the whole job is killed, driver and all; the reference has the same number of workers."""
+def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(
+    together: PretrainResult, shards: Path, tmp_path: Path
+) -> None:
+    """Two workers on a Ray of the job's own; driver and all are killed. One never killed has as many workers."""
 
-    def start(name: str) -> subprocess.Popen[bytes]:
-        arguments = ["--shards", str(shards), "--output", str(tmp_path), "--name", name, "--epochs", "3"]
+    def start() -> subprocess.Popen[bytes]:
+        arguments = ["--shards", str(shards), "--output", str(tmp_path), "--name", "killed", "--epochs", "3"]
         command = [sys.executable, "-m", "tests.cluster.runs", *arguments]
         environment = without_ray_of_the_test()
-        with (tmp_path / f"{name}.log").open("ab") as log:
+        with log_file.open("ab") as log:
             return subprocess.Popen(
                 command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    killed, reference = RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "reference")
-    first = start("killed")
+    killed, reference, log_file = RunFolder(tmp_path / "killed"), together.folder, tmp_path / "killed.log"
+    first = start()
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and first.poll() is None:
         steps = CheckpointStore(killed.path / "checkpoints").steps()
@@ -146,15 +153,14 @@ def test_killed_in_mid_epoch_and_started_again_ends_with_the_same_weights(shards
         if steps and written > max(steps) + 2:  # steps are lost: they lie behind the newest checkpoint
             break
         time.sleep(0.02)
-    assert first.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
+    assert first.poll() is None, log_file.read_text()[-3000:]
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     interrupted_at = curve(killed)[-1][0]
 
-    assert start("reference").wait(timeout=400) == 0, (tmp_path / "reference.log").read_text()[-3000:]
     total = curve(reference)[-1][0]
     assert interrupted_at < total, "the kill came too late to prove anything"
-    assert start("killed").wait(timeout=400) == 0, (tmp_path / "killed.log").read_text()[-3000:]
+    assert start().wait(timeout=400) == 0, log_file.read_text()[-3000:]
 
     assert curve(killed) == curve(reference)
     mine, theirs = last_state(killed).tensors, last_state(reference).tensors
