@@ -1,0 +1,71 @@
+"""What the README prints can be typed: its ten lines run, its commands parse or run, its folders exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_jobs import configuration
+from ray_jobs.evaluate import EvaluateJob
+from ray_jobs.run_config import PretrainJob
+from shards import Manifest, View
+from shards.__main__ import main as shards_main
+from tuning.ablation.plan import AblateJob
+from tuning.sweep import job as sweep_job
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+# Paragraphs indented by four columns are commands.
+PRINTED = "\n".join(line[4:] for line in README.splitlines() if line.startswith("    ")).replace("\\\n", " ")
+
+
+def commands(module: str) -> list[list[str]]:
+    """Arguments of every `python -m <module>` that is printed."""
+    lines = [line.partition(f"python -m {module} ")[2] for line in PRINTED.splitlines() if f"-m {module} " in line]
+    return [shlex.split(re.sub(r"\$\(.*?\)", "x", line), comments=True) for line in lines]
+
+
+def test_the_ten_lines_run() -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    names: dict[str, object] = {}
+    exec(code[1], names)  # noqa: S102  the project's own README
+    vectors, losses = names["vectors"], names["losses"]
+    assert isinstance(vectors, dict) and {m: x.shape[0] for m, x in vectors.items()} == {"video": 512, "audio": 512}
+    assert isinstance(losses, dict) and np.isfinite(float(losses["loss"]))
+
+
+def test_commands_of_jobs_have_flags_that_exist() -> None:
+    jobs = {"ray_jobs.pretrain": PretrainJob, "ray_jobs.evaluate": EvaluateJob, "tuning.ablate": AblateJob}
+    for module, job in jobs.items():
+        assert commands(module), module
+        for arguments in commands(module):
+            configuration.parse(job, arguments)
+    for arguments in commands("tuning.sweep"):
+        assert sweep_job.parse(arguments).trials == 64
+
+
+def test_own_data_is_packed_split_and_verified_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(60, 4)).astype(np.float32) for name in ("visual", "mfcc", "egemaps")}
+    arrays["visual"][7] = np.nan
+    names = {"ids": np.array([f"c{i}" for i in range(60)]), "speaker": np.arange(60) // 5, "emotion": np.arange(60) % 3}
+    np.savez("features.npz", **arrays, **names)  # type: ignore[arg-type]
+    assert [arguments[0] for arguments in commands("shards")] == ["pack", "split", "verify"]
+    for arguments in commands("shards"):
+        assert shards_main(arguments) == 0, arguments
+    manifest = Manifest.open("data/mine")
+    assert manifest.modalities == {"video": ("visual",), "audio": ("mfcc", "egemaps")}
+    assert sum(View.open(manifest, name).rows for name in ("train", "valid", "test")) == 60
+
+
+def test_folders_modules_and_pages_are_there_and_it_stays_short() -> None:
+    for module in re.findall(r"python -m ([\w.]+)", README):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for name in re.findall(r"`((?:docs|ray_jobs|shards|tuning|conclugen|tests)/[\w./]*|\w+\.(?:md|yaml))`", README):
+        assert (ROOT / name).exists() or name in ("table.md",), name
+    assert len(README.splitlines()) <= 110, "two screens; more belongs into docs/"
