@@ -5,7 +5,11 @@
 
 Runs all seven combinations of the three tasks, the published presets, modality subsets, untrained heads and raw
 features, with several seeds and shares of labels, on every data set given. Stopped by anything, the same command goes
-on where it was: what the folder's ledger holds is not run again. `--dry_run true` tells cells and cost only.
+on where it was: what the folder's ledger holds is not run again. `--dry_run true` tells cells and cost only. What a
+sweep found is put beside the three tasks at the ablation's own settings, on test speakers, by
+
+    python -m tuning.ablate --datasets.ravdess shards/ravdess --name found \\
+        --configurations.searched outputs/search/best.yaml --sections [configurations,baselines]
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from collections.abc import Sequence
 from ray_jobs import configuration
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
 from tuning.ablation.cost import estimate, told
-from tuning.ablation.plan import AblateJob, Plan, claim, plan
+from tuning.ablation.plan import AblateJob, Plan, claim, plan, refuse_other_configurations
 from tuning.ablation.tracking import CellRuns
 from tuning.dataset import LabelledSet, open_set
 from tuning.ledger import Ledger, Record
@@ -31,6 +35,7 @@ def ablate(job: AblateJob) -> list[Record]:
     planned = plan(job, list(sets.values()))
     ledger = Ledger.open(job.folder)
     records = {record.key: record for record in ledger.records()}
+    refuse_other_configurations(planned, list(records.values()))
     finished = {key: record for key, record in records.items() if record.status == "finished"}
     todo = [cell for cell in planned.cells if cell.key not in finished]
     if not job.dry_run:

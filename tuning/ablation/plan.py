@@ -1,4 +1,5 @@
-"""What an ablation runs: rows (task combinations, presets, modality subsets, baselines) by data sets and seeds.
+"""What an ablation runs: rows (task combinations, presets, modality subsets, named configurations, baselines) by data
+sets and seeds.
 
 Rows that resolve to the same configuration share one cell. A row that a data set cannot serve is a hole with its
 reason, known before anything runs.
@@ -15,13 +16,16 @@ from typing import Any
 from conclugen import PretrainConfig, fields, presets
 from conclugen.config import RECIPES, TasksConfig
 from conclugen.presets import ALL, PRESETS
-from ray_jobs.run_config import DEFAULT_OUTPUT
+from ray_jobs import configuration
+from ray_jobs.run_config import DEFAULT_OUTPUT, PretrainJob
 from tuning.ablation.cell import Cell
 from tuning.dataset import JudgingConfig, LabelledSet
 from tuning.ledger import Record, record_key
 
 TASKS = ("contrastive", "clustering", "reconstruction")
-SECTIONS = ("combinations", "presets", "modalities", "baselines")
+SECTIONS = ("combinations", "presets", "modalities", "configurations", "baselines")
+# What the names of their rows begin with.
+CONFIGURED = "configurations/"
 _SETTINGS_FILE = "ablation.json"
 
 
@@ -74,9 +78,11 @@ class AblateJob:
         datasets: Name -> folder of packed shards with labels and groups: `--datasets.ravdess FOLDER`.
         labels: Name -> class label, where a set has several.
         train_only: Name -> groups that are never tested, comma-separated: those that designs were chosen on.
+        configurations: Name -> file that `ray_jobs.pretrain --config` takes (a sweep's `best.yaml`, say): its
+            pretraining, sizes and length included, as a row of its own beside the three tasks at `sizes`.
         sections: Of `combinations` (all seven of three tasks), `presets` (the eight published ones), `modalities`
-            (subsets), `baselines` (untrained heads, raw features).
-        recipes: Of `improved` and `paper`; every section is run in each.
+            (subsets), `configurations` (those named above), `baselines` (untrained heads, raw features).
+        recipes: Of `improved` and `paper`; every section is run in each, named configurations in their own.
         seeds: Of pretraining, two at least: a table of one seed has no deviation.
         judging: Fractions of labels, draws, folds.
         sizes: Of every pretraining.
@@ -91,6 +97,7 @@ class AblateJob:
     datasets: dict[str, str]
     labels: dict[str, str] = field(default_factory=dict)
     train_only: dict[str, str] = field(default_factory=dict)
+    configurations: dict[str, str] = field(default_factory=dict)
     sections: tuple[str, ...] = SECTIONS
     recipes: tuple[str, ...] = ("improved", "paper")
     seeds: tuple[int, ...] = (127, 128, 129)
@@ -106,7 +113,7 @@ class AblateJob:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise ValueError("datasets: none; name one at least: --datasets.NAME FOLDER (labelled shards)")
-        for name in (*self.datasets, self.name):
+        for name in (*self.datasets, *self.configurations, self.name):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"name {name!r}: expected letters, digits, - and _")
         for kind, names, allowed in (
@@ -117,6 +124,10 @@ class AblateJob:
         ):
             for name in names:
                 fields.choose(kind, name, allowed)
+        if self.configurations and "configurations" not in self.sections:
+            raise ValueError("configurations: given, but sections leave them out; add configurations to --sections")
+        if self.sections == ("configurations",) and not self.configurations:
+            raise ValueError("sections: configurations alone, and none is given: --configurations.NAME FILE")
         if not self.sections or not self.recipes:
             raise ValueError("sections and recipes: name one at least of each")
         if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds):
@@ -170,7 +181,11 @@ class Plan:
 
 
 def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
-    """Every row of every set and seed, equal ones once. Raises ValueError where a set is smaller than a batch."""
+    """Every row of every set and seed, equal ones once.
+
+    Raises ValueError where a set is smaller than a batch, or a named configuration can't be read.
+    """
+    named = {name: _read(name, file) for name, file in job.configurations.items()}
     cells: dict[str, PlannedCell] = {}
     holes: dict[str, Hole] = {}
     rows = 0
@@ -180,7 +195,7 @@ def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
                 f"data set {data.name!r}: the smallest training part has {data.smallest_training_part} rows, a global "
                 f"batch {job.sizes.global_batch}; lower --sizes.global_batch"
             )
-        for row in itertools.chain.from_iterable(_rows(section, job, data) for section in job.sections):
+        for row in itertools.chain.from_iterable(_rows(section, job, data, named) for section in job.sections):
             for seed in job.seeds if row.system != "raw" else (0,):
                 rows += 1
                 try:
@@ -225,10 +240,27 @@ def claim(job: AblateJob) -> None:
     partial.replace(path)
 
 
+def refuse_other_configurations(planned: Plan, records: Sequence[Record]) -> None:
+    """Raise ValueError where the folder has cells of another configuration under a name that is planned: one row of the
+    table would mix the two."""
+    own: dict[tuple[str, str, int], str] = {}
+    for cell in planned.cells:
+        if cell.tags["configuration"]:
+            own[cell.tags["configuration"], cell.dataset, cell.cell.seed] = cell.key
+    for record in records:
+        tags = record.tags
+        place = (tags.get("configuration", ""), tags.get("dataset", ""), tags.get("seed", 0))
+        if not tags.get("unserved") and own.get(place, record.key) != record.key:
+            raise ValueError(
+                f"configurations.{place[0]}: the folder holds cells of another configuration of this name on "
+                f"{place[1]!r}; give it, or the ablation, another name"
+            )
+
+
 def title(tags: Mapping[str, Any]) -> str:
     """`mosi  contrastive+clustering  video+audio+text  improved  seed 127`, or of a baseline."""
     what = "+".join(tags["tasks"]) if tags["tasks"] else f"{tags['system']} {'features' * (tags['system'] == 'raw')}"
-    parts = [tags["dataset"], what.strip(), "+".join(tags["modalities"])]
+    parts = [tags["dataset"], tags.get("configuration", ""), what.strip(), "+".join(tags["modalities"])]
     if tags["system"] != "raw":
         parts += [tags["recipe"], f"seed {tags['seed']}"]
     return "  ".join(part for part in parts if part)
@@ -236,7 +268,8 @@ def title(tags: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """preset: of which the row takes the tasks, or None and the `tasks` are those of the preset conclugen."""
+    """preset: of which the row takes the tasks, or None and the `tasks` are those of the preset conclugen.
+    configuration: taken as it is, seed apart."""
 
     name: str
     system: str
@@ -244,11 +277,14 @@ class _Row:
     modalities: tuple[str, ...]
     preset: str | None = None
     tasks: tuple[str, ...] = ()
+    configuration: PretrainConfig | None = None
 
     def cell(self, data: LabelledSet, seed: int, sizes: SizesConfig) -> Cell:
         """Raises ValueError where the data set lacks a modality, or the tasks cannot run on these."""
         if self.system == "raw":
             return Cell("raw", self.modalities)
+        if self.configuration is not None:
+            return _as_it_is(self.configuration, data, seed)
         if self.preset is not None:
             config = presets.build(self.preset, self.recipe, modalities=self.modalities)
         else:
@@ -258,7 +294,7 @@ class _Row:
         return Cell(self.system, config.modalities, config)
 
 
-def _rows(section: str, job: AblateJob, data: LabelledSet) -> Iterator[_Row]:
+def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, PretrainConfig]) -> Iterator[_Row]:
     for recipe in job.recipes:
         if section == "combinations":
             for count in range(1, len(TASKS) + 1):
@@ -276,10 +312,36 @@ def _rows(section: str, job: AblateJob, data: LabelledSet) -> Iterator[_Row]:
                 yield _Row(f"modalities/{'+'.join(subset)}", "pretrained", recipe, subset, tasks=tasks)
         elif section == "baselines":
             yield _Row("baselines/untrained", "untrained", recipe, data.complete, tasks=TASKS[1:])
+        elif section == "configurations" and named:  # what they are compared with
+            yield _Row(f"combinations/{'+'.join(TASKS)}", "pretrained", recipe, data.complete, tasks=TASKS)
+    if section == "configurations":
+        for name, config in named.items():
+            tasks = tuple(config.tasks.active)
+            row = f"{CONFIGURED}{name}"
+            yield _Row(row, "pretrained", config.recipe, config.modalities, tasks=tasks, configuration=config)
     if section == "baselines":
         for subset in _subsets(data.complete):
             if len(subset) in (1, len(data.complete)):
                 yield _Row(f"baselines/raw {'+'.join(subset)}", "raw", "", subset)
+
+
+def _read(name: str, file: str) -> PretrainConfig:
+    """The pretraining that a file describes. Raises ValueError naming the field of the ablation and the file."""
+    try:
+        return configuration.parse(PretrainJob, ["--config", file]).pretrain
+    except ValueError as error:
+        raise ValueError(f"configurations.{name}: {error}") from error
+
+
+def _as_it_is(config: PretrainConfig, data: LabelledSet, seed: int) -> Cell:
+    """Raises ValueError where the data lacks a modality, or is smaller than a batch."""
+    config.check_serves(data.widths)
+    if data.smallest_training_part < config.global_batch:
+        raise ValueError(
+            f"its global batch {config.global_batch} is more than the {data.smallest_training_part} rows of the "
+            "smallest training part"
+        )
+    return Cell("pretrained", config.modalities, replace(config, seed=seed))
 
 
 def _subsets(modalities: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -311,7 +373,14 @@ def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dic
         "seed": cell.seed,
         "rows": list(names),
         "presets": [name.removeprefix("presets/") for name in names if name.startswith("presets/")],
+        "configuration": _configured(names),
     } | {f"weight.{name}": config.weight for name, config in tasks.items()}
+
+
+def _configured(names: Sequence[str]) -> str:
+    """Name of the configuration that a cell is there for; empty where it is a row of another section as well."""
+    own = [name.removeprefix(CONFIGURED) for name in names if name.startswith(CONFIGURED)]
+    return own[0] if len(own) == len(names) else ""
 
 
 def _hole(row: _Row, data: LabelledSet, seed: int, reason: str) -> Hole:
@@ -327,6 +396,7 @@ def _hole(row: _Row, data: LabelledSet, seed: int, reason: str) -> Hole:
         "seed": seed,
         "rows": [row.name],
         "presets": [row.preset] if row.preset is not None else [],
+        "configuration": _configured([row.name]),
         "unserved": True,
     }
     key = record_key({"row": row.name, "recipe": row.recipe}, dataset=data.digest, seed=seed, protocol=data.judged_by)

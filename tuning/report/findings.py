@@ -25,7 +25,7 @@ def three_against_fewer(results: Results, dataset: str, recipe: str, fraction: f
     three = results.find(dataset, recipe, TASKS, None)
     others = [
         system
-        for system in results.of_set(dataset)
+        for system in results.settled(dataset)
         if system.system == "pretrained" and system.recipe == recipe and system.complete and len(system.tasks) < 3
         if set(system.tasks) <= set(TASKS)
     ]
@@ -42,13 +42,22 @@ def against_references(results: Results, dataset: str, recipe: str, fraction: fl
     """
     metric = f"accuracy@{fraction:g}"
     own = [s for s in results.of_set(dataset) if s.system == "pretrained" and s.recipe == recipe]
-    single = best((s for s in own if s.complete and len(s.tasks) == 1 and s.tasks[0] in TASKS), metric)
+    single = best((s for s in own if s.complete and _is_single(s)), metric)
     untrained = [s for s in results.of_set(dataset) if s.system == "untrained" and s.recipe == recipe and s.complete]
     raw = best((s for s in results.of_set(dataset) if s.system == "raw"), metric)
     references = [system for system in (single, *untrained, raw) if system is not None]
     own.sort(key=lambda s: (not s.complete, len(s.tasks), [TASKS.index(t) if t in TASKS else 9 for t in s.tasks]))
     pairs = [(system, reference) for system in own for reference in references if system is not reference]
     return _family(dataset, recipe, fraction, pairs)
+
+
+def configured_against_three(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
+    """Every named configuration (what a sweep found) against the three tasks at the ablation's own settings."""
+    three = results.find(dataset, recipe, TASKS, None)
+    named = [s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe]
+    if three is None or not three.finished:
+        return Family(dataset, recipe, fraction, (), "no finished cell of all three tasks")
+    return _family(dataset, recipe, fraction, [(system, three) for system in named])
 
 
 def sentences(family: Family) -> list[str]:
@@ -113,6 +122,10 @@ def summary(families: Sequence[Family]) -> str:
         f"Of {len(made)} settings (data set, recipe, share of labels), three tasks are significantly better than every "
         f"combination of one or two in {ahead}, and significantly worse than at least one in {behind}."
     )
+
+
+def _is_single(system: System) -> bool:
+    return not system.configuration and len(system.tasks) == 1 and system.tasks[0] in TASKS
 
 
 def _short(label: str) -> str:

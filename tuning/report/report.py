@@ -46,7 +46,8 @@ from tuning.report.tables import (
 
 _log = logging.getLogger(__name__)
 _SCORES = ("accuracy", "f1_weighted")
-_COLUMNS = ("kind", "key", "status", "dataset", "system", "recipe", "tasks", "modalities", "seed", "metric", "value")
+_TAGS = ("dataset", "system", "recipe", "configuration", "tasks", "modalities", "seed")
+_COLUMNS = ("kind", "key", "status", *_TAGS, "metric", "value")
 _TRACKING_S = 30.0
 
 
@@ -100,14 +101,19 @@ def track(folder: Path, files: Sequence[Path], tracking_uri: str | None = None) 
 
 
 def _families(results: Results) -> dict[str, list[Family]]:
-    """ "claim": three tasks against fewer; "references": everything against single task, untrained heads and raw."""
+    """ "claim": three tasks against fewer; "configurations": named ones against three tasks; "references": everything
+    against single task, untrained heads and raw."""
     places = [
         (dataset, recipe, fraction)
         for dataset in results.datasets
         for recipe in results.recipes
         for fraction in results.scores(dataset).get("accuracy", ())
     ]
-    makers = {"claim": report_findings.three_against_fewer, "references": report_findings.against_references}
+    makers = {
+        "claim": report_findings.three_against_fewer,
+        "configurations": report_findings.configured_against_three,
+        "references": report_findings.against_references,
+    }
     return {name: [make(results, *place) for place in places] for name, make in makers.items()}
 
 
@@ -133,22 +139,30 @@ def _blocks(
 def _ablation(
     results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: Sequence[str]
 ) -> Iterator[Block]:
-    yield Heading("Are three tasks better than one or two?", "claim")
-    told = [sentence for family in families["claim"] for sentence in report_findings.sentences(family)]
-    yield Text((report_findings.summary(families["claim"]),))
-    yield Text(tuple(told), listed=True)
     unit = (
         "Differences in percentage points over all test rows, 95 % bootstrap interval over speakers (groups), and the "
         "p-value of an exact paired sign-flip test over speakers, seeds and draws averaged, corrected by Holm "
         f"within one data set, recipe and fraction. Bold: p at most {LEVEL}. The unit is the speaker: neither covers "
         "the choice of pretraining seed."
     )
-    yield claim_table(families["claim"], "Three tasks against fewer", unit)
-    yield Heading("Task combinations", "combinations")
+    named = results.configurations()
+    if not named or any(family.comparisons for family in families["claim"]):
+        yield Heading("Are three tasks better than one or two?", "claim")
+        told = [sentence for family in families["claim"] for sentence in report_findings.sentences(family)]
+        yield Text((report_findings.summary(families["claim"]),))
+        yield Text(tuple(told), listed=True)
+        yield claim_table(families["claim"], "Three tasks against fewer", unit)
     explained = (
         "In %, mean over seeds ± sample deviation over seeds, each seed a mean over draws of labels (and cross-fitted "
         "folds). Bold: best of the column; underlined: second. Raw features have no seed."
     )
+    if named:
+        yield Heading("Named configurations", "configurations")
+        yield results_table(results, named, "Named configurations beside the three tasks", scores, explained)
+        yield claim_table(
+            families["configurations"], "Named configurations against the three tasks at the ablation's settings", unit
+        )
+    yield Heading("Task combinations", "combinations")
     yield results_table(results, results.combinations(), "Every combination of tasks", scores, explained)
     for rows, title in (
         (results.presets(), "The published presets"),
@@ -263,7 +277,7 @@ def _csv(records: Sequence[Record]) -> str:
     for record in records:
         tags = record.tags
         head = [record.kind, record.key, record.status]
-        for name in ("dataset", "system", "recipe", "tasks", "modalities", "seed"):
+        for name in _TAGS:
             value = tags.get(name, "")
             head.append("+".join(value) if isinstance(value, list) else str(value))
         numbers: dict[str, float | str] = {**record.metrics}

@@ -34,7 +34,8 @@ class Value:
 
 @dataclass(frozen=True)
 class System:
-    """One row: what was trained and judged on a data set, in all its seeds. finished, failed: its records."""
+    """One row: what was trained and judged on a data set, in all its seeds. configuration: its name where it is a row
+    of its own, with other settings than the rest of the ablation. finished, failed: its records."""
 
     dataset: str
     system: str
@@ -42,6 +43,7 @@ class System:
     tasks: tuple[str, ...]
     modalities: tuple[str, ...]
     complete: bool
+    configuration: str = ""
     finished: tuple[Record, ...] = ()
     failed: tuple[Record, ...] = ()
 
@@ -50,7 +52,7 @@ class System:
         """Without modalities, where they are all that the data set has."""
         if self.system == "raw":
             return f"raw features: {'+'.join(self.modalities)}"
-        name = "untrained heads" if self.system == "untrained" else " + ".join(self.tasks)
+        name = "untrained heads" if self.system == "untrained" else self.configuration or " + ".join(self.tasks)
         return name if self.complete else f"{name} ({'+'.join(self.modalities)})"
 
     @property
@@ -114,7 +116,9 @@ class Results:
             else:
                 tags = record.tags
                 learned = (tuple(tags["tasks"]), tuple(tags["modalities"]), bool(tags["complete"]))
-                found.setdefault(System(tags["dataset"], tags["system"], tags["recipe"], *learned), []).append(record)
+                named = str(tags.get("configuration", ""))
+                system = System(tags["dataset"], tags["system"], tags["recipe"], *learned, named)
+                found.setdefault(system, []).append(record)
         systems = [_with_records(system, own) for system, own in found.items()]
         return cls(tuple(systems), tuple(unserved), tuple(trials))
 
@@ -146,9 +150,14 @@ class Results:
     def of_set(self, dataset: str) -> list[System]:
         return [system for system in self.systems if system.dataset == dataset]
 
+    def settled(self, dataset: str) -> list[System]:
+        """Those of a data set that differ by tasks, modalities and recipe alone."""
+        return [system for system in self.of_set(dataset) if not system.configuration]
+
     def find(self, dataset: str, recipe: str, tasks: Sequence[str], modalities: Sequence[str] | None) -> System | None:
-        """The pretrained system of these tasks; modalities None: of all that the data set has."""
-        for system in self.of_set(dataset):
+        """The pretrained system of these tasks at the ablation's settings; modalities None: of all that the data set
+        has."""
+        for system in self.settled(dataset):
             wanted = system.complete if modalities is None else system.modalities == tuple(modalities)
             if (system.system, system.recipe, system.tasks) == ("pretrained", recipe, tuple(tasks)) and wanted:
                 return system
@@ -182,13 +191,33 @@ class Results:
         listed = dict.fromkeys(
             system.modalities
             for system in sorted(self.systems, key=lambda s: (len(s.modalities), s.modalities))
-            if system.system == "pretrained" and system.tasks == (TASKS if len(system.modalities) > 1 else TASKS[1:])
+            if system.system == "pretrained" and not system.configuration
+            if system.tasks == (TASKS if len(system.modalities) > 1 else TASKS[1:])
         )
         for recipe in self.recipes:
             for subset in listed:
                 tasks = TASKS if len(subset) > 1 else TASKS[1:]
                 rows += self._row(f"{'+'.join(subset)}: {' + '.join(tasks)}", recipe, tasks, subset, "")
         return rows if len(listed) > len({s.modalities for s in self.systems if s.complete}) else []
+
+    def configurations(self) -> list[Row]:
+        """Named configurations, below the three tasks at the ablation's settings in the same recipe."""
+        rows: list[Row] = []
+        for recipe in self.recipes:
+            named: dict[str, dict[str, System]] = {}
+            for system in self.systems:
+                if system.configuration and system.recipe == recipe:
+                    named.setdefault(system.configuration, {})[system.dataset] = system
+            holes: dict[str, dict[str, str]] = {}
+            for record in self.unserved:
+                if record.tags.get("configuration") and record.tags["recipe"] == recipe:
+                    place = holes.setdefault(record.tags["configuration"], {})
+                    place[str(record.tags["dataset"])] = record.reason
+            if named or holes:
+                rows += self._row(THREE, recipe, TASKS, None, f"combinations/{'+'.join(TASKS)}")
+            for name in sorted({*named, *holes}):
+                rows.append(Row(name, recipe, named.get(name, {}), holes.get(name, {})))
+        return rows
 
     def _baselines(self) -> list[Row]:
         rows: dict[tuple[str, str], dict[str, System]] = {}

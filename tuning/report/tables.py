@@ -240,11 +240,13 @@ def main_systems(results: Results, dataset: str, fraction: float) -> list[System
     own = [s for s in results.of_set(dataset) if (s.finished and s.complete) or s.system == "raw"]
     chosen: list[System | None] = []
     for recipe in results.recipes:
-        mine = [s for s in own if s.recipe == recipe]
+        mine = [s for s in own if s.recipe == recipe and not s.configuration]
         for count in (3, 2, 1):
             pool = [s for s in mine if s.system == "pretrained" and len(s.tasks) == count and s.tasks != ("simclr",)]
             chosen.append(best(pool, metric))
         chosen.append(best((s for s in mine if s.system == "untrained"), metric))
+        named = (s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe and s.finished)
+        chosen += sorted(named, key=lambda s: s.configuration)
     chosen.append(best((s for s in own if s.system == "raw"), metric))
     return [system for system in chosen if system is not None]
 

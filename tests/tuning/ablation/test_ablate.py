@@ -9,10 +9,11 @@ import pytest
 from conclugen import presets
 from conclugen.presets import PRESETS
 from ray_jobs import configuration
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning.ablation.cell import Cell, represent, run
 from tuning.ablation.cost import estimate
-from tuning.ablation.plan import AblateJob, SizesConfig, claim, plan
+from tuning.ablation.plan import AblateJob, SizesConfig, claim, plan, refuse_other_configurations, title
 from tuning.dataset import JudgingConfig, natural_order, open_set
 from tuning.evaluation import Evaluation
 from tuning.evaluation import cell as table_cell
@@ -128,6 +129,58 @@ def test_all_seven_combinations_and_all_presets_with_equal_cells_once(folders, s
     assert planned.rows == len([n for p in planned.cells for n in p.names]) + len(planned.holes)
 
 
+def saved(path, **changes):
+    """A file as a sweep leaves it; the configuration that it holds."""
+    config = SIZES.apply(presets.build("contrast_cluster", modalities=("video", "audio"), seed=77, **changes))
+    configuration.save(PretrainJob(config, DataConfig(folder="/elsewhere"), RunConfig(name="best")), path)
+    return config
+
+
+def test_a_named_configuration_is_a_row_of_its_own_beside_the_three_tasks(folders, sets, tmp_path):
+    config = saved(tmp_path / "best.yaml", optimizer={"lr": 3.3e-3})
+    only = job(folders, sections=("configurations",), configurations={"found": str(tmp_path / "best.yaml")})
+    planned = plan(only, list(sets.values()))
+    assert len(planned.cells) == 2 * 2 * 2 and not planned.holes  # the three tasks and the file's, sets, seeds
+    for data in sets.values():
+        own = [p for p in planned.cells if p.names == ("configurations/found",) and p.dataset == data.name]
+        assert [p.cell.config for p in own] == [
+            replace(config, seed=1),
+            replace(config, seed=2),
+        ]
+        assert {p.tags["configuration"] for p in own} == {"found"} and own[0].cell.modalities == ("video", "audio")
+        assert title(own[0].tags) == f"{data.name}  found  contrastive+clustering  video+audio  improved  seed 1"
+    three = [p for p in planned.cells if p.names == ("combinations/contrastive+clustering+reconstruction",)]
+    assert len(three) == 4 and {p.tags["configuration"] for p in three} == {""}
+    # With the sections that have them, the three tasks are still one cell.
+    both = plan(replace(only, sections=("combinations", "configurations")), [sets["two"]])
+    assert len({p.key for p in both.cells}) == len(both.cells) == 2 * (7 + 1)
+
+
+def test_a_configuration_that_a_set_cannot_serve_is_a_hole(folders, sets, tmp_path):
+    config = SIZES.apply(presets.build("conclugen"))
+    configuration.save(PretrainJob(config, DataConfig(folder="/f"), RunConfig(name="b")), tmp_path / "text.yaml")
+    wide = replace(config, modalities=("video", "audio"), global_batch=97)
+    configuration.save(PretrainJob(wide, DataConfig(folder="/f"), RunConfig(name="b")), tmp_path / "wide.yaml")
+    named = {"text": str(tmp_path / "text.yaml"), "wide": str(tmp_path / "wide.yaml")}
+    holes = plan(job(folders, sections=("configurations",), configurations=named), [sets["two"]]).holes
+    reasons = {hole.record.tags["configuration"]: hole.record.reason for hole in holes}
+    assert "needs modality 'text'" in reasons["text"]
+    assert "its global batch 97 is more than the 96 rows" in reasons["wide"]
+
+
+def test_one_name_is_one_configuration_of_a_folder(folders, sets, tmp_path):
+    def planned(lr):
+        saved(tmp_path / "best.yaml", optimizer={"lr": lr})
+        named = {"found": str(tmp_path / "best.yaml")}
+        return plan(job(folders, sections=("configurations",), configurations=named), [sets["two"]])
+
+    first = planned(1e-3)
+    records = [Record(p.key, "cell", "finished", tags=dict(p.tags)) for p in first.cells]
+    refuse_other_configurations(planned(1e-3), records)
+    with pytest.raises(ValueError, match=r"configurations.found: the folder holds cells of another.*on 'two'"):
+        refuse_other_configurations(planned(2e-3), records)
+
+
 def test_what_cannot_be_served_is_a_hole_with_its_reason(folders, sets):
     holes = {
         (h.dataset, h.record.tags["rows"][0]): h.record.reason for h in plan(job(folders), list(sets.values())).holes
@@ -184,6 +237,12 @@ def test_refusals_say_what_to_change(folders, sets, tmp_path):
         job(folders, sections=("presetz",))
     with pytest.raises(ValueError, match=r"train_only: unknown value 'thre' \(did you mean 'three'\?\)"):
         job(folders, train_only={"thre": "1"})
+    with pytest.raises(ValueError, match=r"configurations: given, but sections leave them out"):
+        job(folders, sections=("baselines",), configurations={"found": "best.yaml"})
+    with pytest.raises(ValueError, match=r"none is given: --configurations.NAME FILE"):
+        job(folders, sections=("configurations",))
+    with pytest.raises(ValueError, match=r"configurations.found: .*nowhere.yaml"):
+        plan(job(folders, configurations={"found": str(tmp_path / "nowhere.yaml")}), list(sets.values()))
     with pytest.raises(ValueError, match=r"96 rows, a global batch 128; lower --sizes.global_batch"):
         plan(job(folders, sizes=replace(SIZES, global_batch=128)), list(sets.values()))
     first = job(folders, output=str(tmp_path), name="mine")

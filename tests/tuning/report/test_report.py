@@ -9,7 +9,13 @@ import pytest
 
 from ray_jobs.tracking.journal import Journal, read_records
 from tuning.ledger import Ledger, LedgerError, Record, record_key
-from tuning.report.findings import against_references, sentences, summary, three_against_fewer
+from tuning.report.findings import (
+    against_references,
+    configured_against_three,
+    sentences,
+    summary,
+    three_against_fewer,
+)
 from tuning.report.report import main, report, track
 from tuning.report.sweep_response import importance, weight_response
 from tuning.report.systems import Results, best
@@ -144,6 +150,35 @@ def test_the_claim_is_compared_with_every_smaller_combination_and_no_other(folde
     assert [c.adjusted for c in family.comparisons] == [pytest.approx(6 * 2 / 2**12)] * 6
     (told,) = sentences(family)
     assert "three tasks better than each one and two of them? yes" in told
+
+
+def test_a_named_configuration_is_compared_with_three_tasks_and_counts_in_no_combination(folder):
+    """It is of the contrastive task alone, and better than everything: the claim's table must not see it."""
+    before = results(folder)
+    with Ledger.open(folder) as ledger:
+        for seed in (1, 2):
+            own = cell(("contrastive",), 0.70, seed, configuration="searched")
+            ledger.append(Record(**{**own.__dict__, "key": f"searched{seed}"}))
+    made = results(folder)
+    family = configured_against_three(made, "faces", "improved", 0.03)
+    (found,) = family.comparisons
+    assert (found.first, found.second) == ("searched [improved]", " + ".join(TASKS) + " [improved]")
+    assert found.difference == pytest.approx(0.70 - 0.61) and found.p_value == found.adjusted
+    rows = results_table(made, made.configurations(), "t", ["accuracy"]).lines
+    assert [(line.name, line.entries[0].text, line.entries[0].mark) for line in rows] == [
+        (" + ".join(TASKS), "61.0 ± 1.4", "second"),
+        ("searched", "70.0 ± 0.0", "best"),
+    ]
+    for rows_of in (Results.combinations, Results.presets, Results.subsets):
+        assert rows_of(made) == rows_of(before)
+    place = ("faces", "improved", 0.03)
+    assert three_against_fewer(made, *place) == three_against_fewer(before, *place)
+    references = {c.second for c in against_references(made, *place).comparisons}
+    assert references == {c.second for c in against_references(before, *place).comparisons}
+    text = {path.name: path.read_text("utf-8") for path in report(folder) if path.suffix != ".png"}
+    assert "Named configurations beside the three tasks" in text["report.html"]
+    assert "| searched minus contrastive + clustering + reconstruction | " in text["report.md"]
+    assert ",searched,contrastive,video+audio,1,accuracy@0.03,0.7" in text["report.csv"]
 
 
 def test_the_answer_is_no_where_one_combination_is_as_good(folder):
