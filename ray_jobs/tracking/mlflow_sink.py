@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.tracking.background_sender import BackgroundSender, pause_before_retry
 from ray_jobs.tracking.journal_sender import JournalSender, SenderBusyError
 from ray_jobs.tracking.mlflow_environment import connect, public_uri
 
-_log = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 30.0
-
-
-class MlflowSink:
+class MlflowSink(BackgroundSender):
     """Sends a journal to MLflow in a background thread. Nothing it meets reaches the training.
 
     Args:
@@ -35,15 +29,10 @@ class MlflowSink:
         interval_s: float = 2.0,
         connect_to: Callable[[str], Any] = connect,
     ) -> None:
+        super().__init__(tracking_uri, name="mlflow-sink", interval_s=interval_s)
         self._sender = JournalSender(Path(journal), tracking_uri, connect_to)
-        self._uri = public_uri(tracking_uri)
         self._journal = Path(journal)
-        self._interval_s = interval_s
-        self._stop = threading.Event()
-        self._deadline = float("inf")
-        self._complete = False
-        self._thread = threading.Thread(target=self._work, name="mlflow-sink", daemon=True)
-        self._thread.start()
+        self.start()
 
     @property
     def run_id(self) -> str | None:
@@ -55,19 +44,7 @@ class MlflowSink:
 
         What did not arrive is sent by the next sink on this journal, or by `python -m ray_jobs.tracking FOLDER`.
         """
-        self._deadline = time.monotonic() + timeout_s
-        self._stop.set()
-        self._thread.join(timeout_s)
-        if not self._complete:
-            _log.warning(
-                "%s: not all of it reached MLflow at %s; it is sent when the run goes on, or by: "
-                "python -m ray_jobs.tracking %s --tracking-uri %s",
-                self._journal,
-                self._uri,
-                self._journal.parent,
-                self._uri,
-            )
-        return self._complete
+        return super().close(timeout_s)
 
     def __enter__(self) -> MlflowSink:
         return self
@@ -75,36 +52,21 @@ class MlflowSink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _work(self) -> None:
-        failures = 0
-        while True:
-            last_look = self._stop.is_set()
-            try:
-                while self._sender.send_some() and time.monotonic() < self._deadline:
-                    failures = self._recovered(failures)
-                failures = self._recovered(failures)
-                if last_look:
-                    self._complete = time.monotonic() < self._deadline
-                    break
-                pause = self._interval_s
-            except Exception as error:
-                failures += 1
-                if failures == 1:
-                    _log.warning("MLflow at %s: %s: %s; will be tried again", self._uri, type(error).__name__, error)
-                pause = pause_before_retry(failures)
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                break
-            if self._stop.is_set():
-                time.sleep(min(pause, left) if failures else 0.0)
-            else:
-                self._stop.wait(pause)
+    def send_new(self) -> bool:
+        while self._sender.send_some():
+            self.arrived()
+            if self.out_of_time:
+                return False
+        return not self.out_of_time
+
+    def release(self) -> None:
         self._sender.close()
 
-    def _recovered(self, failures: int) -> int:
-        if failures:
-            _log.warning("MLflow at %s: sending goes on after %d failed attempts", self._uri, failures)
-        return 0
+    def unsent_message(self) -> str:
+        return (
+            f"{self._journal}: not all of it reached MLflow at {self.public_uri}; it is sent when the run goes on, or "
+            f"by: python -m ray_jobs.tracking {self._journal.parent} --tracking-uri {self.public_uri}"
+        )
 
 
 def flush_journal(journal: str | Path, tracking_uri: str, timeout_s: float = 60.0) -> str:
@@ -135,8 +97,3 @@ def flush_journal(journal: str | Path, tracking_uri: str, timeout_s: float = 60.
                 time.sleep(pause)
     finally:
         sender.close()
-
-
-def pause_before_retry(failures: int) -> float:
-    """Seconds to wait after the n-th failure in a row: doubling from 0.5 to at most 30."""
-    return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures - 1, 10))

@@ -53,9 +53,9 @@ def serving(command: list[str], url: str, environment: dict[str, str] | None = N
             process.kill()
 
 
-def mlflow_server(folder: Path) -> contextlib.AbstractContextManager[str]:
-    """MLflow's server over a SQLite file."""
-    port = free_port()
+def mlflow_server(folder: Path, port: int | None = None) -> contextlib.AbstractContextManager[str]:
+    """MLflow's server over a SQLite file, at a port that is free where none is given."""
+    port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [

@@ -5,11 +5,10 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +22,15 @@ from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.tracking.mlflow_run import allowed_name
 from shards.corpus import write_corpus
+from tests.cluster.servers import free_port, mlflow_server
 from tests.cluster.sweeps import DyingActor, FragileActor, fixed_space, small_space, small_sweep
 from tuning.ledger import Ledger
+from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import run as sweep_run
 from tuning.sweep.folder import SweepFolder
 from tuning.sweep.job import ResourceConfig, ScheduleConfig
 from tuning.sweep.population import Schedule, replay
 from tuning.sweep.sweep import SweepResult, prepare, sweep
-from tuning.sweep.tracking import SweepSink
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -237,51 +237,22 @@ def test_killed_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> No
     assert sorted(trial.user_attrs["number"] for trial in study.trials) == list(range(trials))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """`mlflow server` with a database of its own."""
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"),
-    ]
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            time.sleep(0.1)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_tracking_server_that_goes_away_in_between_loses_nothing(
     local_ray: None, shards: Path, tmp_path: Path
 ) -> None:
-    """Eight trials; the server is killed after the second has ended, and is back half a minute later."""
+    """Eight trials; the server is killed after the second has ended, and is back a minute later."""
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     job = small_sweep(shards, tmp_path, "served", trials=8, scheduler="none", tracking_uri=uri)
     folder = SweepFolder(job.folder)
-    import threading
 
     def outage() -> None:
         while len(list(Ledger.open(folder.path).history())) < 2:
             time.sleep(0.05)
         first.close()
-        time.sleep(30)
+        time.sleep(60)
         first.enter_context(mlflow_server(tmp_path, port))
 
     with contextlib.ExitStack() as first:
@@ -290,7 +261,7 @@ def test_a_tracking_server_that_goes_away_in_between_loses_nothing(
         thread.start()
         result = sweep(job)
         thread.join()
-        if not SweepSink(result.folder, uri).close(120):
+        if not NestedRunsSink(result.folder.path, result.folder.trials, uri).close(120):
             pytest.fail("not everything reached the server")
         check_mlflow(uri, result.folder, 8)
 

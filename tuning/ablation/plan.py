@@ -7,7 +7,6 @@ reason, known before anything runs.
 
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from conclugen.config import RECIPES, TasksConfig
 from conclugen.presets import ALL, PRESETS
 from ray_jobs import configuration
 from ray_jobs.run_config import DEFAULT_OUTPUT, PretrainJob
+from ray_jobs.run_folder import write_json
 from tuning.ablation.cell import Cell
 from tuning.dataset import JudgingConfig, LabelledSet
 from tuning.ledger import Record, record_key
@@ -232,12 +232,7 @@ def claim(job: AblateJob) -> None:
             )
         return
     job.folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(job.settings(), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_json(path, job.settings())
 
 
 def refuse_other_configurations(planned: Plan, records: Sequence[Record]) -> None:

@@ -11,7 +11,6 @@ import argparse
 import csv
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from ray_jobs import plots
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
 from ray_jobs.tracking.mlflow_sink import flush_journal
+from shards.files import replace_atomically
 from tuning.ledger import Ledger, Record
 from tuning.report import findings as report_findings
 from tuning.report import svg, sweep_response
@@ -78,7 +78,7 @@ def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] = _S
     }
     written = []
     for name, text in texts.items():
-        _replace(place / name, text)
+        replace_atomically(place / name, text.encode("utf-8"))
         written.append(place / name)
     return [*written, *pictures]
 
@@ -287,15 +287,6 @@ def _csv(records: Sequence[Record]) -> str:
             numbers = {"reason": record.reason, **numbers}
         writer.writerows([*head, name, value] for name, value in numbers.items())
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -245,8 +245,9 @@ def main_systems(results: Results, dataset: str, fraction: float) -> list[System
             pool = [s for s in mine if s.system == "pretrained" and len(s.tasks) == count and s.tasks != ("simclr",)]
             chosen.append(best(pool, metric))
         chosen.append(best((s for s in mine if s.system == "untrained"), metric))
-        named = (s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe and s.finished)
-        chosen += sorted(named, key=lambda s: s.configuration)
+        named = [s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe and s.finished]
+        named.sort(key=lambda s: s.configuration)
+        chosen += named
     chosen.append(best((s for s in own if s.system == "raw"), metric))
     return [system for system in chosen if system is not None]
 

@@ -20,14 +20,14 @@ from ray_jobs.source import Source
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training import trainer
 from tuning.sweep.folder import SweepFolder
-from tuning.sweep.trial import Seconds, TrialShared
+from tuning.sweep.trial import Progress, Seconds, TrialShared
 from tuning.sweep.trial_actor import TrialActor
 
 _NOTE = "trial.txt"
 
 
 @dataclass
-class DistributedTrial:
+class DistributedTrial(Progress):
     """What `tuning.sweep.trial.Trial` is to one process: trains by trainers, and measures here.
 
     folder: of the trial. run: resources of its workers. The rest as in `Trial`.
@@ -50,18 +50,10 @@ class DistributedTrial:
         self._catch_up()
         self.seconds.setup += time.perf_counter() - started
 
-    @property
-    def epoch(self) -> int:
-        return self.plan.cursor_at(self.pretrainer.step_number).epoch
-
-    @property
-    def finished(self) -> bool:
-        return self.pretrainer.step_number >= self.plan.start_of_epoch(self.config.epochs)
-
     def advance(self, epoch: int) -> dict[str, float]:
         """Train to the end of the `epoch`-th epoch on all workers, then measure here."""
         started = time.perf_counter()
-        until = self.plan.start_of_epoch(min(epoch, self.config.epochs))
+        until = self.last_step(epoch)
         if until > self.pretrainer.step_number:
             trainer.fit(self.job, self.folder, until, self._identity)
             self._catch_up()

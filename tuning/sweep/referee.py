@@ -10,10 +10,10 @@ from ray.tune.search import Searcher
 
 from conclugen import checkpoint
 from ray_jobs.tracking.journal import Journal
+from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import population
 from tuning.sweep.folder import Proposal, SweepBook, wall_clock
 from tuning.sweep.search import Outcome
-from tuning.sweep.tracking import SweepSink
 from tuning.sweep.trial import STATE, Seconds
 from tuning.sweep.trial_actor import DIVERGED, EPOCH, MEASURES, OVERHEAD, SCHEDULE, SECONDS, TrialPlan, spent
 
@@ -67,7 +67,7 @@ class Referee(Callback):
         sink: told when a trial's journal has ended.
     """
 
-    def __init__(self, book: SweepBook, plan: TrialPlan, journal: Journal, sink: SweepSink) -> None:
+    def __init__(self, book: SweepBook, plan: TrialPlan, journal: Journal, sink: NestedRunsSink) -> None:
         self._book, self._plan, self._journal, self._sink = book, plan, journal, sink
         self._curves: dict[int, dict[int, float]] = {}
         self._begun: dict[int, float] = {}

@@ -15,13 +15,13 @@ import ray
 from ray_jobs import ray_cluster
 from ray_jobs.tracking.journal import Journal
 from shards import Manifest
+from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import population
 from tuning.sweep.distributed import DistributedTrialActor
 from tuning.sweep.folder import SweepBook, trial_name
 from tuning.sweep.job import SweepJob
 from tuning.sweep.referee import BookSearcher, Referee, as_config
 from tuning.sweep.space import Space
-from tuning.sweep.tracking import SweepSink
 from tuning.sweep.trial import TrialShared
 from tuning.sweep.trial_actor import EPOCH, TrialActor, TrialPlan
 
@@ -51,7 +51,7 @@ class Prepared:
     mode: str
 
 
-def run(ready: Prepared, book: SweepBook, journal: Journal, sink: SweepSink) -> Referee:
+def run(ready: Prepared, book: SweepBook, journal: Journal, sink: NestedRunsSink) -> Referee:
     """Give all trials that are left to Ray Tune."""
     from ray import tune
 

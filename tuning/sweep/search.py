@@ -62,7 +62,20 @@ def proposer(kind: str, space: Space, seed: int, mode: str, folder: Path) -> Pro
     return TpeSearch(space, seed, mode, folder / "optuna.log")
 
 
-class RandomSearch:
+class _Memoryless:
+    """A proposer that learns from nothing: what it proposes does not depend on how trials went."""
+
+    def resume(self, number: int, choices: Choices) -> None:
+        pass
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        pass
+
+    def known(self, number: int, outcome: Outcome | None) -> None:
+        pass
+
+
+class RandomSearch(_Memoryless):
     """Trial n is drawn from (seed, n): the same whatever ran before."""
 
     def __init__(self, space: Space, seed: int) -> None:
@@ -71,17 +84,8 @@ class RandomSearch:
     def ask(self, number: int, attempt: int) -> Choices | None:
         return self._space.draw(_RandomChooser(np.random.default_rng([self._seed, number, attempt])))
 
-    def resume(self, number: int, choices: Choices) -> None:
-        pass
 
-    def tell(self, number: int, outcome: Outcome) -> None:
-        pass
-
-    def known(self, number: int, outcome: Outcome | None) -> None:
-        pass
-
-
-class GridSearch:
+class GridSearch(_Memoryless):
     """Every point of the grid in order; ranges give `points` values each."""
 
     def __init__(self, space: Space) -> None:
@@ -89,15 +93,6 @@ class GridSearch:
 
     def ask(self, number: int, attempt: int) -> Choices | None:
         return self.points[number] if number < len(self.points) and attempt == 0 else None
-
-    def resume(self, number: int, choices: Choices) -> None:
-        pass
-
-    def tell(self, number: int, outcome: Outcome) -> None:
-        pass
-
-    def known(self, number: int, outcome: Outcome | None) -> None:
-        pass
 
 
 class TpeSearch:

@@ -19,6 +19,7 @@ from ray_jobs.source import available_widths
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import check_tracking_uri, default_tracking_uri
 from shards import Manifest
+from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
 from tuning.sweep import population, results
 from tuning.sweep.folder import SweepBook, SweepFolder
@@ -28,7 +29,6 @@ from tuning.sweep.referee import Referee
 from tuning.sweep.run import Prepared, run, shared_tags
 from tuning.sweep.search import GridSearch, proposer
 from tuning.sweep.space import names
-from tuning.sweep.tracking import SweepSink
 from tuning.sweep.trial import SHARED_BYTES, TrialShared
 
 
@@ -106,7 +106,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
         journal.status("RUNNING")
         journal.params(configuration.to_plain(job))
         journal.tags(sweep_tags(ready))
-        sink = SweepSink(folder, uri)
+        sink = NestedRunsSink(folder.path, folder.trials, uri)
         costs: dict[str, float] = {}
         try:
             if book.left:

@@ -110,8 +110,29 @@ class Seconds:
         return self.setup + self.train + self.measure + self.save
 
 
+class Progress:
+    """How far a pretraining is, by its plan and its optimiser steps; of one process or of several."""
+
+    config: PretrainConfig
+    plan: EpochPlan
+    pretrainer: Pretrainer
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.plan.cursor_at(self.pretrainer.step_number).epoch
+
+    @property
+    def finished(self) -> bool:
+        return self.pretrainer.step_number >= self.last_step(self.config.epochs)
+
+    def last_step(self, epoch: int) -> int:
+        """Optimiser steps of the first so many epochs, at most of the whole trial."""
+        return self.plan.start_of_epoch(min(epoch, self.config.epochs))
+
+
 @dataclass
-class Trial:
+class Trial(Progress):
     """A pretraining under way.
 
     config: what is trained. shared: see above. name: by which its own checkpoints are told from others'. journal: where
@@ -130,19 +151,6 @@ class Trial:
         self.pretrainer = self.shared.pretrainer(self.config, self.plan)
         self._timer = StepTimer(self.config.global_batch)
         self.seconds.setup += time.perf_counter() - started
-
-    @property
-    def epoch(self) -> int:
-        """Whole epochs done."""
-        return self.plan.cursor_at(self.pretrainer.step_number).epoch
-
-    @property
-    def finished(self) -> bool:
-        return self.pretrainer.step_number >= self.last_step(self.config.epochs)
-
-    def last_step(self, epoch: int) -> int:
-        """Optimiser steps of the first so many epochs, at most of the whole trial."""
-        return self.plan.start_of_epoch(min(epoch, self.config.epochs))
 
     def advance(self, epoch: int) -> dict[str, float]:
         """Train to the end of the `epoch`-th epoch (at most to the configured end) and measure.

@@ -18,10 +18,11 @@ import pytest
 
 from ray_jobs.tracking import mlflow_environment
 from ray_jobs.tracking.__main__ import main
+from ray_jobs.tracking.background_sender import pause_before_retry
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import bounded_calls, check_tracking_uri, default_tracking_uri, public_uri
 from ray_jobs.tracking.mlflow_run import IDENTITY_TAG, MLFLOW_PARENT_TAG
-from ray_jobs.tracking.mlflow_sink import MlflowSink, flush_journal, pause_before_retry
+from ray_jobs.tracking.mlflow_sink import MlflowSink, flush_journal
 
 
 def rows(database: Path, query: str) -> list[tuple]:
