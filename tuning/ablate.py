@@ -5,7 +5,8 @@
 
 Runs all seven combinations of the three tasks, the published presets, modality subsets, untrained heads and raw
 features, with several seeds and shares of labels, on every data set given. Stopped by anything, the same command goes
-on where it was: what the folder's ledger holds is not run again. `--dry_run true` tells cells and cost only. What a
+on where it was: what the folder's ledger holds is not run again. `--dry_run true` tells cells and cost only. Cells that
+fail leave holes in the tables, and the job ends with status 3. What a
 sweep found is put beside the three tasks at the ablation's own settings, on test speakers, by
 
     python -m tuning.ablate --datasets.ravdess shards/ravdess --name found \\
@@ -19,18 +20,30 @@ from collections.abc import Sequence
 
 from ray_jobs import configuration
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
+from ray_jobs.training import run_lock
 from tuning.ablation.cost import estimate, told
 from tuning.ablation.plan import AblateJob, Plan, claim, plan, refuse_other_configurations
 from tuning.ablation.tracking import CellRuns
 from tuning.dataset import LabelledSet, open_set
 from tuning.ledger import Ledger, Record
 
+# As of jobs that leave something out and go on: not the success of everything, nor a refusal.
+SOME_FAILED = 3
+
 
 def ablate(job: AblateJob) -> list[Record]:
     """Run what the ledger does not hold yet. Returns the records of cells that failed in this start.
 
-    Raises ValueError for data, settings or a folder that cannot serve, before anything runs.
+    Raises ValueError for data, settings or a folder that cannot serve, before anything runs; one that another process
+    works in among them.
     """
+    if job.dry_run:
+        return _ablate(job)
+    with run_lock.held(job.folder, "the ablation is being run", "--name"):
+        return _ablate(job)
+
+
+def _ablate(job: AblateJob) -> list[Record]:
     sets = {name: _open(job, name) for name in job.datasets}
     planned = plan(job, list(sets.values()))
     ledger = Ledger.open(job.folder)
@@ -123,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"report: python -m tuning.report {job.folder}")
     if failed:
         print(f"{len(failed)} cell(s) failed, each with its reason in the ledger; the same command tries them again")
-    return 0
+    return SOME_FAILED if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One job at a time trains a run: a lock that the system takes back from a process that dies, however it dies."""
+"""One job at a time works in a run's folder: a lock that the system takes back from a process that dies, however."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ import psutil
 
 
 class RunInUseError(ValueError):
-    """Another job trains the run now."""
+    """Another job works in the folder now."""
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, doing: str = "the run is being trained", name: str = "run.name") -> Iterator[None]:
     """Hold a run's folder (made if it is not there) for one job.
 
     Where the file system has no locks, the note in the file decides: its process must be gone from this host. A note of
     another host cannot be checked there, and the user is asked to remove it.
+
+    Args:
+        folder: of a run, a sweep or an ablation.
+        doing: what the holder does, for the message.
+        name: field by which the user would choose another folder.
 
     Raises:
         RunInUseError: it is held; says by which process, on which host, since when.
@@ -36,11 +41,12 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _in_use(folder, _note(file), "wait for its end, stop it, or choose another run.name") from None
+            remedy = f"wait for its end, stop it, or choose another {name}"
+            raise _in_use(folder, doing, _note(file), remedy) from None
         except OSError:
             note = _note(file)
             if note is not None and not _is_gone(note):
-                raise _in_use(folder, note, f"if that process is gone, remove {path}") from None
+                raise _in_use(folder, doing, note, f"if that process is gone, remove {path}") from None
         process = psutil.Process()
         note = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), "at": time.time()}
         os.ftruncate(file, 0)
@@ -68,9 +74,9 @@ def _is_gone(note: dict[str, Any]) -> bool:
         return True
 
 
-def _in_use(folder: Path, note: dict[str, Any] | None, remedy: str) -> RunInUseError:
+def _in_use(folder: Path, doing: str, note: dict[str, Any] | None, remedy: str) -> RunInUseError:
     owner = "another process"
     if note is not None:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["at"]))
         owner = f"process {note['pid']:.0f} on {note['host']} since {since}"
-    return RunInUseError(f"{folder}: the run is being trained by {owner}; {remedy}")
+    return RunInUseError(f"{folder}: {doing} by {owner}; {remedy}")

@@ -29,6 +29,7 @@ from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import run as sweep_run
 from tuning.sweep.folder import SweepFolder
 from tuning.sweep.job import ResourceConfig, ScheduleConfig
+from tuning.sweep.objective import OBJECTIVES
 from tuning.sweep.population import Schedule, replay
 from tuning.sweep.sweep import SweepResult, prepare, sweep
 
@@ -94,6 +95,8 @@ def test_a_sweep_is_found_in_mlflow_and_in_its_ledger(twelve: SweepResult) -> No
     check_mlflow(twelve.tracking_uri, twelve.folder, 12)
     records = list(Ledger.open(twelve.folder.path, must_exist=True).history())
     assert sorted(record.tags["number"] for record in records) == list(range(12))
+    for record in records:  # every objective of every trial, whichever of them the sweep is judged by
+        assert set(OBJECTIVES) <= set(record.metrics) and record.cost["train_seconds"] > 0
     best = next(record for record in records if record.tags["number"] == twelve.best)
     table = mlflow.search_runs(
         experiment_names=["conclugen"],

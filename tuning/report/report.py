@@ -42,6 +42,7 @@ from tuning.report.tables import (
     reference_table,
     results_table,
     retrieval_table,
+    trials_table,
 )
 
 _log = logging.getLogger(__name__)
@@ -208,38 +209,52 @@ def _efficiency(results: Results) -> tuple[str, ...]:
 
 def _sweep(trials: Sequence[Record]) -> Iterator[Block]:
     yield Heading("Loss weights and hyper-parameters", "weights")
-    names = sorted({measured[0] for trial in trials if (measured := sweep_response.objective(trial)) is not None})
-    if not names:
+    sweeps: dict[tuple[str, str], list[Record]] = {}
+    for trial in trials:
+        if (measured := sweep_response.objective(trial)) is not None:
+            sweeps.setdefault((str(trial.tags.get("sweep", "sweep")), measured[0]), []).append(trial)
+    if not sweeps:
         yield Text(("No trial has been measured by its objective.",))
         return
-    for name in names:
-        own = [trial for trial in trials if (sweep_response.objective(trial) or ("",))[0] == name]
-        response = sweep_response.weight_response(own)
-        yield Charts(
-            tuple(
-                svg.scatter(f"weight of {task}", points, xlabel="weight", ylabel=name)
-                for task, points in response.items()
-                if len({weight for weight, _ in points}) > 1
-            )
+    for (sweep, name), own in sorted(sweeps.items()):
+        yield trials_table(own, name, sweep)
+        charts = sweep_response.weight_response(own).items()
+        yield Charts(tuple(_response(f"{sweep}: weight of {task}", points, name) for task, points in charts if points))
+        yield from _importance(f"{sweep}: {name}", "", own)
+        groups = sweep_response.by_tasks(own)
+        if len(groups) > 1:
+            for tasks, some in groups.items():
+                if len(some) >= sweep_response.FEWEST_TRIALS:
+                    yield from _importance(f"{sweep}: {name}", f" within {' + '.join(tasks)}", some)
+
+
+def _response(title: str, points: Sequence[sweep_response.Point], objective: str) -> str:
+    """A chart of a task's weight."""
+    whole = [(p.weight, p.value) for p in points if not p.stopped]
+    early = [(p.weight, p.value) for p in points if p.stopped]
+    legend = ("trained to its end", "stopped early, where it stood then")
+    return svg.scatter(title, whole, xlabel="weight", ylabel=objective, hollow=early, legend=legend)
+
+
+def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Block]:
+    found = sweep_response.importance(trials)
+    if found is None:
+        yield Text((f"{name}{where}: too few finished trials (or nothing varied) to say which parameters mattered.",))
+        return
+    warning = "" if found.score > 0.1 else " This is too little to trust the order below."
+    when = "" if found.epoch is None else f", all of them after {found.epoch} epochs, when the first were stopped"
+    yield Text(
+        (
+            f"Importance for {name}{where}. Fall of the R² of a random forest on held-out trials when a parameter's "
+            f"values are shuffled among them ({found.trials} trials{when}; R² {found.score:.2f}).{warning}",
         )
-        found = sweep_response.importance(own)
-        if found is None:
-            yield Text((f"{name}: too few finished trials (or nothing varied) to say which parameters mattered.",))
-            continue
-        warning = "" if found.score > 0.1 else " This is too little to trust the order below."
-        yield Text(
-            (
-                f"Importance for {name}: fall of the R² of a random forest on held-out trials when a parameter's "
-                f"values are shuffled among them ({found.trials} trials, R² {found.score:.2f}).{warning}",
-            )
-        )
-        shown = dict(list(found.parameters.items())[:15])
-        yield Charts((svg.bars(f"importance for {name}", shown, xlabel="fall of R²"),))
-        lines = tuple(
-            Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}")))
-            for parameter, (mean, spread) in shown.items()
-        )
-        yield Table(f"Importance for {name}", "parameter", (("fall of R²",), ("deviation",)), lines)
+    )
+    shown = dict(list(found.parameters.items())[:15])
+    yield Charts((svg.bars(f"importance for {name}{where}", shown, xlabel="fall of R²"),))
+    lines = tuple(
+        Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}"))) for parameter, (mean, spread) in shown.items()
+    )
+    yield Table(f"Importance for {name}{where}", "parameter", (("fall of R²",), ("deviation",)), lines)
 
 
 def _pictures(results: Results, families: dict[str, list[Family]], place: Path) -> list[Path]:

@@ -40,14 +40,25 @@ def lines(
     return _svg(title, body, list(series))
 
 
-def scatter(title: str, points: Sequence[tuple[float, float]], *, xlabel: str, ylabel: str) -> str:
-    """Points over a logarithmic x, and their running median over a third of them."""
-    scale = _Scale.of([x for x, _ in points], [y for _, y in points])
+def scatter(
+    title: str,
+    points: Sequence[tuple[float, float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    hollow: Sequence[tuple[float, float]] = (),
+    legend: tuple[str, str] = ("", ""),
+) -> str:
+    """Points over a logarithmic x, and (of nine and more) their running median over a third of them; `hollow` ones are
+    shown and count in no median. legend: names of points and of hollow ones, shown where there are hollow ones."""
+    every = [*points, *hollow]
+    scale = _Scale.of([x for x, _ in every], [y for _, y in every])
     low, high = math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high))
     decades = [10.0**power for power in range(low, high + 1) if scale.low <= 10.0**power <= scale.high]
-    ticks = decades or [points[0][0], points[-1][0]]
+    ticks = decades if len(decades) > 1 else sorted({min(x for x, _ in every), *decades, max(x for x, _ in every)})
     body = [_frame(title, scale, xlabel, ylabel, False), _x_ticks(scale, ticks, [f"{x:.3g}" for x in ticks])]
-    body += [f'<circle class="point" cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="3"/>' for x, y in points]
+    for kind, own in (("point open", hollow), ("point", points)):
+        body += [f'<circle class="{kind}" cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="3"/>' for x, y in own]
     if len(points) >= 9:
         ordered, window = sorted(points), max(3, len(points) // 3)
         middle = []
@@ -56,7 +67,14 @@ def scatter(title: str, points: Sequence[tuple[float, float]], *, xlabel: str, y
             middle.append((part[window // 2][0], sorted(y for _, y in part)[window // 2]))
         path = " ".join(f"{'L' if i else 'M'}{scale.x(x):.1f} {scale.y(y):.1f}" for i, (x, y) in enumerate(middle))
         body.append(f'<path class="line s0" d="{path}"/>')
-    return _svg(title, body, [])
+        legend = (f"{legend[0]}; line: running median", legend[1])
+    if not hollow:
+        return _svg(title, body, [])
+    for number, (kind, name) in enumerate(zip(("point", "point open"), legend, strict=True)):
+        y = _HEIGHT + 8 + 18 * number
+        body.append(f'<circle class="{kind}" cx="{_LEFT + 6}" cy="{y}" r="3"/>')
+        body.append(f'<text class="tick" x="{_LEFT + 18}" y="{y + 4}">{escape(name)}</text>')
+    return _svg(title, body, [], _HEIGHT, _HEIGHT + 40)
 
 
 def bars(title: str, values: Mapping[str, tuple[float, float]], *, xlabel: str) -> str:
@@ -156,13 +174,15 @@ def _mark(number: int, x: float, y: float) -> str:
     return f'<g class="mark s{kind}{hollow}">{shapes[kind % len(shapes)]}</g>'
 
 
-def _svg(title: str, body: Sequence[str], legend: Sequence[str], height: float = _HEIGHT) -> str:
+def _svg(
+    title: str, body: Sequence[str], legend: Sequence[str], height: float = _HEIGHT, whole: float | None = None
+) -> str:
     parts = list(body)
     for number, name in enumerate(legend):
         y = height + 8 + 18 * number
         parts.append(_mark(number, _LEFT + 6, y))
         parts.append(f'<text class="tick" x="{_LEFT + 18}" y="{y + 4:.1f}">{escape(name)}</text>')
-    whole = height + 18 * len(legend) + (4 if legend else 0)
+    whole = whole or height + 18 * len(legend) + (4 if legend else 0)
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {whole:.0f}" role="img" xmlns="http://www.w3.org/2000/svg">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tuning.ledger import Record
 from tuning.report.findings import LEVEL, Family, points
+from tuning.report.sweep_response import stopped
 from tuning.report.systems import Results, Row, System, Value, best
+from tuning.sweep.objective import OBJECTIVES
 
 SCORE_NAMES = {
     "accuracy": "accuracy",
@@ -16,6 +19,7 @@ SCORE_NAMES = {
 REFERENCES = ("best single task", "untrained heads", "best raw features")
 _HOLE = "—"
 _MOST_GROUPS = 40
+_MOST_TRIALS = 10
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,25 @@ def retrieval_table(results: Results) -> Table | None:
         "In %: is the other modality of the same clip among the k most similar test rows of its fold? Mean of both "
         "directions, over folds; ties count against the system. A model without a shared projection has none.",
     )
+
+
+def trials_table(trials: Sequence[Record], name: str, sweep: str) -> Table:
+    """The best trials of a sweep by their objective, those that ran to their end first."""
+    least = OBJECTIVES.get(name) == "min"
+    measured = [(record, float(record.metrics[name])) for record in trials if record.status == "finished"]
+    measured.sort(key=lambda entry: (stopped(entry[0]), entry[1] if least else -entry[1]))
+    lines = []
+    for record, value in measured[:_MOST_TRIALS]:
+        tags = record.tags
+        lists = ("+".join(tags.get(kind, ())) for kind in ("tasks", "modalities"))
+        texts = (str(tags.get("state", "")), f"{value:.4f}", *lists, str(tags.get("weights", "")))
+        lines.append(Line(str(tags.get("number", "")), tuple(map(Entry, texts))))
+    seconds = sum(r.cost.get(f"{part}_seconds", 0.0) for r in trials for part in ("train", "measure"))
+    early = sum(stopped(record) for record, _ in measured)
+    note = f"{len(trials)} trials, {early} of them stopped early; {seconds / 60:.1f} minutes of training and measuring."
+    head = (("state",), (name,), ("tasks",), ("modalities",), ("weights",))
+    title = f"{sweep}: best trials by {name} ({'least' if least else 'most'} first)"
+    return Table(title, "trial", head, tuple(lines), note)
 
 
 def cost_table(results: Results) -> Table:

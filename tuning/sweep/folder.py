@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -52,7 +51,6 @@ class SweepFolder(RunFolder):
         self.tune = self.path / "tune"
         self.best = self.path / "best.yaml"
         self.table = self.path / "table.md"
-        self._lock: Any = None
 
     def belongs(self, identity: Mapping[str, Any]) -> bool:
         """As for a run. Raises ValueError where the folder is another sweep's, naming what differs."""
@@ -62,21 +60,6 @@ class SweepFolder(RunFolder):
             raise ValueError(
                 str(error).replace("run.name", "--name").replace("a run of", "a sweep or run of")
             ) from None
-
-    def lock(self) -> None:
-        """Keep a second process off for as long as this one lives. Raises ValueError where one is at work."""
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{self.path}: another process runs this sweep; wait for it, or choose another --name"
-            ) from None
-
-    def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
 
     def trial(self, number: int) -> Path:
         return self.trials / trial_name(number)

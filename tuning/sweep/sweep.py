@@ -18,6 +18,7 @@ from ray_jobs import configuration
 from ray_jobs.source import available_widths
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import check_tracking_uri, default_tracking_uri
+from ray_jobs.training import run_lock
 from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
@@ -86,11 +87,8 @@ def sweep(job: SweepJob) -> SweepResult:
     ready = prepare(job)
     folder = SweepFolder(job.folder)
     folder.claim(identity(ready))
-    folder.lock()
-    try:
+    with run_lock.held(folder.path, "the sweep is being run", "--name"):
         return _locked(ready, folder)
-    finally:
-        folder.unlock()
 
 
 def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:

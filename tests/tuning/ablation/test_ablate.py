@@ -10,7 +10,10 @@ from conclugen import presets
 from conclugen.presets import PRESETS
 from ray_jobs import configuration
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.training import run_lock
 from tests.tuning.labelled_shards import TINY, write_labelled
+from tuning import ablate
+from tuning.ablate import main
 from tuning.ablation.cell import Cell, represent, run
 from tuning.ablation.cost import estimate
 from tuning.ablation.plan import AblateJob, SizesConfig, claim, plan, refuse_other_configurations, title
@@ -250,6 +253,27 @@ def test_refusals_say_what_to_change(folders, sets, tmp_path):
     claim(replace(first, seeds=(1, 2, 3), recipes=("paper",)))
     with pytest.raises(ValueError, match=r"other settings \(sizes.epochs: 2 there, 5 now\).*another --name"):
         claim(replace(first, sizes=replace(SIZES, epochs=5)))
+
+
+def test_a_missing_data_set_and_a_folder_in_use_are_refused(folders, tmp_path, capsys):
+    given = ["--datasets.three", folders["three"], "--output", str(tmp_path), "--name", "mine"]
+    given += ["--sizes.global_batch", "24", "--judging.folds", "2", "--seeds", "[1,2]"]
+    assert main([*given, "--datasets.gone", str(tmp_path / "nowhere")]) == 1
+    told = capsys.readouterr().err
+    assert "error: data set 'gone': " in told and "nowhere" in told
+    with run_lock.held(tmp_path / "mine"):
+        assert main(given) == 1
+    assert "mine: the ablation is being run by process" in capsys.readouterr().err
+    assert not (tmp_path / "mine" / "ablation.json").exists()
+
+
+def test_failed_cells_show_in_the_status(folders, tmp_path, capsys, monkeypatch):
+    failed = [Record("a", "cell", "failed", reason="OSError: no memory")]
+    monkeypatch.setattr(ablate, "ablate", lambda job: failed)
+    assert main(["--datasets.three", folders["three"], "--output", str(tmp_path)]) == 3
+    assert "1 cell(s) failed, each with its reason" in capsys.readouterr().out
+    monkeypatch.setattr(ablate, "ablate", lambda job: [])
+    assert main(["--datasets.three", folders["three"], "--output", str(tmp_path)]) == 0
 
 
 def test_the_command_line_reads_every_field(folders):

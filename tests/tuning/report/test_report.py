@@ -17,7 +17,7 @@ from tuning.report.findings import (
     three_against_fewer,
 )
 from tuning.report.report import main, report, track
-from tuning.report.sweep_response import importance, weight_response
+from tuning.report.sweep_response import by_tasks, compared, importance, weight_response
 from tuning.report.systems import Results, best
 from tuning.report.tables import reference_table, results_table
 
@@ -366,12 +366,57 @@ def test_noise_explains_nothing():
     assert found is not None and found.score < 0.1
 
 
+def test_trials_that_were_stopped_are_compared_with_the_others_after_as_many_epochs():
+    """Worse only because they were stopped: after three epochs the wide ones are ahead, whoever went on."""
+    rng = np.random.default_rng(5)
+    trials = []
+    for n in range(40):
+        width = int(rng.choice([64, 256]))
+        after_three = (width == 256) * 0.1 + 0.001 * rng.normal()
+        goes_on = n % 2 == 0
+        whole = trial(n, 0.5, width, value=after_three + goes_on * 0.5)
+        curve = {"epochs": [3, 9] if goes_on else [3], "curve": [after_three, after_three + 0.5][: 1 + goes_on]}
+        tags = {**whole.tags, **curve, "state": "finished" if goes_on else "stopped"}
+        trials.append(Record(**{**whole.__dict__, "tags": tags}))
+    epoch, measured = compared(trials)
+    assert epoch == 3 and max(value for _, value in measured) < 0.2
+    found = importance(trials)
+    assert found is not None and found.epoch == 3 and found.score > 0.9
+    assert list(found.parameters) == ["model.representation_dim"]
+    alone = [t for t in trials if t.tags["state"] == "finished"]
+    assert compared(alone) == (None, [(t, t.metrics["probe_accuracy"]) for t in alone])
+
+
+def test_the_choice_of_tasks_keeps_its_importance_and_weights_are_judged_within_it():
+    """All depends on whether clustering is active, and, where it is, on its weight."""
+    rng = np.random.default_rng(6)
+    trials = []
+    for n in range(60):
+        tasks = ("contrastive", "clustering") if n % 2 else ("contrastive",)
+        weight = 10 ** rng.uniform(-2, 0)
+        value = ("clustering" in tasks) * (1 + 0.3 * np.log10(weight)) + 0.001 * rng.normal()
+        made = trial(n, weight, int(rng.choice([64, 256])), tasks=tasks, value=value)
+        trials.append(Record(**{**made.__dict__, "tags": {**made.tags, "tasks": list(tasks)}}))
+    found = importance(trials)
+    assert found is not None and next(iter(found.parameters)) == "tasks"
+    assert "tasks.clustering.weight" not in found.parameters
+    groups = by_tasks(trials)
+    assert {tasks: len(own) for tasks, own in groups.items()} == {
+        ("contrastive",): 30,
+        ("contrastive", "clustering"): 30,
+    }
+    within = importance(groups["contrastive", "clustering"])
+    assert within is not None and next(iter(within.parameters)) == "tasks.clustering.weight" and within.score > 0.8
+
+
 def test_weight_response_shows_active_tasks_of_finished_trials():
     trials = [trial(1, 0.5, 64), trial(2, 0.1, 64), trial(3, 9.0, 64, tasks=("contrastive",))]
     trials.append(Record("dead", "trial", "failed", tags=trials[0].tags, metrics={"probe_accuracy": 1.0}, reason="r"))
+    early = trial(4, 0.3, 64)
+    trials.append(Record(**{**early.__dict__, "tags": {**early.tags, "state": "stopped"}}))
     response = weight_response(trials)
-    assert [weight for weight, _ in response["clustering"]] == [0.1, 0.5]
-    assert len(response["contrastive"]) == 3
+    assert [(p.weight, p.stopped) for p in response["clustering"]] == [(0.1, False), (0.3, True), (0.5, False)]
+    assert len(response["contrastive"]) == 4
 
 
 def test_a_sweep_alone_has_a_report(tmp_path):

@@ -67,6 +67,26 @@ def test_what_is_drawn_is_what_the_tasks_have_a_use_for(name: str) -> None:
     }
 
 
+def test_weights_are_drawn_only_where_nothing_learns_them() -> None:
+    space = dataclasses.replace(
+        laptop(),
+        tasks=("contrastive", "contrastive+reconstruction"),
+        weighting=("static", "uncertainty", "gradnorm"),
+        gradients=("sum", "pcgrad"),
+    ).resolve(WIDTHS)
+    seen = set()
+    for choices in draws(space):
+        config = space.config(choices)
+        several = "+" in choices["tasks"]
+        assert ("tasks.weighting" in choices) == ("tasks.gradients" in choices) == several
+        weighed = several and choices["tasks.weighting"] == "static"
+        assert any(name.endswith(".weight") for name in choices) == weighed
+        assert config.tasks.weighting == choices.get("tasks.weighting", "static")
+        assert config.tasks.gradients == choices.get("tasks.gradients", "sum")
+        seen.add((config.tasks.weighting, config.tasks.gradients))
+    assert len(seen) == 6
+
+
 def test_weights_are_log_uniform() -> None:
     """Kolmogorov's distance of 2000 draws from the uniform distribution over the exponents: 1.36 / sqrt(n) at 5 %."""
     space = dataclasses.replace(laptop(), tasks=("contrastive+reconstruction",)).resolve(WIDTHS)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ray_jobs.training import run_lock
 from shards.corpus import write_corpus
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
 from tuning.sweep.folder import SweepBook, SweepFolder
@@ -14,7 +15,7 @@ from tuning.sweep.population import check_space
 from tuning.sweep.search import Outcome, proposer
 from tuning.sweep.space import Space
 from tuning.sweep.space_presets import laptop, published
-from tuning.sweep.sweep import count, identity, main, prepare
+from tuning.sweep.sweep import count, identity, main, prepare, sweep
 
 WIDTHS = {"video": 6, "audio": 5}
 
@@ -135,14 +136,19 @@ def test_equal_trials_are_run_once(tmp_path: Path, search: str) -> None:
     assert len(seen) == 6 and kit.book.propose() is None and kit.book.exhausted
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time(shards: Path, tmp_path: Path) -> None:
+    job = small_sweep(shards, tmp_path, "one")
+    with (
+        run_lock.held(job.folder),
+        pytest.raises(ValueError, match=r"one: the sweep is being run by process \d+ on .* choose another --name"),
+    ):
+        sweep(job)
+    assert not (job.folder / "trials").exists()
+
+
+def test_a_folder_is_one_sweeps(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "one")
     folder.claim({"space": 1})
-    folder.lock()
-    with pytest.raises(ValueError, match="another process runs this sweep"):
-        SweepFolder(tmp_path / "one").lock()
-    folder.unlock()
-    SweepFolder(tmp_path / "one").lock()
     with pytest.raises(ValueError, match=r"space: 1 then, 2 now[\s\S]*Choose another --name"):
         folder.claim({"space": 2})
 
