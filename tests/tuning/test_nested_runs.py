@@ -1,0 +1,61 @@
+"""A parent and its children reach MLflow through one thread: nested, once, and later where the server was away."""
+
+from pathlib import Path
+
+import mlflow
+
+from ray_jobs.tracking.journal import Journal
+from tuning.nested_runs import JOURNAL, NestedRunsSink
+
+NOBODY = "http://127.0.0.1:9"  # the discard port
+
+
+def child(folder: Path, name: str, parent: Journal, first: int = 0) -> Path:
+    path = folder / "children" / name / JOURNAL
+    with Journal(path, experiment="e", name=name, parent=parent.identity.run_id) as journal:
+        for step in range(first, first + 3):
+            journal.metrics(step, {"loss": step / 4})
+        journal.status("FINISHED")
+    return path
+
+
+def stored(uri: str) -> dict[str, tuple[str | None, list[float]]]:
+    """name -> (name of its parent, the values of its loss)."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_id: str(run.info.run_name) for run in runs}
+    return {
+        names[run.info.run_id]: (
+            names.get(run.data.tags.get("mlflow.parentRunId", "")),
+            [m.value for m in client.get_metric_history(run.info.run_id, "loss")],
+        )
+        for run in runs
+    }
+
+
+def test_children_are_nested_whether_they_are_there_before_or_come_later(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with Journal(tmp_path / JOURNAL, experiment="e", name="parent") as parent:
+        child(tmp_path, "before", parent)
+        sink = NestedRunsSink(tmp_path, tmp_path / "children", uri, interval_s=0.05)
+        later = child(tmp_path, "later", parent)
+        sink.ended(later)
+        child(tmp_path, "later", parent, first=3)  # written again after it had been let go
+        parent.status("FINISHED")
+        assert sink.close(60) and sink.unsent() == []
+    losses = [step / 4 for step in range(6)]
+    assert stored(uri) == {"parent": (None, []), "before": ("parent", losses[:3]), "later": ("parent", losses)}
+
+
+def test_what_a_server_missed_is_named_and_sent_by_the_next_start(tmp_path: Path) -> None:
+    with Journal(tmp_path / JOURNAL, experiment="e", name="parent") as parent:
+        path = child(tmp_path, "one", parent)
+        sink = NestedRunsSink(tmp_path, tmp_path / "children", NOBODY, interval_s=0.05)
+        assert not sink.close(1.0)
+        assert sink.unsent() == [tmp_path / JOURNAL, path]
+        uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        assert NestedRunsSink(tmp_path, tmp_path / "children", uri).close(60)
+        assert NestedRunsSink(tmp_path, tmp_path / "children", uri).close(60)  # nothing is sent twice
+    assert stored(uri) == {"parent": (None, []), "one": ("parent", [0.0, 0.25, 0.5])}
