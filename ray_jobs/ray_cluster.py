@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 
@@ -24,6 +25,8 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = True) -> N
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True, logging_level="warning")
         return
+    # It warns that the cluster asks for a token, which on a Ray of one's own concerns nobody.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     _start_local(workers * cpus_per_worker + _SPARE_CPUS, dashboard)
 
 

@@ -3,14 +3,10 @@
 No object is pickled: the folder holds this source, the `conclugen` package and the exported safetensors.
 """
 
-import warnings
 from typing import Any
 
 import mlflow
 import numpy as np
-
-# MLflow asks for a hint of `model_input` and takes it for a schema of its own; the signature is the schema here.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class EmbeddingModel(mlflow.pyfunc.PythonModel):
@@ -18,6 +14,10 @@ class EmbeddingModel(mlflow.pyfunc.PythonModel):
 
     The parameter `fusion` is `concat`, `mean` or the name of one modality.
     """
+
+    # MLflow asks for a type hint of `model_input`, to make a schema of it, and knows none for a dict of arrays.
+    # Here the schema is the model's signature.
+    _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
         import conclugen

@@ -91,9 +91,16 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("recipe", ["paper", "improved"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("options", [{}, {"micro_batch": 5}, {"tasks": {"weighting": "uncertainty"}}])
+@pytest.mark.parametrize(
+    ("recipe", "precision", "options"),
+    [
+        ("paper", "float32", {}),
+        ("improved", "bfloat16", {}),
+        ("paper", "bfloat16", {"micro_batch": 5}),
+        ("improved", "float32", {"micro_batch": 5}),
+        ("improved", "bfloat16", {"tasks": {"weighting": "uncertainty"}}),
+    ],
+)
 def test_a_step_asks_for_no_value(unreadable: None, recipe: str, precision: str, options: dict[str, Any]) -> None:
     config = small_config("conclugen", recipe, model={"standardize": False}, precision=precision, **options)
     pretrainer = Pretrainer(config, WIDTHS, 3)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_predicts_what_the_exported_model_embeds(exported, built):
         np.testing.assert_array_equal(model.predict(features(), params={"fusion": fusion}), expected)
     np.testing.assert_array_equal(model.predict(features()), embedder.embed(features()))
     assert np.abs(model.predict(features())).max() > 0
+
+
+def test_building_and_loading_says_nothing(exported, tmp_path, capfd):
+    """MLflow warns of missing type hints once in a process, through every filter."""
+    import mlflow
+
+    warnings.onceregistry.clear()  # type: ignore[attr-defined]
+    with warnings.catch_warnings(record=True) as warned:
+        mlflow.pyfunc.load_model(str(model_artifact.build(exported, tmp_path / "model")))
+    said = capfd.readouterr()
+    assert [str(warning.message) for warning in warned if "type hint" in str(warning.message)] == []
+    assert said.out == said.err == ""
 
 
 def test_the_folder_holds_source_and_safetensors_and_no_pickle(built):
