@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import ray
 
 from ray_jobs import ray_cluster
+from ray_jobs.clip_progress import ClipProgress
 from shards.adapters import ADAPTERS, read_clips
 from shards.clips.build import ShardReport, build_shard, load_report
 from shards.clips.plan import FACES, BuildOptions, BuildPlan, ShardTask
@@ -27,7 +27,6 @@ from shards.packing.labels import LabelSpec
 from shards.transcripts.recogniser import BACKENDS, create_recogniser
 
 _TELL_EVERY = 1.0  # seconds between a shard's messages to the driver
-_SHOW_EVERY = 2.0  # seconds between progress lines
 _AHEAD = 2  # tasks waiting for each CPU: none idles, and a killed driver leaves few behind
 
 
@@ -37,13 +36,19 @@ def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: 
     resumed = len(reports)
     todo = [task for task in plan.tasks if task.name not in reports]
     total = sum(len(task.clips) for task in plan.tasks)
-    progress = _Progress(total, sum(report.clips_in for report in reports.values()), quiet)
+    progress = ClipProgress(total, sum(report.clips_in for report in reports.values()), quiet)
+    done: dict[str, int] = {}
     if todo:
         remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, num_returns="streaming", max_retries=3)(_build_task)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus)) * _AHEAD
-        for report in _run(remote, todo, slots, progress):
-            reports[report.shard] = report
-    progress.end()
+        for shard, message in _run(remote, todo, slots):
+            if isinstance(message, ShardReport):
+                reports[shard] = message
+                done[shard] = message.done
+            else:
+                done[shard] = max(message, done.get(shard, 0))  # a task that was tried again begins anew
+            progress.show(sum(done.values()))
+    progress.show(sum(done.values()), last=True)
     return finish(plan, [reports[task.name] for task in plan.tasks], resumed)
 
 
@@ -72,54 +77,20 @@ def _build_task(task: ShardTask) -> Iterator[int | ShardReport]:
     yield result[0]
 
 
-def _run(remote: Any, todo: Sequence[ShardTask], slots: int, progress: _Progress) -> Iterator[ShardReport]:
-    """Reports as shards finish; at most `slots` tasks are submitted at a time."""
+def _run(remote: Any, todo: Sequence[ShardTask], slots: int) -> Iterator[tuple[str, int | ShardReport]]:
+    """(shard, what its task tells) until all have told of their end; at most `slots` tasks are submitted at a time."""
     waiting = list(reversed(todo))
     running: dict[Any, ShardTask] = {}
     while waiting or running:
         while waiting and len(running) < slots:
             task = waiting.pop()
             running[remote.remote(task)] = task
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=_SHOW_EVERY)
+        ready, _ = ray.wait(list(running), num_returns=1)
         for stream in ready:
             try:
-                message = ray.get(next(stream))
+                yield running[stream].name, ray.get(next(stream))
             except StopIteration:
                 del running[stream]
-                continue
-            task = running[stream]
-            if isinstance(message, ShardReport):
-                progress.update(task.name, message.done)
-                yield message
-            else:
-                progress.update(task.name, message)
-        progress.show()
-
-
-class _Progress:
-    """`120/15,000 clips  3.1 clips/s  left 1:19:57`."""
-
-    def __init__(self, total: int, already: int, quiet: bool):
-        self._total, self._already, self._quiet = total, already, quiet
-        self._done: dict[str, int] = {}
-        self._began = self._shown = time.monotonic()
-
-    def update(self, shard: str, done: int) -> None:
-        self._done[shard] = done
-
-    def show(self, last: bool = False) -> None:
-        now = time.monotonic()
-        if self._quiet or (now - self._shown < _SHOW_EVERY and not last):
-            return
-        self._shown = now
-        done = sum(self._done.values())
-        speed = done / max(now - self._began, 1e-9)
-        left = self._total - self._already - done
-        remaining = "" if not speed else f"  left {time.strftime('%H:%M:%S', time.gmtime(left / speed))}"
-        print(f"{self._already + done:,}/{self._total:,} clips  {speed:.1f} clips/s{remaining}", flush=True)
-
-    def end(self) -> None:
-        self.show(last=True)
 
 
 def arguments() -> argparse.ArgumentParser:

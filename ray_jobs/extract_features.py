@@ -24,13 +24,12 @@ import ray
 
 from conclugen import backbones
 from ray_jobs import ray_cluster
+from ray_jobs.clip_progress import ClipProgress
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
 from shards.clips.reader import ClipManifest, ClipReader
 from shards.foreign.mapping import split_assignment
-
-_SHOW_EVERY = 2.0  # seconds between progress lines
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,12 @@ def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> Extr
     began = time.monotonic()
     collector = ShardCollector(plan)
     already = sum(report.clips_in for report in collector.reports.values())
-    progress = _Progress(plan.clips.rows, already, quiet)
+    progress, done = ClipProgress(plan.clips.rows, already, quiet), 0
     if collector.todo:
         for table in feature_tables(plan, collector.todo, resources):
-            progress.add(collector.add(table))
-    progress.show(last=True)
+            done += collector.add(table)
+            progress.show(done)
+    progress.show(done, last=True)
     return finish(plan, collector, began)
 
 
@@ -139,30 +139,6 @@ class _EncoderActor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self._stage(table)
-
-
-class _Progress:
-    """`120/15,000 clips  3.1 clips/s  left 1:19:57`."""
-
-    def __init__(self, total: int, already: int, quiet: bool) -> None:
-        self._total, self._already, self._quiet = total, already, quiet
-        self._done = 0
-        self._began = self._shown = time.monotonic()
-
-    def add(self, clips: int) -> None:
-        self._done += clips
-        self.show()
-
-    def show(self, last: bool = False) -> None:
-        now = time.monotonic()
-        if self._quiet or (now - self._shown < _SHOW_EVERY and not last):
-            return
-        self._shown = now
-        speed = self._done / max(now - self._began, 1e-9)
-        seconds = int((self._total - self._already - self._done) / speed) if self._done else None
-        left = "" if seconds is None else f"  left {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        done = self._already + self._done
-        print(f"{done:,}/{self._total:,} clips  {speed:.2f} clips/s{left}", flush=True)
 
 
 def encoder_arguments(add: Any) -> None:

@@ -22,7 +22,7 @@ from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader, StoredClip
 from shards.damage import ShardError
 from shards.media.frames import Frames
-from shards.media.limits import REASONS, MediaError
+from shards.media.limits import REASONS, Limits, MediaError
 from shards.media.mel import BANDS, mel_bands, min_max
 
 # Why a clip has no features, beyond what can be wrong with a video (`shards.media.limits.REASONS`).
@@ -47,17 +47,18 @@ class Decoded:
     text: str | None
 
     @classmethod
-    def of(cls, clip: StoredClip, takes: Sequence[Takes], decoding: Decoding) -> Decoded:
-        """Raises MediaError for a clip that can't be decoded."""
+    def of(cls, clip: StoredClip, takes: Sequence[Takes], decoding: Decoding, limits: Limits | None = None) -> Decoded:
+        """Raises MediaError for a clip that can't be decoded within the limits."""
         frames: dict[str, Frames] = {}
         pictures = [take for take in takes if take.kind == FRAMES]
         for size in dict.fromkeys(take.size for take in pictures):
             wanted = [take for take in pictures if take.size == size]
-            decoded = decode_clip(without_sound(clip), [take.rate for take in wanted], size, crop=decoding.crop)
+            rates = [take.rate for take in wanted]
+            decoded = decode_clip(without_sound(clip), rates, size, crop=decoding.crop, limits=limits)
             frames.update({take.key: decoded.frames[take.rate] for take in wanted})
         samples = text = None
         if any(take.kind != FRAMES for take in takes):
-            rest = decode_clip(clip, (), sample_rate=_RATE, low_confidence=decoding.low_confidence)
+            rest = decode_clip(clip, (), sample_rate=_RATE, low_confidence=decoding.low_confidence, limits=limits)
             samples, text = rest.samples, rest.text
         return cls(tuple(takes), frames, samples, text)
 
@@ -91,9 +92,11 @@ def without_sound(clip: StoredClip) -> StoredClip:
     return replace(clip, sound=None)
 
 
-def decode_inputs(clip: StoredClip, takes: Sequence[Takes], decoding: Decoding) -> dict[str, bytes]:
+def decode_inputs(
+    clip: StoredClip, takes: Sequence[Takes], decoding: Decoding, limits: Limits | None = None
+) -> dict[str, bytes]:
     """Input key -> bytes, for each input that the clip has. Raises MediaError for a clip that can't be decoded."""
-    found = Decoded.of(clip, takes, decoding).inputs()
+    found = Decoded.of(clip, takes, decoding, limits).inputs()
     return {
         take.key: found[take.key].encode() if take.kind == TEXT else _bytes(found[take.key], take)
         for take in takes
@@ -130,6 +133,9 @@ class Decoder:
     takes: tuple[Takes, ...]
     decoding: Decoding
 
+    def __post_init__(self) -> None:
+        self._limits = self.reader.manifest.limits  # what was built under wider limits is decoded under them
+
     def tables(self, shard: int, start: int, stop: int) -> Iterator[pa.Table]:
         """A table of one row for each clip, so that no more than one is held beside what was handed on."""
         keys = self.reader.table(shard)["key"]
@@ -140,7 +146,7 @@ class Decoder:
         inputs: Mapping[str, bytes] = {}
         reason = message = None
         try:
-            inputs = decode_inputs(self.reader.read(shard, row), self.takes, self.decoding)
+            inputs = decode_inputs(self.reader.read(shard, row), self.takes, self.decoding, self._limits)
             if not inputs:
                 reason, message = "nothing_to_encode", "neither its sound nor its text is there"
         except MediaError as error:

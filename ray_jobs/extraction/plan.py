@@ -17,9 +17,8 @@ import xxhash
 from conclugen import backbones
 from conclugen.backbones import Encoder, EncoderInfo
 from conclugen.backbones.views import STRENGTHS
+from shards.claim import Claim
 from shards.clips.reader import META, ClipManifest
-from shards.files import replace_atomically
-from shards.manifest import MANIFEST_NAME
 from shards.media.face_track import CROPS
 from shards.schema import Column, Schema, did_you_mean
 
@@ -27,6 +26,11 @@ FORMAT = 1
 PLAN_NAME = "extraction.json"
 REPORTS = "reports"
 DTYPES = ("float32", "float16")
+_CLAIM = Claim(
+    "extraction",
+    PLAN_NAME,
+    ("*.tar", "*.index.parquet", f"{REPORTS}/*.json", "views/*.parquet", "quarantine.jsonl", "summary.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -166,22 +170,9 @@ class Extraction:
         return {"features": features, "set": self.clips.info.get("set")}
 
     def claim(self, overwrite: bool = False) -> None:
-        """Make the folder this extraction's, or go on with the same one. ValueError where it holds anything else."""
-        path = self.out / PLAN_NAME
-        if path.exists():
-            differing = _differences(path, self.identity)
-            if not differing:
-                return
-            if not overwrite:
-                raise ValueError(
-                    f"{self.out} holds an extraction that differs in {', '.join(differing)}; choose another folder, or "
-                    "replace it with --overwrite"
-                )
-            _remove(self.out)
-        elif self.out.is_dir() and any(self.out.iterdir()):
-            raise ValueError(f"{self.out} is not empty and holds no extraction to go on with; choose another folder")
-        (self.out / REPORTS).mkdir(parents=True, exist_ok=True)
-        replace_atomically(path, json.dumps(self.identity, indent=1, sort_keys=True).encode())
+        """Make the folder this extraction's, or go on with the same one: see `shards.claim.Claim.take`."""
+        _CLAIM.take(self.out, self.identity, overwrite)
+        (self.out / REPORTS).mkdir(exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -227,21 +218,3 @@ def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:20]}..."
-
-
-def _differences(path: Path, identity: Mapping[str, Any]) -> list[str]:
-    try:
-        stored = json.loads(path.read_bytes())
-        names = {*identity, *stored}
-        return sorted(name for name in names if identity.get(name) != stored.get(name))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; remove the folder, or choose another one") from None
-
-
-def _remove(out: Path) -> None:
-    """The manifest first: it must never promise shards that are gone. Only what an extraction writes is removed."""
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
-    names = ("*.tar", "*.index.parquet", f"{REPORTS}/*.json", "views/*.parquet", "quarantine.jsonl", "summary.json")
-    for name in (*names, PLAN_NAME):
-        for path in sorted(out.glob(name)):
-            path.unlink()

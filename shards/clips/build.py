@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shards.adapters.clip_set import Clip
 from shards.adapters.files import shown
-from shards.clips.plan import ShardTask
+from shards.clips.plan import REPORTS, ShardTask
 from shards.clips.writer import NewClip, write_clip_shard
 from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX
@@ -44,7 +44,7 @@ class ShardReport:
 
 
 def report_path(task: ShardTask) -> Path:
-    return Path(task.out) / "reports" / f"{task.name}.json"
+    return Path(task.out) / REPORTS / f"{task.name}.json"
 
 
 def load_report(task: ShardTask) -> ShardReport | None:

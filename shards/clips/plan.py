@@ -12,9 +12,8 @@ import xxhash
 
 from shards.adapters.clip_set import Clip, ClipSet, Rejected
 from shards.adapters.files import shown
+from shards.claim import Claim
 from shards.clips.reader import KEY_LIMIT, ClipSchema
-from shards.files import replace_atomically
-from shards.manifest import MANIFEST_NAME
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
 from shards.media.limits import Limits
 from shards.record import check_text
@@ -22,8 +21,13 @@ from shards.schema import did_you_mean, safe_key
 from shards.writer import shuffled_order
 
 FACES = ("keep", "drop", "off")
-PLAN_NAME = "build.json"
+PLAN_NAME, REPORTS = "build.json", "reports"
 _FORMAT = 1
+_CLAIM = Claim(
+    "build",
+    PLAN_NAME,
+    ("clips-*.tar", "clips-*.index.parquet", f"{REPORTS}/*.json", "quarantine.jsonl", "summary.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -128,27 +132,9 @@ class BuildPlan:
         return cls(out, clips.name, tasks, tuple(rejected), count + len(rejected), digest, identity)
 
     def claim(self, overwrite: bool = False) -> None:
-        """Make the folder this build's, or go on with a build of the same plan.
-
-        Raises ValueError where the folder holds anything else, naming what differs.
-        """
-        self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / PLAN_NAME
-        if path.exists():
-            differing = _differences(path, self.identity)
-            if not differing:
-                return
-            if not overwrite:
-                raise ValueError(
-                    f"{self.out} holds a build that differs in {', '.join(differing)}; choose another folder, or "
-                    "replace it with --overwrite"
-                )
-        elif any(self.out.iterdir()) and not overwrite:
-            raise ValueError(f"{self.out} is not empty and holds no build to go on with; choose another folder")
-        if overwrite:
-            _remove_build(self.out)
-        (self.out / "reports").mkdir(exist_ok=True)
-        replace_atomically(path, json.dumps(self.identity, indent=1, sort_keys=True).encode())
+        """Make the folder this build's, or go on with a build of the same plan: see `shards.claim.Claim.take`."""
+        _CLAIM.take(self.out, self.identity, overwrite)
+        (self.out / REPORTS).mkdir(exist_ok=True)
 
 
 def _usable(clips: ClipSet) -> tuple[list[Clip], list[Rejected]]:
@@ -173,21 +159,3 @@ def _usable(clips: ClipSet) -> tuple[list[Clip], list[Rejected]]:
                 message = f"the key {clip.key!r} is also that of {others}"
                 rejected.append(Rejected(shown(clip.video), "duplicate_key", message))
     return [same[0] for _, same in sorted(holders.items()) if len(same) == 1], rejected
-
-
-def _differences(path: Path, identity: dict[str, Any]) -> list[str]:
-    try:
-        stored = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; build anew with --overwrite") from None
-    mine = json.loads(json.dumps(identity))
-    return sorted(name for name in {*mine, *stored} if mine.get(name) != stored.get(name))
-
-
-def _remove_build(out: Path) -> None:
-    """The manifest first: it must never promise shards that are gone. Only what a build writes is removed."""
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
-    names = ("clips-*.tar", "clips-*.index.parquet", "reports/*.json", "quarantine.jsonl", "summary.json", PLAN_NAME)
-    for name in names:
-        for path in sorted(out.glob(name)):
-            path.unlink()

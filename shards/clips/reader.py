@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import xxhash
 
-from shards.damage import ShardError
+from shards.damage import ManifestError, ShardError
 from shards.index import ShardIndex, decode_index, read_table
 from shards.index_store import IndexCache, read_index_bytes
 from shards.manifest import Manifest
 from shards.media.face_track import FaceTrack
+from shards.media.limits import Limits
 from shards.schema import Label, did_you_mean
 from shards.storage import Storage
 
@@ -28,6 +29,7 @@ SOUNDS = ("flac", "wav")
 # Strings of the index: `meta.<name>`. source: path within the source folder; transcript: "own", the recogniser's
 # name, or missing; transcript_confidence: "high" or "low"; face: "yes" or "no"; seconds: length of the picture.
 META = ("split", "source", "transcript", "transcript_confidence", "face", "seconds")
+LIMITS = "limits"  # in what a manifest says of its making
 KEY_LIMIT = 64  # what feature shards of these clips can name with columns of up to 30 characters
 _INDEX_CACHE = 64 * 1024**2
 
@@ -105,6 +107,18 @@ class ClipManifest(Manifest):
 
     schema_type = ClipSchema
     schema: ClipSchema  # type: ignore[assignment]
+
+    @property
+    def limits(self) -> Limits:
+        """Those under which the clips were built, for whoever decodes them again; the usual ones where it is not said.
+        ManifestError for what are no limits."""
+        stated = self.info.get(LIMITS)
+        if stated is None:
+            return Limits()
+        try:
+            return Limits(**stated)
+        except (TypeError, ValueError) as error:
+            raise ManifestError(f"{self.folder}: its limits cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)

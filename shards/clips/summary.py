@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shards.clips.build import ShardReport
 from shards.clips.plan import BuildPlan
-from shards.clips.reader import ClipManifest
+from shards.clips.reader import LIMITS, ClipManifest
 from shards.files import replace_atomically
 from shards.media.limits import REASONS
 
@@ -67,7 +67,8 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
     replace_atomically(plan.out / QUARANTINE_NAME, lines.encode())
     names = [report.shard for report in reports if report.written]
     if names:
-        manifest = ClipManifest.assemble(plan.out, names, {"set": plan.name, "plan": plan.digest})
+        info = {"set": plan.name, "plan": plan.digest, LIMITS: plan.identity["limits"]}
+        manifest = ClipManifest.assemble(plan.out, names, info)
         if manifest.rows != written:
             raise RuntimeError(f"{written} clips were written, but the shards hold {manifest.rows}")
     counts: Counter[str] = Counter()

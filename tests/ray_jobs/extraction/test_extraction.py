@@ -16,13 +16,20 @@ from ray_jobs import extract_features
 from ray_jobs.extraction import clip_features as extraction_clips
 from ray_jobs.extraction.clip_features import ALL_REASONS, Decoded
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, recipe_of
+from shards.adapters import read_clips
+from shards.clips.build import build_shard
 from shards.clips.decode import decode_clip
+from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader
+from shards.clips.summary import finish as build_clips
+from shards.damage import ManifestError
 from shards.manifest import Manifest
 from shards.media.frames import Frames
+from shards.media.limits import Limits
 from shards.reader import Reader
 from shards.view import View
 from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
+from tests.shards.media.make_media import make_video
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +181,25 @@ def test_a_shard_of_which_nothing_is_left(clips: ClipManifest, tmp_path: Path) -
     assert Manifest.open(tmp_path / "out").rows == 4
     resumed = run_loop(make_plan(ClipManifest.open(folder), tmp_path / "out"))
     assert resumed.resumed == 2 and resumed.quarantined == summary.quarantined
+
+
+def test_clips_built_under_wider_limits_are_decoded_under_them(tmp_path: Path) -> None:
+    """A quarter of an hour of a still picture, allowed to the build: allowed to the extraction as well."""
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos/long.mp4", [0, 300, 599.9, 600], (32, 32))
+    limits = Limits(max_seconds=1000)
+    plan = BuildPlan.make(read_clips("folder", tmp_path / "videos"), tmp_path / "clips", BuildOptions(limits=limits))
+    plan.claim()
+    assert build_clips(plan, [build_shard(task, isolated=False) for task in plan.tasks]).written == 1
+    clips = ClipManifest.open(tmp_path / "clips")
+    assert clips.limits == limits
+    assert run_loop(make_plan(clips, tmp_path / "out", ("random-image",))).quarantined == {}
+    names = [entry["name"] for entry in clips.shards.to_pylist()]
+    narrow = ClipManifest.assemble(tmp_path / "clips", names, {"limits": Limits(max_seconds=60).to_dict()})
+    assert run_loop(make_plan(narrow, tmp_path / "narrow", ("random-image",))).quarantined == {"too_long": 1}
+    for wrong in ({"max_seconds": -1}, {"seconds": 3}, [3]):
+        with pytest.raises(ManifestError, match="its limits cannot be read"):
+            _ = ClipManifest.assemble(tmp_path / "clips", names, {"limits": wrong}).limits
 
 
 def test_other_extractions_are_not_mixed(clips: ClipManifest, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def meld(root: Path) -> Path:
     rows = {
         "train": b"1,It\x92s fine,Chandler,neutral,neutral,0,0,8,21,a,b\n"
         b'2,"Oh, no! \xe2\x80\x93 she said",The Interviewer,surprise,negative,125,3,8,21,a,b\n'
-        b"3,Joey\xc2\x92s here,Joey,joy,positive,1,0,8,21,a,b\n",
+        b"3,Joey\xc2\x92s here,Joey,joy,positive,1,0,8,21,a,b\n"
+        b"4,Not that one,Joey,disgust,negative,110,7,8,21,a,b\n",
         "dev": b"1,What?,Rachel,anger,negative,110,7,8,21,a,b\n2,Fine,Rachel,sadness,negative,0,0,8,21,a,b\n",
         "test": b"1,Yes,Ross,fear,negative,0,0,8,21,a,b\n",
     }
@@ -36,6 +37,7 @@ def meld(root: Path) -> Path:
         [
             "train/train_splits/dia0_utt0.mp4",
             "train/train_splits/dia125_utt3.mp4",
+            "train/train_splits/dia110_utt7.mp4",
             "train/train_splits/dia1_utt0.mp4",
             "dev/dev_splits_complete/dia110_utt7.mp4",
             "dev/dev_splits_complete/dia0_utt0.mp4",

@@ -60,13 +60,15 @@ def test_mosei_intervals_labels_folds_and_traps(tmp_path: Path) -> None:
             "-abc": [(0.0, 2.5, [-1.0, 0, 0.33, 0, 0, 0, 0]), (2.5, 7.25, [2.0, 1, 0, 0, 0, 0, 0.66])],
             "9cxlcpbmrH0": [(float(i), float(i + 1), [0.0] * 7) for i in range(8)],
             "zz": [(1.0, 2.0, [0.0, 0, 0, 3, 0, 0, 0])],
+            "2cwNG0YuwtQ": [(float(i), float(i + 1), [0.0] * 7) for i in range(7)],
         },
     )
     (root / "Raw/Videos/Full/Combined/unlabelled.mp4").touch()
     found = read_clips("mosei", root, allow_incomplete=True)
     clips = {clip.key: clip for clip in found.clips}
-    assert len(clips) == 2 + 7 + 1 and "9cxlcpbmrH0_6" not in clips and "9cxlcpbmrH0_7" in clips
+    assert len(clips) == 2 + 7 + 1 + 6 and "9cxlcpbmrH0_6" not in clips and "9cxlcpbmrH0_7" in clips
     assert found.left_out == {
+        "2cwNG0YuwtQ_6": "known to be broken",
         "9cxlcpbmrH0_6": "known to be broken",
         "Raw/Videos/Full/Combined/unlabelled.mp4": "no labels",
     }
@@ -76,11 +78,11 @@ def test_mosei_intervals_labels_folds_and_traps(tmp_path: Path) -> None:
     assert second.labels["emotion"] == [1, 0, 0, 0, 0, 1]  # happy and fear: the SDK's order
     assert second.labels["sentiment"] == 2.0
     assert clips["zz_0"].labels["emotion"] == [0, 0, 1, 0, 0, 0] and clips["zz_0"].split is None
-    assert clips["9cxlcpbmrH0_0"].split == "valid"
+    assert clips["2cwNG0YuwtQ_0"].split == "valid" and clips["9cxlcpbmrH0_0"].split is None
     emotion = next(label for label in found.labels if label.name == "emotion")
     assert emotion.classes == ("happy", "sad", "anger", "surprise", "disgust", "fear")
     lines = "\n".join(found.report())
-    assert "expected 22,860, found 11" in lines and "fold train: expected 2,249, found 1" in lines
+    assert "expected 22,860, found 18" in lines and "fold train: expected 2,249, found 1" in lines
     (root / "Raw/Videos/Full/Combined/zz.mp4").unlink()
     assert "zz.mp4" in "\n".join(read_clips("mosei", root, allow_incomplete=True).report())
 
@@ -107,7 +109,8 @@ def test_meld_tables_traps_and_bytes(tmp_path: Path) -> None:
     assert clips["train_dia0_utt0"].group == "Chandler" and clips["test_dia0_utt0"].split == "test"
     assert clips["train_dia1_utt0"].labels == {"emotion": "joy", "sentiment": "positive"}
     assert clips["test_dia0_utt0"].video == "test/output_repeated_splits_test/dia0_utt0.mp4"
-    assert found.left_out["train/dia125_utt3"] == found.left_out["dev/dia110_utt7"] == "known to be broken"
+    broken = {name for name, reason in found.left_out.items() if reason == "known to be broken"}
+    assert broken == {"train/dia125_utt3", "train/dia110_utt7", "dev/dia110_utt7"}
     assert found.left_out["test/output_repeated_splits_test/final_videos_testdia0_utt0.mp4"] == "not in the table"
     assert any("._dia0_utt0" in name for name in found.left_out)
     emotion = found.labels[0]

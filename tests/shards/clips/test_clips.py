@@ -90,6 +90,22 @@ def test_same_clips_same_bytes(folder: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_clips_are_read_by_range_from_a_remote_store(folder: Path) -> None:
+    """One range for each clip, whatever its shard's size."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        memory.pipe(f"/clips/{path.name}", path.read_bytes())
+    here, there = (ClipReader(ClipManifest.open(place)) for place in (folder, "memory://clips"))
+    size = (folder / "clips-1.tar").stat().st_size
+    memory.pipe("/clips/clips-1.tar", (folder / "clips-1.tar").read_bytes()[: size // 2] + bytes(size - size // 2))
+    assert there.read(1, 1) == here.read(1, 1) and there.read(0, 4) == here.read(0, 4)
+    with pytest.raises(ShardError, match="clip9"):
+        there.read(1, 4)
+    memory.rm("/clips", recursive=True)
+
+
 def test_damage_is_named(folder: Path) -> None:
     path = folder / "clips-1.tar"
     data = bytearray(path.read_bytes())
@@ -204,7 +220,7 @@ def test_another_build_is_not_mixed_in(source: Path, tmp_path: Path) -> None:
         BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).claim()
     BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).claim(overwrite=True)
     (tmp_path / "build.json").unlink()
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="is not empty and holds no build"):
         BuildPlan.make(clips, tmp_path, BuildOptions()).claim()
 
 

@@ -1,0 +1,61 @@
+"""A folder that a long job makes its own, so that it can be killed and go on, and nothing else gets mixed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.files import replace_atomically
+from shards.manifest import MANIFEST_NAME
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A kind of job. what: for messages, such as "build"; record: the file in its folder that keeps what the content
+    depends on; written: patterns of all else that it writes there, but for the manifest."""
+
+    what: str
+    record: str
+    written: tuple[str, ...]
+
+    def take(self, folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Make the folder this job's, or go on where one of the same identity (JSON-able) left off.
+
+        overwrite: remove what a differing job of this kind has written there, and nothing else. Raises ValueError where
+        the folder holds anything else, naming what differs, and OSError where it can't be written.
+        """
+        path = folder / self.record
+        if path.exists():
+            problem = self._problem(folder, path, json.loads(json.dumps(identity)))
+            if problem is None:
+                return
+            if not overwrite:
+                raise ValueError(f"{problem}; choose another folder, or replace it with --overwrite")
+            self._remove(folder)
+        elif folder.is_dir() and any(not self._is_remnant(entry.name) for entry in folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no {self.what} to go on with; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, json.dumps(identity, indent=1, sort_keys=True).encode())
+
+    def _problem(self, folder: Path, path: Path, identity: dict[str, Any]) -> str | None:
+        """Why the job that is there can't be gone on with."""
+        try:
+            stored = json.loads(path.read_bytes())
+            differing = sorted(name for name in {*identity, *stored} if identity.get(name) != stored.get(name))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            return f"{path} cannot be read ({error})"
+        return f"{folder} holds a {self.what} that differs in {', '.join(differing)}" if differing else None
+
+    def _is_remnant(self, name: str) -> bool:
+        """Of a claim that was killed in mid-write (`shards.files.atomic_file`)."""
+        return name.startswith(f".{self.record}.") and name.endswith(".tmp")
+
+    def _remove(self, folder: Path) -> None:
+        """The manifest first: it must never promise shards that are gone."""
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        for pattern in (*self.written, self.record):
+            for path in sorted(folder.glob(pattern)):
+                path.unlink()

@@ -1,0 +1,57 @@
+"""A job's folder: gone on with, refused or replaced, and nothing but the job's own files removed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shards.claim import Claim
+
+JOB = Claim("job", "job.json", ("*.tar", "reports/*.json"))
+
+
+def test_the_same_job_goes_on_and_another_is_refused_by_what_differs(tmp_path: Path) -> None:
+    out = tmp_path / "new/out"
+    JOB.take(out, {"seed": 1, "size": (2, 3), "old": None})
+    (out / "a.tar").touch()
+    JOB.take(out, {"seed": 1, "size": (2, 3)}, overwrite=True)
+    assert (out / "a.tar").exists()
+    with pytest.raises(ValueError, match=r"holds a job that differs in seed, size; .*--overwrite"):
+        JOB.take(out, {"seed": 2, "size": [2]})
+    assert json.loads((out / "job.json").read_text()) == {"seed": 1, "size": [2, 3], "old": None}
+
+
+def test_overwriting_removes_what_the_job_wrote_and_nothing_else(tmp_path: Path) -> None:
+    JOB.take(tmp_path, {"seed": 1})
+    (tmp_path / "reports").mkdir()
+    written = ["manifest.parquet", "a.tar", "reports/a.json"]
+    for name in [*written, "notes.txt", "reports/mine.txt"]:
+        (tmp_path / name).touch()
+    JOB.take(tmp_path, {"seed": 2}, overwrite=True)
+    assert not any((tmp_path / name).exists() for name in written)
+    assert (tmp_path / "notes.txt").exists() and (tmp_path / "reports/mine.txt").exists()
+    assert json.loads((tmp_path / "job.json").read_text()) == {"seed": 2}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_a_record_that_cannot_be_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"job.json cannot be read .*--overwrite"):
+        JOB.take(tmp_path, {"seed": 1})
+    JOB.take(tmp_path, {"seed": 1}, overwrite=True)
+    JOB.take(tmp_path, {"seed": 1})
+
+
+def test_folders_of_somebody_else_are_never_taken(tmp_path: Path) -> None:
+    (tmp_path / ".job.json.4711.tmp").touch()  # a claim that was killed leaves the folder free
+    (tmp_path / "a.tar").touch()
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="is not empty and holds no job"):
+            JOB.take(tmp_path, {"seed": 1}, overwrite)
+    (tmp_path / "a.tar").unlink()
+    JOB.take(tmp_path, {"seed": 1})
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        JOB.take(tmp_path / "file", {"seed": 1})
