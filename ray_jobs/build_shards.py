@@ -7,6 +7,8 @@ Exit status: 0 all clips are in the shards; 3 finished, and some clips are in qu
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,12 @@ from shards.transcripts.recogniser import BACKENDS, create_recogniser
 
 _TELL_EVERY = 1.0  # seconds between a shard's messages to the driver
 _AHEAD = 2  # tasks waiting for each CPU: none idles, and a killed driver leaves few behind
+
+
+def connect(num_cpus: float = 1.0) -> None:
+    """Join the cluster, or start a local Ray with as many logical CPUs as there are cores (or a task takes): more tasks
+    at once would only take more memory."""
+    ray_cluster.connect(max(os.cpu_count() or 1, math.ceil(num_cpus)), spare=0)
 
 
 def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: bool = False) -> BuildSummary:
@@ -176,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"python -m ray_jobs.build_shards: {error}", file=sys.stderr)
         return 2
-    ray_cluster.connect(1)
+    connect(args.cpus)
     summary = build(plan, args.cpus, args.gpus, args.quiet)
     print("\n".join(summary.lines(plan.out)))
     return summary.exit_status

@@ -13,12 +13,12 @@ _SPARE_CPUS = 4
 _STARTS = 3
 
 
-def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = True) -> None:
+def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = True, spare: int = _SPARE_CPUS) -> None:
     """Join the cluster named by RAY_ADDRESS (a submitted job's own, for instance), else start Ray on this machine.
 
     A local Ray is told of enough logical CPUs for the workers and the tasks that read for them, also where there are
     fewer cores. dashboard: a local Ray has one; Ray Train asks its State API whether a controller died, to free what
-    that held.
+    that held. spare: logical CPUs beside those of the workers.
     """
     if ray.is_initialized():
         return
@@ -27,7 +27,7 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = True) -> N
         return
     # It warns that the cluster asks for a token, which on a Ray of one's own concerns nobody.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    _start_local(workers * cpus_per_worker + _SPARE_CPUS, dashboard)
+    _start_local(workers * cpus_per_worker + spare, dashboard)
 
 
 def _start_local(cpus: int, dashboard: bool) -> None:

@@ -31,6 +31,7 @@ SOUNDS = ("flac", "wav")
 META = ("split", "source", "transcript", "transcript_confidence", "face", "seconds")
 LIMITS = "limits"  # in what a manifest says of its making
 KEY_LIMIT = 64  # what feature shards of these clips can name with columns of up to 30 characters
+_REBUILD = "Build the shards anew"
 _INDEX_CACHE = 64 * 1024**2
 
 
@@ -118,7 +119,7 @@ class ClipManifest(Manifest):
         try:
             return Limits(**stated)
         except (TypeError, ValueError) as error:
-            raise ManifestError(f"{self.folder}: its limits cannot be read: {error}") from None
+            raise ManifestError(self.folder, f"its limits cannot be read: {error}", remedy=_REBUILD) from None
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class ClipReader:
             entry = self.manifest.entry(shard)
             index = decode_index(entry.name, read_index_bytes(self.manifest, entry), entry.bytes, ClipSchema)
             if index.schema != self.manifest.schema or len(index) != entry.count or index.digest != entry.digest:
-                raise ShardError(entry.name, "index and manifest disagree", remedy="Build the shards anew")
+                raise ShardError(entry.name, "index and manifest disagree", remedy=_REBUILD)
             self._indexes.put(shard, entry, index)
             return index
         return held[1]
