@@ -85,7 +85,7 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
     with _settings(resources):
         dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
         dataset = dataset.map_batches(decode, batch_size=None, batch_format="numpy", num_cpus=resources.cpus)
-        for stage in stages(plan.choices, takes, plan.augmentation, plan.dtype, devices):
+        for stage in stages(plan.choices, takes, plan.augmentation, plan.dtype, devices, plan.sequences):
             name = stage.choice.name
             dataset = dataset.map_batches(
                 _EncoderActor,
@@ -171,6 +171,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--view-strength", default="mild", help="mild (default) or strong")
     add("--seed", type=int, default=127, help="of the augmented views (default: 127)")
     add("--dtype", default="float32", help="of the feature shards: float32 (default) or float16")
+    add("--sequences", action="store_true", help="keep vectors before their mean over time: OUT/sequences/SHARD.tar")
     add("--quiet", action="store_true", help="no progress lines")
     encoder_arguments(add)
     return parser
@@ -223,6 +224,7 @@ def plan_of(args: argparse.Namespace) -> Extraction:
         decoding=Decoding(args.crop, args.low_confidence),
         augmentation=Augmentation(args.views, args.view_strength, args.seed),
         dtype=args.dtype,
+        sequences=args.sequences,
     )
 
 

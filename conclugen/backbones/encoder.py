@@ -118,8 +118,8 @@ class FrozenEncoder(ABC):
     def encode(self, batch: Sequence[Any]) -> Array:
         """(B, width) float32: the mean over each clip's sequence."""
         sequences = self.encode_sequence(batch)
-        means = [sequence.mean(axis=0, dtype=np.float64) for sequence in sequences]
-        return np.stack(means).astype(np.float32) if means else np.zeros((0, self.info.width), np.float32)
+        means = [time_mean(sequence) for sequence in sequences]
+        return np.stack(means) if means else np.zeros((0, self.info.width), np.float32)
 
     @abstractmethod
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:
@@ -140,6 +140,12 @@ class FrozenEncoder(ABC):
                 continue
             start += self.chunk
         return np.concatenate(parts)
+
+
+def time_mean(sequence: Array) -> Array:
+    """(T, width) to (width,) float32, summed in float64."""
+    mean: Array = sequence.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def check_frames(batch: Sequence[Any], takes: Takes) -> list[Array]:

@@ -1,8 +1,9 @@
 """One clip's way from a stored clip to features: decoded inputs, then each encoder in turn. No Ray in here.
 
 Between the two, a clip is a row of an Arrow table: `shard`, `row`, `key`; `reason` and `message` once it can't be used;
-for each input that an encoder takes a binary column `in.<input>`; for each encoder that has had it `out.<column>`. An
-input's shape follows from its length: sizes of frames are fixed, and a spectrogram has 128 bands.
+for each input that an encoder takes a binary column `in.<input>`; for each encoder that has had it `out.<column>`, and
+`sequence.<column>` where sequences are kept. An input's shape follows from its length: sizes of frames are fixed, and a
+spectrogram has 128 bands.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from conclugen.backbones import Encoder, InputError, Takes
-from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE
+from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE, time_mean
 from conclugen.backbones.views import augment
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, view_name
 from shards.clips.decode import decode_clip
@@ -170,13 +171,15 @@ class Decoder:
 
 @dataclass
 class EncoderStage:
-    """An encoder applied to tables of clips. keep: inputs that later encoders take; dtype: of the feature shards."""
+    """An encoder applied to tables of clips. keep: inputs that later encoders take; dtype: of the feature shards;
+    sequences: whether to hand on what the clean features are means of."""
 
     choice: EncoderChoice
     augmentation: Augmentation
     keep: frozenset[str]
     dtype: str
     device: str = "cpu"
+    sequences: bool = False
     _encoder: Encoder | None = field(default=None, repr=False)
 
     @property
@@ -196,19 +199,25 @@ class EncoderStage:
         inputs = {i: input_of(info.takes, column[i].as_buffer()) for i in rows}
         keys = {i: table["key"][i].as_py() for i in rows}
         for view in self.augmentation.numbers:
+            keeps = self.sequences and not view
             good = [i for i in rows if reasons[i] is None]
             items = [self._view(inputs[i], keys[i], view) for i in good]
-            vectors, refused = self._encode(items)
+            encoded, refused = self._encode(items, keeps)
             values: list[bytes | None] = [None] * table.num_rows
+            sequences: list[bytes | None] = [None] * table.num_rows
             for place, i in enumerate(good):
-                vector = vectors[place]
-                if vector is None:
+                x = encoded[place]
+                if x is None:
                     reasons[i], messages[i] = "not_encodable", f"{info.name}: {refused[place]}"
-                elif not _storable(vector, self.dtype):
+                elif not _storable(x, self.dtype):
                     reasons[i], messages[i] = "not_finite", f"{info.name}: a number is not finite in {self.dtype}"
+                elif keeps:
+                    values[i], sequences[i] = time_mean(x).tobytes(), x.tobytes()
                 else:
-                    values[i] = vector.tobytes()
+                    values[i] = x.tobytes()
             table = table.append_column(f"out.{view_name(info.column, view)}", pa.array(values, pa.binary()))
+            if keeps:
+                table = table.append_column(f"sequence.{info.column}", pa.array(sequences, pa.large_binary()))
         table = table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
         table = table.set_column(table.column_names.index("message"), "message", pa.array(messages, pa.string()))
         spent = [n for n in table.column_names if n.startswith("in.") and n.removeprefix("in.") not in self.keep]
@@ -220,14 +229,15 @@ class EncoderStage:
         how = self.augmentation
         return augment(self.encoder.info.takes.kind, item, seed=how.seed, key=key, view=view, strength=how.strength)
 
-    def _encode(self, items: Sequence[Any]) -> tuple[list[np.ndarray | None], dict[int, str]]:
-        """A vector for each item; None, and why, for one that the encoder refuses."""
+    def _encode(self, items: Sequence[Any], sequences: bool) -> tuple[list[np.ndarray | None], dict[int, str]]:
+        """A vector (or a sequence of them) for each item; None, and why, for one that the encoder refuses."""
+        encode = self.encoder.encode_sequence if sequences else self.encoder.encode
         vectors: list[np.ndarray | None] = [None] * len(items)
         refused: dict[int, str] = {}
         left = list(range(len(items)))
         while left:
             try:
-                for place, vector in zip(left, self.encoder.encode([items[i] for i in left]), strict=True):
+                for place, vector in zip(left, encode([items[i] for i in left]), strict=True):
                     vectors[place] = vector
                 break
             except InputError as error:
@@ -242,6 +252,7 @@ def stages(
     augmentation: Augmentation,
     dtype: str,
     devices: Mapping[str, str],
+    sequences: bool = False,
 ) -> list[EncoderStage]:
     """One stage for each encoder, in order; an input is dropped after the last encoder that takes it."""
     return [
@@ -251,6 +262,7 @@ def stages(
             frozenset(take.key for take in takes[number + 1 :]),
             dtype,
             devices.get(choice.name, "cpu"),
+            sequences,
         )
         for number, choice in enumerate(choices)
     ]

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_jobs.extraction.clip_features import ALL_REASONS
-from ray_jobs.extraction.plan import REPORTS, Extraction
+from ray_jobs.extraction.plan import REPORTS, SEQUENCES, Extraction
+from ray_jobs.extraction.sequences import write_sequences
 from shards.clips.reader import META, ClipReader
 from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX
@@ -35,7 +36,8 @@ COMPLETE, QUARANTINED = 0, 3
 @dataclass
 class ShardReport:
     """What became of a shard's clips: clips_in = written + len(quarantined). missing: column -> written rows without
-    it; rows: numbers of the written clips within the clip shard."""
+    it; rows: numbers of the written clips within the clip shard; sequence_bytes: of the archive of sequences, 0 for
+    none."""
 
     shard: str
     digest: str
@@ -45,6 +47,7 @@ class ShardReport:
     quarantined: list[dict[str, str]]
     missing: dict[str, int]
     rows: list[int]
+    sequence_bytes: int = 0
 
 
 class ShardCollector:
@@ -97,14 +100,34 @@ class ShardCollector:
             missing.update(name for name, value in values.items() if value is None)
             written.append(row)
             samples.append(_sample(index, row, values, [label.name for label in self._plan.clips.labels]))
-        out, size = self._plan.out, 0
+        out, size, sequence_bytes = self._plan.out, 0, 0
+        if samples and self._plan.sequences:
+            kept = [(sample.key, self._sequences(records[row])) for sample, row in zip(samples, written, strict=True)]
+            sequence_bytes = write_sequences(out / SEQUENCES / f"{entry.name}{TAR_SUFFIX}", kept)
         if samples:
             size = write_shard(out, entry.name, self._schema, samples).bytes
         report = ShardReport(
-            entry.name, self._plan.digest, len(records), len(samples), size, quarantined, dict(missing), written
+            entry.name,
+            self._plan.digest,
+            len(records),
+            len(samples),
+            size,
+            quarantined,
+            dict(missing),
+            written,
+            sequence_bytes,
         )
         replace_atomically(_report_path(out, entry.name), json.dumps(asdict(report), indent=1).encode())
         self.reports[shard] = report
+
+    def _sequences(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Column -> (T, width) of each encoder that had something to encode."""
+        found = {info.column: (record.get(f"sequence.{info.column}"), info.width) for info in self._plan.infos}
+        return {
+            column: np.frombuffer(data, np.float32).reshape(-1, width).astype(self._plan.dtype)
+            for column, (data, width) in found.items()
+            if data is not None
+        }
 
 
 def load_report(plan: Extraction, shard: int) -> ShardReport | None:
@@ -119,9 +142,11 @@ def load_report(plan: Extraction, shard: int) -> ShardReport | None:
         return None
     if not report.written:
         return report
-    tar, index = (plan.out / f"{entry.name}{suffix}" for suffix in (TAR_SUFFIX, INDEX_SUFFIX))
-    there = tar.is_file() and index.is_file() and tar.stat().st_size == report.bytes
-    return report if there else None
+    sizes = {plan.out / f"{entry.name}{TAR_SUFFIX}": report.bytes}
+    if plan.sequences:
+        sizes[plan.out / SEQUENCES / f"{entry.name}{TAR_SUFFIX}"] = report.sequence_bytes
+    there = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+    return report if there and (plan.out / f"{entry.name}{INDEX_SUFFIX}").is_file() else None
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,15 @@ from shards.schema import Column, Schema, did_you_mean
 
 FORMAT = 1
 PLAN_NAME = "extraction.json"
-REPORTS = "reports"
+REPORTS, SEQUENCES = "reports", "sequences"
 DTYPES = ("float32", "float16")
 _CLAIM = Claim(
     "extraction",
     PLAN_NAME,
-    ("*.tar", "*.index.parquet", f"{REPORTS}/*.json", "views/*.parquet", "quarantine.jsonl", "summary.json"),
+    (
+        *("*.tar", "*.index.parquet", f"{SEQUENCES}/*.tar", f"{REPORTS}/*.json", "views/*.parquet"),
+        *("quarantine.jsonl", "summary.json"),
+    ),
 )
 
 
@@ -86,7 +89,8 @@ def view_name(name: str, view: int) -> str:
 
 @dataclass(frozen=True)
 class Extraction:
-    """choices and infos: of each encoder, in one order; identity: JSON-able, what must agree to go on with it."""
+    """choices and infos: of each encoder, in one order; sequences: whether vectors before their mean over time are
+    kept beside the features; identity: JSON-able, what must agree to go on with it."""
 
     clips: ClipManifest
     out: Path
@@ -95,6 +99,7 @@ class Extraction:
     decoding: Decoding = field(default_factory=Decoding)
     augmentation: Augmentation = field(default_factory=Augmentation)
     dtype: str = "float32"
+    sequences: bool = False
 
     @classmethod
     def make(cls, clips: ClipManifest, out: Path, choices: Sequence[EncoderChoice], **options: Any) -> Extraction:
@@ -153,6 +158,8 @@ class Extraction:
             "views": self.augmentation.count,
             "dtype": self.dtype,
         }
+        if self.sequences:
+            plain["sequences"] = True
         if self.augmentation.count:
             plain |= {"view_strength": self.augmentation.strength, "view_seed": self.augmentation.seed}
         read_back: dict[str, Any] = json.loads(json.dumps(plain))
@@ -172,7 +179,8 @@ class Extraction:
     def claim(self, overwrite: bool = False) -> None:
         """Make the folder this extraction's, or go on with the same one: see `shards.claim.Claim.take`."""
         _CLAIM.take(self.out, self.identity, overwrite)
-        (self.out / REPORTS).mkdir(exist_ok=True)
+        for name in (REPORTS, SEQUENCES)[: 1 + self.sequences]:
+            (self.out / name).mkdir(exist_ok=True)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import webdataset
 
 from conclugen import backbones
 from conclugen.backbones.views import augment
@@ -102,6 +104,41 @@ def test_fp16_shards_hold_the_rounded_features(clips: ClipManifest, tmp_path: Pa
     for key in whole:
         x, y = whole[key]["features"]["video"], half[key]["features"]["video"]
         np.testing.assert_array_equal(y.astype(np.float32), x.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sequences_are_what_features_are_means_of(dtype: str, clips: ClipManifest, tmp_path: Path) -> None:
+    """Read by the `webdataset` package; views have none, and features are those of an extraction without sequences."""
+    run_loop(make_plan(clips, tmp_path / "plain", augmentation=Augmentation(1), dtype=dtype))
+    plan = make_plan(clips, tmp_path / "kept", augmentation=Augmentation(1), dtype=dtype, sequences=True)
+    run_loop(plan)
+    for path in (tmp_path / "plain").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "kept" / path.name).read_bytes()
+    read = {}
+    for path in sorted((tmp_path / "kept/sequences").glob("*.tar")):
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False):
+            members = {name: data for name, data in sample.items() if name.endswith(".npy")}
+            read[sample["__key__"]] = {name[:-4]: np.load(io.BytesIO(x)) for name, x in members.items()}
+    found = rows_of(tmp_path / "kept")
+    assert list(read) == [f"c{i}" for i in range(8)] == list(found)
+    columns = {"video": "random_image", "audio": "random_audio", "text": "random_text"}
+    for key, sequences in read.items():
+        features = {m: x for m, x in found[key]["features"].items() if "_v" not in m and x is not None}
+        assert set(sequences) == {columns[m] for m in features}
+        for modality, x in features.items():
+            sequence = sequences[columns[modality]]
+            assert sequence.dtype == dtype and sequence.shape == (len(sequence), 16)
+            np.testing.assert_allclose(
+                sequence.astype(float).mean(axis=0), x, atol=1e-6 if dtype == "float32" else 1e-3
+            )
+    assert len(read["c0"]["random_text"]) == 3 and len(read["c0"]["random_audio"]) == 12
+    # An archive that is gone is made again, with its shard; without sequences it is another extraction.
+    archive = tmp_path / "kept/sequences/clips-000001.tar"
+    before = archive.read_bytes()
+    archive.unlink()
+    assert run_loop(plan).resumed == 1 and archive.read_bytes() == before
+    with pytest.raises(ValueError, match="differs in sequences"):
+        make_plan(clips, tmp_path / "kept", augmentation=Augmentation(1), dtype=dtype)
 
 
 def test_killed_and_resumed_is_the_same_as_never_killed(clips: ClipManifest, tmp_path: Path) -> None:
