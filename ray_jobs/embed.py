@@ -35,8 +35,8 @@ from ray_jobs.run_config import DEFAULT_OUTPUT
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.clips.reader import ClipManifest
+from shards.quarantine import COMPLETE, QUARANTINED
 
-COMPLETE, INCOMPLETE = 0, 3
 _ROWS_FILE = "embeddings.parquet"
 
 
@@ -65,7 +65,7 @@ def embed_paths(model: RunModel, args: argparse.Namespace, out: Path) -> int:
         out.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.concat_tables(tables), out / _ROWS_FILE)
         print(f"{len(tables)} of {len(args.videos)} clips: {out / _ROWS_FILE}")
-    return INCOMPLETE if failed else COMPLETE
+    return QUARANTINED if failed else COMPLETE
 
 
 def _rows(result: Embedded, classes: Sequence[str]) -> pa.Table:
@@ -110,7 +110,7 @@ def embed_corpus(model: RunModel, args: argparse.Namespace, out: Path) -> int:
         ray_cluster.connect(len(choices) + 1)
         count, without = embed_clips(plan, rows, resources, out)
     print(f"{count} clips = {count - without} with an embedding + {without} without (see the column reason): {out}")
-    return INCOMPLETE if without else COMPLETE
+    return QUARANTINED if without else COMPLETE
 
 
 def _check_features(model: RunModel, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from ray_jobs.extraction.clip_features import ALL_REASONS
 from ray_jobs.extraction.plan import REPORTS, SEQUENCES, Extraction
 from ray_jobs.extraction.sequences import write_sequences
+from shards import quarantine
 from shards.clips.reader import META, ClipReader
 from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX
@@ -27,10 +28,6 @@ from shards.manifest import TAR_SUFFIX, Manifest
 from shards.schema import Sample
 from shards.view import FOLDER, View, check_view_name
 from shards.writer import write_shard
-
-QUARANTINE_NAME, SUMMARY_NAME = "quarantine.jsonl", "summary.json"
-# The exit status of an extraction: all clips have features; or some are in quarantine.jsonl, by name with the reason.
-COMPLETE, QUARANTINED = 0, 3
 
 
 @dataclass
@@ -166,15 +163,13 @@ class ExtractionSummary:
 
     @property
     def exit_status(self) -> int:
-        return QUARANTINED if self.quarantined else COMPLETE
+        return quarantine.exit_status(self.quarantined)
 
     def lines(self, out: Path) -> list[str]:
         """For people."""
         refused = sum(self.quarantined.values())
         lines = [f"{self.clips} clips = {self.written} with features + {refused} quarantined"]
-        lines += [f"  {count:>8} {reason}: {ALL_REASONS[reason]}" for reason, count in sorted(self.quarantined.items())]
-        if refused:
-            lines.append(f"  names and reasons: {out / QUARANTINE_NAME}")
+        lines += quarantine.lines(out, self.quarantined, ALL_REASONS)
         lines += [f"  {count:>8} rows without {column}" for column, count in sorted(self.missing.items())]
         lines += [f"  {count:>8} rows in view {name}" for name, count in sorted(self.views.items())]
         size = f"{self.bytes / 2**20:.1f} MiB in {self.shards} shard(s)"
@@ -193,8 +188,7 @@ def finish(plan: Extraction, collector: ShardCollector, began: float) -> Extract
     written = sum(report.written for report in reports)
     if written + len(entries) != plan.clips.rows:
         raise RuntimeError(f"{plan.clips.rows} clips came in, but {written} were written, {len(entries)} quarantined")
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    replace_atomically(plan.out / QUARANTINE_NAME, lines.encode())
+    quarantined = quarantine.write_list(plan.out, entries)
     names = [report.shard for report in reports if report.written]
     views: dict[str, int] = {}
     if names:
@@ -210,13 +204,13 @@ def finish(plan: Extraction, collector: ShardCollector, began: float) -> Extract
         written,
         len(names),
         sum(report.bytes for report in reports),
-        dict(Counter(entry["reason"] for entry in entries)),
+        quarantined,
         dict(missing),
         views,
         collector.resumed,
         round(time.monotonic() - began, 3),
     )
-    replace_atomically(plan.out / SUMMARY_NAME, json.dumps(asdict(summary), indent=1).encode())
+    quarantine.write_summary(plan.out, asdict(summary))
     return summary
 
 

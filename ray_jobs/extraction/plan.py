@@ -20,6 +20,7 @@ from conclugen.backbones.views import STRENGTHS
 from shards.claim import Claim
 from shards.clips.reader import META, ClipManifest
 from shards.media.face_track import CROPS
+from shards.quarantine import FILE_NAME, SUMMARY_NAME
 from shards.schema import Column, Schema, did_you_mean
 
 FORMAT = 1
@@ -31,7 +32,7 @@ _CLAIM = Claim(
     PLAN_NAME,
     (
         *("*.tar", "*.index.parquet", f"{SEQUENCES}/*.tar", f"{REPORTS}/*.json", "views/*.parquet"),
-        *("quarantine.jsonl", "summary.json"),
+        *(FILE_NAME, SUMMARY_NAME),
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -75,14 +76,20 @@ def _untabled(source: Path) -> ClipSet:
     clips = []
     for path in files.find(VIDEO_SUFFIXES):
         key = PurePosixPath(path).with_suffix("").as_posix().replace("/", "_")
-        clips.append(Clip(key, path, transcript=_beside(source / path)))
+        try:
+            clips.append(Clip(key, path, transcript=_beside(source / path)))
+        except OSError as error:
+            message = f"the transcript beside it cannot be read: {error.strerror}"
+            files.rejected.append(Rejected(shown(path), "unreadable", message))
     return ClipSet(source.name, source, (), clips, files.rejected, grouped=False)
 
 
 def _beside(video: Path) -> str | None:
     text = video.with_suffix(".txt")
-    if not text.is_file() or text.stat().st_size > _LONGEST_TEXT:
+    if not text.is_file():
         return None
+    if text.stat().st_size > _LONGEST_TEXT:
+        raise OSError(errno.EFBIG, f"{text.name} has more than {_LONGEST_TEXT} bytes")
     return text.read_bytes().decode("utf-8", "replace").strip() or None
 
 

@@ -21,10 +21,9 @@ def read(source: Path) -> ClipSet:
     if not (root / "mp4").is_dir():
         raise ValueError(f"{source} has no folder dev/mp4, where VoxCeleb2 has its pictures")
     files = Files(root)
-    videos = {_name(path): path for path in files.find([".mp4"], "mp4") if _fits(path)}
-    sounds = (
-        {_name(path): path for path in files.find([".m4a"], "aac") if _fits(path)} if (root / "aac").is_dir() else {}
-    )
+    pictures = files.find([".mp4"], "mp4")
+    heard = files.find([".m4a"], "aac") if (root / "aac").is_dir() else []
+    videos, sounds = ({_name(path): path for path in paths if _fits(path)} for paths in (pictures, heard))
     prefix = root.relative_to(source).as_posix()
     inside = "" if prefix == "." else f"{prefix}/"
     clips = [
@@ -39,7 +38,8 @@ def read(source: Path) -> ClipSet:
         Count("sound for each picture", len(videos), len(clips), [f"sound of {name}" for name in silent]),
         Count("picture for each sound", len(sounds), len(clips), [f"picture of {name}" for name in unseen]),
     ]
-    return ClipSet("VoxCeleb2", source, (), clips, files.rejected, counts)
+    left_out = {inside + path: "not ID/VIDEO/NNNNN" for path in (*pictures, *heard) if not _fits(path)}
+    return ClipSet("VoxCeleb2", source, (), clips, files.rejected, counts, left_out)
 
 
 def _fits(path: str) -> bool:

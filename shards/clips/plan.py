@@ -16,6 +16,7 @@ from shards.claim import Claim
 from shards.clips.reader import KEY_LIMIT, ClipSchema
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
 from shards.media.limits import Limits
+from shards.quarantine import FILE_NAME, SUMMARY_NAME
 from shards.record import check_text
 from shards.schema import did_you_mean, safe_key
 from shards.writer import shuffled_order
@@ -26,7 +27,7 @@ _FORMAT = 1
 _CLAIM = Claim(
     "build",
     PLAN_NAME,
-    ("clips-*.tar", "clips-*.index.parquet", f"{REPORTS}/*.json", "quarantine.jsonl", "summary.json"),
+    ("clips-*.tar", "clips-*.index.parquet", f"{REPORTS}/*.json", FILE_NAME, SUMMARY_NAME),
 )
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from shards import quarantine
 from shards.clips.build import ShardReport
 from shards.clips.plan import BuildPlan
 from shards.clips.reader import LIMITS, ClipManifest
-from shards.files import replace_atomically
 from shards.media.limits import REASONS
-
-QUARANTINE_NAME = "quarantine.jsonl"
-SUMMARY_NAME = "summary.json"
-# The exit status of a build: all clips are in the shards; or some are in quarantine.jsonl, by name with the reason.
-COMPLETE, QUARANTINED = 0, 3
 
 
 @dataclass(frozen=True)
@@ -36,15 +30,13 @@ class BuildSummary:
 
     @property
     def exit_status(self) -> int:
-        return QUARANTINED if self.quarantined else COMPLETE
+        return quarantine.exit_status(self.quarantined)
 
     def lines(self, out: Path) -> list[str]:
         """For people."""
         refused = sum(self.quarantined.values())
         lines = [f"{self.name}: {self.found} clips found = {self.written} written + {refused} quarantined"]
-        lines += [f"  {count:>8} {reason}: {REASONS[reason]}" for reason, count in sorted(self.quarantined.items())]
-        if refused:
-            lines.append(f"  names and reasons: {out / QUARANTINE_NAME}")
+        lines += quarantine.lines(out, self.quarantined, REASONS)
         lines += [f"  {count:>8} {name}" for name, count in sorted(self.counts.items())]
         size = f"{self.bytes / 2**20:.1f} MiB in {self.shards} shard(s)"
         return [*lines, f"{out}: {size}" + (f", {self.resumed} from an earlier run" if self.resumed else "")]
@@ -63,8 +55,7 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
     written = sum(report.written for report in reports)
     if written + len(entries) != plan.found:
         raise RuntimeError(f"{plan.found} clips were found, but {written} written and {len(entries)} quarantined")
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    replace_atomically(plan.out / QUARANTINE_NAME, lines.encode())
+    quarantined = quarantine.write_list(plan.out, entries)
     names = [report.shard for report in reports if report.written]
     if names:
         info = {"set": plan.name, "plan": plan.digest, LIMITS: plan.identity["limits"]}
@@ -80,10 +71,10 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
         written,
         len(names),
         sum(report.bytes for report in reports),
-        dict(Counter(str(entry["reason"]) for entry in entries)),
+        quarantined,
         dict(counts),
         round(sum(report.seconds for report in reports), 3),
         resumed,
     )
-    replace_atomically(plan.out / SUMMARY_NAME, json.dumps(asdict(summary), indent=1).encode())
+    quarantine.write_summary(plan.out, asdict(summary))
     return summary

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.adapters import ADAPTERS, IncompleteError, read_clips
+from shards.adapters import ADAPTERS, IncompleteError, caer, grid, meld, mosei, ravdess, read_clips, voxceleb2
 from shards.adapters.grid import sentence
 from shards.adapters.meld import repair_text
 from shards.adapters.ravdess import all_names
@@ -46,6 +46,7 @@ def test_voxceleb2_pairs_pictures_with_sound(tmp_path: Path) -> None:
     )
     assert second.video == "dev/mp4/id00012/21Uxsk56VDQ/00001.mp4" and second.split == "dev"
     assert first.labels == {} and first.transcript is None
+    assert found.left_out == {"dev/mp4/readme.mp4": "not ID/VIDEO/NNNNN"}
     with pytest.raises(IncompleteError) as caught:
         read_clips("voxceleb2", tmp_path)
     assert "expected 549,984, found 2" in str(caught.value)
@@ -209,6 +210,36 @@ def test_folder_without_a_table(tmp_path: Path) -> None:
     assert clips["a"].transcript == "hello there" and clips["deep_er_b"].transcript is None
 
 
+def test_what_may_not_be_read_is_rejected_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, and a transcript; told by a stand-in for the system, since the superuser may read everything."""
+    touch(tmp_path, ["a.mp4", "locked/b.mp4", "c.mp4", "d.mp4"])
+    (tmp_path / "c.txt").write_text("secret")
+    (tmp_path / "d.txt").write_bytes(bytes((1 << 20) + 1))
+    scandir, read_bytes = os.scandir, Path.read_bytes
+
+    def refusing(path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "c.txt":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    found = read_clips("folder", tmp_path)
+    assert [clip.key for clip in found.clips] == ["a"]
+    assert {(item.name, item.reason) for item in found.rejected} == {
+        ("locked", "unreadable"),
+        ("c.mp4", "unreadable"),
+        ("d.mp4", "unreadable"),
+    }
+    messages = " ".join(item.message for item in found.rejected)
+    assert messages.count("Permission denied") == 2 and "d.txt has more than 1048576 bytes" in messages
+
+
 ROWS: list[dict[str, object]] = [
     {"path": "a.mp4", "mood": "calm", "start": 0.5, "end": 1.5, "group": "anna", "split": "train", "text": "hi"},
     {"path": "sub/b.mp4", "mood": "angry", "start": None, "end": None, "group": "bert", "split": "test", "text": None},
@@ -302,6 +333,16 @@ def test_wrong_source(adapter: str, tmp_path: Path) -> None:
         read_clips(adapter, tmp_path / "none")
     with pytest.raises(ValueError):
         read_clips(adapter, tmp_path, allow_incomplete=True)
+
+
+def test_expected_counts_are_the_published_ones() -> None:
+    """As the sets' own papers and pages state them."""
+    assert (voxceleb2.EXPECTED, caer.EXPECTED) == (549_984, 13_175)
+    assert (mosei.VIDEOS, mosei.CLIPS, mosei.FOLD_SIZES) == (3837, 22_860, {"train": 2249, "valid": 300, "test": 678})
+    assert meld.ROWS == {"train": 9989, "dev": 1109, "test": 2610}
+    assert meld.EMOTIONS == ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+    assert ravdess.EMOTIONS == ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+    assert len(grid.SPEAKERS) == 33 and grid.SENTENCES == 1000
 
 
 def test_unknown_adapter_and_option(tmp_path: Path) -> None:
