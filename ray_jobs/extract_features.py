@@ -11,6 +11,7 @@ Exit status: 0 all clips have features; 3 finished, and some clips are in quaran
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,9 +97,9 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
                 num_cpus=resources.cpus,
                 num_gpus=resources.gpus.get(name) or None,
                 zero_copy_batch=True,
-                # Ray's own default, said here: stages whose arguments differ are not fused, and decoding must not run
-                # within the first encoder's actors.
-                max_restarts=-1,
+                # Selects nothing; but stages whose arguments differ are not fused, and decoding must not run within the
+                # first encoder's actors.
+                label_selector={},
             )
     return dataset
 
@@ -111,7 +112,8 @@ def _settings(resources: Resources) -> Iterator[None]:
     context.target_max_block_size = resources.block_bytes
     # Shards are finished in order: a killed job leaves few begun, and this process holds the rows of few.
     context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would tell that its bars are off
     try:
         yield
     finally:

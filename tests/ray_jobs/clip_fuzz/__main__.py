@@ -29,14 +29,15 @@ from tests.ray_jobs.clip_fuzz.campaign import (
     Result,
     features_of,
     name_of,
+    one_process,
     run_block,
     shortened,
 )
 from tests.ray_jobs.clip_fuzz.damage import EVERY_KIND
 
 BEGIN, END = "<!-- clip fuzz: begin -->", "<!-- clip fuzz: end -->"
-BLOCK = 110  # cases of one data set
-_ENCODERS = ("random-image", "random-video", "random-audio")
+BLOCK = 275  # cases of one data set
+ENCODERS = ("random-image", "random-video", "random-audio")
 
 
 def real_jobs(videos: Path, clips: Path, features: Path, between: Callable[[], None]) -> None:
@@ -46,7 +47,7 @@ def real_jobs(videos: Path, clips: Path, features: Path, between: Callable[[], N
     if status not in (0, 3):
         raise RuntimeError(f"build_shards ended with status {status}")
     between()
-    extract = ["--clips", str(clips), "--out", str(features), "--encoders", *_ENCODERS, "--quiet"]
+    extract = ["--clips", str(clips), "--out", str(features), "--encoders", *ENCODERS, "--quiet"]
     status = extract_features.main(extract)
     if status not in (0, 3):
         raise RuntimeError(f"extract_features ended with status {status}")
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace, starts: list[int], folder: Path) -> None:
     (folder / "sources").mkdir()
     paths = sorted(path for path in args.clips.iterdir() if path.suffix in (".mp4", ".mpg"))
     sources = [shortened(path, folder / "sources" / path.name) for path in paths]
-    real_jobs(folder / "sources", folder / "alone/clips", folder / "alone/features", lambda: None)
+    one_process(folder / "sources", folder / "alone/clips", folder / "alone/features", lambda: None, encoders=ENCODERS)
     alone = features_of(folder / "alone/features")
     assert set(alone) == {path.name for path in sources}, "not every shortened clip is whole"
     for start in starts:

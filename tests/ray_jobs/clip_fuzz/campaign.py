@@ -19,11 +19,16 @@ import av
 import numpy as np
 
 from ray_jobs.extraction.clip_features import ALL_REASONS
+from shards.adapters import read_clips
+from shards.clips.build import build_shard
+from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader
+from shards.clips.summary import finish
 from shards.manifest import Manifest
 from shards.media.limits import REASONS, Limits
 from shards.reader import Reader
 from tests.ray_jobs.clip_fuzz.damage import EVERY_KIND, STORED, generator, variant
+from tests.ray_jobs.extraction.extraction_loop import make_plan, run_loop
 
 CONTROLS = 3  # undamaged files of each block
 TIMEOUT = 60.0  # seconds for one clip
@@ -51,6 +56,22 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def one_process(
+    videos: Path,
+    clips: Path,
+    features: Path,
+    between: Callable[[], None],
+    isolated: bool = False,
+    encoders: tuple[str, ...] = ("random-image", "random-audio"),
+) -> None:
+    """Both jobs without Ray; isolated: clips are prepared in a child process, as in the job."""
+    plan = BuildPlan.make(read_clips("folder", videos), clips, BuildOptions(clips_per_shard=64))
+    plan.claim()
+    finish(plan, [build_shard(task, isolated=isolated) for task in plan.tasks])
+    between()
+    run_loop(make_plan(ClipManifest.open(clips), features, encoders))
 
 
 def shortened(path: Path, target: Path, seconds: float = 1.0) -> Path:

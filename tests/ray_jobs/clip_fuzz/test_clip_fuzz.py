@@ -6,17 +6,11 @@ The long run, of real clips, with a table: `python -m tests.ray_jobs.clip_fuzz C
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from shards.adapters import read_clips
-from shards.clips.build import build_shard
-from shards.clips.plan import BuildOptions, BuildPlan
-from shards.clips.reader import ClipManifest
-from shards.clips.summary import finish
 from tests.ray_jobs.clip_fuzz.campaign import (
     BUILD,
     EXTRACTION,
@@ -24,22 +18,13 @@ from tests.ray_jobs.clip_fuzz.campaign import (
     DefectError,
     account,
     features_of,
+    one_process,
     run_block,
 )
 from tests.ray_jobs.clip_fuzz.damage import EVERY_KIND, mp4_boxes, variant
-from tests.ray_jobs.extraction.extraction_loop import make_plan, run_loop
 from tests.shards.media.make_media import make_video, sine
 
 SEED = 3
-
-
-def one_process(videos: Path, clips: Path, features: Path, between: Callable[[], None], isolated: bool = True) -> None:
-    """Both jobs without Ray; isolated: clips are prepared in a child process, as in the job."""
-    plan = BuildPlan.make(read_clips("folder", videos), clips, BuildOptions(clips_per_shard=64))
-    plan.claim()
-    finish(plan, [build_shard(task, isolated=isolated) for task in plan.tasks])
-    between()
-    run_loop(make_plan(ClipManifest.open(clips), features, ("random-image", "random-audio")))
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +40,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def alone(sources: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("alone")
-    one_process(sources[0].parent, folder / "clips", folder / "features", lambda: None, isolated=False)
+    one_process(sources[0].parent, folder / "clips", folder / "features", lambda: None)
     return features_of(folder / "features")
 
 
 def test_a_block_of_every_kind_of_damage(sources: list[Path], alone: dict[str, bytes], tmp_path: Path) -> None:
     cases = range(3 * len(EVERY_KIND))
-    results = run_block(SEED, cases, sources, tmp_path / "block", one_process, alone)
+    jobs = partial(one_process, isolated=True)
+    results = run_block(SEED, cases, sources, tmp_path / "block", jobs, alone)
     assert [result.case for result in results] == list(cases)
     outcomes = {result.outcome for result in results}
     assert {BUILD, EXTRACTION, MADE} <= outcomes
@@ -79,11 +65,10 @@ def test_a_block_of_every_kind_of_damage(sources: list[Path], alone: dict[str, b
 
 
 def test_a_changed_neighbour_is_seen(sources: list[Path], alone: dict[str, bytes], tmp_path: Path) -> None:
-    jobs = partial(one_process, isolated=False)  # nothing is damaged here
-    assert run_block(SEED, [], sources, tmp_path / "block", jobs, alone) == []
+    assert run_block(SEED, [], sources, tmp_path / "block", one_process, alone) == []
     wrong = {name: bytes(len(data)) for name, data in alone.items()}
     with pytest.raises(DefectError, match="its features differ"):
-        run_block(SEED, [], sources, tmp_path / "block", jobs, wrong)
+        run_block(SEED, [], sources, tmp_path / "block", one_process, wrong)
 
 
 def test_variants_are_a_function_of_seed_and_number(sources: list[Path]) -> None:
