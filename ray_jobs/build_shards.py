@@ -48,8 +48,7 @@ def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: 
     done: dict[str, int] = {}
     if todo:
         remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, num_returns="streaming", max_retries=3)(_build_task)
-        slots = max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus)) * _AHEAD
-        for shard, message in _run(remote, todo, slots):
+        for shard, message in _run(remote, todo, num_cpus):
             if isinstance(message, ShardReport):
                 reports[shard] = message
                 done[shard] = message.done
@@ -85,11 +84,13 @@ def _build_task(task: ShardTask) -> Iterator[int | ShardReport]:
     yield result[0]
 
 
-def _run(remote: Any, todo: Sequence[ShardTask], slots: int) -> Iterator[tuple[str, int | ShardReport]]:
-    """(shard, what its task tells) until all have told of their end; at most `slots` tasks are submitted at a time."""
+def _run(remote: Any, todo: Sequence[ShardTask], num_cpus: float) -> Iterator[tuple[str, int | ShardReport]]:
+    """(shard, what its task tells) until all have told of their end. Tasks are submitted as the cluster has CPUs for
+    them, also those of nodes that join later, and some more, by which an autoscaler sees that it is worth while."""
     waiting = list(reversed(todo))
     running: dict[Any, ShardTask] = {}
     while waiting or running:
+        slots = max(1, int(ray.cluster_resources().get("CPU", 0) / num_cpus)) * _AHEAD
         while waiting and len(running) < slots:
             task = waiting.pop()
             running[remote.remote(task)] = task
