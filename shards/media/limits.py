@@ -19,13 +19,13 @@ REASONS = {
     "bad_interval": "the interval is empty, reversed, or lies outside the video",
     "audio_length": "sound and picture are not equally long",
     "audio_damaged": "the sound cannot be decoded",
-    "too_many_pixels": "a picture has more pixels than allowed",
-    "too_long": "the clip lasts longer than allowed",
+    "too_many_pixels": "a picture has more pixels than allowed (--max-megapixels)",
+    "too_long": "the clip lasts longer than allowed (--max-seconds)",
     "too_many_bytes": "the clip, or what is decoded of it, takes more memory than allowed",
-    "timeout": "preparing the clip took longer than allowed",
+    "timeout": "preparing the clip took longer than allowed (--timeout)",
     "crashed": "the process that prepared the clip died",
     "no_face": "no face was found, and such clips were to be dropped",
-    "duplicate_key": "another clip has the same key",
+    "duplicate_key": "another clip has the same key: rename one",
     "bad_label": "a label does not fit the schema",
 }
 

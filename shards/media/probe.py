@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,rm,dv,gxf,mxf,nut,h264,hevc,m4v,ivf,"
     "wav,w64,flac,mp3,aac,aiff,au,caf,amr,ac3"
 )
+# What the library says of a picture that it was told not to decode.
+_TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,11 @@ def open_media(source: Source, limits: Limits) -> Iterator[Any]:
         raise MediaError("not_media", f"cannot be opened as a video or sound file: {_plain(error)}") from None
     try:
         with container:
-            if any("exceeds specified max pixel count" in complaint for complaint in complaints):
-                raise MediaError("too_many_pixels", f"{complaints[0].strip()}; allowed are {limits.max_pixels}")
+            for complaint in complaints:
+                size = _TOO_LARGE.search(complaint)
+                if size:
+                    limits.check_pixels(int(size[1]), int(size[2]))
+                    raise MediaError("too_many_pixels", f"{size[0]}; allowed are {limits.max_pixels}")
             yield container
     except av.error.FFmpegError as error:
         raise MediaError("damaged", f"reading stopped: {_plain(error)}") from None

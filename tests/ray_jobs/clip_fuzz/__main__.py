@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import ray
 
-from ray_jobs import build_shards, extract_features
+from ray_jobs import build_shards, extract_features, ray_cluster
 from tests.ray_jobs.clip_fuzz.campaign import (
     BUILD,
     CONTAINED,
@@ -81,6 +83,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=550)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("clip_fuzz.jsonl"), help="goes on where it stopped")
+    parser.add_argument("--one-process", action="store_true", help="the jobs' own work, but without Ray: much cheaper")
     parser.add_argument("--blocks", type=int, metavar="N", help=f"run N blocks of {BLOCK} cases at most, then stop")
     parser.add_argument("--table", type=Path, metavar="DOCUMENT", help="write the table into this document")
     args = parser.parse_args()
@@ -88,7 +91,9 @@ def main() -> int:
     starts = [start for start in range(0, args.cases, BLOCK) if start not in done][: args.blocks]
     if starts:
         with tempfile.TemporaryDirectory(prefix="cf", ignore_cleanup_errors=True) as name:  # socket paths must be short
-            ray.init("local", num_cpus=6, include_dashboard=False, logging_level="ERROR", _temp_dir=f"{name}/ray")
+            if not args.one_process:
+                os.environ["RAY_TMPDIR"] = f"{name}/ray"
+                ray_cluster.connect(2, dashboard=False)  # both jobs go on with a Ray that is there
             _run(args, starts, Path(name))
             ray.shutdown()
     results = list(read_results(args.results, args.seed).values())
@@ -107,10 +112,12 @@ def _run(args: argparse.Namespace, starts: list[int], folder: Path) -> None:
     one_process(folder / "sources", folder / "alone/clips", folder / "alone/features", lambda: None, encoders=ENCODERS)
     alone = features_of(folder / "alone/features")
     assert set(alone) == {path.name for path in sources}, "not every shortened clip is whole"
+    isolated = partial(one_process, isolated=True, encoders=ENCODERS)
+    jobs = isolated if args.one_process else real_jobs
     for start in starts:
         cases = range(start, min(start + BLOCK, args.cases))
         try:
-            results = run_block(args.seed, cases, sources, folder / "block", real_jobs, alone)
+            results = run_block(args.seed, cases, sources, folder / "block", jobs, alone)
         except Exception as error:  # every case of the block is suspect until somebody has looked
             traceback.print_exc()
             what = f"{type(error).__name__}: {error}"[:1000]
