@@ -20,9 +20,10 @@ def trained(name: str, micro_batch: int | None, **overrides: object) -> Pretrain
 
 @pytest.mark.parametrize("name", list(presets.PRESETS))
 def test_every_preset_trains_as_in_one_pass(name: str) -> None:
-    expected, _ = trained(name, None, model={"feature_mask": 0.2}).state()
+    model = {"feature_mask": 0.0 if name == "simclr" else 0.2}  # simclr masks its views itself
+    expected, _ = trained(name, None, model=model).state()
     for micro_batch in (5, 100):
-        found, _ = trained(name, micro_batch, model={"feature_mask": 0.2}).state()
+        found, _ = trained(name, micro_batch, model=model).state()
         for tensor, value in expected.items():
             torch.testing.assert_close(found[tensor], value, atol=1e-9, rtol=1e-9, msg=f"{tensor}, {micro_batch} rows")
 

@@ -71,8 +71,8 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     built["tasks"] = {**built["tasks"], **tasks, **{n: options[n] if n in names else None for n in options}}
     built["model"] |= {
         **parity.SIZES,
-        "feature_mask": draw(st.sampled_from([0.0, 0.4])),
-        "own_width_modalities": draw(st.sampled_from([[], ["audio"]])),
+        "feature_mask": draw(st.sampled_from([0.0, 0.4])) if list(names) != ["simclr"] else 0.0,
+        "own_width_modalities": draw(st.sampled_from([[], ["audio"]])) if "audio" in modalities else [],
         "standardize": draw(st.booleans()),
     }
     return {

@@ -175,7 +175,7 @@ def test_refusals_name_what_is_wrong():
 
 def test_a_wide_path_over_strengths_is_quick():
     X, y, groups = clusters(600, 1500, 8)
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock's: other programs run as well
     fit_classes(X, y, groups, 8)
     # 16 fits; general-purpose solvers take about a minute here
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
