@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from conclugen.downstream import Interval, Resampling, Scaling, fit_classes, mean_difference, mean_interval
+from conclugen.downstream import Interval, Resampling, Scaling, fit_classes, fit_values, mean_difference, mean_interval
 from tuning.protocol import Fold, Protocol
 
 # (N, R) of every row of the data set, from what was learned on the fold's training rows.
@@ -20,13 +20,15 @@ class Evaluation:
 
     `predicted[fraction]` (draws, N) int16: class predicted for each test row, -1 for rows that no fold tests.
     `strengths[fraction]` (draws, folds): the C that was chosen. `seeds`: of pretraining; where there are several, the
-    draws of one seed follow those of the other.
+    draws of one seed follow those of the other. `values` (seeds, N): a continuous label as predicted from all labels,
+    NaN for rows that no fold tests; None where the set has none.
     """
 
     protocol: str
     predicted: Mapping[float, NDArray[np.int16]]
     strengths: Mapping[float, NDArray[np.float64]]
     seeds: int = 1
+    values: NDArray[np.float64] | None = None
 
     def draws(self, fraction: float) -> int:
         """Draws of labels at a fraction, each counted once for all seeds."""
@@ -41,6 +43,8 @@ class Evaluation:
         for fraction, predicted in self.predicted.items():
             arrays[f"predicted/{fraction!r}"] = predicted
             arrays[f"strengths/{fraction!r}"] = self.strengths[fraction]
+        if self.values is not None:
+            arrays["values"] = self.values
         with Path(path).open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -50,7 +54,8 @@ class Evaluation:
             fractions = [name.removeprefix("predicted/") for name in stored.files if name.startswith("predicted/")]
             predicted = {float(fraction): stored[f"predicted/{fraction}"] for fraction in fractions}
             strengths = {float(fraction): stored[f"strengths/{fraction}"] for fraction in fractions}
-            return cls(str(stored["protocol"]), predicted, strengths, int(stored["seeds"]))
+            values = stored["values"] if "values" in stored.files else None
+            return cls(str(stored["protocol"]), predicted, strengths, int(stored["seeds"]), values)
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,14 @@ def evaluate(
     draws: int | None = None,
     fractions: Sequence[float] | None = None,
     standardized: bool = False,
+    values: ArrayLike | None = None,
 ) -> Evaluation:
     """Logistic probes of a representation on every split: an (N, R) array, or a function of the fold that returns one.
 
     The representation is standardised on all the fold's training rows, or taken as it is where `standardized` says that
     this is done (raw features after `normalise`); strength is chosen by inner folds over the training groups. Rows are
-    those of the whole data set, in the protocol's order.
+    those of the whole data set, in the protocol's order. values (N,): a continuous label, predicted by ridge regression
+    from those of all the fold's training rows.
     """
     wanted = protocol.fractions if fractions is None else tuple(fractions)
     classes, rows = len(protocol.class_names), len(protocol.target)
@@ -85,6 +92,8 @@ def evaluate(
     kept = {fraction: count if draws is None else min(draws, count) for fraction, count in counts.items()}
     predicted = {fraction: np.full((count, rows), -1, dtype=np.int16) for fraction, count in kept.items()}
     strengths = {fraction: np.full((count, len(protocol.folds)), np.nan) for fraction, count in kept.items()}
+    continuous = None if values is None else np.asarray(values, dtype=np.float64)
+    regressed = None if values is None else np.full((1, len(protocol.target)), np.nan)
     for fold in protocol.folds:
         array = _of_fold(protocol, representation, fold)
         scaling = Scaling.none(array.shape[1]) if standardized else Scaling.fit(array[fold.train_rows])
@@ -105,7 +114,17 @@ def evaluate(
             )
             predicted[split.fraction][split.draw, fold.test_rows] = probe.predict(array[fold.test_rows])
             strengths[split.fraction][split.draw, fold.number] = probe.strength
-    return Evaluation(protocol.name, predicted, strengths)
+        if continuous is not None and regressed is not None:
+            seen = fold.train_rows
+            ridge = fit_values(
+                array[seen],
+                continuous[seen],
+                protocol.groups[seen],
+                inner_folds=protocol.inner_folds,
+                scaling=scaling,
+            )
+            regressed[0, fold.test_rows] = ridge.predict(array[fold.test_rows])[:, 0]
+    return Evaluation(protocol.name, predicted, strengths, values=regressed)
 
 
 def majority(protocol: Protocol, draws: int | None = None) -> Evaluation:

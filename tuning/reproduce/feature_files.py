@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,11 @@ _RAVDESS_AIMS = {
 class DataSet:
     """Features, rows and protocol of one set.
 
-    features: modality -> (N, D). group (N,): number of the speaker or video, as a batch carries it. baselines: name of
-    a system of raw features -> its modalities; the first is the one that recipes are compared with. digest: of the
-    files. note: what a reader of its tables must know. aims: mode -> label fraction -> accuracy that `improved` was to
-    reach, set before anything was measured.
+    features: modality -> (N, D). parts: name -> modalities whose representation is judged by itself as well. values
+    (N,): a continuous label that is scored besides, or None. group (N,): number of the speaker or video, as a batch
+    carries it. baselines: name of a system of raw features -> its modalities; the first is the one that recipes are
+    compared with. digest: of the files. note: what a reader of its tables must know. aims: mode -> label fraction ->
+    accuracy that `improved` was to reach, set before anything was measured.
     """
 
     title: str
@@ -38,6 +39,8 @@ class DataSet:
     digest: str
     note: str
     aims: Mapping[str, Mapping[float, float]]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: NDArray[np.float64] | None = None
 
 
 def read_ravdess(folder: Path, protocol_file: Path | None = None, design_draws: int | None = None) -> DataSet:
@@ -84,8 +87,11 @@ def read_mosi(folder: Path, draws: int) -> DataSet:
         digest,
         "The published split, one fold: there is no deviation over folds. `visual_cnn100` was fitted with the labels "
         "of the whole training part, so a system with video has seen more labels than its column says; text alone, "
-        "the one to beat, has not.",
+        "the one to beat, has not. The rows `text alone` of a recipe are the representation of its text head, learned "
+        "beside the others and judged by itself.",
         {},
+        {"text alone": ("text",)},
+        arrays["sentiment"].astype(np.float64),
     )
 
 

@@ -7,7 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conclugen.downstream import Interval
+import numpy as np
+from numpy.typing import NDArray
+
+from conclugen.downstream import Interval, continuous_intervals, sentiment
 from tuning.evaluation import Cell, Evaluation, markdown, paired
 from tuning.protocol import Protocol
 
@@ -24,7 +27,8 @@ _MODES = {
 class Section:
     """One table.
 
-    pairs: (system, the one it is compared with). aims: fraction -> accuracy that `improved` was to reach.
+    pairs: (system, the one it is compared with). aims: fraction -> accuracy that `improved` was to reach. values (N,):
+    the continuous label that the systems' `values` predict, or None. figure: the plot, relative to the page.
     """
 
     title: str
@@ -35,6 +39,8 @@ class Section:
     cells: Mapping[str, Mapping[float, Cell]]
     pairs: Sequence[tuple[str, str]]
     aims: Mapping[float, float]
+    values: NDArray[np.float64] | None = None
+    figure: Path | None = None
 
 
 def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, recipes: Sequence[str]) -> None:
@@ -62,8 +68,9 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         f"Preset `conclugen`, recipes {' and '.join(f'`{name}`' for name in recipes)}, "
         "pretrained for each fold on its training rows alone, in one process on a CPU: without labels, though "
         "a recipe may use which rows are of one speaker (or video). "
-        f"Settings, the same for every recipe: {sizes}; all else is the recipe's, learning rate "
-        "included (that of `paper` is made for far longer runs than these). "
+        f"Settings: {sizes}; all else is the recipe's. The length and peak learning rate of `paper` (its own rate is "
+        "made for far longer runs on far more clips) lie within the published search range and were chosen on RAVDESS "
+        "actors 21 to 24, as every choice of `improved` was. "
         "Every system is judged by the same logistic probe, its strength chosen by inner folds over training speakers; "
         f"{draws} draws of labels at shares below 100 %. A representation is the concatenation over modalities of what "
         "the heads give; raw features are no part of it.",
@@ -74,6 +81,8 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         "minus raw features is what the whole representation adds. Every pretrained number is a mean over the seeds of "
         "pretraining as well; intervals cover the choice of test speakers, not that of the seeds, and no correction "
         "for the number of comparisons is made.",
+        "What was tried on the way here, and what did not help: [experiments.md](experiments.md). What each choice of "
+        "`improved` is worth: [choices.md](choices.md).",
     ]
     title = None
     for section in sections:
@@ -85,6 +94,10 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         parts += [paired_table(differences), "\n".join(_sentence(pair, row) for pair, row in differences.items())]
         if section.aims:
             parts.append(_against_aims(section))
+        if section.figure is not None:
+            parts.append(f"![accuracy over the share of labels]({section.figure.as_posix()})")
+        if section.values is not None:
+            parts += _sentiment(section, section.values)
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,9 +106,36 @@ def _differences(section: Section, pair: tuple[str, str]) -> dict[float, Interva
     return {fraction: paired(section.protocol, first, second, fraction) for fraction in section.protocol.fractions}
 
 
+def _sentiment(section: Section, truth: NDArray[np.float64]) -> list[str]:
+    """Scores of the continuous sentiment, predicted by ridge regression from all labels."""
+    tested = section.protocol.test_rows
+    lines = [
+        "| representation | MAE | Pearson | CCC | Acc-7 | Acc-2 (negative / not) | Acc-2 (negative / positive) |",
+        "|---" * 7 + "|",
+    ]
+    for name, evaluation in section.systems.items():
+        if evaluation.values is None:
+            continue
+        draws = list(evaluation.values[:, tested])
+        intervals = continuous_intervals(truth[tested], draws, section.protocol.groups[tested])
+        scores = [sentiment(truth[tested], draw) for draw in draws]
+        accuracies = np.mean([[s.accuracy7, s.accuracy2_nonnegative, s.accuracy2_positive] for s in scores], axis=0)
+        lines.append(
+            f"| {name} | {' | '.join(str(interval) for interval in intervals.values())} | "
+            f"{' | '.join(f'{accuracy:.3f}' for accuracy in accuracies)} |"
+        )
+    return [
+        "Continuous sentiment (-3 to 3) by ridge regression from all training labels, mean over the seeds of "
+        "pretraining: mean absolute error, Pearson correlation, concordance (Lin 1989), with intervals over videos; "
+        "accuracy of the seven rounded classes; and of two, once negative against the rest and once against positive "
+        "with the zeros left out.",
+        "\n".join(lines),
+    ]
+
+
 def paired_table(differences: Mapping[tuple[str, str], Mapping[float, Interval]]) -> str:
-    fractions = list(next(iter(differences.values())))
     """Rows: first minus second; columns: label fractions."""
+    fractions = list(next(iter(differences.values())))
     lines = [
         "| paired difference in accuracy | " + " | ".join(f"{fraction:.0%} of labels" for fraction in fractions) + " |",
         "|---" * (len(fractions) + 1) + "|",

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
-from conclugen.downstream import Interval
+from conclugen.downstream import RIDGE_STRENGTHS, Interval
 from tuning import protocol as protocols
 from tuning.evaluation import Evaluation
 from tuning.reproduce import reproduce as module
@@ -23,6 +24,7 @@ TINY = Settings(
     queue_batches=1,
     global_batch=32,
     epochs=1,
+    paper_epochs=1,
     seeds=(127,),
 )
 
@@ -62,6 +64,7 @@ def folder(tmp_path):
         visual_cnn100=text[:, :2],
         audio_opensmile73=text[:, 1:3],
         text_minilm384=text,
+        sentiment=np.clip(2 * text[:, 0] - 1, -3, 3),
     )
     return tmp_path
 
@@ -71,10 +74,10 @@ def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, caps
     reproduce(folder, folder / "out", results, draws=2, settings=TINY)
     page = results.read_text()
     cells = sorted((folder / "out" / "cells").glob("*.npz"))
-    # ravdess: 2 modes of 2 folds of 5 systems; mosi: 1 of 1 of 6
-    assert len(cells) == 2 * 2 * 5 + 6
+    # ravdess: 2 modes of 2 folds of 5 systems; mosi: 1 of 1 of 2 raw ones and, of 2 recipes, 4 each
+    assert len(cells) == 2 * 2 * 5 + 10
     assert len(capsys.readouterr().out.splitlines()) == len(cells)
-    assert {p.name for p in (folder / "out").glob("*.png")} == {
+    assert {p.name for p in (folder / "docs" / "figures").glob("*.png")} == {
         "ravdess_inductive.png", "ravdess_speaker_normalised.png", "mosi_inductive.png",
     }  # fmt: skip
     data = read_ravdess(folder)
@@ -89,6 +92,7 @@ def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, caps
     assert inductive.count("| raw features |") == 1
     assert page.count("- improved minus untrained heads, improved, at ") == 3
     assert "- paper minus raw features, text alone, at 3%: " in page
+    assert page.count("](figures/") == 3
     assert str(folder) not in page
 
     def never(*_):
@@ -120,6 +124,28 @@ def test_a_cell_is_the_mean_over_seeds_and_draws(folder):
     assert row.split("|")[1].startswith(f" {mean:.3f} [")
 
 
+def test_sentiment_of_the_text_head_is_scored_as_recomputed(folder):
+    reproduce(
+        folder, folder / "out", folder / "results.md", draws=1, sets=("mosi",), recipes=("improved",), settings=TINY
+    )
+    mosi = read_mosi(folder, draws=1)
+    fold = mosi.protocol.folds[0]
+    features = protocols.normalise(mosi.features, "inductive", fold.train_rows, mosi.protocol.groups)
+    _, trained = pretrained(TINY.config("improved", tuple(features)), features, mosi.group, fold)
+    text = trained["text"].astype(np.float64)
+    text = (text - text[fold.train_rows].mean(0)) / text[fold.train_rows].std(0)
+    (path,) = (folder / "out" / "cells").glob("mosi-inductive-0-improved+text_alone-*")
+    found = Evaluation.load(path).values[0]
+    assert np.isnan(found[fold.train_rows]).all()
+    fits = []
+    for strength in RIDGE_STRENGTHS:
+        model = Ridge(alpha=1 / strength).fit(text[fold.train_rows], mosi.values[fold.train_rows])
+        fits.append(model.predict(text[fold.test_rows]))
+    assert min(np.abs(found[fold.test_rows] - fit).max() for fit in fits) < 1e-3
+    row = (folder / "results.md").read_text().rpartition("\n| improved, text alone |")[2].partition("\n")[0]
+    assert row.split("|")[0].startswith(f" {np.abs(found - mosi.values)[fold.test_rows].mean():.3f} [")
+
+
 @pytest.mark.parametrize("recipe", ["improved", "paper"])
 def test_pretraining_sees_training_rows_only_and_changes_what_was_untrained(folder, recipe):
     data = read_ravdess(folder)
@@ -127,22 +153,27 @@ def test_pretraining_sees_training_rows_only_and_changes_what_was_untrained(fold
     config = TINY.config(recipe, ("video", "audio"))
     features = protocols.normalise(data.features, "inductive", fold.train_rows, data.protocol.groups)
     before, after = pretrained(config, features, data.group, fold)
+    before, after = (np.concatenate(list(parts.values()), axis=1) for parts in (before, after))
     assert before.shape == after.shape == (ACTORS * 16, 2 * 16)
     assert not np.allclose(before, after)
     # Other values in the test rows leave every representation of a training row as it was.
     other = {m: x.copy() for m, x in features.items()}
     for x in other.values():
         x[fold.test_rows] = 100.0
-    again_before, again_after = pretrained(config, other, data.group, fold)
+    again = pretrained(config, other, data.group, fold)
+    again_before, again_after = (np.concatenate(list(parts.values()), axis=1) for parts in again)
     np.testing.assert_allclose(again_before[fold.train_rows], before[fold.train_rows], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(again_after[fold.train_rows], after[fold.train_rows], rtol=1e-5, atol=1e-6)
 
 
 def test_settings_reach_the_configuration():
-    config = Settings(epochs=2).config("paper", ("audio", "video"))
+    config = Settings(paper_epochs=2, paper_lr=3e-4).config("paper", ("audio", "video"))
     clustering = config.tasks.clustering
     assert clustering is not None
     assert (config.recipe, config.epochs, config.global_batch, config.seed) == ("paper", 2, 256, 127)
+    assert config.optimizer.lr == 3e-4
+    assert Settings(epochs=7, paper_lr=3e-4).config("improved", ("audio", "video")).epochs == 7
+    assert Settings(paper_lr=3e-4).config("improved", ("audio", "video")).optimizer.lr != 3e-4
     assert (clustering.clusters, clustering.queue_batches, clustering.start_epoch) == (32, 2, 0)
     untouched = Settings().config("paper", ("audio", "video")).tasks.clustering
     assert untouched is not None
