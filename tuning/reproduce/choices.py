@@ -21,7 +21,6 @@ from tuning.reproduce.page import paired_table, write_page
 from tuning.reproduce.reproduce import Cells, Settings
 
 _ALL = "improved"
-_SEEDS = (127, 128, 129)
 # Each changes one choice: (tasks left out, overrides).
 VARIANTS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     _ALL: ((), {}),
@@ -49,12 +48,19 @@ def configurations(settings: Settings, modalities: Sequence[str]) -> dict[str, P
     return found
 
 
-def choices(data: Path, output: Path, results: Path, protocol_file: Path | None = None, draws: int = 30) -> None:
+def choices(
+    data: Path,
+    output: Path,
+    results: Path,
+    protocol_file: Path | None = None,
+    draws: int = 30,
+    settings: Settings | None = None,
+) -> None:
     """Judge every variant in both modes; write the tables to `results`.
 
     Raises ValueError for a missing file, array or value.
     """
-    settings = Settings(seeds=_SEEDS)
+    settings = settings or Settings()
     data_set = read_ravdess(data, protocol_file, design_draws=draws)
     configs = configurations(settings, tuple(data_set.features))
     cells = Cells(output / "cells", draws, settings.seeds)
@@ -92,9 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/choices.md"), help="the page of tables")
     parser.add_argument("--protocol", type=Path, help="the protocol file of RAVDESS; default: that of --data")
     parser.add_argument("--draws", type=int, default=30, help="draws of labels at each share below all")
+    parser.add_argument("--seeds", default="127,128,129", help="comma-separated seeds of pretraining; every one is run")
     given = parser.parse_args(arguments)
     try:
-        choices(given.data, given.output, given.results, given.protocol, given.draws)
+        settings = Settings(seeds=tuple(int(seed) for seed in given.seeds.split(",")))
+        choices(given.data, given.output, given.results, given.protocol, given.draws, settings)
     except ValueError as error:
         parser.error(str(error))
 

@@ -68,9 +68,9 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         f"Preset `conclugen`, recipes {' and '.join(f'`{name}`' for name in recipes)}, "
         "pretrained for each fold on its training rows alone, in one process on a CPU: without labels, though "
         "a recipe may use which rows are of one speaker (or video). "
-        f"Settings: {sizes}; all else is the recipe's. The length and peak learning rate of `paper` (its own rate is "
-        "made for far longer runs on far more clips) lie within the published search range and were chosen on RAVDESS "
-        "actors 21 to 24, as every choice of `improved` was. "
+        f"Settings: {sizes}; all else is the recipe's. The peak learning rate of `paper` is the top of the published "
+        "search range, since its own is made for far longer runs on far more clips, and its length ends with a cosine "
+        "cycle; neither was searched. What was chosen for `improved` was chosen on RAVDESS actors 21 to 24. "
         "Every system is judged by the same logistic probe, its strength chosen by inner folds over training speakers; "
         f"{draws} draws of labels at shares below 100 %. A representation is the concatenation over modalities of what "
         "the heads give; raw features are no part of it.",
@@ -81,8 +81,9 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         "minus raw features is what the whole representation adds. Every pretrained number is a mean over the seeds of "
         "pretraining as well; intervals cover the choice of test speakers, not that of the seeds, and no correction "
         "for the number of comparisons is made.",
-        "What was tried on the way here, and what did not help: [experiments.md](experiments.md). What each choice of "
-        "`improved` is worth: [choices.md](choices.md).",
+        "What was tried on the way here, what did not help, and what has yet to be tried: "
+        "[experiments.md](experiments.md). What each choice of `improved` is worth: "
+        "`python -m tuning.reproduce.choices`.",
     ]
     title = None
     for section in sections:

@@ -37,11 +37,11 @@ RECIPES = ("improved", "paper")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a pretraining of these small sets takes from us rather than from its preset.
+    """What a pretraining of these small sets takes from us rather than from its preset; nothing of it was searched.
 
     paper_epochs, paper_lr: length and peak learning rate of the `paper` recipe, whose own rate is made for hundreds of
-    thousands of clips: chosen on RAVDESS actors 21 to 24 within the published search range, the length so that a
-    cosine cycle ends with it (5 + 20, 5 + 20 + 40, ... epochs). Nothing else here was searched.
+    thousands of clips. The rate is the top of the published search range; the length ends with a cosine cycle (5 + 20,
+    5 + 20 + 40, ... epochs).
     """
 
     representation_dim: int = 512
