@@ -67,7 +67,7 @@ def one_process(
     encoders: tuple[str, ...] = ("random-image", "random-audio"),
 ) -> None:
     """Both jobs without Ray; isolated: clips are prepared in a child process, as in the job."""
-    plan = BuildPlan.make(read_clips("folder", videos), clips, BuildOptions(clips_per_shard=64))
+    plan = BuildPlan.make(read_clips("folder", videos), clips, BuildOptions(clips_per_shard=64, timeout=TIMEOUT))
     plan.claim()
     finish(plan, [build_shard(task, isolated=isolated) for task in plan.tasks])
     between()
