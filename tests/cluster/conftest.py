@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from shards.corpus import write_corpus
+from tests.feature_corpus import write_corpus
 
 _HERE = Path(__file__).parent
 

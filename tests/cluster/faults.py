@@ -38,10 +38,10 @@ from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training.checkpoint_store import CheckpointStore
-from shards.corpus import write_corpus
 from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run, without_ray_of_the_test
 from tests.cluster.trace import Plan
+from tests.feature_corpus import write_corpus
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PACE_S = 0.05

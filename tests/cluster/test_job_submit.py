@@ -15,7 +15,7 @@ import mlflow
 import psutil
 import pytest
 
-from shards.corpus import write_corpus
+from tests.feature_corpus import write_corpus
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 RAY = Path(sys.executable).parent / "ray"

@@ -21,9 +21,9 @@ from ray_jobs import configuration
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.tracking.mlflow_run import allowed_name
-from shards.corpus import write_corpus
 from tests.cluster.servers import free_port, mlflow_server
 from tests.cluster.sweeps import DyingActor, FragileActor, fixed_space, small_space, small_sweep
+from tests.feature_corpus import write_corpus
 from tuning.ledger import Ledger
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import run as sweep_run

@@ -9,7 +9,7 @@ from conclugen import Pretrainer, presets
 from ray_jobs.run_config import DataConfig
 from ray_jobs.training.validation import Validation
 from shards import Manifest
-from shards.corpus import write_corpus
+from tests.feature_corpus import write_corpus
 
 
 def test_a_collapsed_representation_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from conclugen import Batch
 from ray_jobs.run_config import DataConfig
 from shards import Manifest, Rows, View
-from shards.corpus import write_corpus
+from tests.feature_corpus import write_corpus
 from tuning.sweep.objective import OBJECTIVES, Judge, MeasureConfig, direction, refuse_test_rows
 
 MODALITIES = ("video", "audio", "text")

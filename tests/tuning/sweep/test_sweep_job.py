@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ray_jobs.training import run_lock
-from shards.corpus import write_corpus
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
+from tests.feature_corpus import write_corpus
 from tuning.sweep.folder import SweepBook, SweepFolder
 from tuning.sweep.job import ScheduleConfig, SweepJob
 from tuning.sweep.population import check_space

@@ -1,4 +1,4 @@
-"""The made-up corpus: deterministic, complete, and neither trivial nor random."""
+"""The made-up feature corpus: deterministic, complete, and neither trivial nor random."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from shards import corpus
 from shards.manifest import Manifest
 from shards.reader import Reader
 from shards.view import IndexValues, View
+from tests import feature_corpus as corpus
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_same_seed_same_bytes(manifest: Manifest, tmp_path: Path) -> None:
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
-    assert corpus.main([str(tmp_path / "again")]) == 0
+    corpus.write_corpus(tmp_path / "again")
     assert digests(str(tmp_path / "again")) == digests(manifest.folder)
     other = corpus.write_corpus(tmp_path / "other", seed=1, speakers=3, takes=1)
     assert other.rows == 15 and other.digest != manifest.digest

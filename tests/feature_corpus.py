@@ -1,4 +1,4 @@
-"""A small made-up corpus of acted emotions, as feature shards: what the demonstration learns from, with no download.
+"""A made-up corpus of acted emotions, as feature shards: quick labelled data for tests, without any video.
 
 Each clip is an emotion acted by a speaker. A latent trajectory (a few frames: the emotion's direction swells up and
 dies down, over a slow random walk) drives all modalities at once: `video_2d` sees its frames, `video_3d` its motion,
@@ -10,9 +10,7 @@ of the labels, reaches 0.61 to 0.73 on unseen speakers (seeds 0 to 2, chance 0.2
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -152,19 +150,3 @@ def _sentence(rng: np.random.Generator, emotion: int) -> str:
     spoken = emotion if rng.random() < 0.8 else int(rng.integers(len(EMOTIONS)))
     word, thing = rng.choice(_WORDS[EMOTIONS[spoken]]), rng.choice(_NEUTRAL)
     return str(rng.choice(_SENTENCES)).format(a=thing, b=word)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m shards.corpus", description="Write the made-up corpus.")
-    parser.add_argument("folder", help="folder for the shards")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--speakers", type=int, default=24)
-    parser.add_argument("--takes", type=int, default=16, help="clips of each emotion by each speaker")
-    args = parser.parse_args(arguments)
-    manifest = write_corpus(args.folder, args.seed, args.speakers, args.takes)
-    print(f"{manifest.rows} clips in {len(manifest)} shards: {manifest.folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The whole path on one machine: video, shards, features, pretraining with two workers, evaluation. `make demo`."""

@@ -1,0 +1,189 @@
+"""The demo's steps, one after another: each is a job that can be run alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from conclugen import backbones, presets
+from ray_jobs import ray_cluster
+from ray_jobs.build_shards import build
+from ray_jobs.comparison import ComparisonConfig
+from ray_jobs.demo.rendering import render_in_tasks
+from ray_jobs.embedding.clips import Embedded, Windows, embed_files
+from ray_jobs.embedding.model import RunModel
+from ray_jobs.evaluate import EvaluateJob, EvaluateResult, evaluate
+from ray_jobs.extract_features import Resources, extract
+from ray_jobs.extraction.feature_shards import ExtractionSummary
+from ray_jobs.extraction.plan import EncoderChoice, Extraction
+from ray_jobs.pretrain import PretrainResult, pretrain
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from shards import Manifest
+from shards.adapters import read_clips
+from shards.clips.plan import BuildOptions, BuildPlan
+from shards.clips.reader import ClipManifest
+from shards.clips.sheet import face_sheet
+from shards.clips.summary import BuildSummary
+from shards.corpus import EMOTIONS, ClipRow, CorpusConfig, write_corpus
+from shards.corpus.writing import TABLE_NAME
+from shards.media.limits import MediaError
+from shards.packing.labels import LabelSpec
+from shards.split import make_views
+
+WORKERS = 2
+LABEL, RUN = "emotion", "demo"
+SHARES = {"train": 0.6, "valid": 0.15, "test": 0.25}
+FRACTIONS = (0.1, 1.0)
+# Each shard of clips is one task with a process of its own for unsafe files: few shards for few clips.
+_CLIPS_PER_SHARD = 60
+# A core each for two tasks: more at a time gain nothing on the two cores that the demo reckons with.
+_CPUS_OF_A_BUILD = 4.0
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """output: folder of all that is made; corpus: what is rendered; epochs, global_batch: of pretraining."""
+
+    output: Path
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    epochs: int = 60
+    global_batch: int = 64
+
+
+@dataclass(frozen=True)
+class NewClip:
+    """A clip of a speaker that is in no part of the corpus, and what the model makes of it."""
+
+    path: Path
+    row: ClipRow
+    embedded: Embedded
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What each step gave; seconds: of each, in order."""
+
+    config: DemoConfig
+    table: Path
+    built: BuildSummary
+    extracted: ExtractionSummary
+    views: tuple[str, ...]
+    sheet: Path
+    pretrained: PretrainResult
+    evaluated: EvaluateResult
+    new_clip: NewClip
+    seconds: dict[str, float]
+
+
+def run(config: DemoConfig) -> DemoResult:
+    """Walk the whole path below `config.output`, which is empty. ValueError, OSError or WeightsError for what keeps a
+    step from starting."""
+    steps = _Steps()
+    output = config.output
+    with steps.step("start", "starting Ray, loading the encoders"):
+        choices = tuple(EncoderChoice(name) for name in backbones.resolve(["offline"]))
+        for choice in choices:
+            choice.create("cpu")  # what is not installed is said before any work is done
+        ray_cluster.connect(len(choices))
+
+    count = len(config.corpus.clips)
+    with steps.step("render", f"rendering {count} clips of {config.corpus.speakers} talking faces"):
+        write_corpus(output / "video", config.corpus, render_in_tasks)
+        table = output / "video" / TABLE_NAME
+
+    with steps.step("shards", "clips to shards: checked, cut, faces found, sound as FLAC"):
+        labels = (
+            LabelSpec(LABEL, (LABEL,), "class", tuple(EMOTIONS)),
+            LabelSpec("valence", ("valence",), "continuous"),
+        )
+        fields = {"group": "speaker", "text": "transcript"}
+        clips = read_clips("folder", output / "video", table=table, fields=fields, labels=labels)
+        plan = BuildPlan.make(clips, output / "clips", BuildOptions(clips_per_shard=_CLIPS_PER_SHARD))
+        plan.claim()
+        built = build(plan, _CPUS_OF_A_BUILD)
+        print("\n".join(built.lines(plan.out)), flush=True)
+        sheet = output / "faces.png"
+        face_sheet(ClipManifest.open(output / "clips"), LABEL, sheet)
+
+    with steps.step("features", f"frozen encoders: {', '.join(choice.name for choice in choices)}"):
+        extraction = Extraction.make(ClipManifest.open(output / "clips"), output / "features", choices)
+        extraction.claim()
+        extracted = extract(extraction, Resources())
+        print("\n".join(extracted.lines(extraction.out)), flush=True)
+        views, lines = make_views(Manifest.open(output / "features"), "group", SHARES, seed=config.corpus.seed)
+        for view in views:
+            view.save()
+        print("\n".join(lines), flush=True)
+
+    data = DataConfig(folder=str(output / "features"), label=LABEL)
+    with steps.step("pretrain", f"pretraining without labels: preset conclugen, recipe improved, {WORKERS} workers"):
+        pretrained = pretrain(_pretraining(config, data))
+
+    with steps.step("evaluate", "evaluation on speakers that pretraining never saw"):
+        evaluated = evaluate(
+            EvaluateJob(
+                run=RUN,
+                label=LABEL,
+                data=data,
+                output=str(output / "runs"),
+                comparison=ComparisonConfig(fractions=FRACTIONS),
+            )
+        )
+
+    with steps.step("embed", "a clip of a new speaker through encoders and model"):
+        new_clip = _embed_new_clip(config, choices, pretrained)
+    return DemoResult(
+        config, table, built, extracted, tuple(lines), sheet, pretrained, evaluated, new_clip, steps.seconds
+    )
+
+
+class _Steps:
+    """Tells what is done, and measures it."""
+
+    _COUNT = 7
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str, what: str) -> Iterator[None]:
+        print(f"\n{len(self.seconds) + 1}/{self._COUNT}  {what}", flush=True)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+
+
+def _pretraining(config: DemoConfig, data: DataConfig) -> PretrainJob:
+    sizes = {"representation_dim": 256, "projection_dim": 128, "reconstruction_hidden_dim": 256}
+    return PretrainJob(
+        pretrain=presets.build("conclugen", global_batch=config.global_batch, epochs=config.epochs, model=sizes),
+        data=data,
+        run=RunConfig(
+            name=RUN, output=str(config.output / "runs"), workers=WORKERS, checkpoint_every=100, report_every=25
+        ),
+    )
+
+
+def _embed_new_clip(config: DemoConfig, choices: tuple[EncoderChoice, ...], pretrained: PretrainResult) -> NewClip:
+    """Another seed draws another speaker; the emotion is drawn as well, so that nobody picks a lucky one."""
+    seed = config.corpus.seed + 1
+    emotion = str(np.random.default_rng(seed).choice(list(EMOTIONS)))
+    folder = config.output / "new_clip"
+    others = CorpusConfig(speakers=1, takes=1, seed=seed, silent=0, without_transcript=0, without_valence=0)
+    rows = write_corpus(folder, others)
+    row = next(row for row in rows if row.emotion == emotion)
+    path = folder / row.path
+    model = RunModel.open(pretrained.folder, LABEL)
+    used = [choice.create("cpu") for choice in choices if choice.name in model.encoder_names]
+    (embedded,) = embed_files(model, used, [str(path)], "concat", Windows(), row.transcript)
+    if not isinstance(embedded, Embedded):
+        _, error = embedded
+        assert isinstance(error, MediaError)
+        raise error
+    return NewClip(path, row, embedded, () if model.probe is None else model.probe.classes)
