@@ -7,20 +7,28 @@ OUT    ?= outputs
 .PHONY: demo test reproduce install constraints clean
 .DELETE_ON_ERROR:
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# $(call install,WHAT): a virtual environment with the project and the extras named, at the versions of constraints.txt.
+define install
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"conclugen needs Python 3.11, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
 	@# An environment whose making was interrupted has a python and no pip: it is made anew.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --config-settings editable_mode=compat
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(1)" --config-settings editable_mode=compat
+	@touch $@ $(VENV)/installed
+endef
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" --config-settings editable_mode=compat
-	@touch $@
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(call install,.)
+
+# With the encoders that need no download.
+$(VENV)/installed-offline: pyproject.toml constraints.txt
+	$(call install,.[offline])
+
+$(VENV)/installed-test: pyproject.toml constraints.txt
+	$(call install,.[test])
 
 install: $(VENV)/installed
 
-demo: install
+demo: $(VENV)/installed-offline
 	$(BIN)/python -m ray_jobs.demo --output $(OUT)/demo
 
 test: $(VENV)/installed-test
