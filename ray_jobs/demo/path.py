@@ -22,7 +22,7 @@ from ray_jobs.extract_features import Resources, extract
 from ray_jobs.extraction.feature_shards import ExtractionSummary
 from ray_jobs.extraction.plan import EncoderChoice, Extraction
 from ray_jobs.pretrain import PretrainResult, pretrain
-from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from shards import Manifest
 from shards.adapters import read_clips
 from shards.clips.plan import BuildOptions, BuildPlan
@@ -121,16 +121,15 @@ def run(config: DemoConfig) -> DemoResult:
             view.save()
         print("\n".join(lines), flush=True)
 
-    data = DataConfig(folder=str(output / "features"), label=LABEL)
     with steps.step("pretrain", f"pretraining without labels: preset conclugen, recipe improved, {WORKERS} workers"):
-        pretrained = pretrain(_pretraining(config, data))
+        pretrained = pretrain(_pretraining(config))
 
     with steps.step("evaluate", "evaluation on speakers that pretraining never saw"):
         evaluated = evaluate(
             EvaluateJob(
                 run=RUN,
                 label=LABEL,
-                data=data,
+                data=ShardsConfig(folder=str(output / "features")),
                 output=str(output / "runs"),
                 comparison=ComparisonConfig(fractions=FRACTIONS),
             )
@@ -159,11 +158,11 @@ class _Steps:
         self.seconds[name] = time.monotonic() - began
 
 
-def _pretraining(config: DemoConfig, data: DataConfig) -> PretrainJob:
+def _pretraining(config: DemoConfig) -> PretrainJob:
     sizes = {"representation_dim": 256, "projection_dim": 128, "reconstruction_hidden_dim": 256}
     return PretrainJob(
         pretrain=presets.build("conclugen", global_batch=config.global_batch, epochs=config.epochs, model=sizes),
-        data=data,
+        data=DataConfig(folder=str(config.output / "features"), label=LABEL),
         run=RunConfig(
             name=RUN, output=str(config.output / "runs"), workers=WORKERS, checkpoint_every=100, report_every=25
         ),

@@ -26,7 +26,7 @@ _FRICATIVES = frozenset("cfhjsvxz")
 _CLOSURES = frozenset("bmp")  # lips meet
 _PAUSE = 0.03  # seconds between words
 _SLUR = 0.03  # seconds over which formants glide
-_CROSSTALK = 0.35  # deviation of the strength of each channel from the emotion's own
+_CROSSTALK = 0.12  # deviation of the strength of each channel from the emotion's own
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Acting:
 def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str) -> Acting:
     """Play a sentence with an emotion; the clip is as long as the sentence, with a moment before and after it."""
     acted = EMOTIONS[emotion]
-    intensity = float(rng.uniform(0.35, 1.1))
-    strength_face, strength_voice = (max(0.1, intensity + rng.normal(0, _CROSSTALK * 0.5)) for _ in range(2))
+    intensity = float(rng.uniform(0.6, 1.25))
+    strength_face, strength_voice = (max(0.1, intensity + rng.normal(0, _CROSSTALK)) for _ in range(2))
     strength_face *= speaker.expressive_face
     strength_voice *= speaker.expressive_voice
 
@@ -77,17 +77,17 @@ def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str)
     seconds = np.ceil((spoken.end + tail) * FPS) / FPS
     times = np.arange(round(seconds * FPS)) / FPS
     ticks = np.arange(round(seconds * CONTROL)) / CONTROL
-    onset, offset = rng.uniform(0.0, 0.25) * seconds, rng.uniform(0.8, 1.1) * seconds
+    onset, offset = rng.uniform(-0.1, 0.1) * seconds, rng.uniform(0.8, 1.1) * seconds
 
     def course(at: np.ndarray) -> np.ndarray:
-        return _ramp(at, onset, 0.4) * (1 - 0.7 * _ramp(at, offset - 0.4, 0.4))
+        return _ramp(at, onset, 0.35) * (1 - 0.7 * _ramp(at, offset - 0.4, 0.4))
 
     speech = _speech(rng, speaker, emotion, strength_voice * course(ticks), spoken, ticks)
     swell = course(times)
     units = {}
     for name in ACTION_UNITS:
-        jitter = 0.07 * _slow(rng, times, 0.5)
-        own = acted.face.get(name, 0.0) * strength_face * rng.uniform(0.7, 1.3)
+        jitter = 0.05 * _slow(rng, times, 0.5)
+        own = acted.face.get(name, 0.0) * strength_face * rng.uniform(0.8, 1.2)
         units[name] = np.clip(speaker.face.rest.get(name, 0.0) + own * swell + jitter, 0, 1.3)
     return Acting(
         float(seconds),

@@ -10,7 +10,7 @@ import numpy as np
 from shards.corpus.emotions import EMOTIONS
 
 # Of an emotion's clips: sentences of its own, of no emotion in particular, and of any emotion at all.
-OWN, PLAIN = 0.65, 0.25
+OWN, PLAIN = 0.6, 0.25
 _SENTENCES = {
     "angry": ("leave {} alone", "stop touching {}", "who broke {} again", "I have had enough of {}"),
     "fearful": ("don't go near {}", "something hides behind {}", "I am scared of {}", "did you hear {}"),

@@ -80,13 +80,13 @@ def draw_speaker(rng: np.random.Generator, name: str) -> Speaker:
     # Low voices belong to long vocal tracts, mostly.
     formants = 1.0 + 0.16 * np.log2(pitch / 146) + rng.normal(0, 0.03)
     voice = VoiceBox(pitch, float(formants), rng.uniform(5.0, 6.4), rng.uniform(-8.5, -6.0), rng.uniform(0.01, 0.06))
-    return Speaker(name, _draw_face(rng), voice, rng.uniform(0.65, 1.15), rng.uniform(0.65, 1.15))
+    return Speaker(name, _draw_face(rng), voice, rng.uniform(0.75, 1.2), rng.uniform(0.75, 1.2))
 
 
 def _draw_face(rng: np.random.Generator) -> Face:
     skin = _between(rng, _SKINS)
     hairstyle = str(rng.choice(HAIRSTYLES))
-    rest = {name: float(max(0.0, rng.normal(0, 0.12))) for name in ACTION_UNITS if name != "jaw_drop"}
+    rest = {name: float(max(0.0, rng.normal(0, 0.08))) for name in ACTION_UNITS if name != "jaw_drop"}
     lip = tuple(0.62 * c + 0.38 * t for c, t in zip(skin, (188, 70, 78), strict=True))
     return Face(
         width=rng.uniform(0.68, 0.82),

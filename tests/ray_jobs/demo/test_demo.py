@@ -1,10 +1,13 @@
-"""The demo removes what an earlier demo made, and nothing else."""
+"""The demo removes what an earlier demo made, and nothing else; from rendered video it comes to counts that add up."""
 
+import json
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from ray_jobs.demo import clear, main
+from ray_jobs.demo.command import clear, main
 
 
 def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,11 +27,38 @@ def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.Cap
     assert (thesis / "a.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--speakers", "2"], "--speakers 2: training, validation and test need at least 3"),
+        (["--takes", "0"], "takes is 0, expected 1 to 1000"),
+        (["--seed", "-1"], "seed is -1, expected 0 or more"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_is_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output", str(tmp_path / "demo"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_whole_demo_ends_with_a_summary(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["--output", str(tmp_path / "demo")]) == 0
+    """A tiny corpus through every step; the counts that are told agree with the files."""
+    output = tmp_path / "demo"
+    size = ["--speakers", "8", "--takes", "2", "--epochs", "4", "--global-batch", "16"]
+    assert main(["--output", str(output), *size]) == 0
     printed = capfd.readouterr().out
-    assert "conclugen demo: 200 steps with 2 workers" in printed
     for line in ("pretrained heads", "the same heads, untrained", "majority class", "MLflow run", "ui --backend-store"):
         assert line in printed
+    assert re.search(r"pretraining: \d+ steps with 2 workers", printed)
+    assert "96 clips rendered (8 speakers) = 96 in clip shards + 0 quarantined; 96 = 96 with features + 0" in printed
+    assert (output / "faces.png").stat().st_size > 10_000
+    table = pd.read_csv(output / "video/clips.csv")
+    assert len(table) == 96 == len(list((output / "video/clips").rglob("*.mp4")))
+    for folder in ("clips", "features"):
+        assert json.loads((output / folder / "summary.json").read_text())["written"] == 96
+    wordless = int(table["transcript"].isna().sum())
+    assert f"{wordless} no transcript" in printed
