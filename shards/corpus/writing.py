@@ -33,7 +33,7 @@ class CorpusConfig:
     """A corpus of speakers x emotions x takes clips. silent, without_transcript, without_valence: shares of the clips
     that have no sound track, no transcript, no valence, as happens in real corpora."""
 
-    speakers: int = 20
+    speakers: int = 16
     takes: int = 4
     seed: int = 0
     silent: float = 0.03
