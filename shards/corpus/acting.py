@@ -77,7 +77,7 @@ def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str)
     seconds = np.ceil((spoken.end + tail) * FPS) / FPS
     times = np.arange(round(seconds * FPS)) / FPS
     ticks = np.arange(round(seconds * CONTROL)) / CONTROL
-    onset, offset = rng.uniform(-0.1, 0.1) * seconds, rng.uniform(0.8, 1.1) * seconds
+    onset, offset = rng.uniform(-0.12, 0.3), rng.uniform(0.8, 1.1) * seconds
 
     def course(at: np.ndarray) -> np.ndarray:
         return _ramp(at, onset, 0.35) * (1 - 0.7 * _ramp(at, offset - 0.4, 0.4))
