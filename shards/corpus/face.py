@@ -187,8 +187,9 @@ def _eye(pen: _Pen, face: Face, units: Mapping[str, float], closed: float, gaze:
 def _brow(pen: _Pen, face: Face, units: Mapping[str, float], side: int) -> None:
     line = brow(face, units, side)
     half = face.brow_thickness * np.array([0.9, 1.0, 0.9, 0.7, 0.3])[:, None] * np.array([0.0, 1.0])
-    hair = face.hair if sum(face.hair) < 360 else _shade(face.hair, 0.6)
-    pen.fill(np.concatenate([line - half, (line + half)[::-1]]), _shade(hair, 0.8))
+    # Brows are darker than the hair, and than the skin.
+    hair = tuple(min(0.6 * h, 0.55 * s) for h, s in zip(face.hair, face.skin, strict=True))
+    pen.fill(np.concatenate([line - half, (line + half)[::-1]]), hair)  # type: ignore[arg-type]
 
 
 def _nose(pen: _Pen, face: Face, dark: Colour, darker: Colour) -> None:

@@ -11,9 +11,10 @@ from shards.corpus.emotions import ACTION_UNITS
 
 Colour = tuple[float, float, float]  # RGB, 0 to 255
 
-# From light to dark; each speaker's lies between two neighbours.
+# From light to dark; each speaker's lies between two neighbours. Dark skin goes with dark or grey hair.
 _SKINS = ((244, 214, 192), (232, 190, 160), (212, 160, 122), (172, 118, 82), (124, 80, 54), (92, 60, 42))
-_HAIRS = ((28, 24, 24), (62, 42, 30), (112, 74, 44), (186, 146, 88), (150, 74, 40), (168, 166, 164))
+_HAIRS = ((168, 166, 164), (28, 24, 24), (62, 42, 30), (112, 74, 44), (186, 146, 88), (150, 74, 40))
+_DARK_HAIRS = 3
 _IRISES = ((84, 58, 36), (58, 42, 28), (92, 120, 150), (96, 128, 92))
 HAIRSTYLES = ("short", "long", "bald", "fringe", "bun")
 
@@ -84,7 +85,8 @@ def draw_speaker(rng: np.random.Generator, name: str) -> Speaker:
 
 
 def _draw_face(rng: np.random.Generator) -> Face:
-    skin = _between(rng, _SKINS)
+    shade = rng.uniform(0, len(_SKINS) - 1)
+    skin = _between(_SKINS, shade)
     hairstyle = str(rng.choice(HAIRSTYLES))
     rest = {name: float(max(0.0, rng.normal(0, 0.08))) for name in ACTION_UNITS if name != "jaw_drop"}
     lip = tuple(0.62 * c + 0.38 * t for c, t in zip(skin, (188, 70, 78), strict=True))
@@ -104,7 +106,7 @@ def _draw_face(rng: np.random.Generator) -> Face:
         mouth_width=rng.uniform(0.23, 0.32),
         lip_thickness=rng.uniform(0.035, 0.07),
         skin=skin,
-        hair=_between(rng, _HAIRS),
+        hair=_between(_HAIRS, rng.uniform(0, (_DARK_HAIRS if shade > 2 else len(_HAIRS)) - 1)),
         iris=_IRISES[int(rng.integers(len(_IRISES)))],
         lip=lip,  # type: ignore[arg-type]
         shirt=tuple(rng.uniform(30, 220, 3)),
@@ -115,9 +117,8 @@ def _draw_face(rng: np.random.Generator) -> Face:
     )
 
 
-def _between(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
-    """A colour between two neighbours of a list."""
-    place = rng.uniform(0, len(colours) - 1)
+def _between(colours: tuple[Colour, ...], place: float) -> Colour:
+    """The colour at a place of a list, 0 for the first one, mixed of its neighbours."""
     i = min(int(place), len(colours) - 2)
     a, b, share = colours[i], colours[i + 1], place - i
     return tuple((1 - share) * x + share * y for x, y in zip(a, b, strict=True))  # type: ignore[return-value]

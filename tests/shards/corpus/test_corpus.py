@@ -48,7 +48,14 @@ def plain_face(number: int = 3) -> Face:
     face = draw_speaker(np.random.default_rng(number), "x").face
     # Blue lips, green brows: parts that are found by their colour.
     return replace(
-        face, glasses=False, beard=False, hairstyle="bald", lip=(0.0, 0.0, 255.0), hair=(0.0, 255.0, 0.0), rest={}
+        face,
+        skin=(230.0, 190.0, 160.0),
+        glasses=False,
+        beard=False,
+        hairstyle="bald",
+        lip=(0.0, 0.0, 255.0),
+        hair=(0.0, 255.0, 0.0),
+        rest={},
     )
 
 
