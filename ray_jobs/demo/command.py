@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conclugen.backbones import WeightsError
-from ray_jobs.demo.path import SHARES, DemoConfig, run
+from ray_jobs.demo.path import DemoConfig, run
 from ray_jobs.demo.summary import summary
 from shards.corpus import CorpusConfig
 
 _MARK = ".conclugen-demo"
+_FEWEST_SPEAKERS = 6  # three at least to choose the probe's strength on, one to validate on, one to test on
 
 
 def clear(output: Path) -> None:
@@ -38,7 +39,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("outputs/demo"), help="folder for all that the demo makes (%(default)s)")
-    add("--speakers", type=int, default=corpus.speakers, metavar="N", help="at least 3 (default: %(default)s)")
+    add(
+        "--speakers",
+        type=int,
+        default=corpus.speakers,
+        metavar="N",
+        help=f"at least {_FEWEST_SPEAKERS} (default: %(default)s)",
+    )
     add("--takes", type=int, default=corpus.takes, metavar="N", help="of each emotion by each speaker (%(default)s)")
     add("--seed", type=int, default=corpus.seed, metavar="N", help="of the corpus (default: %(default)s)")
     add("--epochs", type=int, default=demo.epochs, metavar="N", help="of pretraining (default: %(default)s)")
@@ -48,8 +55,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def config_of(args: argparse.Namespace) -> DemoConfig:
     """ValueError for what cannot work, before anything is written."""
-    if args.speakers < len(SHARES):
-        raise ValueError(f"--speakers {args.speakers}: training, validation and test need at least {len(SHARES)}")
+    if args.speakers < _FEWEST_SPEAKERS:
+        raise ValueError(f"--speakers {args.speakers}: training, validation and test need at least {_FEWEST_SPEAKERS}")
     corpus = CorpusConfig(args.speakers, args.takes, args.seed)
     return DemoConfig(args.output.expanduser().absolute(), corpus, args.epochs, args.global_batch)
 

@@ -30,7 +30,7 @@ def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--speakers", "2"], "--speakers 2: training, validation and test need at least 3"),
+        (["--speakers", "5"], "--speakers 5: training, validation and test need at least 6"),
         (["--takes", "0"], "takes is 0, expected 1 to 1000"),
         (["--seed", "-1"], "seed is -1, expected 0 or more"),
     ],
