@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,10 +25,13 @@ from conclugen.checkpoint import CheckpointError
 from conclugen.export import ExportError
 from ray_jobs import strict_yaml
 from shards import Manifest, ManifestError, Reader, ShardError
+from shards.adapters.table import read_table
 from shards.foreign.command import index_folder
-from shards.packing.source import open_source
+from shards.packing.source import Table, open_source
 from tests.conclugen.runs import fresh, rows, small_config
 from tests.shards.foreign.foreign_tars import plain_members, write_tar
+from tests.shards.fuzz.bombs import bomb
+from tests.shards.fuzz.judge import bounded
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("conclugen", "shards", "ray_jobs", "tuning")
@@ -38,7 +42,10 @@ FORBIDDEN = {
     "jsonpickle",
     "torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "torch.package", "torch.serialization.load",
     "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.unsafe_load_all", "yaml.full_load", "yaml.full_load_all",
-    "yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "numpy.fromregex", "pandas.read_pickle", "pandas.eval",
+    "yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "yaml.CLoader", "yaml.CUnsafeLoader", "yaml.CFullLoader",
+    "numpy.fromregex", "pandas.read_pickle", "pandas.read_hdf", "pandas.eval", "mlflow.pytorch", "mlflow.sklearn",
+    "torch.distributed.all_gather_object", "torch.distributed.gather_object", "torch.distributed.broadcast_object_list",
+    "torch.distributed.scatter_object_list", "runpy", "pty", "os.execv", "os.execvp", "os.execve", "os.spawnv",
     "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "code.interact",
     "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
     "tarfile.extractall", "zipfile.extractall", "shutil.unpack_archive",
@@ -161,6 +168,8 @@ def test_no_forbidden_call_stands_in_the_project() -> None:
         "import os\nos.system('x')", "from os import system", "import subprocess\nsubprocess.run('x', shell=True)",
         "tar.extractall()", "Tuner.restore('x')", "self.trial.restore('x')", "import pandas as pd\npd.read_pickle('x')",
         "AutoModel.from_pretrained('x', trust_remote_code=True)", "import shelve", "import marshal",
+        "from torch import distributed\ndistributed.all_gather_object(x, y)",
+        "import mlflow\nmlflow.sklearn.load_model('x')",
     ],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(source: str) -> None:
@@ -346,6 +355,82 @@ def test_hostile_arrays(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(pickle.dumps(Payload()))
     with pytest.raises(ValueError, match=r"x\.npz cannot be read"):
         open_source(tmp_path / "x.npz")
+
+
+def with_header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n1234"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': (",
+        "  {\n x",
+        "(" * 9000,
+        "{[]: 1}",
+        "{'descr': [(1,)], 'fortran_order': 0, 'shape': 1}",
+        "__import__('os')",
+    ],
+)
+def test_headers_that_are_no_headers(tmp_path: Path, header: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.npy").write_bytes(with_header(header))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("a.npy", with_header(header))
+    for path in ("folder", "x.npz"):
+        with pytest.raises(ValueError, match=r"a\.npy cannot be read|x\.npz.*'a' cannot be read"):
+            open_source(tmp_path / path).column("a")
+
+
+def claiming(shape: tuple[int, ...]) -> bytes:
+    """An .npy file of four bytes whose header claims this many float32."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue() + b"1234"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1 << 40,), (1 << 62,), (1 << 64,), (-1,), (1 << 31, 1 << 31, 4)],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+def test_sizes_that_arrays_claim(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    for name in ("arrays/a.npy", "files/column/k0.npy"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(claiming(shape))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("a.npy", claiming(shape))
+    with bounded(60, 1 << 30):
+        for path, column in (("arrays", "a"), ("files", "column"), ("x.npz", "a")):
+            with pytest.raises(ValueError, match=r"(a|k0)\.npy cannot be read|x\.npz.*'a' cannot be read"):
+                open_source(tmp_path / path).column(column)
+
+
+def test_archives_of_arrays_that_unpack_to_more_than_memory_holds(tmp_path: Path) -> None:
+    """64 MiB of zeros in 64 KiB, with 16 MiB of memory; one whose packed bytes are damaged."""
+    zeros = io.BytesIO()
+    np.save(zeros, np.zeros(1 << 24, np.float32))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.npy", zeros.getvalue())
+    source = open_source(tmp_path / "x.npz")
+    told = r"x\.npz: array 'a' takes 67108992 bytes.*unpack the archive"
+    memory = mock.patch("psutil.virtual_memory", return_value=mock.Mock(available=1 << 24))
+    with memory, bounded(60, 1 << 28), pytest.raises(ValueError, match=told):
+        source.column("a")
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    data[100:200] = bytes(100)
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.npz: array 'a' cannot be read"):
+        open_source(tmp_path / "x.npz").column("a")
+
+
+def test_tables_that_would_fill_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(bomb(4000, 1 << 18))
+    with bounded(60, 1 << 30):
+        with pytest.raises(ValueError, match=r"t\.parquet cannot be read.*decode to more"):
+            Table(tmp_path / "t.parquet", None, None)
+        with pytest.raises(ValueError, match=r"t\.parquet cannot be read.*decode to more"):
+            read_table(tmp_path / "t.parquet")
 
 
 def test_objects_in_an_archive(tmp_path: Path) -> None:

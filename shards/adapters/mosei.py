@@ -162,7 +162,7 @@ def _read_folds(source: Path, given: str | Path | None) -> tuple[dict[str, str],
     try:
         text = path.read_text()
         folds = json.loads(text) if path.suffix == ".json" else _python_lists(text)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read as folds: {error}") from None
     if not isinstance(folds, dict) or not all(isinstance(fold, list) for fold in folds.values()):
         raise ValueError(f"{path}: expected lists of video names for {', '.join(FOLD_SIZES)}")

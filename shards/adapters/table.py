@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from shards.tables import read_parquet
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -19,7 +20,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"--table {path}: expected a file ending in {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".parquet":
-            rows = pq.read_table(path).to_pylist()
+            rows = _parquet(path)
         elif path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             rows = [_object(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -30,6 +31,14 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"--table {path} has no rows")
     return [{name: None if value == "" else value for name, value in row.items()} for row in rows]
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = read_parquet(path.read_bytes()).to_pylist()
+    except ValueError as error:
+        raise ValueError(f"--table {path} cannot be read: {error}") from None
+    return rows
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

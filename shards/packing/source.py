@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 from shards.schema import did_you_mean
+from shards.tables import read_parquet
 
 
 class Source(Protocol):
@@ -125,11 +127,24 @@ class ArraySource:
             if self._npz is None:
                 self._loaded[name] = load_npy(self._files[name], mapped=True)
             else:
-                try:
-                    self._loaded[name] = self._npz[name]
-                except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-                    raise ValueError(f"{self._path}: array {name!r} cannot be read: {error}") from None
+                self._loaded[name] = self._unpacked(name)
         return self._loaded[name]
+
+    def _unpacked(self, name: str) -> np.ndarray:
+        """An array of the archive: whole in memory, so what does not fit there is refused before it is unpacked."""
+        archive: zipfile.ZipFile = self._npz.zip
+        member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
+        size, free = archive.getinfo(member).file_size, psutil.virtual_memory().available
+        if size > free:
+            raise ValueError(
+                f"{self._path}: array {name!r} takes {size} bytes once it is unpacked, and {free} bytes of memory are "
+                "free: unpack the archive into a folder of .npy files, which are read in parts"
+            )
+        try:
+            array: np.ndarray = self._npz[name]
+        except Exception as error:  # numpy's parser of headers, and zlib, raise nearly anything
+            raise ValueError(f"{self._path}: array {name!r} cannot be read: {error}") from None
+        return array
 
 
 class FileSource:
@@ -199,15 +214,18 @@ def load_npy(path: Path, mapped: bool = False) -> np.ndarray:
     """An .npy file without objects; ValueError names the file."""
     try:
         return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # see `_unpacked`
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def _open_npz(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        loaded = np.load(path, allow_pickle=False)
+    except Exception as error:  # see `_unpacked`
         raise ValueError(f"{path} cannot be read as .npz: {error}") from None
+    if isinstance(loaded, np.ndarray):
+        raise ValueError(f"{path} cannot be read as .npz: it is a single array; name it .npy, in a folder")
+    return loaded
 
 
 class Table:
@@ -249,11 +267,11 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"--table {path} does not exist")
     try:
         if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
+            frame = read_parquet(path.read_bytes()).to_pandas()
         else:
             # Keys and names such as 01 or NA must stay what they are: everything is text, empty is missing.
             separator = "\t" if path.suffix == ".tsv" else ","
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
-    except (ValueError, OSError, pd.errors.ParserError) as error:
+    except (ValueError, OSError, NotImplementedError, pd.errors.ParserError) as error:
         raise ValueError(f"--table {path} cannot be read: {error}") from None
     return {str(name): frame[name].to_numpy() for name in frame.columns}

@@ -15,6 +15,7 @@ import pytest
 from shards import Manifest, ManifestError, Reader, ShardError, View
 from shards.index import read_table
 from shards.tables import read_parquet
+from tests.shards.fuzz.bombs import bomb, zeros
 from tests.shards.fuzz.corruptions import KINDS, Damage
 from tests.shards.fuzz.judge import DefectError, bounded, judge, read_everything
 from tests.shards.fuzz.runner import OUTCOMES, plan_case, run_case
@@ -72,21 +73,6 @@ def test_cases_are_a_function_of_seed_and_number(made: list[Target]) -> None:
     for case in range(len(KINDS)):
         one, two = (plan_case(SEED, case, made)[2] for _ in range(2))
         assert (one == two and one != plan_case(SEED + 1, case, made)[2]) or one.files == two.files
-
-
-def bomb(rows: int, longest: int) -> bytes:
-    """A dictionary of one long string, that every row repeats: some kilobytes that would decode to rows * longest."""
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * longest]))
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"key": column}), sink, compression="zstd", write_page_checksum=True, store_schema=False)
-    return sink.getvalue()
-
-
-def zeros(rows: int) -> bytes:
-    """Runs of one number: claimed rows cost nothing in the file."""
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"count": pa.repeat(pa.scalar(7, pa.int64()), rows)}), sink, compression="zstd")
-    return sink.getvalue()
 
 
 @pytest.mark.parametrize("data", [bomb(4000, 1 << 18), zeros(50_000_000)], ids=["repeated string", "run of numbers"])
