@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One fault in one run. weights: largest difference of any tensor from the run without fault."""
+    """One fault in one run. weights: largest difference of any tensor from the run without fault. date: UTC, when the
+    fault's run began; load: the machine's load average of the minute before its end, to read recovery_s by."""
 
     fault: str
     step: int
@@ -65,6 +66,8 @@ class Outcome:
     tracked: bool
     error: str
     seconds: float
+    date: str
+    load: float
 
 
 class Bench:
@@ -95,6 +98,7 @@ class Bench:
         name = f"{fault.replace(' ', '-').replace(',', '')}-{self.count}"
         step, rank = draw.randrange(9, self.steps - 8), draw.randrange(2)
         begun = time.time()
+        date = time.strftime("%Y-%m-%d %H:%M", time.gmtime(begun))
         error = ""
         injected = [(begun, step)]
         try:
@@ -103,7 +107,7 @@ class Bench:
             error = f"{type(problem).__name__}: {problem}"[:500]
             traceback.print_exc()
         run = self.run_of(name)
-        noted = run.parent / f"{name}.injected.json"
+        noted = trace.inflicted(run)
         if noted.is_file():
             note = json.loads(noted.read_text())
             injected = [(note["time"], note["step"])]
@@ -113,7 +117,8 @@ class Bench:
             tracked = self.is_tracked(run)
         except Exception as problem:
             error = error or f"{type(problem).__name__}: {problem}"[:500]
-            return Outcome(fault, step, False, -1, -1, 0, 0, -1.0, -1.0, False, error, time.time() - begun)
+            took, load = round(time.time() - begun, 1), round(os.getloadavg()[0], 1)
+            return Outcome(fault, step, False, -1, -1, 0, 0, -1.0, -1.0, False, error, took, date, load)
         exact = 1e-8 if fault in OTHER_WORLD else 0.0
         survived = not error and seen.lost == seen.doubled == 0 and weights <= exact and tracked
         return Outcome(
@@ -129,6 +134,8 @@ class Bench:
             tracked,
             error,
             round(time.time() - begun, 1),
+            date,
+            round(os.getloadavg()[0], 1),
         )
 
     def difference(self, run: Path) -> float:
@@ -177,10 +184,16 @@ def in_worker(action: str, length: int = 0) -> Callable[[Bench, str, int, int], 
 
 
 def beside(
-    bench: Bench, name: str, step: int, act: Callable[[], None], pace_s: float = PACE_S, **run: Any
+    bench: Bench,
+    name: str,
+    step: int,
+    act: Callable[[], None],
+    pace_s: float = PACE_S,
+    plans: Sequence[Plan] = (),
+    **run: Any,
 ) -> tuple[float, int]:
-    """Run a job, and once it has made the step do something to it."""
-    Plan(pace_s=pace_s).give(bench.run_of(name))
+    """Run a job, and once it has made the step do something to it; its workers meet `plans` too."""
+    trace.give(bench.run_of(name), *plans, Plan(pace_s=pace_s))
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -205,7 +218,11 @@ def beside(
 
 def controller(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
     """SIGKILL of the Train controller's process; the workers use up every CPU of the cluster."""
-    yield beside(bench, name, step, lambda: os.kill(controller_process(), signal.SIGKILL))
+    yield beside(bench, name, step, kill_controller)
+
+
+def kill_controller() -> None:
+    os.kill(controller_process(), signal.SIGKILL)
 
 
 def controller_process() -> int:
@@ -380,22 +397,26 @@ def place(faults: list[str], bench: Bench) -> Iterator[None]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: one row for each fault."""
+    """Markdown: one row for each fault. Recovery is told of the runs that noted the machine's load beside it."""
     by_fault: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         by_fault[result["fault"]].append(result)
     lines = [
         "| fault | injected | survived | samples lost | samples doubled | largest difference of weights "
-        "| recovery, median | recovery, longest |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recovery, median | recovery, longest | load average, median |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for fault in [fault for fault in FAULTS if fault in by_fault]:
         runs = by_fault[fault]
-        times = [run["recovery_s"] for run in runs if run["survived"]]
+        timed = [run for run in runs if run["survived"] and "load" in run]
+        times = [run["recovery_s"] for run in timed]
         lost, doubled = (sum(run[name] for run in runs if run[name] >= 0) for name in ("lost", "doubled"))
         weights = max((run["weights"] for run in runs), default=-1)
         shown = "none" if weights == 0 else f"{weights:.0e}"
-        timing = f"{statistics.median(times):.0f} s | {max(times):.0f} s" if times else "- | -"
+        timing = "- | - | -"
+        if timed:
+            load = statistics.median(run["load"] for run in timed)
+            timing = f"{statistics.median(times):.0f} s of {len(times)} | {max(times):.0f} s | {load:.0f}"
         survived = sum(run["survived"] for run in runs)
         lines.append(f"| {fault} | {len(runs)} | {survived} | {lost} | {doubled} | {shown} | {timing} |")
     return "\n".join(lines)

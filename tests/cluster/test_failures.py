@@ -1,4 +1,4 @@
-"""One of each fault, injected into a run on a Ray with exactly enough CPUs; and how runs end that cannot go on.
+"""Faults injected into runs on a Ray with exactly enough CPUs; and how runs end that cannot go on.
 
 `python -m tests.cluster.faults` injects them many times.
 """
@@ -23,17 +23,9 @@ from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from shards import Manifest, View
 from tests.cluster import trace
-from tests.cluster.faults import FAULTS, ON_NODES, Bench
+from tests.cluster.faults import FAULTS, ON_NODES, Bench, beside, kill_controller
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.trace import Plan
-
-# `test_pretrain` kills a job in the default run; of two kinds of damaged checkpoints one is met there.
-LONGER = ("SIGKILL of the job", "a rank hangs", "checkpoint write killed", "storage fails two times of three")
-FAULTS_HERE = [
-    pytest.param(fault, marks=[pytest.mark.slow] if fault in LONGER else [])
-    for fault in FAULTS
-    if fault not in ON_NODES
-]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +36,31 @@ def bench(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", FAULTS_HERE)
+def test_a_run_meets_one_fault_after_another(bench: Bench) -> None:
+    """The same samples in the same steps, the same weights bit for bit, one tracked run without holes or repeats.
+
+    A worker's SIGKILL, a full disk, a checkpoint torn in its place with its writer killed, storage that fails two times
+    of three, the Train controller's SIGKILL. `test_pretrain` kills a job; nodes are in `test_preemption`.
+    """
+    run, pace_s = bench.run_of("night"), 0.1
+    plans = [
+        Plan("kill", step=9, rank=1),
+        Plan("full", step=11, until=16),
+        Plan("torn", step=18),
+        Plan("flaky", step=24),
+    ]
+    met = beside(bench, "night", 31, kill_controller, pace_s, plans, max_failures=5)
+    assert all(trace.inflicted(run, number).is_file() for number in range(len(plans)))
+    seen = trace.compare(run, bench.run_of("reference"), met)
+    assert (seen.lost, seen.doubled) == (0, 0) and seen.starts == 4
+    assert bench.difference(run) == 0 and bench.is_tracked(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ON_NODES])
 def test_a_run_ends_as_if_nothing_had_happened(bench: Bench, fault: str) -> None:
-    """The same samples in the same steps, the same weights bit for bit, one tracked run without holes or repeats."""
+    """Each fault by itself, at a step that its name decides."""
     outcome = bench.inject(fault, random.Random(fault))
     assert outcome.survived, outcome
 
@@ -55,9 +69,12 @@ def statuses(folder: RunFolder) -> list[str]:
     return [record["status"] for record, _ in read_records(folder.journal) if record["kind"] == "status"]
 
 
-def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_workers_goes_on(bench: Bench) -> None:
+def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_workers_goes_on(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In mid-epoch with two workers, then with one: the samples of the run without fault, weights to 1e-8."""
-    run, job = bench.run_of("another"), bench.job("another")
+    run = bench.run_of("another")
+    job = bench.job("another", keep_checkpoints=1, keep_by="validation/effective_rank/video", keep_order="min")
     folder = RunFolder(run)
     Plan("invalid", step=31, rank=1).give(run)
     begun = time.monotonic()
@@ -72,6 +89,24 @@ def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_
     seen = trace.compare(run, bench.run_of("reference"), (time.time(), 31))
     assert (seen.lost, seen.doubled, seen.starts) == (0, 0, 2)
     assert bench.difference(run) <= 1e-8 and bench.is_tracked(run)
+    out = capsys.readouterr().out
+    assert f"step {bench.steps}/{bench.steps}" in out and f"validation at step {bench.steps}" in out
+    check_kept_are_the_best_and_the_newest(folder, job, bench.steps)
+
+
+def check_kept_are_the_best_and_the_newest(folder: RunFolder, job: PretrainJob, last: int) -> None:
+    """`keep_checkpoints` is 1 and `keep_order` "min": over both starts, and with another number of workers."""
+    assert job.run.keep_by is not None
+    measure = job.run.keep_by.removeprefix("validation/")
+    history = [r for r, _ in read_records(folder.journal) if r["kind"] == "metrics" and r["series"] == "validation"]
+    values = {record["step"]: record["values"][measure] for record in history}
+    assert len(values) == last // 7
+    assert folder.store(job.run).steps() == sorted({last, min(values, key=values.__getitem__)}, reverse=True)
+
+
+def test_the_newest_three_checkpoints_are_kept(bench: Bench) -> None:
+    steps = CheckpointStore(bench.run_of("reference") / "checkpoints").steps()
+    assert steps == [bench.steps, bench.steps - 7, bench.steps - 14]
 
 
 @pytest.mark.slow
@@ -174,27 +209,6 @@ def test_damage_met_while_training_is_left_out_by_name_and_too_much_stops(bench:
     assert any(repr(sample.key) in str(told.value) for sample in found)
     absent = {row for record in trace.read_trace(folder.path) for row in record["absent"]}
     assert absent - {-1} <= set(broken) and absent & set(broken), "kept out, and only they"
-
-
-def test_kept_checkpoints_are_the_best_and_the_newest_of_all_lengths(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    reference = CheckpointStore(bench.run_of("reference") / "checkpoints")
-    assert len(reference.steps()) == 3 and reference.steps()[0] == bench.steps
-    job = bench.job("kept", keep_checkpoints=1, keep_by="validation/effective_rank/video", keep_order="min")
-    Plan().give(bench.run_of("kept"))
-    pretrain(job, trace.train)
-    history = [r for r, _ in read_records(bench.run_of("kept") / "journal.jsonl") if r["kind"] == "metrics"]
-    ranks = {r["step"]: r["values"]["effective_rank/video"] for r in history if r["series"] == "validation"}
-    assert (
-        RunFolder(bench.run_of("kept")).store(job.run).steps()
-        == sorted({bench.steps, min(ranks, key=ranks.__getitem__)})[::-1]
-    )
-    out = capsys.readouterr().out
-    assert f"step {bench.steps}/{bench.steps}" in out and f"validation at step {bench.steps}" in out
-    with pytest.raises(RunFailedError, match=r"no measure of the validation.*did you mean"):
-        pretrain(with_run(bench.job("wrong"), keep_by="validation/effective_rnk/video"), trace.train)
 
 
 def test_the_job_says_how_a_run_failed_in_one_line(

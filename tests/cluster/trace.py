@@ -42,14 +42,23 @@ class Plan:
     until: int = 0
     pace_s: float = 0.0
 
-    @staticmethod
-    def path(run: Path) -> Path:
-        return run.parent / f"{run.name}.plan.json"
-
     def give(self, run: Path) -> None:
-        """Put it where the workers of the run look for it, before it starts."""
-        run.parent.mkdir(parents=True, exist_ok=True)
-        self.path(run).write_text(json.dumps(asdict(self)))
+        give(run, self)
+
+
+def give(run: Path, *plans: Plan) -> None:
+    """Put plans where the workers of the run look for them, before it starts; it meets them one after the other."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    _plans_of(run).write_text(json.dumps([asdict(plan) for plan in plans]))
+
+
+def inflicted(run: Path, number: int = 0) -> Path:
+    """Where the workers note when, and after which step, a plan of the run came true."""
+    return run.parent / f"{run.name}.inflicted-{number}.json"
+
+
+def _plans_of(run: Path) -> Path:
+    return run.parent / f"{run.name}.plan.json"
 
 
 def train(start: Start) -> None:
@@ -64,10 +73,9 @@ class Injection:
     """Sits in one worker process: wraps the step, the data and the storage."""
 
     def __init__(self, run: Path, attempt: str, rank: int, world: int, stack: ExitStack):
-        plan = Plan.path(run)
-        self.plan = Plan(**json.loads(plan.read_text())) if plan.is_file() else Plan()
+        plans = json.loads(_plans_of(run).read_text()) if _plans_of(run).is_file() else []
+        self.plans = [(Plan(**plan), inflicted(run, number)) for number, plan in enumerate(plans)]
         self.rank, self.at, self.accesses = rank, 0, 0
-        self.done = run.parent / f"{run.name}.injected.json"
         folder = run.parent / f"{run.name}.trace"
         folder.mkdir(exist_ok=True)
         self.process = psutil.Process()
@@ -95,8 +103,9 @@ class Injection:
             return load(store, *arguments)
 
         def streamed(source: Source, rank: int, world: int, cursor: Any, steps: int) -> Any:
-            if self.plan.action == "end" and rank == self.plan.rank:
-                steps = min(steps, self.plan.step)
+            for plan, _ in self.plans:
+                if plan.action == "end" and rank == plan.rank:
+                    steps = min(steps, plan.step)
             return stream(source, rank, world, cursor, steps)
 
         stack.enter_context(patch.object(Pretrainer, "step", stepped))
@@ -111,50 +120,51 @@ class Injection:
         used = {"memory": self.process.memory_info().rss, "files": self.process.num_fds()}
         record = {**self.header, "step": step, "time": time.time(), "rows": rows, "absent": absent, **used}
         self.trace.write(json.dumps(record) + "\n")
-        time.sleep(self.plan.pace_s)
-        if self.rank != self.plan.rank or step != self.plan.step or self.done.exists():
+        time.sleep(max((plan.pace_s for plan, _ in self.plans), default=0.0))
+        for plan, done in self.plans:
+            if self.rank == plan.rank and step == plan.step and not done.exists():
+                self.inflict(plan.action, done)
+
+    def inflict(self, action: str, done: Path) -> None:
+        if action in ("none", "cut", "torn", "end"):
             return
-        action = self.plan.action
-        if action in ("full", "flaky"):
-            self.note()
-        elif action == "kill":
-            self.note()
+        self.note(done)
+        if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif action == "stop":
-            self.note()
             os.kill(os.getpid(), signal.SIGSTOP)
         elif action == "hang":
-            self.note()
             time.sleep(3600)
         elif action == "raise":
-            self.note()
             raise RuntimeError("a passing fault")
         elif action == "invalid":
-            self.note()
             raise ValueError("a fault that would come back")
 
     def in_write(self, path: Path) -> None:
         """The tensors of a checkpoint are written beside the place where it will stand."""
-        if not path.parent.name.startswith(".step-") or self.at < self.plan.step:
+        if not path.parent.name.startswith(".step-"):
             return
-        if self.plan.action == "full" and self.at < self.plan.until:
-            os.truncate(path, path.stat().st_size // 2)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        if self.plan.action in ("cut", "torn") and not self.done.exists():
-            self.note()
-            if self.plan.action == "torn":
+        for plan, done in self.plans:
+            if self.at < plan.step:
+                continue
+            if plan.action == "full" and self.at < plan.until:
                 os.truncate(path, path.stat().st_size // 2)
-                path.parent.rename(path.parent.parent / path.parent.name.split(".")[1])
-            os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if plan.action in ("cut", "torn") and not done.exists():
+                self.note(done)
+                if plan.action == "torn":
+                    os.truncate(path, path.stat().st_size // 2)
+                    path.parent.rename(path.parent.parent / path.parent.name.split(".")[1])
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def access(self) -> None:
-        if self.plan.action == "flaky" and self.at >= self.plan.step:
+        if any(plan.action == "flaky" and self.at >= plan.step for plan, _ in self.plans):
             self.accesses += 1
             if self.accesses % 3:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    def note(self) -> None:
-        self.done.write_text(json.dumps({"time": time.time(), "step": self.at}))
+    def note(self, done: Path) -> None:
+        done.write_text(json.dumps({"time": time.time(), "step": self.at}))
 
 
 @dataclass(frozen=True)
