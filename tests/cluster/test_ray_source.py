@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from hypothesis import HealthCheck, given, seed, settings
 
 from shards.damage import Damage, DamageError, ShardError
 from shards.manifest import Manifest
@@ -22,6 +24,8 @@ from shards.stream import Step
 from shards.stream import stream as one_process
 from shards.view import View
 from shards.writer import ShardWriter
+from tests.cluster import drawn_streams
+from tests.cluster.drawn_streams import Run
 from tests.cluster.slow_view import FailingView, SlowView
 
 ROWS = 211
@@ -101,7 +105,15 @@ def same(one: Step, two: Step) -> bool:
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize(
     ("world", "remainder", "execution"),
-    [(1, "drop", SMALL), (1, "carry", LARGE), (2, "carry", SMALL), (3, "pad", SMALL), (3, "pad", LARGE)],
+    [
+        (2, "carry", SMALL),
+        (3, "pad", LARGE),
+        # The drawn runs below meet cases like these.
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((1, "drop", SMALL), (1, "carry", LARGE), (3, "pad", SMALL))
+        ),
+    ],
 )
 def test_equals_the_one_process_stream(
     manifest: Manifest, payload: str, world: int, remainder: str, execution: Execution
@@ -140,15 +152,48 @@ def check_equal_streams(manifest: Manifest, payload: str, world: int, remainder:
         assert all(next(rank, None) is None for rank in ranks)
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
-def test_resume_with_another_world(manifest: Manifest, payload: str) -> None:
-    plan = EpochPlan(manifest.counts, seed=1, global_batch=32, remainder="carry")
-    whole = [step.row.tolist() for step in one_process(Reader(manifest), plan, 0, 1, Cursor(), 12)]
-    with stream(Reader(manifest), plan, 0, 1, Cursor(), 12, payload, SMALL) as first:
-        begun = [next(first) for _ in range(5)]
-    assert [step.row.tolist() for step in begun] == whole[:5]
-    halves = [stream(Reader(manifest), plan, r, 2, begun[-1].next_cursor, 7, payload, SMALL) for r in range(2)]
-    assert [[*a.row.tolist(), *b.row.tolist()] for a, b in zip(*halves, strict=True)] == whole[5:]
+def check_drawn_run(run: Run) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = drawn_streams.write(Path(folder) / "data", run)
+        assert drawn_streams.consumed(run, manifest) == drawn_streams.expected(run, manifest)
+
+
+@settings(max_examples=4, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(drawn_streams.runs())
+def test_a_drawn_run_reads_the_uninterrupted_order(run: Run) -> None:
+    """Any data, plan, cursor, chain of worker counts and cut into tasks; tasks and workers at random times."""
+    check_drawn_run(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(5))
+def test_many_drawn_runs(part: int) -> None:
+    @seed(part)
+    @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(drawn_streams.runs())
+    def runs(run: Run) -> None:
+        check_drawn_run(run)
+
+    runs()
+
+
+def test_a_stream_that_reads_other_rows_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the drawn runs fails where a start begins one step too late, or a worker takes another's part."""
+    first = {"seed": 1, "global_batch": 12, "chunk_rows": 4, "remainder": "drop"}
+    run = Run(60, 10**6, 5, 1.0, first, 3, [(2, 2), (3, 1)], "worker", SMALL)
+    check_drawn_run(run)
+
+    def late(reader: Reader, plan: EpochPlan, rank: int, world: int, cursor: Cursor, *rest: Any) -> Any:
+        return stream(reader, plan, rank, world, plan.advance(cursor, 1), *rest)
+
+    def swapped(reader: Reader, plan: EpochPlan, rank: int, world: int, *rest: Any) -> Any:
+        return stream(reader, plan, world - 1 - rank, world, *rest)
+
+    for fault in (late, swapped):
+        monkeypatch.setattr(drawn_streams, "stream", fault)
+        with pytest.raises(AssertionError):
+            check_drawn_run(run)
 
 
 def damaged(folder: Path, rows: tuple[int, ...]) -> Manifest:
