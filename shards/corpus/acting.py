@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.corpus.emotions import ACTION_UNITS, EMOTIONS
-from shards.corpus.sentences import syllables
+from shards.corpus.sentences import Syllable, syllables
 from shards.corpus.speaker import Speaker
 
 FPS = 15
@@ -108,7 +108,7 @@ def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str)
 class _Timing:
     """begin, length: seconds of each syllable; end: of the last one."""
 
-    syllables: list
+    syllables: list[Syllable]
     begin: np.ndarray
     length: np.ndarray
 

@@ -19,9 +19,9 @@ _OVERSAMPLING = 2  # drawn so much larger, then averaged: smooth edges at any pl
 class Scene:
     """zoom: half the head's height as a share of the picture's; centre, drift: shares; tilt: radians; wall: colours
     above and below; thing: (left, top, right, bottom) shares of what stands behind; light: (x, y) its gradient over the
-    picture; warmth: factors of R, G, B; grain: deviation of the picture's noise, in grey levels; blur: pixels; volume:
-    dB of all sound; hum: dB of the background noise below the voice at 0 dB; colour: how much it is a rumble, 0 to 1.
-    """
+    picture; exposure: factor of it; warmth: factors of R, G, B; grain: deviation of the picture's noise, in grey
+    levels; blur: pixels; volume: dB of all sound; hum: dB of the background noise against the voice's 0 dB; rumble: its
+    share of low noise, 0 to 1."""
 
     zoom: float
     centre: tuple[float, float]

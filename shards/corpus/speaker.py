@@ -66,7 +66,7 @@ class VoiceBox:
 
 @dataclass(frozen=True)
 class Speaker:
-    """expressiveness: factor of all that emotion does, one for the face and one for the voice."""
+    """expressive_face, expressive_voice: factors of what emotion does to either."""
 
     name: str
     face: Face

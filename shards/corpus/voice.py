@@ -37,7 +37,8 @@ def synthesise(rng: np.random.Generator, speech: Speech, box: VoiceBox, count: i
     breath = box.breath * np.interp(at, ticks, speech.voicing) * noise
     hiss = np.interp(at, ticks, speech.friction) * np.diff(noise, prepend=noise[:1]) * 0.25
     loud = 10 ** (np.interp(at, ticks, speech.level) / 20)
-    return (_LEVEL * loud * (voice + breath + hiss)).astype(np.float64)
+    sound: np.ndarray = _LEVEL * loud * (voice + breath + hiss)
+    return sound
 
 
 def _gains(speech: Speech, harmonics: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from shards.corpus.emotions import ACTION_UNITS
 from shards.corpus.face import Placing, draw_face
 from shards.corpus.recording import write_mp4
 from shards.corpus.sentences import syllables
-from shards.corpus.speaker import Face, draw_speaker
+from shards.corpus.speaker import Face, Speaker, draw_speaker
 from shards.corpus.voice import RATE, synthesise
 from shards.media.audio import read_audio
 from shards.media.faces import FaceFinder
@@ -263,7 +263,7 @@ def test_speech_opens_the_mouth_and_is_heard_at_that_time() -> None:
     assert np.mean(correlations) > 0.4
 
 
-def played(number: int, emotion: str) -> tuple[Acting, object]:
+def played(number: int, emotion: str) -> tuple[Acting, Speaker]:
     speaker = draw_speaker(np.random.default_rng([7, number]), "x")
     return act(np.random.default_rng([8, number]), speaker, emotion, "they moved the old piano on Monday"), speaker
 
