@@ -24,6 +24,7 @@ from shards.files import replace_atomically
 
 VERSION = 1  # raise when the same seed gives another corpus
 TABLE_NAME, DESCRIPTION_NAME, CLIPS_FOLDER = "clips.csv", "corpus.json", "clips"
+_MARK = ".conclugen-corpus"
 _UNCERTAIN = 0.1  # deviation of the valence that was "annotated" from the acted one
 _SHARES = ("silent", "without_transcript", "without_valence")
 
@@ -185,12 +186,15 @@ def _claim(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        ours = (folder / DESCRIPTION_NAME).is_file()
-        if not ours:
+        if not (folder / _MARK).is_file():
             raise ValueError(f"{folder} holds other files; name an empty or a new folder")
         if not overwrite:
-            raise ValueError(f"{folder} holds a corpus already; write it anew with --overwrite, or name another folder")
-        (folder / DESCRIPTION_NAME).unlink()
+            what = "a corpus already" if (folder / DESCRIPTION_NAME).is_file() else "a corpus that was not finished"
+            raise ValueError(f"{folder} holds {what}; write it anew with --overwrite, or name another folder")
+        (folder / DESCRIPTION_NAME).unlink(missing_ok=True)
         (folder / TABLE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / CLIPS_FOLDER, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    replace_atomically(
+        folder / _MARK, b"A rendered corpus (python -m shards.corpus), whole once corpus.json is there.\n"
+    )

@@ -129,7 +129,7 @@ def test_a_corpus_is_the_same_in_any_order(tmp_path: Path) -> None:
     write_corpus(tmp_path / "one", config)
     write_corpus(tmp_path / "two", config, backwards)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert len(files) == len(EMOTIONS) + 2
+    assert len(files) == len(EMOTIONS) + 3
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
@@ -368,6 +368,9 @@ def test_a_lost_clip_is_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="18 clips were planned, 17 of them"):
         write_corpus(tmp_path / "c", WHOLE, forgetful)
     assert not (tmp_path / "c/corpus.json").exists()
+    with pytest.raises(ValueError, match="a corpus that was not finished; write it anew with --overwrite"):
+        write_corpus(tmp_path / "c", WHOLE)
+    assert len(write_corpus(tmp_path / "c", replace(WHOLE, speakers=1), overwrite=True)) == len(EMOTIONS)
 
 
 def test_pictures_that_cannot_be_encoded_are_refused(tmp_path: Path) -> None:
