@@ -250,7 +250,8 @@ def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Blo
         )
     )
     shown = dict(list(found.parameters.items())[:15])
-    yield Charts((svg.bars(f"importance for {name}{where}", shown, xlabel="fall of R²"),))
+    title = "importance within this combination" if where else "importance"
+    yield Charts((svg.bars(title, shown, xlabel="fall of R²"),))
     lines = tuple(
         Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}"))) for parameter, (mean, spread) in shown.items()
     )

@@ -79,7 +79,7 @@ def scatter(
 
 def bars(title: str, values: Mapping[str, tuple[float, float]], *, xlabel: str) -> str:
     """Horizontal bars of (value, deviation), largest first as given."""
-    row, left = 20.0, 190.0
+    row, left = 20.0, 208.0  # room for `tasks.reconstruction.something_long`
     height = _TOP + row * len(values) + _BOTTOM
     reach = max([value + deviation for value, deviation in values.values()] + [1e-12])
     floor = min([value - deviation for value, deviation in values.values()] + [0.0])
@@ -87,7 +87,7 @@ def bars(title: str, values: Mapping[str, tuple[float, float]], *, xlabel: str) 
     def place(value: float) -> float:
         return left + (value - floor) / (reach - floor) * (_WIDTH - left - 48)
 
-    body = [f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>']
+    body = [f'<text class="title" x="6" y="16">{escape(title)}</text>']
     for number, (name, (value, deviation)) in enumerate(values.items()):
         middle = _TOP + row * (number + 0.5)
         start, end = sorted((place(0), place(value)))

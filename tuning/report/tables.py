@@ -24,7 +24,8 @@ _MOST_TRIALS = 10
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell. mark: "best", "second", "hole", "significant", or "". hint: what a reader asks of it (a reason)."""
+    """A cell. mark: "best", "second", "hole", "significant", "words" (no number), or "". hint: what a reader asks of it
+    (a reason)."""
 
     text: str
     mark: str = ""
@@ -215,8 +216,9 @@ def trials_table(trials: Sequence[Record], name: str, sweep: str) -> Table:
     for record, value in measured[:_MOST_TRIALS]:
         tags = record.tags
         lists = ("+".join(tags.get(kind, ())) for kind in ("tasks", "modalities"))
-        texts = (str(tags.get("state", "")), f"{value:.4f}", *lists, str(tags.get("weights", "")))
-        lines.append(Line(str(tags.get("number", "")), tuple(map(Entry, texts))))
+        state, weights = (Entry(str(tags.get(kind, "")), "words") for kind in ("state", "weights"))
+        words = (Entry(text, "words") for text in lists)
+        lines.append(Line(str(tags.get("number", "")), (state, Entry(f"{value:.4f}"), *words, weights)))
     seconds = sum(r.cost.get(f"{part}_seconds", 0.0) for r in trials for part in ("train", "measure"))
     early = sum(stopped(record) for record, _ in measured)
     note = f"{len(trials)} trials, {early} of them stopped early; {seconds / 60:.1f} minutes of training and measuring."

@@ -134,7 +134,7 @@ def test_all_seven_combinations_and_all_presets_with_equal_cells_once(folders, s
 
 def saved(path, **changes):
     """A file as a sweep leaves it; the configuration that it holds."""
-    config = SIZES.apply(presets.build("contrast_cluster", modalities=("video", "audio"), seed=77, **changes))
+    config = SIZES.apply(presets.build("contrast_cluster", modalities=("audio", "video"), seed=77, **changes))
     configuration.save(PretrainJob(config, DataConfig(folder="/elsewhere"), RunConfig(name="best")), path)
     return config
 
@@ -150,8 +150,9 @@ def test_a_named_configuration_is_a_row_of_its_own_beside_the_three_tasks(folder
             replace(config, seed=1),
             replace(config, seed=2),
         ]
-        assert {p.tags["configuration"] for p in own} == {"found"} and own[0].cell.modalities == ("video", "audio")
-        assert title(own[0].tags) == f"{data.name}  found  contrastive+clustering  video+audio  improved  seed 1"
+        assert {p.tags["configuration"] for p in own} == {"found"} and own[0].cell.modalities == ("audio", "video")
+        assert title(own[0].tags) == f"{data.name}  found  contrastive+clustering  audio+video  improved  seed 1"
+        assert own[0].tags["complete"] == (data.name == "two")
     three = [p for p in planned.cells if p.names == ("combinations/contrastive+clustering+reconstruction",)]
     assert len(three) == 4 and {p.tags["configuration"] for p in three} == {""}
     # With the sections that have them, the three tasks are still one cell.
