@@ -27,7 +27,7 @@ from tuning.sweep.space import Space
 from tuning.sweep.trial import Seconds, Trial, TrialShared
 
 EPOCH, DIVERGED, MEASURES, SCHEDULE = "epoch", "diverged", "measures", "schedule"
-SECONDS, OVERHEAD = "seconds", "overhead_seconds"
+SECONDS, OVERHEAD, CPU = "seconds", "overhead_seconds", "cpu_seconds"
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class TrialActor(tune.Trainable):
         plan, name = self._plan, self.trial_name
         # What this actor has waited since its last trial is this trial's overhead.
         self._began, self._saved_at = self._left, time.monotonic()
+        self._cpu_began = time.process_time()
         proposal = config["proposal"]
         choices = proposal["choices"]
         pretrain = plan.space.config(choices)
@@ -124,6 +125,8 @@ class TrialActor(tune.Trainable):
             MEASURES: measures,
             SECONDS: vars(trial.seconds),
             OVERHEAD: now - self._began - (self._worked() - self._worked_before),
+            CPU: time.process_time()
+            - self._cpu_began,  # of this process, since the trial was begun or gone on with in it
             SCHEDULE: trial.pretrainer.weighting.state(),
             SHOULD_CHECKPOINT: overdue and not diverged and not trial.finished,
         }
