@@ -6,8 +6,8 @@
 Runs all seven combinations of the three tasks, the published presets, modality subsets, untrained heads and raw
 features, with several seeds and shares of labels, on every data set given. Stopped by anything, the same command goes
 on where it was: what the folder's ledger holds is not run again. `--dry_run true` tells cells and cost only. Cells that
-fail leave holes in the tables, and the job ends with status 3. What a
-sweep found is put beside the three tasks at the ablation's own settings, on test speakers, by
+fail leave holes in the tables, and the job ends with status 3. What a sweep found is put beside the three tasks at the
+ablation's own settings, on test speakers, by
 
     python -m tuning.ablate --datasets.ravdess shards/ravdess --name found \\
         --configurations.searched outputs/search/best.yaml --sections [configurations,baselines]
@@ -16,7 +16,7 @@ sweep found is put beside the three tasks at the ablation's own settings, on tes
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ray_jobs import configuration
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
@@ -37,15 +37,15 @@ def ablate(job: AblateJob) -> list[Record]:
     Raises ValueError for data, settings or a folder that cannot serve, before anything runs; one that another process
     works in among them.
     """
-    if job.dry_run:
-        return _ablate(job)
-    with run_lock.held(job.folder, "the ablation is being run", "--name"):
-        return _ablate(job)
-
-
-def _ablate(job: AblateJob) -> list[Record]:
     sets = {name: _open(job, name) for name in job.datasets}
     planned = plan(job, list(sets.values()))
+    if job.dry_run:
+        return _run(job, sets, planned)
+    with run_lock.held(job.folder, "the ablation is being run", "--name"):
+        return _run(job, sets, planned)
+
+
+def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list[Record]:
     ledger = Ledger.open(job.folder)
     records = {record.key: record for record in ledger.records()}
     refuse_other_configurations(planned, list(records.values()))

@@ -221,7 +221,8 @@ def trials_table(trials: Sequence[Record], name: str, sweep: str) -> Table:
         lines.append(Line(str(tags.get("number", "")), (state, Entry(f"{value:.4f}"), *words, weights)))
     seconds = sum(r.cost.get(f"{part}_seconds", 0.0) for r in trials for part in ("train", "measure"))
     early = sum(stopped(record) for record, _ in measured)
-    work = sum(r.cost.get("cpu_seconds", 0.0) for r in trials)
+    each = [r.cost.get("cpu_seconds", 0.0) for r in trials]
+    work = sum(each) if all(each) else 0.0  # trials of an earlier version do not tell it
     note = f"{len(trials)} trials, {early} of them stopped early; {seconds / 60:.1f} minutes of training and measuring"
     note += f", {work / 60:.1f} minutes of CPU time." if work else "."
     head = (("state",), (name,), ("tasks",), ("modalities",), ("weights",))

@@ -262,6 +262,7 @@ def test_a_missing_data_set_and_a_folder_in_use_are_refused(folders, tmp_path, c
     assert main([*given, "--datasets.gone", str(tmp_path / "nowhere")]) == 1
     told = capsys.readouterr().err
     assert "error: data set 'gone': " in told and "nowhere" in told
+    assert not (tmp_path / "mine").exists()
     with run_lock.held(tmp_path / "mine"):
         assert main(given) == 1
     assert "mine: the ablation is being run by process" in capsys.readouterr().err
