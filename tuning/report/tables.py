@@ -101,7 +101,8 @@ def claim_table(families: Sequence[Family], title: str, note: str) -> Table:
 def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
     """Rows systems; columns kinds of reference and fractions. Which system a reference is stands in the hint."""
     fractions = sorted({family.fraction for family in families})
-    columns = [(kind, fraction) for kind in REFERENCES for fraction in fractions]
+    there = {_kind(c.second) for family in families for c in family.comparisons}
+    columns = [(kind, fraction) for kind in REFERENCES if kind in there for fraction in fractions]
     lines = []
     for (dataset, recipe), own in _by_place(families).items():
         for first in dict.fromkeys(c.first for family in own.values() for c in family.comparisons):
@@ -182,21 +183,21 @@ def retrieval_table(results: Results) -> Table | None:
     """Recall at 1, 5, 10 of the other modality of the same clip among the test rows, and measures of collapse."""
     systems = [s for s in results.systems if s.system == "pretrained" and s.finished]
     systems.sort(key=lambda s: (results.datasets.index(s.dataset), s.recipe, not s.complete, len(s.tasks), s.tasks))
-    names = sorted({m for s in systems for m in s.finished[0].metrics if m.startswith("recall@")}, key=_retrieval_order)
-    if not names:
+    found = {m.partition("/")[2] for s in systems for m in s.finished[0].metrics if m.startswith("recall@")}
+    pairs = sorted({_pair(name) for name in found})
+    if not pairs:
         return None
-    pairs = list(dict.fromkeys(name.partition("/")[2] for name in names))
-    metrics = [f"recall@{k}/{pair}" for pair in pairs for k in (1, 5, 10)]
+    metrics = [(k, pair) for pair in pairs for k in (1, 5, 10)]
     lines = []
     for system in systems:
         peers = [s for s in systems if s.dataset == system.dataset]
         entries = []
-        for metric in metrics:
-            value = system.value(metric)
-            column = [peer.value(metric) for peer in peers]
+        for k, pair in metrics:
+            value = _retrieval(system, k, pair)
+            column = [_retrieval(peer, k, pair) for peer in peers]
             entries.append(Entry(_HOLE, "hole") if value is None else Entry(shown(value), _rank(value, column)))
         lines.append(Line(system.label, tuple(entries), system.dataset))
-    head = tuple((f"{pair.replace('-', ' and ')}", f"recall@{k}") for pair in pairs for k in (1, 5, 10))
+    head = tuple((" and ".join(pair), f"recall@{k}") for k, pair in metrics)
     return Table(
         "Cross-modal retrieval",
         "representation",
@@ -311,6 +312,12 @@ def _bare(label: str, recipe: str) -> str:
     return label.removesuffix(f" [{recipe}]")
 
 
-def _retrieval_order(name: str) -> tuple[str, int]:
-    head, _, pair = name.partition("/")
-    return pair, int(head.removeprefix("recall@"))
+def _pair(name: str) -> tuple[str, str]:
+    """Two modalities, whichever of them a model names first."""
+    first, _, second = name.partition("-")
+    return (first, second) if first <= second else (second, first)
+
+
+def _retrieval(system: System, k: int, pair: tuple[str, str]) -> Value | None:
+    first, second = pair
+    return system.value(f"recall@{k}/{first}-{second}") or system.value(f"recall@{k}/{second}-{first}")

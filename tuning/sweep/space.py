@@ -19,9 +19,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from conclugen import PretrainConfig, fields, presets
+from conclugen import PretrainConfig, presets
 from conclugen.config import GRADIENTS, RECIPES, WEIGHTINGS
 from conclugen.fields import choose, finite, require
+from conclugen.presets import ALL as PRESET_ORDER
 from conclugen.presets import PRESETS
 
 TASKS = ("contrastive", "clustering", "reconstruction")
@@ -182,9 +183,11 @@ class Space:
         for subset in modalities:
             _check_subset("space.modalities", subset, tuple(available))
         tasks = [part for text in self.tasks for part in (subsets(TASKS) if text == SUBSETS else (text,))]
+        # In the order in which presets name them: measures of pairs are then called alike everywhere.
+        order = (*(m for m in PRESET_ORDER if m in available), *(m for m in available if m not in PRESET_ORDER))
         resolved = dataclasses.replace(
             self,
-            modalities=tuple(dict.fromkeys(_in_order(subset, tuple(available)) for subset in modalities)),
+            modalities=tuple(dict.fromkeys(_in_order(subset, order) for subset in modalities)),
             tasks=tuple(dict.fromkeys(_in_order(subset, TASKS) for subset in tasks)),
         )
         resolved._try_corners(available)
@@ -273,8 +276,7 @@ class Space:
             _put(overrides, name, value)
         for name, value in rest.items():
             _put(overrides, name, value)
-        # Tasks first: the preset's own might not do with these modalities.
-        return fields.merge(presets.build(preset, recipe, **overrides), {"modalities": modalities})
+        return presets.build(preset, recipe, modalities=modalities, **overrides)
 
     @property
     def latest_start(self) -> int:

@@ -87,6 +87,12 @@ def test_weights_are_drawn_only_where_nothing_learns_them() -> None:
     assert len(seen) == 6
 
 
+def test_modalities_stand_in_the_order_of_the_presets_whatever_the_data_lists_first() -> None:
+    widths = {"audio": 5, "gaze": 2, "text": 4, "video": 6}
+    space = dataclasses.replace(laptop(), modalities=("all", "text+video", "gaze+audio")).resolve(widths)
+    assert space.modalities == ("video+audio+text+gaze", "video+text", "audio+gaze")
+
+
 def test_weights_are_log_uniform() -> None:
     """Kolmogorov's distance of 2000 draws from the uniform distribution over the exponents: 1.36 / sqrt(n) at 5 %."""
     space = dataclasses.replace(laptop(), tasks=("contrastive+reconstruction",)).resolve(WIDTHS)
