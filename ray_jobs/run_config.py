@@ -54,6 +54,8 @@ class DataConfig(ShardsConfig):
         chunk_rows: Consecutive rows read together; None: 1/16 of the global batch, at most 64.
         payload: `object_store`: Ray Data tasks read the bytes; `worker`: the plan travels through Ray Data and the
             training worker reads the bytes.
+        read_tasks: Ray Data tasks that read at once for each worker.
+        prefetch: Batches that each worker has read ahead of the step.
         standardization_rows: Rows from which the input standardisation is fitted, at most.
     """
 
@@ -61,11 +63,13 @@ class DataConfig(ShardsConfig):
     remainder: Literal["drop", "pad", "carry"] = "drop"
     chunk_rows: int | None = None
     payload: Literal["object_store", "worker"] = "object_store"
+    read_tasks: int = 2
+    prefetch: int = 2
     standardization_rows: int = 200_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("standardization_rows", 2), ("chunk_rows", 1)):
+        for name, least in (("standardization_rows", 2), ("chunk_rows", 1), ("read_tasks", 1), ("prefetch", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name}: {value} given, at least {least} needed")
@@ -91,6 +95,9 @@ class RunConfig:
             newest are kept.
         keep_order: Whether the largest or the smallest values of `keep_by` are the best.
         report_every: Steps between progress lines and tracked metrics (each step's values are kept).
+        profile: Steps to trace (true: 5) soon after each start, into `profile/` in the run's folder: operations on CPU
+            and GPU for chrome://tracing or Perfetto, and a table of the longest. The steps traced are slower.
+        profile_ranks: Which ranks write a trace.
         max_failures: Restarts after failures that may pass (a lost process or node, storage out of reach). Errors that
             would come back, like damaged data or a loss that is not finite, end the run at once.
         stall_timeout_s: Seconds without a finished step after which a rank is given up; the end of a lost rank's
@@ -114,6 +121,8 @@ class RunConfig:
     keep_by: str | None = None
     keep_order: Literal["max", "min"] = "max"
     report_every: int = 20
+    profile: bool | int = False
+    profile_ranks: Literal["first", "all"] = "first"
     max_failures: int = 3
     stall_timeout_s: float = 900.0
     tracking_uri: str | None = None
@@ -136,6 +145,8 @@ class RunConfig:
             check_tracking_uri(check_without_secrets(self.tracking_uri))
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"run.min_workers: {self.min_workers} given, 1 to run.workers ({self.workers}) needed")
+        if self.profile < 0:
+            raise ValueError(f"run.profile: {self.profile} given, true, false or a number of steps needed")
         if not self.stall_timeout_s > 0:
             raise ValueError(f"run.stall_timeout_s: {self.stall_timeout_s} given, more than 0 seconds needed")
 

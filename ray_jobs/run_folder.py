@@ -11,6 +11,7 @@
     .lock  .attempt        who trains the run now, and in which start
     model/                 exported model
     plots/  evaluation/    what people look at
+    profile/               traces of steps, where run.profile asks for them
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class RunFolder:
         self.failures = self.path / "failures.jsonl"
         self.model = self.path / "model"
         self.plots = self.path / "plots"
+        self.profile = self.path / "profile"
         self.evaluation = self.path / "evaluation"
         self._record = self.path / "run.json"
         self._attempt = self.path / ".attempt"

@@ -20,7 +20,7 @@ class Source:
     view: View
     reader: Reader
     plan: EpochPlan
-    payload: str
+    data: DataConfig
 
     @classmethod
     def open(
@@ -43,7 +43,7 @@ class Source:
         )
         labels: tuple[str, ...] = ()  # pretraining reads none
         reader = open_reader(data, manifest, view, config.required_modalities, labels, quarantine)
-        return cls(manifest, view, reader, plan, data.payload)
+        return cls(manifest, view, reader, plan, data)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,7 +63,8 @@ class Source:
         """This rank's part of the next `steps` global batches, executed by Ray Data; close it before Ray ends."""
         from shards import ray_source
 
-        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload=self.payload)
+        execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
+        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, self.data.payload, execution)
 
 
 def available_widths(data: ShardsConfig, manifest: Manifest) -> dict[str, int]:

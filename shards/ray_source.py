@@ -22,6 +22,7 @@ from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
 from shards.damage import Damage, ShardError
+from shards.pace import Pace
 from shards.plan import Cursor, EpochPlan, Range, Window
 from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
 from shards.reader import Reader
@@ -98,7 +99,7 @@ def stream(
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
     _await_cpus(execution)
     source = _Stream(reader, plan, rank, world, payload, execution)
-    return ReadAhead(source.batches(cursor, steps), execution.prefetch)
+    return ReadAhead(source.batches(cursor, steps), execution.prefetch, source.pace)
 
 
 def _await_cpus(execution: Execution) -> None:
@@ -119,7 +120,7 @@ class _Stream:
         self, reader: Reader, plan: EpochPlan, rank: int, world: int, payload: str, execution: Execution
     ) -> None:
         self.reader, self.plan, self.rank, self.world = reader, plan, rank, world
-        self.payload, self.execution = payload, execution
+        self.payload, self.execution, self.pace = payload, execution, Pace()
         self.local = plan.local_batch(world)
         self.row_bytes = _PLACE_BYTES
         if payload == "object_store":
@@ -155,7 +156,13 @@ class _Stream:
                 for i in range(length):
                     if 2 * i >= length - 1 and following is None:
                         following = self._start(parts)
-                    yield as_step(self._rows(next(tables)), self.plan, self.plan.advance(start, i))
+                    with self.pace.while_fetching():
+                        table = next(tables)
+                    with self.pace.while_reading():
+                        rows = self._rows(table)
+                    del table
+                    yield as_step(rows, self.plan, self.plan.advance(start, i))
+                    del rows  # or this frame would hold a batch while the next one is made
                 tables.close()
         finally:
             for one in (current, following):

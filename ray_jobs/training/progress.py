@@ -54,16 +54,21 @@ class ProgressPrinter:
 
 
 def training_line(step: int, total: int, values: dict[str, Any]) -> str:
-    """`step 40/200  loss 3.21  contrastive 5.1 ...  1,234 samples/s  wait 2 %  left 0:41`."""
+    """`step 40/200  loss 3.21  contrastive 5.1 ...  1,234 samples/s  data wait 2.0%  queue 1.9  left 00:41:00`.
+
+    queue: batches that were read ahead when the loop asked for one.
+    """
     losses = "  ".join(
         f"{name.removeprefix('loss/')} {value:.4g}"
         for name, value in sorted(values.items())
         if name.startswith("loss/")
     )
+    queue = f"  queue {values['input_queue_depth']:.1f}" if "input_queue_depth" in values else ""
     left = time.strftime("%H:%M:%S", time.gmtime((total - step) * values["step_seconds"]))
     return (
         f"step {step:>{len(str(total))}}/{total}  loss {values['loss']:.4f}  {losses}  "
-        f"{values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait_share']:.1%}  left {left}"
+        f"{values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait_share']:.1%}{queue}  "
+        f"left {left}"
     )
 
 

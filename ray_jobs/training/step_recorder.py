@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,17 +20,23 @@ from conclugen import Pretrainer
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
+from ray_jobs.training.input_gauge import InputGauge, InputTimes
 from ray_jobs.training.validation import Validation
+from ray_jobs.training.wait_warning import WaitWatch
 from shards import Manifest
+from shards.pace import Pace
 
 Item = TypeVar("Item")
 
 
 class SilentRecorder:
-    """What the other ranks have in its place: records nothing."""
+    """What the other ranks have in its place: measures its input for the ranks' meetings, and records nothing."""
 
-    def timed(self, batches: Iterable[Item]) -> Iterable[Item]:
-        return batches
+    def __init__(self) -> None:
+        self.input = InputGauge()
+
+    def timed(self, batches: Iterable[Item], pace: Pace) -> Iterator[Item]:
+        return self.input.timed(batches, pace)
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         pass
@@ -40,6 +45,9 @@ class SilentRecorder:
         pass
 
     def sync(self) -> None:
+        pass
+
+    def heed(self, inputs: Sequence[InputTimes]) -> None:
         pass
 
     def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
@@ -57,14 +65,17 @@ class StepRecorder(SilentRecorder):
     """
 
     def __init__(self, folder: RunFolder, job: PretrainJob, manifest: Manifest, attempt: str):
+        super().__init__()
         self._folder, self._attempt = folder, attempt
         self._unwritten: list[dict[str, Any]] = []
         self._journal = Journal(folder.journal)
         self._validation = Validation.open(job.data, manifest, job.pretrain.modalities)
-        self._timer = StepTimer(job.pretrain.global_batch)
+        self._timer = StepTimer(job.pretrain.global_batch, self.input)
+        self._wait_watch = WaitWatch(job)
 
-    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        return self._timer.timed(batches)
+    def timed(self, batches: Iterable[Item], pace: Pace) -> Iterator[Item]:
+        """Hand the batches through, and measure what the loop waits for."""
+        return self._timer.timed(batches, pace)
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         """Note the values of a step. They stay on the device until `write`."""
@@ -97,14 +108,20 @@ class StepRecorder(SilentRecorder):
         finally:
             os.close(file)
 
+    def heed(self, inputs: Sequence[InputTimes]) -> None:
+        """Warn where a rank waits for data; inputs: what each rank measured so far, in order."""
+        warning = self._wait_watch.judge(inputs)
+        if warning is not None:
+            print(f"warning: {warning}", flush=True)
+
     def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
         """Measure training health on the validation view, if there is one; journalled and returned."""
         if self._validation is None:
             return {}
-        measures = self._validation.measure(pretrainer)
+        with self.input.paused():
+            measures = self._validation.measure(pretrainer)
         if pretrainer.step_number > 0:  # before the first step only their names are asked for
             self._journal.metrics(pretrainer.step_number, measures, series="validation")
-        self._timer.skip()
         return measures
 
 
@@ -113,63 +130,54 @@ class StepTimer:
 
     Args:
         global_batch: Rows of a global batch.
+        gauge: Measures the input; a new one where none is given.
     """
 
-    def __init__(self, global_batch: int):
+    def __init__(self, global_batch: int, gauge: InputGauge | None = None):
         self.global_batch = global_batch
-        self._pending: list[tuple[int, dict[str, Tensor], float]] = []
-        self._waited = 0.0
-        self._since = time.perf_counter()
+        self._gauge = gauge or InputGauge()
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._taken = InputTimes()
 
-    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Hand the batches through, and count the seconds that the loop waits for each."""
-        iterator = iter(batches)
-        started = False
-        while True:
-            before = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            if not started:  # the stream's start-up says nothing about its pace
-                self._since = before = time.perf_counter()
-                started = True
-            self._waited = time.perf_counter() - before
-            yield batch
+    def timed(self, batches: Iterable[Item], pace: Pace | None = None) -> Iterator[Item]:
+        """Hand the batches through, and count from the first one on the seconds that the loop waits for each.
+
+        pace: of the stream that they come from, where it has one.
+        """
+        self._taken = InputTimes()
+        return self._gauge.timed(batches, pace)
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
-        self._pending.append((step, values, self._waited))
-
-    def skip(self) -> None:
-        """Leave the time since the last `take` out of the next period: it was no training."""
-        self._since = time.perf_counter()
+        self._pending.append((step, values))
 
     def take(self) -> list[dict[str, Any]]:
         """Everything since the last call, one dict a step: `step` and the values.
 
-        The last one also has the period's `samples_per_second`, `step_seconds` and `data_wait_share`.
+        The last one also has the period's `samples_per_second`, `step_seconds` and `data_wait_share`, and, where the
+        stream reads ahead, `input_queue_depth`: batches that were ready when one was asked for, on average.
         """
         if not self._pending:
             return []
-        names = sorted({name for _, values, _ in self._pending for name in values})
+        names = sorted({name for _, values in self._pending for name in values})
         table = torch.stack(
             [
                 torch.stack([values[name].detach().double().cpu() if name in values else _ABSENT for name in names])
-                for _, values, _ in self._pending
+                for _, values in self._pending
             ]
         ).tolist()
-        now = time.perf_counter()
-        elapsed, waited = now - self._since, sum(wait for _, _, wait in self._pending)
-        self._since = now
+        now = self._gauge.times()
+        period, self._taken = now - self._taken, now
         records = [
             {"step": step, **{name: value for name, value in zip(names, row, strict=True) if name in values}}
-            for (step, values, _), row in zip(self._pending, table, strict=True)
+            for (step, values), row in zip(self._pending, table, strict=True)
         ]
         records[-1] |= {
-            "samples_per_second": len(self._pending) * self.global_batch / elapsed,
-            "step_seconds": elapsed / len(self._pending),
-            "data_wait_share": min(1.0, waited / elapsed),
+            "samples_per_second": len(self._pending) * self.global_batch / period.seconds,
+            "step_seconds": period.seconds / len(self._pending),
+            "data_wait_share": period.wait_share,
         }
+        if now.capacity:
+            records[-1]["input_queue_depth"] = period.queue_depth
         self._pending.clear()
         return records
 

@@ -18,7 +18,9 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
 from ray_jobs.training.checkpoint_store import CheckpointWriter
 from ray_jobs.training.failures import Pulse
+from ray_jobs.training.input_gauge import InputTimes
 from ray_jobs.training.rank_meeting import RankMeeting
+from ray_jobs.training.step_profile import profiled
 from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
 from shards import Cursor, Damage
 from shards.damage import DamageLog
@@ -69,21 +71,29 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
         check_measure(run.keep_by, recorder.validate(pretrainer))
     keeper = Keeper(start, rank, recorder)
 
-    pulse.beat(pretrainer.step_number)
-    with source.stream(rank, world, cursor, start.total_steps - pretrainer.step_number) as batches:
-        for rows in recorder.timed(prefetch(batches, pretrainer.device)):
+    step = pretrainer.step_number
+    pulse.beat(step)
+    with (
+        source.stream(rank, world, cursor, start.total_steps - step) as batches,
+        profiled(run, folder.profile, rank, step, start.total_steps) as profile,
+    ):
+        for rows in recorder.timed(prefetch(batches, pretrainer.device), batches.pace):
             values = pretrainer.step(rows)
             step = pretrainer.step_number
             recorder.add(step, values)
             last = step == start.total_steps
             due = last or step % run.checkpoint_every == 0
             if due or meeting.due(step):
-                notices = meeting.hold(step, watch.note(quarantine.take()))
+                note = watch.note(quarantine.take()) | {"input": asdict(recorder.input.times())}
+                notices = meeting.hold(step, note)
                 due |= watch.judge(step, notices)
+                recorder.heed([InputTimes(**notice["input"]) for notice in notices])
             if last or step % run.report_every == 0:
                 recorder.write()
             if due:
                 keeper.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
+            with recorder.input.paused():
+                profile.step()
             pulse.beat(step)
     if pretrainer.step_number != start.total_steps:
         raise ValueError(f"the data ended after step {pretrainer.step_number} of {start.total_steps}")

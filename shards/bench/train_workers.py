@@ -23,7 +23,8 @@ def running(num_cpus: int, store_bytes: int) -> Iterator[None]:
     own = not ray.is_initialized()
     if own:
         ray.init(
-            num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", object_store_memory=store_bytes,
+            # "local": never a Ray that something else started on this machine.
+            "local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", object_store_memory=store_bytes,
             log_to_driver=False,
         )  # fmt: skip
     ray.data.DataContext.get_current().enable_progress_bars = False

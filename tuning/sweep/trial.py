@@ -163,7 +163,6 @@ class Trial(Progress):
     def train(self, until: int) -> None:
         """Train to optimiser step `until`; a step that is done already is not done again."""
         started = time.perf_counter()
-        self._timer.skip()
         step = self.pretrainer.step_number
         batches = self.shared.batches(self.plan, self.plan.cursor_at(step), max(0, until - step))
         for rows in self._timer.timed(batches):
