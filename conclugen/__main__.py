@@ -1,13 +1,14 @@
-"""`python -m conclugen COMMAND`: bench, memory."""
+"""`python -m conclugen COMMAND`: bench, memory, scale."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from conclugen.bench import command, contrastive_memory
+from conclugen.bench import command, contrastive_memory, scaling
 
 COMMANDS = {
     "bench": (command, "time, FLOPs and memory of a pretraining step"),
+    "scale": (scaling, "bytes and time of a step on many GPUs, by arithmetic"),
     "memory": (contrastive_memory, "memory of the contrastive loss by rows of the batch"),
 }
 

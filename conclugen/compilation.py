@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-from torch._dynamo.utils import counters, get_compilation_metrics
 
 BACKEND = "inductor"
 # torch's default of 8 counts all models of a process together; a worker that trains one after another would exceed it,
@@ -29,6 +28,8 @@ def compiled(function: Function) -> Function:
 
 def options() -> dict[str, Any]:
     """How everything is compiled: arguments of torch.compile and of Module.compile."""
+    import torch._dynamo  # takes as long to import as torch itself, so only where something is compiled
+
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
     return {"backend": BACKEND, "fullgraph": True, "dynamic": False}
 
@@ -53,6 +54,8 @@ class Counts:
 
 def counts() -> Counts:
     """So far in this process."""
+    from torch._dynamo.utils import counters, get_compilation_metrics
+
     identifiers = [str(metrics.compile_id) for metrics in get_compilation_metrics() if metrics.compile_id]
     return Counts(
         graphs=counters["stats"]["unique_graphs"],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen import Pretrainer, export
-from ray_jobs import configuration, plots, ray_cluster
+from ray_jobs import configuration, ray_cluster
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
@@ -190,6 +190,8 @@ def export_model(job: PretrainJob, source: Source, folder: RunFolder) -> int:
 
 def plot_history(folder: RunFolder) -> list[Path]:
     """Loss and health curves of the whole run, from its journal."""
+    from ray_jobs import plots  # matplotlib: not before the run is over
+
     folder.plots.mkdir(exist_ok=True)
     history = metric_history(folder.journal)
     losses = {name: curve for name, curve in history.items() if name == "loss" or name.startswith("loss/")}

@@ -13,12 +13,12 @@ _SPARE_CPUS = 4
 _STARTS = 3
 
 
-def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = True, spare: int = _SPARE_CPUS) -> None:
+def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spare: int = _SPARE_CPUS) -> None:
     """Join the cluster named by RAY_ADDRESS (a submitted job's own, for instance), else start Ray on this machine.
 
     A local Ray is told of enough logical CPUs for the workers and the tasks that read for them, also where there are
-    fewer cores. dashboard: a local Ray has one; Ray Train asks its State API whether a controller died, to free what
-    that held. spare: logical CPUs beside those of the workers.
+    fewer cores. dashboard: a local Ray has one, for whose start `ray.init` waits; only Ray Train inside Ray Tune needs
+    it, to ask its State API which controllers have died. spare: logical CPUs beside those of the workers.
     """
     if ray.is_initialized():
         return

@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND`: pack, index, verify, stats, split, bench."""
+"""`python -m shards COMMAND`: pack, index, verify, stats, split, plan-simulate, bench."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "verify": ("shards.verification.command", "read everything and name all damage; repair the manifest"),
     "stats": ("shards.stats", "columns, presence, labels, groups, means and deviations"),
     "split": ("shards.split", "make views by group or by any column of the index"),
+    "plan-simulate": ("shards.plan_simulation", "check balance, order and load of the epoch plan for many ranks"),
     "bench": ("shards.bench.command", "samples per second, beside other readers"),
 }
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize
 
 from conclugen.downstream.checks import Floats
 
@@ -97,6 +96,8 @@ def logistic_path(
     weight: (N, 1) or, for sigmoid, (N, K); 1 where not given. The bias carries no penalty. Each C starts from the
     solution of the one before it.
     """
+    from scipy.optimize import minimize  # training processes import this package and solve nothing
+
     rows, classes = target.shape
     weights = np.ones((rows, 1)) if weight is None else weight
     curvature = 1.0 / classes if link == "softmax" else 0.25

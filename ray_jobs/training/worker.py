@@ -12,6 +12,7 @@ import ray.train.torch
 import torch
 
 from conclugen import Pretrainer, checkpoint
+from conclugen.checkpoint import Checkpoint
 from conclugen.prefetch import prefetch
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
@@ -55,60 +56,59 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
     # The allowed share of damage is one of the whole: no rank judges it alone.
     quarantine = folder.quarantine(rank)
     source = Source.open(replace(job.data, max_damaged_share=1.0), job.pretrain, quarantine.note)
-    pretrainer = Pretrainer(
-        job.pretrain,
-        widths=source.reader.widths,
-        steps_per_epoch=source.steps_per_epoch,
-        standardization=folder.load_standardization(),
-        device=ray.train.torch.get_device(),
-    )
     # Before the ranks meet to restore: after it one rank may note new damage while another reads what is known.
     watch = Watch(source, job, folder)
     meeting = RankMeeting(rank, world, run.stall_timeout_s)
-    cursor = restore(start, rank, meeting, pretrainer)
-    recorder = StepRecorder(folder, job, source.manifest, start.attempt) if rank == 0 else SilentRecorder()
-    if rank == 0 and run.keep_by is not None:
-        check_measure(run.keep_by, recorder.validate(pretrainer))
-    keeper = Keeper(start, rank, recorder)
+    state = newest_state(start, rank, meeting)
+    step = 0 if state is None else int(state.meta["step_number"])
+    cursor = Cursor(epoch=0, step=0) if state is None else Cursor.from_dict(state.cursor)
 
-    step = pretrainer.step_number
-    pulse.beat(step)
-    with (
-        source.stream(rank, world, cursor, start.total_steps - step) as batches,
-        profiled(run, folder.profile, rank, step, start.total_steps) as profile,
-    ):
-        for rows in recorder.timed(prefetch(batches, pretrainer.device), batches.pace):
-            values = pretrainer.step(rows)
-            step = pretrainer.step_number
-            recorder.add(step, values)
-            last = step == start.total_steps
-            due = last or step % run.checkpoint_every == 0
-            if due or meeting.due(step):
-                note = watch.note(quarantine.take()) | {"input": asdict(recorder.input.times())}
-                notices = meeting.hold(step, note)
-                due |= watch.judge(step, notices)
-                recorder.heed([InputTimes(**notice["input"]) for notice in notices])
-            if last or step % run.report_every == 0:
-                recorder.write()
-            if due:
-                keeper.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
-            with recorder.input.paused():
-                profile.step()
-            pulse.beat(step)
+    # The stream starts first: its tasks come up and read while the model is built.
+    with source.stream(rank, world, cursor, start.total_steps - step) as batches:
+        pretrainer = Pretrainer(
+            job.pretrain,
+            widths=source.reader.widths,
+            steps_per_epoch=source.steps_per_epoch,
+            standardization=folder.load_standardization(),
+            device=ray.train.torch.get_device(),
+        )
+        if state is not None:
+            state.restore(pretrainer)
+            del state
+        recorder = StepRecorder(folder, job, source.manifest, start.attempt) if rank == 0 else SilentRecorder()
+        if rank == 0 and run.keep_by is not None:
+            check_measure(run.keep_by, recorder.validate(pretrainer))
+        keeper = Keeper(start, rank, recorder)
+        pulse.beat(step)
+        with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
+            for rows in recorder.timed(prefetch(batches, pretrainer.device), batches.pace):
+                values = pretrainer.step(rows)
+                step = pretrainer.step_number
+                recorder.add(step, values)
+                last = step == start.total_steps
+                due = last or step % run.checkpoint_every == 0
+                if due or meeting.due(step):
+                    note = watch.note(quarantine.take()) | {"input": asdict(recorder.input.times())}
+                    notices = meeting.hold(step, note)
+                    due |= watch.judge(step, notices)
+                    recorder.heed([InputTimes(**notice["input"]) for notice in notices])
+                if last or step % run.report_every == 0:
+                    recorder.write()
+                if due:
+                    keeper.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
+                with recorder.input.paused():
+                    profile.step()
+                pulse.beat(step)
     if pretrainer.step_number != start.total_steps:
         raise ValueError(f"the data ended after step {pretrainer.step_number} of {start.total_steps}")
 
 
-def restore(start: Start, rank: int, meeting: RankMeeting, pretrainer: Pretrainer) -> Cursor:
-    """Load the newest whole checkpoint, the same on every rank; its cursor, or the beginning where there is none."""
+def newest_state(start: Start, rank: int, meeting: RankMeeting) -> Checkpoint | None:
+    """The newest whole checkpoint, the same on every rank, or None where there is none."""
     store = RunFolder(start.folder).store(start.job.run)
     found = store.newest() if rank == 0 else None
     step = meeting.hold(0, None if found is None else int(found.meta["step_number"]))[0]
-    if step is None:
-        return Cursor(epoch=0, step=0)
-    state = found or store.load(step)
-    state.restore(pretrainer)
-    return Cursor.from_dict(state.cursor)
+    return None if step is None else found or store.load(step)
 
 
 def check_measure(keep_by: str, measures: dict[str, float]) -> None:

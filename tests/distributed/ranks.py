@@ -1,5 +1,6 @@
 """What the ranks run: plain data in, numpy out. The same functions run without a process group as the reference."""
 
+import contextlib
 import dataclasses
 import math
 from types import SimpleNamespace
@@ -186,3 +187,33 @@ def summed_in_buckets(shapes: list[tuple[int, ...]], bucket: int) -> list[bool]:
     with mock.patch.object(distributed, "_BUCKET_ELEMENTS", bucket):
         sums = distributed.all_sum_each(tensors)
     return [torch.equal(found, distributed.all_sum(x)) for found, x in zip(sums, tensors, strict=True)]
+
+
+def collectives_of_a_step(config: dict[str, Any], batch: dict[str, Any]) -> list[tuple[str, int]]:
+    """Kind and bytes of each collective that Python asks for in the second step, when everything runs."""
+    cfg = PretrainConfig.from_dict(config)
+    standardization = {m: (np.zeros(d), np.ones(d)) for m, d in WIDTHS.items()} if cfg.model.standardize else None
+    pretrainer = Pretrainer(cfg, WIDTHS, 1, standardization)
+    rows = own_rows(batch, cfg)
+    pretrainer.step(rows)
+    found: list[tuple[str, int]] = []
+    larger = {
+        "all_gather_into_tensor": ("gather", 0),
+        "reduce_scatter_tensor": ("scatter", 1),
+        "all_to_all_single": ("exchange", 0),
+        "all_reduce": ("sum", 0),
+        "broadcast": ("broadcast", 0),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, (kind, which) in larger.items():
+            original = getattr(torch.distributed, name)
+
+            def counted(
+                *tensors: Any, original: Any = original, kind: str = kind, which: int = which, **rest: Any
+            ) -> Any:
+                found.append((kind, tensors[which].numel() * tensors[which].element_size()))
+                return original(*tensors, **rest)
+
+            stack.enter_context(mock.patch.object(torch.distributed, name, counted))
+        pretrainer.step(rows)
+    return found

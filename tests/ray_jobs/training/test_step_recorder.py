@@ -30,4 +30,5 @@ def test_values_of_each_step_and_the_period_s_timing() -> None:
     # The first batch is start-up: 0.1 s of waiting in 0.55 s. Sleeping may take longer than asked for, never less.
     assert 0.1 < records[2]["data_wait_share"] < 0.4
     assert math.isclose(records[2]["samples_per_second"], 10 / records[2]["step_seconds"])
+    assert "input_queue_depth" not in records[2], "a source that does not read ahead has no queue"
     assert recorder.take() == []

@@ -1,0 +1,91 @@
+"""The arithmetic of `python -m conclugen scale` against what real ranks send and what a real checkpoint holds."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conclugen import Pretrainer, presets
+from conclugen.__main__ import main
+from conclugen.bench.scaling import Rates, bare_model, collectives, estimate, parameters, state_bytes
+from tests.distributed import ranks
+from tests.distributed.pool import Pool, pool
+
+SIZES = {"representation_dim": 16, "projection_dim": 6, "reconstruction_hidden_dim": 8}
+SETTINGS: dict[str, Any] = {"global_batch": 10, "model": SIZES}
+CASES = {
+    "improved": ("conclugen", "improved", {"tasks": {"clustering": {"start_epoch": 0, "clusters": 5}}}),
+    "paper": ("conclugen", "paper", {"tasks": {"clustering": {"start_epoch": 0, "clusters": 5}}}),
+    "two modalities": ("contrast_only_video_text", "improved", {}),
+    "no projection": ("generative_only", "paper", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Pool]:
+    with pool(3) as started:
+        yield started
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", [2, 3])
+def test_collectives_are_those_of_real_ranks(workers: Pool, case: str, world: int) -> None:
+    preset, recipe, more = CASES[case]
+    config = presets.build(preset, recipe, **{**SETTINGS, **more})
+    model = bare_model(config, ranks.WIDTHS)
+    *predicted, gradients = collectives(config, model, world)
+    assert gradients.bytes == 4 * parameters(model), "DistributedDataParallel sums those, out of Python's sight"
+    expected = Counter((each.kind, each.bytes) for each in predicted)
+    for found in workers.run(world, ranks.collectives_of_a_step, config.to_dict(), ranks.make_batch(10, 0)):
+        made = Counter((kind, size) for kind, size in found)
+        pairs = {2: 1, 3: 3}[len(config.modalities)]
+        if config.tasks.contrastive is not None:  # each pair's log-sums travel by themselves
+            size = 10 if world == 2 else 12
+            assert made.pop(("exchange", 4 * size)) == 2 * pairs
+            assert expected[("exchange", 4 * size * pairs)] == 2
+        assert made == Counter({key: n for key, n in expected.items() if key[0] != "exchange"})
+
+
+def test_parameters_and_checkpoint_are_those_of_a_pretrainer() -> None:
+    config = presets.build("conclugen", "paper", **SETTINGS)
+    pretrainer = Pretrainer(config, ranks.WIDTHS, 3)
+    batch = ranks.own_rows(ranks.make_batch(10, 0), config)
+    pretrainer.step(batch)
+    pretrainer.step(batch)
+    model = bare_model(config, ranks.WIDTHS)
+    assert parameters(model) == sum(p.numel() for p in pretrainer.model.parameters())
+    tensors, _ = pretrainer.state()
+    counters = [x for name, x in tensors.items() if name.startswith("optimizer/") and name.endswith("/step")]
+    # The cluster head has no moments before clustering begins.
+    waiting = sum(p.numel() for p in pretrainer.model.tasks["clustering"].parameters())
+    held = sum(x.numel() * x.element_size() for x in tensors.values()) - sum(x.element_size() for x in counters)
+    assert state_bytes(model) == held + 2 * 4 * waiting
+
+
+def test_times_follow_from_bytes_and_rates() -> None:
+    config = presets.build("contrast_only", "improved", global_batch=4096)
+    widths = {"video": 4096, "audio": 1024, "text": 768}
+    rates = Rates(peak=1e15, utilisation=0.5, inside=1e11, between=1e10, node=8)
+    alone, node, cluster = (estimate(config, widths, world, rates) for world in (1, 8, 64))
+    assert alone.moved == alone.gradients == alone.blocking == 0 and alone.bound == "compute"
+    assert alone.compute == pytest.approx(8 * node.compute) == pytest.approx(64 * cluster.compute)
+    size = 4 * parameters(bare_model(config, widths))
+    assert node.gradients == pytest.approx(2 * size * 7 / 8 / 1e11)
+    assert cluster.gradients == pytest.approx(2 * size * 63 / 64 / 1e10) and cluster.bound == "gradients"
+    assert cluster.step == pytest.approx(cluster.compute / 3 + cluster.blocking + cluster.gradients)
+    assert cluster.node_read == pytest.approx(8 * 64 * 4 * sum(widths.values()) / cluster.step)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--representation", "64", "--projection", "8", "--hidden", "16", "--batch", "64", "--gpus", "1", "16"]
+    out = tmp_path / "scale.json"
+    assert main(["scale", *small, "--checkpoint", str(tmp_path), "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "| 16 | 64 | 4 |" in text and "| projections | gather |" in text and "One checkpoint of" in text
+    report = json.loads(out.read_text())
+    assert report["checkpoint"]["bytes"] > report["state_bytes"][0]
+    assert list(tmp_path.iterdir()) == [out], "what was written to be measured is gone"
+    assert main(["scale", "--gpus", "0"]) == 2

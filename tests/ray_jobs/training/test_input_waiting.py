@@ -1,0 +1,147 @@
+"""What a loop waits for, told apart by running streams that are slow in one place each; and when a warning is due."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from conclugen import presets
+from conclugen.prefetch import ahead
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.training.input_gauge import InputGauge, InputTimes
+from ray_jobs.training.wait_warning import WaitWatch, likely_cause
+from shards.pace import Pace
+from shards.stream import ReadAhead
+
+
+def job(payload: str = "object_store") -> PretrainJob:
+    data = DataConfig(folder="shards", payload=payload)  # type: ignore[arg-type]
+    return PretrainJob(presets.build("conclugen"), data, RunConfig(name="x", output="outputs"))
+
+
+def spin(seconds: float) -> None:
+    """Use a core for so long, however often others get it meanwhile."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+def run(
+    fetch: Callable[[], None] = lambda: None,
+    read: Callable[[], None] = lambda: None,
+    stage: Callable[[], None] | None = None,
+    step: float = 0.004,
+    steps: int = 30,
+    burst: int = 1,
+) -> InputTimes:
+    """A loop of steps that take `step` seconds over a stream whose parts take as long as is said; its counters.
+
+    burst: batches that come at once, after `fetch` of all of them.
+    """
+    pace, gauge = Pace(), InputGauge()
+
+    def source() -> Iterator[int]:
+        for i in range(steps):
+            if i % burst == 0:
+                with pace.while_fetching():
+                    fetch()
+            with pace.while_reading():
+                read()
+            yield i
+
+    with ReadAhead(source(), 2, pace) as stream:
+        batches = stream if stage is None else ahead(stream, lambda x: (stage(), x)[1])
+        for seen, batch in enumerate(gauge.timed(batches, stream.pace)):
+            assert batch == seen
+            time.sleep(step)
+    return gauge.times()
+
+
+def test_a_fast_source_fills_the_queue_and_nobody_waits() -> None:
+    times = run(step=0.01)
+    assert times.steps == 30 and times.capacity == 2
+    assert times.queue_depth > 1.5 and times.waited < 0.2 * times.seconds
+    assert times.seconds >= 29 * 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "slow"),
+    [
+        ("read tasks", "object_store", {"fetch": lambda: time.sleep(0.02)}),
+        ("tasks of the plan", "worker", {"fetch": lambda: time.sleep(0.02)}),
+        ("copy from the object store", "object_store", {"read": lambda: spin(0.02)}),
+        ("reading in the worker", "worker", {"read": lambda: spin(0.02)}),
+        ("storage", "worker", {"read": lambda: time.sleep(0.02)}),
+        ("copy to the device", "object_store", {"stage": lambda: time.sleep(0.02)}),
+        ("bursts", "object_store", {"fetch": lambda: time.sleep(0.12), "burst": 15, "step": 0.006}),
+    ],
+)
+def test_the_slow_part_is_named(name: str, payload: str, slow: dict) -> None:
+    times = run(**slow)
+    assert times.wait_share > 0.1, times
+    assert likely_cause(times, job(payload)).name == name, times
+
+
+def test_pauses_and_the_first_batch_count_nowhere() -> None:
+    gauge = InputGauge()
+
+    def slow_start() -> Iterator[int]:
+        time.sleep(0.2)
+        yield from range(5)
+
+    for batch in gauge.timed(slow_start()):
+        if batch == 3:
+            with gauge.paused():
+                time.sleep(0.2)
+    times = gauge.times()
+    assert times.steps == 5 and times.waited < 0.1 and times.seconds < 0.15
+
+
+GOOD = InputTimes(seconds=12, steps=100, waited=0.1, asked=100, ready=190, capacity=2)
+POOR = replace(GOOD, waited=3.0, starved=2.9, ready=10, fetching=9.0)
+DEVICE = replace(GOOD, waited=3.0, starved=0.1)
+
+
+def added(a: InputTimes, b: InputTimes) -> InputTimes:
+    return a - (InputTimes() - b)
+
+
+def told(*periods: InputTimes) -> list[str | None]:
+    watch, so_far, result = WaitWatch(job()), InputTimes(), []
+    for period in periods:
+        so_far = added(so_far, period)
+        result.append(watch.judge([so_far]))
+    return result
+
+
+def test_a_warning_comes_in_steady_state_and_not_again_for_the_same_cause() -> None:
+    first, second, *rest = told(POOR, POOR, POOR, DEVICE, DEVICE)
+    assert first is None, "start-up"
+    assert second is not None and "waits for data 25% of its time (rank 0, 100 steps, queue 0.1 of 2)" in second
+    assert "Raise data.read_tasks (now 2 for each worker)" in second
+    assert rest[0] is None and rest[1] is not None and "copy to the device" in rest[1] and rest[2] is None
+    assert told(GOOD, GOOD, GOOD) == [None] * 3
+    at_the_limit = replace(POOR, waited=12 * 0.05)
+    assert told(GOOD, at_the_limit, replace(at_the_limit, waited=12 * 0.051))[1:] != [None, None]
+    assert told(GOOD, at_the_limit) == [None, None]
+
+
+def test_short_periods_are_judged_together() -> None:
+    short = InputTimes(seconds=1, steps=30, waited=0.25, starved=0.2, asked=30, fetching=0.9, capacity=2)
+    found = told(*[short] * 45)
+    assert [i for i, warning in enumerate(found) if warning] == [19], "twice ten seconds"
+
+
+def test_a_cause_that_lasts_is_told_again_after_half_an_hour() -> None:
+    long = replace(POOR, seconds=1000, waited=200.0, starved=190.0, fetching=900.0)
+    assert [warning is not None for warning in told(long, long, long, long, long)] == [False, True, False, True, False]
+
+
+def test_the_rank_that_waits_longest_is_the_one_told_of() -> None:
+    watch = WaitWatch(job())
+    assert watch.judge([GOOD, GOOD]) is None
+    warning = watch.judge([added(GOOD, GOOD), added(GOOD, POOR)])
+    assert warning is not None and "(rank 1," in warning
+    assert math.isclose(POOR.wait_share, 0.25)
