@@ -73,5 +73,7 @@ class _Stager:
         return batch
 
     def _send(self, x: Tensor) -> Tensor:
-        # The allocator of pinned memory keeps a block until the copy that reads it is done.
-        return x.pin_memory().to(self._device, non_blocking=True)
+        # Without gaps, which features may have that are views on whole samples: the copy of a strided tensor would go
+        # through pageable memory, and wait. The allocator of pinned memory keeps a block until its copy is done.
+        pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        return pinned.copy_(x).to(self._device, non_blocking=True)

@@ -129,8 +129,8 @@ def _load(plan: EpochPlan, world: int, runs: list[tuple[Cursor, int]], simulated
             begin = time.perf_counter()
             parts.append(plan.window(start, length, rank, world))
             seconds[rank] += time.perf_counter() - begin
-        filled = np.stack([part.filled for part in parts])
         assert all(len(part.filled) == length for part in parts), f"ranks of {world} have different numbers of steps"
+        filled = np.stack([part.filled for part in parts])
         _check_padding(plan, start, filled, local)
         _check_order(plan, start, length, parts, before)
         fewest, most = min(fewest, int(filled.min())), max(most, int(filled.max()))

@@ -187,9 +187,6 @@ def measure_checkpoint(config: PretrainConfig, widths: Mapping[str, int], folder
     """Bytes of a whole checkpoint, seconds of the copy that training waits for, and of writing it to `folder`."""
     fitted = {m: (torch.zeros(w).numpy(), torch.ones(w).numpy()) for m, w in widths.items()}
     pretrainer = Pretrainer(config, widths, 100, fitted if config.model.standardize else None)
-    for parameter in pretrainer.parameters.values():
-        parameter.grad = torch.zeros_like(parameter)
-    pretrainer.optimizer.step()  # its moments exist from then on
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=folder) as place:
         begin = time.perf_counter()
         state = checkpoint.snapshot(pretrainer, {"epoch": 0, "step": 0}, {})
