@@ -112,7 +112,7 @@ def likely_cause(period: InputTimes, job: PretrainJob) -> Cause:
         )
     return Cause(
         "storage",
-        "the queue runs empty, and reading waits for storage",
+        "the queue runs empty, and the thread that reads is mostly held up, by storage or for want of a core",
         "Set data.payload=object_store with more data.read_tasks, so that more is asked for at once, "
-        "or put the shards on faster storage",
+        "put the shards on faster storage, or run less else on the machine",
     )
