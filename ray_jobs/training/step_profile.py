@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,18 @@ class StepProfile:
     Args:
         folder: Where to; made when there is something to write.
         first: Number of the start's first step, counted from 1.
-        left: Steps until the run's end.
+        left: Steps until the run's end, 2 or more: one warms the profiler.
     """
 
     def __init__(self, folder: Path, rank: int, steps: int, first: int, left: int):
-        settle = max(0, min(_SETTLE_STEPS, left - steps - 1))
-        warmup = min(1, max(0, left - settle - steps))
-        steps = min(steps, left)
-        self._traced = range(first + settle + warmup, first + settle + warmup + steps)
+        steps = min(steps, left - 1)
+        settle = min(_SETTLE_STEPS, left - steps - 1)
+        self._traced = range(first + settle + 1, first + settle + 1 + steps)
         self._folder, self._rank = folder, rank
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         self._profiler = torch.profiler.profile(
             activities=activities,
-            schedule=torch.profiler.schedule(wait=settle, warmup=warmup, active=steps, repeat=1),
+            schedule=torch.profiler.schedule(wait=settle, warmup=1, active=steps, repeat=1),
             on_trace_ready=self._write,
             acc_events=True,
         )
@@ -68,7 +67,8 @@ class StepProfile:
             table = profiler.key_averages().table(sort_by=by, row_limit=_TABLE_ROWS)
             trace.with_name(trace.name.replace(".json.gz", ".txt")).write_text(f"{table}\n")
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             print(f"warning: run.profile: no trace could be written to {trace}: {error}", flush=True)
             return
         seconds = time.perf_counter() - begin
@@ -86,7 +86,7 @@ class NoProfile:
 @contextmanager
 def profiled(run: RunConfig, folder: Path, rank: int, step: int, last: int) -> Iterator[StepProfile | NoProfile]:
     """What `run.profile` asks of this rank. step: steps done before this start. last: the run's last one."""
-    wanted = run.profile and (rank == 0 or run.profile_ranks == "all") and step < last
+    wanted = run.profile and (rank == 0 or run.profile_ranks == "all") and last - step >= 2
     if not wanted:
         yield NoProfile()
         return

@@ -114,7 +114,7 @@ DEVICE = replace(GOOD, waited=3.0, starved=0.1)
 
 
 def added(a: InputTimes, b: InputTimes) -> InputTimes:
-    return a - (InputTimes() - b)
+    return replace(a - (InputTimes() - b), capacity=b.capacity)
 
 
 def told(*periods: InputTimes) -> list[str | None]:
@@ -132,7 +132,7 @@ def test_a_warning_comes_in_steady_state_and_not_again_for_the_same_cause() -> N
     assert "Raise data.read_tasks (now 2 for each worker)" in second
     assert rest[0] is None and rest[1] is not None and "copy to the device" in rest[1] and rest[2] is None
     assert told(GOOD, GOOD, GOOD) == [None] * 3
-    at_the_limit = replace(POOR, waited=12 * 0.05)
+    at_the_limit = replace(POOR, waited=12 * 0.049)
     assert told(GOOD, at_the_limit, replace(at_the_limit, waited=12 * 0.051))[1:] != [None, None]
     assert told(GOOD, at_the_limit) == [None, None]
 
