@@ -36,8 +36,9 @@ def alone(shared_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def together(shared_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
-    """The same by two workers."""
-    return pretrain(small_job(shards, tmp_path_factory.mktemp("together"), "together", workers=2))
+    """The same by two workers, which trace two steps."""
+    job = small_job(shards, tmp_path_factory.mktemp("together"), "together", workers=2)
+    return pretrain(with_run(job, profile=2, profile_ranks="all"))
 
 
 def last_state(folder: RunFolder) -> Checkpoint:
@@ -62,6 +63,9 @@ def test_a_run_is_tracked_whole_and_its_model_loads(alone: PretrainResult, shard
     assert run.data.tags["manifest_digest"] == Manifest.open(str(shards)).digest
     history = client.get_metric_history(alone.mlflow_run_id, "loss")
     assert [(m.step, m.value) for m in history] == curve(alone.folder)
+    for name in ("input_queue_depth", "data_wait_share", "step_seconds", "samples_per_second"):
+        assert len(curve(alone.folder, name)) == steps, name  # of each report
+    assert 0 < max(depth for _, depth in curve(alone.folder, "input_queue_depth")) <= 2
     embedder = conclugen.load(alone.model)
     vectors = embedder.embed({m: torch.zeros(3, width) for m, width in embedder.widths.items()})
     assert vectors.shape == (3, 16 * len(embedder.widths))
@@ -91,6 +95,8 @@ def test_an_evaluation_joins_the_run(alone: PretrainResult, shards: Path) -> Non
 
 
 def test_two_workers_train_as_one_does(alone: PretrainResult, together: PretrainResult) -> None:
+    traces = {path.name for path in together.folder.profile.glob("*.json.gz")}
+    assert traces == {"step-000012-rank-0.json.gz", "step-000012-rank-1.json.gz"}
     assert curve(together.folder) == [(step, pytest.approx(value, abs=1e-9)) for step, value in curve(alone.folder)]
     mine, theirs = last_state(together.folder).tensors, last_state(alone.folder).tensors
     assert mine.keys() == theirs.keys()
