@@ -9,6 +9,7 @@ from tests.distributed import ranks
 from tests.distributed.pool import Pool
 
 TOLERANCE = 1e-9  # of a number's size, or of 1 where it is smaller
+FLOAT32_BAND = 1e-4  # of the loss at any of the steps, in single precision
 STEPS, STEPS_PER_EPOCH = 20, 5
 G = 11  # shared by neither 2, 3 nor 4 ranks: the last rank's rows are padded
 SIZES = {"representation_dim": 16, "projection_dim": 8, "reconstruction_hidden_dim": 12}
@@ -44,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "contrastive, same group, learned temperature": config(
         "contrast_only", "improved", {"contrastive": {"negatives": "same_group", "learn_temperature": True}}
     ),
+    "contrastive, blocks of two rows": config("contrast_only", "improved", {"contrastive": {"block_rows": 2}}),
     "clustering, joint, queue of the epoch": clustering_alone("paper"),
     "clustering, individual": clustering_alone("paper", mode="individual"),
     "clustering, warm, rolling queue": clustering_alone("improved"),
@@ -61,6 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "total, gradnorm": config("conclugen", "improved", {"weighting": "gradnorm"}),
     "total, pcgrad": config("conclugen", "paper", {"gradients": "pcgrad", **UNEQUAL}),
+    "total, gradnorm and pcgrad": config("conclugen", "improved", {"gradients": "pcgrad", "weighting": "gradnorm"}),
     "total, uncertainty and pcgrad": config(
         "conclugen", "improved", {"gradients": "pcgrad", "weighting": "uncertainty"}
     ),
