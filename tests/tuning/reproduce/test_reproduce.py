@@ -215,3 +215,11 @@ def test_wrong_input_is_named(folder, tmp_path, capsys):
 )
 def test_verdict(estimate, low, high, said):
     assert verdict(Interval(estimate, low, high, 0.95, 20)) == said
+
+
+def test_cells_of_which_some_have_continuous_scores_are_not_averaged():
+    some, none = np.ones((1, 2)), None
+    assert np.array_equal(module._together([some, 3 * some], np.concatenate), [[1, 1], [3, 3]])
+    assert module._together([none, none], np.concatenate) is None
+    with pytest.raises(ValueError, match="1 of 2 cells"):
+        module._together([some, none], np.concatenate)
