@@ -33,6 +33,10 @@ _ROWS_AT_ONCE = 1 << 22  # rows that are compared at a time
 _RARE = 1e-6
 
 
+class BrokenPromiseError(Exception):
+    """A plan whose ranks differ, repeat rows or crowd a shard: which, and where."""
+
+
 @dataclass(frozen=True)
 class Load:
     """What one number of ranks means for storage, over the steps that were simulated.
@@ -71,7 +75,7 @@ def simulate(plan: EpochPlan, ranks: list[int], steps: int | None = None, epoch:
         steps: Checked, spread over the epoch in runs; None: all of it.
 
     Raises:
-        AssertionError: where the plan breaks a promise: which, where.
+        BrokenPromiseError: where the plan breaks a promise.
     """
     total = plan.steps_in(epoch)
     runs = list(_runs(plan, epoch, total if steps is None else min(steps, total)))
@@ -90,9 +94,9 @@ def check_each_row_once(plan: EpochPlan, runs: list[tuple[Cursor, int]]) -> None
         rows = _rows(plan.window(start, length), before)
         if carried and start.step == 0:  # the first batch may end the epoch before
             rows = rows[plan.global_batch :]
-        assert not seen[rows].any(), f"a row that was in an earlier step is in one from {start} on"
+        _promised(not bool(seen[rows].any()), f"a row that was in an earlier step is in one from {start} on")
         seen[rows] = True
-        assert len(np.unique(rows)) == len(rows), f"a row is twice in the steps from {start} on"
+        _promised(len(np.unique(rows)) == len(rows), f"a row is twice in the steps from {start} on")
 
 
 def check_spread(plan: EpochPlan, runs: list[tuple[Cursor, int]], simulated: int) -> tuple[int, int]:
@@ -104,17 +108,23 @@ def check_spread(plan: EpochPlan, runs: list[tuple[Cursor, int]], simulated: int
         most = max(most, int(np.unique(window.step * shards + window.shard, return_counts=True)[1].max()))
     share = float(plan.counts.max()) / plan.total_rows
     random = rare_most(chunks / simulated * share, shards * simulated)
-    assert most <= random, f"{most} chunks of one step lie in one shard, more than the {random} of chance"
+    _promised(most <= random, f"{most} chunks of one step lie in one shard, more than the {random} of chance")
     return most, random
 
 
 def _runs(plan: EpochPlan, epoch: int, steps: int) -> Iterator[tuple[Cursor, int]]:
-    """Runs of consecutive steps, spread over the epoch, that are compared at once."""
-    total, length = plan.steps_in(epoch), max(1, min(steps, _ROWS_AT_ONCE // plan.global_batch))
+    """Runs of consecutive steps, `steps` in all, that are compared at once: apart, and spread over the epoch."""
+    left_out, length = plan.steps_in(epoch) - steps, max(1, min(steps, _ROWS_AT_ONCE // plan.global_batch))
     count = -(-steps // length)
     for i in range(count):
-        first = i * length if steps == total else i * (total - length) // max(1, count - 1)
-        yield Cursor(epoch, first), min(length, total - first)
+        first = i * length + i * left_out // max(1, count - 1)
+        yield Cursor(epoch, first), min(length, steps - i * length)
+
+
+def _promised(holds: bool, broken: str) -> None:
+    """Not an assert: those are left out under `python -O`, and this is what the command is for."""
+    if not holds:
+        raise BrokenPromiseError(broken)
 
 
 def _load(plan: EpochPlan, world: int, runs: list[tuple[Cursor, int]], simulated: int) -> Load:
@@ -129,7 +139,8 @@ def _load(plan: EpochPlan, world: int, runs: list[tuple[Cursor, int]], simulated
             begin = time.perf_counter()
             parts.append(plan.window(start, length, rank, world))
             seconds[rank] += time.perf_counter() - begin
-        assert all(len(part.filled) == length for part in parts), f"ranks of {world} have different numbers of steps"
+        equal = all(len(part.filled) == length for part in parts)
+        _promised(equal, f"ranks of {world} have different numbers of steps")
         filled = np.stack([part.filled for part in parts])
         _check_padding(plan, start, filled, local)
         _check_order(plan, start, length, parts, before)
@@ -152,7 +163,8 @@ def _check_padding(plan: EpochPlan, start: Cursor, filled: Int64, local: int) ->
     world, length = filled.shape
     whole = plan.window(start, length).filled
     expected = np.clip(whole - np.arange(world)[:, None] * local, 0, local)
-    assert (filled == expected).all(), f"{world} ranks are not equally full in the steps from {start} on"
+    equal = bool((filled == expected).all())
+    _promised(equal, f"{world} ranks are not equally full in the steps from {start} on")
 
 
 def _check_order(plan: EpochPlan, start: Cursor, length: int, parts: list[Window], before: Int64) -> None:
@@ -162,7 +174,7 @@ def _check_order(plan: EpochPlan, start: Cursor, length: int, parts: list[Window
     by_step = np.argsort(step, kind="stable")  # ranks stay in order within a step
     joined = Window(shard[by_step], begin[by_step], stop[by_step], step[by_step], whole.filled, plan.global_batch)
     same = np.array_equal(_rows(joined, before), _rows(whole, before))
-    assert same, f"{len(parts)} ranks read other rows than one, or in another order, in the steps from {start} on"
+    _promised(same, f"{len(parts)} ranks read other rows than one, or in another order, in the steps from {start} on")
 
 
 def _rows(window: Window, before: Int64) -> Int64:
@@ -231,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
     cost = planner_cost(counts, args.batch, args.chunk_rows)
     try:
         simulation = simulate(plan, args.ranks, args.steps)
-    except AssertionError as broken:
+    except BrokenPromiseError as broken:
         print(f"broken promise: {broken}")
         return 1
     print(table(plan, simulation, cost, sample_bytes))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from shards.__main__ import main
 from shards.plan import Cursor, EpochPlan, Window
-from shards.plan_simulation import rare_most, simulate
+from shards.plan_simulation import BrokenPromiseError, rare_most, simulate
 
 COUNTS = np.array([90, 0, 117, 40, 101])
 
@@ -37,6 +39,17 @@ def test_some_steps_stand_for_all() -> None:
     plan = EpochPlan([1000] * 50, seed=0, global_batch=64)
     assert simulate(plan, [4], steps=9).steps == 9
     assert simulate(plan, [4], steps=10**6).steps == plan.steps_in(0)
+
+
+@pytest.mark.parametrize("remainder", ["drop", "carry"])
+def test_runs_do_not_overlap_where_nearly_all_steps_are_checked(
+    remainder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.plan_simulation._ROWS_AT_ONCE", 4 * 64)
+    plan = EpochPlan([64] * 10, seed=0, global_batch=64, chunk_rows=4, remainder=remainder)
+    assert plan.steps_in(0) == 10
+    for steps in range(10, 0, -1):
+        assert simulate(plan, [4], steps=steps).steps == steps
 
 
 class Broken(EpochPlan):
@@ -79,8 +92,25 @@ def test_a_broken_promise_is_found(fault: str, told: str, monkeypatch: pytest.Mo
     plan = Broken([100] * 40, seed=0, global_batch=64, chunk_rows=4)
     simulate(plan, [4])
     plan.fault = fault
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises(BrokenPromiseError, match=told):
         simulate(plan, [4])
+
+
+BROKEN_COMMAND = """
+import sys
+import shards.plan_simulation as simulation
+from shards.__main__ import main
+from tests.shards.test_plan_simulation import Broken
+Broken.fault = "ranks swapped"
+simulation.EpochPlan = Broken
+sys.exit(main("plan-simulate --rows 4000 --shard-rows 100 --batch 64 --ranks 4".split()))
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-O"]])
+def test_the_command_tells_of_a_broken_promise_also_where_asserts_are_left_out(options: list[str]) -> None:
+    done = subprocess.run([sys.executable, *options, "-c", BROKEN_COMMAND], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith("broken promise: 4 ranks read other rows"), done
 
 
 @pytest.mark.parametrize(("mean", "draws"), [(0.05, 100), (3.0, 10_000), (40.0, 10**7)])
