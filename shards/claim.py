@@ -54,8 +54,9 @@ class Claim:
         return name.startswith(f".{self.record}.") and name.endswith(".tmp")
 
     def _remove(self, folder: Path) -> None:
-        """The manifest first: it must never promise shards that are gone."""
+        """The manifest first: it must never promise shards that are gone. The record stays, to be replaced: a folder
+        without one, after a kill, would be nobody's, and never be taken again."""
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        for pattern in (*self.written, self.record):
+        for pattern in self.written:
             for path in sorted(folder.glob(pattern)):
                 path.unlink()

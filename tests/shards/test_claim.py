@@ -35,6 +35,24 @@ def test_overwriting_removes_what_the_job_wrote_and_nothing_else(tmp_path: Path)
     assert json.loads((tmp_path / "job.json").read_text()) == {"seed": 2}
 
 
+def test_a_kill_while_it_is_replaced_does_not_lock_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    JOB.take(tmp_path, {"seed": 1})
+    for name in ("a.tar", "notes.txt"):
+        (tmp_path / name).touch()
+
+    def killed(path: Path, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shards.claim.replace_atomically", killed)
+        JOB.take(tmp_path, {"seed": 2}, overwrite=True)
+    assert not (tmp_path / "a.tar").exists()
+    with pytest.raises(ValueError, match="differs in seed"):
+        JOB.take(tmp_path, {"seed": 2})
+    JOB.take(tmp_path, {"seed": 2}, overwrite=True)
+    JOB.take(tmp_path, {"seed": 2})
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
 def test_a_record_that_cannot_be_read(content: str, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(content, encoding="latin-1")
