@@ -34,8 +34,11 @@ def in_processes(processes: int) -> Writer:
             yield from _shown(one_by_one(folder, plans), len(plans))
             return
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            waiting = [pool.submit(write_clip, folder, plan) for plan in plans]
-            yield from _shown((done.result() for done in as_completed(waiting)), len(plans))
+            try:
+                waiting = [pool.submit(write_clip, folder, plan) for plan in plans]
+                yield from _shown((done.result() for done in as_completed(waiting)), len(plans))
+            finally:  # an error or Ctrl-C waits for the clips that are being rendered, not for all
+                pool.shutdown(cancel_futures=True)
 
     return write
 
@@ -74,15 +77,15 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the corpus; returns the exit status: 0, or 2 for wrong input."""
+    """Write the corpus; returns the exit status: 0, 1 where it can't be written, or 2 for wrong input."""
     args = arguments().parse_args(argv)
     try:
         if args.processes < 1:
             raise ValueError(f"processes is {args.processes}, expected at least 1")
         config = CorpusConfig(args.speakers, args.takes, args.seed, args.silent)
         rows = write_corpus(args.folder, config, in_processes(args.processes), args.overwrite)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"python -m shards.corpus: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
     print(f"{len(rows)} clips of {config.speakers} speakers: {args.folder.absolute() / TABLE_NAME}")
     return 0

@@ -6,6 +6,7 @@ What a clip shows and sounds like is measured on its pixels and samples, not on 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -358,6 +359,24 @@ def test_folders_that_hold_something_are_refused(tmp_path: Path, capsys: pytest.
     assert "6 clips of 1 speakers" in capsys.readouterr().out
     assert main([str(tmp_path / "new"), *small]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def full_disk(folder: Path, plan: ClipPlan) -> ClipRow:
+    """In place of `write_clip`, also in other processes."""
+    if plan.path == CorpusConfig(20, 5).clips[0].path:
+        raise OSError(28, "No space left on device")
+    time.sleep(0.02)
+    (folder / f"{plan.path.replace('/', '-')}.tried").touch()
+    return ClipRow(plan.path, plan.speaker_name, plan.emotion, None, None)
+
+
+def test_an_error_does_not_wait_for_the_whole_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.corpus.command.write_clip", full_disk)
+    assert main([str(tmp_path / "c"), "--speakers", "20", "--takes", "5", "--processes", "2"]) == 1
+    assert capsys.readouterr().err == "python -m shards.corpus: [Errno 28] No space left on device\n"
+    assert len(list((tmp_path / "c").glob("*.tried"))) < len(CorpusConfig(20, 5).clips) / 2
 
 
 def test_a_lost_clip_is_no_corpus(tmp_path: Path) -> None:
