@@ -45,7 +45,10 @@ def column_moments(
 
 
 def check_present(reader: Reader) -> None:
-    """Raise ValueError for a modality that no row of the reader's selection has. Indexes are read until one has it."""
+    """Raise ValueError for modalities that no row of the reader's selection has, naming all of them.
+
+    Indexes are read until each modality was seen.
+    """
     lacking = dict(reader.modalities)
     for shard in np.flatnonzero(reader.counts).tolist():
         table = reader.metadata(shard)
@@ -55,10 +58,10 @@ def check_present(reader: Reader) -> None:
                 del lacking[modality]
         if not lacking:
             return
-    for modality in lacking:
-        raise ValueError(
-            f"modality {modality!r} is missing in all {len(reader)} rows; leave it out, or give rows that have it"
-        )
+    if lacking:
+        names = ", ".join(map(repr, lacking))
+        what, them = (f"modality {names} is", "it") if len(lacking) == 1 else (f"modalities {names} are", "them")
+        raise ValueError(f"{what} missing in all {len(reader)} rows; leave {them} out, or give rows that have {them}")
 
 
 class _Moments:

@@ -70,6 +70,9 @@ def test_a_modality_that_no_row_of_a_view_has(tmp_path: Path) -> None:
     early = Reader(written, View.where(written, np.arange(60) < 30), {"x": ("x",), "y": ("y",)})
     with pytest.raises(ValueError, match="modality 'y' is missing in all 30 rows"):
         check_present(early)
+    neither = Reader(written, early.view, {"both": ("x", "y"), "x": ("x",), "y": ("y",)})
+    with pytest.raises(ValueError, match="modalities 'both', 'y' are missing in all 30 rows; leave them out"):
+        check_present(neither)
 
 
 def test_description(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
