@@ -12,7 +12,8 @@ import functools
 from pathlib import Path
 
 from ray_jobs.tracking.background_sender import BackgroundSender
-from ray_jobs.tracking.journal_sender import JournalSender
+from ray_jobs.tracking.journal import JournalError
+from ray_jobs.tracking.journal_sender import JournalSender, SenderBusyError
 from ray_jobs.tracking.mlflow_environment import connect
 
 JOURNAL = "journal.jsonl"
@@ -58,11 +59,26 @@ class NestedRunsSink(BackgroundSender):
         return [journal for journal in self._journals() if self._sent.get(journal) != journal.stat().st_size]
 
     def send_new(self) -> bool:
+        """A child's journal that can't be read, or that another process sends, holds up no other; it is told at the
+        end, and tried again. Raises JournalError, SenderBusyError for it, and whatever the server's absence raises."""
+        error: JournalError | SenderBusyError | None = None
         for journal in self._journals():
-            ended = journal in self._ended
-            size = journal.stat().st_size
-            if self._sent.get(journal) == size:
-                continue
+            try:
+                if not self._send(journal):
+                    return False
+            except (JournalError, SenderBusyError) as raised:
+                if journal.parent == self._folder:
+                    raise  # children name their parent's run
+                error = error or raised
+        if error is not None:
+            raise error
+        return True
+
+    def _send(self, journal: Path) -> bool:
+        """Whether all that the journal has by now was sent; False where time ran out."""
+        ended = journal in self._ended
+        size = journal.stat().st_size
+        if self._sent.get(journal) != size:
             sender = self._senders.get(journal)
             if sender is None:
                 sender = self._senders[journal] = JournalSender(journal, self._uri, self._connect)
@@ -71,9 +87,8 @@ class NestedRunsSink(BackgroundSender):
                 if self.out_of_time:
                     return False
             self._sent[journal] = size
-            if ended:
-                sender.close()
-                del self._senders[journal]
+        if ended and journal in self._senders:  # each sender holds a file open
+            self._senders.pop(journal).close()
         return True
 
     def release(self) -> None:

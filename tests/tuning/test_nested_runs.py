@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow
 
 from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.journal_sender import JournalSender
 from tuning.nested_runs import JOURNAL, NestedRunsSink
 
 NOBODY = "http://127.0.0.1:9"  # the discard port
@@ -59,3 +60,32 @@ def test_what_a_server_missed_is_named_and_sent_by_the_next_start(tmp_path: Path
         assert NestedRunsSink(tmp_path, tmp_path / "children", uri).close(60)
         assert NestedRunsSink(tmp_path, tmp_path / "children", uri).close(60)  # nothing is sent twice
     assert stored(uri) == {"parent": (None, []), "one": ("parent", [0.0, 0.25, 0.5])}
+
+
+def test_a_child_without_a_readable_journal_holds_up_no_other(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with Journal(tmp_path / JOURNAL, experiment="e", name="parent") as parent:
+        child(tmp_path, "a", parent)
+        torn = tmp_path / "children" / "b" / JOURNAL
+        torn.parent.mkdir()
+        torn.write_text("")
+        child(tmp_path, "c", parent)
+        sink = NestedRunsSink(tmp_path, tmp_path / "children", uri, interval_s=0.05)
+        assert not sink.close(20)
+        assert sink.unsent() == [torn]
+    losses = [0.0, 0.25, 0.5]
+    assert stored(uri) == {"parent": (None, []), "a": ("parent", losses), "c": ("parent", losses)}
+
+
+def test_children_that_were_sent_before_they_ended_are_let_go(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with Journal(tmp_path / JOURNAL, experiment="e", name="parent") as parent:
+        one = child(tmp_path, "one", parent)
+        sink = NestedRunsSink(tmp_path, tmp_path / "children", uri, interval_s=3600.0)
+        assert sink.close(60)
+        sink._senders[one] = opened = JournalSender(one, uri)  # as it stands between two looks of the thread
+        sink.ended(one)
+        assert sink.send_new()
+        assert one not in sink._senders
+        JournalSender(one, uri).close()  # its lock is free: nobody else sends
+        opened.close()
