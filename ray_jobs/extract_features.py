@@ -11,7 +11,6 @@ Exit status: 0 all clips have features; 3 finished, and some clips are in quaran
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import pyarrow as pa
 import ray
 
 from conclugen import backbones
-from ray_jobs import ray_cluster
+from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.clip_progress import ClipProgress
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
@@ -113,7 +112,7 @@ def _settings(resources: Resources) -> Iterator[None]:
     # Shards are finished in order: a killed job leaves few begun, and this process holds the rows of few.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would tell that its bars are off
+    ray_loggers.quieten(ray_loggers.PROGRESS)
     try:
         yield
     finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 
 import ray
+
+from ray_jobs import ray_loggers
 
 # A training worker reserves its CPUs, and the tasks that read data need some beside them.
 _SPARE_CPUS = 4
@@ -25,8 +26,7 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True, logging_level="warning")
         return
-    # It warns that the cluster asks for a token, which on a Ray of one's own concerns nobody.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    ray_loggers.quieten(ray_loggers.AUTHENTICATION)
     _start_local(workers * cpus_per_worker + spare, dashboard)
 
 

@@ -1,4 +1,4 @@
-"""A folder that a long job makes its own, so that it can be killed and go on, and nothing else gets mixed in."""
+"""Folders that a program makes its own: marked by a record, so that nothing else gets mixed in or removed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,29 @@ from shards.files import replace_atomically
 from shards.manifest import MANIFEST_NAME
 
 
+def owned(folder: Path, record: str, what: str) -> bool:
+    """Whether a folder holds the record (the name of a file) of what is made there; False for a new or an empty one.
+
+    what: for the message, such as "build". Raises ValueError for a folder that holds anything else, or that is none.
+    """
+    if (folder / record).is_file():
+        return True
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    if folder.is_dir() and any(not _is_remnant(entry.name, record) for entry in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no {what}; name an empty or a new folder")
+    return False
+
+
+def _is_remnant(name: str, record: str) -> bool:
+    """Of a record whose writer was killed (`shards.files.atomic_file`)."""
+    return name.startswith(f".{record}.") and name.endswith(".tmp")
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A kind of job. what: for messages, such as "build"; record: the file in its folder that keeps what the content
-    depends on; written: patterns of all else that it writes there, but for the manifest."""
+    """A kind of job that can be killed and go on. what: for messages, such as "build"; record: the file in its folder
+    that keeps what the content depends on; written: patterns of all else that it writes there, but for the manifest."""
 
     what: str
     record: str
@@ -28,15 +47,13 @@ class Claim:
         the folder holds anything else, naming what differs, and OSError where it can't be written.
         """
         path = folder / self.record
-        if path.exists():
+        if owned(folder, self.record, self.what):
             problem = self._problem(folder, path, json.loads(json.dumps(identity)))
             if problem is None:
                 return
             if not overwrite:
                 raise ValueError(f"{problem}; choose another folder, or replace it with --overwrite")
             self._remove(folder)
-        elif folder.is_dir() and any(not self._is_remnant(entry.name) for entry in folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no {self.what} to go on with; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, json.dumps(identity, indent=1, sort_keys=True).encode())
 
@@ -48,10 +65,6 @@ class Claim:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             return f"{path} cannot be read ({error})"
         return f"{folder} holds a {self.what} that differs in {', '.join(differing)}" if differing else None
-
-    def _is_remnant(self, name: str) -> bool:
-        """Of a claim that was killed in mid-write (`shards.files.atomic_file`)."""
-        return name.startswith(f".{self.record}.") and name.endswith(".tmp")
 
     def _remove(self, folder: Path) -> None:
         """The manifest first: it must never promise shards that are gone. The record stays, to be replaced: a folder

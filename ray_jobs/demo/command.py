@@ -9,25 +9,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conclugen.backbones import WeightsError
-from ray_jobs.demo.path import DemoConfig, run
+from ray_jobs.demo.steps import DemoConfig, run
 from ray_jobs.demo.summary import summary
 from ray_jobs.training.failures import RunFailedError
+from shards.claim import owned
 from shards.corpus import CorpusConfig
+from shards.files import replace_atomically
 
 _MARK = ".conclugen-demo"
 _FEWEST_SPEAKERS = 6  # three at least to choose the probe's strength on, one to validate on, one to test on
 
 
 def clear(output: Path) -> None:
-    """An empty folder with the demo's mark: only what a demo left there is removed."""
-    mark = output / _MARK
-    if output.exists() and any(output.iterdir()):
-        if not mark.is_file():
-            raise ValueError(f"--output: {output} holds files that no demo made; name an empty or a new folder")
+    """A folder with nothing but the demo's mark: only what a demo left there is removed, the mark never (a folder
+    without one, after a kill, would be nobody's). ValueError for a folder that no demo made."""
+    try:
+        again = owned(output, _MARK, "demo")
+    except ValueError as error:
+        raise ValueError(f"--output: {error}") from None
+    if again:
         print(f"removing the last demo in {output}", flush=True)
-        shutil.rmtree(output)
+        for entry in output.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != _MARK:
+                entry.unlink()
     output.mkdir(parents=True, exist_ok=True)
-    mark.write_text("Everything in this folder is made by the demo, and removed when it runs again.\n")
+    replace_atomically(
+        output / _MARK, b"Everything in this folder is made by the demo, and removed when it runs again.\n"
+    )
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from shards.claim import owned
 from shards.corpus.acting import FPS, act
 from shards.corpus.emotions import EMOTIONS
 from shards.corpus.recording import write_mp4
@@ -183,11 +184,7 @@ def write_corpus(
 
 
 def _claim(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / _MARK).is_file():
-            raise ValueError(f"{folder} holds other files; name an empty or a new folder")
+    if owned(folder, _MARK, "corpus"):
         if not overwrite:
             what = "a corpus already" if (folder / DESCRIPTION_NAME).is_file() else "a corpus that was not finished"
             raise ValueError(f"{folder} holds {what}; write it anew with --overwrite, or name another folder")

@@ -35,6 +35,13 @@ def _ray_folder() -> Iterator[str]:
         yield folder
 
 
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """For the Ray of a process that a test starts and kills."""
+    with tempfile.TemporaryDirectory(prefix="rk", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def shared_ray(_ray_folder: str) -> None:
     """A Ray whose CPUs two workers use up: what a dead controller still held would show."""

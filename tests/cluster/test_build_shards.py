@@ -71,11 +71,11 @@ def test_job(shared_ray: None, ravdess: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_killed_job_goes_on(shared_ray: None, ravdess: Path, tmp_path: Path) -> None:
+def test_killed_job_goes_on(shared_ray: None, ravdess: Path, tmp_path: Path, short_folder: str) -> None:
     """The driver is killed with its Ray once a shard is there; the next run builds the rest, to the same digest."""
     main([*arguments(ravdess, tmp_path / "whole"), "--allow-incomplete", "--quiet"])
     program = "import sys; from ray_jobs.build_shards import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "RAY_TMPDIR": f"/tmp/rk{os.getpid()}", "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+    environment = {**os.environ, "RAY_TMPDIR": short_folder, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
     environment.pop("RAY_ADDRESS", None)
     out = tmp_path / "killed"
     # One task takes all CPUs that the job tells a local Ray of: shards are built one after another.

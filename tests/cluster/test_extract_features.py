@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from shards.clips.reader import ClipManifest
 from shards.clips.summary import finish
 from shards.manifest import Manifest
 from tests.ray_jobs.embedding.test_embed import NAMES, arguments, make_run
-from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
+from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _STORE = 80 << 20
@@ -71,6 +72,18 @@ def test_ray_gives_the_bytes_of_the_obvious_loop(clips: ClipManifest, tmp_path: 
     assert Manifest.open(tmp_path / "ray").digest == Manifest.open(tmp_path / "loop").digest
 
 
+def test_decoding_stays_out_of_the_encoders_actors(
+    clips: ClipManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Ray Data will run it: fused with the first encoder, decoding would wait for its few actors."""
+    extract_features.feature_dataset(make_plan(clips, tmp_path / "out"), [0], Resources()).explain()
+    optimized = capsys.readouterr().out.split("Physical Plan (Optimized)")[1]
+    assert re.findall(r"(\w+)MapOperator\[(.+)\]", optimized) == [
+        *[("ActorPool", "MapBatches(_EncoderActor)")] * len(RANDOM),
+        ("TaskPool", "ReadRange->MapBatches(_DecodeRanges)"),
+    ]
+
+
 def test_a_corpus_is_embedded_as_its_features_are(clips: ClipManifest, tmp_path: Path) -> None:
     """From clip shards and from feature shards: the same rows, each clip once, damaged ones with the reason."""
     run_loop(make_plan(clips, tmp_path / "features", NAMES))
@@ -87,13 +100,12 @@ def test_a_corpus_is_embedded_as_its_features_are(clips: ClipManifest, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_where_it_was(clips: ClipManifest, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_where_it_was(clips: ClipManifest, tmp_path: Path, short_folder: str) -> None:
     """SIGKILL of the driver after the first shard's report; what was done is not done again."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "ray_jobs.extract_features", "--clips", clips.folder, "--out", str(out)]
     command += ["--encoders", "random", "--clips-per-task", "1", "--block-mib", "0.01"]
-    temporary = tempfile.mkdtemp(prefix="rk")
-    environment = {**os.environ, "RAY_TMPDIR": temporary}
+    environment = {**os.environ, "RAY_TMPDIR": short_folder}
     environment.pop("RAY_ADDRESS", None)
     job = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240

@@ -71,5 +71,5 @@ def test_folders_of_somebody_else_are_never_taken(tmp_path: Path) -> None:
     (tmp_path / "a.tar").unlink()
     JOB.take(tmp_path, {"seed": 1})
     (tmp_path / "file").touch()
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
         JOB.take(tmp_path / "file", {"seed": 1})

@@ -20,11 +20,28 @@ def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.Cap
     thesis = tmp_path / "precious" / "thesis"
     thesis.mkdir(parents=True)
     (thesis / "a.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no demo made"):
+    with pytest.raises(ValueError, match="holds no demo"):
         clear(tmp_path / "precious")
     assert main(["--output", str(tmp_path / "precious")]) == 1
     assert "error: --output" in capsys.readouterr().err
     assert (thesis / "a.txt").read_text() == "mine"
+
+
+def test_a_kill_while_a_demo_is_removed_does_not_lock_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "faces.png").touch()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("ray_jobs.demo.command.shutil.rmtree", killed)
+        clear(tmp_path)
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".conclugen-demo"]
 
 
 @pytest.mark.parametrize(
