@@ -24,12 +24,16 @@ SENTENCE = "minilm-l6"
 TAKES = Takes(TEXT)
 _LONGEST, _LONGEST_SENTENCE = 512, 256
 _CHUNK = 32
+_TIMEOUT = 20.0  # seconds that the hub has for its first answer
+_SAFE = "Weights must be safetensors"
 
 
 def create(given: str | None, mirror: str | None, device: str) -> TextEncoder:
     """given: a model's name on the hub, or a folder with its files; mirror: a folder that holds such folders under
     their names (`OWNER/MODEL`, or `MODEL`). Raises WeightsError for one that can't be had."""
     model = given or DEFAULT_MODEL
+    if model.startswith("~"):
+        model = str(Path(model).expanduser())
     place = model
     if mirror is not None and "://" not in mirror and not Path(model).is_dir():
         copies = [Path(mirror).expanduser() / name for name in (model, model.rpartition("/")[2])]
@@ -54,25 +58,16 @@ def create_sentence(given: str | None, mirror: str | None, device: str) -> TextE
 
 def _load(name: str, column: str, place: str, source: str, licence: str, device: str, longest: int) -> TextEncoder:
     try:
-        from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
     except ImportError:
         raise weights.not_installed(name, "transformers") from None
     logging.set_verbosity_error()  # a classifier's own head is not loaded, and is not missed
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        # Safetensors only: the older format of weights is a pickle.
-        network = AutoModel.from_pretrained(
-            place, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
-        )
+        tokenizer, network = _read(place)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0][:300] if str(error) else repr(error)
-        raise weights.WeightsError(
-            f"encoder {name}: the model {place!r} cannot be loaded: {first}. Download it where there is a network "
-            f"(hf download {source.removeprefix('https://huggingface.co/')} --local-dir FOLDER), and name the folder "
-            f"with --weights {name}=FOLDER. Weights must be safetensors"
-        ) from None
+        raise weights.WeightsError(f"encoder {name}: {_unusable(name, place, first)}. {_SAFE}") from None
     positions = getattr(network.config, "max_position_embeddings", longest)
     longest = min(longest, int(tokenizer.model_max_length), int(positions))
     info = EncoderInfo(
@@ -87,6 +82,55 @@ def _load(name: str, column: str, place: str, source: str, licence: str, device:
         _digest(network, tokenizer),
     )
     return TextEncoder(info, network, tokenizer, device, longest)
+
+
+def _read(place: str) -> tuple[Any, Any]:
+    """Tokenizer and network of a folder, or of a name on the hub: what was downloaded before is used as it is."""
+    from transformers import AutoModel, AutoTokenizer
+
+    def read(here: bool) -> tuple[Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=here)
+        # Safetensors only: the older format of weights is a pickle.
+        network = AutoModel.from_pretrained(
+            place,
+            trust_remote_code=False,
+            local_files_only=here,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+        )
+        return tokenizer, network
+
+    try:
+        return read(here=True)
+    except (OSError, ValueError):
+        if _is_path(place):
+            raise
+    from huggingface_hub import HfApi
+
+    try:
+        # One question first: where the hub is blocked, the loaders ask six times for every file, half a minute each.
+        HfApi().model_info(place, timeout=_TIMEOUT)
+    except Exception as error:  # also those of its HTTP library
+        raise OSError(f"the hub does not give it: {error or repr(error)}") from None
+    return read(here=False)
+
+
+def _is_path(place: str) -> bool:
+    """Whether a model is meant to be a folder, and no name on the hub."""
+    return Path(place).exists() or place.startswith(("/", "."))
+
+
+def _unusable(name: str, place: str, why: str) -> str:
+    if not _is_path(place):
+        return (
+            f"the model {place!r} cannot be loaded: {why}. Download it where there is a network (hf download {place} "
+            f"--local-dir FOLDER), and name the folder with --weights {name}=FOLDER, or the one that holds it as "
+            f"{place} with --mirror FOLDER"
+        )
+    if not Path(place).is_dir():
+        return f"the folder {place} does not exist; --weights {name}=FOLDER names one that holds a model"
+    return f"the folder {place} holds no model that can be loaded ({why}); it needs config.json, tokenizer and weights"
 
 
 def _digest(network: Any, tokenizer: Any) -> str:

@@ -130,11 +130,10 @@ def read(path: Path) -> dict[str, Tensor]:
         # The published weights of these networks exist as torch files only. With weights_only=True torch reads them by
         # an unpickler that knows tensors and plain containers, and refuses every other name: nothing is called.
         loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    except Exception as error:  # torch raises whatever the bytes led it to
-        first = str(error).splitlines()[0] if str(error) else repr(error)
+    except Exception:  # torch raises whatever the bytes led it to, and advises to read them unsafely
         raise WeightsError(
-            f"{path}: cannot be read as tensors alone ({first[:200]}); save its state dict as safetensors, and "
-            "give that file"
+            f"{path}: cannot be read as tensors alone: it is damaged, no file of torch, or holds something that would "
+            "be executed. Get it anew, or give its state dict as safetensors"
         ) from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ _RATE = 16_000
 _WINDOW = 30 * _RATE  # what Whisper hears at once
 # Mean log probability of a token below which Whisper's own decoder takes a transcript for failed.
 _FAILED = -1.0
+_TIMEOUT = 20.0  # seconds that the hub has for its first answer
 
 
 def create(model: str | None, grammar: str | None, device: str) -> TransformersRecogniser:
@@ -62,18 +64,54 @@ class TransformersRecogniser:
 
 
 def _load(model: str, device: str) -> tuple[Any, Any]:
+    if find_spec("transformers") is None:
+        raise ValueError("the recogniser `whisper` needs transformers: pip install transformers")
     try:
-        from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
-    except ImportError as error:
-        raise ValueError(f"the recogniser `whisper` needs transformers ({error}): pip install transformers") from None
-    try:
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
-        # Safetensors only: the older format of weights is a pickle.
-        network = AutoModelForSpeechSeq2Seq.from_pretrained(model, trust_remote_code=False, use_safetensors=True)
+        processor, network = _read(model)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"the speech model {model!r} cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}. "
-            f"Download it where there is a network (huggingface-cli download {model} --local-dir FOLDER), copy the "
-            "folder here, and name it with --speech-model FOLDER"
-        ) from None
+        why = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ValueError(_unusable(model, why)) from None
     return processor, network.to(device).eval()
+
+
+def _read(model: str) -> tuple[Any, Any]:
+    """Processor and network of a folder, or of a name on the hub: what was downloaded before is used as it is."""
+    from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+    def read(here: bool) -> tuple[Any, Any]:
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False, local_files_only=here)
+        # Safetensors only: the older format of weights is a pickle.
+        network = AutoModelForSpeechSeq2Seq.from_pretrained(
+            model, trust_remote_code=False, local_files_only=here, use_safetensors=True
+        )
+        return processor, network
+
+    try:
+        return read(here=True)
+    except (OSError, ValueError):
+        if _is_path(model):
+            raise
+    from huggingface_hub import HfApi
+
+    try:
+        # One question first: where the hub is blocked, the loaders ask six times for every file, half a minute each.
+        HfApi().model_info(model, timeout=_TIMEOUT)
+    except Exception as error:  # also those of its HTTP library
+        raise OSError(f"the hub does not give it: {error or repr(error)}") from None
+    return read(here=False)
+
+
+def _is_path(model: str) -> bool:
+    """Whether a model is meant to be a folder, and no name on the hub."""
+    return Path(model).exists() or model.startswith(("/", "."))
+
+
+def _unusable(model: str, why: str) -> str:
+    if not _is_path(model):
+        return (
+            f"the speech model {model!r} cannot be loaded: {why}. Download it where there is a network (hf download "
+            f"{model} --local-dir FOLDER), copy the folder here, and name it with --speech-model FOLDER"
+        )
+    if not Path(model).is_dir():
+        return f"--speech-model {model}: there is no such folder"
+    return f"--speech-model {model}: no speech-to-text model that can be loaded ({why})"

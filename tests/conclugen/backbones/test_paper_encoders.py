@@ -172,9 +172,24 @@ def test_a_blocked_hub_says_which_where_and_how(empty_hub: Path, monkeypatch: py
     ):
         backbones.create("resnet152")
     pytest.importorskip("transformers", reason="the extra `offline` is not installed")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no waiting for a network in a test
-    with pytest.raises(WeightsError, match=r"nobody/nothing' cannot be loaded.*--weights text=FOLDER"):
+    asked = []
+
+    def refused(self: object, name: str, **options: object) -> None:
+        asked.append(name)
+        raise RuntimeError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
+    with pytest.raises(
+        WeightsError,
+        match=r"nobody/nothing' cannot be loaded: the hub .*: connection refused.*--weights text=FOLDER.*--mirror",
+    ):
         backbones.create("text", weights="nobody/nothing")
+    assert asked == ["nobody/nothing"]  # once, and by nobody else: the loaders would try for minutes
+    with pytest.raises(WeightsError, match=r"nowhere does not exist; --weights text=FOLDER"):
+        backbones.create("text", weights=str(empty_hub / "nowhere"))
+    with pytest.raises(WeightsError, match=r"holds no model that can be loaded .*config.json"):
+        backbones.create("text", weights=str(empty_hub))
+    assert len(asked) == 1
 
 
 def test_a_file_that_would_execute_something_is_refused(tmp_path: Path) -> None:

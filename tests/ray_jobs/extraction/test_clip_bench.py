@@ -55,9 +55,10 @@ def test_the_meter_counts_children_and_what_they_hold() -> None:
 
 
 def test_the_table_has_a_row_for_each_stage_and_way() -> None:
-    one = {"seconds": 2.0, "cpu_seconds": 4.0, "clips_per_second": 5.0, "clips_per_cpu_second": 2.5, "peak_mib": 1234.5}
+    rates = {"clips_per_second": 5.0, "clips_per_second_and_core": 1.25, "clips_per_cpu_second": 2.5}
+    one = {"seconds": 2.0, "cpu_seconds": 4.0, "peak_mib": 1234.5, **rates}
     lines = bench.table({way: dict.fromkeys(bench.STAGES, one) for way in bench.WAYS}).splitlines()
-    assert len(lines) == 2 + 4 and lines[2] == "| build | loop | 2.0 | 5.00 | 4.0 | 2.50 | 1,234 |"
+    assert len(lines) == 2 + 4 and lines[2] == "| build | loop | 2.0 | 5.00 | 1.25 | 4.0 | 2.50 | 1,234 |"
 
 
 def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,10 +128,24 @@ def test_whisper_of_random_weights_runs_and_is_not_trusted(tmp_path: Path) -> No
     assert result.confidence is not None and 0 <= result.confidence < 0.37
 
 
-def test_whisper_without_its_files(tmp_path: Path) -> None:
+def test_whisper_without_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match="--speech-model FOLDER"):
+    with pytest.raises(ValueError, match=f"--speech-model {tmp_path}: no speech-to-text model"):
         create_recogniser("whisper", str(tmp_path))
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+        create_recogniser("whisper", str(tmp_path / "nowhere"))
+    asked = []
+
+    def refused(self: object, name: str, **options: object) -> None:
+        asked.append(name)
+        raise RuntimeError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
+    with pytest.raises(
+        ValueError, match=r"nobody/nothing' cannot be loaded: the hub .*: connection refused.*--speech-model"
+    ):
+        create_recogniser("whisper", "nobody/nothing")
+    assert asked == ["nobody/nothing"]  # once, and by nobody else: the loaders would try for minutes
 
 
 def test_rate_of_a_folder_without_known_words(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
