@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,10 @@ def repeated(videos: Path, folder: Path, times: int) -> int:
     return len(paths) * times
 
 
-def plan_build(videos: Path, out: Path) -> BuildPlan:
-    plan = BuildPlan.make(read_clips("folder", videos), out, BuildOptions())
+def plan_build(videos: Path, out: Path, text: str | None = None) -> BuildPlan:
+    clips = read_clips("folder", videos)
+    clips.clips = [replace(clip, transcript=text) for clip in clips.clips]
+    plan = BuildPlan.make(clips, out, BuildOptions())
     plan.claim()
     return plan
 
@@ -159,7 +162,7 @@ def plan_extraction(args: argparse.Namespace, folder: Path) -> Extraction:
 
 def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Build and extract in one of the `WAYS`; figures of each stage. folder: holds `videos`."""
-    build = plan_build(folder / "videos", folder / "clips")
+    build = plan_build(folder / "videos", folder / "clips", args.text)
     figures: dict[str, Any] = {}
     if way == "loop":
         with Meter() as used:
@@ -234,6 +237,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--repeat", type=int, default=4, metavar="N", help="how often each video is taken (default: 4)")
     add("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help="loop, jobs (default: both)")
     add("--encoders", nargs="+", default=["offline"], metavar="NAME", help="encoders or sets (default: offline)")
+    add("--text", metavar="WORDS", help="what every clip says, for encoders of text (default: nothing)")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     add("--measure", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)  # in a process of its own
     encoder_arguments(add)

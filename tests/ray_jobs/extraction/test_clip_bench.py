@@ -12,7 +12,7 @@ import pytest
 
 from ray_jobs.extraction import bench
 from ray_jobs.extraction.plan import EncoderChoice, Extraction
-from shards.clips.reader import ClipManifest
+from shards.clips.reader import ClipManifest, ClipReader
 from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video
 
@@ -35,9 +35,10 @@ def test_repeated_videos_are_clips_of_their_own(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         make_video(tmp_path / "videos" / name, 10)
     assert bench.repeated(tmp_path / "videos", tmp_path / "many", 3) == 6
-    bench.loop_build(bench.plan_build(tmp_path / "many", tmp_path / "clips"))
+    bench.loop_build(bench.plan_build(tmp_path / "many", tmp_path / "clips", "what is said"))
     manifest = ClipManifest.open(tmp_path / "clips")
     assert manifest.rows == 6
+    assert [clip.text for clip in ClipReader(manifest).clips(0)] == ["what is said"] * 6
 
 
 def test_the_meter_counts_children_and_what_they_hold() -> None:
@@ -75,7 +76,7 @@ def test_both_ways_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "videos").mkdir()
     for number in range(3):
         make_video(tmp_path / f"videos/{number}.mp4", 20)
-    assert bench.main([str(tmp_path / "videos"), "--repeat", "4", "--encoders", "random"]) == 0
+    assert bench.main([str(tmp_path / "videos"), "--repeat", "4", "--encoders", "random", "--text", "a b"]) == 0
     said = capsys.readouterr().out
     assert "12 clips" in said and "between the two: 0.0e+00" in said
     assert said.count("| build |") == said.count("| extract |") == 2
