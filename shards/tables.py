@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 # The tables of this package hold random digits (checksums, digests) in every row: they shrink by 3 to 30 times.
 _LEAST_BYTES = 256 << 20
 _EXPANSION = 256
+_BATCHES = 4  # a batch is decoded before its size is known: it may take this part of the limit
 _FIXED_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -16,7 +17,8 @@ def read_parquet(data: bytes, columns: list[str] | None = None, limit: int | Non
     file's size, at least 256 MiB).
 
     Raises ValueError, OSError or pa.ArrowException for what is no Parquet file, is damaged, or decodes to more.
-    Memory stays below a few times `limit`, plus one page (2 GiB at most, whatever the file says of it).
+    What is refused takes little more than `limit` before it is (plus one page: 2 GiB at most, whatever the file says
+    of it); what is read takes twice its size for a moment, as its batches are joined.
     """
     limit = max(_LEAST_BYTES, _EXPANSION * len(data)) if limit is None else limit
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -34,7 +36,7 @@ def read_parquet(data: bytes, columns: list[str] | None = None, limit: int | Non
     if rows * longest <= limit:
         return file.read(columns)
     batches, decoded = [], 0
-    for batch in file.iter_batches(batch_size=max(1, limit // longest), columns=columns):
+    for batch in file.iter_batches(batch_size=max(1, limit // (_BATCHES * longest)), columns=columns):
         decoded += batch.nbytes
         if decoded > limit:
             raise ValueError(f"{len(data)} bytes decode to more than the {limit} allowed")
