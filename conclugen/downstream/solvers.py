@@ -21,6 +21,9 @@ Link = Literal["softmax", "sigmoid"]
 _RANK_TOLERANCE = 1e-7
 _GRADIENT_TOLERANCE = 1e-6
 _MAX_ITERATIONS = 1000
+# Below so many multiplications a product, threads of the linear algebra wait for each other longer than they compute;
+# on a busy machine seven times as long.
+_LEAST_FOR_THREADS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def logistic_path(
     solution of the one before it.
     """
     from scipy.optimize import minimize  # training processes import this package and solve nothing
+    from threadpoolctl import threadpool_limits
 
     rows, classes = target.shape
     weights = np.ones((rows, 1)) if weight is None else weight
@@ -104,33 +108,40 @@ def logistic_path(
     mean_weight = float(weights.mean())
     W, b = np.zeros((len(rotation.singular), classes)), np.zeros(classes)
     models = []
-    for strength in strengths:
-        penalty = 1.0 / (strength * rows)
-        scale = 1.0 / np.sqrt(curvature * mean_weight * rotation.singular**2 / rows + penalty)[:, None]
-        bias_scale = 1.0 / np.sqrt(curvature * mean_weight)
-        scaled = rotation.scores * scale.T
-        shrink = penalty * scale**2
+    threads = 1 if rotation.scores.size * classes < _LEAST_FOR_THREADS else None
+    with threadpool_limits(threads, user_api="blas"):
+        for strength in strengths:
+            penalty = 1.0 / (strength * rows)
+            scale = 1.0 / np.sqrt(curvature * mean_weight * rotation.singular**2 / rows + penalty)[:, None]
+            bias_scale = 1.0 / np.sqrt(curvature * mean_weight)
+            scaled = rotation.scores * scale.T
+            shrink = penalty * scale**2
 
-        # The defaults bind this pass's arrays to the function that scipy calls.
-        def objective(
-            flat: Floats, scaled: Floats = scaled, shrink: Floats = shrink, bias_scale: float = bias_scale
-        ) -> tuple[float, Floats]:
-            theta = flat.reshape(-1, classes)
-            logits = scaled @ theta[:-1] + theta[-1] * bias_scale
-            loss, residual = _loss_and_residual(logits, target, weights, link)
-            gradient = np.empty_like(theta)
-            gradient[:-1] = scaled.T @ residual / rows + shrink * theta[:-1]
-            gradient[-1] = residual.sum(axis=0) * bias_scale / rows
-            return loss / rows + 0.5 * float((shrink * theta[:-1] ** 2).sum()), gradient.ravel()
+            # The defaults bind this pass's arrays to the function that scipy calls.
+            def objective(
+                flat: Floats, scaled: Floats = scaled, shrink: Floats = shrink, bias_scale: float = bias_scale
+            ) -> tuple[float, Floats]:
+                theta = flat.reshape(-1, classes)
+                logits = scaled @ theta[:-1] + theta[-1] * bias_scale
+                loss, residual = _loss_and_residual(logits, target, weights, link)
+                gradient = np.empty_like(theta)
+                gradient[:-1] = scaled.T @ residual / rows + shrink * theta[:-1]
+                gradient[-1] = residual.sum(axis=0) * bias_scale / rows
+                return loss / rows + 0.5 * float((shrink * theta[:-1] ** 2).sum()), gradient.ravel()
 
-        start = np.concatenate([(W / scale).ravel(), b / bias_scale])
-        options = {"maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS, "gtol": _GRADIENT_TOLERANCE, "ftol": 0.0}
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-        if np.abs(found.jac).max() > 100 * _GRADIENT_TOLERANCE:
-            warnings.warn(f"logistic regression (C = {strength}) stopped early: {found.message}", stacklevel=2)
-        theta = found.x.reshape(-1, classes)
-        W, b = theta[:-1] * scale, theta[-1] * bias_scale
-        models.append(rotation.linear(W, b))
+            start = np.concatenate([(W / scale).ravel(), b / bias_scale])
+            options = {
+                "maxiter": _MAX_ITERATIONS,
+                "maxfun": 2 * _MAX_ITERATIONS,
+                "gtol": _GRADIENT_TOLERANCE,
+                "ftol": 0.0,
+            }
+            found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+            if np.abs(found.jac).max() > 100 * _GRADIENT_TOLERANCE:
+                warnings.warn(f"logistic regression (C = {strength}) stopped early: {found.message}", stacklevel=2)
+            theta = found.x.reshape(-1, classes)
+            W, b = theta[:-1] * scale, theta[-1] * bias_scale
+            models.append(rotation.linear(W, b))
     return models
 
 
