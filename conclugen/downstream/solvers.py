@@ -8,6 +8,7 @@ L-BFGS converge in tens of steps rather than hundreds.
 """
 
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +22,10 @@ Link = Literal["softmax", "sigmoid"]
 _RANK_TOLERANCE = 1e-7
 _GRADIENT_TOLERANCE = 1e-6
 _MAX_ITERATIONS = 1000
-# Below so many multiplications a product, threads of the linear algebra wait for each other longer than they compute;
-# on a busy machine seven times as long.
-_LEAST_FOR_THREADS = 1 << 25
+# Below so many multiplications a product, or rows of a square matrix, threads of the linear algebra wait for each other
+# longer than they compute; on a busy machine seven times as long.
+_LEAST_PRODUCT_FOR_THREADS = 1 << 25
+_LEAST_SQUARE_FOR_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Rotation:
         centre = X.mean(axis=0)
         centred = X - centre
         wide = X.shape[0] < X.shape[1]
-        eigenvalues, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        with _threads(min(X.shape) >= _LEAST_SQUARE_FOR_THREADS):
+            eigenvalues, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
         singular = np.sqrt(np.maximum(eigenvalues, 0.0))
         kept = singular > _RANK_TOLERANCE * max(float(singular[-1]), 1e-300)
         singular, vectors = singular[kept], vectors[:, kept]
@@ -65,6 +68,13 @@ class Linear:
 
     def __call__(self, X: Floats) -> Floats:
         return X @ self.weight + self.bias
+
+
+def _threads(several: bool) -> AbstractContextManager[object]:
+    """Linear algebra by one thread, or by as many as are set."""
+    from threadpoolctl import threadpool_limits  # as with scipy below
+
+    return threadpool_limits(None if several else 1, user_api="blas")
 
 
 def softmax(logits: Floats) -> Floats:
@@ -100,7 +110,6 @@ def logistic_path(
     solution of the one before it.
     """
     from scipy.optimize import minimize  # training processes import this package and solve nothing
-    from threadpoolctl import threadpool_limits
 
     rows, classes = target.shape
     weights = np.ones((rows, 1)) if weight is None else weight
@@ -108,8 +117,7 @@ def logistic_path(
     mean_weight = float(weights.mean())
     W, b = np.zeros((len(rotation.singular), classes)), np.zeros(classes)
     models = []
-    threads = 1 if rotation.scores.size * classes < _LEAST_FOR_THREADS else None
-    with threadpool_limits(threads, user_api="blas"):
+    with _threads(rotation.scores.size * classes >= _LEAST_PRODUCT_FOR_THREADS):
         for strength in strengths:
             penalty = 1.0 / (strength * rows)
             scale = 1.0 / np.sqrt(curvature * mean_weight * rotation.singular**2 / rows + penalty)[:, None]

@@ -68,7 +68,7 @@ def head(environment: dict[str, str]) -> Iterator[str]:
         yield address
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
+            process.wait(timeout=2)
         for candidate in psutil.process_iter(["cmdline"]):  # what the head started, by its folder
             if any(folder in argument for argument in candidate.info["cmdline"] or ()):
                 with contextlib.suppress(psutil.NoSuchProcess):

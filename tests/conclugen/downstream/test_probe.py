@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from conclugen.downstream import Scaling, fit_classes, fit_labels, fit_values, group_folds, held_out_probe
 
@@ -179,3 +180,27 @@ def test_a_wide_path_over_strengths_is_quick():
     fit_classes(X, y, groups, 8)
     # 16 fits; general-purpose solvers take about a minute here
     assert time.process_time() - start < 15
+
+
+def test_small_problems_are_solved_by_one_thread(monkeypatch):
+    """Two that wait for each other take several times as long on a busy machine."""
+    import scipy.optimize
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    def spy(function, seen):
+        def call(*arguments, **named):
+            seen.append(threads())
+            return function(*arguments, **named)
+
+        return call
+
+    met = {"minimize": [], "eigh": []}
+    monkeypatch.setattr(scipy.optimize, "minimize", spy(scipy.optimize.minimize, met["minimize"]))
+    monkeypatch.setattr(np.linalg, "eigh", spy(np.linalg.eigh, met["eigh"]))
+    X, y, groups = clusters()
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        fit_classes(X, y, groups, 3, strengths=[0.1])
+        assert met == {"minimize": [{1}], "eigh": [{1}]} and threads() == before == {2}
