@@ -82,7 +82,7 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
     takes = [info.takes for info in plan.infos]
     decode = _DecodeRanges(Decoder(ClipReader(plan.clips), unique(takes), plan.decoding), ranges)
     devices = {name: "cuda" for name, share in resources.gpus.items() if share}
-    with _settings(resources):
+    with data_settings(resources):
         dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
         dataset = dataset.map_batches(decode, batch_size=None, batch_format="numpy", num_cpus=resources.cpus)
         for stage in stages(plan.choices, takes, plan.augmentation, plan.dtype, devices, plan.sequences):
@@ -104,7 +104,7 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
 
 
 @contextmanager
-def _settings(resources: Resources) -> Iterator[None]:
+def data_settings(resources: Resources) -> Iterator[None]:
     """Ray Data's settings for datasets that are made within; those of this process otherwise stay what they are."""
     context = ray.data.DataContext.get_current()
     before = context.copy()
@@ -112,7 +112,7 @@ def _settings(resources: Resources) -> Iterator[None]:
     # Shards are finished in order: a killed job leaves few begun, and this process holds the rows of few.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = context.print_on_execution_start = False
-    ray_loggers.quieten(ray_loggers.PROGRESS)
+    ray_loggers.quieten(ray_loggers.DATA)
     try:
         yield
     finally:

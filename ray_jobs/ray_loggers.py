@@ -1,15 +1,16 @@
-"""Loggers of Ray's private modules, named in one place: what they tell concerns nobody who runs these jobs."""
+"""Ray's loggers that tell what concerns nobody who runs these jobs; those of private modules stand here alone."""
 
 from __future__ import annotations
 
 import logging
 
 # That the cluster asks for a token, also where it is a local Ray of the job's own.
-AUTHENTICATION = "ray._private.authentication"
-# That the progress bars of Ray Data are off, which the jobs themselves turn off.
-PROGRESS = "ray.data._internal.progress"
+AUTHENTICATION = ("ray._private.authentication",)
+# That progress bars are off (the jobs have lines of their own), and the end of each execution and of each file.
+DATA = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor", "ray.data.dataset")
 
 
-def quieten(name: str) -> None:
-    """Let a logger and those below it tell errors only."""
-    logging.getLogger(name).setLevel(logging.ERROR)
+def quieten(names: tuple[str, ...]) -> None:
+    """Let loggers, and those below them, tell errors only."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -27,6 +27,7 @@ from shards.tables import read_parquet
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.parquet"
+OTHER_KIND = "the shards hold something else"  # the problem of a manifest of clips where one of features is expected
 TAR_SUFFIX = ".tar"
 _METADATA_KEY = b"conclugen.shards"
 _SHARD_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+=@,~-]{0,199}$"
@@ -223,7 +224,7 @@ class Manifest:
         if kind != cls.schema_type.kind:
             raise ManifestError(
                 where,
-                "the shards hold something else",
+                OTHER_KIND,
                 expected=cls.schema_type.kind,
                 found=kind,
                 remedy="Clips are made into features by `python -m ray_jobs.extract_features`",

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import ray
 
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extract_features import Resources, feature_dataset
+from ray_jobs.extract_features import Resources, data_settings, feature_dataset
 from ray_jobs.extraction.plan import Extraction
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest, Reader, View
@@ -121,7 +121,8 @@ def embed_features(manifest: Manifest, rows: RowEmbedder, resources: Resources, 
         for shard, count in enumerate(manifest.counts)
         for start in range(0, int(count), _ROWS)
     ]
-    dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
+    with data_settings(resources):
+        dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
     return _write(dataset, _EmbedRanges, (rows, manifest, ranges), resources, out, manifest.rows)
 
 

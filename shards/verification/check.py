@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from shards.clips.reader import ClipManifest, ClipReader
 from shards.damage import ManifestError, ShardError
 from shards.foreign.command import split_name
 from shards.foreign.member import MemberError, parse_npy
@@ -21,6 +22,8 @@ from shards.record import Record
 from shards.slot import read_slot, whole_slots
 from shards.slot_columns import read_slots
 from shards.storage import Storage, consecutive
+from shards.verification.clips import DAMAGED as _DAMAGED_CLIPS
+from shards.verification.clips import clip_faults, open_manifest
 from shards.view import FOLDER, View
 
 _BLOCK_BYTES = 2 << 20
@@ -50,8 +53,8 @@ def verify(
     """All problems of a data set (empty: it is whole), each also given to `found` as soon as it is met.
 
     Looks at every byte: manifest, views, indexes, each slot's checksum, headers, numbers and JSON against index and
-    schema, the end of each archive, and keys that occur twice. progress gets rows done and rows in all, after each
-    shard.
+    schema, the end of each archive, and keys that occur twice. Of clip shards: every clip's checksum, names, places and
+    JSON; whether a video decodes is for extraction to say. progress gets rows done and rows in all, after each shard.
     """
     problems: list[Problem] = []
 
@@ -60,14 +63,17 @@ def verify(
         found(problem)
 
     try:
-        manifest = Manifest.open(folder)
+        manifest = open_manifest(folder)
     except ManifestError as error:
         add(Problem(error.shard, None, error.problem, error.remedy or _DAMAGED))
         return problems
     holder: dict[str, str] = {}
     for number in range(len(manifest)):
-        entry = manifest.entry(number)
-        for problem in check_shard(manifest, entry, holder):
+        if isinstance(manifest, ClipManifest):
+            faults = check_clip_shard(manifest, number, holder)
+        else:
+            faults = check_shard(manifest, manifest.entry(number), holder)
+        for problem in faults:
             add(problem)
         progress(int(manifest.rows_before[number + 1]), manifest.rows)
     for problem in check_views(manifest):
@@ -93,17 +99,33 @@ def check_shard(manifest: Manifest, entry: ShardEntry, holder: dict[str, str]) -
         table = read_table(entry.name, read_index_bytes(manifest, entry))
         storage = Storage(manifest)
         keys = table["key"].to_pylist()
-        for key in keys:
-            if key in holder:
-                yield Problem(entry.name, key, f"key occurs in shard {holder[key]!r} as well", "Pack the data anew")
-            else:
-                holder[key] = entry.name
+        yield from _repeated(entry, keys, holder)
         if index.layout is None:
             yield from _check_members(manifest, entry, index, table, keys, storage)
         else:
             yield from _check_slots(manifest, entry, index, table, storage)
     except ShardError as error:
         yield Problem(entry.name, error.sample, _without_place(error), error.remedy or _DAMAGED)
+
+
+def check_clip_shard(manifest: ClipManifest, number: int, holder: dict[str, str]) -> Iterator[Problem]:
+    """As `check_shard`, of the clip shard with that number."""
+    entry, reader = manifest.entry(number), ClipReader(manifest)
+    try:
+        reader.index(number)
+        rows = reader.table(number).to_pylist()
+        yield from _repeated(entry, [row["key"] for row in rows], holder)
+        yield from (Problem(entry.name, *fault) for fault in clip_faults(reader, number, rows))
+    except ShardError as error:
+        yield Problem(entry.name, error.sample, _without_place(error), error.remedy or _DAMAGED_CLIPS)
+
+
+def _repeated(entry: ShardEntry, keys: list[str], holder: dict[str, str]) -> Iterator[Problem]:
+    for key in keys:
+        if key in holder:
+            yield Problem(entry.name, key, f"key occurs in shard {holder[key]!r} as well", "Pack the data anew")
+        else:
+            holder[key] = entry.name
 
 
 def _without_place(error: ShardError) -> str:

@@ -6,8 +6,10 @@ import argparse
 import sys
 import time
 
-from shards.manifest import MANIFEST_NAME, Manifest
+from shards.clips.reader import ClipManifest
+from shards.manifest import MANIFEST_NAME
 from shards.verification.check import Problem, stray_files, verify
+from shards.verification.clips import open_manifest
 from shards.verification.repair import repair
 
 
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Read every byte of a data set. Each problem is one line: shard, sample, reason, what to do.\n"
         "Exit status: 0 whole, 1 damaged, 2 wrong input."
     )
-    parser.add_argument("folder", metavar="FOLDER", help="folder (or URL) of the shards")
+    parser.add_argument("folder", metavar="FOLDER", help="folder (or URL) of the shards, of features or of clips")
     parser.add_argument(
         "--repair",
         action="store_true",
@@ -56,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
         shards = len({problem.shard for problem in problems})
         print(f"{len(problems)} problem(s) in {shards} shard(s)")
         return 1
-    manifest = Manifest.open(args.folder)
+    manifest = open_manifest(args.folder)
     for name in stray_files(manifest):
         print(f"note: {name} is not in {MANIFEST_NAME}; nothing reads it")
-    print(f"{manifest.folder}: whole, {manifest.rows} samples in {len(manifest)} shards, digest {manifest.digest}")
+    what = "clips" if isinstance(manifest, ClipManifest) else "samples"
+    print(f"{manifest.folder}: whole, {manifest.rows} {what} in {len(manifest)} shards, digest {manifest.digest}")
     return 0

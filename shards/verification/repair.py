@@ -12,11 +12,12 @@ from shards.damage import ManifestError, ShardError
 from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
 from shards.layout import BLOCK, LayoutError, SlotLayout, archive_bytes, parse_header
-from shards.manifest import TAR_SUFFIX, Manifest, ShardEntry, check_shard_name, table_of
+from shards.manifest import OTHER_KIND, TAR_SUFFIX, Manifest, ShardEntry, check_shard_name, table_of
 from shards.record import Record
 from shards.schema import Schema
 from shards.slot import read_slot
 from shards.verification.check import check_shard
+from shards.verification.clips import DAMAGED
 
 
 @dataclass
@@ -41,7 +42,11 @@ def repair(folder: str | Path) -> Outcome:
         raise ValueError(f"{folder} is no local folder; copy the data set there to repair it")
     try:
         old: Manifest | None = Manifest.open(folder)
-    except (ManifestError, FileNotFoundError):
+    except FileNotFoundError:
+        old = None
+    except ManifestError as error:
+        if error.problem == OTHER_KIND:
+            raise ValueError(f"{folder}: clip shards are not repaired here. {DAMAGED}") from None
         old = None
     if old is not None:
         names = old.shards["name"].to_pylist()
