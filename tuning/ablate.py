@@ -22,7 +22,15 @@ from ray_jobs import configuration
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
 from ray_jobs.training import run_lock
 from tuning.ablation.cost import estimate, told
-from tuning.ablation.plan import AblateJob, Plan, claim, plan, refuse_other_configurations
+from tuning.ablation.plan import (
+    AblateJob,
+    Plan,
+    claim,
+    plan,
+    refuse_other_configurations,
+    refuse_other_data,
+    refuse_other_settings,
+)
 from tuning.ablation.tracking import CellRuns
 from tuning.dataset import LabelledSet, open_set
 from tuning.ledger import Ledger, Record
@@ -46,9 +54,11 @@ def ablate(job: AblateJob) -> list[Record]:
 
 
 def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list[Record]:
+    refuse_other_settings(job)
     ledger = Ledger.open(job.folder)
     records = {record.key: record for record in ledger.records()}
     refuse_other_configurations(planned, list(records.values()))
+    refuse_other_data(list(sets.values()), list(records.values()))
     finished = {key: record for key, record in records.items() if record.status == "finished"}
     todo = [cell for cell in planned.cells if cell.key not in finished]
     if not job.dry_run:

@@ -61,7 +61,12 @@ class Cell:
         return content | {name: value for name, value in whole.items() if name not in ("preset", "seed")}
 
     def key(self, data: LabelledSet) -> str:
-        return record_key(self.content(), dataset=data.digest, seed=self.seed, protocol=data.judged_by)
+        return content_key(self.content(), data, self.seed)
+
+
+def content_key(content: Mapping[str, Any], data: LabelledSet, seed: int) -> str:
+    """By which the result of a `Cell.content` on a data set is found in a ledger."""
+    return record_key(content, dataset=data.digest, seed=seed, protocol=data.judged_by)
 
 
 @dataclass(frozen=True)

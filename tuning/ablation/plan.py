@@ -18,7 +18,7 @@ from conclugen.presets import ALL, PRESETS
 from ray_jobs import configuration
 from ray_jobs.run_config import DEFAULT_OUTPUT, PretrainJob
 from ray_jobs.run_folder import write_json
-from tuning.ablation.cell import Cell
+from tuning.ablation.cell import Cell, content_key
 from tuning.dataset import JudgingConfig, LabelledSet
 from tuning.ledger import Record, record_key
 
@@ -215,41 +215,74 @@ def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
 
 def claim(job: AblateJob) -> None:
     """Make the folder this ablation's. Raises ValueError where it holds one of other settings."""
+    refuse_other_settings(job)
     path = job.folder / _SETTINGS_FILE
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        mine = json.loads(json.dumps(job.settings()))
-        differing = [
-            f"{group}.{name}: {there[group].get(name)!r} there, {value!r} now"
-            for group, values in mine.items()
-            for name, value in values.items()
-            if there.get(group, {}).get(name) != value
-        ]
-        if differing:
-            raise ValueError(
-                f"{job.folder} holds an ablation of other settings ({'; '.join(differing)}), which cannot stand in "
-                "one table; give another --name, or these settings"
-            )
+    if not path.is_file():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, job.settings())
+
+
+def refuse_other_settings(job: AblateJob) -> None:
+    """Raise ValueError where the folder holds an ablation of other settings."""
+    path = job.folder / _SETTINGS_FILE
+    if not path.is_file():
         return
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, job.settings())
+    there = json.loads(path.read_text(encoding="utf-8"))
+    mine = json.loads(json.dumps(job.settings()))
+    differing = [
+        f"{group}.{name}: {there[group].get(name)!r} there, {value!r} now"
+        for group, values in mine.items()
+        for name, value in values.items()
+        if there.get(group, {}).get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{job.folder} holds an ablation of other settings ({'; '.join(differing)}), which cannot stand in "
+            "one table; give another --name, or these settings"
+        )
 
 
 def refuse_other_configurations(planned: Plan, records: Sequence[Record]) -> None:
-    """Raise ValueError where the folder has cells of another configuration under a name that is planned: one row of the
-    table would mix the two."""
-    own: dict[tuple[str, str, int], str] = {}
+    """Raise ValueError where the folder has cells of another configuration under a name that is planned, whatever their
+    seeds: one row of the table would average the two."""
+    own: dict[tuple[str, str], str] = {}
     for cell in planned.cells:
         if cell.tags["configuration"]:
-            own[cell.tags["configuration"], cell.dataset, cell.cell.seed] = cell.key
-    for record in records:
-        tags = record.tags
-        place = (tags.get("configuration", ""), tags.get("dataset", ""), tags.get("seed", 0))
-        if not tags.get("unserved") and own.get(place, record.key) != record.key:
+            own[cell.tags["configuration"], cell.dataset] = _digest(cell.cell.content())
+    for record in _results(records):
+        place = (record.tags.get("configuration", ""), record.tags["dataset"])
+        if place in own and own[place] != _digest(_content(record)):
             raise ValueError(
                 f"configurations.{place[0]}: the folder holds cells of another configuration of this name on "
                 f"{place[1]!r}; give it, or the ablation, another name"
             )
+
+
+def refuse_other_data(sets: Sequence[LabelledSet], records: Sequence[Record]) -> None:
+    """Raise ValueError where the folder has cells of a data set's name that learned from other rows, or were judged on
+    other ones (`train_only`): one row of the table would average the two."""
+    given = {data.name: data for data in sets}
+    for record in _results(records):
+        data = given.get(record.tags["dataset"])
+        if data is not None and record.key != content_key(_content(record), data, int(record.tags["seed"])):
+            raise ValueError(
+                f"data set {data.name!r}: the folder holds cells of this name with another folder, label or "
+                "train_only, which cannot stand in one table; give the data set, or the ablation, another name"
+            )
+
+
+def _results(records: Sequence[Record]) -> Iterator[Record]:
+    """Those of cells that were run; rows that no data set could serve are left out."""
+    return (record for record in records if record.kind == "cell" and not record.tags.get("unserved"))
+
+
+def _content(record: Record) -> dict[str, Any]:
+    """`Cell.content` of a record."""
+    return {name: value for name, value in record.configuration.items() if name not in ("preset", "seed")}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return record_key(content, dataset="", seed=0, protocol="")
 
 
 def title(tags: Mapping[str, Any]) -> str:

@@ -16,11 +16,19 @@ from tuning import ablate
 from tuning.ablate import main
 from tuning.ablation.cell import Cell, represent, run
 from tuning.ablation.cost import estimate
-from tuning.ablation.plan import AblateJob, SizesConfig, claim, plan, refuse_other_configurations, title
+from tuning.ablation.plan import (
+    AblateJob,
+    SizesConfig,
+    claim,
+    plan,
+    refuse_other_configurations,
+    refuse_other_data,
+    title,
+)
 from tuning.dataset import JudgingConfig, natural_order, open_set
 from tuning.evaluation import Evaluation
 from tuning.evaluation import cell as table_cell
-from tuning.ledger import Record
+from tuning.ledger import Ledger, Record
 from tuning.reproduce import reproduce
 
 SIZES = SizesConfig(**TINY)
@@ -172,17 +180,40 @@ def test_a_configuration_that_a_set_cannot_serve_is_a_hole(folders, sets, tmp_pa
     assert "its global batch 97 is more than the 96 rows" in reasons["wide"]
 
 
+def kept(planned, folder):
+    """Records of a plan's cells as they are read from a ledger; their results do not matter."""
+    with Ledger.open(folder) as ledger:
+        for p in planned.cells:
+            own = {"preset": "conclugen", "seed": p.cell.seed} | p.cell.content()
+            ledger.append(Record(p.key, "cell", "finished", own, dict(p.tags)))
+    return Ledger.open(folder).records()
+
+
 def test_one_name_is_one_configuration_of_a_folder(folders, sets, tmp_path):
-    def planned(lr):
+    def planned(lr, seeds=(1, 2)):
         saved(tmp_path / "best.yaml", optimizer={"lr": lr})
         named = {"found": str(tmp_path / "best.yaml")}
-        return plan(job(folders, sections=("configurations",), configurations=named), [sets["two"]])
+        return plan(job(folders, sections=("configurations",), configurations=named, seeds=seeds), [sets["two"]])
 
-    first = planned(1e-3)
-    records = [Record(p.key, "cell", "finished", tags=dict(p.tags)) for p in first.cells]
+    records = kept(planned(1e-3), tmp_path)
     refuse_other_configurations(planned(1e-3), records)
-    with pytest.raises(ValueError, match=r"configurations.found: the folder holds cells of another.*on 'two'"):
-        refuse_other_configurations(planned(2e-3), records)
+    refuse_other_configurations(planned(1e-3, seeds=(2, 3, 4)), records)  # seeds may be added
+    for seeds in ((1, 2), (2, 3), (3, 4)):  # another configuration may not, with other seeds as little
+        with pytest.raises(ValueError, match=r"configurations.found: the folder holds cells of another.*on 'two'"):
+            refuse_other_configurations(planned(2e-3, seeds), records)
+
+
+def test_one_name_is_one_data_set_of_a_folder(folders, sets, tmp_path):
+    only = job({"two": folders["two"]}, sections=("combinations", "baselines"))
+    records = kept(plan(only, [sets["two"]]), tmp_path)
+    refuse_other_data(list(sets.values()), records)
+    other_data = open_set("two", folders["three"], JUDGING)
+    judged_otherwise = open_set("two", folders["two"], JUDGING, train_only=["7"])
+    for data in (other_data, judged_otherwise):
+        with pytest.raises(
+            ValueError, match=r"data set 'two': .* another folder, label or train_only, .* another name"
+        ):
+            refuse_other_data([sets["three"], data], records)
 
 
 def test_what_cannot_be_served_is_a_hole_with_its_reason(folders, sets):
