@@ -119,7 +119,16 @@ def test_the_best_configuration_is_one_that_pretraining_takes(twelve: SweepResul
     assert twelve.best is not None and job.pretrain == twelve.book.config(twelve.best)
     assert twelve.folder.table.read_text().count("\n|") >= 10
     assert {path.name for path in twelve.folder.plots.glob("*.png")} == {"objective.png", "slices.png"}
-    assert twelve.costs["overhead_seconds"] >= 0
+
+
+def test_twelve_trials_are_run_by_few_processes_and_the_cost_of_starting_one_is_told_apart(twelve: SweepResult) -> None:
+    costs = [record.cost for record in Ledger.open(twelve.folder.path).history()]
+    started = [cost["process_start_seconds"] for cost in costs if cost["process_start_seconds"] > 0]
+    assert 1 <= len(started) <= 4, "actors are not used again"
+    assert twelve.costs["processes"] == len(started)
+    assert twelve.costs["process_start_seconds"] == pytest.approx(sum(started) / len(started))
+    overhead = [cost["overhead_seconds"] for cost in costs]
+    assert min(overhead) > 0 and twelve.costs["overhead_seconds"] == pytest.approx(sum(overhead) / 12)
 
 
 def test_a_finished_sweep_is_left_alone_and_grows_by_what_is_added(

@@ -21,16 +21,18 @@ import torch
 from tuning.sweep.job import SweepJob, parse
 from tuning.sweep.search import RandomSearch
 from tuning.sweep.sweep import prepare, sweep
-from tuning.sweep.trial import Trial
+from tuning.sweep.trial import Trial, warm_up
 
 _DEFAULT_TRIALS = 16
 
 
 @dataclass(frozen=True)
 class LoopTimes:
-    """seconds: of the whole loop; work: of training and measuring in it; values: the objective of each trial."""
+    """seconds: of the whole loop; start: before it, what torch loads once a process; work: of training and measuring in
+    the loop; values: the objective of each trial."""
 
     seconds: float
+    start: float
     work: float
     values: tuple[float, ...]
 
@@ -43,6 +45,9 @@ def loop(job: SweepJob) -> LoopTimes:
     milestones = job.schedule.milestones(ready.space, "none")
     values, work = [], 0.0
     began = time.perf_counter()
+    warm_up()
+    start = time.perf_counter() - began
+    began = time.perf_counter()
     for number in range(job.trials or _DEFAULT_TRIALS):
         choices = search.ask(number, 0)
         assert choices is not None
@@ -52,7 +57,7 @@ def loop(job: SweepJob) -> LoopTimes:
             measures = trial.advance(epoch)
         values.append(measures[job.objective])
         work += trial.seconds.train + trial.seconds.measure
-    return LoopTimes(time.perf_counter() - began, work, tuple(values))
+    return LoopTimes(time.perf_counter() - began, start, work, tuple(values))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,15 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     swept = tuple(result.book.value(number) for number in range(trials) if number in result.book.outcomes)
     lines = [
         f"{trials} trials, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; same: {swept == plain.values}",
-        "| | trials/min | seconds of work each | overhead each |",
-        "|---|---|---|---|",
+        "| | trials/min | seconds of work each | overhead each | once a process |",
+        "|---|---|---|---|---|",
         f"| plain loop | {60 * trials / plain.seconds:.1f} | {plain.work / trials:.2f} "
-        f"| {(plain.seconds - plain.work) / trials:.3f} s |",
+        f"| {(plain.seconds - plain.work) / trials:.3f} s | {plain.start:.2f} s |",
     ]
     if result.costs:
         costs = result.costs
         work = costs["train_seconds"] + costs["measure_seconds"]
-        lines.append(f"| sweep | {costs['trials_per_minute']:.1f} | {work:.2f} | {costs['overhead_seconds']:.3f} s |")
+        lines.append(
+            f"| sweep | {costs['trials_per_minute']:.1f} | {work:.2f} | {costs['overhead_seconds']:.3f} s "
+            f"| {costs['process_start_seconds']:.2f} s, {costs['processes']:.0f} of them |"
+        )
     lines.append(f"sweep in all, with Ray's start and the tracking: {whole:.1f} s")
     text = "\n".join(lines)
     print(text)

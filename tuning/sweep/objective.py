@@ -108,7 +108,8 @@ class Judge:
         """
         if data.validation_view is None:
             raise ValueError("data.validation_view: none given; a search needs held-out rows to judge its trials on")
-        refuse_test_rows(manifest, (data.view, data.validation_view), config.test_views)
+        used = {"data.view": data.view, "data.validation_view": data.validation_view}
+        refuse_test_rows(manifest, used, config.test_views)
         labels = () if data.label is None else (data.label,)
         reader = open_reader(data, manifest, View.open(manifest, data.validation_view), modalities, labels)
         if data.label is None:
@@ -217,35 +218,37 @@ class Judge:
         return fuse(whole, self.config.fusion, {m: rows.present[m] for m in modalities})
 
 
-def refuse_test_rows(manifest: Manifest, used: Sequence[str], test_views: Sequence[str] = ()) -> None:
+def refuse_test_rows(manifest: Manifest, used: Mapping[str, str], test_views: Sequence[str] = ()) -> None:
     """Raise ValueError if a view that a search uses is a test view, or shares groups (or rows) with one.
 
-    Test views are those given, and all whose name has `test` in it.
+    used: field that names it -> view. Test views are those given, and all whose name has `test` in it.
     """
     named = [view for view in View.names(manifest) if "test" in view.lower()]
-    for view in used:
+    for field, view in used.items():
         if "test" in view.lower() or view in test_views:
             raise ValueError(
-                f"view {view!r} is a test view: what a search has seen can't judge its result; search on training and "
-                "validation groups"
+                f"{field}: {view!r} is a test view: what a search has seen can't judge its result; search on training "
+                "and validation groups"
             )
     tests = [View.open(manifest, name) for name in dict.fromkeys((*test_views, *named))]
     if not tests:
         return
     codes = IndexValues.read(manifest, "group").codes if manifest.schema.grouped else None
-    for name in used:
+    for field, name in used.items():
         for test in tests:
             ours, theirs = _mask(View.open(manifest, name)), _mask(test)
             shared = int((ours & theirs).sum())
             if shared:
                 raise ValueError(
-                    f"view {name!r} overlaps the test view {test.name!r} in {shared} rows; search on one without them"
+                    f"{field}: {name!r} overlaps the test view {test.name!r} in {shared} rows; search on one without "
+                    "them"
                 )
             if codes is not None:
                 groups = np.intersect1d(codes[ours & (codes >= 0)], codes[theirs & (codes >= 0)])
                 if len(groups):
                     raise ValueError(
-                        f"view {name!r} shares {len(groups)} group(s) with the test view {test.name!r}; split by group"
+                        f"{field}: {name!r} shares {len(groups)} group(s) with the test view {test.name!r}; split by "
+                        "group"
                     )
 
 

@@ -15,7 +15,18 @@ from tuning.sweep import population
 from tuning.sweep.folder import Proposal, SweepBook, wall_clock
 from tuning.sweep.search import Outcome
 from tuning.sweep.trial import STATE, Seconds
-from tuning.sweep.trial_actor import CPU, DIVERGED, EPOCH, MEASURES, OVERHEAD, SCHEDULE, SECONDS, TrialPlan, spent
+from tuning.sweep.trial_actor import (
+    CPU,
+    DIVERGED,
+    EPOCH,
+    MEASURES,
+    OVERHEAD,
+    SCHEDULE,
+    SECONDS,
+    START,
+    TrialPlan,
+    spent,
+)
 
 
 def as_config(proposal: Proposal, weighted: bool) -> dict[str, Any]:
@@ -104,7 +115,7 @@ class Referee(Callback):
         seconds = spent(result) if SECONDS in result else Seconds()
         config = self._book.config(number)
         cost = {"seconds": wall, **{f"{name}_seconds": value for name, value in vars(seconds).items()}}
-        cost |= {name: float(result.get(name, 0.0)) for name in (OVERHEAD, CPU)}
+        cost |= {name: float(result.get(name, 0.0)) for name in (OVERHEAD, CPU, START)}
         self._write(number, state, measures, cost, reason)
         outcome = Outcome(self._curves.get(number, {}), state)
         self._book.finish(number, outcome, measures, cost, reason)

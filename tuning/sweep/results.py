@@ -78,11 +78,20 @@ def _shown(value: Any) -> str:
 
 
 def costs(trials: Mapping[int, Mapping[str, float]], elapsed: float) -> dict[str, float]:
-    """What the trials of this start cost; elapsed: seconds from the first one's beginning to the last one's end."""
+    """What the trials of this start cost; elapsed: seconds from the first one's beginning to the last one's end.
+
+    Means over trials, but `process_start_seconds` over the processes that ran them one after another.
+    """
     if not trials:
         return {}
     mean = {
         name: sum(cost[name] for cost in trials.values()) / len(trials)
         for name in ("train_seconds", "measure_seconds", "overhead_seconds")
     }
-    return {"trials_per_minute": 60 * len(trials) / max(elapsed, 1e-9), **mean}
+    starts = [cost["process_start_seconds"] for cost in trials.values() if cost["process_start_seconds"]]
+    return {
+        "trials_per_minute": 60 * len(trials) / max(elapsed, 1e-9),
+        **mean,
+        "processes": float(len(starts)),
+        "process_start_seconds": sum(starts) / max(1, len(starts)),
+    }

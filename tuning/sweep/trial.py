@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from conclugen import PretrainConfig, Pretrainer, checkpoint, fields
@@ -35,6 +36,11 @@ STATE = "state"
 SHARED_BYTES = 4 * 1024**3
 
 Moments = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
+def warm_up() -> None:
+    """Have torch load what it loads with the first optimizer of a process: its compiler, about a second of imports."""
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 
 @dataclass(frozen=True)

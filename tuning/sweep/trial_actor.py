@@ -24,10 +24,10 @@ from ray_jobs.tracking.journal import Journal
 from tuning.sweep.folder import SweepFolder, readable_name, trial_tags
 from tuning.sweep.job import ResourceConfig
 from tuning.sweep.space import Space
-from tuning.sweep.trial import Seconds, Trial, TrialShared
+from tuning.sweep.trial import Seconds, Trial, TrialShared, warm_up
 
 EPOCH, DIVERGED, MEASURES, SCHEDULE = "epoch", "diverged", "measures", "schedule"
-SECONDS, OVERHEAD, CPU = "seconds", "overhead_seconds", "cpu_seconds"
+SECONDS, OVERHEAD, CPU, START = "seconds", "overhead_seconds", "cpu_seconds", "process_start_seconds"
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,21 @@ class TrialActor(tune.Trainable):
     a population changes from here on, else none), `resume` (a checkpoint of an earlier start, or None)."""
 
     def setup(self, config: dict[str, Any], shared: TrialShared, plan: TrialPlan) -> None:
+        began = time.monotonic()
         torch.set_num_threads(plan.threads)
         # Shared rows are read-only memory, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for chatty in ("ray.tune", "ray.train"):  # they announce every checkpoint
             logging.getLogger(chatty).setLevel(logging.ERROR)
         self._shared, self._plan = shared, plan
+        warm_up()
         self._left = time.monotonic()
+        # A process is started once for many trials: told apart from what every one of them costs.
+        self._start = self._left - began
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._start = 0.0
         self._begin(new_config)
         return True
 
@@ -127,6 +132,7 @@ class TrialActor(tune.Trainable):
             OVERHEAD: now - self._began - (self._worked() - self._worked_before),
             CPU: time.process_time()
             - self._cpu_began,  # of this process, since the trial was begun or gone on with in it
+            START: self._start,
             SCHEDULE: trial.pretrainer.weighting.state(),
             SHOULD_CHECKPOINT: overdue and not diverged and not trial.finished,
         }

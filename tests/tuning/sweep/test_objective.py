@@ -141,11 +141,11 @@ def test_test_groups_are_never_touched(data: DataConfig, manifest: Manifest) -> 
         config = changes.pop("measure", MeasureConfig())
         return Judge.open(dataclasses.replace(data, **changes), manifest, MODALITIES, config)
 
-    with pytest.raises(ValueError, match=r"view 'test' is a test view"):
+    with pytest.raises(ValueError, match=r"data.validation_view: 'test' is a test view"):
         opened(validation_view="test")
-    with pytest.raises(ValueError, match=r"view 'valid' is a test view"):
+    with pytest.raises(ValueError, match=r"data.validation_view: 'valid' is a test view"):
         opened(measure=MeasureConfig(test_views=("valid",)))
-    with pytest.raises(ValueError, match=r"'everything' overlaps the test view 'test' in \d+ rows"):
+    with pytest.raises(ValueError, match=r"data.view: 'everything' overlaps the test view 'test' in \d+ rows"):
         opened(view="everything")
     with pytest.raises(ValueError, match=r"share \d+ group\(s\): the probe would know the speakers"):
         opened(validation_view="train")
@@ -169,6 +169,8 @@ def test_other_rows_of_a_tested_speaker_are_refused(tmp_path_factory: pytest.Tem
     other[rows[::2]] = True
     View.where(manifest, other, "leaky").save()
     (folder / "views" / "test.parquet").unlink()
-    with pytest.raises(ValueError, match=r"'leaky' shares \d+ group\(s\) with the test view 'half-test'"):
-        refuse_test_rows(manifest, ("train", "leaky"))
-    refuse_test_rows(manifest, ("train", "valid"))
+    with pytest.raises(
+        ValueError, match=r"data.validation_view: 'leaky' shares \d+ group\(s\) with the test view 'half-test'"
+    ):
+        refuse_test_rows(manifest, {"data.view": "train", "data.validation_view": "leaky"})
+    refuse_test_rows(manifest, {"data.view": "train", "data.validation_view": "valid"})

@@ -50,7 +50,7 @@ def test_reports_fall_on_the_rungs_and_on_the_end() -> None:
         (["--trials", "0"], "a sweep without trials finds nothing"),
         (["--objective", "probe_acc"], "did you mean 'probe_accuracy'"),
         (["--objective", "loss"], "unknown value 'loss'"),
-        (["--data.validation_view", "test"], "view 'test' is a test view"),
+        (["--data.validation_view", "test"], "data.validation_view: 'test' is a test view"),
         (["--data.view", "everything"], "overlaps the test view 'test'"),
         (["--data.folder", "/nowhere/at-all"], "/nowhere/at-all"),
         (["--data.label", "emotoin"], "did you mean 'emotion'"),
