@@ -167,13 +167,11 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         choose("--space", name, SPACES)
         job = configuration.parse(_with_default(name), rest, description, "python -m tuning.sweep")
         return SweepJob(**vars(job))
-    except ConfigurationError as error:
+    except ValueError as error:
         if argv is not None:
-            raise
+            raise ConfigurationError(str(error)) from error
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
 
 
 def _take_space(argv: Sequence[str]) -> tuple[str, list[str]]:

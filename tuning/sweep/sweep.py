@@ -71,7 +71,10 @@ def prepare(job: SweepJob) -> Prepared:
     most = SHARED_BYTES if job.resources.workers == 1 else 0  # workers read the shards themselves
     shared = TrialShared.open(job.data, manifest, used, judge, space.seed, most)
     for batch in space.global_batch:
-        shared.check_batch(batch)
+        try:
+            shared.check_batch(batch)
+        except ValueError as error:
+            raise ValueError(f"space.global_batch: {batch}: view {job.data.view!r}: {error}") from error
     identity = objectives.identity(job.objective, job.data, manifest, job.measure)
     return Prepared(job, space, manifest, shared, identity, mode)
 

@@ -56,6 +56,7 @@ def test_reports_fall_on_the_rungs_and_on_the_end() -> None:
         (["--data.label", "emotoin"], "did you mean 'emotion'"),
         (["--data.label", "null"], "needs labels; give data.label"),
         (["--space.modalities", '["vide"]'], "did you mean 'video'"),
+        (["--space.global_batch", "[100000]"], "space.global_batch: 100000: "),
         (["--space.global_batch", "[100000]"], "fewer than one global batch"),
         (["--space.start_epoch", "[20]"], "is not before the end of a trial"),
         (["--scheduler", "pbt"], "the trials of a population take over each other's states"),
@@ -80,6 +81,25 @@ def test_what_cannot_work_is_said_before_a_trial_starts(
     assert status != 0 and message in said, said
     assert "Traceback" not in said
     assert not (tmp_path / "refused" / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--space", "laptpo"], "error: --space: unknown value 'laptpo' (did you mean 'laptop'?)"),
+        (["--trials", "0"], "error: trials: found 0"),
+        (["--schedule.reduction", "1"], "error: schedule.reduction: found 1, expected 2 or more"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["sweep", "--data.folder", "anywhere", "--name", "refused", *given])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(message)
 
 
 class Kit:
