@@ -180,11 +180,7 @@ def export_model(job: PretrainJob, source: Source, folder: RunFolder) -> int:
         standardization=folder.load_standardization(),
     )
     state.restore(pretrainer)
-    identity = source.identity()
-    info = {"data": identity, "modalities": identity["data.modalities"]}
-    # Which encoders made the features, so that new clips go through the same ones.
-    info |= {"features": source.manifest.info["features"]} if "features" in source.manifest.info else {}
-    export.save(folder.model, pretrainer, info)
+    export.save(folder.model, pretrainer, source.model_info())
     return pretrainer.step_number
 
 

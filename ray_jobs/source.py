@@ -59,6 +59,13 @@ class Source:
             "data.modalities": {name: list(columns) for name, columns in self.reader.modalities.items()},
         }
 
+    def model_info(self) -> dict[str, object]:
+        """What an exported model says of the data that it learned from."""
+        identity = self.identity()
+        info = {"data": identity, "modalities": identity["data.modalities"]}
+        # Which encoders made the features, so that new clips go through the same ones.
+        return info | ({"features": self.manifest.info["features"]} if "features" in self.manifest.info else {})
+
     def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step]:
         """This rank's part of the next `steps` global batches, executed by Ray Data; close it before Ray ends."""
         from shards import ray_source

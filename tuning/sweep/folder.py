@@ -9,6 +9,8 @@
     trials/0007/           choices.json, journal.jsonl of a trial
     tune/start-0001/       Ray Tune's working files of one start; only the checkpoints in it are read again
     best.yaml  table.md  plots/   the result
+    schedule.json          of a population: how the weights of its best model changed
+    model/                 the model of that schedule, once it was replayed
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from tuning.sweep.trial import STATE
 
 # In a small space of options the same configuration is soon drawn again; so many draws are tried for a new one.
 _ATTEMPTS = 100
+SCHEDULE = "schedule.json"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
 from tuning.sweep import population, results
-from tuning.sweep.folder import SweepBook, SweepFolder
+from tuning.sweep.folder import SCHEDULE, SweepBook, SweepFolder
 from tuning.sweep.job import DEFAULT_TRIALS, SweepJob, parse
 from tuning.sweep.objective import Judge, direction
 from tuning.sweep.referee import Referee
@@ -181,7 +181,7 @@ def _save_schedule(ready: Prepared, book: SweepBook, referee: Referee) -> None:
     if ready.job.scheduler == "pbt" and order and referee.schedules.get(order[0]):
         best = order[0]
         schedule = population.Schedule.of(book.config(best), referee.schedules[best], book.objective, book.value(best))
-        schedule.save(book.folder.path / "schedule.json")
+        schedule.save(book.folder.path / SCHEDULE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,10 +194,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(f"\n{result.table}")
     print("  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in result.costs.items()))
+    best = f"python -m ray_jobs.pretrain --config {result.folder.best}"
+    if (result.folder.path / SCHEDULE).is_file():  # its weights changed in training
+        best = f"python -m tuning.sweep.replay {result.folder.path}"
     print(
         f"\nsweep {job.name}: {len(result.book.outcomes)} trials ended"
         f"\n  table     {result.folder.table}"
-        f"\n  best      python -m ray_jobs.pretrain --config {result.folder.best}"
+        f"\n  best      {best}"
         f"\n  plots     {result.folder.plots}"
         f"\n  MLflow    run {result.mlflow_run_id} in {result.tracking_uri}"
     )

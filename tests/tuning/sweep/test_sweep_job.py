@@ -1,21 +1,29 @@
 """A sweep's job and its book, without Ray: what is refused, when trials report, and what is remembered."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import conclugen
+from conclugen import Batch
+from ray_jobs import configuration
 from ray_jobs.training import run_lock
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
 from tests.feature_corpus import write_corpus
+from tuning.sweep import replay
 from tuning.sweep.folder import SweepBook, SweepFolder
 from tuning.sweep.job import ScheduleConfig, SweepJob
-from tuning.sweep.population import check_space
+from tuning.sweep.population import Schedule, check_space
 from tuning.sweep.search import Outcome, proposer
 from tuning.sweep.space import Space
 from tuning.sweep.space_presets import laptop, published
 from tuning.sweep.sweep import count, identity, main, prepare, sweep
+from tuning.sweep.trial import Trial
 
 WIDTHS = {"video": 6, "audio": 5}
 
@@ -199,3 +207,42 @@ def test_a_grid_is_whole(tmp_path: Path) -> None:
         count(dataclasses.replace(job, trials=1), source)
     with pytest.raises(ValueError, match=r"'model\.representation_dim' has several values"):
         check_space(fixed_space(representation_dim=(8, 16)).resolve(WIDTHS))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_model_of_a_population_is_trained_again_and_exported(
+    one_thread: None, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = small_sweep(shards, tmp_path, "population", space=fixed_space(epochs=3, global_batch=(30,)), scheduler="pbt")
+    ready = prepare(job)
+    folder = SweepFolder(job.folder)
+    assert replay.main([str(folder.path)]) == 1  # nothing there yet
+    assert "schedule.json: no schedule of a population-based sweep" in capsys.readouterr().err
+    folder.claim(identity(ready))
+    configuration.save(job, folder.settings)
+    choices = proposer("random", ready.space, 0, "max", tmp_path).ask(0, 0)
+    assert choices is not None
+    trial = Trial(ready.space.config(choices), ready.shared)
+    trial.advance(1)
+    trial.pretrainer.set_weights({"contrastive": 1.25, "reconstruction": 0.2})
+    value = trial.advance(3)["probe_accuracy"]
+    Schedule.of(trial.config, trial.pretrainer.weighting.state(), "probe_accuracy", value).save(
+        folder.path / "schedule.json"
+    )
+
+    assert replay.main([str(folder.path)]) == 0
+    said = capsys.readouterr().out
+    assert f"probe_accuracy {value:.4f}, in the sweep {value:.4f}; weights changed 1 times in 3 epochs" in said
+    model, rows = conclugen.load(folder.model), ready.shared.judge.validation
+    z, _ = model.represent({m: rows.features[m] for m in trial.config.modalities})
+    for modality, own in trial.pretrainer.embed(Batch.of(rows)).items():
+        there = rows.present[modality]
+        np.testing.assert_allclose(z[modality][there], own.numpy()[there], atol=1e-6)
+    assert model.info["data"]["data.manifest"] == ready.manifest.digest
