@@ -36,10 +36,14 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy conclugen shards ray_jobs tuning
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	@# One thread in each process: more than there are cores wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore=tests/cluster --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	@# One after the other: each of these starts a Ray, or shares one whose CPUs it uses up.
+	$(BIN)/python -m pytest -m "not slow" tests/cluster
 
 reproduce: install
-	$(BIN)/python -m tuning.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md
+	$(BIN)/python -m tuning.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md \
+	    --seeds 127,128,129
 
 constraints: $(VENV)/installed-test
 	(echo "# Every package of a tested installation, at its tested version. Refresh: make constraints"; $(BIN)/python -m pip freeze --exclude-editable) > constraints.txt
