@@ -153,14 +153,14 @@ class TpeSearch:
         states = self._optuna.trial.TrialState
         finite = {epoch: value for epoch, value in sorted(outcome.curve.items()) if math.isfinite(value)}
         place = self._trials[number]
-        trial = self._optuna.trial.Trial(self._study, self._study.trials[place]._trial_id)
+        trial = self._optuna.trial.Trial(self._study, self._frozen(place)._trial_id)
         for epoch, value in finite.items():
             trial.report(value, epoch)
         if outcome.state == "finished" and finite:
             self._study.tell(place, list(finite.values())[-1])
         else:  # pruned without a value is the worst there is, which is what a trial that diverged should be
             self._study.tell(place, state=states.PRUNED)
-        self._kept.add_trial(self._study.trials[place])
+        self._kept.add_trial(self._frozen(place))
         self._told.add(number)
 
     def known(self, number: int, outcome: Outcome | None) -> None:
@@ -173,6 +173,10 @@ class TpeSearch:
     def _add(self, number: int, trial: Any) -> None:
         self._study.add_trial(trial)
         self._trials[number] = len(self._study.get_trials(deepcopy=False)) - 1
+
+    def _frozen(self, place: int) -> Any:
+        """A trial of the study in memory. `study.trials` would copy them all: the later a trial, the dearer."""
+        return self._study.get_trials(deepcopy=False)[place]
 
     def _sampler(self, number: int, attempt: int) -> Any:
         """A sampler of its own for each trial, so that a sweep that was killed draws on as if it had not been."""
