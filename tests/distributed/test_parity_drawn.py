@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from conclugen import presets
@@ -36,12 +36,13 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         names = names - {"contrastive"} or {"reconstruction"}
     elif names == {"simclr"}:
         names = {"simclr", "clustering"}
-    weight = st.sampled_from([1e-2, 0.5, 1.0, 3.0])
+    weight, blocks = st.sampled_from([1e-2, 0.5, 1.0, 3.0]), st.sampled_from([None, 1, 3])
     options: dict[str, dict[str, Any]] = {
         "contrastive": {
             "weight": draw(weight),
             "negatives": draw(st.sampled_from(["all", "same_group"])),
             "margin": draw(st.sampled_from([0.0, 0.001, 0.2])),
+            "block_rows": draw(blocks),
             **draw(st.sampled_from([{"temperature": None}, {"temperature": 0.3, "learn_temperature": True}])),
         },
         "clustering": {
@@ -58,6 +59,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         "simclr": {
             "weight": draw(weight),
             "modality": modalities[-1],
+            "block_rows": draw(blocks),
             "second_view": "video_3d_again" if modalities[-1] == "video_3d" and draw(st.booleans()) else None,
         },
     }
@@ -116,7 +118,19 @@ def test_drawn_cases(workers: Pool, draw: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=400, **SETTINGS)
-@given(draw=st.data())
-def test_many_drawn_cases(workers: Pool, draw: st.DataObject) -> None:
-    check(workers, draw, parity.STEPS)
+@pytest.mark.parametrize("part", range(10))
+def test_many_drawn_cases(workers: Pool, part: int) -> None:
+    """Parts of 40 cases, so that they can be run one by one."""
+    drawn = 0
+
+    @seed(part)
+    @settings(max_examples=40, **SETTINGS)
+    @given(draw=st.data())
+    def cases(draw: st.DataObject) -> None:
+        nonlocal drawn
+        check(workers, draw, parity.STEPS)
+        drawn += 1
+
+    cases()
+    print(f"part {part}: {drawn} cases")
+    assert drawn >= 40
