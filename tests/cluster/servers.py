@@ -75,14 +75,15 @@ def s3_server() -> contextlib.AbstractContextManager[str]:
 
 
 class Gate:
-    """Passes connections on to a server, unless it is shut (they are refused at once) or slow (each waits first)."""
+    """Passes connections on to a server, unless it is shut (they are refused at once), slow (whatever is sent
+    to the server waits first), or silent (they are taken and get no answer until it is no longer)."""
 
     def __init__(self, target: str):
         host, port = target.removeprefix("http://").split(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.open, self.delay_s = True, 0.0
+        self.open, self.silent, self.delay_s = True, False, 0.0
         self.passed = self.refused = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -103,16 +104,19 @@ class Gate:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        time.sleep(self.delay_s)
         with contextlib.suppress(OSError), connection, socket.create_connection(self._target) as server:
-            back = threading.Thread(target=self._copy, args=(server, connection), daemon=True)
+            back = threading.Thread(target=self._copy, args=(server, connection, False), daemon=True)
             back.start()
-            self._copy(connection, server)
+            self._copy(connection, server, True)
             back.join()
 
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+    def _copy(self, source: socket.socket, sink: socket.socket, to_server: bool) -> None:
         with contextlib.suppress(OSError):
             while self.open and (data := source.recv(1 << 16)):
+                if to_server:
+                    time.sleep(self.delay_s)
+                    while self.silent:
+                        time.sleep(0.05)
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
