@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.distributed import parity, ranks
 from tests.distributed.parity import BATCHES, CASES, STEPS, STEPS_PER_EPOCH, assert_parity
@@ -53,6 +54,22 @@ def test_in_single_precision_the_loss_stays_within_a_band(workers: Pool, case: s
     for world in (2, 3):
         found = [step["loss"] for step in workers.run(world, ranks.train, single, *arguments)[0]["metrics"]]
         np.testing.assert_allclose(found, expected, rtol=parity.FLOAT32_BAND)
+
+
+def test_another_number_of_threads_changes_rounding_only() -> None:
+    """Large enough that products and sums are shared among threads."""
+    rows = 2048
+    case = {**CASES["total, improved, clipped"], "global_batch": rows}
+    case["model"] = {**case["model"], "representation_dim": 128}
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(ranks.train(case, [ranks.make_batch(rows, 7)], 5, STEPS_PER_EPOCH))
+    finally:
+        torch.set_num_threads(threads)
+    assert max(parity.difference(*results).values()) <= 1e-8
 
 
 def test_a_batch_smaller_than_the_ranks_that_share_it(workers: Pool) -> None:
