@@ -25,6 +25,7 @@ from ray_jobs.training import run_lock, trainer
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.progress import ProgressPrinter
+from ray_jobs.training.validation import check_keep_by
 from ray_jobs.training.worker import Start
 from shards.stats import check_present, column_moments
 
@@ -53,8 +54,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] = train_worker.tra
     source = Source.open(job.data, job.pretrain)
     check_present(source.reader)
     total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
-    if job.run.keep_by is not None and job.data.validation_view is None:
-        raise ValueError(f"run.keep_by: {job.run.keep_by!r} needs data.validation_view, which is None")
+    check_keep_by(job, source)
     folder = RunFolder(job.run.output_folder / job.run.name)
     identity = job.pretrain.identity() | source.identity()
     folder.belongs(identity)  # refused before anything is written

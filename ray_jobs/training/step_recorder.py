@@ -120,8 +120,7 @@ class StepRecorder(SilentRecorder):
             return {}
         with self.input.paused():
             measures = self._validation.measure(pretrainer)
-        if pretrainer.step_number > 0:  # before the first step only their names are asked for
-            self._journal.metrics(pretrainer.step_number, measures, series="validation")
+        self._journal.metrics(pretrainer.step_number, measures, series="validation")
         return measures
 
 

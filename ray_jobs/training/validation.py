@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from conclugen import Batch, Pretrainer, health
+from conclugen import Batch, PretrainConfig, Pretrainer, health
 from conclugen.downstream import neighbour_vote
-from ray_jobs.run_config import DataConfig
-from ray_jobs.source import open_reader
+from ray_jobs.run_config import DataConfig, PretrainJob
+from ray_jobs.source import Source, open_reader
 from shards import Manifest, Reader, Rows, View
+from shards.schema import did_you_mean
 
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048
@@ -73,6 +77,20 @@ class Validation:
             measures["neighbour_accuracy"] = self._neighbour_accuracy(self._label, representations)
         return measures
 
+    def names(self, config: PretrainConfig, widths: Mapping[str, int]) -> list[str]:
+        """Every name that `measure` gives in the course of a run: asked of a model of the same tasks with tiny heads.
+        widths: modality -> feature width."""
+        tiny = replace(config.model, representation_dim=8, projection_dim=8, reconstruction_hidden_dim=8)
+        tiny = replace(tiny, projection_shrink=1, standardize=False)
+        pretrainer = Pretrainer(replace(config, model=tiny, compile=False), widths, steps_per_epoch=1)
+        batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
+        names = [*health.report(pretrainer.embed(batch), pretrainer.project(batch), batch.present), "warnings"]
+        if pretrainer.model.clustering is not None:
+            names.append("clusters/used")  # from its first step on
+        if self._label is not None:
+            names.append("neighbour_accuracy")
+        return names
+
     def _neighbour_accuracy(self, label: str, representations: dict[str, torch.Tensor]) -> float:
         """Every other group votes on the rest: no speaker is on both sides."""
         target = self._rows.labels[label]
@@ -89,6 +107,22 @@ class Validation:
             features[train], target[train], group[train], features[test], self._classes, neighbours=nearest
         )
         return float((result.predictions == target[test]).mean())
+
+
+def check_keep_by(job: PretrainJob, source: Source) -> None:
+    """ValueError unless `run.keep_by`, where it is given, names a measure of the validation view: told before anything
+    is started or written, not by the first checkpoint."""
+    keep_by = job.run.keep_by
+    if keep_by is None:
+        return
+    validation = Validation.open(job.data, source.manifest, job.pretrain.modalities)
+    if validation is None:
+        raise ValueError(f"run.keep_by: {keep_by!r} needs data.validation_view, which is None")
+    names = [f"validation/{name}" for name in validation.names(job.pretrain, source.reader.widths)]
+    if keep_by not in names:
+        raise ValueError(
+            f"run.keep_by: {keep_by!r} is no measure of the validation view; {did_you_mean(keep_by, names)}"
+        )
 
 
 def spread_rows(reader: Reader, most: int) -> Rows:

@@ -25,7 +25,6 @@ from ray_jobs.training.step_profile import profiled
 from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
 from shards import Cursor, Damage
 from shards.damage import DamageLog
-from shards.schema import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
             state.restore(pretrainer)
             del state
         recorder = StepRecorder(folder, job, source.manifest, start.attempt) if rank == 0 else SilentRecorder()
-        if rank == 0 and run.keep_by is not None:
-            check_measure(run.keep_by, recorder.validate(pretrainer))
         keeper = Keeper(start, rank, recorder)
         pulse.beat(step)
         with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
@@ -109,15 +106,6 @@ def newest_state(start: Start, rank: int, meeting: RankMeeting) -> Checkpoint | 
     found = store.newest() if rank == 0 else None
     step = meeting.hold(0, None if found is None else int(found.meta["step_number"]))[0]
     return None if step is None else found or store.load(step)
-
-
-def check_measure(keep_by: str, measures: dict[str, float]) -> None:
-    """ValueError unless `run.keep_by` names a validation measure: asked before the first step, not at the last."""
-    names = [f"validation/{name}" for name in measures]
-    if keep_by not in names:
-        raise ValueError(
-            f"run.keep_by: {keep_by!r} is no measure of the validation view; {did_you_mean(keep_by, names)}"
-        )
 
 
 class Watch:

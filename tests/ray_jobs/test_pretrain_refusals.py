@@ -66,6 +66,14 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         ),
         (["--data.view", "tarin"], "no view 'tarin'.*did you mean 'train'"),
         (["--pretrain.global_batch", "64"], "32 rows.*64|64.*32 rows"),
+        (
+            ["--run.keep_by", "validation/loss"],
+            "run.keep_by: 'validation/loss' needs data.validation_view, which is None",
+        ),
+        (
+            ["--data.validation_view", "everything", "--run.keep_by", "validation/effective_rank/vidoe"],
+            r"run.keep_by: .*/vidoe' is no measure .* did you mean 'validation/effective_rank/video'\?",
+        ),
         (["--run.name", "../x"], "run.name: '../x' is no folder name"),
     ],
 )

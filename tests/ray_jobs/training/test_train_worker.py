@@ -19,7 +19,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.training import failures
 from ray_jobs.training.failures import Pulse, is_fatal
 from ray_jobs.training.rank_meeting import RankMeeting
-from ray_jobs.training.worker import Watch, check_measure
+from ray_jobs.training.worker import Watch
 from shards import Damage, ShardError
 from shards.damage import UNREADABLE, DamageError
 
@@ -78,15 +78,6 @@ def test_a_notice_wants_one_checkpoint_for_each_node(tmp_path: Path, monkeypatch
     assert not seen.judge(3, [seen.note([])] * 2) and not seen.leaving
     leaving.preempted_node_ids = ["a", "b"]
     assert seen.judge(4, [seen.note([])] * 2)
-
-
-def test_a_measure_that_nothing_measures_is_refused_with_the_nearest_one() -> None:
-    measures = {"effective_rank/video": 3.0, "recall@1/video-text": 0.1}
-    check_measure("validation/effective_rank/video", measures)
-    with pytest.raises(ValueError, match=r"run.keep_by: .* did you mean 'validation/effective_rank/video'"):
-        check_measure("validation/effective_rank/vido", measures)
-    with pytest.raises(ValueError, match="allowed: none"):
-        check_measure("validation/loss", {})
 
 
 def test_one_rank_meets_itself_soon_and_then_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
