@@ -18,6 +18,7 @@ import ray
 from ray._private.state import state as global_state
 from ray.core.generated import gcs_pb2
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -25,11 +26,13 @@ _WITHIN_S = 20.0
 
 
 class Trainer(TorchTrainer):
-    """A TorchTrainer without Ray's own cleaner of placement groups."""
+    """A TorchTrainer without Ray's own cleaner of placement groups, and without its manager of data sets: one more
+    process that starts and imports Ray Data each time, while no data set is given (each worker opens its own stream).
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
 
 
 def free_what_the_dead_hold() -> int:
