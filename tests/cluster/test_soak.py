@@ -3,9 +3,12 @@
 The figures themselves, of an hour's worth: `python -m pytest -m slow -s tests/cluster/test_soak.py`.
 """
 
+import contextlib
 import os
 import statistics
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +36,41 @@ _SECONDS_AN_EPOCH = 0.4  # 21 small steps on two quiet cores, for the length of 
 )
 def test_memory_and_open_files_are_flat(shared_ray: None, shards: Path, tmp_path: Path, epochs: int) -> None:
     """Of the time from the second quarter to the last: what warms up (caches, first checkpoints) is behind by then."""
-    job = small_job(shards, tmp_path, "soak", workers=2, epochs=1)
-    pretrain(with_run(job, checkpoint_every=50, report_every=20), trace.train)
-    driver = psutil.Process()
-    before = driver.memory_info().rss, driver.num_fds()
-    longer = replace(job, pretrain=replace(job.pretrain, epochs=epochs))
-    pretrain(with_run(longer, checkpoint_every=50, report_every=20), trace.train)
-    after = driver.memory_info().rss, driver.num_fds()
-    print(f"\njob: {before[0] / _MB:.0f} MB and {before[1]} files, then {after[0] / _MB:.0f} MB and {after[1]} files")
-    check_flat(trace.read_trace(tmp_path / "soak"))
-    assert after[0] - before[0] < 150 * _MB and after[1] - before[1] <= 30
+    job = small_job(shards, tmp_path, "soak", workers=2, epochs=epochs)
+    with sampled_every(0.05) as of_job:
+        pretrain(with_run(job, checkpoint_every=50, report_every=20), trace.train)
+    of_ranks = [record for record in trace.read_trace(tmp_path / "soak") if record["step"] > 21]
+    for rank in (0, 1):
+        check_flat(f"rank {rank}", [record for record in of_ranks if record["rank"] == rank])
+    begin, end = of_ranks[0]["time"], of_ranks[-1]["time"]
+    check_flat("job", [sample for sample in of_job if begin <= sample["time"] <= end])
 
 
-def check_flat(records: list[dict[str, Any]]) -> None:
-    """Memory and open files of each rank, in quarters of the run's steps (`trace.read_trace`), told and compared."""
-    for rank in sorted({record["rank"] for record in records}):
-        used = [record for record in records if record["rank"] == rank and record["step"] > 21]
-        quarter = len(used) // 4
-        print(f"rank {rank}, {len(used)} steps in {used[-1]['time'] - used[0]['time']:.0f} s", end="")
-        for name, unit, most in (("memory", _MB, 40 * _MB), ("files", 1, 8)):
-            starts = (0, quarter, len(used) - quarter)
-            first, second, last = (statistics.median(r[name] for r in used[i : i + quarter]) for i in starts)
-            print(f"; {name} in quarters 1, 2, 4: {first / unit:.0f}, {second / unit:.0f}, {last / unit:.0f}", end="")
-            assert last - second <= most, f"{name} of rank {rank} grew by {last - second:g} over {len(used)} steps"
-        print()
+@contextlib.contextmanager
+def sampled_every(seconds: float) -> Iterator[list[dict[str, Any]]]:
+    """Memory and open files of this process while the block runs."""
+    samples: list[dict[str, Any]] = []
+    process, done = psutil.Process(), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(seconds):
+            used = {"memory": process.memory_info().rss, "files": process.num_fds()}
+            samples.append({"time": time.time(), **used})
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    yield samples
+    done.set()
+    thread.join()
+
+
+def check_flat(who: str, used: list[dict[str, Any]]) -> None:
+    """Memory and open files of one process in quarters of its records, told and compared."""
+    quarter = len(used) // 4
+    assert quarter >= 5, f"{len(used)} records of {who} are too few"
+    print(f"\n{who}, {len(used)} records in {used[-1]['time'] - used[0]['time']:.0f} s", end="")
+    for name, unit, most in (("memory", _MB, 40 * _MB), ("files", 1, 8)):
+        starts = (0, quarter, len(used) - quarter)
+        first, second, last = (statistics.median(r[name] for r in used[i : i + quarter]) for i in starts)
+        print(f"; {name} in quarters 1, 2, 4: {first / unit:.0f}, {second / unit:.0f}, {last / unit:.0f}", end="")
+        assert last - second <= most, f"{name} of {who} grew by {last - second:g}"
