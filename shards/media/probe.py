@@ -94,7 +94,8 @@ def open_media(source: Source, limits: Limits) -> Iterator[Any]:
     try:
         container, complaints = _open(file, limits)
     except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise MediaError("not_media", f"cannot be opened as a video or sound file: {_plain(error)}") from None
+        problem = f"cannot be opened as a video or sound file: {_plain(error)}"
+        raise MediaError("not_media", problem + _hint(source)) from None
     try:
         with container:
             for complaint in complaints:
@@ -105,6 +106,16 @@ def open_media(source: Source, limits: Limits) -> Iterator[Any]:
             yield container
     except av.error.FFmpegError as error:
         raise MediaError("damaged", f"reading stopped: {_plain(error)}") from None
+
+
+def _hint(source: Source) -> str:
+    """For an MP4 (ISO/IEC 14496-12), whose index often lies at its end."""
+    if isinstance(source, bytes):
+        head = source[:8]
+    else:
+        with Path(source).open("rb") as file:
+            head = file.read(8)
+    return " (it begins as an MP4, but its index is missing or damaged: was it cut off?)" if head[4:] == b"ftyp" else ""
 
 
 def _open(file: Any, limits: Limits) -> tuple[Any, list[str]]:
