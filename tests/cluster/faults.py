@@ -72,11 +72,13 @@ class Outcome:
 
 
 class Bench:
-    """Where faults are injected: a made-up corpus, a run without fault, and one folder for each run with one."""
+    """Where faults are injected: a made-up corpus, a run without fault, one folder for each run with one, and one
+    MLflow store for all of them."""
 
     def __init__(self, base: Path):
         self.base = base
         self.shards = base / "shards"
+        self.tracking_uri = f"sqlite:///{base}/mlflow.db"
         write_corpus(self.shards)
         self.count = 0
         self.steps = 0
@@ -84,7 +86,8 @@ class Bench:
     def job(self, name: str, **run: Any) -> PretrainJob:
         """Two epochs by two workers."""
         job = small_job(self.shards, self.base / name, name, workers=2, epochs=2)
-        return with_run(job, **{"max_failures": 3, "stall_timeout_s": STALL_S, **run})
+        mine = {"max_failures": 3, "stall_timeout_s": STALL_S, "tracking_uri": self.tracking_uri}
+        return with_run(job, **{**mine, **run})
 
     def run_of(self, name: str) -> Path:
         return self.base / name / name
@@ -146,14 +149,14 @@ class Bench:
         return max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
 
     def is_tracked(self, run: Path) -> bool:
-        """One MLflow run, each step once, and the same loss curve as without fault."""
+        """One MLflow run of that name, each step once, and the same loss curve as without fault."""
         here, there = (metric_history(r / "journal.jsonl")["loss"] for r in (run, self.run_of("reference")))
         steps = list(range(1, self.steps + 1))
         close = all(abs(a - b) <= 1e-8 for (_, a), (_, b) in zip(here, there, strict=True))
-        client = mlflow.MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
+        client = mlflow.MlflowClient(self.tracking_uri)
         experiment = client.get_experiment_by_name("conclugen")
         assert experiment is not None
-        found = client.search_runs([experiment.experiment_id])
+        found = client.search_runs([experiment.experiment_id], f"tags.`mlflow.runName` = '{run.name}'")
         sent = [m.step for m in client.get_metric_history(found[0].info.run_id, "loss")]
         return (
             len(found) == 1 and found[0].info.status == "FINISHED" and steps == sent == [s for s, _ in here] and close
@@ -161,12 +164,26 @@ class Bench:
 
     def reached(self, name: str, step: int, job: subprocess.Popen[bytes] | None = None) -> float:
         """Wait until a run has made a step, in a process of its own if one is given; returns the time then."""
-        deadline = time.monotonic() + 300
-        while max(trace.steps_of(self.run_of(name)), default=0) < step:
-            if time.monotonic() > deadline or (job is not None and job.poll() is not None):
-                raise TimeoutError(f"{name} did not reach step {step}")
-            time.sleep(0.05)
+        self._wait(lambda: max(trace.steps_of(self.run_of(name)), default=0) >= step, f"reach step {step}", name, job)
         return time.time()
+
+    def met(self, name: str, number: int, job: subprocess.Popen[bytes]) -> tuple[float, int]:
+        """Wait until a run, in a process of its own, has met a plan; returns when, and after which step."""
+        note = trace.inflicted(self.run_of(name), number)
+        self._wait(lambda: note.is_file() and note.stat().st_size > 0, f"meet fault {number}", name, job)
+        met = json.loads(note.read_text())
+        return met["time"], met["step"]
+
+    def _wait(
+        self, condition: Callable[[], bool], what: str, name: str, job: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            if time.monotonic() > deadline or (job is not None and job.poll() is not None):
+                log = self.base / f"{name}.log"
+                said = log.read_text(errors="replace")[-3000:] if log.is_file() else ""
+                raise TimeoutError(f"{name} did not {what}\n{said}")
+            time.sleep(0.05)
 
 
 # ---- faults: each runs the job to its end, and yields when it was injected and after which step -------------------
@@ -253,6 +270,7 @@ def driver(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[floa
 
 def start(bench: Bench, name: str) -> subprocess.Popen[bytes]:
     arguments = ["--shards", str(bench.shards), "--output", str(bench.base / name), "--name", name]
+    arguments += ["--max-failures", "3", "--tracking-uri", bench.tracking_uri]
     environment = without_ray_of_the_test()
     environment |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
     with (bench.base / f"{name}.log").open("ab") as log:

@@ -23,7 +23,7 @@ from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from shards import Manifest, View
 from tests.cluster import trace
-from tests.cluster.faults import FAULTS, ON_NODES, Bench, beside, kill_controller
+from tests.cluster.faults import FAULTS, ON_NODES, Bench, kill_controller, start
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.trace import Plan
 
@@ -39,20 +39,31 @@ def bench(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_a_run_meets_one_fault_after_another(bench: Bench) -> None:
     """The same samples in the same steps, the same weights bit for bit, one tracked run without holes or repeats.
 
-    A worker's SIGKILL, a full disk, a checkpoint torn in its place with its writer killed, storage that fails two times
-    of three, the Train controller's SIGKILL. `test_pretrain` kills a job; nodes are in `test_preemption`.
+    A worker's SIGKILL; a full disk; the Train controller's SIGKILL, with a checkpoint half written in its place;
+    storage that fails two times of three; the job's SIGKILL in the middle of a checkpoint's write; a rank that hangs.
     """
-    run, pace_s = bench.run_of("night"), 0.1
+    run = bench.run_of("night")
     plans = [
-        Plan("kill", step=9, rank=1),
+        Plan("kill", step=9, rank=1, pace_s=0.05),
         Plan("full", step=11, until=16),
-        Plan("torn", step=18),
+        Plan("torn", step=18, waits=True),
         Plan("flaky", step=24),
+        Plan("cut", step=25, waits=True),
+        Plan("hang", step=38, rank=1, stall_s=3.0),  # beyond 35, where the write that stands still is waited for
     ]
-    met = beside(bench, "night", 31, kill_controller, pace_s, plans, max_failures=5)
+    torn, cut = 2, 4
+    trace.give(run, *plans)
+    first = start(bench, "night")
+    bench.met("night", torn, first)
+    kill_controller()
+    met = bench.met("night", cut, first)
+    first.kill()
+    first.wait()
+    pretrain(bench.job("night"), trace.train)
+
     assert all(trace.inflicted(run, number).is_file() for number in range(len(plans)))
     seen = trace.compare(run, bench.run_of("reference"), met)
-    assert (seen.lost, seen.doubled) == (0, 0) and seen.starts == 4
+    assert (seen.lost, seen.doubled) == (0, 0) and seen.starts == 5
     assert bench.difference(run) == 0 and bench.is_tracked(run)
 
 
@@ -201,7 +212,7 @@ def test_damage_met_while_training_is_left_out_by_name_and_too_much_stops(bench:
         pretrain(with_share(job, 3 / len(rows)), trace.train)
     assert folder.store(job.run).steps()[0] <= 56, "no checkpoint at the end"
 
-    pretrain(with_share(job, 4 / len(rows)), trace.train)
+    pretrain(with_run(with_share(job, 4 / len(rows)), workers=1), trace.train)
     found = folder.quarantined()
     assert [sample.row for sample in found] == broken and all("checksum" in sample.reason for sample in found)
     manifest = Manifest.open(str(mine))

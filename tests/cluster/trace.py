@@ -23,6 +23,7 @@ from conclugen import Pretrainer, storage
 from ray_jobs.source import Source
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
+from ray_jobs.training.failures import Pulse
 from ray_jobs.training.worker import Start
 
 
@@ -33,7 +34,9 @@ class Plan:
     kill, raise, invalid, hang, stop (SIGSTOP), end (of the data on that rank): at that step. cut, torn: in the next
     checkpoint's write, which a SIGKILL ends before its rename, or which stands half written in its place. full: no room
     for a checkpoint from that step to `until`. flaky: two of three accesses to checkpoints fail from that step on.
-    pace_s: seconds that each step takes longer.
+    pace_s: seconds that each step takes longer. waits: of cut and torn: the write stands still until another process's
+    end ends this one. stall_s: of hang: the rank's stall limit from then on, so that a test need not wait for the
+    run's, which has to cover the start on a busy machine; None: the run's.
     """
 
     action: str = "none"
@@ -41,6 +44,8 @@ class Plan:
     rank: int = 0
     until: int = 0
     pace_s: float = 0.0
+    waits: bool = False
+    stall_s: float | None = None
 
     def give(self, run: Path) -> None:
         give(run, self)
@@ -83,6 +88,7 @@ class Injection:
         self.trace = (folder / f"{attempt}-{rank}.jsonl").open("a", buffering=1)
         originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Source.stream
         step, save_file, write, load, stream = originals
+        make_pulse = train_worker.Pulse
 
         def stepped(pretrainer: Pretrainer, batch: Any) -> Any:
             values = step(pretrainer, batch)
@@ -108,6 +114,11 @@ class Injection:
                     steps = min(steps, plan.step)
             return stream(source, rank, world, cursor, steps)
 
+        def watched(*arguments: Any) -> Pulse:
+            self.pulse = make_pulse(*arguments)
+            return self.pulse
+
+        stack.enter_context(patch.object(train_worker, "Pulse", watched))
         stack.enter_context(patch.object(Pretrainer, "step", stepped))
         stack.enter_context(patch.object(storage, "save_file", saved))
         stack.enter_context(patch.object(CheckpointStore, "_write", written))
@@ -123,9 +134,10 @@ class Injection:
         time.sleep(max((plan.pace_s for plan, _ in self.plans), default=0.0))
         for plan, done in self.plans:
             if self.rank == plan.rank and step == plan.step and not done.exists():
-                self.inflict(plan.action, done)
+                self.inflict(plan, done)
 
-    def inflict(self, action: str, done: Path) -> None:
+    def inflict(self, plan: Plan, done: Path) -> None:
+        action = plan.action
         if action in ("none", "cut", "torn", "end"):
             return
         self.note(done)
@@ -134,6 +146,8 @@ class Injection:
         elif action == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif action == "hang":
+            if plan.stall_s is not None:
+                self.pulse._limit = plan.stall_s
             time.sleep(3600)
         elif action == "raise":
             raise RuntimeError("a passing fault")
@@ -155,6 +169,8 @@ class Injection:
                 if plan.action == "torn":
                     os.truncate(path, path.stat().st_size // 2)
                     path.parent.rename(path.parent.parent / path.parent.name.split(".")[1])
+                while plan.waits:
+                    time.sleep(1)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def access(self) -> None:
