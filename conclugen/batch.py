@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from conclugen.fields import nearest
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -32,28 +34,34 @@ class Batch:
 
         `present` may lack modalities (taken as present everywhere), as may the object `labels` and `group`. Features of
         rows that are not present may be anything; here they become 0.
-        Raises ValueError where a shape does not fit the number of rows.
+        Raises ValueError where a shape does not fit the number of rows, or `present` names an unknown modality.
         """
         row = _tensor(rows.row, device).to(torch.int64)
         features = {m: _tensor(x, device) for m, x in rows.features.items()}
         if dtype is not None:
             features = {m: x.to(dtype) for m, x in features.items()}
         masks: Mapping[str, Any] = rows.present
+        for m in masks:
+            if m not in features:
+                raise ValueError(
+                    f"batch features: modality {m!r} is missing, found {', '.join(features)}, but `present` names it"
+                    f"{nearest(m, list(features))}"
+                )
         present = {m: _tensor(masks[m], device).to(torch.bool) if m in masks else row >= 0 for m in features}
         labels = {name: _tensor(x, device) for name, x in (getattr(rows, "labels", None) or {}).items()}
         group = getattr(rows, "group", None)
         group = None if group is None else _tensor(group, device).to(torch.int64)
         for kind, arrays in (("features", features), ("present", present), ("labels", labels)):
             for name, x in arrays.items():
-                if x.shape[0] != row.shape[0]:
-                    raise ValueError(
-                        f"batch {kind}[{name!r}]: found {x.shape[0]} rows, expected {row.shape[0]}, as in `row`"
-                    )
+                _check_rows(f"{kind}[{name!r}]", x, row)
+        if group is not None:
+            _check_rows("group", group, row)
         for name, x in features.items():
             if x.dim() != 2:
                 raise ValueError(f"batch features[{name!r}]: found shape {tuple(x.shape)}, expected (rows, width)")
-        # Where the giver says that a row lacks a modality, whatever stands there is no feature, NaN least of all.
-        features = {m: x.masked_fill(~present[m].unsqueeze(1), 0) if m in masks else x for m, x in features.items()}
+        # Where a row lacks a modality, or is padding, whatever stands there is no feature, NaN least of all.
+        present = {m: x & (row >= 0) for m, x in present.items()}
+        features = {m: x.masked_fill(~present[m].unsqueeze(1), 0) for m, x in features.items()}
         return cls(features, present, row, labels, group)
 
     @property
@@ -83,6 +91,12 @@ class Batch:
             labels={},
             group=None if self.group is None else functional.pad(self.group, (0, missing), value=-1),
         )
+
+
+def _check_rows(name: str, x: Tensor, row: Tensor) -> None:
+    if x.shape[:1] != row.shape:
+        found = x.shape[0] if x.dim() else "no"
+        raise ValueError(f"batch {name}: found {found} rows, expected {row.shape[0]}, as in `row`")
 
 
 def _tensor(x: Any, device: str | torch.device) -> Tensor:

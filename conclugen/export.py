@@ -44,7 +44,7 @@ def save(folder: str | Path, pretrainer: Pretrainer, info: Mapping[str, Any] | N
         "info": {
             **(info or {}),
             "steps": pretrainer.step_number,
-            "epochs": pretrainer.step_number / pretrainer.steps_per_epoch,
+            "epochs": float(pretrainer.step_number / pretrainer.steps_per_epoch),
         },
     }
     text = json.dumps(document, indent=1, allow_nan=False)

@@ -86,7 +86,8 @@ def report(
 @dataclass(frozen=True)
 class Thresholds:
     """Below these something has collapsed. min_rank: effective rank; min_used: share of clusters with a row;
-    max_uniformity: close to 0 means all rows in one point; chance_factor: recall@1 against chance (1 / rows)."""
+    max_uniformity: close to 0 means all rows in one point; chance_factor: recall@1 against chance (1 / rows
+    that have both modalities)."""
 
     min_rank: float = 3.0
     min_used: float = 0.25
@@ -94,10 +95,13 @@ class Thresholds:
     chance_factor: float = 1.5
 
 
-def warnings(measures: Mapping[str, float], rows: int, thresholds: Thresholds | None = None) -> list[str]:
+def warnings(
+    measures: Mapping[str, float], present: Mapping[str, Tensor], thresholds: Thresholds | None = None
+) -> list[str]:
     """One sentence for each sign of collapse in `measures` (of `report`, and clusters/used of the step's metrics): what
-    was found, the likely cause, the remedy. rows: on how many rows it was measured."""
+    was found, the likely cause, the remedy. present: modality -> (B,) bool, as `report` was given it."""
     limit = thresholds or Thresholds()
+    pairs = {f"{a}-{b}": int((x & y).sum()) for a, x in present.items() for b, y in present.items()}
     found = []
     for name, value in measures.items():
         kind, _, where = name.partition("/")
@@ -118,10 +122,10 @@ def warnings(measures: Mapping[str, float], rows: int, thresholds: Thresholds | 
                 f"only {value:.0%} of the clusters have a row. Likely too many clusters for the data, or clustering "
                 "began too early; use fewer, a later start_epoch, or kmeans_start='warm', which re-seeds empty ones"
             )
-        elif kind == "recall@1" and rows >= 20 and value < limit.chance_factor / rows:
+        elif kind == "recall@1" and pairs[where] >= 20 and value < limit.chance_factor / pairs[where]:
             found.append(
-                f"retrieval {where} finds its match in {value:.1%} of {rows} rows, no better than chance. Likely the "
-                "modalities do not belong together row by row, or training has not begun to work; "
+                f"retrieval {where} finds its match in {value:.1%} of {pairs[where]} rows, no better than chance. "
+                "Likely the modalities do not belong together row by row, or training has not begun to work; "
                 "check the packing, then lr and warm-up"
             )
     return found

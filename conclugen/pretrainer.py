@@ -11,7 +11,9 @@ Every line of its use:
     representations = pretrainer.embed(batch)
 """
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -38,7 +40,8 @@ class Pretrainer:
     """Model, optimiser, schedule and counters of one run, exact for any number of ranks.
 
     widths: modality -> feature width, at least the configuration's modalities. steps_per_epoch: optimiser steps, for
-    schedule and epochs. standardization: modality -> (mean (D,), deviation (D,)), needed when
+    schedule and epochs; a fraction where epochs don't end with a batch (a batch counts to the epoch of its last row).
+    standardization: modality -> (mean (D,), deviation (D,)), needed when
     `config.model.standardize` (see `conclugen.standardize.fit`). With torch.distributed initialised before, each rank
     makes its own Pretrainer and hands `step` its own rows: local = ceil(global_batch / world size) rows, rank r those
     from r * local on. Raises ValueError when the widths can't serve the configuration.
@@ -48,7 +51,7 @@ class Pretrainer:
         self,
         config: PretrainConfig,
         widths: Mapping[str, int],
-        steps_per_epoch: int,
+        steps_per_epoch: int | Fraction,
         standardization: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -83,21 +86,24 @@ class Pretrainer:
     @property
     def epoch(self) -> int:
         """0-based epoch of the next step."""
-        return self.step_number // self.steps_per_epoch
+        return self._epoch_of(self.step_number)
+
+    def _epoch_of(self, step: int) -> int:
+        return math.ceil((step + 1) / Fraction(self.steps_per_epoch)) - 1
 
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One optimiser step on this rank's rows; `batch` is any object with a Batch's attributes.
 
         Returns 0-d tensors, equal on all ranks: loss (as trained), loss/<task> (unweighted), weight/<task>, grad_norm
         (before clipping), lr, and what the tasks report of themselves (see `conclugen.step_metrics`). Nothing waits for
-        a GPU, except that every few iterations of k-means and every 50th step something is read back. A step whose loss
+        a GPU, except that at every 50th step something is read back. A step whose loss
         or gradient is not finite changes no parameter, nor does any after it; NonFiniteLossError follows at once on a
         CPU, within 50 steps on a GPU, and at `state`.
         """
         rows = self._rows(batch)
         step, epoch = self.step_number, self.epoch
         active = self.model.active_tasks(epoch)
-        if self.model.clustering is not None and step % self.steps_per_epoch == 0:
+        if self.model.clustering is not None and (step == 0 or epoch > self._epoch_of(step - 1)):
             self.model.clustering.begin_epoch()
         self.model.train()
         weights = self.weighting.weights(active)
@@ -164,7 +170,7 @@ class Pretrainer:
         meta: dict[str, Any] = {
             "config": self.config.to_dict(),
             "widths": self.widths,
-            "steps_per_epoch": self.steps_per_epoch,
+            "steps_per_epoch": saved_state.written(self.steps_per_epoch),
             "step_number": self.step_number,
             "weights": self.weighting.state(),
             "clustering": None if clustering is None else {"queued": clustering.queued, "started": clustering.started},

@@ -1,6 +1,7 @@
 """Does a saved state belong to this run? Everything is compared before anything is changed."""
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -8,15 +9,20 @@ from torch import Tensor
 from conclugen.config import PretrainConfig
 
 
+def written(steps_per_epoch: int | Fraction) -> int | str:
+    """As JSON keeps it, exactly: 3, or "149/100"."""
+    return int(steps_per_epoch) if steps_per_epoch == int(steps_per_epoch) else str(steps_per_epoch)
+
+
 def check_meta(
-    meta: Mapping[str, Any], config: PretrainConfig, widths: Mapping[str, int], steps_per_epoch: int
+    meta: Mapping[str, Any], config: PretrainConfig, widths: Mapping[str, int], steps_per_epoch: int | Fraction
 ) -> None:
     """Raise ValueError naming what differs: identity fields of the configuration, widths, steps per epoch."""
     differing = PretrainConfig.from_dict(meta["config"]).differences(config)
     if differing:
         listed = "; ".join(f"{name}: saved {theirs!r}, now {mine!r}" for name, (theirs, mine) in differing.items())
         raise ValueError(f"the saved run is another one ({listed}); give the new run another name, or the saved values")
-    for name, own in (("widths", dict(widths)), ("steps_per_epoch", steps_per_epoch)):
+    for name, own in (("widths", dict(widths)), ("steps_per_epoch", written(steps_per_epoch))):
         if meta[name] != own:
             raise ValueError(f"{name}: saved {meta[name]!r}, now {own!r}; a run goes on with the data it began with")
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
 
@@ -44,14 +45,24 @@ class OptimizerConfig:
         require(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "0 <= beta1 < 1")
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "0 <= beta2 < 1")
         require(self.eps > 0, "optimizer.eps", self.eps, "a number above 0")
-        require(self.warmup_epochs >= 0, "optimizer.warmup_epochs", self.warmup_epochs, "0 or more epochs")
+        require(
+            self.warmup_epochs >= 0 and finite(self.warmup_epochs),
+            "optimizer.warmup_epochs",
+            self.warmup_epochs,
+            "0 or more epochs",
+        )
         require(0 < self.warmup_start <= 1, "optimizer.warmup_start", self.warmup_start, "0 < start <= 1")
-        require(self.restart_epochs > 0, "optimizer.restart_epochs", self.restart_epochs, "a number of epochs above 0")
+        require(
+            self.restart_epochs > 0 and finite(self.restart_epochs),
+            "optimizer.restart_epochs",
+            self.restart_epochs,
+            "a number of epochs above 0",
+        )
         require(self.restart_factor >= 1, "optimizer.restart_factor", self.restart_factor, "1 or more")
         require(0 < self.peak_decay <= 1, "optimizer.peak_decay", self.peak_decay, "0 < decay <= 1")
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int | Fraction, epochs: int) -> float:
     """Learning rate of optimiser step `step` (0-based) of a run of `epochs`. Restarts are counted from the end of the
     warm-up."""
     single = config.schedule == "cosine"
@@ -61,7 +72,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epoc
         return config.lr * (config.warmup_start + (1 - config.warmup_start) * step / warmup)
     position = step - warmup
     if single:
-        share = min(1.0, position / max(1, epochs * steps_per_epoch - warmup))
+        share = min(1.0, position / max(1, math.floor(epochs * steps_per_epoch) - warmup))
         return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
     length = max(1, round(config.restart_epochs * steps_per_epoch))
     cycle = 0

@@ -25,7 +25,7 @@ from ray_jobs.training import run_lock, trainer
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.progress import ProgressPrinter
-from ray_jobs.training.validation import check_keep_by
+from ray_jobs.training.validation import check_validation
 from ray_jobs.training.worker import Start
 from shards.stats import check_present, column_moments
 
@@ -54,7 +54,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] = train_worker.tra
     source = Source.open(job.data, job.pretrain)
     check_present(source.reader)
     total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
-    check_keep_by(job, source)
+    check_validation(job, source)
     folder = RunFolder(job.run.output_folder / job.run.name)
     identity = job.pretrain.identity() | source.identity()
     folder.belongs(identity)  # refused before anything is written
@@ -89,19 +89,21 @@ def _pretrain(
         journal.tags(tags(job, source))
         journal.artifact(folder.config)
         begins = f"resuming after step {reached} of" if resumed or reached else "starting"
-        print(f"{begins} run {job.run.name}: {total_steps} steps, {job.run.workers} worker(s)", flush=True)
+        size = f"{total_steps} steps, {job.run.workers} worker(s){remainder(source)}"
+        print(f"{begins} run {job.run.name}: {size}", flush=True)
         try:
-            if reached < total_steps:
-                ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
-                with stop_signals(), ProgressPrinter(folder.journal, total_steps):
-                    trainer.fit(job, folder, total_steps, identity, train)
-            step = export_model(job, source, folder)
-            for picture in plot_history(folder):
-                journal.artifact(picture, target="plots")
-            journal.model(
-                model_artifact.build(folder.model, folder.path / "mlflow_model"),
-                registered_name=job.run.registered_model,
-            )
+            with stop_signals():
+                if reached < total_steps:
+                    ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
+                    with ProgressPrinter(folder.journal, total_steps):
+                        trainer.fit(job, folder, total_steps, identity, train)
+                step = export_model(job, source, folder)
+                for picture in plot_history(folder):
+                    journal.artifact(picture, target="plots")
+                journal.model(
+                    model_artifact.build(folder.model, folder.path / "mlflow_model"),
+                    registered_name=job.run.registered_model,
+                )
             journal.status("FINISHED")
         except (KeyboardInterrupt, SystemExit):
             journal.status("KILLED")
@@ -132,6 +134,20 @@ def check_reached(job: PretrainJob, folder: RunFolder, identity: dict[str, Any],
             f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
         )
     return reached
+
+
+def remainder(source: Source) -> str:
+    """What becomes of the rows that fill no batch at an epoch's end, where there are some."""
+    rows = source.plan.total_rows
+    left = rows % source.plan.global_batch
+    if left == 0:
+        return ""
+    done = {
+        "drop": "are left out of each epoch, others each time",
+        "pad": "make a short batch",
+        "carry": "open the next epoch's first batch",
+    }[source.plan.remainder]
+    return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={source.plan.remainder})"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ recorded with it) and the run itself (free: a run may be resumed with other valu
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,8 +148,15 @@ class RunConfig:
             raise ValueError(f"run.min_workers: {self.min_workers} given, 1 to run.workers ({self.workers}) needed")
         if self.profile < 0:
             raise ValueError(f"run.profile: {self.profile} given, true, false or a number of steps needed")
-        if not self.stall_timeout_s > 0:
+        if not 0 < self.stall_timeout_s < math.inf:
             raise ValueError(f"run.stall_timeout_s: {self.stall_timeout_s} given, more than 0 seconds needed")
+        if "://" in self.output:
+            raise ValueError(
+                f"run.output: {self.output!r} is a URL, and must be a folder that every node reaches; checkpoints "
+                "alone can lie elsewhere: run.storage"
+            )
+        if self.storage is not None and "://" not in self.storage:  # workers have other current directories
+            object.__setattr__(self, "storage", str(Path(self.storage).expanduser().absolute()))
 
     @property
     def output_folder(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from conclugen import PretrainConfig
 from ray_jobs.run_config import DataConfig, ShardsConfig
@@ -46,9 +47,9 @@ class Source:
         return cls(manifest, view, reader, plan, data)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch, for the schedule; rounded where the remainder is carried over."""
-        return max(1, round(self.plan.steps_per_epoch))
+    def steps_per_epoch(self) -> int | Fraction:
+        """Optimiser steps of an epoch, for the schedule; a fraction where the remainder is carried over."""
+        return self.plan.steps_per_epoch
 
     def identity(self) -> dict[str, object]:
         """What must agree when a run is resumed: which rows, in which order."""

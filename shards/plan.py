@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,10 +161,10 @@ class EpochPlan:
     # ---- counting -----------------------------------------------------------------------------------------------
 
     @property
-    def steps_per_epoch(self) -> int | float:
-        """An integer for "drop" and "pad"; rows / global_batch for "carry" (see `steps_in` for the exact number)."""
+    def steps_per_epoch(self) -> int | Fraction:
+        """An integer for "drop" and "pad"; rows / global_batch for "carry" (see `steps_in` for those of one epoch)."""
         if self.remainder == "carry":
-            return self.total_rows / self.global_batch
+            return Fraction(self.total_rows, self.global_batch)
         return self.start_of_epoch(1)
 
     def start_of_epoch(self, epoch: int) -> int:

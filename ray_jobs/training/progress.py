@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,12 @@ class ProgressPrinter:
                 print(validation_line(record["step"], record["values"]), flush=True)
 
 
+def clock(seconds: float) -> str:
+    """`00:41:00`; hours go on beyond 24."""
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{left:02d}"
+
+
 def training_line(step: int, total: int, values: dict[str, Any]) -> str:
     """`step 40/200  loss 3.21  contrastive 5.1 ...  1,234 samples/s  data wait 2.0%  queue 1.9  left 00:41:00`.
 
@@ -64,7 +69,7 @@ def training_line(step: int, total: int, values: dict[str, Any]) -> str:
         if name.startswith("loss/")
     )
     queue = f"  queue {values['input_queue_depth']:.1f}" if "input_queue_depth" in values else ""
-    left = time.strftime("%H:%M:%S", time.gmtime((total - step) * values["step_seconds"]))
+    left = clock((total - step) * values["step_seconds"])
     return (
         f"step {step:>{len(str(total))}}/{total}  loss {values['loss']:.4f}  {losses}  "
         f"{values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait_share']:.1%}{queue}  "

@@ -45,17 +45,7 @@ class Validation:
         """
         if data.validation_view is None:
             return None
-        view = View.open(manifest, data.validation_view)
-        labels = () if data.label is None else (data.label,)
-        classes = 0
-        if data.label is not None:
-            label = manifest.schema.label(data.label)
-            if label.kind != "class":
-                raise ValueError(
-                    f"data.label: {data.label!r} is {label.kind}; validation votes among classes: name a class label"
-                )
-            classes = len(label.classes)
-        reader = open_reader(data, manifest, view, modalities, labels)
+        reader, classes = _open_reader(data, manifest, data.validation_view, modalities)
         rows = spread_rows(reader, _MOST_ROWS)
         for sample in reader.damage:
             print(f"left out of validation: sample {sample.key!r} of {sample.shard}: {sample.reason}", flush=True)
@@ -69,7 +59,7 @@ class Validation:
         clustering = pretrainer.model.clustering
         if clustering is not None and bool(clustering.assigned.any()):  # of the last training step
             measures["clusters/used"] = float((clustering.assigned > 0).double().mean())
-        found = health.warnings(measures, len(self._rows))
+        found = health.warnings(measures, batch.present)
         for warning in found:
             print(f"warning: {warning}", flush=True)
         measures["warnings"] = float(len(found))
@@ -109,9 +99,27 @@ class Validation:
         return float((result.predictions == target[test]).mean())
 
 
-def check_keep_by(job: PretrainJob, source: Source) -> None:
-    """ValueError unless `run.keep_by`, where it is given, names a measure of the validation view: told before anything
-    is started or written, not by the first checkpoint."""
+def _open_reader(data: DataConfig, manifest: Manifest, name: str, modalities: tuple[str, ...]) -> tuple[Reader, int]:
+    """A reader of the validation view `name`, and how many classes the label has (0: no label)."""
+    try:
+        view = View.open(manifest, name)
+    except ValueError as error:
+        raise ValueError(f"data.validation_view: {error}; null measures nothing while training") from None
+    if data.label is None:
+        return open_reader(data, manifest, view, modalities, ()), 0
+    label = manifest.schema.label(data.label)
+    if label.kind != "class":
+        raise ValueError(
+            f"data.label: {data.label!r} is {label.kind}; validation votes among classes: name a class label"
+        )
+    return open_reader(data, manifest, view, modalities, (data.label,)), len(label.classes)
+
+
+def check_validation(job: PretrainJob, source: Source) -> None:
+    """ValueError unless the data has the validation view and label that are named, and `run.keep_by`, where it is
+    given, is a measure of theirs: told before anything is started or written, not by the first checkpoint."""
+    if job.data.validation_view is not None:
+        _open_reader(job.data, source.manifest, job.data.validation_view, job.pretrain.modalities)
     keep_by = job.run.keep_by
     if keep_by is None:
         return

@@ -243,3 +243,4 @@ def test_progress_is_told_with_the_time_left() -> None:
     assert "step  40/200" in line and "loss 2.5" in line and "contrastive 2" in line and "1,234 samples/s" in line
     assert "left 01:20:00" in line, "160 steps of 30 s"
     assert "left 00:00:00" in training_line(200, 200, {**values, "data_wait_share": 0.02})
+    assert "left 27:46:40" in training_line(0, 100_000, {**values, "step_seconds": 1.0, "data_wait_share": 0.02})

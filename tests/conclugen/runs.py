@@ -1,5 +1,6 @@
 """Small runs that several tests share."""
 
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def rows(seed: int = 0, count: int = G, missing: float = 0.2, widths: dict[str, 
     )
 
 
-def fresh(config: PretrainConfig, steps_per_epoch: int = 3) -> Pretrainer:
+def fresh(config: PretrainConfig, steps_per_epoch: int | Fraction = 3) -> Pretrainer:
     batch = rows(1000, 200, 0.0)
     fitted = standardize.fit(batch.features) if config.model.standardize else None
     return Pretrainer(config, WIDTHS, steps_per_epoch, fitted)

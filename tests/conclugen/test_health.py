@@ -69,10 +69,10 @@ def test_a_healthy_model_raises_no_warning_and_a_collapsed_one_does() -> None:
     present = {m: torch.from_numpy(p) for m, p in batch.present.items()}
     r, z = pretrainer.embed(batch), pretrainer.project(batch)
     healthy = health.report(r, z, present)
-    assert health.warnings(healthy, 80) == []
+    assert health.warnings(healthy, present) == []
     one = {m: torch.ones_like(x) for m, x in z.items()}
     collapsed = health.report({m: torch.ones_like(x) for m, x in r.items()}, one, present)
-    text = "\n".join(health.warnings({**collapsed, "clusters/used": 0.1}, 80))
+    text = "\n".join(health.warnings({**collapsed, "clusters/used": 0.1}, present))
     for words in (
         "effective rank of video is 1.0",
         "uniformity",
@@ -81,6 +81,15 @@ def test_a_healthy_model_raises_no_warning_and_a_collapsed_one_does() -> None:
         "lower lr",
     ):
         assert words in text
+
+
+def test_chance_is_that_of_the_rows_that_have_both_modalities() -> None:
+    """Recall@1 of 1 in 20 is chance where 20 rows of 2,000 have both, and far above it where all have."""
+    everywhere, few = torch.ones(2000, dtype=torch.bool), torch.arange(2000) < 20
+    measures = {"recall@1/video-audio": 0.05}
+    (warning,) = health.warnings(measures, {"video": everywhere, "audio": few})
+    assert "5.0% of 20 rows, no better than chance" in warning
+    assert health.warnings(measures, {"video": everywhere, "audio": everywhere}) == []
 
 
 def test_report_counts_present_rows_only() -> None:

@@ -1,5 +1,6 @@
 """The training step: learning, totals, refusals, non-finite losses, precision, resuming."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from conclugen import Batch, NonFiniteLossError, Pretrainer, presets, random
 from conclugen.health import retrieval
 from conclugen.random import key
+from shards import EpochPlan
 from tests.conclugen.runs import WIDTHS, G, fresh, rows, small_config
 
 
@@ -261,6 +263,52 @@ def test_construction_refuses_what_cannot_work() -> None:
         Pretrainer(config, WIDTHS, 3)
     with pytest.raises(ValueError, match="standardization: given"):
         Pretrainer(small_config("contrast_only", "paper"), WIDTHS, 3, {"video": (np.zeros(6), np.ones(6))})
+
+
+@pytest.mark.parametrize(("total", "batch"), [(70, 24), (96, 24), (49, 24)])
+def test_a_batch_counts_to_the_epoch_of_its_last_row(total: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the remainder is carried over, an epoch is a fraction of steps; clustering begins each anew, once."""
+    from conclugen.losses.clustering import Clustering
+
+    plan = EpochPlan([total], seed=1, global_batch=batch, remainder="carry")
+    pretrainer = fresh(small_config("conclugen"), plan.steps_per_epoch)
+    began: list[int] = []
+    monkeypatch.setattr(Clustering, "begin_epoch", lambda self: began.append(pretrainer.step_number))
+    epochs = []
+    for step in range(12):
+        epochs.append(pretrainer.epoch)
+        pretrainer.step(rows(step))
+    assert epochs == [((step + 1) * batch - 1) // total for step in range(12)]
+    assert epochs == [plan.cursor_at(step).epoch for step in range(12)]
+    assert began == [step for step in range(12) if step == 0 or epochs[step] > epochs[step - 1]]
+    tensors, meta = pretrainer.state()
+    again = fresh(small_config("conclugen"), plan.steps_per_epoch)
+    again.load_state(tensors, json.loads(json.dumps(meta)))
+    assert again.epoch == pretrainer.epoch
+
+
+def test_what_stands_in_a_padding_row_has_no_effect() -> None:
+    features = {"a": [[1.0, 2.0], [float("nan"), 3.0]]}
+    for present in ({}, {"a": [True, True]}):
+        batch = Batch.of(SimpleNamespace(features=features, present=present, row=[7, -1]))
+        assert batch.present["a"].tolist() == [True, False]
+        assert batch.features["a"].tolist() == [[1.0, 2.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"present": {"vidoe": [True]}},
+            r"'vidoe' is missing, found video, but `present` names it \(did you mean 'video'\?\)",
+        ),
+        ({"group": [1, 2, 3]}, "batch group: found 3 rows, expected 1"),
+        ({"present": {"video": True}}, r"batch present\['video'\]: found no rows, expected 1"),
+    ],
+)
+def test_a_batch_that_does_not_fit_together(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Batch.of(SimpleNamespace(**{"features": {"video": [[1.0]]}, "present": {}, "row": [7]} | given))
 
 
 def test_batch_of_plain_objects() -> None:

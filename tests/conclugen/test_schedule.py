@@ -1,5 +1,7 @@
 """The learning rate against torch's own schedulers in sequence."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LinearLR, SequentialLR
@@ -35,6 +37,15 @@ def test_a_single_cosine_is_torchs_and_ends_with_the_run() -> None:
         optimizer.step()
         reference.step()
     assert learning_rate(config, 500, 3, 40) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("rows", [149, 151])
+def test_epochs_that_end_within_a_batch_reach_the_trough_at_the_very_end(rows: int) -> None:
+    """100 epochs in batches of 100 whose remainder is carried over are `rows` steps."""
+    config = OptimizerConfig(lr=0.01, schedule="cosine", warmup_epochs=0, min_lr=0.0)
+    rates = [learning_rate(config, step, Fraction(rows, 100), 100) for step in range(rows + 1)]
+    assert rates[rows] == 0
+    assert rates == pytest.approx([learning_rate(config, step, rows, 1) for step in range(rows + 1)])
 
 
 def test_peak_shrinks_at_each_restart() -> None:

@@ -74,6 +74,14 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
             ["--data.validation_view", "everything", "--run.keep_by", "validation/effective_rank/vidoe"],
             r"run.keep_by: .*/vidoe' is no measure .* did you mean 'validation/effective_rank/video'\?",
         ),
+        (
+            ["--data.validation_view", "vaild"],
+            "data.validation_view: .*no view 'vaild'.*null measures nothing",
+        ),
+        (["--data.validation_view", "everything", "--data.label", "emotion"], "emotion"),
+        (["--run.output", "s3://bucket/runs"], "run.output: 's3://bucket/runs' is a URL.*run.storage"),
+        (["--run.stall_timeout_s", ".inf"], "run.stall_timeout_s: inf given"),
+        (["--pretrain.optimizer.warmup_epochs", ".inf"], "optimizer.warmup_epochs: found inf"),
         (["--run.name", "../x"], "run.name: '../x' is no folder name"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ray_jobs.run_config import RunConfig
 from ray_jobs.run_folder import RunFolder, SupersededError
 from shards import Damage
 
@@ -78,3 +79,12 @@ def test_the_quarantine_names_each_sample_once_and_hands_it_to_the_meeting(tmp_p
     with (tmp_path / "quarantine" / "rank-0.jsonl").open("a") as file:
         file.write('{"shard": "s')  # torn by a crash
     assert folder.quarantined() == [b, a]
+
+
+def test_checkpoints_lie_in_one_place_whatever_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of Ray Train have current directories of their own."""
+    monkeypatch.chdir(tmp_path)
+    assert RunConfig("r", storage="checkpoints").storage == str(tmp_path / "checkpoints")
+    assert RunConfig("r", storage="memory://checkpoints").storage == "memory://checkpoints"

@@ -129,7 +129,7 @@ def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[NDArray[np.flo
         features = data.standardised(cell.modalities, fold)
         return np.concatenate([features[m] for m in cell.modalities], axis=1), {}, 0
     pretrainer, everything = make_pretrainer(cell, data, fold)
-    steps = pretrainer.steps_per_epoch * cell.config.epochs if cell.system == "pretrained" else 0
+    steps = int(pretrainer.steps_per_epoch) * cell.config.epochs if cell.system == "pretrained" else 0
     train(pretrainer, everything, fold, 0, steps)
     each = pretrainer.embed(everything)
     tested = torch.from_numpy(fold.test_rows.copy())
@@ -169,7 +169,7 @@ def make_pretrainer(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[Pretrain
 
 def train(pretrainer: Pretrainer, everything: Batch, fold: Fold, first: int, stop: int) -> None:
     """Take the optimiser steps [first, stop) on the fold's training rows, in the order of the epoch plan."""
-    config, per_epoch = pretrainer.config, pretrainer.steps_per_epoch
+    config, per_epoch = pretrainer.config, int(pretrainer.steps_per_epoch)
     plan = EpochPlan([len(fold.train_rows)], seed=config.seed, global_batch=config.global_batch, chunk_rows=1)
     for step in range(first, stop):
         parts = plan.rows(step // per_epoch, step % per_epoch)

@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 
 from conclugen import checkpoint
 from ray_jobs.tracking.journal import Journal
+from ray_jobs.training.progress import clock
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import population
 from tuning.sweep.folder import Proposal, SweepBook, wall_clock
@@ -171,7 +172,7 @@ class Referee(Callback):
             line += f"  best {book.value(best[0]):.4f} (trial {best[0]:04d})"
         if self.costs:
             left = (time.monotonic() - self.began) / len(self.costs) * book.left
-            line += f"  left {time.strftime('%H:%M:%S', time.gmtime(left))}"
+            line += f"  left {clock(left)}"
         return line
 
 

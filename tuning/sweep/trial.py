@@ -88,7 +88,7 @@ class TrialShared:
     def pretrainer(self, config: PretrainConfig, plan: EpochPlan) -> Pretrainer:
         """Untrained, with the standardisation of its modalities."""
         moments = {m: self.moments[m] for m in config.modalities} if config.model.standardize else None
-        return Pretrainer(config, self.reader.widths, max(1, round(plan.steps_per_epoch)), moments)
+        return Pretrainer(config, self.reader.widths, plan.steps_per_epoch, moments)
 
     def batches(self, plan: EpochPlan, start: Cursor, steps: int) -> Iterator[Rows]:
         """The next global batches from a cursor on."""
