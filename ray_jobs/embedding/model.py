@@ -62,6 +62,10 @@ class RunModel:
         label: which; None: the only one, or none. Raises ValueError for a run that is not finished, or a label on which
         it was not evaluated.
         """
+        if not folder.path.is_dir():
+            runs = [path.parent.name for path in folder.path.parent.glob("*/model")]
+            known = f"; {did_you_mean(folder.name, runs)}" if runs else ""
+            raise ValueError(f"run {folder.name!r}: there is no folder {folder.path}{known}")
         if not folder.model.is_dir():
             raise ValueError(
                 f"run {folder.name!r}: no exported model in {folder.model}; finish it with ray_jobs.pretrain"

@@ -184,8 +184,8 @@ def test_other_weights_and_unknown_origins_are_refused(
 def test_wrong_input(root: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
     assert embed.main(arguments(root, *more)) == 2
     assert message in capsys.readouterr().err
-    assert embed.main(["--run", "none", "--output", str(root / "runs"), "a.mp4"]) == 2
-    assert "no exported model" in capsys.readouterr().err
+    assert embed.main(["--run", "runs", "--output", str(root / "runs"), "a.mp4"]) == 2
+    assert "allowed: run; did you mean 'run'?" in capsys.readouterr().err
 
 
 def test_windows_lie_in_the_clip() -> None:
