@@ -64,7 +64,8 @@ def mlflow_server(folder: Path, port: int | None = None) -> contextlib.AbstractC
         "--artifacts-destination",
         str(folder / "files"),
     ]
-    return serving(command, f"http://127.0.0.1:{port}")
+    # Half a dozen processes for jobs of its own (evaluations of language models) would start beside it.
+    return serving(command, f"http://127.0.0.1:{port}", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
 
 def s3_server() -> contextlib.AbstractContextManager[str]:
