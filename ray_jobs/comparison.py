@@ -80,7 +80,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """One cell: scores averaged over draws, intervals of those that have one, the main score of each draw, and the
+    """One cell: scores averaged over the draws that have them, intervals of those that have one, the main score of each draw, and the
     predictions of the first. `intervals` is empty where the test rows are of one group only."""
 
     system: str
@@ -197,7 +197,9 @@ def _score(
 ) -> Score:
     target, group = task.target[task.test], task.group[task.test]
     each = [score_predictions(task.label, target, guess, config.sentiment) for guess in predictions]
-    mean = {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
+    # A class without test rows has a precision in those draws only that predict it.
+    names = dict.fromkeys(name for scores in each for name in scores)
+    mean = {name: float(downstream.mean_of_defined([scores.get(name, np.nan) for scores in each])) for name in names}
     main = main_score(task.label)
     intervals = _intervals(task.label, target, predictions, group, config.seed)
     return Score(system, method, fraction, mean, intervals, tuple(s[main] for s in each), predictions[0])

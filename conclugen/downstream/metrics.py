@@ -120,6 +120,15 @@ class SentimentScores:
         return self.continuous.scalars() | {name: float(getattr(self, name)) for name in own}
 
 
+def mean_of_defined(values: ArrayLike) -> Floats:
+    """Mean over the first axis of what is not NaN there; NaN where nothing is."""
+    array = np.asarray(values, dtype=np.float64)
+    known = ~np.isnan(array)
+    total, count = np.where(known, array, 0.0).sum(axis=0), known.sum(axis=0)
+    mean: Floats = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+    return mean
+
+
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Elementwise quotient, NaN where the denominator is zero."""
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

@@ -1,7 +1,8 @@
 """Bootstrap intervals over groups of the scores that an evaluation is read by, for every kind of label.
 
 Each score is a function of sums over rows, taken once for each group (see `bootstrap`). Where several systems of one
-kind predict the same rows (one for each draw of labels), a resample's value is the mean of theirs.
+kind predict the same rows (one for each draw of labels), a resample's value is the mean of theirs, over those where it
+is defined.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from conclugen.downstream.bootstrap import (
     unweighted_average_recall,
 )
 from conclugen.downstream.checks import Floats
+from conclugen.downstream.metrics import mean_of_defined
 
 
 def class_intervals(
@@ -78,7 +80,7 @@ def _mean_of_draws(statistic: Statistic) -> Callable[[Floats], Floats]:
     """Of (B, draws, ...) sums."""
 
     def mean(sums: Floats) -> Floats:
-        return np.mean([statistic(sums[:, draw]) for draw in range(sums.shape[1])], axis=0)
+        return mean_of_defined([statistic(sums[:, draw]) for draw in range(sums.shape[1])])
 
     return mean
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import precision_score
 
-from conclugen.downstream import FineTuneConfig
+from conclugen.downstream import FineTuneConfig, fit_classes, label_draw
 from ray_jobs.comparison import ComparisonConfig, Task, compare
 from shards import Label
 
@@ -55,6 +56,33 @@ def test_what_carries_the_label_is_told_from_noise(kind: str, main: str, high: f
         counts = np.bincount(task.target[task.train])
         expected = (task.target[task.test] == counts.argmax()).mean()
         assert scores["majority", "majority", 1.0].scores["accuracy"] == pytest.approx(expected)
+
+
+def test_a_class_without_test_rows_loses_no_score_whichever_draws_predict_it() -> None:
+    """Of four classes the test rows lack one, which some draws predict and others do not."""
+    g = np.random.default_rng(1)
+    group = np.repeat(np.arange(12), 20)
+    train, test = np.flatnonzero(group < 8), np.flatnonzero(group >= 8)
+    target = g.integers(0, 4, len(group))
+    target[test] %= 3
+    target[train] = np.where((target[train] == 3) & (g.random(len(train)) < 0.75), 0, target[train])
+    task = Task(Label("e", "class", tuple("abcd")), target, group, train, train, test)
+    systems = {"noise": g.normal(size=(len(group), 6))}
+    few = ComparisonConfig(methods=("probe",), fractions=(0.1,), draws=5)
+    (score,) = (s for s in compare(task, systems, few) if s.system == "noise")
+    assert score.scores["precision/d"] == 0  # nothing that was called d is d
+    assert "recall/d" not in score.scores
+
+    each = {0: [], 1: [], 2: []}
+    for draw in range(5):
+        rows = label_draw(train, 0.1, few.seed, draw, target[train])
+        x, probe_target = systems["noise"], target[rows]
+        guess = fit_classes(x[rows], probe_target, group[rows], 4, names=tuple("abcd")).predict(x[test])
+        by_sklearn = precision_score(target[test], guess, labels=[0, 1, 2], average=None, zero_division=0)
+        for k in each:
+            each[k].append(by_sklearn[k])
+    for k, name in enumerate("abc"):
+        assert score.scores[f"precision/{name}"] == pytest.approx(np.mean(each[k])), name
 
 
 def test_a_speaker_on_both_sides_is_refused() -> None:
