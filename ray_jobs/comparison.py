@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conclugen import downstream
-from conclugen.downstream import FineTuneConfig, Interval
+from conclugen.downstream import FineTuneConfig, Interval, checks
+from conclugen.downstream.class_weights import PUBLISHED
 from shards.schema import Label, did_you_mean
 
 METHODS = ("probe", "neighbours", "fine_tune")
 MAJORITY = "majority"
-CLASS_WEIGHTS = ("none", "inverse_frequency", "frequency", "meld", "ravdess", "mosei")
+CLASS_WEIGHTS = ("none", "inverse_frequency", "frequency", *PUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class ComparisonConfig:
     Attributes:
         methods: `probe` (logistic or ridge regression), `neighbours` (cosine vote; classes only), `fine_tune` (the
             published dropout and linear layer, trained by gradient descent).
-        fractions: Shares of the training rows whose labels are used.
+        fractions: Shares of the training rows whose labels are used. A draw of too few to learn from is named below the
+            table, where it leaves a dash or a mean of fewer draws.
         draws: Label draws of each share below 1.
         class_weights: Of the fine-tuned head's loss; a data set's name is its published list.
         sentiment: Score a continuous label as CMU-MOSI's: Acc-7 and both Acc-2.
@@ -79,9 +81,24 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A draw of labels from which a method could learn nothing, and why."""
+
+    draw: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Score:
-    """One cell: scores averaged over the draws that have them, intervals of those that have one, the main score of each draw, and the
-    predictions of the first. `intervals` is empty where the test rows are of one group only."""
+    """One cell: scores averaged over the draws that have them, and intervals of those that have one.
+
+    Attributes:
+        intervals: Empty where the test rows are of one group only.
+        draws: The main score of each draw that was scored.
+        predictions: Of the first such draw; None where there is none.
+        failures: The draws that could not be scored. Where they are all of them, the cell is a hole: `scores`,
+            `intervals` and `draws` are empty.
+    """
 
     system: str
     method: str
@@ -89,7 +106,8 @@ class Score:
     scores: dict[str, float]
     intervals: dict[str, Interval]
     draws: tuple[float, ...]
-    predictions: NDArray[Any]
+    predictions: NDArray[Any] | None
+    failures: tuple[Failure, ...] = ()
 
 
 def main_score(label: Label) -> str:
@@ -100,10 +118,14 @@ def main_score(label: Label) -> str:
 def compare(task: Task, systems: Mapping[str, NDArray[np.float64]], config: ComparisonConfig) -> Iterator[Score]:
     """Yield the score of every system, method and fraction, the majority first.
 
+    A draw of a few labels may hold too little to learn from (a label that none of its rows has, speakers for fewer than
+    three inner folds). It is left out of its cell, which names it in `failures`; the others go on.
+
     Raises:
-        ValueError: a class without training rows, one class only, groups on both sides of the split.
+        ValueError: before anything is scored: a class without training rows, one class only, groups on both sides of
+            the split, a published list of class weights of another size.
     """
-    check_task(task)
+    check_task(task, config)
     if task.label.kind == "class":
         yield _score(task, MAJORITY, MAJORITY, 1.0, [_majority(task)], config)
     for fraction in config.fractions:
@@ -112,16 +134,19 @@ def compare(task: Task, systems: Mapping[str, NDArray[np.float64]], config: Comp
             for method in config.methods:
                 if method == "neighbours" and task.label.kind != "class":
                     continue
-                predictions = []
+                predictions, failures = [], []
                 for draw in range(draws):
                     stratum = task.target[task.train] if task.label.kind == "class" else None
                     rows = downstream.label_draw(task.train, fraction, config.seed, draw, stratum)
-                    predictions.append(_predict(task, features, rows, method, config))
-                yield _score(task, system, method, fraction, predictions, config)
+                    try:
+                        predictions.append(_predict(task, features, rows, method, config))
+                    except ValueError as error:
+                        failures.append(Failure(draw, str(error)))
+                yield _score(task, system, method, fraction, predictions, config, failures)
 
 
-def check_task(task: Task) -> None:
-    """Refuse a task that can't be learned or judged, with what is wrong with it."""
+def check_task(task: Task, config: ComparisonConfig) -> None:
+    """Refuse a task that can't be learned or judged by these methods, with what is wrong with it."""
     for name, rows in (("training", task.train), ("test", task.test)):
         if not len(rows):
             raise ValueError(f"label {task.label.name!r}: no {name} row has it; choose another view or label")
@@ -136,6 +161,12 @@ def check_task(task: Task) -> None:
             f"label {task.label.name!r}: {len(both)} group(s) are in the training and in the test view, so the score "
             "would measure recognition of speakers; split by group: python -m shards split FOLDER --by group"
         )
+    label = task.label
+    if label.kind == "class" and {"probe", "fine_tune"} & set(config.methods):
+        target = checks.class_labels(task.target[task.train], len(label.classes), "target", label.classes)
+        checks.trainable_classes(target, len(label.classes), label.classes)
+    if "fine_tune" in config.methods and config.class_weights in PUBLISHED and label.kind != "continuous":
+        _published(label, config.class_weights)
 
 
 def _predict(
@@ -179,6 +210,10 @@ def _weights(label: Label, target: NDArray[Any], choice: str) -> Sequence[float]
             return downstream.positive_weights(target)
         of_classes = downstream.inverse_frequency if choice == "inverse_frequency" else downstream.frequency
         return of_classes(target, len(label.classes))
+    return _published(label, choice)
+
+
+def _published(label: Label, choice: str) -> tuple[float, ...]:
     weights = downstream.published(choice)
     if len(weights) != label.width * max(1, len(label.classes) if label.kind == "class" else 1):
         raise ValueError(
@@ -193,8 +228,16 @@ def _majority(task: Task) -> NDArray[Any]:
 
 
 def _score(
-    task: Task, system: str, method: str, fraction: float, predictions: list[NDArray[Any]], config: ComparisonConfig
+    task: Task,
+    system: str,
+    method: str,
+    fraction: float,
+    predictions: list[NDArray[Any]],
+    config: ComparisonConfig,
+    failures: Sequence[Failure] = (),
 ) -> Score:
+    if not predictions:
+        return Score(system, method, fraction, {}, {}, (), None, tuple(failures))
     target, group = task.target[task.test], task.group[task.test]
     each = [score_predictions(task.label, target, guess, config.sentiment) for guess in predictions]
     # A class without test rows has a precision in those draws only that predict it.
@@ -202,7 +245,8 @@ def _score(
     mean = {name: float(downstream.mean_of_defined([scores.get(name, np.nan) for scores in each])) for name in names}
     main = main_score(task.label)
     intervals = _intervals(task.label, target, predictions, group, config.seed)
-    return Score(system, method, fraction, mean, intervals, tuple(s[main] for s in each), predictions[0])
+    draws = tuple(s[main] for s in each)
+    return Score(system, method, fraction, mean, intervals, draws, predictions[0], tuple(failures))
 
 
 def _intervals(

@@ -71,7 +71,8 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     """Embed the labelled shards with the run's exported model and score it beside its baselines.
 
     Raises:
-        ValueError: no such finished run, view or label; a label or a split from which nothing can be learned.
+        ValueError: no such finished run, view or label; a label or a split from which nothing can be learned. What only
+            some draws of a few labels can't teach is a hole in the table that names the reason, and no error.
     """
     output = Path(job.output).expanduser().absolute()
     folder = RunFolder(output / job.run)
@@ -85,7 +86,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     embedder = conclugen.load(folder.model)
     check_widths(job, embedder)
     task, rows, damaged = read_task(job, embedder.modalities)
-    check_task(task)
+    check_task(task, job.comparison)
     for sample in damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
     systems = dict(representations(folder, embedder, rows, task, job.fusion))
@@ -96,6 +97,10 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     for score in compare(task, systems, job.comparison):
         scores.append(score)
         print(score_line(score, main_score(task.label)), flush=True)
+    learned = [score for score in scores if score.system != MAJORITY]
+    if not any(score.scores for score in learned):
+        first = learned[0].failures[0]
+        raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
     result = EvaluateResult(place, job.label, main_score(task.label), scores, damaged)
     write_results(result, job)
     draw(result, task, systems["pretrained"])
@@ -169,9 +174,19 @@ def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.fl
 
 
 def score_line(score: Score, main: str) -> str:
-    """`pretrained  probe  10 %  accuracy 0.71 [0.68, 0.74]`."""
-    value = f"{main} {score.scores[main]:.3f}{_bracketed(score.intervals.get(main))}"
-    return f"{score.system:<11} {score.method:<11} {score.fraction:>4.0%} of labels   {value}"
+    """`pretrained  probe  10 %  accuracy 0.71 [0.68, 0.74]`, and why a draw of labels is missing from it."""
+    value = f"{main} {_value(score, main)}" if score.scores else "not scored"
+    why = "".join(f"; draw {failure.draw}: {failure.reason}" for failure in score.failures)
+    return f"{score.system:<11} {score.method:<11} {score.fraction:>4.0%} of labels   {value}{why}"
+
+
+def _value(score: Score, main: str) -> str:
+    """`0.712 [0.680, 0.741] (2 of 3 draws)`; a dash for a hole."""
+    if not score.scores:
+        return "—"
+    done, all_ = len(score.draws), len(score.draws) + len(score.failures)
+    counted = f" ({done} of {all_} draws)" if done < all_ else ""
+    return f"{score.scores[main]:.3f}{_bracketed(score.intervals.get(main))}{counted}"
 
 
 def _named(system: str, method: str) -> str:
@@ -192,6 +207,7 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
             "fraction": s.fraction,
             "scores": s.scores,
             "draws": list(s.draws),
+            "failures": [asdict(failure) for failure in s.failures],
             "intervals": {name: [interval.low, interval.high] for name, interval in s.intervals.items()},
         }
         for s in result.scores
@@ -211,12 +227,15 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
         for name, value in sorted(s.scores.items()):
             ends = [s.intervals[name].low, s.intervals[name].high] if name in s.intervals else ["", ""]
             writer.writerow([s.system, s.method, s.fraction, name, value, *ends])
+        if not s.scores:
+            writer.writerow([s.system, s.method, s.fraction, result.main_score, "", "", ""])
     (result.folder / "scores.csv").write_text(text.getvalue())
     (result.folder / "table.md").write_text(table(result))
 
 
 def table(result: EvaluateResult) -> str:
-    """The main score as Markdown: a row for each system and method, a column for each share of labels."""
+    """The main score as Markdown: a row for each system and method, a column for each share of labels; below it what
+    could not be scored, and why."""
     fractions = sorted({s.fraction for s in result.scores})
     lines = [
         f"| {result.label}: {result.main_score} | "
@@ -226,25 +245,32 @@ def table(result: EvaluateResult) -> str:
     ]
     for system, method in dict.fromkeys((s.system, s.method) for s in result.scores):
         cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
-        main = result.main_score
-        values = [
-            f"{cells[f].scores[main]:.3f}{_bracketed(cells[f].intervals.get(main))}" if f in cells else ""
-            for f in fractions
-        ]
+        values = [_value(cells[f], result.main_score) if f in cells else "" for f in fractions]
         lines.append(f"| {_named(system, method)} | " + " | ".join(values) + " |")
+    missing: dict[str, list[str]] = {}
+    for s in result.scores:
+        for failure in s.failures:
+            what = f"{s.fraction:.0%} of labels, draw {failure.draw}: {failure.reason}"
+            missing.setdefault(what, []).append(_named(s.system, s.method))
+    if missing:
+        lines += ["", "Not scored:", ""]
+        lines += [f"- {what} ({'; '.join(systems)})" for what, systems in missing.items()]
     return "\n".join(lines) + "\n"
 
 
 def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) -> None:
     """Bars with intervals and label-efficiency curves of the main score; of classes also a confusion matrix and a
     map of the representations."""
-    full = max(s.fraction for s in result.scores if s.system != MAJORITY)
-    method = next(s.method for s in result.scores if s.system == "pretrained")
+    scored = [s for s in result.scores if s.scores and s.system != MAJORITY]
+    full = max(s.fraction for s in scored)
+    shown = next((s for s in scored if (s.system, s.fraction) == ("pretrained", full)), None)
+    method = (shown or scored[-1]).method
     if task.label.kind == "class":
         names, folder = task.label.classes, result.folder
-        shown = next(s for s in result.scores if (s.system, s.method, s.fraction) == ("pretrained", method, full))
-        matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(names))
-        plots.confusion(matrix, names, folder / "confusion.png", title=f"pretrained, {method}, {full:.0%} of labels")
+        if shown is not None and shown.predictions is not None:
+            matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(names))
+            title = f"pretrained, {method}, {full:.0%} of labels"
+            plots.confusion(matrix, names, folder / "confusion.png", title=title)
         mapped = task.test[:_MOST_MAPPED]
         mapped = mapped[np.argsort(task.target[mapped], kind="stable")]  # the legend follows the order of the classes
         of_rows = [names[i] for i in task.target[mapped]]

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import precision_score
 
 from conclugen.downstream import FineTuneConfig, fit_classes, label_draw
-from ray_jobs.comparison import ComparisonConfig, Task, compare
+from ray_jobs.comparison import ComparisonConfig, Task, compare, main_score
 from shards import Label
 
 ROWS, GROUPS = 360, 12
@@ -83,6 +83,34 @@ def test_a_class_without_test_rows_loses_no_score_whichever_draws_predict_it() -
             each[k].append(by_sklearn[k])
     for k, name in enumerate("abc"):
         assert score.scores[f"precision/{name}"] == pytest.approx(np.mean(each[k])), name
+
+
+@pytest.mark.parametrize(("kind", "share"), [("multilabel", 0.1), ("continuous", 0.05)])
+def test_a_draw_of_too_few_labels_is_a_hole_with_its_reason_and_the_others_are_scored(kind: str, share: float) -> None:
+    """What the probe needs of a draw is counted by hand: every label both set and not, and speakers for 3 folds."""
+    g = np.random.default_rng(0)
+    group = np.repeat(np.arange(9), 10)
+    train, test = np.flatnonzero(group < 6), np.flatnonzero(group >= 6)
+    values = g.normal(size=90) if kind == "continuous" else (g.random((90, 2)) < [0.5, 0.15]).astype(np.float64)
+    label = Label("e", kind, () if kind == "continuous" else ("often", "rarely"))
+    task, systems = Task(label, values, group, train, train, test), {"noise": g.normal(size=(90, 6))}
+    config = ComparisonConfig(methods=("probe",), fractions=(share, 1.0), draws=8)
+
+    learnable = set()
+    for draw in range(8):
+        rows = label_draw(train, share, config.seed, draw)
+        folds = {sorted(set(group[rows])).index(speaker) % 3 for speaker in group[rows]}
+        if len(folds) == 3 and (kind == "continuous" or not np.isin(values[rows].sum(axis=0), (0, len(rows))).any()):
+            learnable.add(draw)
+    few, every = (s for s in compare(task, systems, config) if s.system == "noise")
+    assert {failure.draw for failure in few.failures} == set(range(8)) - learnable
+    assert 0 < len(learnable) == len(few.draws) < 8
+    assert few.scores[main_score(label)] == pytest.approx(np.mean(few.draws))
+    assert all("inner folds empty" in f.reason or "label 'rarely' (1) is never" in f.reason for f in few.failures)
+    assert every.failures == () and len(every.draws) == 1
+
+    (nothing,) = (s for s in compare(task, systems, replace(config, fractions=(0.01,), draws=2)) if s.system == "noise")
+    assert (nothing.scores, nothing.draws, len(nothing.failures)) == ({}, (), 2)
 
 
 def test_a_speaker_on_both_sides_is_refused() -> None:

@@ -144,6 +144,49 @@ def test_training_rows_of_one_class_or_without_one_end_an_evaluation(
     assert not (tmp_path / "runs" / "first" / "evaluation").exists()
 
 
+def write_ratings(folder: Path, speakers: int) -> Manifest:
+    """80 rows with a number that both modalities carry, 40 of them to train on, by so many speakers."""
+    columns = tuple(Column(*c) for c in WIDTHS.items())
+    schema = Schema(columns, labels=(Label("valence", "continuous"),), grouped=True)
+    g = np.random.default_rng(0)
+    with ShardWriter(folder, schema) as writer:
+        for i in range(80):
+            value = g.normal()
+            features = {m: (value + g.normal(size=width)).astype(np.float32) for m, width in WIDTHS.items()}
+            speaker = i % speakers if i < 40 else 90 + i % 4
+            writer.append(Sample(f"k{i}", features, {"valence": value}, f"s{speaker}"))
+    written = Manifest.open(folder)
+    for view, rows in (("train", np.arange(80) < 40), ("test", np.arange(80) >= 40)):
+        View.where(written, rows, view).save()
+    return written
+
+
+def test_labels_too_few_to_learn_from_leave_a_marked_hole_in_every_file(
+    tmp_path: Path, job: PretrainJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line. Where nothing at all can be learned, it fails and writes nothing."""
+    arguments = ["--run", "first", "--label", "valence", "--output", job.run.output, "--comparison.methods", "[probe]"]
+    arguments += ["--comparison.fractions", "[0.03, 1.0]", "--comparison.draws", "2", "--data.validation_view", "null"]
+    two = write_ratings(tmp_path / "two", speakers=2)
+    assert main([*arguments, "--data.folder", two.folder]) == 1
+    assert "label 'valence': no method could learn it at any share of labels; groups: " in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "first" / "evaluation").exists()
+
+    written = write_ratings(tmp_path / "ratings", speakers=8)
+    assert main([*arguments, "--data.folder", written.folder]) == 0
+    folder = tmp_path / "runs" / "first" / "evaluation" / "ratings-valence"
+    cells = {(c["system"], c["fraction"]): c for c in json.loads((folder / "scores.json").read_text())["cells"]}
+    assert cells["pretrained", 0.03]["scores"] == {}
+    assert [failure["draw"] for failure in cells["pretrained", 0.03]["failures"]] == [0, 1]
+    assert np.isfinite(cells["pretrained", 1.0]["scores"]["concordance"]) and not cells["pretrained", 1.0]["failures"]
+    lines = (folder / "table.md").read_text().splitlines()
+    (row,) = (line for line in lines if line.startswith("| pretrained, probe"))
+    assert row.split("|")[2].strip() == "—" and row.split("|")[3].strip().startswith("0.")
+    assert any(line.startswith("- 3% of labels, draw 1: groups: 1 group(s)") for line in lines)
+    assert "pretrained,probe,0.03,concordance,,," in (folder / "scores.csv").read_text()
+    assert "3% of labels   not scored; draw 0: groups: 1 group(s)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("field", ["label", "payload", "chunk_rows", "remainder", "standardization_rows"])
 def test_fields_of_training_are_no_fields_of_an_evaluation(field: str) -> None:
     flags = ["--run", "first", "--label", "emotion", "--data.folder", "/nowhere"]
