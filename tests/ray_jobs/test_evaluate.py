@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen import Pretrainer, export, presets
+from conclugen import Pretrainer, export, load, presets
 from ray_jobs import configuration
 from ray_jobs.comparison import ComparisonConfig
-from ray_jobs.evaluate import EvaluateJob, evaluate, main, read_task
+from ray_jobs.evaluate import EvaluateJob, embed_untrained, evaluate, main, read_task
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training.validation import Validation, spread_rows
-from shards import Column, Label, Manifest, Reader, Sample, Schema, ShardWriter, View
+from shards import Column, Label, Manifest, Reader, Rows, Sample, Schema, ShardWriter, View
 from shards.view import IndexValues
 
 ROWS, SPEAKERS, CLASSES = 120, 12, ("calm", "happy")
@@ -214,6 +214,20 @@ def test_rows_without_a_speaker_are_no_speaker_in_common(manifest: Manifest, job
     task, _, _ = read_task(EvaluateJob("first", "emotion", data, test_view="two"), tuple(WIDTHS))
     assert len(task.train) == len(task.test) == 6
     assert len(np.unique(task.group)) == 12
+
+
+def test_untrained_heads_of_a_run_with_a_stored_second_view_need_no_second_view(tmp_path: Path) -> None:
+    """Labelled shards hold the features alone; the run's own start, exported, is what they are compared with."""
+    small = {"representation_dim": 8, "projection_dim": 4, "standardize": False}
+    config = presets.build(
+        "simclr", modalities=("v",), global_batch=16, model=small, tasks={"simclr": {"second_view": "v2"}}
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"pretrain": config.to_dict()}))
+    export.save(tmp_path / "start", Pretrainer(config, {"v": 5, "v2": 5}, steps_per_epoch=1))
+    x = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    rows = Rows({"v": x}, {"v": np.ones(8, bool)}, np.arange(8), {}, None)
+    found = embed_untrained(RunFolder(tmp_path), rows, "concat")
+    np.testing.assert_allclose(found, load(tmp_path / "start").embed({"v": x}), rtol=1e-6)
 
 
 def test_validation_rows_are_spread_and_never_more_than_asked(manifest: Manifest) -> None:
