@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ MEMBER_NAME_LIMIT = 100  # the ustar name field; longer names need PAX or GNU he
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+=@,~-]*")
 _UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9_+=@,~-]")
+MAX_COUNTED_CLASSES = 100_000  # of classes that nobody listed: a higher number is a wrong value
 _MAX_WIDTH = 1 << 27  # 1 GiB of float64: far above any feature, far below what a ustar size field holds
 
 
@@ -36,6 +38,19 @@ def check_name(what: str, name: object) -> None:
         raise ValueError(
             f"{what} name {name!r}: expected 1 to 40 of A-Z a-z 0-9 _ -, beginning with a letter or digit; rename it"
         )
+
+
+def counted_classes(highest: int) -> tuple[str, ...]:
+    """The classes "0", "1", ... up to the highest number found in data that lists none.
+
+    Raises ValueError where they would be more than 100,000: one absurd number must not decide how much memory is used.
+    """
+    if highest >= MAX_COUNTED_CLASSES:
+        raise ValueError(
+            f"class number {reprlib.repr(highest)}, expected at most {MAX_COUNTED_CLASSES - 1} where the classes are "
+            "not listed; correct the value, number the classes from 0 on, or list their names"
+        )
+    return tuple(map(str, range(highest + 1)))
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,10 @@ class Label:
         """
         if self.kind == "class":
             return self._class_number(value)
-        values = np.full(self.width, np.nan) if value is None else np.asarray(value, np.float64).reshape(-1)
+        try:
+            values = np.full(self.width, np.nan) if value is None else np.asarray(value, np.float64).reshape(-1)
+        except OverflowError:  # an integer that no float holds
+            values = np.array([np.inf])
         if len(values) != self.width or np.isinf(values).any():
             raise ValueError(f"label {self.name!r} is {value!r}, expected {self.width} finite number(s) or NaN")
         return [float(item) for item in values] if self.shape else float(values[0])
@@ -120,7 +138,10 @@ class Label:
                     f"label {self.name!r}: class {value!r} is unknown, {did_you_mean(value, self.classes)}"
                 )
             return self.classes.index(value)
-        number = int(value)
+        try:
+            number = int(value)
+        except OverflowError:  # infinity
+            number = len(self.classes)
         if number != value or not -1 <= number < len(self.classes):
             raise ValueError(
                 f"label {self.name!r}: class {value!r}, expected 0..{len(self.classes) - 1} or -1 (missing)"

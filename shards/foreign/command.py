@@ -25,7 +25,7 @@ from shards.foreign.tarscan import Member, scan_tar
 from shards.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
 from shards.record import check_text
-from shards.schema import LABEL_KINDS, Column, Label, Schema
+from shards.schema import LABEL_KINDS, Column, Label, Schema, counted_classes
 
 # As `webdataset` groups members: the key is all before the first dot of the file's own name.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
@@ -271,7 +271,7 @@ class _Values:
             text = data.decode("utf-8")
             if source.path or source.extension.split(".")[-1] == "json":
                 return json.loads(text)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of more digits than `int` takes
             raise ShardError(self._shard, f"member {member.name!r} cannot be read: {error}", sample=self._key) from None
         return text.strip()
 
@@ -288,8 +288,26 @@ def _label(source: LabelSource, drafts: Sequence[_Draft]) -> Label:
         return Label(source.name, source.kind, source.classes)
     numbers = [_number(value) for value in known]
     if all(isinstance(number, int) for number in numbers):
-        return Label(source.name, source.kind, tuple(map(str, range(max(numbers) + 1))))
+        return Label(source.name, source.kind, _counted(source, drafts, max(numbers)))
     return Label(source.name, source.kind, tuple(sorted(set(map(str, known)))))
+
+
+def _counted(source: LabelSource, drafts: Sequence[_Draft], highest: int) -> tuple[str, ...]:
+    try:
+        return counted_classes(highest)
+    except ValueError as error:
+        shard, key = next(
+            (draft.name, key)
+            for draft in drafts
+            for key, value in zip(draft.keys, draft.labels[source.name], strict=True)
+            if value is not None and _number(value) == highest
+        )
+        raise ShardError(
+            shard,
+            f"label {source.name!r} ({source.source}): {error}",
+            sample=key,
+            remedy=f"Names are listed by --label {source.name}={source.source}:class:NAME,NAME",
+        ) from None
 
 
 def _number(value: Any) -> Any:

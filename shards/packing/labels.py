@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import LABEL_KINDS, Label, did_you_mean
+from shards.schema import LABEL_KINDS, Label, counted_classes, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ def read_label(
     classes = _named(spec, constants)
     numeric = all(_is_integer(value) for value in known)
     if not classes:
-        if numeric:
-            classes = tuple(map(str, range(max(int(value) for value in known) + 1)))
-        else:
-            classes = tuple(sorted({str(value) for value in known}))
+        classes = _counted(spec, raw) if numeric else tuple(sorted({str(value) for value in known}))
     label = Label(spec.name, "class", classes)
     # Text such as "3" is a class number, unless "3" is a class's name.
     by_number = numeric and not all(str(value) in classes for value in known if isinstance(value, str))
@@ -88,6 +85,15 @@ def read_label(
             "--allow-empty-class if other data has it"
         )
     return LabelValues(label, values)
+
+
+def _counted(spec: LabelSpec, raw: Sequence[Any]) -> tuple[str, ...]:
+    numbers = [-1 if value is None else int(value) for value in raw]
+    highest = max(numbers)
+    try:
+        return counted_classes(highest)
+    except ValueError as error:
+        raise ValueError(f"label {spec.name!r}: sample number {numbers.index(highest)}: {error}") from None
 
 
 def _numbers(spec: LabelSpec, values: np.ndarray, constants: Callable[[str], np.ndarray]) -> LabelValues:
@@ -126,7 +132,8 @@ def _plain(value: Any) -> Any:
 
 def _is_integer(value: Any) -> bool:
     if isinstance(value, str):
-        return value.lstrip("-").isdecimal()
+        # Longer digits are a name: no class has such a number, and `int` refuses the longest.
+        return value.removeprefix("-").isdecimal() and len(value) < 20
     return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,39 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert main(["index", str(tmp_path), "--overwrite", *wrong]) == 2
         error = capsys.readouterr().err
         assert all(part in error for part in message.split(".*")), error
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "member", "value", "message"),
+    [
+        (
+            "class",
+            (),
+            "cls",
+            b"4000000000",
+            r"class number 4000000000, expected at most 99999.*--label n=cls:class:N",
+        ),
+        ("class", (), "json", b"9" * 4000, r"class number 9+\.\.\.9+, expected at most 99999"),
+        ("class", (), "json", b"9" * 5000, r"member 'k1\.json' cannot be read"),
+        ("class", (), "json", b"Infinity", r"class inf, expected 0\.\.1 or -1"),
+        ("class", ("a", "b"), "json", b"-Infinity", r"class -inf, expected 0\.\.1 or -1"),
+        ("continuous", (), "json", b"9" * 400, "label 'n' is 9.* finite"),
+    ],
+)
+def test_absurd_labels_are_named(
+    tmp_path: Path, kind: str, classes: tuple[str, ...], member: str, value: bytes, message: str
+) -> None:
+    """Found in an archive of a stranger: what a number costs must not depend on the number."""
+    members = [*plain_members(1), ("k0.json", b"0"), ("k1.a.npy", npy(np.ones(3, np.float32))), (f"k1.{member}", value)]
+    write_tar(tmp_path / "t.tar", members)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ShardError, match=rf"'t', sample 'k1'.*{message}"):
+            index_folder(tmp_path, MemberMapping(labels=(LabelSource("n", Source.parse(member), kind, classes),)))
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 @pytest.mark.parametrize("value", [b'"half \\ud800"', b"[1]", b"{"])

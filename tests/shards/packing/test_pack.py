@@ -144,6 +144,11 @@ def _options(npz: Path, **changes: Any) -> PackOptions:
         ({"group": "score"}, "--group score: sample number 1 is -2.79.*, expected text or a whole number"),
         ({"labels": [LabelSpec.parse("emotion:class:a,b")]}, r"class 2, expected 0\.\.1"),
         ({"labels": [LabelSpec.parse("emotion:class:a,b,c,d")]}, "no sample is of the class 'd'"),
+        ({"labels": [LabelSpec.parse("absurd:class")]}, "'absurd': sample number 5: class number 1000000000000, "
+         "expected at most 99999.*list their names"),
+        ({"labels": [LabelSpec.parse("digits:class")]}, "'digits': sample number 5: class number 300000000"),
+        ({"labels": [LabelSpec.parse("infinite_class:class")]}, "sample number 5: label 'infinite_class': class inf"),
+        ({"labels": [LabelSpec.parse("infinite_class:class:a,b")]}, r"sample number 5: .*class inf, expected 0\.\.1"),
         ({"labels": [LabelSpec.parse("one:class")]}, "all samples are of the class '0'"),
         ({"labels": [LabelSpec.parse("said:class:kids,cats")]}, "'dogs' is unknown.*allowed: kids, cats"),
         ({"labels": [LabelSpec.parse("said:continuous")]}, "not a number.*'kids'"),
@@ -169,11 +174,23 @@ def test_wrong_input_is_named_and_nothing_written(npz: Path, change: dict[str, A
     arrays["half"][:15] = np.nan
     arrays["other"][15:] = np.nan
     arrays |= {"empty": np.full((30, 2), np.nan), "short": np.ones((5, 2)), "one": np.zeros(30, int)}
+    classes = np.arange(30) % 2
+    arrays["absurd"] = np.where(np.arange(30) == 5, 10**12, classes)
+    arrays["digits"] = np.where(np.arange(30) == 5, "300000000", classes.astype(str))
+    arrays["infinite_class"] = np.where(np.arange(30) == 5, np.inf, classes)
     arrays |= {"none": np.full(30, np.nan), "objects": np.array([[object()]] * 30, dtype=object)}
     np.savez(npz, **arrays)
     with pytest.raises(ValueError, match=message):
         pack(_options(npz, **change))
     assert not (npz.parent / "out").exists()
+
+
+def test_long_digits_are_names(npz: Path) -> None:
+    names = np.where(np.arange(30) % 2, "7" * 5000, "12")
+    np.savez(npz, **_arrays(), long=names)  # type: ignore[arg-type]
+    manifest, _ = pack(_options(npz, labels=[LabelSpec.parse("long:class")], shuffle_seed=None))
+    assert manifest.labels[0].classes == ("12", "7" * 5000)
+    assert Reader(manifest).read(0, 0, 30).labels["long"].tolist() == (np.arange(30) % 2).tolist()
 
 
 def test_all_problems_are_listed_at_once(npz: Path) -> None:
