@@ -79,7 +79,7 @@ class Manifest:
         self.folder = folder
         self.schema = schema
         self.shards = shards
-        self.info: dict[str, Any] = dict(info or {})
+        self.info = plain_info(info or {})
         self.storage_options = dict(storage_options or {})
         self._check_table()
         self.digest = self._content_digest()
@@ -294,7 +294,8 @@ class Manifest:
 
         A shard is given by name (its entry is made from its index, which is read and checked) or as the `ShardEntry`
         that `write_shard` returned. Raises ShardError for a missing or unusable index, a schema that differs between
-        shards, a size that differs, and, with `check_keys`, for a key that occurs in two samples.
+        shards, a size that differs, and, with `check_keys`, for a key that occurs in two samples; ValueError for
+        `info` that JSON cannot hold.
         """
         folder = Path(folder).absolute()
         entries, schema, keys = [], None, []
@@ -340,6 +341,17 @@ class Manifest:
             write_page_checksum=True,
         )
         replace_atomically(Path(self.folder) / MANIFEST_NAME, sink.getvalue())
+
+
+def plain_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """`info` as it is read back from JSON; ValueError for what JSON cannot hold."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(info)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"manifest info is {info!r}, which JSON cannot hold ({error}); give strings, numbers, lists and mappings"
+        ) from None
+    return plain
 
 
 def check_shard_name(name: str) -> None:

@@ -21,7 +21,7 @@ from shards.damage import ShardError
 from shards.files import atomic_file, replace_atomically, sync_folder
 from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
 from shards.layout import SlotLayout, archive_bytes
-from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry
+from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry, plain_info
 from shards.record import Record, decode, encode
 from shards.schema import Sample, Schema, check_name
 
@@ -89,9 +89,10 @@ class ShardWriter:
     keys and one shard. A source with random access saves the spool: give its samples in `shuffled_order` and leave
     `shuffle_seed` out.
 
-    Everything is written into a hidden folder inside `folder` and moved at the end, the manifest last, so an exception
-    leaves neither manifest nor shards. A folder that holds a data set already is refused unless `overwrite`.
-    `notes` lists keys that had to be renamed. `info` is kept in the manifest (outside its digest).
+    Everything is written into a hidden folder inside `folder`, the manifest too, and moved at the end, the manifest
+    last, so an exception leaves neither manifest nor shards. A folder that holds a data set already is refused unless
+    `overwrite`; the old one is removed when the new one is whole. `notes` lists keys that had to be renamed. `info` is
+    kept in the manifest (outside its digest); ValueError where JSON cannot hold it.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class ShardWriter:
             raise ValueError(f"max_shard_bytes is {max_shard_bytes}, expected a positive number of bytes")
         self.folder, self.schema, self.prefix = Path(folder).absolute(), schema, prefix
         self.max_shard_bytes, self.shuffle_seed, self.overwrite = max_shard_bytes, shuffle_seed, overwrite
-        self.info = dict(info or {})
+        self.info = plain_info(info or {})
         self.notes: list[str] = []
         self.entries: list[ShardEntry] = []
         self.manifest: Manifest | None = None
@@ -196,15 +197,28 @@ class ShardWriter:
             self._flush()
         if not self.entries:
             raise ValueError(f"{self.folder}: no samples were appended; a data set needs at least one")
-        if self.overwrite:
-            _remove_data_set(self.folder)
-        for entry in self.entries:
-            for suffix in (TAR_SUFFIX, INDEX_SUFFIX):
-                (self._staging / f"{entry.name}{suffix}").rename(self.folder / f"{entry.name}{suffix}")
-        sync_folder(self.folder)
         info = self.info | ({} if self.shuffle_seed is None else {"shuffle_seed": self.shuffle_seed})
         # Keys were compared while they were appended.
-        self.manifest = Manifest.assemble(self.folder, self.entries, info, check_keys=False)
+        staged = Manifest.assemble(self._staging, self.entries, info, check_keys=False)
+        if self.overwrite:
+            _remove_data_set(self.folder)
+        self._publish()
+        self.manifest = Manifest(str(self.folder), staged.schema, staged.shards, staged.info)
+
+    def _publish(self) -> None:
+        """Move shards, then the manifest, out of the hidden folder: all or none."""
+        names = [f"{entry.name}{suffix}" for entry in self.entries for suffix in (TAR_SUFFIX, INDEX_SUFFIX)]
+        moved: list[Path] = []
+        try:
+            for name in (*names, MANIFEST_NAME):
+                if name == MANIFEST_NAME:
+                    sync_folder(self.folder)  # a power cut must not leave a manifest that promises missing shards
+                moved.append((self._staging / name).rename(self.folder / name))
+            sync_folder(self.folder)
+        except BaseException:
+            for path in reversed(moved):
+                path.unlink()
+            raise
 
 
 def _refuse_occupied(folder: Path, overwrite: bool) -> None:

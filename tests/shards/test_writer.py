@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,49 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(tmp_path: Path) -> Non
     new = write(tmp_path / "a", make_samples(3), overwrite=True)
     assert new.rows == 3 and new.digest != old.digest
     assert len(_files(tmp_path / "a")) == 3
+
+
+@pytest.mark.parametrize("info", [{"folder": Path("x")}, {"seen": {1, 2}}, {(1, 2): "pair"}])
+def test_info_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path, info: dict[str, Any]) -> None:
+    write(tmp_path / "a", make_samples(3))
+    before = _files(tmp_path / "a")
+    for folder in ("a", "new"):
+        with pytest.raises(ValueError, match=r"manifest info is .* JSON cannot hold"):
+            write(tmp_path / folder, make_samples(5), overwrite=True, info=info)
+    assert _files(tmp_path / "a") == before and not (tmp_path / "new").exists()
+
+
+def test_info_is_what_json_makes_of_it(tmp_path: Path) -> None:
+    """Numbers as keys sort differently once they are text: the manifest's check of itself must not notice."""
+    info = {"limits": {9: (1, 2), 10: None}}
+    written = write(tmp_path / "a", make_samples(3), info=info)
+    assert written.info == Manifest.open(tmp_path / "a").info == {"limits": {"9": [1, 2], "10": None}}
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a", make_samples(35))
+    before = _files(tmp_path / "a")
+
+    def full(self: Manifest) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Manifest, "save", full)
+    for folder in ("a", "new"):
+        with pytest.raises(OSError, match="No space"):
+            write(tmp_path / folder, make_samples(3), overwrite=True)
+    assert _files(tmp_path / "a") == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["part-000001.index.parquet", "manifest.parquet"])
+def test_a_move_that_fails_midway_is_taken_back(tmp_path: Path, obstacle: str) -> None:
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError), ShardWriter(tmp_path / "a", SCHEMA, max_shard_bytes=30_000) as writer:
+        for sample in make_samples(30):
+            writer.append(sample)
+        (tmp_path / "a" / obstacle).mkdir()
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"sub", obstacle}
 
 
 def test_a_killed_writer_leaves_no_data_set_and_the_next_one_works(tmp_path: Path) -> None:
