@@ -187,7 +187,7 @@ class Server:
 
 @pytest.mark.slow
 def test_a_server_killed_twice_in_mid_run_has_every_number_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_jobs.tracking.mlflow_sink._LONGEST_PAUSE_S", 0.5)
+    monkeypatch.setattr("ray_jobs.tracking.background_sender._LONGEST_PAUSE_S", 0.5)
     (tmp_path / "plot.svg").write_text("<svg/>")
     server = Server(tmp_path)
     try:
