@@ -88,14 +88,15 @@ class Embedder:
     def modalities(self) -> tuple[str, ...]:
         return tuple(self.widths)
 
-    def represent(self, features: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    def represent(self, features: Any) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
         """Each modality's representation (B, R) and presence (B,).
 
         features: modality -> (B, D) array or tensor; None, or left out: missing in all rows; a row with a NaN: missing
-        there. Representations of missing rows are 0. Raises ValueError for unknown modalities, wrong widths, unequal
-        rows.
+        there. Or a `Batch`, or any object with `features` and `present` as it has them, which may hold modalities that
+        the model does not know. Representations of missing rows are 0. Raises ValueError for unknown modalities, wrong
+        widths, unequal rows, TypeError for anything else than a mapping or a batch.
         """
-        arrays = self._checked(features)
+        arrays = self._checked(features if isinstance(features, Mapping) else self._of_batch(features))
         rows = len(next(iter(arrays.values())))
         representations, present = {}, {}
         for modality in self.modalities:
@@ -106,7 +107,7 @@ class Embedder:
                 present[modality] = np.zeros(rows, dtype=bool)
         return representations, present
 
-    def embed(self, features: Mapping[str, Any], fusion: str = "concat") -> NDArray[Any]:
+    def embed(self, features: Any, fusion: str = "concat") -> NDArray[Any]:
         """One vector for each row.
 
         fusion: "concat" (B, M R), missing modalities 0; "mean" (B, R) over the modalities present; or one modality's
@@ -139,13 +140,33 @@ class Embedder:
         r[missing] = 0
         return r, ~missing
 
+    def _of_batch(self, batch: Any) -> dict[str, NDArray[Any]]:
+        """The features of a batch for those modalities that the model knows, NaN in rows that lack them."""
+        if not isinstance(getattr(batch, "features", None), Mapping):
+            raise TypeError(
+                f"features: found {type(batch).__name__}, expected a mapping such as "
+                f"{{{self.modalities[0]!r}: array of shape (rows, {self.widths[self.modalities[0]]})}}, or a Batch"
+            )
+        known = {m: _numpy(x) for m, x in batch.features.items() if m in self.widths}
+        if not known:
+            found = ", ".join(batch.features) or "nothing"
+            raise ValueError(f"batch features: found {found}, expected one or more of {', '.join(self.modalities)}")
+        masks = getattr(batch, "present", None) or {}
+        for modality, x in known.items():
+            mask = _numpy(masks[modality]).astype(bool) if modality in masks else np.ones(len(x), dtype=bool)
+            if mask.shape != x.shape[:1]:
+                raise ValueError(f"batch present[{modality!r}]: found shape {mask.shape}, expected ({len(x)},)")
+            if not mask.all():
+                known[modality] = np.where(mask[:, None], x, np.nan)
+        return known
+
     def _checked(self, features: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {}
         for modality, x in features.items():
             fields.choose("features", modality, self.modalities)
             if x is None:
                 continue
-            array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+            array = _numpy(x)
             if array.ndim != 2 or array.shape[1] != self.widths[modality]:
                 raise ValueError(
                     f"features[{modality!r}]: found shape {array.shape}, expected (rows, {self.widths[modality]})"
@@ -155,6 +176,10 @@ class Embedder:
             found = {m: len(x) for m, x in arrays.items()} or "no modality"
             raise ValueError(f"features: found rows {found}, expected one or more modalities with equally many rows")
         return arrays
+
+
+def _numpy(x: Any) -> NDArray[Any]:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
 def _card(document: dict[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """The exported model: the pretrainer's own representations, missing modalities, fusion, refusals."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import conclugen
-from conclugen import Embedder, Pretrainer, export
+from conclugen import Batch, Embedder, Pretrainer, export
 from conclugen.export import ExportError
 from tests.conclugen.runs import WIDTHS, fresh, rows, small_config
 
@@ -65,6 +66,30 @@ def test_missing_rows_are_zero_and_do_not_count_in_the_mean(embedder: Embedder) 
     np.testing.assert_allclose(mean[1], (r["video"][1] + r["text"][1]) / 2, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mean[4], r["text"][4], rtol=1e-5, atol=1e-6)
     assert np.isfinite(embedder.embed(missing)).all()
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_batch_is_embedded_as_training_reads_it(trained: Pretrainer, embedder: Embedder, tensors: bool) -> None:
+    """With missing rows, a modality that the model does not know, and rows of padding."""
+    batch = rows(78, N, 0.4)
+    batch.features["another"], batch.present["another"] = np.ones((N, 3), "f4"), np.ones(N, bool)
+    assert not all(mask.all() for mask in batch.present.values())
+    given = Batch.of(batch).padded(N + 2) if tensors else batch
+    expected = trained.embed(given)
+    np.testing.assert_array_equal(embedder.embed(given), np.concatenate([expected[m].numpy() for m in WIDTHS], axis=1))
+    _, present = embedder.represent(given)
+    np.testing.assert_array_equal(present["audio"][:N], batch.present["audio"])
+
+
+def test_what_is_neither_features_nor_a_batch_is_named(embedder: Embedder) -> None:
+    with pytest.raises(
+        TypeError, match=r"found ndarray, expected a mapping such as \{'video': array of shape \(rows, 6"
+    ):
+        embedder.embed(np.zeros((2, 6)))
+    with pytest.raises(ValueError, match="found vidio, expected one or more of video, audio, text"):
+        embedder.embed(SimpleNamespace(features={"vidio": np.zeros((2, 6))}, present={}))
+    with pytest.raises(ValueError, match=r"present\['video'\]: found shape \(3,\), expected \(2,\)"):
+        embedder.embed(SimpleNamespace(features={"video": np.zeros((2, 6))}, present={"video": np.ones(3, bool)}))
 
 
 @pytest.mark.parametrize("absent", [{"audio": None}, {}])
