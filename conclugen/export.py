@@ -57,19 +57,29 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
     document = storage.read_document(
         path / DOCUMENT, SCHEMA, VERSION, ("digest", "widths", "config", "info"), ExportError
     )
+    for name in ("widths", "config", "info"):
+        if not isinstance(document[name], dict):
+            raise ExportError(
+                f"{path / DOCUMENT}: {name} is {document[name]!r}, expected a mapping; export the model again"
+            )
     tensors = storage.read_tensors(path / TENSORS, document["digest"], ExportError)
     try:
         model = fields.from_dict(ModelConfig, document["config"]["model"], "model")
         widths = {str(m): int(width) for m, width in document["widths"].items()}
-    except (KeyError, AttributeError, TypeError, ValueError) as cause:
-        raise ExportError(f"{path / DOCUMENT}: {cause}") from cause
-    info = {**document["info"], **{k: document["config"].get(k) for k in ("preset", "recipe", "seed", "precision")}}
-    embedder = Embedder(model, widths, info)
+        kept = {name: document["config"].get(name) for name in ("preset", "recipe", "seed", "precision")}
+        info = {**document["info"], **kept}
+        # On no device: sizes that the document claims take no memory before the tensors are found to have them.
+        with torch.device("meta"):
+            embedder = Embedder(model, widths, info)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as cause:
+        raise ExportError(f"{path / DOCUMENT}: {cause}; export the model again") from cause
+    dtype = torch.float64 if info["precision"] == "float64" else torch.float32
     try:
-        embedder.modules.load_state_dict(tensors)
+        # Copies: what was read may lie in the file itself, which may be replaced.
+        copies = {name: x.to(device, dtype, copy=True) for name, x in tensors.items()}
+        embedder.modules.load_state_dict(copies, assign=True)
     except RuntimeError as cause:
         raise ExportError(f"{path / TENSORS}: the tensors do not fit {DOCUMENT}: {cause}") from cause
-    embedder.modules.to(device, torch.float64 if info["precision"] == "float64" else torch.float32)
     return embedder
 
 

@@ -1,7 +1,9 @@
 """The exported model: the pretrainer's own representations, missing modalities, fusion, refusals."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +134,39 @@ def test_a_damaged_export_is_refused(trained: Pretrainer, tmp_path: Path) -> Non
         conclugen.load(tmp_path / "m")
     with pytest.raises(ExportError, match="can't be read"):
         conclugen.load(tmp_path / "nowhere")
+
+
+def test_a_model_of_double_precision_keeps_it(tmp_path: Path) -> None:
+    pretrainer = fresh(small_config("conclugen", precision="float64"))
+    pretrainer.step(rows(0))
+    export.save(tmp_path / "m", pretrainer)
+    x = rows(77, N, 0.0)
+    expected, found = pretrainer.embed(x), conclugen.load(tmp_path / "m").embed(x)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, np.concatenate([expected[m].numpy() for m in WIDTHS], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": {"representation_dim": 10**6}}, "(?s)do not fit config.json.*size mismatch"),
+        ({"model": {"representation_dim": 10**15}}, "config.json: "),
+        ({"info": []}, r"config.json: info is \[\], expected a mapping"),
+        ({"widths": {"video": -6}}, "config.json: "),
+        ({"widths": {"video": None}}, "config.json: "),
+    ],
+)
+def test_a_document_that_claims_what_can_t_be_is_refused_by_name(
+    trained: Pretrainer, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    """And at once: heads of a million squared numbers are never made."""
+    export.save(tmp_path / "m", trained)
+    path = tmp_path / "m" / export.DOCUMENT
+    document = json.loads(path.read_text())
+    document["config"]["model"] |= change.get("model", {})
+    path.write_text(json.dumps(document | {name: x for name, x in change.items() if name != "model"}))
+    with pytest.raises(ExportError, match=words):
+        conclugen.load(tmp_path / "m")
 
 
 def test_only_the_heads_are_exported(trained: Pretrainer, tmp_path: Path) -> None:
