@@ -40,7 +40,7 @@ class EvaluateJob:
         label: Label to predict.
         data: Labelled shards; `view` is the training part, `validation_view` selects the fine-tuned head's epoch.
         test_view: View that is judged.
-        fusion: `concat`, `mean`, or the name of one modality.
+        fusion: `concat`, `mean`, or the name of one modality; of the raw features beside it `mean` is `concat` too.
         comparison: Methods, label fractions and draws.
         output: Folder of all runs.
         tracking_uri: MLflow tracking URI; None: where the run itself is tracked.
@@ -154,11 +154,16 @@ def representations(
     task: Task,
     fusion: str,
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """The pretrained heads, the same heads before training, and the raw features, each as one matrix (N, D)."""
+    """The pretrained heads, the same heads before training, and the raw features, each as one matrix (N, D).
+
+    Where `fusion` names a modality, all three are of that one. Raw features have no mean over modalities, for their
+    widths differ: beside `mean` they are concatenated.
+    """
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
     yield "pretrained", embedder.embed(missing, fusion).astype(np.float64)
     yield "untrained", embed_untrained(folder, rows, fusion)
-    raw, _ = downstream.raw_features(rows.features, rows.present, task.train)
+    alone = {fusion: rows.features[fusion]} if fusion in rows.features else rows.features
+    raw, _ = downstream.raw_features(alone, rows.present, task.train)
     yield "raw", raw
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.preprocessing import StandardScaler
 
 from conclugen import Pretrainer, export, load, presets
 from ray_jobs import configuration
-from ray_jobs.comparison import ComparisonConfig
-from ray_jobs.evaluate import EvaluateJob, embed_untrained, evaluate, main, read_task
+from ray_jobs.comparison import ComparisonConfig, Task
+from ray_jobs.evaluate import EvaluateJob, embed_untrained, evaluate, main, read_task, representations
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
@@ -228,6 +229,30 @@ def test_untrained_heads_of_a_run_with_a_stored_second_view_need_no_second_view(
     rows = Rows({"v": x}, {"v": np.ones(8, bool)}, np.arange(8), {}, None)
     found = embed_untrained(RunFolder(tmp_path), rows, "concat")
     np.testing.assert_allclose(found, load(tmp_path / "start").embed({"v": x}), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "raw"), [("audio", ["audio"]), ("concat", ["video", "audio"]), ("mean", ["video", "audio"])]
+)
+def test_raw_features_stand_beside_a_modality_as_that_modality(tmp_path: Path, fusion: str, raw: list[str]) -> None:
+    config = presets.build(
+        "contrast_only",
+        modalities=tuple(WIDTHS),
+        global_batch=16,
+        model={"representation_dim": 8, "standardize": False},
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"pretrain": config.to_dict()}))
+    export.save(tmp_path / "model", Pretrainer(config, WIDTHS, steps_per_epoch=1))
+    g = np.random.default_rng(0)
+    x = {m: g.normal(3, 2, (12, width)).astype(np.float32) for m, width in WIDTHS.items()}
+    rows = Rows(x, {m: np.ones(12, bool) for m in WIDTHS}, np.arange(12), {}, None)
+    train = np.arange(8)
+    task = Task(Label("valence", "continuous"), g.normal(size=12), np.arange(12), train, train, np.arange(8, 12))
+    found = dict(representations(RunFolder(tmp_path), load(tmp_path / "model"), rows, task, fusion))
+    double = {m: x[m].astype(np.float64) for m in raw}
+    by_sklearn = [StandardScaler().fit(values[train]).transform(values) for values in double.values()]
+    np.testing.assert_allclose(found["raw"], np.concatenate(by_sklearn, axis=1), rtol=1e-9)
+    assert {matrix.shape[1] for name, matrix in found.items() if name != "raw"} == {16 if fusion == "concat" else 8}
 
 
 def test_validation_rows_are_spread_and_never_more_than_asked(manifest: Manifest) -> None:
