@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from shards.manifest import Manifest
 from shards.reader import Reader, Selection
 from shards.view import View
-from shards.writer import shuffled_order
+from shards.writer import shuffled_start
 
 _CHUNK = 64
 
@@ -89,24 +90,30 @@ class _Moments:
         return np.sqrt(self._squares / max(self.count, 1))
 
 
-def _chunks(counts: np.ndarray, max_rows: int | None, seed: int) -> list[tuple[int, int, int]]:
-    """(shard, start, stop) of at most 64 rows each, ascending; a seeded choice where they hold too many rows."""
-    chunks = [
-        (shard, start, min(start + _CHUNK, count))
-        for shard, count in enumerate(counts.tolist())
-        for start in range(0, count, _CHUNK)
-    ]
+def _chunks(counts: np.ndarray, max_rows: int | None, seed: int) -> Iterator[tuple[int, int, int]]:
+    """(shard, start, stop) of at most 64 rows each, ascending; a seeded choice where they hold too many rows.
+
+    counts: (S,) rows of each shard. Memory grows with S and `max_rows`, not with the number of chunks.
+    """
     if max_rows is None or int(counts.sum()) <= max_rows:
-        return chunks
-    chosen: list[int] = []
-    rows = 0
-    for number in shuffled_order(len(chunks), seed).tolist():
-        _, start, stop = chunks[number]
-        if rows + stop - start > max_rows and chosen:
-            break
-        chosen.append(number)
-        rows += stop - start
-    return [chunks[number] for number in sorted(chosen)]
+        for shard in np.flatnonzero(counts).tolist():
+            count = int(counts[shard])
+            yield from ((shard, start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+        return
+    sizes = -(-counts // _CHUNK)
+    before = np.cumsum(sizes) - sizes  # (S,) chunks of the shards before each
+
+    def located(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        shards = np.searchsorted(before, numbers, side="right") - 1
+        starts = (numbers - before[shards]) * _CHUNK
+        return shards, starts, np.minimum(starts + _CHUNK, counts[shards])
+
+    # A chunk has one row at least, so that many suffice: from the start of the order, as long as their rows fit.
+    order = shuffled_start(int(sizes.sum()), seed, max(max_rows, 0) + 1)
+    _, starts, stops = located(order)
+    fitting = int(np.searchsorted(np.cumsum(stops - starts), max_rows, side="right"))
+    chosen = located(np.sort(order[: max(fitting, 1)]))
+    yield from zip(*(part.tolist() for part in chosen), strict=True)
 
 
 def describe(

@@ -27,12 +27,27 @@ from shards.schema import Sample, Schema, check_name
 
 DEFAULT_MAX_SHARD_BYTES = 256 * 1024**2
 _WRITE_BLOCK = 2 * 1024**2  # filled, hashed and written while it lies in a cache
+_DRAW_BLOCK = 1 << 18  # numbers drawn at once
 _STAGING = ".staging"
 
 
 def shuffled_order(count: int, seed: int) -> np.ndarray:
     """(count,) int64 permutation, a function of (count, seed) for good: numpy keeps the raw PCG64 stream stable."""
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable").astype(np.int64)
+
+
+def shuffled_start(count: int, seed: int, length: int) -> np.ndarray:
+    """(min(length, count),) int64, the start of `shuffled_order(count, seed)`: memory grows with `length` only."""
+    stream = np.random.PCG64(seed)
+    drawn, numbers = np.empty(0, np.uint64), np.empty(0, np.int64)
+    for start in range(0, count, _DRAW_BLOCK):
+        block = stream.random_raw(min(_DRAW_BLOCK, count - start))
+        # Of equal draws the earlier comes first, so one that equals the last of a full start is out.
+        near = np.flatnonzero(block < drawn[-1]) if 0 < length == len(drawn) else np.arange(len(block))
+        drawn = np.concatenate([drawn, block[near]])
+        order = np.argsort(drawn, kind="stable")[:length]
+        drawn, numbers = drawn[order], np.concatenate([numbers, start + near])[order]
+    return numbers
 
 
 def write_shard(folder: str | os.PathLike[str], name: str, schema: Schema, samples: Iterable[Sample]) -> ShardEntry:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from shards import Column, Manifest, Reader, Sample, Schema, ShardWriter, View
+from shards import Column, Manifest, Reader, Sample, Schema, ShardWriter, View, shuffled_order
 from shards.__main__ import main
-from shards.stats import check_present, column_moments, describe
+from shards.stats import _chunks, check_present, column_moments, describe
 from tests.shards.small_data import make_samples, write
 
 
@@ -44,6 +47,48 @@ def test_a_view_and_a_seeded_choice_of_rows(manifest: Manifest) -> None:
     np.testing.assert_array_equal(some[0], some[1])
     assert not np.array_equal(some[0], some[2])
     assert reader.damage.rows_read <= 3 * 100
+
+
+def _listed_chunks(counts: list[int], max_rows: int | None, seed: int) -> list[tuple[int, int, int]]:
+    """The same choice, slow and obvious: all chunks listed, taken in the whole seeded order until they are too many."""
+    chunks = [(shard, at, min(at + 64, count)) for shard, count in enumerate(counts) for at in range(0, count, 64)]
+    if max_rows is None or sum(counts) <= max_rows:
+        return chunks
+    chosen: list[tuple[int, int, int]] = []
+    for number in shuffled_order(len(chunks), seed).tolist():
+        _, start, stop = chunks[number]
+        if chosen and sum(b - a for _, a, b in chosen) + stop - start > max_rows:
+            break
+        chosen.append(chunks[number])
+    return sorted(chosen)
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 2, 63, 64, 65, 128, 200]), min_size=1, max_size=30),
+    st.one_of(st.none(), st.integers(0, 3000)),
+    st.integers(0, 5),
+)
+@settings(deadline=None, max_examples=200)
+def test_chosen_rows_are_those_of_the_whole_list(counts: list[int], max_rows: int | None, seed: int) -> None:
+    assert list(_chunks(np.array(counts), max_rows, seed)) == _listed_chunks(counts, max_rows, seed)
+
+
+def test_choosing_rows_of_many_shards_takes_little_memory() -> None:
+    """200,000 shards of 1,000 rows are 3.2 million chunks: their list took 517 MB."""
+    counts = np.full(200_000, 1000)
+    tracemalloc.start()
+    try:
+        chosen = list(_chunks(counts, 200_000, 0))
+        whole = iter(_chunks(counts, None, 0))
+        assert [next(whole) for _ in range(17)][15:] == [(0, 960, 1000), (1, 0, 64)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    rows = [stop - start for _, start, stop in chosen]
+    assert 200_000 - 64 < sum(rows) <= 200_000 and chosen == sorted(set(chosen))
+    # Spread over all shards, as a drawn choice is: the mean of n uniform numbers is within 5 deviations of the middle.
+    assert abs(np.mean([shard for shard, _, _ in chosen]) / 2e5 - 0.5) < 5 * (1 / 12 / len(chosen)) ** 0.5
+    assert peak < 40e6
 
 
 def test_a_modality_that_no_row_has(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from shards import Column, Manifest, Reader, Sample, Schema, ShardError, ShardWriter, shuffled_order, write_shard
+from shards.writer import shuffled_start
 from tests.shards.small_data import SCHEMA, make_samples, write
 
 
@@ -35,6 +36,12 @@ def test_streamed_shuffle_is_the_random_access_one(tmp_path: Path) -> None:
     assert streamed.digest == placed.digest and len(streamed) > 2
     assert sorted(shuffled_order(1000, 1)) == list(range(1000))
     assert shuffled_order(6, 0).tolist() == [3, 2, 1, 0, 4, 5], "the order of existing data sets must never change"
+
+
+@pytest.mark.parametrize("count", [0, 1, 300_000, 524_288, 600_001])
+def test_the_start_of_an_order_needs_not_all_of_it(count: int) -> None:
+    for length in (0, 1, 7, 300_000, 1_000_000):
+        np.testing.assert_array_equal(shuffled_start(count, 3, length), shuffled_order(count, 3)[:length])
 
 
 def test_shards_are_bounded_and_nothing_else_is_left(tmp_path: Path) -> None:
