@@ -29,7 +29,7 @@ def assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> 
     that add up to less leave groups over, in no part.
     """
     total = sum(shares.values())
-    if not shares or min(shares.values()) <= 0 or total > 1 + 1e-9:
+    if not shares or not all(share > 0 for share in shares.values()) or not total <= 1 + 1e-9:  # NaN is neither
         raise ValueError(
             f"parts are {dict(shares)}; expected positive shares that add up to 1 (or less: the rest is left out)"
         )
@@ -181,23 +181,27 @@ def _summary(views: list[View], chosen: Mapping[str, tuple[str, ...]], values: I
     return lines
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
-    pairs = [item.partition("=") for item in text.split(",")]
-    if not all(name and value for name, _, value in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SHARE[,NAME=SHARE...]")
-    return [(name.strip(), value.strip()) for name, _, value in pairs]
-
-
 def _shares(text: str) -> dict[str, float]:
-    try:
-        return {name: float(value) for name, value in _pairs(text)}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    shares: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, value = (part.strip() for part in item.partition("="))
+        if not name or not value:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SHARE[,NAME=SHARE...]")
+        if name in shares:
+            raise argparse.ArgumentTypeError(f"{text!r}: part {name!r} is named twice; name it once, with its share")
+        try:
+            shares[name] = float(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: part {name!r}: {error}") from None
+    return shares
 
 
 def _listing(text: str) -> tuple[str, tuple[str, ...]]:
     name, _, listed = text.partition("=")
     if not name or not listed:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE[,VALUE...] or NAME=@FILE")
-    text = Path(listed[1:]).read_text(encoding="utf-8") if listed.startswith("@") else listed.replace(",", "\n")
+    try:
+        text = Path(listed[1:]).read_text(encoding="utf-8") if listed.startswith("@") else listed.replace(",", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {listed[1:]} cannot be read: {error}") from None
     return name, tuple(value.strip() for value in text.splitlines() if value.strip())

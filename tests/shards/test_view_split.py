@@ -186,7 +186,8 @@ def test_assign_of_equal_groups_is_exact_and_depends_on_the_seed() -> None:
 
 
 def test_assign_messages() -> None:
-    for shares in ({}, {"a": 0.0}, {"a": -1, "b": 1}, {"a": 0.6, "b": 0.6}):
+    nan = float("nan")
+    for shares in ({}, {"a": 0.0}, {"a": -1, "b": 1}, {"a": 0.6, "b": 0.6}, {"a": nan}, {"a": 0.5, "b": nan}):
         with pytest.raises(ValueError, match="expected positive shares"):
             split.assign({"x": 1, "y": 1}, shares, 0)
     with pytest.raises(ValueError, match="1 group"):
@@ -237,6 +238,26 @@ def test_split_command_by_other_columns(tmp_path: Path, capsys: pytest.CaptureFi
     assert np.array_equal(selected(View.open(manifest, "others")), np.arange(0, ROWS, 3))
     assert command(folder, "--groups", "fold=ann,bob", "--rest", "rest") == 0
     assert View.open(manifest, "fold").rows + View.open(manifest, "rest").rows == ROWS - 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--parts", "train=0.7,train=0.3"), "part 'train' is named twice"),
+        (("--parts", "train=0.7, train =0.2,test=0.1"), "part 'train' is named twice"),
+        (("--parts", "train=0.7,test=few"), "part 'test': could not convert string to float: 'few'"),
+        (("--parts", "train=0.7,test"), "expected NAME=SHARE"),
+        (("--take", "train=@/nowhere.txt"), "/nowhere.txt cannot be read"),
+    ],
+)
+def test_wrong_options_of_split(
+    manifest: Manifest, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = View.names(manifest)
+    with pytest.raises(SystemExit):
+        command(manifest.folder, *arguments)
+    assert message in capsys.readouterr().err
+    assert View.names(manifest) == before
 
 
 def test_split_refuses_leaks_and_nonsense(tmp_path: Path) -> None:
