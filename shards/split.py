@@ -17,6 +17,8 @@ import numpy as np
 from shards.manifest import Manifest
 from shards.view import ROW, IndexValues, View, check_view_name
 
+_MAX_OWN_VIEWS = 100
+
 
 def assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> dict[str, tuple[str, ...]]:
     """Distribute groups over parts so that each part has about its share of the rows. No group is divided.
@@ -115,11 +117,8 @@ def make_views(
     elif take:
         chosen = _listed(take, rest, values)
     else:
+        check_values_as_names(by, values.names)
         chosen = {name: (name,) for name in values.names}
-        if len(chosen) > 100:
-            raise ValueError(
-                f"{by} has {len(chosen)} values, each would be a view; name some with --take, or use --parts"
-            )
     for name in chosen:
         check_view_name(name)
     views = [values.view(name, members, rule) for name, members in chosen.items()]
@@ -138,6 +137,14 @@ def _values(manifest: Manifest, by: str, allow_leak: bool) -> IndexValues:
     if not values.names:
         raise ValueError(f"no row has a value in {by}; split by another column, or --by row")
     return values
+
+
+def check_values_as_names(by: str, names: Collection[str]) -> None:
+    """Raise ValueError unless each of a column's different values can be the name of a view of its own."""
+    if len(names) > _MAX_OWN_VIEWS:
+        raise ValueError(f"{by} has {len(names)} values, each would be a view; name some with --take, or use --parts")
+    for name in names:
+        check_view_name(name)
 
 
 def _listed(

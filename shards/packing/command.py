@@ -16,6 +16,7 @@ from shards.manifest import Manifest
 from shards.packing.inputs import PackOptions, read_input
 from shards.packing.labels import LabelSpec
 from shards.schema import FLOAT_DTYPES, LABEL_KINDS
+from shards.split import make_views
 from shards.writer import ShardWriter, shuffled_order
 
 _SHOWN_NOTES = 20
@@ -28,7 +29,7 @@ def pack(
 
     Raises ValueError that lists all that is wrong with the input, before anything is written: arrays that are missing
     or not numeric, differing numbers of rows, rows that are partly NaN or infinite, a column or modality that is
-    missing everywhere, labels that don't fit, classes without samples.
+    missing everywhere, labels that don't fit, classes without samples, values of `view_by` that can't name views.
     """
     data = read_input(options)
     order = np.arange(data.count) if options.shuffle_seed is None else shuffled_order(data.count, options.shuffle_seed)
@@ -106,8 +107,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"\r{done} of {count} samples, {speed:,.0f}/s, {(count - done) / speed:.0f} s left ", end="",
                   file=sys.stderr, flush=True)  # fmt: skip
 
-    if args.view_by is not None and args.view_by not in options.meta:
-        raise ValueError(f"--view-by {args.view_by}: name it with --meta {args.view_by}[=FIELD] as well")
     manifest, notes = pack(options, progress)
     if not args.quiet:
         print(file=sys.stderr)
@@ -116,8 +115,6 @@ def run(args: argparse.Namespace) -> int:
     if len(notes) > _SHOWN_NOTES:
         print(f"note: and {len(notes) - _SHOWN_NOTES} more; each sample's JSON keeps its original name")
     if args.view_by is not None:
-        from shards.split import make_views
-
         views, lines = make_views(manifest, by=f"meta.{args.view_by}")
         for view in views:
             view.save()
@@ -148,6 +145,7 @@ def options_of(args: argparse.Namespace) -> PackOptions:
         max_shard_bytes=int(args.max_shard_mb * 1024**2),
         overwrite=args.overwrite,
         allow_empty_class=args.allow_empty_class,
+        view_by=args.view_by,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from shards.packing.labels import LabelSpec, LabelValues, read_label, read_strings
 from shards.packing.source import Column2D, Source, Table, open_source
 from shards.schema import FLOAT_DTYPES, Column, Sample, Schema
+from shards.split import check_values_as_names
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -23,6 +24,7 @@ _SHOWN_PROBLEMS = 20
 class PackOptions:
     """What to pack. columns: stored name -> array. dtype: None keeps the source's float type (integers: float32).
     nan: how many NaN make a row missing, "all" (a row with fewer is refused) or "any". shuffle_seed: None keeps order.
+    view_by: a field of `meta` whose values are to name views; they are made from the manifest, afterwards.
     """
 
     source: Path
@@ -42,6 +44,7 @@ class PackOptions:
     max_shard_bytes: int = 256 * 1024**2
     overwrite: bool = False
     allow_empty_class: bool = False
+    view_by: str | None = None
 
 
 @dataclass
@@ -93,6 +96,8 @@ class _InputCheck:
         groups = self._strings("--group", options.group)
         texts = self._strings("--text", options.text)
         meta = {name: self._strings("--meta", where) or () for name, where in options.meta.items()}
+        if options.view_by is not None:
+            self._attempt(self._check_views, options.view_by, meta)
         labels = [self._attempt(self._label, spec) for spec in options.labels]
         present = {name: self._attempt(_presence, name, column, keys, options) for name, column in columns.items()}
         twice = _first_duplicate(keys)
@@ -186,6 +191,18 @@ class _InputCheck:
 
     def _strings(self, option: str, name: str | None) -> Sequence[str | None] | None:
         return None if name is None else self._attempt(lambda: read_strings(f"{option} {name}", self._field(name)))
+
+    def _check_views(self, name: str, meta: Mapping[str, Sequence[str | None]]) -> None:
+        if name not in meta:
+            raise ValueError(f"--view-by {name}: name it with --meta {name}[=FIELD] as well")
+        names = {value: None for value in meta[name] if value is not None}  # in the order of the samples
+        if not names and len(meta[name]):  # no values at all where they could not be read: that is a problem already
+            raise ValueError(f"--view-by {name}: no sample has a value; leave it out, or choose another field")
+        try:
+            check_values_as_names(name, names)
+        except ValueError as error:
+            remedy = "or pack without --view-by, and make views with `python -m shards split` afterwards"
+            raise ValueError(f"--view-by {name}: {error}; {remedy}") from None
 
     def _label(self, spec: LabelSpec) -> LabelValues:
         return read_label(spec, self._label_field, self._source.constants, self._options.allow_empty_class)

@@ -242,6 +242,32 @@ def test_wrong_arguments(npz: Path, arguments: list[str], message: str, capsys: 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["train"] * 29 + ["dev set"], "--view-by part: view name 'dev set': expected 1 to 100 of"),
+        (["train"] * 29 + ["everything"], "--view-by part: view name 'everything'"),
+        ([f"v{i}" for i in range(101)], "--view-by part: part has 101 values, each would be a view"),
+        ([""] * 30, "--view-by part: no sample has a value"),
+    ],
+)
+def test_views_that_cannot_be_made_are_refused_before_anything_is_written(
+    tmp_path: Path, values: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "in.npz", x=np.ones((len(values), 2)), part=np.array(values))
+    command = ["pack", "--source", str(tmp_path / "in.npz"), "--out", str(tmp_path / "out"), "--column", "x"]
+    assert main([*command, "--meta", "part", "--view-by", "part"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--meta", "part", "--quiet"]) == 0, "as a field it is well"
+
+
+def test_a_view_by_a_field_that_is_not_there_is_one_problem(npz: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        pack(_options(npz, meta={"part": "nope"}, view_by="part"))
+    assert "no array 'nope'" in str(caught.value) and "--view-by" not in str(caught.value)
+
+
 def test_tables_that_do_not_fit(npz: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     for text, message in (
