@@ -19,7 +19,8 @@ from conclugen.downstream.class_weights import PUBLISHED
 from shards.schema import Label, did_you_mean
 
 METHODS = ("probe", "neighbours", "fine_tune")
-MAJORITY = "majority"
+# Constants that know the training labels alone: the majority class; the share of each label; mean and median.
+BASELINES = ("majority", "frequency", "mean", "median")
 CLASS_WEIGHTS = ("none", "inverse_frequency", "frequency", *PUBLISHED)
 
 
@@ -116,7 +117,7 @@ def main_score(label: Label) -> str:
 
 
 def compare(task: Task, systems: Mapping[str, NDArray[np.float64]], config: ComparisonConfig) -> Iterator[Score]:
-    """Yield the score of every system, method and fraction, the majority first.
+    """Yield the score of every system, method and fraction, the constant predictions first.
 
     A draw of a few labels may hold too little to learn from (a label that none of its rows has, speakers for fewer than
     three inner folds). It is left out of its cell, which names it in `failures`; the others go on.
@@ -126,8 +127,8 @@ def compare(task: Task, systems: Mapping[str, NDArray[np.float64]], config: Comp
             the split, a published list of class weights of another size.
     """
     check_task(task, config)
-    if task.label.kind == "class":
-        yield _score(task, MAJORITY, MAJORITY, 1.0, [_majority(task)], config)
+    for name, prediction in constant_predictions(task).items():
+        yield _score(task, name, name, 1.0, [prediction], config)
     for fraction in config.fractions:
         draws = 1 if fraction == 1 else config.draws
         for system, features in systems.items():
@@ -223,8 +224,15 @@ def _published(label: Label, choice: str) -> tuple[float, ...]:
     return weights
 
 
-def _majority(task: Task) -> NDArray[Any]:
-    return downstream.Majority.fit(task.target[task.train], len(task.label.classes)).predict(len(task.test))
+def constant_predictions(task: Task) -> dict[str, NDArray[Any]]:
+    """Baseline -> predictions for the test rows that are the same for each: the most frequent class; each label's share
+    of the training rows as its probability; mean and median of a continuous label."""
+    target, rows = task.target[task.train], len(task.test)
+    if task.label.kind == "class":
+        return {"majority": downstream.Majority.fit(target, len(task.label.classes)).predict(rows)}
+    if task.label.kind == "multilabel":
+        return {"frequency": np.tile(target.mean(axis=0), (rows, 1))}
+    return {"mean": np.full(rows, target.mean()), "median": np.full(rows, np.median(target))}
 
 
 def _score(
@@ -244,22 +252,24 @@ def _score(
     names = dict.fromkeys(name for scores in each for name in scores)
     mean = {name: float(downstream.mean_of_defined([scores.get(name, np.nan) for scores in each])) for name in names}
     main = main_score(task.label)
-    intervals = _intervals(task.label, target, predictions, group, config.seed)
+    intervals = _intervals(task.label, target, predictions, group, config)
+    intervals = {name: interval for name, interval in intervals.items() if np.isfinite(mean[name])}
     draws = tuple(s[main] for s in each)
     return Score(system, method, fraction, mean, intervals, draws, predictions[0], tuple(failures))
 
 
 def _intervals(
-    label: Label, target: NDArray[Any], predictions: list[NDArray[Any]], group: NDArray[Any], seed: int
+    label: Label, target: NDArray[Any], predictions: list[NDArray[Any]], group: NDArray[Any], config: ComparisonConfig
 ) -> dict[str, Interval]:
-    resampling = downstream.Resampling(seed=seed)
+    resampling = downstream.Resampling(seed=config.seed)
     if len(np.unique(group)) < 2:
         return {}
     if label.kind == "class":
         return downstream.class_intervals(target, predictions, len(label.classes), group, resampling)
     if label.kind == "multilabel":
         return downstream.multilabel_intervals(target, predictions, group, resampling=resampling)
-    return downstream.continuous_intervals(target, predictions, group, resampling)
+    of_numbers = downstream.sentiment_intervals if config.sentiment else downstream.continuous_intervals
+    return of_numbers(target, predictions, group, resampling)
 
 
 def score_predictions(label: Label, target: NDArray[Any], guess: NDArray[Any], sentiment: bool) -> dict[str, float]:

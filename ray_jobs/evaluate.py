@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import conclugen
 from conclugen import PretrainConfig, Pretrainer, downstream
 from ray_jobs import configuration, plots
-from ray_jobs.comparison import MAJORITY, ComparisonConfig, Score, Task, check_task, compare, main_score
+from ray_jobs.comparison import BASELINES, ComparisonConfig, Score, Task, check_task, compare, main_score
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 from ray_jobs.run_folder import RunFolder, write_json
 from ray_jobs.source import available_widths, open_reader
@@ -97,7 +97,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     for score in compare(task, systems, job.comparison):
         scores.append(score)
         print(score_line(score, main_score(task.label)), flush=True)
-    learned = [score for score in scores if score.system != MAJORITY]
+    learned = [score for score in scores if score.system not in BASELINES]
     if not any(score.scores for score in learned):
         first = learned[0].failures[0]
         raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
@@ -213,8 +213,9 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
             "system": s.system,
             "method": s.method,
             "fraction": s.fraction,
-            "scores": s.scores,
-            "draws": list(s.draws),
+            # JSON knows no NaN, which some scores are: a constant has no correlation.
+            "scores": {name: value if np.isfinite(value) else None for name, value in s.scores.items()},
+            "draws": [value if np.isfinite(value) else None for value in s.draws],
             "failures": [asdict(failure) for failure in s.failures],
             "intervals": {name: [interval.low, interval.high] for name, interval in s.intervals.items()},
         }
@@ -269,7 +270,7 @@ def table(result: EvaluateResult) -> str:
 def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) -> None:
     """Bars with intervals and label-efficiency curves of the main score; of classes also a confusion matrix and a
     map of the representations."""
-    scored = [s for s in result.scores if s.scores and s.system != MAJORITY]
+    scored = [s for s in result.scores if s.scores and s.system not in BASELINES]
     full = max(s.fraction for s in scored)
     shown = next((s for s in scored if (s.system, s.fraction) == ("pretrained", full)), None)
     method = (shown or scored[-1]).method

@@ -48,7 +48,12 @@ from conclugen.downstream.probe import (
     held_out_probe,
 )
 from conclugen.downstream.scaling import Scaling, standardize_by_group
-from conclugen.downstream.score_intervals import class_intervals, continuous_intervals, multilabel_intervals
+from conclugen.downstream.score_intervals import (
+    class_intervals,
+    continuous_intervals,
+    multilabel_intervals,
+    sentiment_intervals,
+)
 from conclugen.downstream.selection import group_folds
 
 __all__ = [
@@ -101,6 +106,7 @@ __all__ = [
     "published",
     "raw_features",
     "sentiment",
+    "sentiment_intervals",
     "single_label",
     "standardize_by_group",
     "untrained_heads",

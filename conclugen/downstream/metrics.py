@@ -193,13 +193,15 @@ def continuous(target: ArrayLike, predicted: ArrayLike) -> ContinuousScores:
     )
     same_length(len(true), predicted=guess)
     true_centred, guess_centred = true - true.mean(), guess - guess.mean()
-    covariance = float(true_centred @ guess_centred) / len(true)
+    # Rounding of a constant's mean must not make a correlation.
+    constant = bool((true == true[0]).all() or (guess == guess[0]).all())
+    covariance = 0.0 if constant else float(true_centred @ guess_centred) / len(true)
     variances = float(true_centred @ true_centred) / len(true), float(guess_centred @ guess_centred) / len(true)
     spread = float(np.sqrt(variances[0] * variances[1]))
     distance = sum(variances) + float(true.mean() - guess.mean()) ** 2
     return ContinuousScores(
         float(np.abs(true - guess).mean()),
-        covariance / spread if spread > 0 else float("nan"),
+        covariance / spread if spread > 0 and not constant else float("nan"),
         2 * covariance / distance if distance > 0 else float("nan"),
     )
 

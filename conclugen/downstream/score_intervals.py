@@ -8,7 +8,7 @@ is defined.
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from conclugen.downstream.bootstrap import (
     DEFAULT,
@@ -59,17 +59,57 @@ def continuous_intervals(
     target: ArrayLike, draws: Sequence[ArrayLike], groups: ArrayLike, resampling: Resampling = DEFAULT
 ) -> dict[str, Interval]:
     """`mae`, `pearson` and `concordance` of each draw's (N,) predicted values against the (N,) true ones."""
-    values = np.asarray(target, dtype=np.float64)
-    centre = values.mean()  # the sums of squares lose no digits to a mean far from zero
-    true = values - centre
+    # Each side about its own centre: the sums of squares lose no digits to a mean far from zero.
+    true, centre = _centred(np.asarray(target, dtype=np.float64))
     parts = []
     for predicted in draws:
-        guess = np.asarray(predicted, dtype=np.float64) - centre
+        guess, own_centre = _centred(np.asarray(predicted, dtype=np.float64))
+        offset = np.full_like(true, own_centre - centre)
+        error = np.abs(true - guess - offset)
         parts.append(
-            np.stack([np.ones_like(true), true, guess, true**2, guess**2, true * guess, np.abs(true - guess)], axis=1)
+            np.stack([np.ones_like(true), true, guess, true**2, guess**2, true * guess, error, offset], axis=1)
         )
-    sums = group_sums(np.stack(parts, axis=1), groups)  # (G, draws, 7)
+    sums = group_sums(np.stack(parts, axis=1), groups)  # (G, draws, 8)
     return _intervals({"mae": _mean_absolute_error, "pearson": _pearson, "concordance": _concordance}, sums, resampling)
+
+
+def _centred(values: Floats) -> tuple[Floats, float]:
+    """(N,) without their mean, and the mean; of a constant exactly 0, so that rounding makes no variance."""
+    centre = float(values[0] if (values == values[0]).all() else values.mean())
+    return values - centre, centre
+
+
+def sentiment_intervals(
+    target: ArrayLike, draws: Sequence[ArrayLike], groups: ArrayLike, resampling: Resampling = DEFAULT
+) -> dict[str, Interval]:
+    """Every score of `metrics.sentiment` of each draw's (N,) predicted sentiments against the (N,) true ones."""
+    true = np.asarray(target, dtype=np.float64)
+    sevens, polarities = [], []
+    for predicted in draws:
+        guess = np.asarray(predicted, dtype=np.float64)
+        hit = np.round(np.clip(true, -3, 3)) == np.round(np.clip(guess, -3, 3))
+        sevens.append(np.stack([hit, np.ones_like(hit)], axis=1))
+        positive = _cells(true > 0, guess > 0) * (true != 0)[:, None, None]
+        polarities.append(np.stack([_cells(true >= 0, guess >= 0), positive], axis=1))
+    seven_sums = group_sums(np.stack(sevens, axis=1), groups)  # (G, draws, 2)
+    polarity_sums = group_sums(np.stack(polarities, axis=1), groups)  # (G, draws, 2 readings, 2, 2)
+    readings: dict[str, Statistic] = {
+        "accuracy2_nonnegative": lambda sums: _accuracy(sums[:, 0]),
+        "f1_nonnegative": lambda sums: _f1_weighted(sums[:, 0]),
+        "accuracy2_positive": lambda sums: _accuracy(sums[:, 1]),
+        "f1_positive": lambda sums: _f1_weighted(sums[:, 1]),
+    }
+    return (
+        continuous_intervals(target, draws, groups, resampling)
+        | _intervals({"accuracy7": lambda sums: sums[:, 0] / sums[:, 1]}, seven_sums, resampling)
+        | _intervals(readings, polarity_sums, resampling)
+    )
+
+
+def _cells(true: NDArray[np.bool_], guess: NDArray[np.bool_]) -> Floats:
+    """(N, 2, 2): the cell of the confusion matrix that each row falls into."""
+    either = np.eye(2)
+    return either[true.astype(np.int64)][:, :, None] * either[guess.astype(np.int64)][:, None, :]
 
 
 def _intervals(statistics: Mapping[str, Statistic], sums: Floats, resampling: Resampling) -> dict[str, Interval]:
@@ -86,7 +126,15 @@ def _mean_of_draws(statistic: Statistic) -> Callable[[Floats], Floats]:
 
 
 def _accuracy(confusion: Floats) -> Floats:
-    return np.trace(confusion, axis1=1, axis2=2) / confusion.sum(axis=(1, 2))
+    return _quotient(np.trace(confusion, axis1=1, axis2=2), confusion.sum(axis=(1, 2)))
+
+
+def _f1_weighted(confusion: Floats) -> Floats:
+    """F1 of each class, weighted by its rows."""
+    support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(support), where=support > 0)
+    return _quotient((support * f1).sum(axis=1), support.sum(axis=1))
 
 
 def _accuracy_weighted(sums: Floats) -> Floats:
@@ -112,7 +160,8 @@ def _pearson(sums: Floats) -> Floats:
 
 def _concordance(sums: Floats) -> Floats:
     true_mean, guess_mean, true_variance, guess_variance, covariance = _moments(sums)
-    return _quotient(2 * covariance, true_variance + guess_variance + (true_mean - guess_mean) ** 2)
+    offset = sums[:, 7] / sums[:, 0]
+    return _quotient(2 * covariance, true_variance + guess_variance + (true_mean - guess_mean - offset) ** 2)
 
 
 def _moments(sums: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:

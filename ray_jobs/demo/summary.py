@@ -66,6 +66,8 @@ def _table(result: DemoResult) -> list[str]:
 
 
 def _shown(score: Score) -> str:
+    if not score.scores:
+        return "— (not scored)"
     interval = score.intervals.get("accuracy")
     return f"{score.scores['accuracy']:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
 

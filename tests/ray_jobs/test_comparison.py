@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.metrics import precision_score
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.metrics import mean_absolute_error, precision_score
 
 from conclugen.downstream import FineTuneConfig, fit_classes, label_draw
-from ray_jobs.comparison import ComparisonConfig, Task, compare, main_score
+from ray_jobs.comparison import BASELINES, ComparisonConfig, Task, compare, main_score
 from shards import Label
 
 ROWS, GROUPS = 360, 12
@@ -52,10 +53,35 @@ def test_what_carries_the_label_is_told_from_noise(kind: str, main: str, high: f
     assert len(scores["telling", "probe", 0.2].draws) == 2
     mean = np.mean(scores["telling", "probe", 0.2].draws)
     assert scores["telling", "probe", 0.2].scores[main] == pytest.approx(mean)
-    if kind == "class":
-        counts = np.bincount(task.target[task.train])
-        expected = (task.target[task.test] == counts.argmax()).mean()
-        assert scores["majority", "majority", 1.0].scores["accuracy"] == pytest.approx(expected)
+
+
+def test_constants_that_know_the_training_labels_stand_beside_every_kind_of_label() -> None:
+    """Against scikit-learn's dummies, which do not look at the features."""
+    quick = replace(QUICK, methods=("probe",), fractions=(1.0,), sentiment=True)
+    expected = {
+        "class": {"majority": DummyClassifier(strategy="most_frequent")},
+        "multilabel": {"frequency": DummyClassifier(strategy="most_frequent")},
+        "continuous": {"mean": DummyRegressor(strategy="mean"), "median": DummyRegressor(strategy="median")},
+    }
+    for kind, dummies in expected.items():
+        task, systems = make_task(kind)
+        found = {s.system: s for s in compare(task, systems, quick) if s.system in BASELINES}
+        assert list(found) == list(dummies)
+        x, true = systems["noise"], task.target[task.test]
+        for name, dummy in dummies.items():
+            guess = dummy.fit(x[task.train], task.target[task.train]).predict(x[task.test])
+            scores, intervals = found[name].scores, found[name].intervals
+            if kind == "continuous":
+                assert scores["mae"] == pytest.approx(mean_absolute_error(true, guess))
+                assert scores["accuracy2_nonnegative"] == pytest.approx(((true >= 0) == (guess >= 0)).mean())
+                assert scores["concordance"] == 0 and np.isnan(scores["pearson"])
+                assert set(intervals) == set(scores) - {"pearson"}
+                continue
+            of_columns = (true == guess).mean(axis=0)
+            assert scores[{"class": "accuracy", "multilabel": "accuracy_macro"}[kind]] == pytest.approx(
+                of_columns.mean()
+            )
+            assert main_score(task.label) in intervals
 
 
 def test_a_class_without_test_rows_loses_no_score_whichever_draws_predict_it() -> None:

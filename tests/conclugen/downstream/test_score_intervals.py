@@ -10,6 +10,8 @@ from conclugen.downstream import (
     continuous_intervals,
     multi_label,
     multilabel_intervals,
+    sentiment,
+    sentiment_intervals,
     single_label,
 )
 
@@ -75,3 +77,26 @@ def test_of_numbers_far_from_zero(groups):
     found = continuous_intervals(target, draws, groups, FEW)
     assert set(found) == {"mae", "pearson", "concordance"}
     check(found, groups, mean_of(draws, lambda rows, draw: continuous(target[rows], draw[rows]).scalars()))
+
+
+def test_of_sentiments(groups):
+    """Whole numbers, of which a seventh is zero: the rows that one of the two accuracies leaves out."""
+    g = np.random.default_rng(4)
+    target = g.integers(-3, 4, ROWS).astype(float)
+    draws = [target + g.normal(0.1, 1.5, ROWS) for _ in range(2)]
+    found = sentiment_intervals(target, draws, groups, FEW)
+    assert set(found) == set(sentiment(target, draws[0]).scalars())
+    check(found, groups, mean_of(draws, lambda rows, draw: sentiment(target[rows], draw[rows]).scalars()))
+
+
+def test_a_draw_without_a_score_leaves_it_to_the_others(groups):
+    """A constant has no correlation."""
+    g = np.random.default_rng(5)
+    target = g.normal(0, 1, ROWS)
+    telling = target + g.normal(0, 0.7, ROWS)
+    alone, beside = (continuous_intervals(target, draws, groups, FEW) for draws in ([telling], [telling, 0 * target]))
+    assert beside["pearson"].estimate == pytest.approx(alone["pearson"].estimate)
+    assert (beside["pearson"].low, beside["pearson"].high) == pytest.approx(
+        (alone["pearson"].low, alone["pearson"].high)
+    )
+    assert beside["concordance"].estimate == pytest.approx(alone["concordance"].estimate / 2)
