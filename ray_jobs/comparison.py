@@ -148,6 +148,11 @@ def compare(task: Task, systems: Mapping[str, NDArray[np.float64]], config: Comp
 
 def check_task(task: Task, config: ComparisonConfig) -> None:
     """Refuse a task that can't be learned or judged by these methods, with what is wrong with it."""
+    if task.label.kind == "continuous" and task.label.width > 1:
+        raise ValueError(
+            f"label {task.label.name!r}: {task.label.width} numbers in each row, and a score is of one number; "
+            "pack each of them as a continuous label of its own"
+        )
     for name, rows in (("training", task.train), ("test", task.test)):
         if not len(rows):
             raise ValueError(f"label {task.label.name!r}: no {name} row has it; choose another view or label")

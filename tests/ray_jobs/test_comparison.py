@@ -145,6 +145,14 @@ def test_a_speaker_on_both_sides_is_refused() -> None:
         list(compare(replace(task, train=np.append(task.train, task.test[task.group[task.test] == 9])), systems, QUICK))
 
 
+def test_a_label_of_two_numbers_is_refused_before_anything_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, systems = make_task("continuous")
+    two = replace(task, label=Label("va", "continuous", width=2), target=np.stack([task.target, -task.target], axis=1))
+    monkeypatch.setattr("conclugen.downstream.fit_values", lambda *_: pytest.fail("fitted"))
+    with pytest.raises(ValueError, match=r"label 'va': 2 numbers in each row.*a continuous label of its own"):
+        list(compare(two, systems, QUICK))
+
+
 def test_a_view_without_the_label_and_a_published_list_of_another_size_are_refused() -> None:
     task, systems = make_task("class")
     with pytest.raises(ValueError, match="no test row has it"):
