@@ -20,7 +20,7 @@ def write_folder(
     """Write `tensors` and text `documents` (file name -> content) as `folder`, atomically.
 
     All is written and synced beside the target under a hidden name, then renamed. A folder already there is
-    replaced: it is moved aside first, and removed once the new one stands.
+    replaced: it is moved aside first, and removed once the new one stands, or moved back where that can't be.
     """
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,13 +33,17 @@ def write_folder(
         for path in temporary.iterdir():
             _sync(path)
         _sync(temporary)
-        aside = None
-        if target.exists():
-            aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.replaced"
-            target.rename(aside)
-        temporary.rename(target)
+        aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.replaced"
+        try:
+            if target.exists():
+                target.rename(aside)
+            temporary.rename(target)
+        except BaseException:
+            if aside.exists() and not target.exists():
+                aside.rename(target)
+            raise
         _sync(target.parent)
-        if aside is not None:
+        if aside.exists():
             shutil.rmtree(aside)
     finally:
         if temporary.exists():

@@ -73,6 +73,27 @@ def test_a_save_that_dies_leaves_the_last_one(
     assert [p.name for p in saved.parent.iterdir()] == ["step5"]
 
 
+@pytest.mark.parametrize("error", [OSError("Stale file handle"), KeyboardInterrupt()])
+def test_a_save_that_fails_once_the_last_one_is_aside_puts_it_back(
+    trained: Pretrainer, saved: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    rename = Path.rename
+
+    def fails_on_the_new_one(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            assert not saved.exists()
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails_on_the_new_one)
+    trained.step(rows(5))
+    with pytest.raises(type(error)):
+        checkpoint.save(saved, trained, CURSOR)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == ["step5"]
+
+
 @pytest.mark.parametrize("keep", ["state.safetensors", "checkpoint.json"])
 def test_half_a_folder_is_no_checkpoint(saved: Path, keep: str) -> None:
     for path in saved.iterdir():
