@@ -54,6 +54,8 @@ def build(exported: str | Path, folder: str | Path) -> Path:
     if folder.exists() and not (folder / "MLmodel").is_file():
         raise ValueError(f"{folder}: exists and is no MLflow model; give a new folder for the model to be built in")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    if temporary.exists():  # left by a kill: in a container, a process often has the number of the one before it
+        shutil.rmtree(temporary)
     with bounded_calls(), _quiet():
         mlflow.pyfunc.save_model(
             path=str(temporary),

@@ -1,5 +1,6 @@
 """The MLflow model gives what the exported model gives, without pickles, and without this project installed."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -145,3 +146,13 @@ def test_a_foreign_folder_is_not_replaced(exported, tmp_path):
     with pytest.raises(ValueError, match="no MLflow model"):
         model_artifact.build(exported, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_what_a_killed_build_of_the_same_process_number_left_is_no_obstacle(exported, tmp_path):
+    """As in containers, where every job has the same one."""
+    left = tmp_path / f".mlflow-model.{os.getpid()}"
+    left.mkdir()
+    (left / "MLmodel").write_text("half")
+    folder = model_artifact.build(exported, tmp_path / "mlflow-model")
+    assert yaml.safe_load((folder / "MLmodel").read_text())["flavors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow-model"]
