@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ray_jobs import configuration
@@ -74,13 +75,13 @@ class RunFolder:
 
         Raises:
             ValueError: the folder belongs to a run of another identity; names every differing field with both values.
-                Or it holds files of something else.
+                Or it holds files of something else, or a `run.json` that can't be read.
         """
         if not self._record.is_file():
             if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise ValueError(f"{self.path}: holds files but no run.json, so it is no run; choose another run.name")
             return False
-        found, wanted = json.loads(self._record.read_text()), _plain(identity)
+        found, wanted = self._identity(), _plain(identity)
         differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
         if differing:
             lines = "\n".join(f"  {name}: {found.get(name)!r} then, {wanted.get(name)!r} now" for name in differing)
@@ -89,6 +90,18 @@ class RunFolder:
                 "Choose another run.name, or give the values of then to resume it."
             )
         return True
+
+    def _identity(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._record.read_text())
+            if not isinstance(found, dict):
+                raise ValueError(f"found {found!r}")
+        except ValueError as cause:
+            raise ValueError(
+                f"{self._record}: holds no run's identity ({cause}); restore it from a backup, or choose another "
+                "run.name"
+            ) from cause
+        return found
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the folder this run's, unless it already is. Raises ValueError as `belongs` does."""
@@ -145,15 +158,26 @@ class RunFolder:
         }
         temporary = self.standardization.with_suffix(".partial")
         save_file(flat, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a crash of the machine may leave the name without the content
         temporary.replace(self.standardization)
 
     def load_standardization(self) -> Standardization | None:
-        """Modality -> (mean, deviation), or None for a model that does not standardise."""
+        """Modality -> (mean, deviation), or None for a model that does not standardise.
+
+        Raises ValueError naming a file that can't be read.
+        """
         if not self.standardization.is_file():
             return None
-        flat = load_file(self.standardization)
-        names = sorted({name.partition("/")[0] for name in flat})
-        return {name: (flat[f"{name}/mean"], flat[f"{name}/deviation"]) for name in names}
+        try:
+            flat = load_file(self.standardization)
+            names = sorted({name.partition("/")[0] for name in flat})
+            return {name: (flat[f"{name}/mean"], flat[f"{name}/deviation"]) for name in names}
+        except (SafetensorError, KeyError) as cause:
+            raise ValueError(
+                f"{self.standardization}: holds no standardisation ({cause}); restore it from a backup, or remove it "
+                "and start the run again, which fits it to the same rows"
+            ) from cause
 
 
 class Quarantine:

@@ -1,10 +1,12 @@
 """A run is known by its identity, and only its latest start may write."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from ray_jobs.run_config import RunConfig
 from ray_jobs.run_folder import RunFolder, SupersededError
@@ -56,6 +58,43 @@ def test_the_standardisation_is_kept_bit_for_bit(tmp_path: Path) -> None:
         for mine, theirs in zip(pair, read[name], strict=True):
             assert np.array_equal(mine, theirs)
             assert torch.as_tensor(theirs).dtype == torch.float64
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 1', "[1]"])
+def test_an_identity_that_can_t_be_read_is_named_and_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run/run\.json: holds no run's identity \(.*choose another run\.name"):
+        RunFolder(tmp_path / "run").claim({"seed": 1})
+    assert (tmp_path / "run" / "run.json").read_text() == content
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "another file"])
+def test_a_standardisation_that_can_t_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_standardization({"video": (np.zeros(3), np.ones(3))})
+    whole = folder.standardization.read_bytes()
+    if damage == "another file":
+        save_file({"video/mean": np.zeros(3)}, folder.standardization)
+    else:
+        folder.standardization.write_bytes(b"" if damage == "empty" else whole[:-8])
+    with pytest.raises(
+        ValueError, match=r"standardization\.safetensors: holds no standardisation .*remove it and start the run"
+    ):
+        folder.load_standardization()
+
+
+def test_a_standardisation_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, synced = RunFolder(tmp_path), []
+
+    def note(descriptor: int) -> None:
+        assert not folder.standardization.exists()
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", note)
+    folder.save_standardization({"video": (np.zeros(3), np.ones(3))})
+    status = folder.standardization.stat()
+    assert synced == [(status.st_ino, status.st_size)]
 
 
 def test_workers_of_an_earlier_start_may_not_write(tmp_path: Path) -> None:
