@@ -151,7 +151,7 @@ class Embedder:
         return r, ~missing
 
     def _of_batch(self, batch: Any) -> dict[str, NDArray[Any]]:
-        """The features of a batch for those modalities that the model knows, NaN in rows that lack them."""
+        """The features of a batch for the modalities that the model knows, NaN where a row lacks one or is padding."""
         if not isinstance(getattr(batch, "features", None), Mapping):
             raise TypeError(
                 f"features: found {type(batch).__name__}, expected a mapping such as "
@@ -162,10 +162,14 @@ class Embedder:
             found = ", ".join(batch.features) or "nothing"
             raise ValueError(f"batch features: found {found}, expected one or more of {', '.join(self.modalities)}")
         masks = getattr(batch, "present", None) or {}
+        row = getattr(batch, "row", None)
         for modality, x in known.items():
             mask = _numpy(masks[modality]).astype(bool) if modality in masks else np.ones(len(x), dtype=bool)
-            if mask.shape != x.shape[:1]:
-                raise ValueError(f"batch present[{modality!r}]: found shape {mask.shape}, expected ({len(x)},)")
+            real = np.ones(len(x), dtype=bool) if row is None else _numpy(row) >= 0
+            for name, rows in ((f"present[{modality!r}]", mask), ("row", real)):
+                if rows.shape != x.shape[:1]:
+                    raise ValueError(f"batch {name}: found shape {rows.shape}, expected ({len(x)},) as the features")
+            mask = mask & real
             if not mask.all():
                 known[modality] = np.where(mask[:, None], x, np.nan)
         return known

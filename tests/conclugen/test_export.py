@@ -83,6 +83,14 @@ def test_a_batch_is_embedded_as_training_reads_it(trained: Pretrainer, embedder:
     np.testing.assert_array_equal(present["audio"][:N], batch.present["audio"])
 
 
+def test_padding_of_a_batch_without_masks_is_missing(trained: Pretrainer, embedder: Embedder) -> None:
+    batch = rows(79, N, 0.0)
+    batch.present, batch.row[2:4] = {}, -1
+    expected = trained.embed(batch)["audio"].numpy()
+    np.testing.assert_array_equal(embedder.embed(batch, fusion="audio"), expected)
+    assert (expected[2:4] == 0).all() and (expected[4] != 0).any()
+
+
 def test_what_is_neither_features_nor_a_batch_is_named(embedder: Embedder) -> None:
     with pytest.raises(
         TypeError, match=r"found ndarray, expected a mapping such as \{'video': array of shape \(rows, 6"
