@@ -168,6 +168,11 @@ def check_task(task: Task, config: ComparisonConfig) -> None:
             "would measure recognition of speakers; split by group: python -m shards split FOLDER --by group"
         )
     label = task.label
+    if label.kind != "class" and set(config.methods) == {"neighbours"}:
+        raise ValueError(
+            f"comparison.methods: neighbours vote on classes only, and label {label.name!r} is {label.kind}; "
+            "use probe or fine_tune"
+        )
     if label.kind == "class" and {"probe", "fine_tune"} & set(config.methods):
         target = checks.class_labels(task.target[task.train], len(label.classes), "target", label.classes)
         checks.trainable_classes(target, len(label.classes), label.classes)

@@ -161,6 +161,14 @@ def test_a_view_without_the_label_and_a_published_list_of_another_size_are_refus
         list(compare(task, systems, replace(QUICK, class_weights="meld", methods=("fine_tune",))))
 
 
+def test_neighbours_alone_are_refused_for_what_is_no_class() -> None:
+    task, systems = make_task("continuous")
+    with pytest.raises(
+        ValueError, match=r"methods: neighbours vote on classes only, and label 'valence' is continuous"
+    ):
+        list(compare(task, systems, replace(QUICK, methods=("neighbours",))))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "hint"),
     [
