@@ -23,7 +23,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,15 @@ class Bench:
         self.base = base
         self.shards = base / "shards"
         self.tracking_uri = f"sqlite:///{base}/mlflow.db"
-        write_corpus(self.shards)
+        if not self.shards.exists():
+            write_corpus(self.shards)
         self.count = 0
         self.steps = 0
 
     def job(self, name: str, **run: Any) -> PretrainJob:
         """Two epochs by two workers."""
         job = small_job(self.shards, self.base / name, name, workers=2, epochs=2)
+        job = replace(job, data=replace(job.data, read_tasks=1))  # a process less for each start of each rank
         mine = {"max_failures": 3, "stall_timeout_s": STALL_S, "tracking_uri": self.tracking_uri}
         return with_run(job, **{**mine, **run})
 
@@ -99,7 +101,7 @@ class Bench:
     def inject(self, fault: str, draw: random.Random) -> Outcome:
         """Run a job, let it meet the fault, and compare."""
         self.count += 1
-        name = f"{fault.replace(' ', '-').replace(',', '')}-{self.count}"
+        name = f"{fault.replace(' ', '-').replace(',', '')}-{os.getpid()}-{self.count}"
         step, rank = draw.randrange(9, self.steps - 8), draw.randrange(2)
         begun = time.time()
         date = time.strftime("%Y-%m-%d %H:%M", time.gmtime(begun))
@@ -270,8 +272,8 @@ def driver(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[floa
 
 def start(bench: Bench, name: str) -> subprocess.Popen[bytes]:
     arguments = ["--shards", str(bench.shards), "--output", str(bench.base / name), "--name", name]
-    arguments += ["--max-failures", "3", "--tracking-uri", bench.tracking_uri]
-    environment = without_ray_of_the_test()
+    arguments += ["--read-tasks", "1", "--max-failures", "3", "--tracking-uri", bench.tracking_uri]
+    environment = without_ray_of_the_test() | {k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")}
     environment |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
     with (bench.base / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
@@ -458,13 +460,14 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), help="these faults (default: all)")
     parser.add_argument("--table", type=Path, help="document whose table is written anew from all results")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: drawn)")
+    parser.add_argument("--folder", type=Path, help="where runs stay, and the one without fault is found again")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     chosen = [fault for fault in FAULTS if fault in (options.only or FAULTS)]
     survived = True
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="faults-") as base:
-        bench = Bench(Path(base))
+        bench = Bench((options.folder or Path(base)).absolute())
         for group in ([f for f in chosen if f not in ON_NODES], [f for f in chosen if f in ON_NODES]):
             if not group or not options.repeat:
                 continue
