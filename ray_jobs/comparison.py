@@ -176,6 +176,11 @@ def check_task(task: Task, config: ComparisonConfig) -> None:
     if label.kind == "class" and {"probe", "fine_tune"} & set(config.methods):
         target = checks.class_labels(task.target[task.train], len(label.classes), "target", label.classes)
         checks.trainable_classes(target, len(label.classes), label.classes)
+    if "fine_tune" in config.methods and not len(task.validation):
+        raise ValueError(
+            f"label {label.name!r}: no validation row has it, and fine_tune chooses its epoch on those; choose another "
+            "data.validation_view (null: the training rows), or leave fine_tune out of comparison.methods"
+        )
     if "fine_tune" in config.methods and config.class_weights in PUBLISHED and label.kind != "continuous":
         _published(label, config.class_weights)
 

@@ -157,6 +157,8 @@ def test_a_view_without_the_label_and_a_published_list_of_another_size_are_refus
     task, systems = make_task("class")
     with pytest.raises(ValueError, match="no test row has it"):
         list(compare(replace(task, test=task.test[:0]), systems, QUICK))
+    with pytest.raises(ValueError, match=r"no validation row has it.*data\.validation_view"):
+        list(compare(replace(task, validation=task.validation[:0]), systems, QUICK))
     with pytest.raises(ValueError, match="'meld' has 7 weights"):
         list(compare(task, systems, replace(QUICK, class_weights="meld", methods=("fine_tune",))))
 
