@@ -38,6 +38,9 @@ def _start_local(cpus: int, dashboard: bool) -> None:
     """
     for chance in range(1, _STARTS + 1):
         try:
+            # Nobody takes the one node of a local Ray away with a notice: Ray Train need not start a process, at each
+            # start of its workers, that waits for one. What the user has set there holds.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             ray.init(
                 # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
                 "local",

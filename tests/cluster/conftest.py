@@ -1,5 +1,6 @@
 """One local Ray for all tests of this folder that want it, with exactly two CPUs and without a dashboard."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,20 @@ def short_folder() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared_ray(_ray_folder: str) -> None:
-    """A Ray whose CPUs two workers use up: what a dead controller still held would show."""
+    """A Ray whose CPUs two workers use up: what a dead controller still held would show.
+
+    Processes of read tasks are kept for the next start, where Ray would let go of all but two (of any kind, for two
+    CPUs); and, as on a user's local Ray, none waits for a notice that the only node will be taken away.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", _temp_dir=_ray_folder)
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level="warning",
+            _temp_dir=_ray_folder,
+            _system_config={"num_workers_soft_limit": 16},
+        )
 
 
 @pytest.fixture(scope="session")

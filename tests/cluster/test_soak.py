@@ -9,6 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _SECONDS_AN_EPOCH = 0.4  # 21 small steps on two quiet cores, for the length of 
 def test_memory_and_open_files_are_flat(shared_ray: None, shards: Path, tmp_path: Path, epochs: int) -> None:
     """Of the time from the second quarter to the last: what warms up (caches, first checkpoints) is behind by then."""
     job = small_job(shards, tmp_path, "soak", workers=2, epochs=epochs)
+    job = replace(job, data=replace(job.data, read_tasks=1))
     with sampled_every(0.05) as of_job:
         pretrain(with_run(job, checkpoint_every=50, report_every=20), trace.train)
     of_ranks = [record for record in trace.read_trace(tmp_path / "soak") if record["step"] > 21]
@@ -59,9 +61,11 @@ def sampled_every(seconds: float) -> Iterator[list[dict[str, Any]]]:
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
-    yield samples
-    done.set()
-    thread.join()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
 
 
 def check_flat(who: str, used: list[dict[str, Any]]) -> None:
