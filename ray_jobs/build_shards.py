@@ -18,9 +18,9 @@ from typing import Any
 import ray
 
 from ray_jobs import ray_cluster
-from ray_jobs.clip_progress import ClipProgress
 from shards.adapters import ADAPTERS, read_clips
 from shards.clips.build import ShardReport, build_shard, load_report
+from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import FACES, BuildOptions, BuildPlan, ShardTask
 from shards.clips.summary import BuildSummary, finish
 from shards.foreign.mapping import split_assignment

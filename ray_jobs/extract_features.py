@@ -24,10 +24,10 @@ import ray
 
 from conclugen import backbones
 from ray_jobs import ray_cluster, ray_loggers
-from ray_jobs.clip_progress import ClipProgress
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
+from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
 from shards.foreign.mapping import split_assignment
 

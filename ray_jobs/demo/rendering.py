@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from ray_jobs.clip_progress import ClipProgress
+from shards.clips.clip_progress import ClipProgress
 from shards.corpus import ClipPlan, ClipRow, write_clip
 
 _CLIPS_PER_TASK = 8

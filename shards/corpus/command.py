@@ -6,11 +6,11 @@ import argparse
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from shards.clips.clip_progress import ClipProgress
 from shards.corpus.emotions import EMOTIONS
 from shards.corpus.writing import (
     TABLE_NAME,
@@ -22,8 +22,6 @@ from shards.corpus.writing import (
     write_clip,
     write_corpus,
 )
-
-_SHOW_EVERY = 2.0  # seconds between progress lines
 
 
 def in_processes(processes: int) -> Writer:
@@ -44,12 +42,9 @@ def in_processes(processes: int) -> Writer:
 
 
 def _shown(rows: Iterator[ClipRow], total: int) -> Iterator[ClipRow]:
-    began = shown = time.monotonic()
+    progress = ClipProgress(total)
     for number, row in enumerate(rows, 1):
-        now = time.monotonic()
-        if now - shown > _SHOW_EVERY or number == total:
-            shown = now
-            print(f"{number:,}/{total:,} clips  {number / max(now - began, 1e-9):.1f} clips/s", flush=True)
+        progress.show(number, last=number == total)
         yield row
 
 

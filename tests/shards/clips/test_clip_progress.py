@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_jobs.clip_progress import ClipProgress
+from shards.clips.clip_progress import ClipProgress
 
 
 def test_speed_and_time_left_are_of_this_start() -> None:
