@@ -2,8 +2,8 @@
 
 Each rank has a stream of its own over its own part of the plan, so there is no coordinator and no barrier between
 ranks. The plan is executed in windows of a bounded number of read tasks, each window one Ray Data execution that
-preserves order; the next one is started when the current one is half used, so its start-up is hidden. `iter_batches`
-cuts blocks into batches again, so the size of a task is free.
+preserves order; the next one is started when the current one's last rows wait in the store, so its start-up is hidden.
+`iter_batches` cuts blocks into batches again, so the size of a task is free.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
 from shards.damage import Damage, ShardError
-from shards.pace import Pace
 from shards.plan import Cursor, EpochPlan, Range, Window
 from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
 from shards.reader import Reader
 from shards.rows import PADDING_ROW, Rows
 from shards.schema import did_you_mean
 from shards.stream import ReadAhead, RowMemory, Step, as_step, check_fit, windows
+from shards.stream_counters import StreamCounters
 
 PAYLOADS = ("object_store", "worker")
 _MOST_STEPS_PER_TASK = 32  # with small rows: enough to hide a task's cost, and a first batch is soon there
@@ -99,7 +99,7 @@ def stream(
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
     _await_cpus(execution)
     source = _Stream(reader, plan, rank, world, payload, execution)
-    return ReadAhead(source.batches(cursor, steps), execution.prefetch, source.pace)
+    return ReadAhead(source.batches(cursor, steps), execution.prefetch, source.counters)
 
 
 def _await_cpus(execution: Execution) -> None:
@@ -120,7 +120,7 @@ class _Stream:
         self, reader: Reader, plan: EpochPlan, rank: int, world: int, payload: str, execution: Execution
     ) -> None:
         self.reader, self.plan, self.rank, self.world = reader, plan, rank, world
-        self.payload, self.execution, self.pace = payload, execution, Pace()
+        self.payload, self.execution, self.counters = payload, execution, StreamCounters()
         self.local = plan.local_batch(world)
         self.row_bytes = _PLACE_BYTES
         if payload == "object_store":
@@ -129,6 +129,9 @@ class _Stream:
         self.steps_per_task = max(1, min(_MOST_STEPS_PER_TASK, execution.task_bytes // step_bytes))
         self.tasks_per_step = max(1, -(-step_bytes // execution.task_bytes))
         self.window_steps = max(1, execution.window_tasks * self.steps_per_task // self.tasks_per_step)
+        # Ray Data lets about half of `store_bytes` wait. When no more is left of a window its tasks have ended, and the
+        # next window finds their processes free, where it would start two of its own and take their CPUs meanwhile.
+        self.last_steps = max(1, execution.store_bytes // (2 * step_bytes))
         # Rows from the object store are copied once in any case: then into memory without gaps.
         self.memory = RowMemory(reader, self.local, execution.prefetch + 3, views=payload == "worker")
         # Tasks bear any damage, because they see a part of the rows; the log of `reader` counts them all.
@@ -141,11 +144,12 @@ class _Stream:
                 reader.labels,
                 max_damaged_share=1.0,
                 dtype=str(dtypes.pop()) if len(dtypes) == 1 else None,
+                threads=1,  # tasks run side by side
             )
         )
 
     def batches(self, cursor: Cursor, steps: int) -> Iterator[Step]:
-        """All batches, window after window; the next window starts when half of the current one is used."""
+        """All batches, window after window; the next one starts when `last_steps` of the current one are left."""
         parts = windows(self.plan, self.rank, self.world, cursor, steps, self.window_steps)
         current, following = None, self._start(parts)
         try:
@@ -154,11 +158,11 @@ class _Stream:
                 start, window, tables = current
                 length = len(window.filled)
                 for i in range(length):
-                    if 2 * i >= length - 1 and following is None:
+                    if length - i <= max(1, min(self.last_steps, length // 2 + 1)) and following is None:
                         following = self._start(parts)
-                    with self.pace.while_fetching():
+                    with self.counters.while_fetching():
                         table = next(tables)
-                    with self.pace.while_reading():
+                    with self.counters.while_reading():
                         rows = self._rows(table)
                     del table
                     yield as_step(rows, self.plan, self.plan.advance(start, i))

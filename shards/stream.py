@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shards.pace import Pace
 from shards.plan import Cursor, EpochPlan, Range, Window
 from shards.reader import Reader
 from shards.rows import Rows
+from shards.stream_counters import StreamCounters
 
 # Pieces planned at once. A window of a plan of small chunks has many pieces a step, one of large chunks few.
 _PIECES_PLANNED = 50_000
@@ -59,8 +59,8 @@ def stream(
     if prefetch <= 0:
         return (_read(reader, memory, plan, *step) for step in steps_read)
     if reader.manifest.is_local:
-        pace = Pace()
-        return ReadAhead(_read_paced(reader, memory, plan, steps_read, pace), prefetch, pace)
+        counters = StreamCounters()
+        return ReadAhead(_read_counted(reader, memory, plan, steps_read, counters), prefetch, counters)
     return ReadAhead(_read_side_by_side(reader, memory, plan, steps_read, prefetch), 1)
 
 
@@ -163,11 +163,15 @@ def _read(reader: Reader, memory: RowMemory, plan: EpochPlan, ranges: list[Range
     return step
 
 
-def _read_paced(
-    reader: Reader, memory: RowMemory, plan: EpochPlan, steps: Iterator[tuple[list[Range], Cursor]], pace: Pace
+def _read_counted(
+    reader: Reader,
+    memory: RowMemory,
+    plan: EpochPlan,
+    steps: Iterator[tuple[list[Range], Cursor]],
+    counters: StreamCounters,
 ) -> Iterator[Step]:
     for step in steps:
-        with pace.while_reading():
+        with counters.while_reading():
             rows = _read(reader, memory, plan, *step)
         yield rows
         del rows  # or this frame would hold a batch while the next one is read
@@ -228,13 +232,13 @@ class ReadAhead(Iterator[Item]):
     """The items of `source`, made by a thread up to `depth` ahead; its error is raised after the items before it.
 
     The thread starts at once. It stops at the source's next item when the iterator is closed or collected; as a
-    context manager it is closed at the end of the block. `pace` tells how full its queue was whenever an item was asked
-    for; a source that is given the same one adds what it was busy with.
+    context manager it is closed at the end of the block. `counters` tells how full its queue was whenever an item was
+    asked for; a source that is given the same one adds what it was busy with.
     """
 
-    def __init__(self, source: Iterator[Item], depth: int, pace: Pace | None = None) -> None:
-        self.pace = Pace() if pace is None else pace
-        self.pace.capacity = depth
+    def __init__(self, source: Iterator[Item], depth: int, counters: StreamCounters | None = None) -> None:
+        self.counters = StreamCounters() if counters is None else counters
+        self.counters.capacity = depth
         self._channel = _Channel(depth)
         self._ended = False
         self._thread = threading.Thread(
@@ -245,12 +249,12 @@ class ReadAhead(Iterator[Item]):
     def __next__(self) -> Item:
         if self._ended:
             raise StopIteration
-        pace = self.pace
-        pace.asked += 1
-        pace.ready += self._channel.waiting.qsize()
+        counters = self.counters
+        counters.asked += 1
+        counters.ready += self._channel.waiting.qsize()
         begin = time.perf_counter()
         item, error, last = self._channel.waiting.get()
-        pace.starved += time.perf_counter() - begin
+        counters.starved += time.perf_counter() - begin
         if not last:
             return item
         self.close()

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch.profiler import record_function
 
-from shards.pace import Pace
+from shards.stream_counters import StreamCounters
 
 Item = TypeVar("Item")
 
@@ -24,7 +24,7 @@ class InputTimes:
         steps: Batches that the loop was handed.
         waited: Seconds in which the loop had no batch.
         starved: Those of `waited` in which no batch was read yet; the rest was the way from the queue to the device.
-        asked, ready, fetching, reading, reading_cpu: See `shards.pace.Pace`.
+        asked, ready, fetching, reading, reading_cpu: See `shards.stream_counters.StreamCounters`.
         capacity: Batches that the input queue holds; no counter.
     """
 
@@ -58,17 +58,17 @@ class InputGauge:
     """Around a loop over batches: measures it without changing it."""
 
     def __init__(self) -> None:
-        self._pace = Pace()
+        self._counters = StreamCounters()
         self._steps, self._waited, self._paused = 0, 0.0, 0.0
         self._since = time.perf_counter()
         self._before = InputTimes()
 
-    def timed(self, batches: Iterable[Item], pace: Pace | None = None) -> Iterator[Item]:
+    def timed(self, batches: Iterable[Item], counters: StreamCounters | None = None) -> Iterator[Item]:
         """Hand the batches through, and count from the first one on: it is start-up, which says nothing of the pace.
 
-        pace: of the stream that the batches come from, where it has one.
+        counters: of the stream that the batches come from, where it has one.
         """
-        self._pace = pace or Pace()
+        self._counters = counters or StreamCounters()
         iterator = iter(batches)
         started = False
         while True:
@@ -101,16 +101,16 @@ class InputGauge:
         return self._counted() - self._before
 
     def _counted(self) -> InputTimes:
-        pace = self._pace
+        counters = self._counters
         return InputTimes(
             time.perf_counter() - self._since - self._paused,
             self._steps,
             self._waited,
-            pace.starved,
-            pace.asked,
-            pace.ready,
-            pace.fetching,
-            pace.reading,
-            pace.reading_cpu,
-            pace.capacity,
+            counters.starved,
+            counters.asked,
+            counters.ready,
+            counters.fetching,
+            counters.reading,
+            counters.reading_cpu,
+            counters.capacity,
         )

@@ -24,7 +24,7 @@ from ray_jobs.training.input_gauge import InputGauge, InputTimes
 from ray_jobs.training.validation import Validation
 from ray_jobs.training.wait_warning import WaitWatch
 from shards import Manifest
-from shards.pace import Pace
+from shards.stream_counters import StreamCounters
 
 Item = TypeVar("Item")
 
@@ -35,8 +35,8 @@ class SilentRecorder:
     def __init__(self) -> None:
         self.input = InputGauge()
 
-    def timed(self, batches: Iterable[Item], pace: Pace) -> Iterator[Item]:
-        return self.input.timed(batches, pace)
+    def timed(self, batches: Iterable[Item], counters: StreamCounters) -> Iterator[Item]:
+        return self.input.timed(batches, counters)
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         pass
@@ -73,9 +73,9 @@ class StepRecorder(SilentRecorder):
         self._timer = StepTimer(job.pretrain.global_batch, self.input)
         self._wait_watch = WaitWatch(job)
 
-    def timed(self, batches: Iterable[Item], pace: Pace) -> Iterator[Item]:
+    def timed(self, batches: Iterable[Item], counters: StreamCounters) -> Iterator[Item]:
         """Hand the batches through, and measure what the loop waits for."""
-        return self._timer.timed(batches, pace)
+        return self._timer.timed(batches, counters)
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         """Note the values of a step. They stay on the device until `write`."""
@@ -138,13 +138,13 @@ class StepTimer:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._taken = InputTimes()
 
-    def timed(self, batches: Iterable[Item], pace: Pace | None = None) -> Iterator[Item]:
+    def timed(self, batches: Iterable[Item], counters: StreamCounters | None = None) -> Iterator[Item]:
         """Hand the batches through, and count from the first one on the seconds that the loop waits for each.
 
-        pace: of the stream that they come from, where it has one.
+        counters: of the stream that they come from, where it has one.
         """
         self._taken = InputTimes()
-        return self._gauge.timed(batches, pace)
+        return self._gauge.timed(batches, counters)
 
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         self._pending.append((step, values))

@@ -78,7 +78,7 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
         keeper = Keeper(start, rank, recorder)
         pulse.beat(step)
         with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
-            for rows in recorder.timed(prefetch(batches, pretrainer.device), batches.pace):
+            for rows in recorder.timed(prefetch(batches, pretrainer.device), batches.counters):
                 values = pretrainer.step(rows)
                 step = pretrainer.step_number
                 recorder.add(step, values)

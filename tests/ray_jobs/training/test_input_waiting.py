@@ -12,8 +12,8 @@ from conclugen.prefetch import ahead
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training.input_gauge import InputGauge, InputTimes
 from ray_jobs.training.wait_warning import WaitWatch, likely_cause
-from shards.pace import Pace
 from shards.stream import ReadAhead
+from shards.stream_counters import StreamCounters
 
 
 def job(payload: str = "object_store") -> PretrainJob:
@@ -23,13 +23,13 @@ def job(payload: str = "object_store") -> PretrainJob:
 
 def run(fetch: float = 0.0, read: float = 0.0, stage: float = 0.0, steps: int = 30) -> InputTimes:
     """The counters of a loop over a stream whose parts sleep for so long at each batch; a step sleeps for 4 ms."""
-    pace, gauge = Pace(), InputGauge()
+    counters, gauge = StreamCounters(), InputGauge()
 
     def source() -> Iterator[int]:
         for i in range(steps):
-            with pace.while_fetching():
+            with counters.while_fetching():
                 time.sleep(fetch)
-            with pace.while_reading():
+            with counters.while_reading():
                 time.sleep(read)
             yield i
 
@@ -37,9 +37,9 @@ def run(fetch: float = 0.0, read: float = 0.0, stage: float = 0.0, steps: int = 
         time.sleep(stage)
         return batch
 
-    with ReadAhead(source(), 2, pace) as stream:
+    with ReadAhead(source(), 2, counters) as stream:
         batches = ahead(stream, staged) if stage else stream
-        for seen, batch in enumerate(gauge.timed(batches, stream.pace)):
+        for seen, batch in enumerate(gauge.timed(batches, stream.counters)):
             assert batch == seen
             time.sleep(0.004)
     return gauge.times()
@@ -47,15 +47,15 @@ def run(fetch: float = 0.0, read: float = 0.0, stage: float = 0.0, steps: int = 
 
 def test_counters_of_a_source_that_is_always_ahead() -> None:
     """The step lasts until the queue is full again, so every batch that is asked for is there."""
-    made, pace, gauge = [0], Pace(), InputGauge()
+    made, counters, gauge = [0], StreamCounters(), InputGauge()
 
     def source() -> Iterator[int]:
         for i in range(20):
             made[0] = i
             yield i
 
-    with ReadAhead(source(), 2, pace) as stream:
-        for seen in gauge.timed(stream, stream.pace):
+    with ReadAhead(source(), 2, counters) as stream:
+        for seen in gauge.timed(stream, stream.counters):
             while made[0] < min(19, seen + 3):  # two in the queue, and one more made
                 time.sleep(0.001)
     times = gauge.times()

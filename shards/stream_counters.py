@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Pace:
+class StreamCounters:
     """Counters of a stream that only grow; each is written by one thread and may be read by any.
 
     Attributes:
