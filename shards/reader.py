@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from shards.storage import Storage
 # Features are handed out as views on whole samples where these are at most so much larger than the features in them.
 _VIEW_OVERHEAD = 1.5
 _LARGE = 64 << 20  # bytes of a batch, from which on shards are looked at before its memory is taken
+_SHARED_OUT = 4 << 20  # bytes of a batch, from which on waking a second thread costs less than it saves
 _RESTORE = "Restore the shard from its source, or run `python -m shards verify FOLDER --repair` to go on without it"
 
 
@@ -47,7 +49,8 @@ class Reader:
     all features (default: as stored; a modality of several dtypes has their common one). max_damaged_share and
     quarantine: see `DamageLog`. index_cache_bytes bounds the memory for indexes, which a data set read in random order
     wants to hold whole (about 25 bytes a sample). connections: ranges fetched at once from a remote store, whose bytes
-    wait in memory; those of a batch and of the batches ahead should be under way together.
+    wait in memory; those of a batch and of the batches ahead should be under way together. threads: ranges of a batch
+    that are read and hashed at once from local files (default: 2, or 1 on a machine with one core).
 
     Pickled, it is a few hundred bytes and the view: files, caches and the damage log stay behind.
     """
@@ -63,8 +66,11 @@ class Reader:
         dtype: str | None = None,
         index_cache_bytes: int = 256 * 1024**2,
         connections: int = 64,
+        threads: int | None = None,
     ) -> None:
-        self._options = (modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes, connections)
+        self._options = (
+            modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes, connections, threads,
+        )  # fmt: skip
         self.manifest = manifest
         self.view = view
         schema = manifest.schema
@@ -80,6 +86,9 @@ class Reader:
             raise ValueError(f"dtype is {dtype!r}, expected float16, float32 or float64")
         if connections < 1:
             raise ValueError(f"connections is {connections}, expected at least 1")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}, expected at least 1")
+        self._connections, self._threads = connections, threads or min(2, os.cpu_count() or 1)
         self.damage = DamageLog(manifest.rows if view is None else view.rows, max_damaged_share, quarantine)
         self._label_shapes = {label.name: (label.shape, label.numpy_dtype) for label in chosen}
         number = {name: i for i, name in enumerate(schema.column_names)}
@@ -179,18 +188,11 @@ class Reader:
         # What the index says of each row's columns, and what is wrong with the row (0 for nothing).
         stored, wrong = np.empty((total, len(self.manifest.columns)), bool), np.zeros(total, np.uint8)
 
-        def fetch(part: tuple[int, int, int, int]) -> None:
-            shard, start, stop, at = part
-            end = at + stop - start
-            self._read_part(shard, start, stop, filled.part(at, end), stored[at:end], wrong[at:end])
+        def fetch(some: Sequence[tuple[int, int, int, int]]) -> None:
+            for shard, start, stop, at in some:
+                self._read_part(shard, start, stop, at, filled, stored, wrong)
 
-        if self._storage.is_local or len(parts) == 1:
-            for part in parts:
-                fetch(part)
-        else:
-            if self._fetchers is None:
-                self._fetchers = ThreadPoolExecutor(self._options[-1], "shards-fetch")
-            list(self._fetchers.map(fetch, parts))  # the first part's error is the one that is raised
+        self._side_by_side(fetch, parts, total)
         if total and filled.slots is not None:
             self._check_slots(filled.slots, filled.row, stored, wrong)
         self._zero_missing(filled, stored)
@@ -240,27 +242,75 @@ class Reader:
             entry, _ = self._index(shard)
             self._storage.read_into(entry, [])  # of nothing: compares the file's size
 
-    def _read_part(self, shard: int, start: int, stop: int, out: Rows, stored: np.ndarray, wrong: np.ndarray) -> None:
-        """One range into `out`: what the index says of its rows, their bytes, and checks that need the bytes at hand.
+    def _side_by_side(
+        self,
+        fetch: Callable[[Sequence[tuple[int, int, int, int]]], None],
+        parts: list[tuple[int, int, int, int]],
+        total: int,
+    ) -> None:
+        """Fetch all parts; of several errors the first part's is raised, after which nothing more is fetched.
 
-        Touches nothing but its arguments and caches, so that parts may be read side by side.
+        Of local files each thread takes about as many rows, in one piece, and this thread takes the first: to read is
+        to copy, and one core alone does not use the memory's bandwidth. From a remote store each part is a request.
+        """
+        local = self._storage.is_local
+        count = min(len(parts), self._threads if local else self._connections)
+        if count <= 1 or (local and total * self.row_bytes < _SHARED_OUT):
+            fetch(parts)
+            return
+        with self._log_lock:
+            if self._fetchers is None:
+                self._fetchers = ThreadPoolExecutor(self._threads - 1 if local else self._connections, "shards-fetch")
+        if local:
+            shares: list[list[tuple[int, int, int, int]]] = [[] for _ in range(count)]
+            for part in parts:
+                shares[part[3] * count // total].append(part)
+        else:
+            shares = [[], *([part] for part in parts)]
+        # A thread may hold on to what it ran for a while. Through this list it does not hold the batch's memory, which
+        # `RowMemory` would then take for used.
+        held = [fetch]
+
+        def run(share: Sequence[tuple[int, int, int, int]]) -> None:
+            held[0](share)
+
+        waiting = [self._fetchers.submit(run, share) for share in shares[1:] if share]
+        try:
+            fetch(shares[0])
+            for future in waiting:
+                future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)  # nothing writes into the batch once the caller has it back
+            held.clear()
+
+    def _read_part(
+        self, shard: int, start: int, stop: int, at: int, out: Rows, stored: np.ndarray, wrong: np.ndarray
+    ) -> None:
+        """One range into `out` from row `at` on: what the index says of its rows, their bytes, and checks that need the
+        bytes at hand.
+
+        Touches nothing but its rows of the arguments, and caches, so that parts may be read side by side.
         """
         entry, index = self._index(shard)
         rows = self._rows(shard, start, stop, entry)
+        end = at + stop - start
         first = int(self.manifest.rows_before[shard])
-        out.row[:] = np.arange(first + rows.start, first + rows.stop) if isinstance(rows, slice) else first + rows
-        stored[:] = index.present[rows]
+        out.row[at:end] = np.arange(first + rows.start, first + rows.stop) if isinstance(rows, slice) else first + rows
+        stored[at:end] = index.present[rows]
         for name in self.labels:
-            out.labels[name][:] = index.labels[name][rows]
+            out.labels[name][at:end] = index.labels[name][rows]
         if out.group is not None and index.group is not None:
-            out.group[:] = index.group[rows]
+            out.group[at:end] = index.group[rows]
         if index.layout is None:
-            self._foreign.read(self._storage, entry, index, rows, out.features, wrong)
+            features = {name: array[at:end] for name, array in out.features.items()}
+            self._foreign.read(self._storage, entry, index, rows, features, wrong[at:end])
         elif out.slots is not None:
-            sums = read_slots(self._storage, entry, index.layout.stride, rows, out.slots)
-            wrong[np.array(sums, np.uint64) != index.checksums[rows]] = CHECKSUM_DIFFERS
+            sums = read_slots(self._storage, entry, index.layout.stride, rows, out.slots[at:end])
+            wrong[at:end][sums != index.checksums[rows]] = CHECKSUM_DIFFERS
         else:
-            self._read_and_copy(entry, index, rows, out, stored, wrong)
+            self._read_and_copy(entry, index, rows, out.part(at, end), stored[at:end], wrong[at:end])
 
     def _read_and_copy(
         self,
@@ -280,7 +330,7 @@ class Reader:
             slots = self._buffer((block.stop - at) * stride).reshape(-1, stride)
             some = slice(rows.start + at, rows.start + block.stop) if isinstance(rows, slice) else rows[block]
             sums = read_slots(self._storage, entry, stride, some, slots)
-            wrong[block][np.array(sums, np.uint64) != checksums[block]] = CHECKSUM_DIFFERS
+            wrong[block][sums != checksums[block]] = CHECKSUM_DIFFERS
             self._check_slots(slots, out.row[block], stored[block], wrong[block])
             self._columns.copy(slots, {name: array[block] for name, array in out.features.items()})
 

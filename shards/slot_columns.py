@@ -25,13 +25,15 @@ _NPY_WORDS = NPY_HEADER_BYTES // 8
 
 def read_slots(
     storage: Storage, entry: ShardEntry, stride: int, rows: np.ndarray | slice, slots: np.ndarray
-) -> list[int]:
-    """The shard's `rows` (ascending numbers, or a slice of them) into `slots` (n, pitch) uint8; xxh3_64 of each.
+) -> np.ndarray:
+    """The shard's `rows` (ascending numbers, or a slice of them) into `slots` (n, pitch) uint8; (n,) uint64 xxh3_64 of
+    each.
 
     Raises ShardError where the file is missing or of another size than the manifest says.
     """
     pitch = slots.shape[1]
     memory = slots.reshape(-1).data
+    digest = xxhash.xxh3_64_intdigest
     sums: list[int] = []
     step = max(1, (LOCAL_BLOCK_BYTES if storage.is_local else REMOTE_BLOCK_BYTES) // pitch)
     for at in range(0, len(slots), step):
@@ -44,8 +46,8 @@ def read_slots(
                 buffers = [memory[i * pitch : i * pitch + stride] for i in range(a, b)]
             ranges.append((first * stride, buffers))
         storage.read_into(entry, ranges)
-        sums += [xxhash.xxh3_64_intdigest(memory[i : i + stride]) for i in range(at * pitch, end * pitch, pitch)]
-    return sums
+        sums += [digest(memory[i : i + stride]) for i in range(at * pitch, end * pitch, pitch)]
+    return np.array(sums, np.uint64)
 
 
 def _runs(rows: np.ndarray | slice, start: int, stop: int) -> list[tuple[int, int, int]]:

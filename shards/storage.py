@@ -39,13 +39,10 @@ class Storage:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        self.is_local = manifest.is_local
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._sized: set[str] = set()
         self._lock = threading.Lock()
-
-    @property
-    def is_local(self) -> bool:
-        return self._manifest.is_local
 
     def read_into(self, entry: ShardEntry, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
         """Fill each range's buffers, one after another, with the shard's bytes from the range's offset on.
@@ -65,6 +62,8 @@ class Storage:
     def _read_local(self, entry: ShardEntry, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
         file = self._open(entry)
         for offset, buffers in ranges:
+            if len(buffers) == 1 and os.preadv(file.descriptor, buffers, offset) == len(buffers[0]):
+                continue  # nearly always; below is what else can happen
             for start in range(0, len(buffers), _MOST_BUFFERS):
                 some = list(buffers[start : start + _MOST_BUFFERS])
                 wanted = sum(map(len, some))

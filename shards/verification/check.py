@@ -145,7 +145,7 @@ def _check_slots(
     for start in range(0, entry.count, step):
         rows = table.slice(start, step).to_pylist()
         slots = memory[: len(rows)]
-        sums = np.array(read_slots(storage, entry, stride, slice(start, start + len(rows)), slots), np.uint64)
+        sums = read_slots(storage, entry, stride, slice(start, start + len(rows)), slots)
         intact = sums == index.checksums[start : start + len(rows)]
         records = whole_slots(schema, layout, slots, [row["key"] for row in rows])
         for slot, row, same, record in zip(slots, rows, intact.tolist(), records, strict=True):

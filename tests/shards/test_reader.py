@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from shards import (
     group_id,
 )
 from shards import storage as storage_module
+from shards.stream import RowMemory
 from tests.shards.small_data import SCHEMA, flip_bit, make_samples, write
 
 
@@ -299,6 +301,63 @@ def test_views_on_samples_equal_copied_columns(
             for name, array in seen.labels.items():
                 np.testing.assert_array_equal(array, copied.labels[name])
             seen.slots[:] = 0xAB
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_several_threads_read_what_one_reads(
+    copy: Path, wide: dict[str, tuple[str, ...]], views: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.reader._SHARED_OUT", 0)
+    manifest = Manifest.open(copy)
+    for shard in (2, 0):
+        flip_bit(copy / f"part-{shard:06d}.tar", 5 * manifest.entry(shard).stride + 512 + 128 + 9)
+    random = np.random.default_rng(0)
+    counts = manifest.counts.tolist()
+    for count in (1, 2, 5, 16):
+        pieces = [(s, a, min(a + 3, n)) for s, n in enumerate(counts) for a in range(0, n, 3)]
+        ranges = [pieces[i] for i in random.permutation(len(pieces))[:count]]
+        one, several = (Reader(manifest, None, wide, max_damaged_share=1.0, threads=n) for n in (1, 4))
+        rows, again = (r.read_ranges(ranges, out=r.allocate(60, views=views)) for r in (one, several))
+        assert again.slots is not None or not views
+        assert list(one.damage) == list(several.damage) and one.damage.rows_read == several.damage.rows_read
+        for name in wide:
+            np.testing.assert_array_equal(rows.features[name], again.features[name])
+            np.testing.assert_array_equal(rows.present[name], again.present[name])
+        np.testing.assert_array_equal(rows.row, again.row)
+        for name in rows.labels:
+            np.testing.assert_array_equal(rows.labels[name], again.labels[name])
+    for shard in (1, 2):
+        (copy / f"part-{shard:06d}.tar").unlink()
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0)):  # of several errors the first range's
+        reader = Reader(manifest, None, wide, max_damaged_share=1.0, threads=3)
+        with pytest.raises(ShardError, match=f"part-00000{next(shard for shard in order if shard)}"):
+            reader.read_ranges([(shard, 0, 8) for shard in order])
+
+
+def test_no_thread_holds_a_batch_that_it_has_read(
+    whole: Manifest, wide: dict[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    class Holding(ThreadPoolExecutor):
+        """As a pool whose threads were interrupted before they let go of what they ran."""
+
+        def submit(self, run: object, *arguments: object) -> Future:  # type: ignore[override, type-arg]
+            held.append((run, arguments))
+            return super().submit(run, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("shards.reader.ThreadPoolExecutor", Holding)
+    monkeypatch.setattr("shards.reader._SHARED_OUT", 0)
+    reader = Reader(whole, None, wide, threads=3)
+    memory, places = RowMemory(reader, 30, kept=3), set()
+    for _ in range(5):
+        rows = memory.take()
+        reader.read_ranges([(shard, 0, 8) for shard in range(3)], out=rows)
+        places.add(rows.features["audio"].ctypes.data)
+        memory.give(rows)
+        del rows
+    assert len(held) == 10
+    assert len(places) == 1
 
 
 def test_damage_in_views_is_cleared_and_named(
