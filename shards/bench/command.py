@@ -29,7 +29,9 @@ from shards.schema import FLOAT_DTYPES, did_you_mean
 
 METHODS = (
     "readinto",
+    "readinto_batch",
     "own_process",
+    "own_process_one_thread",
     "own_process_ahead",
     "own_process_copied",
     "webdataset",

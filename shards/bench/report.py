@@ -14,6 +14,8 @@ from typing import Any
 
 RATIOS = (
     ("own_process", "readinto", 0.5),
+    ("own_process_one_thread", "readinto", None),
+    ("readinto_batch", "readinto", None),
     ("own_process", "webdataset", 40),
     ("own_process", "streaming", None),
     ("own_ray_object_store", "read_webdataset", 5),

@@ -77,11 +77,17 @@ def measure_writing(manifest: Manifest, folder: Path, rows: int, dtype: str, rou
 def measure_planner(rows: int = 10**9, batch: int = 4096, shard_rows: int = 10_000, world: int = 64) -> dict[str, Any]:
     """Seconds and bytes to plan an epoch, then to find one rank's part of a step anywhere in it."""
     counts = np.full(rows // shard_rows, shard_rows)
-    tracemalloc.start()
+
+    def make() -> EpochPlan:
+        plan = EpochPlan(counts, seed=0, global_batch=batch)
+        plan.rows(1, 0, 0, world)
+        return plan
+
     begin = time.perf_counter()
-    plan = EpochPlan(counts, seed=0, global_batch=batch)
-    plan.rows(1, 0, 0, world)
+    make()
     build = time.perf_counter() - begin
+    tracemalloc.start()  # a second time, because it slows down what it watches
+    plan = make()
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     steps = np.linspace(0, plan.steps_in(1) - 1, 200).astype(int).tolist()

@@ -83,10 +83,13 @@ def test_what_is_measured_is_what_webdataset_reads(manifest: Manifest) -> None:
                 assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize("method", ["readinto", "own_process", "own_process_ahead", "own_process_copied"])
+@pytest.mark.parametrize(
+    "method",
+    ["readinto", "readinto_batch", "own_process", "own_process_one_thread", "own_process_ahead", "own_process_copied"],
+)
 def test_own_methods_count_every_row(manifest: Manifest, method: str) -> None:
     sizes = getattr(OwnMethods(manifest, 16), method)()
-    assert sum(next(sizes) for _ in range(6 if method != "readinto" else len(manifest))) == 96
+    assert sum(next(sizes) for _ in range(len(manifest) if method.startswith("readinto") else 6)) == 96
     sizes.close()
 
 
