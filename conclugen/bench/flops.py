@@ -46,6 +46,13 @@ def step_flops(config: PretrainConfig, widths: Mapping[str, int]) -> dict[str, i
     return counted
 
 
+def similarity_flops(flops: Mapping[str, int]) -> int:
+    """FLOPs that the similarities in a `step_flops` take as they are executed: each is multiplied out once more in the
+    backward pass, so four products of 2 B^2 P for each pair instead of three. They run in TF32 on a GPU, not in
+    bfloat16."""
+    return (flops.get("contrastive", 0) + flops.get("simclr", 0)) * 4 // 3
+
+
 def _head(config: PretrainConfig, modality: str, width: int) -> int:
     """One row through a gated unit and what follows it, forward and backward."""
     R = config.model.representation_dim

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from conclugen import checkpoint, presets
-from conclugen.bench.flops import step_flops
+from conclugen.bench.flops import similarity_flops, step_flops
 from conclugen.config import RECIPES, PretrainConfig
 from conclugen.model import Model
 from conclugen.pretrainer import Pretrainer
@@ -95,11 +95,13 @@ def state_bytes(model: Model) -> int:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does. peak: FLOP/s of a GPU; utilisation: share of it that matrix products reach over a step;
-    inside, between: bytes/s of a GPU's link to its node's others and to other nodes, in one direction; memory: bytes/s
-    of a GPU's own; node: GPUs of one; feature_bytes: of one number as stored."""
+    """What a machine does. peak, tf32: FLOP/s of a GPU in bfloat16 and in TF32, in which similarities are multiplied
+    out; utilisation: share of both that matrix products reach over a step; inside, between: bytes/s of a GPU's link to
+    its node's others and to other nodes, in one direction; memory: bytes/s of a GPU's own; node: GPUs of one;
+    feature_bytes: of one number as stored."""
 
     peak: float = 989e12
+    tf32: float = 494.5e12
     utilisation: float = 0.45
     inside: float = 450e9
     between: float = 50e9
@@ -110,14 +112,16 @@ class Rates:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and bytes of one step. compute: matrix products. kmeans: on rank 0, while others wait. blocking:
-    collectives that nothing overlaps. gradients: their all-reduce, which runs beside the backward pass. step: compute +
-    kmeans + blocking, or the gradients' all-reduce where that takes longer than the backward pass. node_read: bytes/s
-    that a node reads to keep up with that. bound: what takes longest."""
+    """Seconds and bytes of one step. compute: matrix products, of which similarities: those of the contrastive losses.
+    kmeans: on rank 0, while others wait. blocking: collectives that nothing overlaps. gradients: their all-reduce,
+    which runs beside the backward pass of all but the similarities, after which the first gradient is there. step:
+    compute + kmeans + blocking + what the backward pass does not cover of the gradients. node_read: bytes/s that a node
+    reads to keep up with that. bound: what takes longest."""
 
     world: int
     global_batch: int
     compute: float
+    similarities: float
     kmeans: float
     blocking: float
     gradients: float
@@ -132,12 +136,15 @@ def estimate(config: PretrainConfig, widths: Mapping[str, int], world: int, rate
     model = bare_model(config, widths)
     link = rates.inside if world <= rates.node else rates.between
     made = collectives(config, model, world) if world > 1 else []
-    flops = sum(step_flops(config, widths).values()) / world
-    compute = flops / (rates.peak * rates.utilisation)
+    flops = step_flops(config, widths)
+    dense = sum(n for part, n in flops.items() if part not in ("contrastive", "simclr"))
+    heads = dense / world / (rates.peak * rates.utilisation)
+    similarities = similarity_flops(flops) / world / (rates.tf32 * rates.utilisation)
+    compute = heads + similarities
     *others, gradients = [each.moved(world) / link for each in made] or [0.0]
     kmeans = _kmeans_bytes(config) / rates.memory
     # The backward pass is two thirds of the products; what it does not cover of the gradients' sum is waited for.
-    exposed = max(0.0, gradients - compute * 2 / 3)
+    exposed = max(0.0, gradients - heads * 2 / 3)
     step = compute + kmeans + sum(others) + exposed
     parts = {"compute": compute, "k-means": kmeans, "collectives of the losses": sum(others), "gradients": exposed}
     row_bytes = sum(widths[m] for m in config.modalities) * rates.feature_bytes
@@ -146,6 +153,7 @@ def estimate(config: PretrainConfig, widths: Mapping[str, int], world: int, rate
         world,
         config.global_batch,
         compute,
+        similarities,
         kmeans,
         sum(others),
         gradients,
@@ -169,12 +177,13 @@ def _kmeans_bytes(config: PretrainConfig) -> float:
 def table(estimates: list[Estimate], rates: Rates) -> str:
     """For people, in Markdown."""
     lines = [
-        "| GPUs | global batch | rows a GPU | compute, ms | k-means, ms | losses' collectives, ms | gradients, ms "
-        "| step, ms | samples/s | MB through a link | GB/s a node reads | longest |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| GPUs | global batch | rows a GPU | compute, ms | of it similarities, ms | k-means, ms "
+        "| losses' collectives, ms | gradients, ms | step, ms | samples/s | MB through a link | GB/s a node reads "
+        "| longest |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in estimates:
-        times = (e.compute, e.kmeans, e.blocking, e.gradients, e.step)
+        times = (e.compute, e.similarities, e.kmeans, e.blocking, e.gradients, e.step)
         lines.append(
             f"| {e.world} | {e.global_batch:,} | {-(-e.global_batch // e.world):,} | "
             + " | ".join(f"{1e3 * seconds:.2f}" for seconds in times)
@@ -207,7 +216,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--projection", type=int, default=512, help="P")
     parser.add_argument("--hidden", type=int, default=1024, help="H, of the reconstruction")
     parser.add_argument("--peak", type=float, default=rates.peak / 1e12, help="TFLOP/s of a GPU (H100, bfloat16)")
-    parser.add_argument("--utilisation", type=float, default=rates.utilisation, help="share of it, over a step")
+    parser.add_argument("--tf32", type=float, default=rates.tf32 / 1e12, help="TFLOP/s of a GPU in TF32 (similarities)")
+    parser.add_argument("--utilisation", type=float, default=rates.utilisation, help="share of both, over a step")
     parser.add_argument("--inside", type=float, default=rates.inside / 1e9, help="GB/s of a GPU's link in its node")
     parser.add_argument("--between", type=float, default=rates.between / 1e9, help="GB/s of a GPU's link to others")
     parser.add_argument("--memory", type=float, default=rates.memory / 1e12, help="TB/s of a GPU's memory")
@@ -219,13 +229,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Estimate and print; ValueError for numbers that make no estimate."""
-    for name in ("peak", "utilisation", "inside", "between", "memory", "node", *("gpus", "batch")):
+    for name in ("peak", "tf32", "utilisation", "inside", "between", "memory", "node", *("gpus", "batch")):
         given = getattr(args, name)
         if min(given if isinstance(given, list) else [given]) <= 0:
             raise ValueError(f"--{name}: found {given}, expected numbers above 0")
     rates = Rates(
-        args.peak * 1e12, args.utilisation, args.inside * 1e9, args.between * 1e9, args.memory * 1e12, args.node,
-        args.feature_bytes,
+        args.peak * 1e12, args.tf32 * 1e12, args.utilisation, args.inside * 1e9, args.between * 1e9,
+        args.memory * 1e12, args.node, args.feature_bytes,
     )  # fmt: skip
     sizes = {
         "representation_dim": args.representation,

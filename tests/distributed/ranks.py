@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from conclugen import Batch, PretrainConfig, Pretrainer, accumulation, batch_norm, distributed, gradients, model
 from conclugen.latents import Presence
@@ -190,11 +192,15 @@ def summed_in_buckets(shapes: list[tuple[int, ...]], bucket: int) -> list[bool]:
 
 
 def collectives_of_a_step(config: dict[str, Any], batch: dict[str, Any]) -> list[tuple[str, int]]:
-    """Kind and bytes of each collective that Python asks for in the second step, when everything runs."""
+    """Kind and bytes of each collective of the second step, when everything runs. The gradients' buckets are those of
+    DistributedDataParallel, summed through `torch.distributed` as by default in C++, so that they are seen."""
     cfg = PretrainConfig.from_dict(config)
     standardization = {m: (np.zeros(d), np.ones(d)) for m, d in WIDTHS.items()} if cfg.model.standardize else None
     pretrainer = Pretrainer(cfg, WIDTHS, 1, standardization)
     rows = own_rows(batch, cfg)
+    replica = pretrainer._gradients._replica
+    assert isinstance(replica, DistributedDataParallel)
+    replica.register_comm_hook(None, allreduce_hook)
     pretrainer.step(rows)
     found: list[tuple[str, int]] = []
     larger = {

@@ -10,6 +10,7 @@ import pytest
 
 from conclugen import Pretrainer, presets
 from conclugen.__main__ import main
+from conclugen.bench.flops import step_flops
 from conclugen.bench.scaling import Rates, bare_model, collectives, estimate, parameters, state_bytes
 from tests.distributed import ranks
 from tests.distributed.pool import Pool, pool
@@ -36,8 +37,8 @@ def test_collectives_are_those_of_real_ranks(workers: Pool, case: str, world: in
     preset, recipe, more = CASES[case]
     config = presets.build(preset, recipe, **{**SETTINGS, **more})
     model = bare_model(config, ranks.WIDTHS)
-    *predicted, gradients = collectives(config, model, world)
-    assert gradients.bytes == 4 * parameters(model), "DistributedDataParallel sums those, out of Python's sight"
+    predicted = collectives(config, model, world)
+    assert predicted[-1].name == "gradients of parameters"
     expected = Counter((each.kind, each.bytes) for each in predicted)
     for found in workers.run(world, ranks.collectives_of_a_step, config.to_dict(), ranks.make_batch(10, 0)):
         made = Counter((kind, size) for kind, size in found)
@@ -64,14 +65,20 @@ def test_parameters_and_checkpoint_are_those_of_a_pretrainer() -> None:
 def test_times_follow_from_bytes_and_rates() -> None:
     config = presets.build("contrast_only", "improved", global_batch=4096)
     widths = {"video": 4096, "audio": 1024, "text": 768}
-    rates = Rates(peak=1e15, utilisation=0.5, inside=1e11, between=1e10, node=8)
+    rates = Rates(peak=1e15, tf32=4e14, utilisation=0.5, inside=1e11, between=1e10, node=8)
     alone, node, cluster = (estimate(config, widths, world, rates) for world in (1, 8, 64))
     assert alone.moved == alone.gradients == alone.blocking == 0 and alone.bound == "compute"
     assert alone.compute == pytest.approx(8 * node.compute) == pytest.approx(64 * cluster.compute)
+    # Three pairs, four products of 2 B^2 P for each, in TF32; all else in bfloat16.
+    flops = step_flops(config, widths)
+    similarities = 3 * 8 * 4096**2 * config.model.projection_dim
+    assert alone.similarities == pytest.approx(similarities / (4e14 * 0.5))
+    assert alone.compute - alone.similarities == pytest.approx((flops["heads"] + flops["projection"]) / (1e15 * 0.5))
     size = 4 * parameters(bare_model(config, widths))
     assert node.gradients == pytest.approx(2 * size * 7 / 8 / 1e11)
     assert cluster.gradients == pytest.approx(2 * size * 63 / 64 / 1e10) and cluster.bound == "gradients"
-    assert cluster.step == pytest.approx(cluster.compute / 3 + cluster.blocking + cluster.gradients)
+    hidden = (cluster.compute - cluster.similarities) * 2 / 3
+    assert cluster.step == pytest.approx(cluster.compute - hidden + cluster.blocking + cluster.gradients)
     assert cluster.node_read == pytest.approx(8 * 64 * 4 * sum(widths.values()) / cluster.step)
 
 
