@@ -89,9 +89,6 @@ def costs(trials: Mapping[int, Mapping[str, float]], elapsed: float) -> dict[str
         for name in ("train_seconds", "measure_seconds", "overhead_seconds")
     }
     starts = [cost["process_start_seconds"] for cost in trials.values() if cost["process_start_seconds"]]
-    return {
-        "trials_per_minute": 60 * len(trials) / max(elapsed, 1e-9),
-        **mean,
-        "processes": float(len(starts)),
-        "process_start_seconds": sum(starts) / max(1, len(starts)),
-    }
+    # A population's members change processes in mid-training, and their last results tell of no start.
+    started = {"processes": float(len(starts)), "process_start_seconds": sum(starts) / len(starts)} if starts else {}
+    return {"trials_per_minute": 60 * len(trials) / max(elapsed, 1e-9), **mean, **started}
