@@ -49,23 +49,23 @@ def _steps(planned: PlannedCell, data: LabelledSet) -> int:
 
 
 def _probe(planned: PlannedCell | None, data: LabelledSet) -> tuple[float, float]:
-    """Seconds of an optimiser step, and of all the cell's probes."""
+    """CPU seconds of an optimiser step, and of all the cell's probes: what else the machine does is no part of them."""
     if planned is None or planned.cell.config is None:
         return 0.0, 0.0
     with one_thread():
         fold = data.protocol.folds[0]
         pretrainer, everything = make_pretrainer(planned.cell, data, fold)
         train(pretrainer, everything, fold, 0, 1)
-        began = time.perf_counter()
+        began = time.process_time()
         train(pretrainer, everything, fold, 1, 1 + _TIMED_STEPS)
-        step = (time.perf_counter() - began) / _TIMED_STEPS
+        step = (time.process_time() - began) / _TIMED_STEPS
         single = replace(data.protocol, folds=(replace(fold, number=0),), labelled=(data.protocol.labelled[0],))
         representation = table_of(pretrainer.embed(everything))
         judging = 0.0
         for fraction in data.protocol.fractions:
-            began = time.perf_counter()
+            began = time.process_time()
             evaluate(single, representation, draws=1, fractions=(fraction,))
-            judging += (time.perf_counter() - began) * len(data.protocol.labelled[0][fraction])
+            judging += (time.process_time() - began) * len(data.protocol.labelled[0][fraction])
         return step, judging * len(data.protocol.folds)
 
 
