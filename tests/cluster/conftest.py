@@ -53,6 +53,7 @@ def shared_ray(_ray_folder: str) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not ray.is_initialized():
         ray.init(
+            "local",  # whatever else runs on this machine
             num_cpus=2,
             include_dashboard=False,
             logging_level="warning",

@@ -31,7 +31,7 @@ def bucket() -> Iterator[str]:
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_from_the_store_alone(bucket: str, shards: Path, tmp_path: Path) -> None:
     """One epoch, then a second one by a job that knows nothing but the store: equal to two epochs in one go."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning")
     try:
         one = with_run(small_job(shards, tmp_path / "one", "run", epochs=1), storage=bucket)
         pretrain(one)

@@ -37,7 +37,7 @@ LARGE = Execution(task_bytes=200 * 32, window_tasks=1)
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Two CPUs, both held by an actor, as training workers hold theirs."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
 
     @ray.remote(num_cpus=2)
     class Worker:
