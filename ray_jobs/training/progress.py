@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.tracking.journal import read_records
+from shards.clock import clock
 
 
 class ProgressPrinter:
@@ -50,12 +51,6 @@ class ProgressPrinter:
                 print(training_line(record["step"], self._total, record["values"]), flush=True)
             elif record["series"] == "validation":
                 print(validation_line(record["step"], record["values"]), flush=True)
-
-
-def clock(seconds: float) -> str:
-    """`00:41:00`; hours go on beyond 24."""
-    minutes, left = divmod(round(seconds), 60)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{left:02d}"
 
 
 def training_line(step: int, total: int, values: dict[str, Any]) -> str:

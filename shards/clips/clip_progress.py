@@ -1,8 +1,10 @@
-"""The progress line of a job over clips: `120/15,000 clips  3.10 clips/s  left 1:19:57`."""
+"""The progress line of a job over clips: `120/15,000 clips  3.10 clips/s  left 01:19:57`."""
 
 from __future__ import annotations
 
 import time
+
+from shards.clock import clock
 
 _EVERY = 2.0  # seconds between lines
 
@@ -28,5 +30,4 @@ class ClipProgress:
         line = f"{self._already + done:,}/{self._total:,} clips  {done / max(seconds, 1e-9):.2f} clips/s"
         if not done:
             return line
-        left = int((self._total - self._already - done) * seconds / done)
-        return f"{line}  left {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        return f"{line}  left {clock((self._total - self._already - done) * seconds / done)}"

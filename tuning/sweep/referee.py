@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from conclugen import checkpoint
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.training.progress import clock
+from shards.clock import clock
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import population
 from tuning.sweep.folder import Proposal, SweepBook, wall_clock
@@ -162,7 +162,7 @@ class Referee(Callback):
         return sum(outcome.state == state for outcome in self._book.outcomes.values())
 
     def standing(self) -> str:
-        """`12/64 ended (7 stopped early, 0 failed)  running 2  best 0.61 (trial 0005)  left 0:04:10`."""
+        """`12/64 ended (7 stopped early, 0 failed)  running 2  best 0.61 (trial 0005)  left 00:04:10`."""
         book, ended = self._book, len(self._book.outcomes)
         running = len(book.choices) - ended
         line = f"{ended}/{book.trials} ended ({self._count('stopped')} stopped early, {self._count('failed')} failed)"

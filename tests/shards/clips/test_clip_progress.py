@@ -12,7 +12,7 @@ def test_speed_and_time_left_are_of_this_start() -> None:
     assert progress.line(0, 5.0) == "50,000/550,000 clips  0.00 clips/s"
     # 100,000 in 10 hours, 400,000 to go: 40 hours, more than a day
     assert progress.line(100_000, 36_000.0) == "150,000/550,000 clips  2.78 clips/s  left 40:00:00"
-    assert progress.line(500_000, 3600.0).endswith("138.89 clips/s  left 0:00:00")
+    assert progress.line(500_000, 3600.0).endswith("138.89 clips/s  left 00:00:00")
 
 
 def test_lines_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:

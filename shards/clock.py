@@ -1,0 +1,9 @@
+"""Seconds as people read them in progress lines."""
+
+from __future__ import annotations
+
+
+def clock(seconds: float) -> str:
+    """`00:41:00`; hours go on beyond 24."""
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{left:02d}"
