@@ -21,12 +21,15 @@ class Pool:
     """
 
     def __init__(self, size: int) -> None:
-        context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
-        self._jobs = 0
+        self._size, self._jobs = size, 0
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
-        for _ in range(size):
+        for _ in range(self._size):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there,), daemon=True)
             process.start()
@@ -37,19 +40,25 @@ class Pool:
         self._jobs += 1
         store = str(Path(self._folder.name) / f"store{self._jobs}")
         for rank, pipe in enumerate(self._pipes[:world]):
-            pipe.send((self._jobs, store, rank, world, function, arguments))
+            pipe.send((store, rank, world, function, arguments))
         results, errors = [], []
         for rank, pipe in enumerate(self._pipes[:world]):
-            job = None
-            while job != self._jobs:  # answers to a job that was given up come first
-                if not pipe.poll(timeout):
-                    raise TimeoutError(f"rank {rank} of {world} gave no answer to {function.__name__} in {timeout} s")
-                job, result, error = pipe.recv()
+            if not pipe.poll(timeout):
+                self._start_anew()
+                raise TimeoutError(f"rank {rank} of {world} gave no answer to {function.__name__} in {timeout} s")
+            result, error = pipe.recv()
             results.append(result)
             errors += [f"rank {rank}:\n{error}"] if error else []
         if errors:
             raise RuntimeError("\n".join(errors))
         return results
+
+    def _start_anew(self) -> None:
+        """After a job that was given up: ranks may wait for each other, or for somebody to take their answers."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._start()
 
     def close(self) -> None:
         for pipe in self._pipes:
@@ -72,12 +81,12 @@ def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     while (task := pipe.recv()) is not None:
-        job, store, rank, world, function, arguments = task
+        store, rank, world, function, arguments = task
         try:
             dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-            pipe.send((job, function(*arguments), None))
+            pipe.send((function(*arguments), None))
         except Exception:
-            pipe.send((job, None, traceback.format_exc()))
+            pipe.send((None, traceback.format_exc()))
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
