@@ -12,7 +12,7 @@ from torch import Tensor
 from conclugen import storage
 from conclugen.pretrainer import Pretrainer
 
-SCHEMA, VERSION = "conclugen-checkpoint", 1
+SCHEMA, VERSION = "conclugen-checkpoint", 2
 TENSORS, DOCUMENT = "state.safetensors", "checkpoint.json"
 
 
@@ -71,9 +71,8 @@ def snapshot(
 def write(folder: str | Path, state: Snapshot) -> None:
     """Write a snapshot as `folder`, whole or not at all. Raises OSError where there is no room, or no access."""
     document = state.document | {"digest": storage.tensors_digest(state.tensors)}
-    text = json.dumps(document, indent=1, allow_nan=False)
     try:
-        storage.write_folder(folder, state.tensors, {DOCUMENT: text}, TENSORS)
+        storage.write_folder(folder, state.tensors, {DOCUMENT: storage.document_text(document)}, TENSORS)
     except SafetensorError as cause:  # what safetensors makes of a full disk
         raise OSError(f"{folder}: can't be written: {cause}") from cause
 
@@ -99,5 +98,11 @@ def load(folder: str | Path) -> Checkpoint:
     path = Path(folder)
     required = ("digest", "meta", "cursor", "extra")
     document = storage.read_document(path / DOCUMENT, SCHEMA, VERSION, required, CheckpointError)
+    for name in ("meta", "cursor", "extra"):
+        if not isinstance(document[name], dict):
+            raise CheckpointError(f"{path / DOCUMENT}: {name} is {document[name]!r}, expected a mapping")
+    step = document["meta"].get("step_number")
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{path / DOCUMENT}: meta.step_number is {step!r}, expected an integer of at least 0")
     tensors = storage.read_tensors(path / TENSORS, document["digest"], CheckpointError)
     return Checkpoint(tensors, document["meta"], document["cursor"], document["extra"])

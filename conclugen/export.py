@@ -1,6 +1,5 @@
 """The trained heads as a folder of their own, and the Embedder that reads it back."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from conclugen.heads import ModelConfig, RepresentationHead
 from conclugen.pretrainer import Pretrainer
 from conclugen.standardize import Standardize
 
-SCHEMA, VERSION = "conclugen-model", 1
+SCHEMA, VERSION = "conclugen-model", 2
 TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"
 _CHUNK_ROWS = 4096
 
@@ -47,8 +46,7 @@ def save(folder: str | Path, pretrainer: Pretrainer, info: Mapping[str, Any] | N
             "epochs": float(pretrainer.step_number / pretrainer.steps_per_epoch),
         },
     }
-    text = json.dumps(document, indent=1, allow_nan=False)
-    storage.write_folder(folder, tensors, {DOCUMENT: text, CARD: _card(document)}, TENSORS)
+    storage.write_folder(folder, tensors, {DOCUMENT: storage.document_text(document), CARD: _card(document)}, TENSORS)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":

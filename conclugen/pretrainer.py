@@ -179,21 +179,23 @@ class Pretrainer:
 
     def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go on from a state. Raises ValueError, before anything is changed, naming what differs: identity fields of
-        the configuration, widths, steps per epoch, missing or surplus tensors, shapes, dtypes.
+        the configuration, widths, steps per epoch, missing or surplus tensors, shapes, dtypes; or what the rest lacks.
 
         Task weights are those the saved run had at that step, except where this configuration changes them.
         """
         saved_state.check_meta(meta, self.config, self.widths, self.steps_per_epoch)
         own, _ = self.state()
         saved_state.check_tensors(tensors, own)
+        clustering = self.model.clustering
+        if clustering is not None:
+            queued, started = saved_state.check_clustering(meta["clustering"], clustering.config.queue_batches)
+        if "weights" in meta:  # states from before weights could change have none: theirs are the configured ones
+            self.weighting.restore(meta["weights"], meta["step_number"])
         for name, x in own.items():
             x.copy_(tensors[name])
-        self.step_number = int(meta["step_number"])
-        if "weights" in meta:  # states from before weights could change have none: theirs are the configured ones
-            self.weighting.restore(meta["weights"], self.step_number)
-        if self.model.clustering is not None:
-            self.model.clustering.queued = int(meta["clustering"]["queued"])
-            self.model.clustering.started = bool(meta["clustering"]["started"])
+        self.step_number = meta["step_number"]
+        if clustering is not None:
+            clustering.queued, clustering.started = queued, started
 
     def _rows(self, batch: Any) -> Batch:
         rows = Batch.of(batch, self.device, self.dtype)

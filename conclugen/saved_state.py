@@ -17,7 +17,12 @@ def written(steps_per_epoch: int | Fraction) -> int | str:
 def check_meta(
     meta: Mapping[str, Any], config: PretrainConfig, widths: Mapping[str, int], steps_per_epoch: int | Fraction
 ) -> None:
-    """Raise ValueError naming what differs: identity fields of the configuration, widths, steps per epoch."""
+    """Raise ValueError naming what differs: identity fields of the configuration, widths, steps per epoch; or what is
+    missing, or no count."""
+    for name in ("config", "widths", "steps_per_epoch", "step_number", "clustering"):
+        if name not in meta:
+            raise ValueError(f"saved state: {name!r} is missing")
+    check_count("step_number", meta["step_number"])
     differing = PretrainConfig.from_dict(meta["config"]).differences(config)
     if differing:
         listed = "; ".join(f"{name}: saved {theirs!r}, now {mine!r}" for name, (theirs, mine) in differing.items())
@@ -25,6 +30,22 @@ def check_meta(
     for name, own in (("widths", dict(widths)), ("steps_per_epoch", written(steps_per_epoch))):
         if meta[name] != own:
             raise ValueError(f"{name}: saved {meta[name]!r}, now {own!r}; a run goes on with the data it began with")
+
+
+def check_clustering(saved: Any, queue_batches: int) -> tuple[int, bool]:
+    """Filled batches of the queue, and whether there are centroids; raises ValueError where `saved` can't say so."""
+    if not isinstance(saved, Mapping) or set(saved) != {"queued", "started"} or not isinstance(saved["started"], bool):
+        raise ValueError(
+            f"saved state: clustering is {saved!r}, expected queued (a number) and started (true or false)"
+        )
+    return check_count("clustering.queued", saved["queued"], queue_batches), saved["started"]
+
+
+def check_count(name: str, value: Any, most: int | None = None) -> int:
+    """`value`, if it is a whole number from 0 to `most`; else raises ValueError."""
+    if type(value) is not int or value < 0 or (most is not None and value > most):
+        raise ValueError(f"saved state: {name} is {value!r}, expected an integer from 0{f' to {most}' if most else ''}")
+    return value
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, uint8
 
+_SEAL = "seal"
+
 
 def write_folder(
     folder: str | Path, tensors: Mapping[str, Tensor], documents: Mapping[str, str], tensor_file: str
@@ -60,6 +62,18 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def document_text(document: Mapping[str, Any]) -> str:
+    """A document as JSON, sealed with a digest of all that it says: with one bit flipped JSON is often still JSON, of
+    another step or another setting."""
+    plain = json.loads(json.dumps(document, allow_nan=False))
+    return json.dumps({**plain, _SEAL: _seal(plain)}, indent=1)
+
+
+def _seal(plain: Mapping[str, Any]) -> str:
+    said = {name: value for name, value in plain.items() if name != _SEAL}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def read_tensors(path: Path, expected_digest: str, error: type[ValueError]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, verified; raises `error` naming the file when it is missing, broken or
     changed."""
@@ -79,9 +93,11 @@ def read_tensors(path: Path, expected_digest: str, error: type[ValueError]) -> d
 def read_document(
     path: Path, schema: str, version: int, required: tuple[str, ...], error: type[ValueError]
 ) -> dict[str, Any]:
-    """A JSON document of the given schema and version; raises `error` naming the file and what is wrong with it."""
+    """What `document_text` wrote, of the given schema and version; raises `error` naming the file and what is wrong
+    with it."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        seal = _seal(document) if isinstance(document, dict) else None
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path}: can't be read ({cause}); is {path.parent} a complete folder?") from cause
     if not isinstance(document, dict) or document.get("schema") != schema:
@@ -93,9 +109,11 @@ def read_document(
             f"{path}: version is {document.get('version')!r}, expected {version}; "
             "it was written by another version of conclugen"
         )
-    for name in required:
+    for name in (*required, _SEAL):
         if name not in document:
             raise error(f"{path}: field {name!r} is missing")
+    if document[_SEAL] != seal:
+        raise error(f"{path}: says something else than what was sealed; the file is damaged or was changed")
     return document
 
 

@@ -83,10 +83,22 @@ class Weighting(nn.Module):
         return {"configured": dict(self.configured), "current": dict(self.current), "changes": list(self.changes)}
 
     def restore(self, saved: Mapping[str, Any], step: int) -> None:
-        """Go on with saved weights. Where the configuration was changed since, its weight holds, and that is noted."""
-        self.changes = [dict(change) for change in saved["changes"]]
-        self.current = {name: float(saved["current"][name]) for name in self.configured}
-        self.set({n: w for n, w in self.configured.items() if w != saved["configured"][n]}, step)
+        """Go on with saved weights. Where the configuration was changed since, its weight holds, and that is noted.
+
+        Raises ValueError, before anything is changed, where `saved` holds no weight for each task.
+        """
+        try:
+            changes = [dict(change) for change in saved["changes"]]
+            current = {name: float(saved["current"][name]) for name in self.configured}
+            configured = {name: float(saved["configured"][name]) for name in self.configured}
+        except (KeyError, TypeError, ValueError, OverflowError) as cause:
+            raise ValueError(
+                f"saved state: weights are no weights of {', '.join(self.configured)}: {cause!r}"
+            ) from cause
+        if not all(math.isfinite(weight) and weight > 0 for weight in current.values()):
+            raise ValueError(f"saved state: weights are {current}, expected numbers above 0")
+        self.changes, self.current = changes, current
+        self.set({n: w for n, w in self.configured.items() if w != configured[n]}, step)
 
 
 class LearnedWeighting(Weighting):

@@ -1,6 +1,8 @@
 """Checkpoints: whole or not there, verified, refused by name, executing nothing."""
 
+import contextlib
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,9 @@ def saved(trained: Pretrainer, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: object) -> None:
+    """As somebody would write the document anew, seal and all."""
     path = folder / checkpoint.DOCUMENT
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(storage.document_text({**json.loads(path.read_text()), **changes}))
 
 
 def test_round_trip_goes_on_bitwise(trained: Pretrainer, saved: Path) -> None:
@@ -112,6 +115,80 @@ def test_a_flipped_bit_is_found(saved: Path) -> None:
         checkpoint.load(saved)
 
 
+def test_a_flipped_bit_of_the_document_is_found_or_changes_nothing(saved: Path) -> None:
+    """Most leave valid JSON of another step, another setting or another name."""
+    path = saved / checkpoint.DOCUMENT
+    content, loaded = path.read_bytes(), checkpoint.load(saved)
+    draw = random.Random(0)
+    flips = [(place, draw.randrange(7)) for place in draw.sample(range(len(content)), 250)]
+    step = content.index(b'"step_number": 5') + len('"step_number": ')
+    valid = 0
+    for place, bit in [(step, 0), *flips]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            valid += json.loads(changed) != json.loads(content)
+        try:
+            found = checkpoint.load(saved)
+        except CheckpointError as error:
+            assert "checkpoint.json" in str(error)
+        else:
+            assert (found.meta, found.cursor, found.extra) == (loaded.meta, loaded.cursor, loaded.extra)
+    assert valid > 50
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("meta",), []),
+        (("cursor",), None),
+        (("extra",), "x"),
+        (("meta", "step_number"), -1),
+        (("meta", "step_number"), "5"),
+        (("meta", "step_number"), 5.5),
+        (("meta", "step_number"), None),
+        (("meta", "config"), None),
+        (("meta", "config", "tasks"), 1),
+        (("meta", "widths"), 5),
+        (("meta", "weights"), {}),
+        (("meta", "weights"), None),
+        (("meta", "weights", "changes"), [1]),
+        (("meta", "weights", "current", "contrastive"), "inf"),
+        (("meta", "weights", "current", "contrastive"), -1),
+        (("meta", "weights", "configured"), []),
+        (("meta", "clustering"), None),
+        (("meta", "clustering", "queued"), 10**30),
+        (("meta", "clustering", "started"), "yes"),
+    ],
+)
+def test_a_document_that_says_what_can_t_be_is_refused_before_anything_changes(
+    saved: Path, place: tuple[str, ...], value: object
+) -> None:
+    path = saved / checkpoint.DOCUMENT
+    document = json.loads(path.read_text())
+    inner = document
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path.write_text(storage.document_text(document))
+    pretrainer = fresh(small_config("conclugen"))
+    before = {n: x.clone() for n, x in pretrainer.state()[0].items()}
+    named = "weights" if "weights" in place else place[-1]
+    with pytest.raises(ValueError, match=f"(?i){named}"):
+        checkpoint.load(saved).restore(pretrainer)
+    assert all(torch.equal(x, before[n]) for n, x in pretrainer.state()[0].items())
+    assert pretrainer.step_number == 0
+
+
+@pytest.mark.parametrize("name", ["config", "widths", "steps_per_epoch", "clustering"])
+def test_a_state_that_lacks_something_is_refused(saved: Path, name: str) -> None:
+    meta = json.loads((saved / checkpoint.DOCUMENT).read_text())["meta"]
+    edit(saved, meta={key: value for key, value in meta.items() if key != name})
+    with pytest.raises(ValueError, match=f"'{name}' is missing"):
+        checkpoint.load(saved).restore(fresh(small_config("conclugen")))
+
+
 def test_a_truncated_file_is_refused(saved: Path) -> None:
     path = saved / checkpoint.TENSORS
     path.write_bytes(path.read_bytes()[:-40])
@@ -119,7 +196,7 @@ def test_a_truncated_file_is_refused(saved: Path) -> None:
         checkpoint.load(saved)
 
 
-@pytest.mark.parametrize(("field", "value"), [("version", 2), ("schema", "other")])
+@pytest.mark.parametrize(("field", "value"), [("version", 3), ("schema", "other")])
 def test_unknown_versions_are_refused(saved: Path, field: str, value: object) -> None:
     edit(saved, **{field: value})
     with pytest.raises(CheckpointError, match=f"{field} is {value!r}"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import conclugen
-from conclugen import Batch, Embedder, Pretrainer, export
+from conclugen import Batch, Embedder, Pretrainer, export, storage
 from conclugen.export import ExportError
 from tests.conclugen.runs import WIDTHS, fresh, rows, small_config
 
@@ -172,9 +172,23 @@ def test_a_document_that_claims_what_can_t_be_is_refused_by_name(
     path = tmp_path / "m" / export.DOCUMENT
     document = json.loads(path.read_text())
     document["config"]["model"] |= change.get("model", {})
-    path.write_text(json.dumps(document | {name: x for name, x in change.items() if name != "model"}))
+    changed = document | {name: x for name, x in change.items() if name != "model"}
+    path.write_text(storage.document_text(changed))
     with pytest.raises(ExportError, match=words):
         conclugen.load(tmp_path / "m")
+
+
+def test_a_flipped_bit_of_the_document_is_found(trained: Pretrainer, tmp_path: Path) -> None:
+    """The threshold at which inputs are clipped, say: with another digit it is as good a number."""
+    export.save(tmp_path / "m", trained)
+    path = tmp_path / "m" / export.DOCUMENT
+    content = path.read_bytes()
+    for field in (b'"representation_activation": "', b'"steps": ', b'"precision": "'):
+        changed = bytearray(content)
+        changed[content.index(field) + len(field)] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(ExportError, match=r"config\.json: says something else than what was sealed"):
+            conclugen.load(tmp_path / "m")
 
 
 def test_only_the_heads_are_exported(trained: Pretrainer, tmp_path: Path) -> None:
