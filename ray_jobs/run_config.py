@@ -16,6 +16,7 @@ from conclugen import PretrainConfig
 from ray_jobs.tracking.mlflow_environment import check_tracking_uri, check_without_secrets
 
 DEFAULT_OUTPUT = "outputs"
+_LONGEST_NAME = 200  # bytes; a folder's name has 255, and files beside it are named after it
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,10 @@ class RunConfig:
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
             raise ValueError(
                 f"run.name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first"
+            )
+        if len(self.name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                f"run.name: {self.name[:40]!r}... is longer than {_LONGEST_NAME} bytes; choose a shorter one"
             )
         for name in ("workers", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "report_every"):
             if getattr(self, name) < 1:

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 FORBIDDEN_KEYS = ("class_path", "init_args")
+# Reading YAML takes a time that grows with the square of the depth, and some microseconds for each byte.
+_DEEPEST, _MOST_BYTES = 50, 1 << 20
 
 
 _FLOAT = (
@@ -48,16 +50,24 @@ class ConfigurationError(ValueError):
 def load(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
-    Raises: ConfigurationError for a missing or malformed file, a tag, an alias, a key given twice, or a key that names
+    Raises: ConfigurationError for a missing, malformed, huge or deeply nested file, a tag, an alias, a key given twice, or a key that names
         code to import (`class_path`, `init_args`); nothing is imported.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ConfigurationError(f"{path}: has more than {_MOST_BYTES} bytes, which no configuration needs")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from error
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=_Loader):
             _check_event(path, event)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ConfigurationError(f"{path}:{_line(event)}: is nested more than {_DEEPEST} deep; write it flat")
         loader = _Loader(text)
         root = loader.get_single_node()
         for keys, key in _keys(root, ()):
@@ -65,6 +75,10 @@ def load(path: str | Path) -> dict[str, Any]:
         content = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: no valid YAML: {error}") from error
+    except ConfigurationError:
+        raise
+    except ValueError as error:  # a number of more digits than `int` takes
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -103,6 +117,8 @@ def _keys(node: yaml.Node | None, parents: tuple[str, ...]) -> Iterator[tuple[di
 def _check_key(path: str | Path, seen: dict[str, int], named: tuple[str, yaml.Node]) -> None:
     name, key = named
     line = _line(key)
+    if not isinstance(key, yaml.ScalarNode):
+        raise ConfigurationError(f"{path}:{line}: the name of a field is a list or a mapping; write it as text")
     if key.value in FORBIDDEN_KEYS:
         raise ConfigurationError(f"{path}:{line}: {name!r} names code to import, which is refused; remove it")
     if key.value in seen:

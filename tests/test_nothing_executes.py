@@ -344,6 +344,24 @@ def test_hostile_configurations(tmp_path: Path, text: str) -> None:
         strict_yaml.load(tmp_path / "run.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x: " + "[" * 100_000, r"run\.yaml:1: is nested more than 50 deep"),
+        ("\n".join(" " * i + "a:" for i in range(200)), r"run\.yaml:5\d: is nested more than 50 deep"),
+        ("x: " + "9" * 10_000, r"run\.yaml: cannot be read: .*digits"),
+        ("? [a, b]\n: 1", r"run\.yaml:1: the name of a field is a list or a mapping"),
+        ("x: " + "y" * (1 << 20), r"run\.yaml: has more than 1048576 bytes"),
+    ],
+    ids=["nested lists", "nested mappings", "long number", "a list as a name", "huge"],
+)
+def test_configurations_that_would_take_for_ever_or_break_the_reader(tmp_path: Path, text: str, told: str) -> None:
+    """Nested lists of 100 kB took more than three minutes."""
+    (tmp_path / "run.yaml").write_text(text)
+    with bounded(10, 1 << 29), pytest.raises(strict_yaml.ConfigurationError, match=told):
+        strict_yaml.load(tmp_path / "run.yaml")
+
+
 def test_hostile_arrays(tmp_path: Path) -> None:
     """Where packing reads arrays: .npy of objects, .npz with one, an .npz that is a pickle."""
     (tmp_path / "folder").mkdir()

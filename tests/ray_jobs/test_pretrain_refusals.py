@@ -83,6 +83,7 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         (["--run.stall_timeout_s", ".inf"], "run.stall_timeout_s: inf given"),
         (["--pretrain.optimizer.warmup_epochs", ".inf"], "optimizer.warmup_epochs: found inf"),
         (["--run.name", "../x"], "run.name: '../x' is no folder name"),
+        (["--run.name", "x" * 300], "run.name: 'x{40}'... is longer than 200 bytes"),
     ],
 )
 def test_unknown_names_and_what_does_not_fit(
