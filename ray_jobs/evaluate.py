@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import conclugen
-from conclugen import PretrainConfig, Pretrainer, downstream
-from ray_jobs import configuration, plots
+from conclugen import Pretrainer, downstream
+from ray_jobs import configuration, plots, saved_config
 from ray_jobs.comparison import BASELINES, ComparisonConfig, Score, Task, check_task, compare, main_score
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 from ray_jobs.run_folder import RunFolder, write_json
@@ -169,7 +168,7 @@ def representations(
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
     """Representations by the run's own heads as they were before the first step, standardisation included."""
-    config = PretrainConfig.from_dict(json.loads(folder.config.read_text())["pretrain"])
+    config = saved_config.pretraining(folder.config)
     if config.tasks.simclr is not None:
         # A second view is what training compares with; labelled shards need not have it.
         config = replace(config, tasks=replace(config.tasks, simclr=replace(config.tasks.simclr, second_view=None)))

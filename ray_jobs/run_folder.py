@@ -96,7 +96,7 @@ class RunFolder:
             found = json.loads(self._record.read_text())
             if not isinstance(found, dict):
                 raise ValueError(f"found {found!r}")
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             raise ValueError(
                 f"{self._record}: holds no run's identity ({cause}); restore it from a backup, or choose another "
                 "run.name"
@@ -139,14 +139,16 @@ class RunFolder:
 
     def quarantined(self) -> list[Damage]:
         """Damaged samples that any rank has met in any start, each once, in order of rows."""
-        lines = [line for path in self.path.glob("quarantine/*.jsonl") for line in path.read_text().splitlines()]
+        files = self.path.glob("quarantine/*.jsonl")
+        lines = [line for path in files for line in path.read_text(errors="replace").splitlines()]
         by_row = {}
         for line in lines:
             try:
                 sample = Damage(**json.loads(line))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue  # torn by a crash; the sample is met again
-            by_row[sample.row] = sample
+            if isinstance(sample.row, int):
+                by_row[sample.row] = sample
         return [by_row[row] for row in sorted(by_row)]
 
     def save_standardization(self, moments: Standardization) -> None:

@@ -50,8 +50,8 @@ class ConfigurationError(ValueError):
 def load(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
-    Raises: ConfigurationError for a missing, malformed, huge or deeply nested file, a tag, an alias, a key given twice, or a key that names
-        code to import (`class_path`, `init_args`); nothing is imported.
+    Raises: ConfigurationError for a missing, malformed, huge or deeply nested file, a tag, an alias, a key given twice,
+        or a key that names code to import (`class_path`, `init_args`); nothing is imported.
     """
     try:
         with Path(path).open("rb") as file:

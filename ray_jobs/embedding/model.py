@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.numpy import save_file
 
 import conclugen
-from conclugen import downstream
+from conclugen import downstream, storage
 from conclugen.backbones import EncoderInfo
 from conclugen.downstream.probe import Probe
 from conclugen.downstream.scaling import Scaling
 from conclugen.downstream.solvers import Linear
-from ray_jobs import evaluate
+from ray_jobs import evaluate, saved_config
 from ray_jobs.extraction.plan import Recipe, recipe_of
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder, write_json
@@ -25,6 +26,7 @@ from shards import Manifest
 from shards.schema import did_you_mean
 
 _TENSORS, _DOCUMENT, _SCORES = "probe.safetensors", "probe.json", "scores.json"
+_SCHEMA, _VERSION = "conclugen-probe", 1
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,11 @@ class RunModel:
 
 def _shards_info(folder: RunFolder) -> dict[str, Any]:
     """What the manifest of the run's own shards says, for models that were exported without it."""
-    config = json.loads(folder.config.read_text())
+    data = saved_config.read(folder.config).get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
+        return {}
     try:
-        features = Manifest.open(config["data"]["folder"]).info.get("features")
+        features = Manifest.open(data["folder"]).info.get("features")
     except (OSError, ValueError):
         return {}
     return {} if features is None else {"features": features}
@@ -137,7 +141,7 @@ def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -
     """The probe of the evaluation of a label: as it was kept, or fitted again on the evaluation's own training rows."""
     records: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path in sorted(folder.evaluation.glob(f"*/{_SCORES}")):
-        job = json.loads(path.read_text())["job"]
+        job = _evaluation_of(path)
         records.setdefault(job["label"], (path.parent, job))
     if label is None:
         if len(records) != 1:
@@ -154,6 +158,20 @@ def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -
     fitted = _fit(job, embedder)
     _save(place, fitted, model)
     return fitted
+
+
+def _evaluation_of(path: Path) -> dict[str, Any]:
+    """The job that an evaluation's scores are of."""
+    try:
+        job: dict[str, Any] = json.loads(path.read_text())["job"]
+        absent = {"run", "label", "data", "test_view", "fusion"} - set(job)
+        if absent:
+            raise ValueError(f"job has no {min(absent)}")
+    except (ValueError, KeyError, TypeError, RecursionError) as cause:
+        raise ValueError(
+            f"{path}: holds no evaluation ({cause!r}); evaluate the run again, or remove {path.parent}"
+        ) from cause
+    return job
 
 
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
@@ -178,16 +196,20 @@ def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
 
 def _save(place: Path, fitted: LabelProbe, model: str) -> None:
     probe = fitted.probe
-    tensors = {
+    parts = {
         "mean": probe.scaling.mean,
         "deviation": probe.scaling.deviation,
         "weight": probe.model.weight,
         "bias": probe.model.bias,
     }
+    tensors = {name: np.array(array, np.float64) for name, array in parts.items()}
     temporary = place / f".{_TENSORS}"
-    save_file({name: np.ascontiguousarray(array, np.float64) for name, array in tensors.items()}, temporary)
+    save_file(tensors, temporary)
     temporary.replace(place / _TENSORS)
     document = {
+        "schema": _SCHEMA,
+        "version": _VERSION,
+        "digest": storage.tensors_digest({name: torch.from_numpy(array) for name, array in tensors.items()}),
         "label": fitted.label,
         "classes": list(fitted.classes),
         "fusion": fitted.fusion,
@@ -195,18 +217,19 @@ def _save(place: Path, fitted: LabelProbe, model: str) -> None:
         "strength": probe.strength,
         "model": model,
     }
-    write_json(place / _DOCUMENT, document)
+    write_json(place / _DOCUMENT, json.loads(storage.document_text(document)))
 
 
 def _load(place: Path, model: str) -> LabelProbe | None:
-    """The kept probe; None where there is none for this very model."""
+    """The kept probe; None where there is none for this very model, or it is damaged: it can be fitted again."""
+    required = ("digest", "label", "classes", "fusion", "kind", "strength", "model")
     try:
-        said = json.loads((place / _DOCUMENT).read_text())
+        said = storage.read_document(place / _DOCUMENT, _SCHEMA, _VERSION, required, ValueError)
         if said["model"] != model:
             return None
-        x = load_file(place / _TENSORS)
+        x = {name: t.numpy() for name, t in storage.read_tensors(place / _TENSORS, said["digest"], ValueError).items()}
         linear, scaling = Linear(x["weight"], x["bias"]), Scaling(x["mean"], x["deviation"])
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return None
     probe = Probe(said["kind"], scaling, linear, said["strength"], {})
     return LabelProbe(said["label"], tuple(said["classes"]), said["fusion"], probe)

@@ -27,12 +27,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
 _log = logging.getLogger(__name__)
 
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 _REPAIR_BLOCK = 1 << 16
+_FIELDS: dict[str, dict[str, Any]] = {
+    "run": {"run_id": str, "experiment": str, "name": str},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "metrics": {"series": str, "step": int, "values": dict},
+    "artifact": {"path": str, "target": str},
+    "model": {"path": str, "target": str, "registered_name": str | None},
+    "status": {"status": str},
+}
 
 
 class JournalError(ValueError):
@@ -267,17 +276,26 @@ def read_records(path: str | Path, offset: int = 0) -> Iterator[tuple[dict[str, 
         file.seek(offset)
         while (line := file.readline()).endswith(b"\n"):
             start, offset = offset, offset + len(line)
-            try:
-                record = json.loads(line)
-                valid = isinstance(record, dict) and isinstance(record["seq"], int) and isinstance(record["kind"], str)
-            except (ValueError, KeyError):
-                valid = False
-            if not valid:
+            record = _record(line)
+            if record is None:
                 _log.warning("%s: skipped a damaged record at byte %d", path, start)
-                continue
-            if record["kind"] == "metrics":
-                record["values"] = {name: float(value) for name, value in record["values"].items()}
-            yield record, offset
+            else:
+                yield record, offset
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it is damaged, which may be as little as a field by another name."""
+    try:
+        record = json.loads(line)
+        kind = record["kind"]
+        fields = {"seq": int, "time": int, "kind": str, **_FIELDS.get(kind, {})}
+        if not all(isinstance(record[name], type_) for name, type_ in fields.items()):
+            return None
+        if kind == "metrics":
+            record["values"] = {name: float(value) for name, value in record["values"].items()}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return cast(dict[str, Any], record)
 
 
 def read_identity(path: str | Path) -> RunIdentity:
@@ -326,7 +344,10 @@ def _encode(value: float) -> float | str:
 
 def _identity(record: Mapping[str, Any], path: str | Path) -> RunIdentity:
     if record["kind"] != "run":
-        raise JournalError(f"{path}: the first record is of kind {record['kind']!r}, not 'run'; this is no journal")
+        raise JournalError(
+            f"{path}: the first record is of kind {record['kind']!r}, not 'run'; this is no journal, or its first line "
+            "is damaged: restore it from a backup"
+        )
     return RunIdentity(record["run_id"], record["experiment"], record["name"], record.get("parent"), record["time"])
 
 

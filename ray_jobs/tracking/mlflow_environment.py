@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import sys
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from ray_jobs import saved_config
 
 _SQLITE = "sqlite:///"
 
@@ -77,14 +78,16 @@ def uri_of_run(folder: str | Path, given: str | None = None) -> str:
     """Where a run is tracked: `given`, else what the run's own configuration says, else its output folder's store.
 
     folder: of the run, `<output>/<name>`. Whoever adds to a run later (an evaluation, the sending of what a server
-    missed) must find the same store, or there would be two runs.
+    missed) must find the same store, or there would be two runs. Raises ValueError where its configuration
+    can't be read.
     """
     if given is not None:
         return check_tracking_uri(given)
     folder = Path(folder).expanduser().resolve()
     saved = folder / "config.json"
-    stored = json.loads(saved.read_text()).get("run", {}).get("tracking_uri") if saved.is_file() else None
-    return stored or default_tracking_uri(folder.parent)
+    run = saved_config.read(saved).get("run") if saved.is_file() else None
+    stored = run.get("tracking_uri") if isinstance(run, dict) else None
+    return check_tracking_uri(str(stored)) if stored else default_tracking_uri(folder.parent)
 
 
 def check_without_secrets(uri: str) -> str:

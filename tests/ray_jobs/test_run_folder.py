@@ -60,7 +60,7 @@ def test_the_standardisation_is_kept_bit_for_bit(tmp_path: Path) -> None:
             assert torch.as_tensor(theirs).dtype == torch.float64
 
 
-@pytest.mark.parametrize("content", ["", '{"seed": 1', "[1]"])
+@pytest.mark.parametrize("content", ["", '{"seed": 1', "[1]", pytest.param("[" * 100_000, id="nested")])
 def test_an_identity_that_can_t_be_read_is_named_and_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
@@ -115,8 +115,8 @@ def test_the_quarantine_names_each_sample_once_and_hands_it_to_the_meeting(tmp_p
     second.note(b)
     second.note(a)
     assert second.take() == [b, a] and second.take() == []
-    with (tmp_path / "quarantine" / "rank-0.jsonl").open("a") as file:
-        file.write('{"shard": "s')  # torn by a crash
+    with (tmp_path / "quarantine" / "rank-0.jsonl").open("ab") as file:
+        file.write(b'{"shard": "s", "key": "k", "row": "7", "reason": "r"}\n\xff\x00\n{"shard": "s')  # torn by a crash
     assert folder.quarantined() == [b, a]
 
 

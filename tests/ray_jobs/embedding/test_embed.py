@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import conclugen
-from conclugen import Pretrainer, backbones, downstream, export, presets
+from conclugen import Pretrainer, backbones, downstream, export, presets, storage
 from ray_jobs import embed, evaluate
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
@@ -67,6 +67,32 @@ def video(tmp_path: Path) -> Path:
 
 def arguments(root: Path, *more: str) -> list[str]:
     return ["--run", "run", "--output", str(root / "runs"), *more]
+
+
+@pytest.mark.parametrize("file", ["probe.safetensors", "probe.json"])
+def test_a_kept_probe_that_is_damaged_is_fitted_again(root: Path, tmp_path: Path, file: str) -> None:
+    """Cut off, or with one bit flipped, which says nothing of itself."""
+    run = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "run"))
+    expected = RunModel.open(run, None, "cpu").probe
+    assert expected is not None
+    place = run.evaluation / "features-mood" / file
+    whole = place.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in (bytes(flipped), whole[:-9], b""):
+        place.write_bytes(content)
+        found = RunModel.open(run, None, "cpu").probe
+        assert found is not None and (found.label, found.classes) == (expected.label, expected.classes)
+        np.testing.assert_array_equal(found.probe.model.weight, expected.probe.model.weight)
+        assert place.read_bytes() == whole
+
+
+def test_an_evaluation_that_can_t_be_read_is_named(root: Path, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "run"))
+    for content in ("", "[]", '{"job": {"label": "mood"}}'):
+        (run.evaluation / "features-mood/scores.json").write_text(content)
+        with pytest.raises(ValueError, match=r"scores\.json: holds no evaluation"):
+            RunModel.open(run, None, "cpu")
 
 
 def test_files_are_embedded_whole_and_by_windows(root: Path, video: Path, tmp_path: Path) -> None:
@@ -152,7 +178,7 @@ def test_other_weights_and_unknown_origins_are_refused(
     said = json.loads(document.read_text())
 
     def status(info: dict) -> int:
-        document.write_text(json.dumps({**said, "info": info}))
+        document.write_text(storage.document_text({**said, "info": info}))
         return embed.main(["--run", "run", "--output", str(runs), str(video), "--out", str(tmp_path / "out")])
 
     changed = json.loads(json.dumps(said["info"]))

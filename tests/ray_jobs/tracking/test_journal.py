@@ -115,6 +115,39 @@ def test_a_damaged_line_in_the_middle_is_skipped_with_its_place(tmp_path, caplog
     assert f"byte {start}" in caplog.text
 
 
+METRICS = b'{"seq":1,"time":5,"kind":"metrics","series":"train","step":1,"values":{"loss":1.0}}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        METRICS.replace(b"series", b"serier"),
+        METRICS.replace(b"values", b"valuer"),
+        METRICS.replace(b'"step":1', b'"step":"1"'),
+        METRICS.replace(b"1.0", b'"1,0"'),
+        METRICS.replace(b"1.0", b"1" * 400),
+        METRICS.replace(b"1.0", b"[1.0]"),
+        METRICS.replace(b'{"loss":1.0}', b"7"),
+        METRICS.replace(b'"train"', b"[]"),
+        METRICS.replace(b"time", b"tile"),
+        b'{"seq":1,"time":5,"kind":"status","statur":"FINISHED"}',
+        b'{"seq":1,"time":5,"kind":["status"]}',
+        b"[1]",
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_record_that_is_still_json_is_skipped_too(tmp_path, caplog, line):
+    """One flipped bit of a name does it; the run goes on, and its other numbers are read."""
+    with open_journal(tmp_path) as journal:
+        start = journal.path.stat().st_size
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with open_journal(tmp_path) as journal:
+        assert journal.metrics(2, {"loss": 2.0})
+    assert metric_history(tmp_path / "journal.jsonl") == {"loss": [(2, 2.0)]}
+    assert f"byte {start}" in caplog.text
+
+
 def test_a_file_that_is_no_journal_is_refused(tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"seq": 0, "time": 1, "kind": "tags", "values": {}}\n')
     with pytest.raises(JournalError, match="not 'run'"):
