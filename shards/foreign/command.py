@@ -30,6 +30,7 @@ from shards.schema import LABEL_KINDS, Column, Label, Schema, counted_classes
 # As `webdataset` groups members: the key is all before the first dot of the file's own name.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
 _TEXT_LIMIT = 16 * 1024**2
+_MOST_LABEL_NUMBERS = 1 << 25  # of one label, of all samples together: a gigabyte while they are encoded
 _ADJACENT = "Write the archive with the members of a sample next to each other (for GNU tar: --sort=name)"
 
 
@@ -283,7 +284,7 @@ def _label(source: LabelSource, drafts: Sequence[_Draft]) -> Label:
     if not known:
         raise ValueError(f"label {source.name!r}: no sample has a value at {source.source}")
     if source.kind == "continuous":
-        return Label(source.name, source.kind, width=len(known[0]) if isinstance(known[0], list) else 1)
+        return Label(source.name, source.kind, width=_width(source, drafts, known[0], len(values)))
     if source.classes or source.kind == "multilabel":
         return Label(source.name, source.kind, source.classes)
     numbers = [_number(value) for value in known]
@@ -296,18 +297,39 @@ def _counted(source: LabelSource, drafts: Sequence[_Draft], highest: int) -> tup
     try:
         return counted_classes(highest)
     except ValueError as error:
-        shard, key = next(
-            (draft.name, key)
-            for draft in drafts
-            for key, value in zip(draft.keys, draft.labels[source.name], strict=True)
-            if value is not None and _number(value) == highest
-        )
+        shard, key = _first(source, drafts, lambda value: _number(value) == highest)
         raise ShardError(
             shard,
             f"label {source.name!r} ({source.source}): {error}",
             sample=key,
             remedy=f"Names are listed by --label {source.name}={source.source}:class:NAME,NAME",
         ) from None
+
+
+def _width(source: LabelSource, drafts: Sequence[_Draft], first: Any, samples: int) -> int:
+    """Numbers of a continuous label, as the first sample that has it says; refused where all samples together would
+    have too many: one that lacks the label takes as much room as one that has it."""
+    width = len(first) if isinstance(first, list) else 1
+    if width * samples > max(_MOST_LABEL_NUMBERS, samples):
+        shard, key = _first(source, drafts, lambda value: True)
+        raise ShardError(
+            shard,
+            f"label {source.name!r} ({source.source}) has {width} numbers, which for {samples} samples is more than "
+            f"{_MOST_LABEL_NUMBERS}",
+            sample=key,
+            remedy="Correct the value, or store such long ones as arrays, KEY.NAME.npy",
+        )
+    return width
+
+
+def _first(source: LabelSource, drafts: Sequence[_Draft], fits: Callable[[Any], bool]) -> tuple[str, str]:
+    """Shard and key of the first sample that has the label, with a value that fits."""
+    return next(
+        (draft.name, key)
+        for draft in drafts
+        for key, value in zip(draft.keys, draft.labels[source.name], strict=True)
+        if value is not None and fits(value)
+    )
 
 
 def _number(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 
 from shards import ShardError
 from shards.foreign.command import index_folder
+from shards.foreign.mapping import LabelSource, MemberMapping, Source
 from shards.foreign.member import MemberError, read_npy
 from shards.foreign.tarscan import scan_tar
 from shards.layout import BLOCK, tar_header
 from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
+from tests.shards.fuzz.judge import bounded
 
 
 def _refused(tmp_path: Path, message: str) -> None:
@@ -249,3 +252,14 @@ def test_no_damage_crashes_or_leads_outside_the_file(
             assert ".." not in member.name.split("/") and not member.name.startswith("/")
     except ShardError:
         pass
+
+
+def test_one_sample_does_not_decide_how_much_memory_the_labels_of_all_take(tmp_path: Path) -> None:
+    """A list of 200,000 numbers in one of 1,000 samples, none in the others: 200 million were made."""
+    members = [(f"k{i}.a.npy", npy(np.full(2, i, np.float32))) for i in range(1000)]
+    members.insert(1, ("k0.json", json.dumps({"v": [0.5] * 200_000}).encode()))
+    write_tar(tmp_path / "t.tar", members)
+    mapping = MemberMapping(labels=(LabelSource("v", Source.parse("json#v"), "continuous"),))
+    with bounded(60, 1 << 29), pytest.raises(ShardError, match=r"'t', sample 'k0'.*label 'v'.*has 200000 numbers.*npy"):
+        index_folder(tmp_path, mapping)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.tar"]
