@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, uint8
 
 _SEAL = "seal"
+_LONGEST_DOCUMENT = 64 << 20
 
 
 def write_folder(
@@ -77,6 +78,7 @@ def _seal(plain: Mapping[str, Any]) -> str:
 def read_tensors(path: Path, expected_digest: str, error: type[ValueError]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, verified; raises `error` naming the file when it is missing, broken or
     changed."""
+    _check_file(path, error, "take another checkpoint or export it again")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as cause:
@@ -95,6 +97,7 @@ def read_document(
 ) -> dict[str, Any]:
     """What `document_text` wrote, of the given schema and version; raises `error` naming the file and what is wrong
     with it."""
+    _check_file(path, error, f"is {path.parent} a complete folder?", _LONGEST_DOCUMENT)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         seal = _seal(document) if isinstance(document, dict) else None
@@ -115,6 +118,18 @@ def read_document(
     if document[_SEAL] != seal:
         raise error(f"{path}: says something else than what was sealed; the file is damaged or was changed")
     return document
+
+
+def _check_file(path: Path, error: type[ValueError], remedy: str, most: int | None = None) -> None:
+    """Raise `error` for what is missing, is a pipe (which would be waited for) or a device (which may have no end)."""
+    try:
+        regular = path.is_file()
+    except OSError:  # a folder that nobody may look into
+        regular = False
+    if not regular:
+        raise error(f"{path}: can't be read (missing, or no regular file); {remedy}")
+    if most is not None and path.stat().st_size > most:
+        raise error(f"{path}: can't be read (more than {most} bytes); {remedy}")
 
 
 def _sync(path: Path) -> None:

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from shards.damage import ManifestError, ShardError
-from shards.files import replace_atomically
+from shards.damage import UNREADABLE, ManifestError, ShardError
+from shards.files import read_whole, replace_atomically
 from shards.index import INDEX_SUFFIX, decode_index, read_table
 from shards.layout import BLOCK, RECORD
 from shards.schema import Column, Label, Schema
@@ -144,7 +144,7 @@ class Manifest:
     def read_bytes(self, file_name: str) -> bytes:
         """A whole small file of the folder; raises OSError where it is missing."""
         if self.is_local:
-            return Path(self.path(file_name)).read_bytes()
+            return read_whole(Path(self.path(file_name)))
         return self.filesystem.cat_file(self.path(file_name))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -176,12 +176,14 @@ class Manifest:
                 filesystem, inner = fsspec.core.url_to_fs(where, **(storage_options or {}))
                 data = filesystem.cat_file(inner)
             else:
-                data = Path(where).read_bytes()
+                data = read_whole(Path(where))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise FileNotFoundError(
                 f"no manifest at {where}; pack one with `python -m shards pack`, or make foreign shards readable with "
                 "`python -m shards index`"
             ) from None
+        except OSError as error:
+            raise ManifestError(where, f"{UNREADABLE}: {error}", remedy=_REBUILD) from error
         return cls._decode(where, folder, data, storage_options)
 
     @classmethod
@@ -372,7 +374,7 @@ def _read_entry(folder: Path, name: str, schema_type: Any) -> tuple[ShardEntry, 
     for path in (tar, index_path):
         if not path.is_file():
             raise ShardError(name, f"file {path.name} is missing in {folder}")
-    size, data = tar.stat().st_size, index_path.read_bytes()
+    size, data = tar.stat().st_size, read_whole(index_path)
     index = decode_index(name, data, size, schema_type)
     keys = read_table(name, data, ["key"])["key"]
     entry = ShardEntry(name, len(index), size, index.stride, index.digest, len(data), xxhash.xxh3_128_digest(data))

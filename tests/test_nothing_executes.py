@@ -26,7 +26,7 @@ from conclugen.backbones import weights
 from conclugen.checkpoint import CheckpointError
 from conclugen.export import ExportError
 from ray_jobs import strict_yaml
-from shards import Manifest, ManifestError, Reader, ShardError
+from shards import Manifest, ManifestError, Reader, ShardError, View
 from shards.adapters.table import read_table
 from shards.foreign.command import index_folder
 from shards.packing.source import Table, open_source
@@ -306,7 +306,7 @@ def test_hostile_documents(saved: Path, tmp_path: Path, loader: Loader, text: st
 @pytest.mark.parametrize("loader", LOADERS, ids=[loader[0] for loader in LOADERS])
 def test_links_and_pipes_in_place_of_files(saved: Path, tmp_path: Path, loader: Loader) -> None:
     """A link may stand for the file (it is only read, and its digest is checked); to anything else it is refused."""
-    name, load, error, tensors, _ = loader
+    name, load, error, tensors, document = loader
     folder = copied(saved, name, tmp_path / "x")
     (tmp_path / "secret").write_bytes(b"root:x:0:0")
     (folder / tensors).unlink()
@@ -316,6 +316,17 @@ def test_links_and_pipes_in_place_of_files(saved: Path, tmp_path: Path, loader: 
     (folder / tensors).unlink()
     (folder / tensors).symlink_to(folder / "nowhere")
     with pytest.raises(error, match=tensors):
+        load(folder)
+    for file in (tensors, document):  # the document is looked at first
+        for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)):
+            (folder / file).unlink()
+            make(folder / file)
+            with bounded(10, 1 << 29), pytest.raises(error, match=f"{file}: can't be read"):
+                load(folder)
+    (folder / document).unlink()
+    with (folder / document).open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with bounded(10, 1 << 29), pytest.raises(error, match=f"{document}: can't be read"):
         load(folder)
 
 
@@ -506,6 +517,40 @@ def test_shards_that_are_links_to_other_things(tmp_path: Path) -> None:
     os.mkfifo(folder / "t.tar")
     with pytest.raises(ShardError, match=r"'t'.*not a regular file"):
         Reader(manifest).read(0, 0, 1)
+
+
+def has_no_end(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def is_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, has_no_end, is_sparse])
+def test_manifests_indexes_and_views_that_are_no_files_or_have_no_end(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """A pipe would be waited for, a device or a sparse file of a terabyte fill the memory."""
+    write_tar(tmp_path / "t.tar", plain_members())
+    manifest = index_folder(tmp_path)
+    View.where(manifest, np.arange(4) < 2, "some").save()
+
+    def replaced(name: str) -> None:
+        (tmp_path / name).unlink()
+        make(tmp_path / name)
+
+    with bounded(20, 1 << 30):
+        replaced("views/some.parquet")
+        with pytest.raises(ValueError, match="some"):
+            View.open(manifest, "some")
+        replaced("t.index.parquet")
+        with pytest.raises(ShardError, match=r"'t'.*index cannot be read"):
+            Reader(manifest).read(0, 0, 1)
+        replaced("manifest.parquet")
+        with pytest.raises(ManifestError, match=r"manifest\.parquet.*cannot be read.*--repair"):
+            Manifest.open(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from shards.damage import ManifestError, ShardError
-from shards.files import replace_atomically
+from shards.files import read_whole, replace_atomically
 from shards.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
 from shards.layout import BLOCK, LayoutError, SlotLayout, archive_bytes, parse_header
 from shards.manifest import OTHER_KIND, TAR_SUFFIX, Manifest, ShardEntry, check_shard_name, table_of
@@ -84,7 +84,7 @@ def repair(folder: str | Path) -> Outcome:
 def _schema_of(folder: Path, names: list[str]) -> Schema:
     for name in names:
         try:
-            return decode_index(name, (folder / f"{name}{INDEX_SUFFIX}").read_bytes()).schema
+            return decode_index(name, read_whole(folder / f"{name}{INDEX_SUFFIX}")).schema
         except (OSError, ShardError):
             continue
     raise ValueError(
@@ -102,7 +102,7 @@ def _whole_entry(
     if not tar.is_file():
         raise ShardError(name, f"file {tar.name} is missing")
     try:
-        return _checked(folder, name, schema, index_path.read_bytes(), digest, holder), False
+        return _checked(folder, name, schema, read_whole(index_path), digest, holder), False
     except (OSError, ShardError) as error:
         try:
             data = rebuild_index(tar, schema)
