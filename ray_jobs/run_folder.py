@@ -124,13 +124,16 @@ class RunFolder:
         write_json(self._attempt, {"attempt": attempt})
         return attempt
 
+    def last_attempt(self) -> str | None:
+        """The newest start of training, None before the first."""
+        return str(json.loads(self._attempt.read_text())["attempt"]) if self._attempt.exists() else None
+
     def check_attempt(self, attempt: str) -> None:
         """Raises SupersededError where a later start has begun: its workers write, and this process must not.
 
         A job that dies leaves workers behind for the seconds that Ray needs to notice.
         """
-        current = json.loads(self._attempt.read_text())["attempt"]
-        if current != attempt:
+        if self.last_attempt() != attempt:
             raise SupersededError(f"{self.path}: the run was started again; this process belongs to an earlier start")
 
     def quarantine(self, rank: int) -> Quarantine:

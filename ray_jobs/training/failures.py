@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import ray
+
 from ray_jobs.training.checkpoint_store import CheckpointWriteError
 from shards import ShardError
 
@@ -37,7 +39,14 @@ class RunFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's failure. `waited`: it only waited for other ranks; `fatal`: a restart would meet it again."""
+    """One rank's failure.
+
+    Attributes:
+        fatal: A restart would meet it again.
+        waited: It only waited for other ranks.
+        announced: The ranks knew that a node of theirs would be taken away.
+        group: The placement group of the ranks: Ray makes another one where it changes their number by itself.
+    """
 
     attempt: str
     rank: int
@@ -49,6 +58,13 @@ class Failure:
     waited: bool
     time: float
     trace: str
+    announced: bool = False
+    group: str | None = None
+
+    @property
+    def foretold(self) -> bool:
+        """It waited for a rank whose node was taken away, as announced."""
+        return self.waited and self.announced
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.world}, after step {self.step}: {self.error}: {self.message}"
@@ -69,10 +85,14 @@ class Pulse:
         attempt: Which start of the run this is.
         limit_s: Seconds without a `beat` after which the process is given up: an exception cannot be raised in a
             thread that hangs in a system call, and the other ranks wait for it.
+
+    Attributes:
+        announced: Whether a node of the ranks will be taken away; set by who hears of it.
     """
 
     def __init__(self, path: Path, attempt: str, rank: int, world: int, limit_s: float):
         self._path, self._attempt, self._rank, self._world, self._limit = path, attempt, rank, world, limit_s
+        self.announced = False
         self._step = 0
         self._alive_at = time.monotonic()
         self._end = threading.Event()
@@ -118,6 +138,8 @@ class Pulse:
             waited,
             time.time(),
             trace[-8000:],
+            self.announced,
+            ray.get_runtime_context().get_placement_group_id() if ray.is_initialized() else None,
         )
         try:
             with self._path.open("a") as file:
@@ -127,7 +149,10 @@ class Pulse:
 
 
 def read(path: Path, attempt: str) -> list[Failure]:
-    """The failures of one start, the most telling first: fatal ones, then those of ranks that did not only wait."""
+    """The failures that ended one start, the most telling first: fatal ones, then of ranks that did not only wait.
+
+    Ranks that Ray stopped to start more or fewer of them may have left records as well; those do not count.
+    """
     if not path.is_file():
         return []
     records = []
@@ -137,6 +162,7 @@ def read(path: Path, attempt: str) -> list[Failure]:
         except (ValueError, TypeError):
             continue  # torn by a crash
     mine = [record for record in records if record.attempt == attempt]
+    mine = [record for record in mine if record.group == mine[-1].group]
     return sorted(mine, key=lambda record: (not record.fatal, record.waited, record.time))
 
 

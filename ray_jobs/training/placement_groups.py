@@ -1,4 +1,4 @@
-"""Frees what a Train controller that was killed still holds. The one place where Ray's internals are touched.
+"""Frees the placement groups that a Train controller which was killed still holds, by way of Ray's internals.
 
 A placement group lives until both its creator, the controller, and the job are dead. The job lives on here, to start
 again: with exactly enough CPUs the next workers would wait for ever for those that the old group holds. The public
@@ -12,6 +12,7 @@ knows no such controller, and then takes the workers' resources away in the midd
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -28,7 +29,14 @@ _WITHIN_S = 20.0
 class Trainer(TorchTrainer):
     """A TorchTrainer without Ray's own cleaner of placement groups, and without its manager of data sets: one more
     process that starts and imports Ray Data each time, while no data set is given (each worker opens its own stream).
+
+    Args:
+        attempt: Names what Ray Train reserves for the workers, so that a later start can give it back.
     """
+
+    def __init__(self, attempt: str, train: Callable[[], None], **options: Any):
+        super().__init__(train, **options)
+        object.__setattr__(self.train_run_context, "run_id", attempt)  # frozen, and nothing else lets it be given
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()

@@ -6,26 +6,26 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, PreemptionError, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig
 
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
-from ray_jobs.training import failures, placement_groups
+from ray_jobs.training import failures, known_nodes, placement_groups, reservations
 from ray_jobs.training import worker as train_worker
-from ray_jobs.training.failures import RunFailedError
+from ray_jobs.training.failures import Failure, RunFailedError
 from ray_jobs.training.worker import Start
 
 # How often the controller looks at its workers; Ray's own default is 2 s.
 _CONTROLLER_LOOKS_EVERY_S = "0.5"
-# How long workers may take to come up on a busy machine. Where fewer would do, less: Ray may still count the CPUs of a
-# node that has just died, and tries with what is left only after this.
+# How long workers may take to come up on a busy machine. Where fewer would do, less: Ray may still count what a node
+# had that hangs (one that is gone is waited for before), and tries with what is left only after this.
 _WORKERS_START_WITHIN_S, _FEWER_AFTER_S = "300", "90"
 # A rank that stalls says so itself; only then do the collectives end in which others wait for it.
 _COLLECTIVES_LATER_S = 30.0
@@ -52,6 +52,10 @@ def fit(
     """
     failed = 0
     while True:
+        if earlier := folder.last_attempt():
+            reservations.cancel(earlier)
+        if job.run.min_workers is not None:
+            known_nodes.bring_up_to_date()
         attempt = folder.begin_attempt()
         try:
             _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
@@ -63,13 +67,24 @@ def fit(
             what = failures.describe(found, error, last_step(folder))
             if found and found[0].fatal:
                 raise RunFailedError(what) from error
-            failed += 1
-            most = job.run.max_failures
-            if 0 <= most < failed:
-                raise RunFailedError(f"{what}. That was failure {failed}, and run.max_failures is {most}") from error
-            limit = "" if most < 0 else f" of {most}"
-            print(f"failure {failed}{limit}: {what}; going on from the newest checkpoint", flush=True)
+            ended = "a node was taken away, as announced"
+            if not _foretold(error, found):
+                failed += 1
+                most = job.run.max_failures
+                if 0 <= most < failed:
+                    told = f"{what}. That was failure {failed}, and run.max_failures is {most}"
+                    raise RunFailedError(told) from error
+                ended = f"failure {failed}" + ("" if most < 0 else f" of {most}")
+            print(f"{ended}: {what}; going on from the newest checkpoint", flush=True)
         placement_groups.free_what_the_dead_hold()
+
+
+def _foretold(error: Exception, found: Sequence[Failure]) -> bool:
+    """Whether a start ended with a node that was taken away after a notice, whoever noticed its end first: Ray Train,
+    or a rank that lost its connection."""
+    deaths = getattr(error, "worker_failures", {}).values()
+    announced = isinstance(error, PreemptionError) or any(getattr(death, "preempted", False) for death in deaths)
+    return announced or bool(found and found[0].foretold)
 
 
 def last_step(folder: RunFolder) -> int:
@@ -83,6 +98,7 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
     # Ray Train keeps nothing that is needed later: checkpoints and records are the run's own.
     with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run):
         placement_groups.Trainer(
+            start.attempt,
             functools.partial(train, start),
             torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + _COLLECTIVES_LATER_S)),
             scaling_config=ScalingConfig(
@@ -93,7 +109,7 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
             run_config=TrainRunConfig(
                 name=start.attempt,
                 storage_path=own_state,
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
                 logging_config=LoggingConfig(log_level="CRITICAL"),  # traces are in failures.jsonl, progress is ours
             ),
         ).fit()

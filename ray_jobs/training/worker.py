@@ -88,6 +88,7 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
                     note = watch.note(quarantine.take()) | {"input": asdict(recorder.input.times())}
                     notices = meeting.hold(step, note)
                     due |= watch.judge(step, notices)
+                    pulse.announced = watch.announced
                     recorder.heed([InputTimes(**notice["input"]) for notice in notices])
                 if last or step % run.report_every == 0:
                     recorder.write()
@@ -118,6 +119,11 @@ class Watch:
         self._global_batch = job.pretrain.global_batch
         self._known: set[str] = set()
         self.leaving = False
+
+    @property
+    def announced(self) -> bool:
+        """Whether a node of the ranks will be taken away; `leaving` holds at the meeting that first tells of it."""
+        return bool(self._known)
 
     def note(self, damage: list[Damage]) -> dict[str, Any]:
         """What this rank has to tell."""

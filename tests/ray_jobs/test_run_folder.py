@@ -99,8 +99,10 @@ def test_a_standardisation_is_on_disk_before_it_has_its_name(tmp_path: Path, mon
 
 def test_workers_of_an_earlier_start_may_not_write(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    assert folder.last_attempt() is None
     first = folder.begin_attempt()
     folder.check_attempt(first)
+    assert RunFolder(tmp_path).last_attempt() == first
     second = RunFolder(tmp_path).begin_attempt()
     folder.check_attempt(second)
     with pytest.raises(SupersededError, match="started again"):

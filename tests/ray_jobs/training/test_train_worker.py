@@ -1,6 +1,7 @@
 """What ranks decide together, and how a rank's failure is told: without a cluster."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray.train
+import torch
 
 from conclugen.non_finite import NonFiniteLossError
 from ray_jobs.run_folder import RunFolder
@@ -128,6 +130,39 @@ def test_a_failure_is_told_with_rank_step_and_cause(tmp_path: Path) -> None:
     died: Any = RuntimeError("x\nThe actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR")
     died.worker_failures = {1: died}
     assert failures.describe([], died, 3) == "rank 1, after step 3: the process died: its worker process has died"
+
+
+def test_what_ranks_left_that_ray_stopped_by_itself_does_not_count(tmp_path: Path) -> None:
+    """Ray makes another placement group within one start, to have more workers or fewer."""
+    record: dict[str, Any] = {"attempt": "now", "world": 2, "error": "E", "fatal": False, "waited": True, "trace": ""}
+    places = [(1, 0, "a"), (0, 9, "b"), (1, 9, "b")]
+    made = [
+        failures.Failure(rank=rank, step=step, message="lost", time=float(i), group=group, **record)
+        for i, (rank, step, group) in enumerate(places)
+    ]
+    path = tmp_path / "failures.jsonl"
+    path.write_text("".join(json.dumps(asdict(failure)) + "\n" for failure in made))
+    assert failures.read(path, "now") == made[1:]
+
+
+@pytest.mark.parametrize(("announced", "waited", "foretold"), [(1, 1, True), (1, 0, False), (0, 1, False)])
+def test_only_the_loss_of_a_rank_whose_end_was_announced_is_foretold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: int, waited: int, foretold: bool
+) -> None:
+    def lost(*_: Any, **__: Any) -> None:
+        raise RuntimeError("connection reset by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_gather", lost)
+    meeting = RankMeeting(0, 1, 1.0)
+    meeting._world, meeting._group = 2, object()  # as if there were another rank
+    path = tmp_path / "failures.jsonl"
+    with pytest.raises(RuntimeError), Pulse(path, "now", 0, 2, 60) as pulse:
+        pulse.announced = bool(announced)
+        if waited:
+            meeting.hold(3, {})
+        raise RuntimeError("out of memory")
+    (failure,) = failures.read(path, "now")
+    assert failure.waited is bool(waited) and failure.foretold is foretold
 
 
 STALLED = """
