@@ -21,7 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[place] = item
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield  # fixtures of the test may still need it
     if "shared_ray" in _fixtures(item) and (nextitem is None or "shared_ray" not in _fixtures(nextitem)):
         ray.shutdown()
 
@@ -48,7 +50,8 @@ def shared_ray(_ray_folder: str) -> None:
     """A Ray whose CPUs two workers use up: what a dead controller still held would show.
 
     Processes of read tasks are kept for the next start, where Ray would let go of all but two (of any kind, for two
-    CPUs); and, as on a user's local Ray, none waits for a notice that the only node will be taken away.
+    CPUs); as on a user's local Ray, none waits for a notice that the only node will be taken away; and nodes that join
+    it (`test_failures.py`) and refuse five checks of their health are given up after 2.5 s instead of 15.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not ray.is_initialized():
@@ -58,7 +61,7 @@ def shared_ray(_ray_folder: str) -> None:
             include_dashboard=False,
             logging_level="warning",
             _temp_dir=_ray_folder,
-            _system_config={"num_workers_soft_limit": 16},
+            _system_config={"num_workers_soft_limit": 16, "health_check_period_ms": 500},
         )
 
 

@@ -37,6 +37,7 @@ from ray.core.generated import autoscaler_pb2
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
+from ray_jobs.training import known_nodes
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run, without_ray_of_the_test
@@ -96,7 +97,7 @@ class Bench:
 
     def reference(self) -> None:
         pretrain(self.job("reference"), trace.train)
-        self.steps = max(trace.steps_of(self.run_of("reference")))
+        self.steps = trace.last_step(self.run_of("reference"))
 
     def inject(self, fault: str, draw: random.Random) -> Outcome:
         """Run a job, let it meet the fault, and compare."""
@@ -166,17 +167,17 @@ class Bench:
 
     def reached(self, name: str, step: int, job: subprocess.Popen[bytes] | None = None) -> float:
         """Wait until a run has made a step, in a process of its own if one is given; returns the time then."""
-        self._wait(lambda: max(trace.steps_of(self.run_of(name)), default=0) >= step, f"reach step {step}", name, job)
+        self.wait(lambda: trace.last_step(self.run_of(name)) >= step, f"reach step {step}", name, job)
         return time.time()
 
     def met(self, name: str, number: int, job: subprocess.Popen[bytes]) -> tuple[float, int]:
         """Wait until a run, in a process of its own, has met a plan; returns when, and after which step."""
         note = trace.inflicted(self.run_of(name), number)
-        self._wait(lambda: note.is_file() and note.stat().st_size > 0, f"meet fault {number}", name, job)
+        self.wait(lambda: note.is_file() and note.stat().st_size > 0, f"meet fault {number}", name, job)
         met = json.loads(note.read_text())
         return met["time"], met["step"]
 
-    def _wait(
+    def wait(
         self, condition: Callable[[], bool], what: str, name: str, job: subprocess.Popen[bytes] | None = None
     ) -> None:
         deadline = time.monotonic() + 300
@@ -196,7 +197,7 @@ def in_worker(action: str, length: int = 0) -> Callable[[Bench, str, int, int], 
 
     def run(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
         of_rank = rank if action in ("kill", "hang", "raise") else 0
-        Plan(action, step, of_rank, until=step + length, pace_s=PACE_S).give(bench.run_of(name))
+        trace.give(bench.run_of(name), Plan(action, step, of_rank, until=step + length), Plan(pace_s=PACE_S))
         stall_s = SHORT_STALL_S if action == "hang" else STALL_S
         pretrain(bench.job(name, stall_timeout_s=stall_s), trace.train)
         yield time.time(), step
@@ -214,7 +215,14 @@ def beside(
     **run: Any,
 ) -> tuple[float, int]:
     """Run a job, and once it has made the step do something to it; its workers meet `plans` too."""
-    trace.give(bench.run_of(name), *plans, Plan(pace_s=pace_s))
+    return one_after_another(bench, name, [(step, act)], [*plans, Plan(pace_s=pace_s)], **run)[0]
+
+
+def one_after_another(
+    bench: Bench, name: str, acts: Sequence[tuple[int, Callable[[], None]]], plans: Sequence[Plan], **run: Any
+) -> list[tuple[float, int]]:
+    """Run a job to its end, and each time it has made a step do something to it; returns when, and after which step."""
+    trace.give(bench.run_of(name), *plans)
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -223,18 +231,20 @@ def beside(
         except BaseException as error:
             errors.append(error)
 
-    # Here the fault, there the job: a node can only be started by the main thread.
+    # Here the faults, there the job: a node can only be started by the main thread.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    at = bench.reached(name, step)
-    before = max(trace.steps_of(bench.run_of(name)))
-    act()
+    done = []
+    for step, act in acts:
+        at = bench.reached(name, step)
+        done.append((at, trace.last_step(bench.run_of(name))))
+        act()
     thread.join(timeout=900)
     if errors:
         raise errors[0]
     if thread.is_alive():
         raise TimeoutError(f"{name} has not ended")
-    return at, before
+    return done
 
 
 def controller(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
@@ -262,7 +272,7 @@ def driver(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[floa
     Plan(pace_s=PACE_S).give(bench.run_of(name))
     first = start(bench, name)
     at = bench.reached(name, step, first)
-    before = max(trace.steps_of(bench.run_of(name)))
+    before = trace.last_step(bench.run_of(name))
     first.kill()
     first.wait()
     if start(bench, name).wait(timeout=400) != 0:
@@ -298,30 +308,53 @@ def patiently(start: Callable[[], Any]) -> Any:
 
 
 class Nodes:
-    """A cluster of a head without CPUs and two nodes of one CPU each."""
+    """Two nodes that join the Ray which runs already, whose own node must have no room for a worker."""
 
     current: Nodes | None = None
 
-    def __init__(self) -> None:
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    def __init__(self, cpus: int = 1) -> None:
+        self.cpus = cpus
+        self.cluster = Cluster()
+        self.cluster.head_node = ray._private.worker._global_node
         self.nodes: list[Any] = []
-        ray.init(address=self.cluster.address, logging_level="warning")
         self.complete()
         Nodes.current = self
 
-    def lose(self) -> None:
+    def lose(self, node: Any = None) -> None:
+        """SIGKILL of all processes of a node, the last one where none is named."""
+        node = node or self.nodes[-1]
+        self.nodes.remove(node)
         try:
-            self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+            self.cluster.remove_node(node, allow_graceful=False)
         except AssertionError as error:  # it does not wait for the kernel to take a killed process away
             print(f"the node: {error}", flush=True)
 
     def add(self) -> None:
-        self.nodes.append(patiently(lambda: self.cluster.add_node(num_cpus=1)))
+        self.nodes.append(patiently(lambda: self.cluster.add_node(num_cpus=self.cpus)))
 
     def complete(self) -> None:
         while len(self.nodes) < 2:
             self.add()
-        self.cluster.wait_for_nodes()
+
+    def lose_and_add(self) -> None:
+        """A node dies, and another one comes 3 s later."""
+        self.lose()
+        time.sleep(3)
+        self.add()
+
+    def add_and_lose(self) -> None:
+        """A node dies once another one has come, so that a run that would do with fewer workers finds it."""
+        node = self.nodes[-1]
+        self.add()
+        self.lose(node)
+
+    def take_away(self, notice_s: float) -> None:
+        """A node is announced to be taken away, another one comes, and the first one is taken away in time."""
+        node, until = self.nodes[-1], time.monotonic() + notice_s
+        self.announce(notice_s)
+        self.add()
+        time.sleep(max(0.0, until - time.monotonic()))
+        self.lose(node)
 
     def announce(self, seconds: float) -> None:
         """Tell the cluster that the last node will be taken away, as a cloud does for a spot instance."""
@@ -332,8 +365,10 @@ class Nodes:
         assert accepted, why
 
     def close(self) -> None:
-        ray.shutdown()
-        self.cluster.shutdown()
+        """End what is left, and wait until Ray knows: it would still send somebody there."""
+        while self.nodes:
+            self.lose()
+        known_nodes.bring_up_to_date()
         Nodes.current = None
 
 
@@ -344,15 +379,8 @@ def cluster() -> Nodes:
 
 
 def node_returns(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
-    """A node dies at once with its worker, and another one comes 3 s later."""
-    nodes = cluster()
-
-    def act() -> None:
-        nodes.lose()
-        time.sleep(3)
-        nodes.add()
-
-    yield beside(bench, name, step, act)
+    """A node dies at once with its worker, and another one comes later."""
+    yield beside(bench, name, step, cluster().lose_and_add)
 
 
 def node_stays_away(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
@@ -360,18 +388,27 @@ def node_stays_away(bench: Bench, name: str, step: int, rank: int) -> Iterator[t
     yield beside(bench, name, step, cluster().lose, min_workers=1)
 
 
-def preemption(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
-    """A node is announced to be taken away in 20 s, and is; another one comes. The notice must lead to a checkpoint."""
-    nodes = cluster()
+def node_comes_back(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """A node dies, the run goes on with one worker, another node comes, and within a minute it has two again."""
+    nodes, run = cluster(), bench.run_of(name)
 
     def act() -> None:
-        nodes.announce(20)
-        time.sleep(20)
         nodes.lose()
+        bench.wait(lambda: trace.starts(run)[-1].world == 1, "go on with one worker", name)
         nodes.add()
 
+    injected = beside(bench, name, min(step, 12), act, pace_s=3.0, min_workers=1)
+    worlds = [start.world for start in trace.starts(run)]
+    if worlds != [2, 1, 2]:
+        raise AssertionError(f"workers of each start: {worlds}")
+    yield injected
+
+
+def preemption(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """A node is taken away 20 s after a notice. The notice must lead to a checkpoint."""
+    nodes = cluster()
     # No other checkpoint is due before the end, and steps are slow enough that the end comes later than the node's.
-    at, before = beside(bench, name, min(step, 12), act, pace_s=1.5, checkpoint_every=1000)
+    at, before = beside(bench, name, min(step, 12), lambda: nodes.take_away(20), pace_s=1.5, checkpoint_every=1000)
     first_again = [r["step"] for r in trace.read_trace(bench.run_of(name)) if r["time"] > at + 20]
     if min(first_again, default=1) <= before:
         raise AssertionError(f"noticed after step {before}, but the run went on from step {min(first_again) - 1}")
@@ -389,32 +426,31 @@ FAULTS: dict[str, Callable[[Bench, str, int, int], Iterator[tuple[float, int]]]]
     "storage fails two times of three": in_worker("flaky"),
     "node lost, another comes": node_returns,
     "node lost for good": node_stays_away,
+    "node lost, back later": node_comes_back,
     "preemption with notice": preemption,
 }
-ON_NODES = ("node lost, another comes", "node lost for good", "preemption with notice")
-OTHER_WORLD = ("node lost for good",)
+ON_NODES = ("node lost, another comes", "node lost for good", "node lost, back later", "preemption with notice")
+OTHER_WORLD = ("node lost for good", "node lost, back later")
 
 
 @contextlib.contextmanager
-def place(faults: list[str], bench: Bench) -> Iterator[None]:
-    """A Ray for these faults: two CPUs in one node, or two nodes of one each."""
-    if faults[0] in ON_NODES:
-        nodes = Nodes()
-        try:
-            yield
-        finally:
-            nodes.close()
-        return
+def place(faults: list[str]) -> Iterator[None]:
+    """A Ray for these faults: two CPUs in one node, or a head without CPUs and two nodes of one CPU each."""
+    on_nodes = faults[0] in ON_NODES
     with tempfile.TemporaryDirectory(prefix="rf", ignore_cleanup_errors=True) as folder:
 
         def start() -> None:
             ray.shutdown()
-            ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", _temp_dir=folder)
+            cpus = 0 if on_nodes else 2
+            ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="warning", _temp_dir=folder)
 
         patiently(start)
+        nodes = Nodes() if on_nodes else None
         try:
             yield
         finally:
+            if nodes:
+                nodes.close()
             ray.shutdown()
 
 
@@ -471,7 +507,7 @@ def main() -> int:
         for group in ([f for f in chosen if f not in ON_NODES], [f for f in chosen if f in ON_NODES]):
             if not group or not options.repeat:
                 continue
-            with place(group, bench):
+            with place(group):
                 if not bench.steps:
                     bench.reference()
                 for _ in range(options.repeat):

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from shards import Manifest, View
 from tests.cluster import trace
-from tests.cluster.faults import FAULTS, ON_NODES, Bench, kill_controller, start
+from tests.cluster.faults import FAULTS, ON_NODES, Bench, Nodes, kill_controller, one_after_another, start
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.trace import Plan
 
@@ -65,6 +66,38 @@ def test_a_run_meets_one_fault_after_another(bench: Bench) -> None:
     seen = trace.compare(run, bench.run_of("reference"), met)
     assert (seen.lost, seen.doubled) == (0, 0) and seen.starts == 5
     assert bench.difference(run) == 0 and bench.is_tracked(run)
+
+
+@pytest.mark.timeout(900)
+def test_a_run_loses_one_node_after_another(bench: Bench, nodes: Nodes) -> None:
+    """Taken away after a notice; dead, with another in its place; dead for good, and one worker goes on: the same
+    samples in the same steps, weights to 1e-8, one tracked run without holes or repeats.
+
+    The one that was announced is not counted as a failure.
+    """
+    run = bench.run_of("nodes")
+    acts = [(5, lambda: nodes.take_away(5)), (18, nodes.add_and_lose), (33, nodes.lose)]
+    plans = [Plan(until=14, pace_s=1.0), Plan(pace_s=0.2)]  # steps of the first 5 s of notice, and of the others
+    job = {"min_workers": 1, "cpus_per_worker": nodes.cpus, "checkpoint_every": 15, "max_failures": 2}
+    met = one_after_another(bench, "nodes", acts, plans, **job)
+
+    seen = trace.compare(run, bench.run_of("reference"), met[0])
+    assert (seen.lost, seen.doubled) == (0, 0)
+    starts = trace.starts(run)
+    assert [start.world for start in starts] == [2, 2, 2, 1]
+    noticed = starts[1].first - 1
+    assert met[0][1] <= noticed < 15, "the notice led to a checkpoint, before the next one was due"
+    assert [start.first - 1 for start in starts[2:]] == [15, 30]
+    assert bench.difference(run) <= 1e-8 and bench.is_tracked(run)
+
+
+@pytest.fixture
+def nodes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """Two nodes beside the shared Ray, whose own has room for two of the three CPUs that a worker of these wants."""
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+    nodes = Nodes(cpus=3)
+    yield nodes
+    nodes.close()
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def sent(result: PretrainResult, gate: Gate) -> str:
 @contextlib.contextmanager
 def at_step(folder: Path, step: int, act: Callable[[], None]) -> Iterator[None]:
     def wait() -> None:
-        while max(trace.steps_of(folder), default=0) < step:
+        while trace.last_step(folder) < step:
             time.sleep(0.02)
         act()
 
@@ -137,7 +137,7 @@ def test_training_goes_on_and_every_number_arrives(
         else:
             gate.delay_s = 1.0
         result = pretrain(job, trace.train)
-    assert max(trace.steps_of(result.folder.path)) == result.step
+    assert trace.last_step(result.folder.path) == result.step
     ((complete, seconds),) = closing
     assert seconds < BOUND_S + SLACK_S
     if when in ("from the start to the end", "at the end", "silent"):

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,9 +34,10 @@ class Plan:
     kill, raise, invalid, hang, stop (SIGSTOP), end (of the data on that rank): at that step. cut, torn: in the next
     checkpoint's write, which a SIGKILL ends before its rename, or which stands half written in its place. full: no room
     for a checkpoint from that step to `until`. flaky: two of three accesses to checkpoints fail from that step on.
-    pace_s: seconds that each step takes longer. waits: of cut and torn: the write stands still until another process's
-    end ends this one. stall_s: of hang: the rank's stall limit from then on, so that a test need not wait for the
-    run's, which has to cover the start on a busy machine; None: the run's.
+    none: the pace alone. pace_s: seconds that each step takes longer, up to step `until` where it is given. waits: of
+    cut and torn: the write stands still until another process's end ends this one. stall_s: of hang: the rank's stall
+    limit from then on, so that a test need not wait for the run's, which has to cover the start on a busy machine;
+    None: the run's.
     """
 
     action: str = "none"
@@ -131,7 +132,7 @@ class Injection:
         used = {"memory": self.process.memory_info().rss, "files": self.process.num_fds()}
         record = {**self.header, "step": step, "time": time.time(), "rows": rows, "absent": absent, **used}
         self.trace.write(json.dumps(record) + "\n")
-        time.sleep(max((plan.pace_s for plan, _ in self.plans), default=0.0))
+        time.sleep(max((plan.pace_s for plan, _ in self.plans if step <= plan.until or not plan.until), default=0.0))
         for plan, done in self.plans:
             if self.rank == plan.rank and step == plan.step and not done.exists():
                 self.inflict(plan, done)
@@ -242,7 +243,21 @@ def compare(run: Path, reference: Path, injected: tuple[float, int]) -> Comparis
     return Comparison(lost, doubled, len(starts), len(worked) - len(mine), min(beyond, default=float("nan")) - at)
 
 
-def steps_of(run: Path) -> Iterator[int]:
-    """Steps in the order in which they were made, for a test that waits for one."""
-    for record in read_trace(run):
-        yield record["step"]
+@dataclass(frozen=True)
+class Began:
+    """One start of a run: its first step, and its number of workers."""
+
+    first: int
+    world: int
+
+
+def starts(run: Path) -> list[Began]:
+    """Starts that made a step, in order of time."""
+    records = read_trace(run)
+    firsts = {record["start"]: record for record in reversed(records)}
+    return [Began(firsts[name]["step"], firsts[name]["world"]) for name in dict.fromkeys(r["start"] for r in records)]
+
+
+def last_step(run: Path) -> int:
+    """The furthest step that any rank has made in any start, 0 before the first."""
+    return max((record["step"] for record in read_trace(run)), default=0)
