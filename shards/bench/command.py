@@ -3,6 +3,9 @@
 Every round measures every method once, one after the other, so that a change of the machine's mood meets all of them.
 Streams are measured in steady state, from the first batch (warm: from a quarter of the time) on; start-up is reported
 apart. Every method ends with torch tensors of `--batch` rows, except `readinto`, which only reads the bytes.
+What goes through Ray is consumed in Ray Train workers, `read_webdataset` and the plain put and get as well: in one, or
+with `_2` in two side by side, which share a global batch twice as large. They start once, which is reported apart, and
+wait while other methods are measured. On top of a CPU for each of them Ray has one for each core, for tasks that read.
 Cold: files are dropped from the page cache before each measurement, which then ends after one pass over them.
 """
 
@@ -11,22 +14,36 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shards.bench import remote as bench_remote
 from shards.bench import writing as bench_writing
+from shards.bench.memory import PeakMemory
 from shards.bench.methods import WIDTHS, OwnMethods, forget_pages, write_shards
 from shards.bench.peers import MosaicStreaming, PeerMethods
 from shards.bench.report import Measured, machine, measure, plot, summary, table
 from shards.manifest import Manifest
 from shards.schema import FLOAT_DTYPES, did_you_mean
 
+if TYPE_CHECKING:
+    from shards.bench.train_workers import TrainWorkers
+
+# Consumed in so many Ray Train workers, by the method of this name.
+IN_TRAIN_WORKERS = {
+    "own_ray_object_store": ("own_ray_object_store", 1),
+    "own_ray_worker_read": ("own_ray_worker_read", 1),
+    "own_ray_object_store_2": ("own_ray_object_store", 2),
+    "own_ray_worker_read_2": ("own_ray_worker_read", 2),
+    "read_webdataset": ("read_webdataset", 1),
+    "ray_put_get": ("ray_put_get", 1),
+}
 METHODS = (
     "readinto",
     "readinto_batch",
@@ -38,27 +55,29 @@ METHODS = (
     "webdataset_loader",
     "streaming",
     "streaming_loader",
-    "own_ray_object_store",
-    "own_ray_worker_read",
-    "own_ray_object_store_2",
-    "own_ray_worker_read_2",
-    "read_webdataset",
-    "ray_put_get",
+    *IN_TRAIN_WORKERS,
 )
 STATES = ("warm", "cold")
-_NEED_RAY = frozenset(name for name in METHODS if "ray" in name) | {"read_webdataset"}
 _NEED_PEER_PYTHON = frozenset({"streaming", "streaming_loader"})
 _NOT_COLD = frozenset({"ray_put_get"})  # reads no file
 _LOADER_WORKERS = 2
 _RAY_SECONDS = 3.0  # factor on --seconds: executions come and go in windows, which must average out
-_WORKERS = 2
+_STORE_BYTES = 4 * 1024**3
+_ENDS_WITHIN_S = 0.5  # executions that were stopped hand their memory back
 
 
 class Case:
     """All methods on shards of one dtype, from pages that are cached (warm) or dropped before (cold)."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path, dtype: str, mosaic: MosaicStreaming | None) -> None:
-        self.args, self.dtype, self.mosaic = args, dtype, mosaic
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        folder: Path,
+        dtype: str,
+        mosaic: MosaicStreaming | None = None,
+        workers: Mapping[int, TrainWorkers] | None = None,
+    ) -> None:
+        self.args, self.dtype, self.mosaic, self.workers = args, dtype, mosaic, workers or {}
         self.own = OwnMethods(Manifest.open(folder), args.batch)
         self.peers = PeerMethods(self.own.paths, args.batch, _LOADER_WORKERS)
 
@@ -68,31 +87,29 @@ class Case:
             forget_pages([*self.own.paths, *(self.mosaic.paths if self.mosaic else [])])
         gc.collect()
         most = self.args.rows if cold else None
-        seconds = self.args.seconds * (_RAY_SECONDS if method in _NEED_RAY else 1)
+        seconds = self.args.seconds * (_RAY_SECONDS if method in IN_TRAIN_WORKERS else 1)
         if method in _NEED_PEER_PYTHON:
             assert self.mosaic is not None
             return self.mosaic.read(seconds, _LOADER_WORKERS if method == "streaming_loader" else 0, most)
-        if method in ("own_ray_object_store_2", "own_ray_worker_read_2"):
-            from shards.bench.train_workers import measure_workers
+        if method in IN_TRAIN_WORKERS:
+            from shards.bench.ray_methods import measure_in
 
-            payload = "object_store" if "object_store" in method else "worker"
-            return measure_workers(self.own.manifest, self.args.batch, payload, _WORKERS, seconds)
+            name, world = IN_TRAIN_WORKERS[method]
+            return measure_in(self.workers[world], self.own.manifest, self.args.batch, name, seconds, most)
         batches = getattr(self.own if hasattr(self.own, method) else self.peers, method)()
-        return measure(batches, seconds, most, own_cpu=method not in _NEED_RAY and "loader" not in method)
+        return measure(batches, seconds, most, own_cpu="loader" not in method)
 
     def peak_memory(self, methods: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
         """MB of processes and of object store that each method took, in a run that doubles as its warm-up."""
-        from shards.bench.train_workers import PeakMemory, wait_idle
-
         processes: dict[str, float] = {}
         store: dict[str, float] = {}
         for method in methods:
             with PeakMemory() as peak:
                 self.run(method, cold=False)
             processes[method], store[method] = round(peak.processes_mb), round(peak.store_mb)
-            if method in _NEED_RAY:
-                wait_idle()
-        return processes, {name: value for name, value in store.items() if name in _NEED_RAY}
+            if method in IN_TRAIN_WORKERS:
+                time.sleep(_ENDS_WITHIN_S)
+        return processes, {name: value for name, value in store.items() if name in IN_TRAIN_WORKERS}
 
     def report(self, state: str, methods: Sequence[str]) -> dict[str, Any]:
         cold = state == "cold"
@@ -144,28 +161,35 @@ def run(args: argparse.Namespace) -> int:
         print(text, end="\n\n", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="shards-bench-", dir=args.folder) as folder:
-        for dtype in args.dtype:
-            data = Path(folder) / dtype
-            manifest = write_shards(data / "shards", args.rows, dtype)
-            own = OwnMethods(manifest, args.batch)
-            mosaic = None
-            if _NEED_PEER_PYTHON & set(methods):
-                mosaic = MosaicStreaming(args.peer_python, own.paths, data, dtype, args.batch)
-            case = Case(args, data / "shards", dtype, mosaic)
-            for state in args.state:
-                one = _with_ray(bool(_NEED_RAY & set(methods)), case.report, state, methods)
-                report["cases"].append(one)
-                say(f"{dtype}, {state} page cache, {one['sample_bytes'] / 1000:.1f} kB a sample:")
-                say(table(one, one["sample_bytes"]))
-            if dtype == args.dtype[0] and not args.no_remote:
-                report["remote"] = bench_remote.measure_remote(
-                    str(data / "shards"), args.batch, args.latency, args.bandwidth, 2 * args.seconds
-                )
-                say(bench_remote.table(report["remote"]))
-            if dtype == args.dtype[0] and not args.no_writing:
-                report["writing"] = bench_writing.measure_writing(manifest, data, args.rows, dtype, args.rounds)
-                report["planner"] = bench_writing.measure_planner(args.plan_rows)
-                say(bench_writing.table(report["writing"], report["planner"]))
+        worlds = sorted({IN_TRAIN_WORKERS[name][1] for name in methods if name in IN_TRAIN_WORKERS})
+        with _train_workers(worlds) as workers:
+            if workers:
+                report["train_workers_start_seconds"] = {n: round(w.start_seconds, 1) for n, w in workers.items()}
+                took = (f"{n}: {seconds} s" for n, seconds in report["train_workers_start_seconds"].items())
+                say(f"Start of Ray Train's workers, by their number: {', '.join(took)}")
+            for dtype in args.dtype:
+                data = Path(folder) / dtype
+                own = OwnMethods(write_shards(data / "shards", args.rows, dtype), args.batch)
+                mosaic = None
+                if _NEED_PEER_PYTHON & set(methods):
+                    mosaic = MosaicStreaming(args.peer_python, own.paths, data, dtype, args.batch)
+                case = Case(args, data / "shards", dtype, mosaic, workers)
+                for state in args.state:
+                    one = case.report(state, methods)
+                    report["cases"].append(one)
+                    say(f"{dtype}, {state} page cache, {one['sample_bytes'] / 1000:.1f} kB a sample:")
+                    say(table(one, one["sample_bytes"]))
+        dtype, data = args.dtype[0], Path(folder) / args.dtype[0]
+        if not args.no_remote:
+            report["remote"] = bench_remote.measure_remote(
+                str(data / "shards"), args.batch, args.latency, args.bandwidth, 2 * args.seconds
+            )
+            say(bench_remote.table(report["remote"]))
+        if not args.no_writing:
+            manifest = Manifest.open(data / "shards")
+            report["writing"] = bench_writing.measure_writing(manifest, data, args.rows, dtype, args.rounds)
+            report["planner"] = bench_writing.measure_planner(args.plan_rows)
+            say(bench_writing.table(report["writing"], report["planner"]))
     report = {**report["cases"][0], **report}  # the first case's methods are at the top
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -174,10 +198,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _with_ray(needed: bool, measure_all: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    if not needed:
-        return measure_all(*arguments)
-    from shards.bench import train_workers as bench_ray
+def _train_workers(worlds: Sequence[int]) -> AbstractContextManager[Mapping[int, TrainWorkers]]:
+    """Groups of so many workers; without any, Ray is not even imported."""
+    if not worlds:
+        return nullcontext({})
+    from shards.bench.train_workers import running
 
-    with bench_ray.running(max(2, _WORKERS, os.cpu_count() or 2), 4 * 1024**3):
-        return measure_all(*arguments)
+    return running(worlds, _STORE_BYTES)

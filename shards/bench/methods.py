@@ -13,7 +13,7 @@ from shards.manifest import TAR_SUFFIX, Manifest
 from shards.plan import Cursor, EpochPlan
 from shards.reader import Reader
 from shards.schema import Column, Sample, Schema
-from shards.stream import stream
+from shards.stream import Step, stream
 from shards.writer import ShardWriter
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
@@ -101,20 +101,20 @@ class OwnMethods:
             step += 1
             yield from tensors_of(iter([out]))
 
-    def own_ray_object_store(self) -> Iterator[int]:
+    def own_ray_object_store(self, rank: int = 0, world: int = 1) -> Iterator[int]:
         """The same executed by Ray Data; tasks read, rows travel through the object store."""
-        return self._own_ray("object_store", 0, 1)
+        yield from tensors_of(self.ray_stream("object_store", rank, world))
 
-    def own_ray_worker_read(self) -> Iterator[int]:
+    def own_ray_worker_read(self, rank: int = 0, world: int = 1) -> Iterator[int]:
         """The same executed by Ray Data; this process reads what the plan names."""
-        return self._own_ray("worker", 0, 1)
+        yield from tensors_of(self.ray_stream("worker", rank, world))
 
-    def _own_ray(self, payload: str, rank: int, world: int) -> Iterator[int]:
+    def ray_stream(self, payload: str, rank: int, world: int) -> Iterator[Step]:
+        """One rank's stream. Ranks share a global batch that grows with them: their own batches are equally large."""
         from shards import ray_source
 
-        # Several ranks share the global batch; with the same local batch each, batches are equally large to all.
         plan = EpochPlan(self.manifest.counts, seed=0, global_batch=self.batch * world, remainder="carry")
-        return tensors_of(ray_source.stream(Reader(self.manifest), plan, rank, world, Cursor(), 1 << 30, payload))
+        return ray_source.stream(Reader(self.manifest), plan, rank, world, Cursor(), 1 << 30, payload)
 
     def ray_put_get(self) -> Iterator[int]:
         """A batch's bytes put into Ray's object store, got again and copied out: what the store itself costs."""

@@ -1,101 +1,163 @@
-"""Ray for a benchmark: started and stopped, memory that its processes take, and streams in several workers."""
+"""Workers of Ray Train that stay while a benchmark runs and do what they are told, and the Ray that they need.
+
+To start a group of workers takes Ray Train several seconds. A group therefore starts once, and its training function
+waits for one task after the other: what is measured in Train workers can then alternate with what is not.
+"""
 
 from __future__ import annotations
 
-import shutil
+import asyncio
+import os
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
-import psutil
 import ray
+from ray.train import LoggingConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchTrainer
 
-from shards.bench.methods import OwnMethods
-from shards.bench.report import Measured, measure
-from shards.manifest import Manifest
+Result = TypeVar("Result")
+Task = Callable[[int, int], Result]  # is given rank and world
+
+# Ray Train reads these where it starts; what the user has set there holds. A busy machine may take longer to start
+# processes than the minute that is Ray's default, and nobody takes this machine away with a notice.
+_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_LEAVES_WITHIN_S = 60.0
+_LOOKS_EVERY_S = 1.0
 
 
 @contextmanager
-def running(num_cpus: int, store_bytes: int) -> Iterator[None]:
-    """The Ray that runs already, or one of its own that is stopped at the end."""
-    own = not ray.is_initialized()
-    if own:
-        ray.init(
-            # "local": never a Ray that something else started on this machine.
-            "local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", object_store_memory=store_bytes,
-            log_to_driver=False,
-        )  # fmt: skip
-    ray.data.DataContext.get_current().enable_progress_bars = False
+def running(worlds: Sequence[int], store_bytes: int) -> Iterator[dict[int, TrainWorkers]]:
+    """A Ray of its own, and groups of so many Train workers each; all of it ends with the block.
+
+    Each worker reserves a CPU, and as many as there are cores are left to tasks that read.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cores = max(2, os.cpu_count() or 2)
+    ray.init(
+        # "local": never a Ray that something else started on this machine.
+        "local", num_cpus=cores + sum(worlds), include_dashboard=False, logging_level="ERROR",
+        object_store_memory=store_bytes, log_to_driver=False,
+    )  # fmt: skip
     try:
-        yield
+        with ExitStack() as stack:
+            yield {world: stack.enter_context(TrainWorkers(world)) for world in worlds}
     finally:
-        if own:
-            ray.shutdown()
+        ray.shutdown()
 
 
-def measure_workers(manifest: Manifest, batch: int, payload: str, world: int, seconds: float) -> Measured:
-    """The ranks' streams side by side, each in an actor of its own as a training worker is: samples/s of all."""
+class TrainWorkers:
+    """The workers of one Ray Train run, a CPU each: `run` lets every one of them do the same task.
 
-    @ray.remote(num_cpus=1)
-    class Worker:
-        def ready(self) -> bool:
-            return True
+    start_seconds: from the run's start until each worker waited for a task.
+    """
 
-        def read(self, rank: int) -> Measured:
-            methods = OwnMethods(manifest, batch)
-            return measure(methods._own_ray(payload, rank, world), seconds, own_cpu=False)
-
-    workers = [Worker.remote() for _ in range(world)]  # type: ignore[attr-defined]
-    ray.get([worker.ready.remote() for worker in workers])
-    results = ray.get([worker.read.remote(rank) for rank, worker in enumerate(workers)])
-    for worker in workers:
-        ray.kill(worker)
-    return Measured(sum(one.samples for one in results), max(one.start for one in results))
-
-
-class PeakMemory:
-    """Most memory in use while the block ran, in MB above what was in use before: this process and its children
-    (private pages), and the object store (pages in /dev/shm, which other programs may change as well)."""
-
-    def __enter__(self) -> PeakMemory:
-        self._before = _in_use()
-        self._most = [0.0, 0.0]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self._mailbox = _Mailbox.remote(world)  # type: ignore[attr-defined]
+        self._error: BaseException | None = None
+        begin = time.perf_counter()
+        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         self._thread.start()
+        self._answers()
+        self.start_seconds = time.perf_counter() - begin
+
+    def run(self, task: Task[Result]) -> list[Result]:
+        """What `task(rank, world)` returned in each worker, by rank; raises what it raised in one of them, whereupon
+        Ray Train ends the others and the group is of no use any more."""
+        ray.get(self._mailbox.send.remote([ray.put(task)]))  # in a list, so that it is not read on the way
+        return self._answers()
+
+    def close(self) -> None:
+        """End the run and wait for it."""
+        if not ray.is_initialized():
+            return  # it ended with Ray; to ask now would start another one
+        if self._thread.is_alive():
+            ray.get(self._mailbox.send.remote(None))
+            self._thread.join(_LEAVES_WITHIN_S)
+        ray.kill(self._mailbox)
+
+    def __enter__(self) -> TrainWorkers:
         return self
 
-    def _watch(self) -> None:
-        while not self._stop.wait(0.1):
-            now = _in_use()
-            self._most = [max(most, a - b) for most, a, b in zip(self._most, now, self._before, strict=True)]
-
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.close()
 
-    @property
-    def processes_mb(self) -> float:
-        return self._most[0] / 1e6
+    def _fit(self) -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="ray-train-") as folder:
+                _Trainer(
+                    _serve,
+                    train_loop_config={"mailbox": self._mailbox},
+                    scaling_config=ScalingConfig(num_workers=self.world, resources_per_worker={"CPU": 1}),
+                    run_config=RunConfig(storage_path=folder, logging_config=LoggingConfig(log_level="CRITICAL")),
+                ).fit()
+        except BaseException as error:  # raised where an answer is waited for
+            self._error = error
 
-    @property
-    def store_mb(self) -> float:
-        return self._most[1] / 1e6
+    def _answers(self) -> list[Any]:
+        answers: dict[int, Any] = {}
+        while len(answers) < self.world:
+            waiting = self._mailbox.next_answer.remote()
+            while not ray.wait([waiting], timeout=_LOOKS_EVERY_S)[0]:
+                if not self._thread.is_alive():
+                    raise RuntimeError("the Train workers have ended before they answered") from self._error
+            rank, value, error = ray.get(waiting)
+            if error is not None:
+                raise error
+            answers[rank] = value
+        return [answers[rank] for rank in range(self.world)]
 
 
-def _in_use() -> tuple[float, float]:
-    own = psutil.Process()
-    private = 0
-    for process in [own, *own.children(recursive=True)]:
-        with suppress(psutil.Error):
-            memory = process.memory_info()
-            private += memory.rss - memory.shared
-    shm = Path("/dev/shm")  # noqa: S108 - where Ray's object store lies on Linux
-    return float(private), float(shutil.disk_usage(shm).used if shm.exists() else 0)
+class _Trainer(TorchTrainer):
+    """A TorchTrainer without two processes of Ray Train's own. Its cleaner of placement groups asks a dashboard whether
+    its controller lives: there is none here, and where several Rays run on a machine it may ask another one's, which
+    knows no such controller, and then takes the workers' CPUs away. Its manager of data sets has none to manage.
+    They are left out by name, for they are not public."""
+
+    _LEFT_OUT = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._LEFT_OUT]
 
 
-def wait_idle(seconds: float = 0.5) -> None:
-    """Let executions that were stopped hand their memory back before the next method runs."""
-    time.sleep(seconds)
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    """Carries tasks to the workers and their answers back; waiting costs nothing."""
+
+    def __init__(self, world: int) -> None:
+        self._tasks: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(world)]
+        self._answers: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def send(self, task: Any) -> None:
+        for tasks in self._tasks:
+            tasks.put_nowait(task)
+
+    async def next_task(self, rank: int) -> Any:
+        return await self._tasks[rank].get()
+
+    async def answer(self, rank: int, value: Any, error: BaseException | None) -> None:
+        self._answers.put_nowait((rank, value, error))
+
+    async def next_answer(self) -> Any:
+        return await self._answers.get()
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """The training function: one task after the other until there is none."""
+    mailbox, rank, world = config["mailbox"], get_context().get_world_rank(), get_context().get_world_size()
+    value: Any = None
+    while True:
+        ray.get(mailbox.answer.remote(rank, value, None))
+        task = ray.get(mailbox.next_task.remote(rank))
+        if task is None:
+            return
+        try:
+            value = ray.get(task[0])(rank, world)
+        except Exception as error:
+            ray.get(mailbox.answer.remote(rank, None, error))
+            raise

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from hypothesis import HealthCheck, given, seed, settings
 
+from shards import ray_source
 from shards.damage import Damage, DamageError, ShardError
 from shards.manifest import Manifest
-from shards.plan import Cursor, EpochPlan
+from shards.plan import Cursor, EpochPlan, Window
+from shards.ray_blocks import TaskReader
 from shards.ray_source import PAYLOADS, Execution, stream
 from shards.reader import Reader
 from shards.schema import Column, Label, Sample, Schema
@@ -150,6 +153,44 @@ def check_equal_streams(manifest: Manifest, payload: str, world: int, remainder:
             for rank in range(world):
                 assert same(next(ranks[rank]), next(peers[rank])), (step, rank)
         assert all(next(rank, None) is None for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("store_steps", "left"),
+    [
+        (10, 5),  # the five last of a window's 24 batches fill half of the store
+        (11, 5),  # half a batch more is no batch
+        (1, 1),  # never after the last one was asked for: there would be a gap
+        (1000, 13),  # a store that holds whole windows: not before a window's half
+    ],
+)
+def test_a_window_starts_when_half_the_store_holds_what_is_left_of_the_one_before(
+    wide: Manifest, store_steps: int, left: int
+) -> None:
+    """Earlier, its tasks would find the processes of the one before busy, and start others beside them."""
+    batch, steps, started, handed_out = 20, 24, [], 0
+    plan = EpochPlan(wide.counts, seed=1, global_batch=batch, remainder="carry")
+    step_bytes = batch * max(wide.shards["stride"].to_pylist())  # whole samples travel through the store
+    execution = Execution(task_bytes=4 * step_bytes, window_tasks=steps // 4, store_bytes=store_steps * step_bytes)
+
+    class Counted(ray_source._Stream):
+        def _start(self, parts: Iterator[Any]) -> Any:
+            window = super()._start(parts)
+            if window is not None:
+                started.append(handed_out)
+            return window
+
+        def _execute(self, window: Window) -> Iterator[pa.Table]:
+            """Without Ray Data, whose timing would decide otherwise."""
+            tasks = TaskReader(Reader(wide, threads=1))
+            for i in range(len(window.filled)):
+                yield tasks.table(np.array(window.ranges(i), np.int64))
+
+    source = Counted(Reader(wide), plan, 0, 1, "object_store", execution)
+    for batches in source.batches(Cursor(), 3 * steps):
+        assert len(batches) == batch
+        handed_out += 1
+    assert (started, handed_out) == ([0, steps - left, 2 * steps - left], 3 * steps)
 
 
 def check_drawn_run(run: Run) -> None:
