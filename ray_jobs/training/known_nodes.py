@@ -32,6 +32,8 @@ def bring_up_to_date() -> int:
         How many nodes took no connection.
     """
     lost = set(_silent(_alive()))
+    if lost:
+        print(f"{len(lost)} node(s) take no connection: waiting until Ray has counted them out", flush=True)
     deadline = time.monotonic() + _WITHIN_S
     while lost & _alive().keys() and time.monotonic() < deadline:
         time.sleep(0.5)
