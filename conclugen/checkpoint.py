@@ -20,6 +20,10 @@ class CheckpointError(ValueError):
     """A folder that is no complete checkpoint, is damaged, or was written in an unknown version."""
 
 
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint that another version of conclugen wrote."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """tensors and meta: see `Pretrainer.state`; cursor: where the data goes on; extra: whatever the job added."""
@@ -97,7 +101,8 @@ def load(folder: str | Path) -> Checkpoint:
     """Read and verify a checkpoint; raises CheckpointError naming file, found and expected."""
     path = Path(folder)
     required = ("digest", "meta", "cursor", "extra")
-    document = storage.read_document(path / DOCUMENT, SCHEMA, VERSION, required, CheckpointError)
+    errors = CheckpointError, CheckpointVersionError
+    document = storage.read_document(path / DOCUMENT, SCHEMA, VERSION, required, *errors)
     for name in ("meta", "cursor", "extra"):
         if not isinstance(document[name], dict):
             raise CheckpointError(f"{path / DOCUMENT}: {name} is {document[name]!r}, expected a mapping")

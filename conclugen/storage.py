@@ -93,10 +93,15 @@ def read_tensors(path: Path, expected_digest: str, error: type[ValueError]) -> d
 
 
 def read_document(
-    path: Path, schema: str, version: int, required: tuple[str, ...], error: type[ValueError]
+    path: Path,
+    schema: str,
+    version: int,
+    required: tuple[str, ...],
+    error: type[ValueError],
+    other_version: type[ValueError] | None = None,
 ) -> dict[str, Any]:
     """What `document_text` wrote, of the given schema and version; raises `error` naming the file and what is wrong
-    with it."""
+    with it, `other_version` (`error`, where it is None) for another version."""
     _check_file(path, error, f"is {path.parent} a complete folder?", _LONGEST_DOCUMENT)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +113,7 @@ def read_document(
             f"{path}: schema is {document.get('schema') if isinstance(document, dict) else None!r}, expected {schema!r}"
         )
     if document.get("version") != version:
-        raise error(
+        raise (other_version or error)(
             f"{path}: version is {document.get('version')!r}, expected {version}; "
             "it was written by another version of conclugen"
         )

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from conclugen import Pretrainer, checkpoint, presets
-from conclugen.checkpoint import Snapshot
+from conclugen.checkpoint import CheckpointVersionError, Snapshot
 from ray_jobs.training import checkpoint_store
 from ray_jobs.training.checkpoint_store import CheckpointStore, CheckpointWriteError, CheckpointWriter
 from tests.cluster.servers import S3_KEYS, s3_server
@@ -77,6 +77,22 @@ def test_the_newest_whole_one_is_found_and_damaged_ones_are_passed_over(
     found = CheckpointStore(location).newest()
     assert found is not None and found.cursor == {"epoch": 0, "step": 20}
     assert capsys.readouterr().out.count("passed over") == 2
+
+
+def test_checkpoints_of_another_version_are_not_begun_anew_over(pretrainer: Pretrainer, tmp_path: Path) -> None:
+    """Unless one that is whole can be gone on from, such as where a flipped bit made another version of a later one."""
+    store = CheckpointStore(tmp_path, keep=9)
+    for step in (10, 20):
+        store.publish(step, state(pretrainer, step))
+    for step, left in ((20, 10), (10, None)):
+        document = tmp_path / f"step-{step:010d}" / checkpoint.DOCUMENT
+        document.write_text(document.read_text().replace('"version": 2', '"version": 1'))
+        if left is None:
+            with pytest.raises(CheckpointVersionError, match=r"step-0*20.*version is 1, expected 2.*another name"):
+                store.newest()
+        else:
+            found = store.newest()
+            assert found is not None and found.cursor["step"] == left
 
 
 def test_the_newest_are_kept_whichever_run_length_they_belong_to(pretrainer: Pretrainer, location: str) -> None:
