@@ -157,45 +157,54 @@ def run(args: argparse.Namespace) -> int:
         methods = [name for name in methods if name not in _NEED_PEER_PYTHON]
     report: dict[str, Any] = {"cases": [], "settings": {**vars(args)}, "machine": machine()}
 
-    def say(text: str) -> None:
-        print(text, end="\n\n", flush=True)
-
     with tempfile.TemporaryDirectory(prefix="shards-bench-", dir=args.folder) as folder:
         worlds = sorted({IN_TRAIN_WORKERS[name][1] for name in methods if name in IN_TRAIN_WORKERS})
         with _train_workers(worlds) as workers:
             if workers:
                 report["train_workers_start_seconds"] = {n: round(w.start_seconds, 1) for n, w in workers.items()}
                 took = (f"{n}: {seconds} s" for n, seconds in report["train_workers_start_seconds"].items())
-                say(f"Start of Ray Train's workers, by their number: {', '.join(took)}")
+                _say(f"Start of Ray Train's workers, by their number: {', '.join(took)}")
             for dtype in args.dtype:
-                data = Path(folder) / dtype
-                own = OwnMethods(write_shards(data / "shards", args.rows, dtype), args.batch)
-                mosaic = None
-                if _NEED_PEER_PYTHON & set(methods):
-                    mosaic = MosaicStreaming(args.peer_python, own.paths, data, dtype, args.batch)
-                case = Case(args, data / "shards", dtype, mosaic, workers)
-                for state in args.state:
-                    one = case.report(state, methods)
-                    report["cases"].append(one)
-                    say(f"{dtype}, {state} page cache, {one['sample_bytes'] / 1000:.1f} kB a sample:")
-                    say(table(one, one["sample_bytes"]))
+                report["cases"] += _cases(args, Path(folder) / dtype, dtype, methods, workers)
         dtype, data = args.dtype[0], Path(folder) / args.dtype[0]
         if not args.no_remote:
             report["remote"] = bench_remote.measure_remote(
                 str(data / "shards"), args.batch, args.latency, args.bandwidth, 2 * args.seconds
             )
-            say(bench_remote.table(report["remote"]))
+            _say(bench_remote.table(report["remote"]))
         if not args.no_writing:
             manifest = Manifest.open(data / "shards")
             report["writing"] = bench_writing.measure_writing(manifest, data, args.rows, dtype, args.rounds)
             report["planner"] = bench_writing.measure_planner(args.plan_rows)
-            say(bench_writing.table(report["writing"], report["planner"]))
+            _say(bench_writing.table(report["writing"], report["planner"]))
     report = {**report["cases"][0], **report}  # the first case's methods are at the top
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.plot:
         plot(report["cases"], args.plot)
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, end="\n\n", flush=True)
+
+
+def _cases(
+    args: argparse.Namespace, data: Path, dtype: str, methods: Sequence[str], workers: Mapping[int, TrainWorkers]
+) -> list[dict[str, Any]]:
+    """Write shards of this dtype into `data`, measure them in each state, print."""
+    own = OwnMethods(write_shards(data / "shards", args.rows, dtype), args.batch)
+    mosaic = None
+    if _NEED_PEER_PYTHON & set(methods):
+        mosaic = MosaicStreaming(args.peer_python, own.paths, data, dtype, args.batch)
+    case = Case(args, data / "shards", dtype, mosaic, workers)
+    reports = []
+    for state in args.state:
+        reports.append(case.report(state, methods))
+        sample_bytes = reports[-1]["sample_bytes"]
+        _say(f"{dtype}, {state} page cache, {sample_bytes / 1000:.1f} kB a sample:")
+        _say(table(reports[-1], sample_bytes))
+    return reports
 
 
 def _train_workers(worlds: Sequence[int]) -> AbstractContextManager[Mapping[int, TrainWorkers]]:
