@@ -1,8 +1,9 @@
 """`python -m shards bench`: samples per second of this package's readers beside their peers, on the same new shards.
 
 Every round measures every method once, one after the other, so that a change of the machine's mood meets all of them.
-Streams are measured in steady state, from the first batch (warm: from a quarter of the time) on; start-up is reported
-apart. Every method ends with torch tensors of `--batch` rows, except `readinto`, which only reads the bytes.
+Streams are measured in steady state, from the first batch (warm: from a quarter of the time, through Ray from 2 s) on;
+start-up is reported apart. Every method ends with torch tensors of `--batch` rows, except `readinto`, which only reads
+the bytes.
 What goes through Ray is consumed in Ray Train workers, `read_webdataset` and the plain put and get as well: in one, or
 with `_2` in two side by side, which share a global batch twice as large. They start once, which is reported apart, and
 wait while other methods are measured. On top of a CPU for each of them Ray has one for each core, for tasks that read.
@@ -158,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"cases": [], "settings": {**vars(args)}, "machine": machine()}
 
     with tempfile.TemporaryDirectory(prefix="shards-bench-", dir=args.folder) as folder:
+        mosaics = {dtype: _write(args, Path(folder) / dtype, dtype, methods) for dtype in args.dtype}
         worlds = sorted({IN_TRAIN_WORKERS[name][1] for name in methods if name in IN_TRAIN_WORKERS})
         with _train_workers(worlds) as workers:
             if workers:
@@ -165,7 +167,11 @@ def run(args: argparse.Namespace) -> int:
                 took = (f"{n}: {seconds} s" for n, seconds in report["train_workers_start_seconds"].items())
                 _say(f"Start of Ray Train's workers, by their number: {', '.join(took)}")
             for dtype in args.dtype:
-                report["cases"] += _cases(args, Path(folder) / dtype, dtype, methods, workers)
+                case = Case(args, Path(folder) / dtype / "shards", dtype, mosaics[dtype], workers)
+                for state in args.state:
+                    report["cases"].append(one := case.report(state, methods))
+                    _say(f"{dtype}, {state} page cache, {one['sample_bytes'] / 1000:.1f} kB a sample:")
+                    _say(table(one, one["sample_bytes"]))
         dtype, data = args.dtype[0], Path(folder) / args.dtype[0]
         if not args.no_remote:
             report["remote"] = bench_remote.measure_remote(
@@ -189,22 +195,12 @@ def _say(text: str) -> None:
     print(text, end="\n\n", flush=True)
 
 
-def _cases(
-    args: argparse.Namespace, data: Path, dtype: str, methods: Sequence[str], workers: Mapping[int, TrainWorkers]
-) -> list[dict[str, Any]]:
-    """Write shards of this dtype into `data`, measure them in each state, print."""
+def _write(args: argparse.Namespace, data: Path, dtype: str, methods: Sequence[str]) -> MosaicStreaming | None:
+    """Shards of this dtype, and the same samples in MosaicML Streaming's format where that is measured."""
     own = OwnMethods(write_shards(data / "shards", args.rows, dtype), args.batch)
-    mosaic = None
-    if _NEED_PEER_PYTHON & set(methods):
-        mosaic = MosaicStreaming(args.peer_python, own.paths, data, dtype, args.batch)
-    case = Case(args, data / "shards", dtype, mosaic, workers)
-    reports = []
-    for state in args.state:
-        reports.append(case.report(state, methods))
-        sample_bytes = reports[-1]["sample_bytes"]
-        _say(f"{dtype}, {state} page cache, {sample_bytes / 1000:.1f} kB a sample:")
-        _say(table(reports[-1], sample_bytes))
-    return reports
+    if not _NEED_PEER_PYTHON & set(methods):
+        return None
+    return MosaicStreaming(args.peer_python, own.paths, data, dtype, args.batch)
 
 
 def _train_workers(worlds: Sequence[int]) -> AbstractContextManager[Mapping[int, TrainWorkers]]:

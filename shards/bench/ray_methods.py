@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import time
 from collections.abc import Iterator
 
 from shards.bench.methods import OwnMethods
@@ -11,6 +12,12 @@ from shards.bench.peers import PeerMethods
 from shards.bench.report import Measured, measure
 from shards.bench.train_workers import TrainWorkers
 from shards.manifest import Manifest
+
+# Processes of read tasks start in this time, unless those of a measurement before are there.
+_SETTLING_S = 2.0
+# What has been read ahead by then fills the store's share, and no read task runs any more. To stop an execution, Ray
+# Data kills the processes of tasks that run: the next measurement would begin with new ones.
+_RESTS_S = 1.0
 
 
 def measure_in(
@@ -36,11 +43,12 @@ def _measure(
         batches = own.ray_put_get()
     else:
         batches = getattr(own, method)(rank, world)
-    return measure(_from_the_first_of_all(batches, world), seconds, most, own_cpu=False)
+    rests = _RESTS_S if method.startswith("own") else 0.0
+    return measure(_together(batches, world, rests), seconds, most, own_cpu=False, settling=_SETTLING_S)
 
 
-def _from_the_first_of_all(batches: Iterator[int], world: int) -> Iterator[int]:
-    """The same, but nobody has the first one before all have."""
+def _together(batches: Iterator[int], world: int, rests: float = 0.0) -> Iterator[int]:
+    """The same, but nobody has the first one before all have; it rests before it is closed."""
     import torch
 
     try:
@@ -50,6 +58,7 @@ def _from_the_first_of_all(batches: Iterator[int], world: int) -> Iterator[int]:
         yield first
         yield from batches
     finally:
+        time.sleep(rests)
         close = getattr(batches, "close", None)
         if close is not None:
             close()

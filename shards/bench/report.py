@@ -36,16 +36,23 @@ class Measured:
     cpu_samples: float | None = None
 
 
-def measure(batches: Iterator[int], seconds: float, most: int | None = None, own_cpu: bool = True) -> Measured:
+def measure(
+    batches: Iterator[int],
+    seconds: float,
+    most: int | None = None,
+    own_cpu: bool = True,
+    settling: float | None = None,
+) -> Measured:
     """Consume the batches' sizes for so long, or until `most` samples; the rate counts from the first batch on.
 
-    Before counting starts, a quarter of the time passes where the samples aren't limited. Closes the iterator.
+    Before counting starts, `settling` seconds pass (by default a quarter of the time) where the samples aren't limited.
+    Closes the iterator.
     """
     begin = time.perf_counter()
     try:
         total = next(batches)
         start = time.perf_counter() - begin
-        settle = 0.0 if most else seconds / 4
+        settle = 0.0 if most else seconds / 4 if settling is None else settling
         counted, since, cpu = 0, time.perf_counter(), time.process_time()
         for size in batches:
             total += size

@@ -15,7 +15,7 @@ import pytest
 
 from shards.bench import command as bench
 from shards.bench.methods import WIDTHS, OwnMethods, write_shards
-from shards.bench.ray_methods import _from_the_first_of_all, measure_in
+from shards.bench.ray_methods import _together, measure_in
 from shards.bench.report import Measured, measure
 from shards.bench.train_workers import TrainWorkers
 from shards.manifest import Manifest
@@ -66,7 +66,7 @@ def slowly(rank: int, world: int) -> Measured:
             yield 4
             time.sleep(0.02)
 
-    return measure(_from_the_first_of_all(batches(), world), 0.4, own_cpu=False)
+    return measure(_together(batches(), world), 0.4, own_cpu=False)
 
 
 def test_workers_count_from_the_moment_when_each_has_a_batch(two: TrainWorkers) -> None:
