@@ -46,8 +46,9 @@ class Execution:
     workers may then reserve every CPU of the cluster and reading still goes on, bounded by `tasks`. Give a positive
     number where reads shall go to nodes with free CPUs; then that many must be free, or the stream raises RuntimeError
     after `patience` seconds, where Ray Data alone would wait for ever.
-    task_bytes: features that one task reads. window_tasks: tasks of one execution. store_bytes: object store memory of
-    one execution; two run side by side while one window gives way to the next. prefetch: batches made ahead.
+    task_bytes: features that one task reads. window_tasks: tasks of one execution. store_bytes: object store memory
+    that Ray Data plans with for one execution; two run side by side while one window gives way to the next, and at full
+    speed up to twice as much as both was seen in use. prefetch: batches made ahead.
     """
 
     tasks: int = 2
