@@ -112,6 +112,8 @@ def read_document(
         raise error(
             f"{path}: schema is {document.get('schema') if isinstance(document, dict) else None!r}, expected {schema!r}"
         )
+    if _SEAL in document and document[_SEAL] != seal:
+        raise error(f"{path}: says something else than what was sealed; the file is damaged or was changed")
     if document.get("version") != version:
         raise (other_version or error)(
             f"{path}: version is {document.get('version')!r}, expected {version}; "
@@ -120,8 +122,6 @@ def read_document(
     for name in (*required, _SEAL):
         if name not in document:
             raise error(f"{path}: field {name!r} is missing")
-    if document[_SEAL] != seal:
-        raise error(f"{path}: says something else than what was sealed; the file is damaged or was changed")
     return document
 
 

@@ -71,20 +71,16 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that reads back whole; of damaged or half-written ones a line each is printed.
 
-        Raises CheckpointVersionError where there is none, but one of another version of conclugen: to begin anew there
-        would overwrite it.
+        Raises CheckpointVersionError where another version of conclugen wrote a later one: to go on would overwrite it.
         """
-        of_another_version = None
         for step in sorted(patiently(self._folders), reverse=True):
             try:
                 return self.load(step)
+            except CheckpointVersionError as error:
+                remedy = "go on with that version, give the run another name, or move its checkpoints away"
+                raise CheckpointVersionError(f"{error}; {remedy}") from error
             except CheckpointError as error:
                 print(f"passed over: {error}", flush=True)
-                if isinstance(error, CheckpointVersionError):
-                    of_another_version = of_another_version or error
-        if of_another_version:
-            remedy = "go on with that version, give the run another name, or move its checkpoints away"
-            raise CheckpointVersionError(f"{of_another_version}; {remedy}")
         return None
 
     def publish(self, step: int, state: Snapshot) -> None:

@@ -16,6 +16,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import ray
 
@@ -93,6 +94,7 @@ class Pulse:
     def __init__(self, path: Path, attempt: str, rank: int, world: int, limit_s: float):
         self._path, self._attempt, self._rank, self._world, self._limit = path, attempt, rank, world, limit_s
         self.announced = False
+        self._group = ray.get_runtime_context().get_placement_group_id() if ray.is_initialized() else None
         self._step = 0
         self._alive_at = time.monotonic()
         self._end = threading.Event()
@@ -104,6 +106,7 @@ class Pulse:
         self._step, self._alive_at = step, time.monotonic()
 
     def __enter__(self) -> Pulse:
+        self._write({"attempt": self._attempt, "rank": self._rank, "begun": self._group})
         self._thread.start()
         return self
 
@@ -139,13 +142,16 @@ class Pulse:
             time.time(),
             trace[-8000:],
             self.announced,
-            ray.get_runtime_context().get_placement_group_id() if ray.is_initialized() else None,
+            self._group,
         )
+        self._write(asdict(failure))
+
+    def _write(self, record: dict[str, Any]) -> None:
         try:
             with self._path.open("a") as file:
-                file.write(json.dumps(asdict(failure)) + "\n")
+                file.write(json.dumps(record) + "\n")
         except OSError as problem:  # a full disk: what Ray hands over must do
-            print(f"warning: {self._path}: {problem}; {failure}", flush=True)
+            print(f"warning: {self._path}: {problem}; {record}", flush=True)
 
 
 def read(path: Path, attempt: str) -> list[Failure]:
@@ -155,15 +161,19 @@ def read(path: Path, attempt: str) -> list[Failure]:
     """
     if not path.is_file():
         return []
-    records = []
+    records: list[Failure] = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            records.append(Failure(**json.loads(line)))
-        except (ValueError, TypeError):
+            record = json.loads(line)
+            if record["attempt"] != attempt:
+                continue
+            group = record["begun"] if "begun" in record else record.get("group")
+            records = [earlier for earlier in records if earlier.group == group]
+            if "begun" not in record:
+                records.append(Failure(**record))
+        except (ValueError, TypeError, KeyError):
             continue  # torn by a crash
-    mine = [record for record in records if record.attempt == attempt]
-    mine = [record for record in mine if record.group == mine[-1].group]
-    return sorted(mine, key=lambda record: (not record.fatal, record.waited, record.time))
+    return sorted(records, key=lambda record: (not record.fatal, record.waited, record.time))
 
 
 def describe(failures: list[Failure], error: BaseException, step: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from ray_jobs.training import reservations
+from ray_jobs.training import ray_internals
 
 # Ray's own checks take 15 s, and longer where its control store is busy.
 _WITHIN_S = 60.0
@@ -24,20 +24,22 @@ _SIDE_BY_SIDE = 64
 
 
 def bring_up_to_date() -> int:
-    """Wait until Ray has marked every node dead that takes no connection, and make it look at the nodes anew.
+    """Wait until Ray has marked every node dead that takes no connection, or was to be taken away before now; then make
+    it look at the nodes anew.
 
     It is waited for a minute at most: a node may only be slow, and live on.
 
     Returns:
-        How many nodes took no connection.
+        How many nodes were waited for.
     """
-    lost = set(_silent(_alive()))
+    alive = _alive()
+    lost = {*_silent(alive), *(alive.keys() & ray_internals.nodes_past_their_notice())}
     if lost:
-        print(f"{len(lost)} node(s) take no connection: waiting until Ray has counted them out", flush=True)
+        print(f"{len(lost)} node(s) are gone: waiting until Ray has noticed", flush=True)
     deadline = time.monotonic() + _WITHIN_S
     while lost & _alive().keys() and time.monotonic() < deadline:
         time.sleep(0.5)
-    reservations.count_anew()
+    ray_internals.count_nodes_anew()
     return len(lost)
 
 

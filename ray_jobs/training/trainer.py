@@ -17,13 +17,13 @@ from ray.train.torch import TorchConfig
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
-from ray_jobs.training import failures, known_nodes, placement_groups, reservations
+from ray_jobs.training import failures, known_nodes, ray_internals
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.failures import Failure, RunFailedError
 from ray_jobs.training.worker import Start
 
-# How often the controller looks at its workers; Ray's own default is 2 s.
-_CONTROLLER_LOOKS_EVERY_S = "0.5"
+# How often the controller looks at its workers, and for notices; Ray's own defaults are 2 and 5 s.
+_CONTROLLER_LOOKS_EVERY_S, _NOTICES_EVERY_S = "0.5", "1"
 # How long workers may take to come up on a busy machine. Where fewer would do, less: Ray may still count what a node
 # had that hangs (one that is gone is waited for before), and tries with what is left only after this.
 _WORKERS_START_WITHIN_S, _FEWER_AFTER_S = "300", "90"
@@ -42,7 +42,7 @@ def fit(
 
     Failures that may pass (a worker, the controller, a node) are followed by another start, `run.max_failures` times;
     Ray's own retries are not used, for they repeat a deterministic error as well and do not cover the controller.
-    A node that is taken away with a notice does not count.
+    A node that is taken away with a notice does not count, if a step was made since the last that did not.
 
     Args:
         train: What each worker runs.
@@ -50,25 +50,24 @@ def fit(
     Raises:
         RunFailedError: one line with rank, step and cause; the last good checkpoint stays.
     """
-    failed = 0
+    failed, foretold_at = 0, -1
     while True:
-        if earlier := folder.last_attempt():
-            reservations.cancel(earlier)
-        if job.run.min_workers is not None:
-            known_nodes.bring_up_to_date()
-        attempt = folder.begin_attempt()
+        earlier, attempt = folder.last_attempt(), folder.begin_attempt()
         try:
+            _make_room(job.run, earlier)
             _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
             if total_steps not in folder.store(job.run).steps():
                 raise KeyboardInterrupt  # Ray Train takes an interrupt itself, ends the workers, and returns
             return
         except (TrainingFailedError, RayError) as error:
-            found = failures.read(folder.failures, attempt)
-            what = failures.describe(found, error, last_step(folder))
+            found, at = failures.read(folder.failures, attempt), last_step(folder)
+            what = failures.describe(found, error, at)
             if found and found[0].fatal:
                 raise RunFailedError(what) from error
             ended = "a node was taken away, as announced"
-            if not _foretold(error, found):
+            if _foretold(error, found) and at > foretold_at:
+                foretold_at = at
+            else:
                 failed += 1
                 most = job.run.max_failures
                 if 0 <= most < failed:
@@ -76,7 +75,15 @@ def fit(
                     raise RunFailedError(told) from error
                 ended = f"failure {failed}" + ("" if most < 0 else f" of {most}")
             print(f"{ended}: {what}; going on from the newest checkpoint", flush=True)
-        placement_groups.free_what_the_dead_hold()
+        ray_internals.free_what_the_dead_hold()
+
+
+def _make_room(run: RunConfig, earlier: str | None) -> None:
+    """Before a start: give back what an earlier one still holds, and count what there is."""
+    if earlier:
+        ray_internals.cancel_reservation(earlier)
+    if run.min_workers is not None:
+        known_nodes.bring_up_to_date()
 
 
 def _foretold(error: Exception, found: Sequence[Failure]) -> bool:
@@ -97,7 +104,7 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
     run = job.run
     # Ray Train keeps nothing that is needed later: checkpoints and records are the run's own.
     with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run):
-        placement_groups.Trainer(
+        ray_internals.Trainer(
             start.attempt,
             functools.partial(train, start),
             torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + _COLLECTIVES_LATER_S)),
@@ -120,6 +127,7 @@ def _limits(run: RunConfig) -> Iterator[None]:
     """Ray Train takes its time limits from the driver's environment only; what the user has set there holds."""
     wanted = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _CONTROLLER_LOOKS_EVERY_S,
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": _NOTICES_EVERY_S,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _WORKERS_START_WITHIN_S
         if run.min_workers is None
         else _FEWER_AFTER_S,

@@ -236,8 +236,10 @@ def one_after_another(
     thread.start()
     done = []
     for step, act in acts:
-        at = bench.reached(name, step)
-        done.append((at, trace.last_step(bench.run_of(name))))
+        bench.wait(lambda step=step: errors or trace.last_step(bench.run_of(name)) >= step, f"reach step {step}", name)
+        if errors:
+            raise errors[0]
+        done.append((time.time(), trace.last_step(bench.run_of(name))))
         act()
     thread.join(timeout=900)
     if errors:
@@ -308,21 +310,26 @@ def patiently(start: Callable[[], Any]) -> Any:
 
 
 class Nodes:
-    """Two nodes that join the Ray which runs already, whose own node must have no room for a worker."""
+    """Nodes that join the Ray which runs already, whose own node must have no room for a worker."""
 
     current: Nodes | None = None
 
-    def __init__(self, cpus: int = 1) -> None:
-        self.cpus = cpus
+    def __init__(self, cpus: int = 1, count: int = 2) -> None:
+        self.cpus, self.count = cpus, count
         self.cluster = Cluster()
         self.cluster.head_node = ray._private.worker._global_node
         self.nodes: list[Any] = []
-        self.complete()
+        try:
+            self.complete()
+        except BaseException:
+            self.close()
+            raise
         Nodes.current = self
 
-    def lose(self, node: Any = None) -> None:
+    def lose(self, node_id: str | None = None) -> None:
         """SIGKILL of all processes of a node, the last one where none is named."""
-        node = node or self.nodes[-1]
+        node = next((node for node in self.nodes if node.node_id == node_id), None) if node_id else self.nodes[-1]
+        assert node is not None, f"{node_id} is none of {[node.node_id for node in self.nodes]}"
         self.nodes.remove(node)
         try:
             self.cluster.remove_node(node, allow_graceful=False)
@@ -333,7 +340,7 @@ class Nodes:
         self.nodes.append(patiently(lambda: self.cluster.add_node(num_cpus=self.cpus)))
 
     def complete(self) -> None:
-        while len(self.nodes) < 2:
+        while len(self.nodes) < self.count:
             self.add()
 
     def lose_and_add(self) -> None:
@@ -342,26 +349,19 @@ class Nodes:
         time.sleep(3)
         self.add()
 
-    def add_and_lose(self) -> None:
-        """A node dies once another one has come, so that a run that would do with fewer workers finds it."""
-        node = self.nodes[-1]
-        self.add()
-        self.lose(node)
+    def take_away(self, notice_s: float, node_id: str | None = None) -> None:
+        """A node, the last one where none is named, is announced to be taken away, and is."""
+        node_id = node_id or self.nodes[-1].node_id
+        self.announce(notice_s, node_id)
+        time.sleep(notice_s)
+        self.lose(node_id)
 
-    def take_away(self, notice_s: float) -> None:
-        """A node is announced to be taken away, another one comes, and the first one is taken away in time."""
-        node, until = self.nodes[-1], time.monotonic() + notice_s
-        self.announce(notice_s)
-        self.add()
-        time.sleep(max(0.0, until - time.monotonic()))
-        self.lose(node)
-
-    def announce(self, seconds: float) -> None:
-        """Tell the cluster that the last node will be taken away, as a cloud does for a spot instance."""
+    def announce(self, seconds: float, node_id: str) -> None:
+        """Tell the cluster that a node will be taken away, as a cloud does for a spot instance."""
         client = ray._private.worker.global_worker.gcs_client
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline = int((time.time() + seconds) * 1000)
-        accepted, why = client.drain_node(self.nodes[-1].node_id, reason, "taken away", deadline)
+        accepted, why = client.drain_node(node_id, reason, "taken away", deadline)
         assert accepted, why
 
     def close(self) -> None:
@@ -389,7 +389,7 @@ def node_stays_away(bench: Bench, name: str, step: int, rank: int) -> Iterator[t
 
 
 def node_comes_back(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
-    """A node dies, the run goes on with one worker, another node comes, and within a minute it has two again."""
+    """A node dies, the run goes on with one worker, another node comes, and some time later it has two again."""
     nodes, run = cluster(), bench.run_of(name)
 
     def act() -> None:
@@ -405,10 +405,15 @@ def node_comes_back(bench: Bench, name: str, step: int, rank: int) -> Iterator[t
 
 
 def preemption(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
-    """A node is taken away 20 s after a notice. The notice must lead to a checkpoint."""
+    """A node is taken away 20 s after a notice, and another one comes. The notice must lead to a checkpoint."""
     nodes = cluster()
+
+    def act() -> None:
+        nodes.take_away(20)
+        nodes.add()
+
     # No other checkpoint is due before the end, and steps are slow enough that the end comes later than the node's.
-    at, before = beside(bench, name, min(step, 12), lambda: nodes.take_away(20), pace_s=1.5, checkpoint_every=1000)
+    at, before = beside(bench, name, min(step, 12), act, pace_s=1.5, checkpoint_every=1000)
     first_again = [r["step"] for r in trace.read_trace(bench.run_of(name)) if r["time"] > at + 20]
     if min(first_again, default=1) <= before:
         raise AssertionError(f"noticed after step {before}, but the run went on from step {min(first_again) - 1}")

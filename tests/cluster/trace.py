@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import psutil
+import ray
 import ray.train
 
 from conclugen import Pretrainer, storage
@@ -86,6 +87,7 @@ class Injection:
         folder.mkdir(exist_ok=True)
         self.process = psutil.Process()
         self.header: dict[str, Any] = {"attempt": attempt, "rank": rank, "world": world}
+        self.header["node"] = ray.get_runtime_context().get_node_id()
         self.trace = (folder / f"{attempt}-{rank}.jsonl").open("a", buffering=1)
         originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Source.stream
         step, save_file, write, load, stream = originals
@@ -256,6 +258,11 @@ def starts(run: Path) -> list[Began]:
     records = read_trace(run)
     firsts = {record["start"]: record for record in reversed(records)}
     return [Began(firsts[name]["step"], firsts[name]["world"]) for name in dict.fromkeys(r["start"] for r in records)]
+
+
+def node_of(run: Path, rank: int) -> str:
+    """Where a rank stood when the newest step of it was made."""
+    return str([record["node"] for record in read_trace(run) if record["rank"] == rank][-1])
 
 
 def last_step(run: Path) -> int:

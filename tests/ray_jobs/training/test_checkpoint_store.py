@@ -1,6 +1,7 @@
 """Checkpoints are found again whole or not at all, the best are kept, and a storage that fails is borne for a while."""
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from conclugen import Pretrainer, checkpoint, presets
+from conclugen import Pretrainer, checkpoint, presets, storage
 from conclugen.checkpoint import CheckpointVersionError, Snapshot
 from ray_jobs.training import checkpoint_store
 from ray_jobs.training.checkpoint_store import CheckpointStore, CheckpointWriteError, CheckpointWriter
@@ -79,20 +80,25 @@ def test_the_newest_whole_one_is_found_and_damaged_ones_are_passed_over(
     assert capsys.readouterr().out.count("passed over") == 2
 
 
-def test_checkpoints_of_another_version_are_not_begun_anew_over(pretrainer: Pretrainer, tmp_path: Path) -> None:
-    """Unless one that is whole can be gone on from, such as where a flipped bit made another version of a later one."""
+def test_checkpoints_of_another_version_are_not_begun_anew_over(
+    pretrainer: Pretrainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit makes no other version: the seal tells."""
     store = CheckpointStore(tmp_path, keep=9)
     for step in (10, 20):
         store.publish(step, state(pretrainer, step))
-    for step, left in ((20, 10), (10, None)):
-        document = tmp_path / f"step-{step:010d}" / checkpoint.DOCUMENT
-        document.write_text(document.read_text().replace('"version": 2', '"version": 1'))
-        if left is None:
-            with pytest.raises(CheckpointVersionError, match=r"step-0*20.*version is 1, expected 2.*another name"):
-                store.newest()
-        else:
-            found = store.newest()
-            assert found is not None and found.cursor["step"] == left
+    document = tmp_path / "step-0000000020" / checkpoint.DOCUMENT
+    said = json.loads(document.read_text())
+    document.write_text(json.dumps({**said, "version": 1}))
+    found = store.newest()
+    assert found is not None and found.cursor["step"] == 10
+    assert "passed over" in capsys.readouterr().out
+
+    written = {name: value for name, value in said.items() if name != "seal"} | {"version": 1}
+    for text in (json.dumps(written), storage.document_text(written)):  # without a seal, as it once was, and with one
+        document.write_text(text)
+        with pytest.raises(CheckpointVersionError, match=r"step-0*20.*version is 1, expected 2.*another name"):
+            store.newest()
 
 
 def test_the_newest_are_kept_whichever_run_length_they_belong_to(pretrainer: Pretrainer, location: str) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import ray
 
-from ray_jobs.training import known_nodes
+from ray_jobs.training import known_nodes, ray_internals
 
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often Ray was made to look at its nodes again."""
     made: list[int] = []
-    monkeypatch.setattr(known_nodes.reservations, "count_anew", lambda: made.append(1))
+    monkeypatch.setattr(ray_internals, "count_nodes_anew", lambda: made.append(1))
+    monkeypatch.setattr(ray_internals, "nodes_past_their_notice", set)
     return made
 
 
@@ -39,6 +40,16 @@ def test_waits_until_a_node_that_refuses_is_marked_dead(
     monkeypatch.setattr(ray, "nodes", lambda: [node("a", good), node("b", refusing, next(known))])
     assert known_nodes.bring_up_to_date() == 1 and looks == [1]
     assert next(known, None) is None, "asked until it was marked"
+
+
+def test_waits_for_a_node_that_should_have_been_taken_away(
+    monkeypatch: pytest.MonkeyPatch, looks: list[int], ports: tuple[int, int]
+) -> None:
+    known = iter([True, True, False])
+    monkeypatch.setattr(known_nodes.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [node("a", ports[0]), node("b", ports[0], next(known))])
+    monkeypatch.setattr(ray_internals, "nodes_past_their_notice", lambda: {"b", "long gone"})
+    assert known_nodes.bring_up_to_date() == 1 and looks == [1] and next(known, None) is None
 
 
 def test_nothing_is_waited_for_where_all_answer_or_are_known_to_be_dead(

@@ -133,15 +133,25 @@ def test_a_failure_is_told_with_rank_step_and_cause(tmp_path: Path) -> None:
 
 
 def test_what_ranks_left_that_ray_stopped_by_itself_does_not_count(tmp_path: Path) -> None:
-    """Ray makes another placement group within one start, to have more workers or fewer."""
-    record: dict[str, Any] = {"attempt": "now", "world": 2, "error": "E", "fatal": False, "waited": True, "trace": ""}
+    """Ray makes another placement group within one start, to have more workers or fewer; and that may die silently."""
+    record: dict[str, Any] = {"attempt": "now", "world": 2, "error": "E", "fatal": True, "waited": True, "trace": ""}
     places = [(1, 0, "a"), (0, 9, "b"), (1, 9, "b")]
     made = [
         failures.Failure(rank=rank, step=step, message="lost", time=float(i), group=group, **record)
         for i, (rank, step, group) in enumerate(places)
     ]
     path = tmp_path / "failures.jsonl"
-    path.write_text("".join(json.dumps(asdict(failure)) + "\n" for failure in made))
+    lines = [json.dumps(asdict(failure)) + "\n" for failure in made]
+    path.write_text("".join(lines))
+    assert failures.read(path, "now") == made[1:]
+    begun = [
+        json.dumps({"attempt": name, "rank": 0, "begun": group}) + "\n" for name, group in (("now", "b"), ("x", "c"))
+    ]
+    path.write_text(lines[0] + begun[1])
+    assert failures.read(path, "now") == made[:1], "another start's"
+    path.write_text(lines[0] + begun[0])
+    assert failures.read(path, "now") == []
+    path.write_text(lines[0] + begun[0] + lines[1] + begun[0] + lines[2])
     assert failures.read(path, "now") == made[1:]
 
 

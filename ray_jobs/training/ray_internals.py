@@ -1,16 +1,21 @@
-"""Frees the placement groups that a Train controller which was killed still holds, by way of Ray's internals.
+"""Frees what a Train controller that was killed still holds. The one place where Ray's internals are touched.
 
-A placement group lives until both its creator, the controller, and the job are dead. The job lives on here, to start
-again: with exactly enough CPUs the next workers would wait for ever for those that the old group holds. The public
-`ray.util.placement_group_table` does not say who made a group.
+*Placement groups.* One lives until both its creator, the controller, and the job are dead. The job lives on here, to
+start again: with exactly enough CPUs the next workers would wait for ever for those that the old group holds. The
+public `ray.util.placement_group_table` does not say who made a group. Ray Train has a cleaner of its own, an actor that
+asks the State API of a dashboard whether the controller lives. It is left out: without a dashboard it does nothing, and
+where several Rays run on a machine it may ask another one, which knows no such controller, and then takes the workers'
+resources away in the middle of a run that is well.
 
-Ray Train has a cleaner of its own, an actor that asks the State API of a dashboard whether the controller lives. It is
-left out: without a dashboard it does nothing, and where several Rays run on a machine it may ask another one, which
-knows no such controller, and then takes the workers' resources away in the middle of a run that is well.
+*Reservations.* An actor keeps account of who wants which CPUs and GPUs, and tells a run that would do with fewer
+workers how many there is room for. A controller that is killed leaves its reservation there for three minutes: the next
+start would be told that what its predecessor had is taken, and wait for it or go on with fewer workers than it could
+have.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +23,13 @@ from typing import Any
 import ray
 from ray._private.state import state as global_state
 from ray.core.generated import gcs_pb2
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-_WITHIN_S = 20.0
+_WITHIN_S, _ANSWER_WITHIN_S = 20.0, 5.0
 
 
 class Trainer(TorchTrainer):
@@ -68,3 +74,26 @@ def _groups(job: str) -> list[gcs_pb2.PlacementGroupTableData]:
     groups = [gcs_pb2.PlacementGroupTableData.FromString(entry) for entry in accessor.get_placement_group_table()]
     removed = gcs_pb2.PlacementGroupTableData.REMOVED
     return [g for g in groups if g.creator_job_id.hex() == job and g.creator_actor_id and g.state != removed]
+
+
+def cancel_reservation(attempt: str) -> None:
+    """Give back what an earlier start of the run reserved, unless its controller lives on for seconds and renews it."""
+    _ask_accounts("cancel_request", f"train-{attempt}")
+
+
+def count_nodes_anew() -> None:
+    """Make the actor look at the nodes now; by itself it does so every 20 s."""
+    _ask_accounts("get_reserved_resources", "conclugen", recompute=True)
+
+
+def nodes_past_their_notice() -> set[str]:
+    """Nodes that should have been taken away by now: nothing more is placed on them, and yet they may be counted."""
+    deadlines_ms = global_state.get_draining_nodes()  # 0: none was given
+    return {node for node, deadline_ms in deadlines_ms.items() if 0 < deadline_ms < time.time() * 1000}
+
+
+def _ask_accounts(what: str, *arguments: Any, **options: Any) -> None:
+    """Where the actor does not run yet it knows nothing old; where it does not answer, time must do."""
+    with contextlib.suppress(ValueError, RayError, GetTimeoutError):
+        accounts = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(getattr(accounts, what).remote(*arguments, **options), timeout=_ANSWER_WITHIN_S)
