@@ -39,8 +39,16 @@ LARGE = Execution(task_bytes=200 * 32, window_tasks=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """Two CPUs, both held by an actor, as training workers hold theirs."""
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
+    """Two CPUs, both held by an actor, as training workers hold theirs. Processes of read tasks are kept for the next
+    test, where Ray would let go of all but two."""
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        object_store_memory=256 * 1024**2,
+        _system_config={"num_workers_soft_limit": 16},
+    )
 
     @ray.remote(num_cpus=2)
     class Worker:
