@@ -106,7 +106,7 @@ class Pulse:
         self._step, self._alive_at = step, time.monotonic()
 
     def __enter__(self) -> Pulse:
-        self._write({"attempt": self._attempt, "rank": self._rank, "begun": self._group})
+        self._write({"attempt": self._attempt, "rank": self._rank, "begun": self._group}, f"rank {self._rank} began")
         self._thread.start()
         return self
 
@@ -144,14 +144,14 @@ class Pulse:
             self.announced,
             self._group,
         )
-        self._write(asdict(failure))
+        self._write(asdict(failure), str(failure))
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any], told: str) -> None:
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as problem:  # a full disk: what Ray hands over must do
-            print(f"warning: {self._path}: {problem}; {record}", flush=True)
+            print(f"warning: {self._path}: {problem}; {told}", flush=True)
 
 
 def read(path: Path, attempt: str) -> list[Failure]:

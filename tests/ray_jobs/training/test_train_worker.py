@@ -132,6 +132,19 @@ def test_a_failure_is_told_with_rank_step_and_cause(tmp_path: Path) -> None:
     assert failures.describe([], died, 3) == "rank 1, after step 3: the process died: its worker process has died"
 
 
+def test_a_failure_that_cannot_be_written_down_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder stands in the file's place here; most often it is a full disk."""
+    with pytest.raises(RuntimeError), Pulse(tmp_path, "now", 1, 2, 60) as pulse:
+        pulse.beat(7)
+        raise RuntimeError("it broke")
+    began, failed = capsys.readouterr().out.splitlines()
+    assert began.startswith(f"warning: {tmp_path}: ") and began.endswith("; rank 1 began")
+    assert failed.startswith(f"warning: {tmp_path}: ")
+    assert failed.endswith("; rank 1 of 2, after step 7: RuntimeError: it broke")
+
+
 def test_what_ranks_left_that_ray_stopped_by_itself_does_not_count(tmp_path: Path) -> None:
     """Ray makes another placement group within one start, to have more workers or fewer; and that may die silently."""
     record: dict[str, Any] = {"attempt": "now", "world": 2, "error": "E", "fatal": True, "waited": True, "trace": ""}
