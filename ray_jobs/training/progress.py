@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from conclugen.common.durations import clock
 from ray_jobs.tracking.journal import read_records
-from shards.clock import clock
 
 
 class ProgressPrinter:

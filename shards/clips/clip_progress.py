@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from shards.clock import clock
+from conclugen.common.durations import clock
 
 _EVERY = 2.0  # seconds between lines
 

@@ -9,8 +9,8 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from conclugen import checkpoint
+from conclugen.common.durations import clock
 from ray_jobs.tracking.journal import Journal
-from shards.clock import clock
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import population
 from tuning.sweep.folder import Proposal, SweepBook, wall_clock

@@ -1,0 +1,1 @@
+"""The ground floor: what `shards` and `conclugen` both need, on the standard library and filelock alone."""

@@ -1,0 +1,33 @@
+"""Words about a name that is not known: the nearest known one, and which there are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_CUTOFF = 0.5  # of difflib's ratio: 'contrastiv' and 'vidoe' find theirs, unrelated words find nothing
+_MOST_LISTED = 20
+
+
+def nearest(name: object, allowed: Iterable[object]) -> str | None:
+    """The allowed name closest to `name` (upper and lower case are alike), or None where none is close."""
+    by_lower: dict[str, str] = {}
+    for item in allowed:
+        by_lower.setdefault(str(item).lower(), str(item))
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=_CUTOFF)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(name: object, allowed: Iterable[object]) -> str:
+    """` (did you mean 'x'?)`, to follow the unknown name, or nothing."""
+    close = nearest(name, allowed)
+    return f" (did you mean {close!r}?)" if close else ""
+
+
+def known(name: object, allowed: Iterable[object]) -> str:
+    """`allowed: a, b; did you mean 'a'?`, for messages about an unknown name; of many names, the first 20."""
+    names = [str(item) for item in allowed]
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    listed = ", ".join(names[:_MOST_LISTED]) or "none"
+    close = nearest(name, names)
+    return f"allowed: {listed}{more}" + (f"; did you mean {close!r}?" if close else "")
