@@ -119,6 +119,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--table", type=Path, metavar="FILE", help="folder: CSV, TSV, JSONL or Parquet, a row for each clip")
     add("--field", action="append", default=[], metavar="NAME=COLUMN", help="folder: name of a column in the table")
     add("--label", action="append", default=[], metavar="NAME[=COLUMN]:KIND[:CLASS,...]", help="folder: a label")
+    add("--encoding", metavar="NAME",
+        help="folder: of a table or transcripts that are not UTF-8, such as cp1252 (default: utf-8)")  # fmt: skip
     add("--folds", type=Path, metavar="FILE", help="mosei: official folds (.json, or the SDK's .py)")
     add("--clips-per-shard", type=int, metavar="N", help="default: 8 to 256, by the number of clips")
     add("--shuffle-seed", type=int, default=0, metavar="N", help="of the order of clips over all shards (default: 0)")
@@ -164,6 +166,7 @@ def plan_of(args: argparse.Namespace) -> BuildPlan:
         fields=dict(split_assignment("--field", text) for text in args.field),
         labels=tuple(LabelSpec.parse(text) for text in args.label),
         folds=args.folds,
+        encoding=args.encoding,
     )
     for line in clips.report():
         print(line)

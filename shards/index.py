@@ -15,10 +15,10 @@ import xxhash
 
 from shards.damage import ShardError
 from shards.layout import LayoutError, SlotLayout, archive_bytes
+from shards.parquet import read_parquet
 from shards.record import Record
 from shards.rows import group_id
 from shards.schema import Label, Schema
-from shards.tables import read_parquet
 
 FORMAT = 1
 INDEX_SUFFIX = ".index.parquet"

@@ -22,8 +22,8 @@ from shards.damage import UNREADABLE, ManifestError, ShardError
 from shards.files import read_whole, replace_atomically
 from shards.index import INDEX_SUFFIX, decode_index, read_table
 from shards.layout import BLOCK, RECORD
+from shards.parquet import read_parquet
 from shards.schema import Column, Label, Schema
-from shards.tables import read_parquet
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.parquet"

@@ -1,80 +1,251 @@
-"""Parquet files that are small but would decode to more than memory holds are refused before they do."""
+"""Tables that people write: CSV and its kin, JSON lines and Parquet. Values are read as `shards.names` says.
+
+Delimited text (.csv, .tsv, .tab, .txt): the first row is the head. The separator is that of a line `sep=;` above it, as
+Excel writes it, else the comma, semicolon, tab or bar with which all rows have as many fields as the head. A field may
+be quoted with `"`, and then hold separators, line breaks and doubled quotes. Rows without any value are passed over,
+also such as `;;;`. Rows are numbered as a spreadsheet numbers them: the head is row 1.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-# The tables of this package hold random digits (checksums, digests) in every row: they shrink by 3 to 30 times.
-_LEAST_BYTES = 256 << 20
-_EXPANSION = 256
-_BATCHES = 4  # a batch is decoded before its size is known: it may take this part of the limit
-_FIXED_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
-_PLAIN = {"PLAIN", "RLE"}
-_DICTIONARY = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+from shards.names import EncodingError, check_encoding, decode_text, looks_like_utf8, plain, suffix
+from shards.parquet import read_parquet
+from shards.schema import did_you_mean
+
+DELIMITED = (".csv", ".tsv", ".tab", ".txt")
+_PARQUET = (".parquet", ".pq")
+SUFFIXES = (*DELIMITED, ".jsonl", ".ndjson", *_PARQUET)
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_SEP_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?[ ;,\t]*(?:\r\n|\r|\n)', re.IGNORECASE)
+_MOST_NAMED = 5
+_BESIDES = {
+    ".xlsx": "save the sheet as CSV (UTF-8)", ".xls": "save the sheet as CSV (UTF-8)",
+    ".ods": "save the sheet as CSV (UTF-8)", ".json": "write one object a line, as .jsonl",
+    ".gz": "decompress it", ".zip": "decompress it", ".pkl": "write it as Parquet: pickles are not read",
+}  # fmt: skip
 
 
-def read_parquet(data: bytes, columns: list[str] | None = None, limit: int | None = None) -> pa.Table:
-    """Decode a Parquet file whose pages carry checksums. limit: most bytes it may decode to (default: 256 times the
-    file's size, at least 256 MiB).
+@dataclass
+class Table:
+    """Rows of a table by column: plain values (text, numbers, None where missing), all columns equally long.
 
-    Raises ValueError, OSError or pa.ArrowException for what is no Parquet file, is damaged, or decodes to more.
-    What is refused takes little more than `limit` before it is (plus one page: 2 GiB at most, whatever the file says
-    of it); what is read takes twice its size for a moment, as its parts are joined.
+    numbers: each row's number in the file, for messages. how: what the file is (encoding, separator), in words. doubts:
+    what may be meant otherwise.
     """
-    limit = max(_LEAST_BYTES, _EXPANSION * len(data)) if limit is None else limit
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    schema = file.schema_arrow
-    claimed = 0
-    repeated: dict[str, int] = {}
-    prefixed: dict[str, int] = {}
-    for group in range(file.metadata.num_row_groups):
-        described = file.metadata.row_group(group)
-        for number in range(described.num_columns):
-            chunk = described.column(number)
-            claimed += max(chunk.total_uncompressed_size, chunk.num_values * _FIXED_BYTES.get(chunk.physical_type, 1))
-            encodings, name = set(chunk.encodings) - _PLAIN, chunk.path_in_schema
-            # One string of a dictionary, or a prefix, may be repeated in every row.
-            if chunk.physical_type != "BYTE_ARRAY" or not encodings:
+
+    path: Path
+    columns: dict[str, list[Any]]
+    numbers: list[int]
+    how: str
+    doubts: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.columns)
+
+    def column(self, name: str) -> list[Any]:
+        """Values of a column; ValueError for an unknown one."""
+        if name not in self.columns:
+            raise ValueError(f"{self.path} has no column {name!r}, {did_you_mean(name, self.columns)}")
+        return self.columns[name]
+
+    def row(self, index: int) -> tuple[Any, ...]:
+        return tuple(values[index] for values in self.columns.values())
+
+    def take(self, indices: Sequence[int]) -> Table:
+        """These rows, in this order."""
+        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return Table(self.path, columns, [self.numbers[i] for i in indices], self.how, self.doubts)
+
+    def once(self, keys: Sequence[Any]) -> tuple[list[int], dict[int, list[int]]]:
+        """Rows by key (None: none): indices with each key's first row and without its identical copies, and, for
+        rows whose key another, different row has as well, the indices of all rows of that key."""
+        rows: dict[Any, list[int]] = {}
+        kept = []
+        for index, key in enumerate(keys):
+            if key is None:
+                kept.append(index)
                 continue
-            kind = repeated if encodings <= _DICTIONARY and name in schema.names else prefixed
-            kind[name] = max(kind.get(name, 1), chunk.total_uncompressed_size)
-    if claimed > limit:
-        raise ValueError(f"{len(data)} bytes claim to decode to {claimed}, more than the {limit} allowed")
-    if file.metadata.num_rows * max(prefixed.values(), default=1) > limit:
-        longest = max((prefixed | repeated).values())
-        return _read_batches(file, columns, max(1, limit // (_BATCHES * longest)), limit, len(data))
-    # A dictionary stays one until it is known what its strings take in all rows.
-    names = sorted(repeated.keys() - prefixed.keys())
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=names or None)
-    return _without_dictionaries(file.read(columns), schema, names, limit, len(data))
+            same = rows.setdefault(key, [])
+            if not any(self.row(other) == self.row(index) for other in same):
+                same.append(index)
+                kept.append(index)
+        rivals = {index: same for same in rows.values() if len(same) > 1 for index in same}
+        return kept, rivals
 
 
-def _read_batches(file: pq.ParquetFile, columns: list[str] | None, rows: int, limit: int, size: int) -> pa.Table:
-    batches, decoded = [], 0
-    for batch in file.iter_batches(batch_size=rows, columns=columns):
-        decoded += batch.nbytes
-        if decoded > limit:
-            raise ValueError(f"{size} bytes decode to more than the {limit} allowed")
-        batches.append(batch)
-    return pa.Table.from_batches(batches, file.schema_arrow if columns is None else None).combine_chunks()
+def read_table(path: Path, encoding: str | None = None) -> Table:
+    """A table. encoding: of delimited text and JSON lines without a mark; None: UTF-8.
 
-
-def _without_dictionaries(table: pa.Table, schema: pa.Schema, names: Sequence[str], limit: int, size: int) -> pa.Table:
-    """The columns named as `schema` has them, where all that they hold together is within the limit."""
-    held = set(table.column_names)
-    names = [name for name in names if name in held and not pa.types.is_dictionary(schema.field(name).type)]
-    decoded = 0
-    for name in names:
-        for chunk in table[name].chunks:
-            lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
-            decoded += 4 * len(chunk) + (pc.sum(lengths.cast(pa.int64())).as_py() or 0)
-    if decoded > limit:
-        raise ValueError(f"{size} bytes decode to more than the {limit} allowed")
-    for name in names:
-        number = table.column_names.index(name)
-        table = table.set_column(number, schema.field(name), table[name].cast(schema.field(name).type))
+    Raises ValueError, naming the file, and the rows where there are some to blame: not there or not readable, bytes of
+    another encoding, rows with more or fewer fields than the head, columns of one name, no rows.
+    """
+    kind = suffix(path)
+    if encoding is not None:
+        encoding = check_encoding(encoding)
+    if kind not in SUFFIXES:
+        remedy = f"; {_BESIDES[kind]}" if kind in _BESIDES else ""
+        raise ValueError(f"--table {path}: expected a file ending in {', '.join(SUFFIXES)}{remedy}")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"--table {path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"--table {path} cannot be read: {error.strerror or error}") from None
+    try:
+        table = _parquet(path, data) if kind in _PARQUET else _text_table(path, kind, data, encoding)
+    except EncodingError as error:
+        raise ValueError(f"--table {path} cannot be read as text: {error}") from None
+    except (ValueError, OSError, pa.ArrowException, NotImplementedError, csv.Error) as error:
+        raise ValueError(f"--table {path} cannot be read: {error}") from None
+    if not table.numbers:
+        raise ValueError(f"--table {path} has no rows")
     return table
+
+
+def _text_table(path: Path, kind: str, data: bytes, encoding: str | None) -> Table:
+    text, found = decode_text(data, encoding)
+    if kind in DELIMITED:
+        table = _delimited(path, text, "\t" if kind in (".tsv", ".tab") else ",")
+    else:
+        table = _json_lines(path, text)
+    table.how = f"{found}, {table.how}"
+    if encoding not in (None, "utf-8") and found == encoding and looks_like_utf8(data):
+        table.doubts.append(f"{path.name} is read as {encoding}, as --encoding says, but it is valid UTF-8 as well")
+    return table
+
+
+def _parquet(path: Path, data: bytes) -> Table:
+    read = read_parquet(data)
+    names = _head([str(name) for name in read.column_names])
+    columns = {name: [plain(value) for value in read.column(i).to_pylist()] for i, name in enumerate(names)}
+    return Table(path, columns, list(range(1, read.num_rows + 1)), "Parquet")
+
+
+def _json_lines(path: Path, text: str) -> Table:
+    rows: list[Mapping[str, Any]] = []
+    numbers = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number}: expected an object, found {line.strip()[:80]}")
+        rows.append({_head([name])[0]: plain(value) for name, value in row.items()})
+        numbers.append(number)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(path, {name: [row.get(name) for row in rows] for name in names}, numbers, "JSON lines")
+
+
+def _delimited(path: Path, text: str, usual: str) -> Table:
+    said = _SEP_LINE.match(text)
+    skipped = 1 if said else 0
+    if said:
+        separator, text = said[1], text[said.end() :]
+        readings = {separator: _Reading.of(text, separator, skipped)}
+    else:
+        head = re.sub(r'"[^"]*"', "", next((line for line in text.splitlines() if line.strip()), ""))
+        candidates = [s for s in dict.fromkeys((usual, *_SEPARATORS)) if s in head] or [usual]
+        readings = {s: _Reading.of(text, s, skipped) for s in candidates}
+    fitting = [s for s, reading in readings.items() if reading.problem is None]
+    separator = max(fitting or readings, key=lambda s: (len(readings[s].rows), len(readings[s].head)))
+    reading = readings[separator]
+    if reading.problem is not None:
+        raise ValueError(f"{reading.problem} (separator: {_SEPARATORS.get(separator, repr(separator))})")
+    table = reading.table(path)
+    table.how = f"separator {_SEPARATORS.get(separator, repr(separator))}"
+    also = [_SEPARATORS[s] for s in fitting if s != separator and len(readings[s].head) > 1]
+    if also:
+        table.doubts.append(
+            f"{path.name} is read with the separator {_SEPARATORS[separator]}, but {' and '.join(also)} would fit as "
+            f"well; write `sep={separator}` into a first line if this is right"
+        )
+    return table
+
+
+@dataclass
+class _Reading:
+    """Delimited text as one separator has it: head, rows that hold a value with their numbers, or the problem."""
+
+    head: list[str]
+    rows: list[list[str]]
+    numbers: list[int]
+    problem: str | None = None
+
+    @classmethod
+    def of(cls, text: str, separator: str, skipped: int) -> _Reading:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+        reading, number, line = cls([], [], []), 0, 0
+        ragged: list[str] = []
+        try:
+            for number, fields in enumerate(reader, 1):
+                began, line = line + 1, reader.line_num
+                if not any(value.strip() for value in fields):
+                    continue
+                if not reading.head:
+                    reading.head = fields
+                    continue
+                if len(fields) != len(reading.head):
+                    ragged.append(_ragged(number, began + skipped, fields, reading.head))
+                    continue
+                reading.rows.append(fields)
+                reading.numbers.append(number)
+        except csv.Error as error:
+            place = f"row {number + 1} (from line {line + 1 + skipped} on)"
+            what = "a quoted field does not end" if "unexpected end" in str(error) else str(error)
+            what = what.replace("'", "").replace('expected after "', "there is text after a closing quote, expected ")
+            reading.problem = f"{place}: {what}; double the quotes within a field, and quote it whole"
+            return reading
+        if ragged:
+            more = f"; and {len(ragged) - _MOST_NAMED} more rows" if len(ragged) > _MOST_NAMED else ""
+            reading.problem = "; ".join(ragged[:_MOST_NAMED]) + more
+        return reading
+
+    def table(self, path: Path) -> Table:
+        doubts, columns = [], {}
+        named = [(i, name) for i, name in enumerate(_head(self.head)) if name]
+        for place, name in named:
+            columns[name] = [plain(row[place]) for row in self.rows]
+        for place in sorted(set(range(len(self.head))) - {i for i, _ in named}):
+            number = next((n for row, n in zip(self.rows, self.numbers, strict=True) if row[place].strip()), None)
+            if number is not None:
+                doubts.append(f"{path.name}: column {place + 1} has no name (row {number} has a value); it is not read")
+        if not columns:
+            raise ValueError("its head is empty: the first row has to name the columns")
+        return Table(path, columns, list(self.numbers), "", doubts)
+
+
+def _ragged(number: int, line: int, fields: Sequence[str], head: Sequence[str]) -> str:
+    where = f"row {number}" + (f" (line {line})" if line != number else "")
+    hint = ""
+    if len(fields) > len(head) and not any(value.strip() for value in fields[len(head) :]):
+        hint = ": there is a separator too many at its end"
+    elif len(fields) > len(head):
+        hint = ": quote fields that hold the separator"
+    return f"{where}: {len(fields)} fields, the head has {len(head)}{hint}"
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    """Column names as `plain` reads text (empty ones stay so); ValueError for one that comes twice."""
+    head = [plain(name) or "" for name in names]
+    twice = next((name for i, name in enumerate(head) if name and name in head[:i]), None)
+    if twice is not None:
+        raise ValueError(f"two columns have the same name: {twice!r}; rename one")
+    return head

@@ -21,8 +21,8 @@ from shards.files import replace_atomically
 from shards.index import read_table
 from shards.index_store import read_index_bytes
 from shards.manifest import Manifest
+from shards.parquet import read_parquet
 from shards.schema import did_you_mean
-from shards.tables import read_parquet
 
 FORMAT = 1
 FOLDER = "views"

@@ -27,9 +27,10 @@ from conclugen.checkpoint import CheckpointError
 from conclugen.export import ExportError
 from ray_jobs import strict_yaml
 from shards import Manifest, ManifestError, Reader, ShardError, View
-from shards.adapters.table import read_table
 from shards.foreign.command import index_folder
-from shards.packing.source import Table, open_source
+from shards.packing.sample_table import SampleTable
+from shards.packing.source import open_source
+from shards.tables import read_table
 from tests.conclugen.runs import fresh, rows, small_config
 from tests.shards.foreign.foreign_tars import plain_members, write_tar
 from tests.shards.fuzz.bombs import bomb
@@ -483,16 +484,21 @@ def test_tables_that_would_fill_the_memory(tmp_path: Path) -> None:
     """279 bytes that decode to 1 GB: refused before they do."""
     (tmp_path / "t.parquet").write_bytes(bomb(4000, 1 << 18))
     read = (
-        "import sys, pyarrow; from pathlib import Path; from shards.tables import read_parquet\n"
+        "import sys, pyarrow; from pathlib import Path; from shards.parquet import read_parquet\n"
         "try: read_parquet(Path(sys.argv[1]).read_bytes())\n"
         "except ValueError as error: print(pyarrow.default_memory_pool().max_memory(), error)"
     )
-    told = subprocess.check_output([sys.executable, "-c", read, str(tmp_path / "t.parquet")], text=True, timeout=60)
+    told = subprocess.check_output(
+        [sys.executable, "-c", read, str(tmp_path / "t.parquet")],
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[1],
+    )
     assert "decode to more than" in told
     assert int(told.split()[0]) < 16 << 20
     with bounded(60, 1 << 30):
         with pytest.raises(ValueError, match=r"t\.parquet cannot be read.*decode to more"):
-            Table(tmp_path / "t.parquet", None, None)
+            SampleTable(tmp_path / "t.parquet", None, None)
         with pytest.raises(ValueError, match=r"t\.parquet cannot be read.*decode to more"):
             read_table(tmp_path / "t.parquet")
 

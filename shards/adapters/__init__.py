@@ -18,7 +18,11 @@ ADAPTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "caer": ("shards.adapters.caer", (), "{train,validation,test}/CLASS/NNNN.avi"),
     "ravdess": ("shards.adapters.ravdess", (), "Actor_NN/MM-VV-EE-II-SS-RR-AA.mp4, sound in .wav with MM = 03"),
     "grid": ("shards.adapters.grid", (), "GRID: sN/bbaf2n.mpg; the name spells the sentence"),
-    "folder": ("shards.adapters.folder", ("table", "fields", "labels"), "any videos, or a CSV, JSONL, Parquet table"),
+    "folder": (
+        "shards.adapters.folder",
+        ("table", "fields", "labels", "encoding"),
+        "any videos, or a CSV, JSONL, Parquet table",
+    ),
 }
 
 

@@ -67,7 +67,8 @@ class ClipSet:
     """A data set's clips in the order of their keys, and what is to be said about it.
 
     left_out: clips that the set's own traps or the published protocol exclude, named with the reason; they count
-    neither as found nor as missing. grouped: whether clips have groups.
+    neither as found nor as missing. grouped: whether clips have groups. how: what was understood of tables and texts
+    (encodings, separators, rows that are there twice), in lines for people; doubts: what may be meant otherwise.
     """
 
     name: str
@@ -78,6 +79,8 @@ class ClipSet:
     counts: list[Count] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     grouped: bool = True
+    how: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:

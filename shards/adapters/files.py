@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -38,13 +39,16 @@ def shown(name: str) -> str:
 
 
 def refuse_name(name: str) -> str | None:
-    """Why a relative path can't be used, or None: not UTF-8, control characters, absolute, or leading outside."""
+    """Why a relative path can't be used, or None: not UTF-8, control characters, absolute (also as Windows has it), or
+    leading outside."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
         return "the name is not valid UTF-8"
     if any(ord(c) < 32 or ord(c) == 127 for c in name):
         return "the name holds control characters"
+    if re.match(r"[A-Za-z]:[/\\]", name):
+        return "the path begins with a drive; give paths relative to the source folder"
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         return "the path leads outside the source folder"

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from shards import names
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import VIDEO_SUFFIXES, Files, refuse_name, shown
-from shards.adapters.table import read_table
+from shards.clips.reader import KEY_LIMIT
 from shards.packing.labels import LabelSpec, read_label
-from shards.schema import did_you_mean
+from shards.schema import Label, did_you_mean, safe_key
+from shards.tables import Table, read_table
 
 # What of a clip can be in the table -> the column's name there, unless `fields` says otherwise.
 FIELDS = ("path", "audio", "start", "end", "key", "group", "split", "text")
 _LONGEST_TEXT = 1 << 20
+_NAMED = 5
 
 
 def read(
@@ -27,42 +32,66 @@ def read(
     table: str | Path | None = None,
     fields: Mapping[str, str] | None = None,
     labels: Sequence[LabelSpec] = (),
+    encoding: str | None = None,
 ) -> ClipSet:
     """Clips of a folder.
 
     Without a table: every video below it, in folders of any depth; the key is the path without its suffix, with `_`
     for `/`; a `.txt` of the same name beside a video is its transcript. With a table: a clip for each row; `path`
     (required) and `audio` are relative to the folder; further columns as in `FIELDS`, renamed by `fields`
-    (name -> column); `labels` are read from the table as `python -m shards pack` reads them. Raises ValueError for a
-    table that can't be read, unknown columns, and labels that don't fit.
+    (name -> column); `labels` are read from the table as `python -m shards pack` reads them. Rows that are there
+    twice, identically, count once; different rows of one key are refused, each with the numbers of the others. Names,
+    paths and encodings are read as `shards.names` says; encoding: of the table and of transcripts without a mark.
+
+    Raises ValueError for a table that can't be read, unknown columns, and labels that don't fit.
     """
     if table is None:
         if fields or labels:
             raise ValueError("--field and --label name columns of a table: give --table as well")
-        return _untabled(source)
-    rows = read_table(Path(table))
-    columns = _columns(Path(table), rows, fields or {})
-    encoded = [read_label(spec, _field(Path(table), rows), _no_constants, allow_empty_class=True) for spec in labels]
-    clips: list[Clip] = []
-    rejected: list[Rejected] = []
-    missing: list[str] = []
-    for number, row in enumerate(rows):
-        named = {name: row[column] for name, column in columns.items() if row.get(column) is not None}
-        values = {item.label.name: item.values[number] for item in encoded}
+        return _untabled(source, encoding)
+    rows = read_table(Path(table), encoding)
+    columns = _columns(rows, fields or {})
+    files = Files(source)
+    found = files.find(VIDEO_SUFFIXES)
+    on_disk = names.FileNames(found)
+    read_rows: list[Clip | Rejected] = []
+    missing: dict[int, str] = {}
+    for index in range(len(rows)):
+        named = {name: rows.columns[column][index] for name, column in columns.items()}
         try:
-            clip = _clip(named, values)
+            clip, there = _clip(named, source, on_disk)
         except _RowError as error:
-            rejected.append(Rejected(f"row {number + 1}: {shown(str(named.get('path')))}", error.reason, str(error)))
+            path = shown(str(named.get("path")))
+            read_rows.append(Rejected(f"row {rows.numbers[index]}: {path}", error.reason, str(error)))
             continue
-        if not os.path.lexists(source / clip.video):
-            missing.append(clip.video)
-        clips.append(clip)
-    counts = [Count("videos of the table", len(rows), len(rows) - len(missing), missing)]
+        if not there:
+            missing[index] = _with_similar(clip.video, on_disk)
+        read_rows.append(clip)
+    kept, rivals = rows.once([item.key if isinstance(item, Clip) else None for item in read_rows])
+    encoded = _labels(rows.take(kept), labels)
+    clips: list[Clip] = []
+    rejected = list(files.rejected)
+    for place, index in enumerate(kept):
+        item = read_rows[index]
+        if isinstance(item, Clip) and index in rivals:
+            item = _refuse_rivals(rows, item, index, rivals[index])
+        if isinstance(item, Rejected):
+            rejected.append(item)
+        elif index not in missing:
+            values = {name: encoded[name][1][place] for name in encoded}
+            clips.append(dataclasses.replace(item, labels=values))
+    absent = [missing[index] for index in kept if index in missing]
+    counts = [Count("videos of the table", len(kept), len(kept) - len(absent), absent)]
+    how = [f"{rows.path.name}: {len(rows)} rows, {rows.how}"]
+    if len(kept) < len(rows):
+        how.append(f"{len(rows) - len(kept)} rows are there twice, identically; each counts once")
+    doubts = list(rows.doubts)
+    used = {item.video for item in read_rows if isinstance(item, Clip)}
+    if unused := [path for path in found if path not in used]:
+        doubts.append(f"{len(unused)} videos of the folder have no row in {rows.path.name}: {_some(unused)}")
     grouped = any(clip.group is not None for clip in clips)
-    names = tuple(item.label for item in encoded)
-    absent = set(missing)
-    present = [clip for clip in clips if clip.video not in absent]
-    return ClipSet(source.name, source, names, present, rejected, counts, grouped=grouped)
+    schema = tuple(label for label, _ in encoded.values())
+    return ClipSet(source.name, source, schema, clips, rejected, counts, grouped=grouped, how=how, doubts=doubts)
 
 
 class _RowError(ValueError):
@@ -71,85 +100,138 @@ class _RowError(ValueError):
         self.reason = reason
 
 
-def _untabled(source: Path) -> ClipSet:
+def _untabled(source: Path, encoding: str | None) -> ClipSet:
     files = Files(source)
-    clips = []
+    clips, encodings = [], Counter[str]()
     for path in files.find(VIDEO_SUFFIXES):
-        key = PurePosixPath(path).with_suffix("").as_posix().replace("/", "_")
         try:
-            clips.append(Clip(key, path, transcript=_beside(source / path)))
+            transcript = _beside(source / path, encoding, encodings)
         except OSError as error:
             message = f"the transcript beside it cannot be read: {error.strerror}"
             files.rejected.append(Rejected(shown(path), "unreadable", message))
-    return ClipSet(source.name, source, (), clips, files.rejected, grouped=False)
+        except ValueError as error:
+            message = f"the transcript beside it, {PurePosixPath(path).stem}.txt: {error}"
+            files.rejected.append(Rejected(shown(path), "bad_text", message))
+        else:
+            clips.append(Clip(_key(path, None, None), path, transcript=transcript))
+    how = [f"transcripts beside clips: {count} in {found}" for found, count in sorted(encodings.items())]
+    return ClipSet(source.name, source, (), clips, files.rejected, grouped=False, how=how)
 
 
-def _beside(video: Path) -> str | None:
-    text = video.with_suffix(".txt")
-    if not text.is_file():
+def _beside(video: Path, encoding: str | None, encodings: Counter[str]) -> str | None:
+    text = next((path for path in (video.with_suffix(".txt"), video.with_suffix(".TXT")) if path.is_file()), None)
+    if text is None:
         return None
     if text.stat().st_size > _LONGEST_TEXT:
         raise OSError(errno.EFBIG, f"{text.name} has more than {_LONGEST_TEXT} bytes")
-    return text.read_bytes().decode("utf-8", "replace").strip() or None
+    transcript, found = names.decode_text(text.read_bytes(), encoding)
+    encodings[found] += 1
+    return names.text(transcript)
 
 
-def _columns(table: Path, rows: Sequence[Mapping[str, Any]], fields: Mapping[str, str]) -> dict[str, str]:
+def _columns(table: Table, fields: Mapping[str, str]) -> dict[str, str]:
     """Field -> column of the table, for those that it has."""
-    found = {name for row in rows for name in row}
     for name, column in fields.items():
         if name not in FIELDS:
             raise ValueError(f"--field {name}={column}: {name!r} is unknown, {did_you_mean(name, FIELDS)}")
-        if column not in found:
-            raise ValueError(f"--field {name}={column}: {table} has no such column, {did_you_mean(column, found)}")
-    columns = {name: fields.get(name, name) for name in FIELDS if fields.get(name, name) in found}
+        if column not in table.columns:
+            known = did_you_mean(column, table.columns)
+            raise ValueError(f"--field {name}={column}: {table.path} has no such column, {known}")
+    columns = {name: fields.get(name, name) for name in FIELDS if fields.get(name, name) in table.columns}
     if "path" not in columns:
-        raise ValueError(f"{table} has no column 'path'; say which column it is with --field path=COLUMN")
+        known = ", ".join(table.columns)
+        raise ValueError(
+            f"{table.path} has no column 'path' (it has: {known}); say which column it is with --field path=COLUMN"
+        )
     return columns
 
 
-def _field(table: Path, rows: Sequence[Mapping[str, Any]]) -> Callable[[str], np.ndarray]:
-    def field(name: str) -> np.ndarray:
-        names = {key for row in rows for key in row}
-        if name not in names:
-            raise ValueError(f"{table} has no column {name!r}, {did_you_mean(name, names)}")
-        values = np.empty(len(rows), object)
-        values[:] = [row.get(name) for row in rows]
-        return values
+def _labels(table: Table, specs: Sequence[LabelSpec]) -> dict[str, tuple[Label, list[Any]]]:
+    """Name -> the label and its value in each row."""
 
-    return field
+    def values(name: str) -> np.ndarray:
+        column = np.empty(len(table), object)
+        column[:] = table.column(name)
+        return column
+
+    def row(number: int) -> str:
+        return f"row {table.numbers[number]} of {table.path.name}"
+
+    read = (read_label(spec, values, _no_constants, allow_empty_class=True, place=row) for spec in specs)
+    return {item.label.name: (item.label, item.values) for item in read}
 
 
 def _no_constants(name: str) -> np.ndarray:
     raise ValueError(f"a table has no array {name!r}; list the classes instead")
 
 
-def _clip(named: Mapping[str, Any], labels: Mapping[str, Any]) -> Clip:
-    for name in ("path", "audio"):
-        value = named.get(name)
-        if value is None and name == "audio":
-            continue
-        problem = refuse_name(value) if isinstance(value, str) else f"{name} is {value!r}, expected a path"
-        if problem is not None:
-            raise _RowError("bad_name", problem)
+def _clip(named: Mapping[str, Any], source: Path, on_disk: names.FileNames) -> tuple[Clip, bool]:
+    """The clip of a row without labels, and whether its video is there."""
+    path, there = _path("path", named.get("path"), source, on_disk)
+    audio = named.get("audio")
+    audio = None if audio is None else _path("audio", audio, source, on_disk)[0]
     start, end = (_seconds(name, named.get(name)) for name in ("start", "end"))
     if (start is None) != (end is None):
         raise _RowError("bad_interval", f"start is {start} and end is {end}: give both or none")
-    path = str(named["path"])
-    key = named.get("key")
+    key, group, split = (_read(name, named.get(name), names.name) for name in ("key", "group", "split"))
     if key is None:
-        key = PurePosixPath(path).with_suffix("").as_posix().replace("/", "_")
-        key += "" if start is None else f"_{start:g}"
-    group, split, text = (None if named.get(name) is None else str(named[name]) for name in ("group", "split", "text"))
-    return Clip(str(key), path, named.get("audio"), start, end, labels, group, split, text)
+        key = _key(path, start, end)
+    return Clip(key, path, audio, start, end, {}, group, split, _read("text", named.get("text"), names.text)), there
+
+
+def _path(name: str, value: Any, source: Path, on_disk: names.FileNames) -> tuple[str, bool]:
+    """The file that a row means, as the disk has it, and whether it is there."""
+    problem = refuse_name(value) if isinstance(value, str) else f"{name} is {value!r}, expected a path"
+    if problem is None:
+        value = value if os.path.lexists(source / value) else names.unix_path(value)
+        problem = refuse_name(value)
+    if problem is not None:
+        raise _RowError("bad_name", problem)
+    try:
+        found = on_disk.find(value, lambda path: os.path.lexists(source / path))
+    except ValueError as error:
+        raise _RowError("bad_name", str(error)) from None
+    return (value, False) if found is None else (found, True)
+
+
+def _key(path: str, start: float | None, end: float | None) -> str:
+    """The path without its suffix, with `_` for `/`, and the interval, which stays whole where that is too long."""
+    stem = names.unix_path(PurePosixPath(path).with_suffix("").as_posix()).replace("/", "_")
+    if start is None or end is None:
+        return stem
+    interval = names.interval_key("", start, end)
+    return safe_key(stem, KEY_LIMIT - len(interval)) + interval
+
+
+def _read(name: str, value: Any, read: Callable[[Any], str | None]) -> str | None:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise _RowError("bad_row", f"{name} is {error}") from None
 
 
 def _seconds(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        raise _RowError("bad_interval", f"{name} is {value!r}, expected seconds") from None
-    if not math.isfinite(seconds):
+        seconds = names.number(value)
+    except ValueError as error:
+        raise _RowError("bad_interval", f"{name} is {error} (seconds)") from None
+    if math.isinf(seconds):
         raise _RowError("bad_interval", f"{name} is {value!r}, expected seconds")
-    return seconds
+    return None if math.isnan(seconds) else seconds
+
+
+def _refuse_rivals(rows: Table, clip: Clip, index: int, same: Sequence[int]) -> Rejected:
+    others = [rows.numbers[other] for other in same if other != index]
+    listed = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
+    message = f"the key {clip.key!r} is also that of row {listed}, which differs; keep the right one"
+    return Rejected(f"row {rows.numbers[index]}: {shown(clip.video)}", "duplicate_key", message)
+
+
+def _with_similar(path: str, on_disk: names.FileNames) -> str:
+    similar = on_disk.similar(path)
+    return path if similar is None else f"{path} (there is {similar})"
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
+    return ", ".join(map(shown, items[:_NAMED])) + more

@@ -27,6 +27,8 @@ REASONS = {
     "no_face": "no face was found, and such clips were to be dropped",
     "duplicate_key": "another clip has the same key: rename one",
     "bad_label": "a label does not fit the schema",
+    "bad_row": "a field of the clip's row in the table cannot be used",
+    "bad_text": "the transcript beside the clip is in another encoding: name it with --encoding",
 }
 
 

@@ -80,8 +80,10 @@ example:
     add("--group", metavar="FIELD", help="whose sample it is (speaker)")
     add("--text", metavar="FIELD", help="transcript")
     add("--meta", action="append", default=[], metavar="NAME[=FIELD]", help="a further text to keep (repeatable)")
-    add("--table", type=Path, metavar="FILE", help="CSV, TSV or Parquet file with a row for each sample")
+    add("--table", type=Path, metavar="FILE", help="CSV, TSV, JSONL or Parquet file with a row for each sample")
     add("--table-key", metavar="FIELD", help="its column with the samples' keys (default: rows in the same order)")
+    add("--encoding", metavar="NAME",
+        help="of a table that is not UTF-8, such as cp1252 (default: utf-8)")  # fmt: skip
     add("--dtype", choices=FLOAT_DTYPES, help="float type to store (default: the source's)")
     add("--nan-row-missing", choices=("all", "any"), default="all",
         help="how many NaN make a row missing (default: all; rows with fewer are refused)")  # fmt: skip
@@ -139,6 +141,7 @@ def options_of(args: argparse.Namespace) -> PackOptions:
         meta=_pairs("--meta", args.meta),
         table=args.table,
         table_key=args.table_key,
+        encoding=args.encoding,
         dtype=args.dtype,
         nan=args.nan_row_missing,
         shuffle_seed=_seed(args.shuffle_seed),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from shards.packing.labels import LabelSpec, LabelValues, read_label, read_strings
-from shards.packing.source import Column2D, Source, Table, open_source
+from shards import names
+from shards.packing.labels import LabelSpec, LabelValues, read_label, read_strings, sample_number
+from shards.packing.sample_table import SampleTable
+from shards.packing.source import Column2D, Source, open_source
 from shards.schema import FLOAT_DTYPES, Column, Sample, Schema
 from shards.split import check_values_as_names
 
@@ -24,6 +26,7 @@ _SHOWN_PROBLEMS = 20
 class PackOptions:
     """What to pack. columns: stored name -> array. dtype: None keeps the source's float type (integers: float32).
     nan: how many NaN make a row missing, "all" (a row with fewer is refused) or "any". shuffle_seed: None keeps order.
+    encoding: of the table's text, where the file has no mark (None: UTF-8).
     view_by: a field of `meta` whose values are to name views; they are made from the manifest, afterwards.
     """
 
@@ -38,6 +41,7 @@ class PackOptions:
     meta: Mapping[str, str] = field(default_factory=dict)
     table: Path | None = None
     table_key: str | None = None
+    encoding: str | None = None
     dtype: str | None = None
     nan: str = "all"
     shuffle_seed: int | None = 0
@@ -60,6 +64,7 @@ class PackInput:
     groups: Sequence[str | None] | None
     texts: Sequence[str | None] | None
     meta: dict[str, Sequence[str | None]]
+    table: SampleTable | None = None
 
     def sample(self, number: int) -> Sample:
         return Sample(
@@ -85,24 +90,22 @@ class _InputCheck:
         self._options = options
         self._problems: list[str] = []
         self._source: Source = open_source(options.source)
-        self._table: Table | None = None
+        self._table: SampleTable | None = None
         self._count = 0
 
     def run(self) -> PackInput:
         options = self._options
         columns = self._columns()
-        keys = _keys(self._key_values(), self._count)
+        keys = self._keys(self._key_values())
         self._stop_at_problems()
         groups = self._strings("--group", options.group)
-        texts = self._strings("--text", options.text)
-        meta = {name: self._strings("--meta", where) or () for name, where in options.meta.items()}
+        texts = self._strings("--text", options.text, names.text)
+        meta = {name: self._strings("--meta", where, names.text) or () for name, where in options.meta.items()}
         if options.view_by is not None:
             self._attempt(self._check_views, options.view_by, meta)
         labels = [self._attempt(self._label, spec) for spec in options.labels]
         present = {name: self._attempt(_presence, name, column, keys, options) for name, column in columns.items()}
-        twice = _first_duplicate(keys)
-        if twice is not None:
-            self._problems.append(f"key {twice!r} occurs twice; keys must differ: choose another --key")
+        self._problems += self._repeated(keys)
         self._stop_at_problems()
         known = [values for values in labels if values is not None]
         schema = self._attempt(self._schema, columns, known)
@@ -111,10 +114,10 @@ class _InputCheck:
         there = {name: mask for name, mask in present.items() if mask is not None}
         for modality, members in schema.modalities.items():
             if not np.logical_and.reduce([there[name] for name in members]).any():
-                names = ", ".join(members)
-                self._problems.append(f"modality {modality!r}: no sample has all of its columns {names}; leave it out")
+                listed = ", ".join(members)
+                self._problems.append(f"modality {modality!r}: no sample has all of its columns {listed}; leave it out")
         self._stop_at_problems()
-        return PackInput(self._count, schema, columns, there, keys, known, groups, texts, meta)
+        return PackInput(self._count, schema, columns, there, keys, known, groups, texts, meta, self._table)
 
     def _attempt(self, read: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         try:
@@ -133,8 +136,8 @@ class _InputCheck:
 
     def _columns(self) -> dict[str, Column2D]:
         if not self._options.columns:
-            names = ", ".join(self._source.names)
-            raise ValueError(f"name the columns to store with --column; {self._options.source.name} has: {names}")
+            known = ", ".join(self._source.names)
+            raise ValueError(f"name the columns to store with --column; {self._options.source.name} has: {known}")
         columns: dict[str, Column2D] = {}
         for name, array in self._options.columns.items():
             column = self._attempt(self._source.column, array)
@@ -156,11 +159,11 @@ class _InputCheck:
         if options.table is not None and options.table_key is None:
             if keys is not None:
                 raise ValueError("a folder of one file a sample needs --table-key, the table's column of their names")
-            self._table = self._attempt(Table, options.table, None, None)
+            self._table = self._attempt(SampleTable, options.table, None, None, options.encoding)
         if options.key is not None:
             keys = self._attempt(self._field, options.key)
         if options.table is not None and options.table_key is not None:
-            self._table = self._attempt(Table, options.table, options.table_key, keys)
+            self._table = self._attempt(SampleTable, options.table, options.table_key, keys, options.encoding)
         return keys
 
     def _field(self, name: str) -> np.ndarray:
@@ -189,23 +192,60 @@ class _InputCheck:
             raise ValueError(f"field {name!r} has {len(values)} rows, but the columns have {self._count}")
         return values
 
-    def _strings(self, option: str, name: str | None) -> Sequence[str | None] | None:
-        return None if name is None else self._attempt(lambda: read_strings(f"{option} {name}", self._field(name)))
+    def _strings(
+        self, option: str, name: str | None, read: Callable[[Any], str | None] = names.name
+    ) -> Sequence[str | None] | None:
+        if name is None:
+            return None
+        return self._attempt(lambda: read_strings(f"{option} {name}", self._field(name), read, self._place(name)))
+
+    def _place(self, name: str) -> Callable[[int], str]:
+        """What a message calls a sample of this field: the table's row, where the field is a column of it."""
+        if self._table is None or name not in self._table.names:
+            return sample_number
+        return self._table.place
+
+    def _keys(self, values: np.ndarray | None) -> list[str]:
+        """Keys as names; row numbers where there are none. What is wrong with them is a problem, and then they are."""
+        if values is None:
+            digits = max(6, len(str(self._count - 1)))
+            return [f"row-{number:0{digits}d}" for number in range(self._count)]
+        option = self._options.key or "keys"
+        place = self._place(option)
+        keys = self._attempt(read_strings, f"--key {option}", values, names.name, place) or ()
+        absent = next((number for number, key in enumerate(keys) if key is None), None)
+        if absent is not None:
+            self._problems.append(f"--key {option}: {place(absent)} has none; every sample needs a key of its own")
+        return [key or "" for key in keys]
+
+    def _repeated(self, keys: Sequence[str]) -> list[str]:
+        """Keys of several samples, with their numbers."""
+        numbers: dict[str, list[int]] = {}
+        for number, key in enumerate(keys):
+            numbers.setdefault(key, []).append(number)
+        place = self._place(self._options.key or "")
+        problems = []
+        for key, same in numbers.items():
+            if len(same) > 1:
+                places = " and ".join(map(place, same[:3])) + (" and others" if len(same) > 3 else "")
+                problems.append(f"key {key!r} occurs twice ({places}); keys must differ: choose another --key")
+        return problems
 
     def _check_views(self, name: str, meta: Mapping[str, Sequence[str | None]]) -> None:
         if name not in meta:
             raise ValueError(f"--view-by {name}: name it with --meta {name}[=FIELD] as well")
-        names = {value: None for value in meta[name] if value is not None}  # in the order of the samples
-        if not names and len(meta[name]):  # no values at all where they could not be read: that is a problem already
+        values = {value: None for value in meta[name] if value is not None}  # in the order of the samples
+        if not values and len(meta[name]):  # no values at all where they could not be read: that is a problem already
             raise ValueError(f"--view-by {name}: no sample has a value; leave it out, or choose another field")
         try:
-            check_values_as_names(name, names)
+            check_values_as_names(name, values)
         except ValueError as error:
             remedy = "or pack without --view-by, and make views with `python -m shards split` afterwards"
             raise ValueError(f"--view-by {name}: {error}; {remedy}") from None
 
     def _label(self, spec: LabelSpec) -> LabelValues:
-        return read_label(spec, self._label_field, self._source.constants, self._options.allow_empty_class)
+        place = self._place(spec.fields[0])
+        return read_label(spec, self._label_field, self._source.constants, self._options.allow_empty_class, place)
 
     def _schema(self, columns: Mapping[str, Column2D], labels: Sequence[LabelValues]) -> Schema:
         options = self._options
@@ -216,22 +256,6 @@ class _InputCheck:
             options.group is not None,
             tuple(options.meta),
         )
-
-
-def _keys(values: np.ndarray | None, count: int) -> list[str]:
-    if values is None:
-        digits = max(6, len(str(count - 1)))
-        return [f"row-{number:0{digits}d}" for number in range(count)]
-    return [str(value) for value in values.tolist()]
-
-
-def _first_duplicate(keys: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            return key
-        seen.add(key)
-    return None
 
 
 def _stored_dtype(column: Column2D, dtype: str | None) -> str:

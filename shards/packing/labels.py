@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shards import names
 from shards.schema import LABEL_KINDS, Label, counted_classes, did_you_mean
 
 
@@ -45,35 +46,46 @@ class LabelValues:
     values: list[Any]
 
 
+def sample_number(number: int) -> str:
+    """How a message names a sample that has no better name than its number in the source."""
+    return f"sample number {number}"
+
+
 def read_label(
-    spec: LabelSpec, field: Callable[[str], np.ndarray], constants: Callable[[str], np.ndarray], allow_empty_class: bool
+    spec: LabelSpec,
+    field: Callable[[str], np.ndarray],
+    constants: Callable[[str], np.ndarray],
+    allow_empty_class: bool,
+    place: Callable[[int], str] = sample_number,
 ) -> LabelValues:
-    """Find classes and encode all values. Raises ValueError for values that don't fit, for a class that no sample has
-    (unless allowed), and for a class label of a single class."""
+    """Find classes and encode all values, read as `shards.names` says. place: what a message calls a sample. Raises
+    ValueError for values that don't fit, for a class that no sample has (unless allowed), and for a class label of a
+    single class."""
     arrays = [field(name) for name in spec.fields]
     if spec.kind != "class":
-        return _numbers(spec, np.concatenate([_floats(spec, a).reshape(len(a), -1) for a in arrays], axis=1), constants)
+        numbers = [_floats(spec, array, place).reshape(len(array), -1) for array in arrays]
+        return _numbers(spec, np.concatenate(numbers, axis=1), constants, place)
     if len(arrays) != 1 or arrays[0].ndim != 1:
         raise ValueError(f"label {spec.name!r}: a class label has one value for each sample")
-    raw = [_plain(value) for value in arrays[0].tolist()]
+    raw = [_class_value(spec, place, number, value) for number, value in enumerate(arrays[0].tolist())]
     known = [value for value in raw if value is not None and value != -1]
     if not known:
         raise ValueError(f"label {spec.name!r}: no sample has one")
     classes = _named(spec, constants)
-    numeric = all(_is_integer(value) for value in known)
+    # Whole numbers are class numbers, unless they are names: those of the listed classes, or some beside text.
+    numeric = all(not isinstance(value, str) for value in known)
+    by_number = numeric and not (classes and all(str(value) in classes for value in known) and _as_text(arrays[0]))
     if not classes:
-        classes = _counted(spec, raw) if numeric else tuple(sorted({str(value) for value in known}))
+        classes = _counted(spec, raw, place) if numeric else tuple(sorted({str(value) for value in known}))
     label = Label(spec.name, "class", classes)
-    # Text such as "3" is a class number, unless "3" is a class's name.
-    by_number = numeric and not all(str(value) in classes for value in known if isinstance(value, str))
     values: list[Any] = []
     for number, value in enumerate(raw):
-        if value is not None and (by_number or not isinstance(value, str)):
-            value = int(value) if _is_integer(value) else value
+        if not by_number and value is not None and (value != -1 or "-1" in classes):
+            value = str(value)
         try:
             values.append(label.encode(value))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"sample number {number}: {error}") from None
+            raise ValueError(f"{place(number)}: {error}") from None
     counts = np.bincount([value for value in values if value >= 0], minlength=len(classes))
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if np.count_nonzero(counts) < 2:
@@ -87,18 +99,31 @@ def read_label(
     return LabelValues(label, values)
 
 
-def _counted(spec: LabelSpec, raw: Sequence[Any]) -> tuple[str, ...]:
-    numbers = [-1 if value is None else int(value) for value in raw]
-    highest = max(numbers)
+def _class_value(spec: LabelSpec, place: Callable[[int], str], number: int, value: Any) -> Any:
+    try:
+        return names.class_value(value)
+    except ValueError as error:
+        raise ValueError(f"label {spec.name!r}: {place(number)} is {error}") from None
+
+
+def _as_text(array: np.ndarray) -> bool:
+    """Whether the source holds the values as text: then "3" may be a class's name, and else its number."""
+    return array.dtype.kind in "USO" and any(isinstance(names.plain(value), str) for value in array.tolist())
+
+
+def _counted(spec: LabelSpec, raw: Sequence[Any], place: Callable[[int], str]) -> tuple[str, ...]:
+    highest = max(value for value in raw if value is not None)
     try:
         return counted_classes(highest)
     except ValueError as error:
-        raise ValueError(f"label {spec.name!r}: sample number {numbers.index(highest)}: {error}") from None
+        raise ValueError(f"label {spec.name!r}: {place(raw.index(highest))}: {error}") from None
 
 
-def _numbers(spec: LabelSpec, values: np.ndarray, constants: Callable[[str], np.ndarray]) -> LabelValues:
+def _numbers(
+    spec: LabelSpec, values: np.ndarray, constants: Callable[[str], np.ndarray], place: Callable[[int], str]
+) -> LabelValues:
     if np.isinf(values).any():
-        raise ValueError(f"label {spec.name!r}: sample number {int(np.isinf(values).any(axis=1).argmax())} is infinite")
+        raise ValueError(f"label {spec.name!r}: {place(int(np.isinf(values).any(axis=1).argmax()))} is infinite")
     if np.isnan(values).all():
         raise ValueError(f"label {spec.name!r}: no sample has one")
     if spec.kind == "multilabel":
@@ -112,39 +137,37 @@ def _numbers(spec: LabelSpec, values: np.ndarray, constants: Callable[[str], np.
 
 
 def _named(spec: LabelSpec, constants: Callable[[str], np.ndarray]) -> tuple[str, ...]:
-    return spec.classes if spec.names_from is None else tuple(str(name) for name in constants(spec.names_from))
+    return (
+        spec.classes
+        if spec.names_from is None
+        else tuple(names.name(name) or "" for name in constants(spec.names_from))
+    )
 
 
-def _floats(spec: LabelSpec, array: np.ndarray) -> np.ndarray:
-    """Numbers, with empty text and None as NaN."""
+def _floats(spec: LabelSpec, array: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
+    """Numbers, NaN where missing."""
     if array.dtype.kind in "fiub":
         return array.astype(np.float64)
-    try:
-        return np.array([np.nan if value in (None, "") else float(value) for value in array.tolist()], np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"label {spec.name!r}: not a number: {error}") from None
+    numbers = np.empty(len(array), np.float64)
+    for number, value in enumerate(array.tolist()):
+        try:
+            numbers[number] = names.number(value)
+        except ValueError as error:
+            raise ValueError(f"label {spec.name!r}: not a number: {place(number)} is {error}") from None
+    return numbers
 
 
-def _plain(value: Any) -> Any:
-    """None for what means missing: None, empty text, NaN."""
-    return None if value is None or value == "" or value != value else value
-
-
-def _is_integer(value: Any) -> bool:
-    if isinstance(value, str):
-        # Longer digits are a name: no class has such a number, and `int` refuses the longest.
-        return value.removeprefix("-").isdecimal() and len(value) < 20
-    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-
-
-def read_strings(what: str, values: np.ndarray) -> Sequence[str | None]:
-    """Names of groups, texts and the like: text as it is, whole numbers as text, None where empty or NaN."""
+def read_strings(
+    what: str,
+    values: np.ndarray,
+    read: Callable[[Any], str | None] = names.name,
+    place: Callable[[int], str] = sample_number,
+) -> Sequence[str | None]:
+    """Keys, groups, texts and the like, None where missing; `read` is `names.name` or `names.text`."""
     strings: list[str | None] = []
-    for number, value in enumerate(map(_plain, values.tolist())):
-        if value is None or isinstance(value, str):
-            strings.append(value)
-        elif _is_integer(value):
-            strings.append(str(int(value)))
-        else:
-            raise ValueError(f"{what}: sample number {number} is {value!r}, expected text or a whole number")
+    for number, value in enumerate(values.tolist()):
+        try:
+            strings.append(read(value))
+        except ValueError as error:
+            raise ValueError(f"{what}: {place(number)} is {error}") from None
     return strings

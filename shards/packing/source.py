@@ -1,4 +1,4 @@
-"""What `pack` reads: arrays of an .npz file or a folder of .npy files, and a table of labels beside them."""
+"""What `pack` reads: arrays of an .npz file or a folder of .npy files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 
 from shards.schema import did_you_mean
-from shards.tables import read_parquet
 
 
 class Source(Protocol):
@@ -226,52 +225,3 @@ def _open_npz(path: Path) -> Any:
     if isinstance(loaded, np.ndarray):
         raise ValueError(f"{path} cannot be read as .npz: it is a single array; name it .npy, in a folder")
     return loaded
-
-
-class Table:
-    """Rows of a CSV or Parquet file, one for each sample, in the order of the samples."""
-
-    def __init__(self, path: Path, key: str | None, keys: np.ndarray | None) -> None:
-        """key: the table's column that holds the samples' keys, to put its rows into their order; None: as they are."""
-        self._path = path
-        self._columns = _read_table(path)
-        if key is None:
-            return
-        if keys is None:
-            raise ValueError("--table-key joins the table by key, but the samples have no keys: give --key")
-        lines: dict[str, int] = {}
-        for line, name in enumerate(self.field(key).tolist()):
-            if lines.setdefault(str(name), line) != line:
-                raise ValueError(f"{path}: {key} {name!r} is listed twice")
-        absent = [str(name) for name in keys if str(name) not in lines]
-        if absent:
-            raise ValueError(f"{path}: {len(absent)} samples are not listed in {key}, such as {absent[0]!r}")
-        order = np.array([lines[str(name)] for name in keys])
-        self._columns = {name: values[order] for name, values in self._columns.items()}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._columns)
-
-    def field(self, name: str) -> np.ndarray:
-        """(n,) values; ValueError for an unknown name."""
-        if name not in self._columns:
-            raise ValueError(f"{self._path} has no column {name!r}, {did_you_mean(name, self._columns)}")
-        return self._columns[name]
-
-
-def _read_table(path: Path) -> dict[str, np.ndarray]:
-    import pandas as pd  # slow to import, and most packing needs no table
-
-    if not path.is_file():
-        raise ValueError(f"--table {path} does not exist")
-    try:
-        if path.suffix == ".parquet":
-            frame = read_parquet(path.read_bytes()).to_pandas()
-        else:
-            # Keys and names such as 01 or NA must stay what they are: everything is text, empty is missing.
-            separator = "\t" if path.suffix == ".tsv" else ","
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
-    except (ValueError, OSError, NotImplementedError, pd.errors.ParserError) as error:
-        raise ValueError(f"--table {path} cannot be read: {error}") from None
-    return {str(name): frame[name].to_numpy() for name in frame.columns}

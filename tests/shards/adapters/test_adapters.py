@@ -260,7 +260,7 @@ def test_folder_with_any_table(kind: str, tmp_path: Path) -> None:
         table.write_text("\n".join(separator.join(line) for line in lines))
     found = read_clips("folder", tmp_path, table=table, labels=(LabelSpec.parse("mood:class:calm,angry"),))
     first, second = found.clips
-    assert (first.key, first.start, first.end) == ("a_0.5", 0.5, 1.5)
+    assert (first.key, first.start, first.end) == ("a_0p5_1p5", 0.5, 1.5)
     assert (first.group, first.split, first.transcript, first.labels) == ("anna", "train", "hi", {"mood": 0})
     assert (second.key, second.start, second.transcript, second.labels) == ("sub_b", None, None, {"mood": 1})
     assert found.grouped and found.labels[0].classes == ("calm", "angry")
@@ -296,7 +296,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
         "b.csv": (b"path,path\na.mp4,b\n", "same name"),
         "c.csv": (b"path\n\xff\n", "cannot be read"),
         "d.jsonl": (b'{"path": "a.mp4"}\n[1]\n', "line 2: expected an object"),
-        "e.jsonl": (b"{", "line 1: no JSON"),
+        "e.jsonl": (b"{", "line 1 is no JSON"),
         "f.parquet": (b"PAR1", "cannot be read"),
         "g.csv": (b"file\na.mp4\n", "has no column 'path'"),
         "h.xlsx": (b"", "expected a file ending in"),

@@ -14,7 +14,7 @@ import pytest
 
 from shards import Manifest, ManifestError, Reader, ShardError, View
 from shards.index import read_table
-from shards.tables import read_parquet
+from shards.parquet import read_parquet
 from tests.shards.fuzz.bombs import bomb, zeros
 from tests.shards.fuzz.corruptions import KINDS, Damage
 from tests.shards.fuzz.judge import DefectError, bounded, judge, read_everything

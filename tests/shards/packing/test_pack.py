@@ -147,7 +147,7 @@ def _options(npz: Path, **changes: Any) -> PackOptions:
         ({"labels": [LabelSpec.parse("absurd:class")]}, "'absurd': sample number 5: class number 1000000000000, "
          "expected at most 99999.*list their names"),
         ({"labels": [LabelSpec.parse("digits:class")]}, "'digits': sample number 5: class number 300000000"),
-        ({"labels": [LabelSpec.parse("infinite_class:class")]}, "sample number 5: label 'infinite_class': class inf"),
+        ({"labels": [LabelSpec.parse("infinite_class:class")]}, "'infinite_class': sample number 5: class number inf"),
         ({"labels": [LabelSpec.parse("infinite_class:class:a,b")]}, r"sample number 5: .*class inf, expected 0\.\.1"),
         ({"labels": [LabelSpec.parse("one:class")]}, "all samples are of the class '0'"),
         ({"labels": [LabelSpec.parse("said:class:kids,cats")]}, "'dogs' is unknown.*allowed: kids, cats"),

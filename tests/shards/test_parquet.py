@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.tables import read_parquet
+from shards.parquet import read_parquet
 
 ROWS = 3000
 
