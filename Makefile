@@ -34,7 +34,7 @@ demo: $(VENV)/installed-offline
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy conclugen shards ray_jobs tuning
+	$(BIN)/mypy conclugen shards ray_jobs tuning benchmarks
 	$(BIN)/lint-imports
 	@# One thread in each process: more than there are cores wait for each other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore=tests/cluster --numprocesses=logical --maxprocesses=4 --dist=loadfile
@@ -42,7 +42,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not slow" tests/cluster
 
 reproduce: install
-	$(BIN)/python -m tuning.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md \
+	$(BIN)/python -m benchmarks.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md \
 	    --seeds 127,128,129
 
 constraints: $(VENV)/installed-test

@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND`: pack, index, verify, stats, split, plan-simulate, bench."""
+"""`python -m shards COMMAND`: pack, index, verify, stats, split."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ COMMANDS = {
     "verify": ("shards.verification.command", "read everything and name all damage; repair the manifest"),
     "stats": ("shards.stats", "columns, presence, labels, groups, means and deviations"),
     "split": ("shards.split", "make views by group or by any column of the index"),
-    "plan-simulate": ("shards.plan_simulation", "check balance, order and load of the epoch plan for many ranks"),
-    "bench": ("shards.bench.command", "samples per second, beside other readers"),
 }
 
 
@@ -25,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
-        # Only the command that is asked for is imported: bench needs Ray, the others must not wait for it.
+        # Only the command that is asked for is imported: --help waits for none.
         if name in arguments[:1]:
             importlib.import_module(module).add_arguments(subparser)
     options = parser.parse_args(arguments)

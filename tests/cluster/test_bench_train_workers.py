@@ -1,4 +1,4 @@
-"""`python -m shards bench` inside Ray Train workers: right rows, right figures, and an end when one of them fails."""
+"""`python -m benchmarks.readers` inside Ray Train workers: right rows and figures, and an end when one fails."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from shards.bench import command as bench
-from shards.bench.methods import WIDTHS, OwnMethods, write_shards
-from shards.bench.ray_methods import _together, measure_in
-from shards.bench.report import Measured, measure
-from shards.bench.train_workers import TrainWorkers
+from benchmarks.readers import command as bench
+from benchmarks.readers.methods import WIDTHS, OwnMethods, write_shards
+from benchmarks.readers.ray_methods import _together, measure_in
+from benchmarks.readers.report import Measured, measure
+from benchmarks.readers.train_workers import TrainWorkers
 from shards.manifest import Manifest
 from shards.plan import Cursor
 from shards.ray_source import PAYLOADS

@@ -1,4 +1,4 @@
-"""The arithmetic of `python -m conclugen scale` against what real ranks send and what a real checkpoint holds."""
+"""The arithmetic of `python -m benchmarks.scaling` against what real ranks send and what a real checkpoint holds."""
 
 import json
 from collections import Counter
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import scaling
+from benchmarks.flops import step_flops
+from benchmarks.scaling import Rates, bare_model, collectives, estimate, parameters, state_bytes
 from conclugen import Pretrainer, presets
-from conclugen.__main__ import main
-from conclugen.bench.flops import step_flops
-from conclugen.bench.scaling import Rates, bare_model, collectives, estimate, parameters, state_bytes
 from tests.distributed import ranks
 from tests.distributed.pool import Pool, pool
 
@@ -85,10 +85,10 @@ def test_times_follow_from_bytes_and_rates() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--representation", "64", "--projection", "8", "--hidden", "16", "--batch", "64", "--gpus", "1", "16"]
     out = tmp_path / "scale.json"
-    assert main(["scale", *small, "--checkpoint", str(tmp_path), "--json", str(out)]) == 0
+    assert scaling.main([*small, "--checkpoint", str(tmp_path), "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "| 16 | 64 | 4 |" in text and "| projections | gather |" in text and "One checkpoint of" in text
     report = json.loads(out.read_text())
     assert report["checkpoint"]["bytes"] > report["state_bytes"][0]
     assert list(tmp_path.iterdir()) == [out], "what was written to be measured is gone"
-    assert main(["scale", "--gpus", "0"]) == 2
+    assert scaling.main(["--gpus", "0"]) == 2

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.reproduce import reproduce
 from conclugen import presets
 from conclugen.presets import PRESETS
 from ray_jobs import configuration
@@ -29,7 +30,6 @@ from tuning.dataset import JudgingConfig, natural_order, open_set
 from tuning.evaluation import Evaluation
 from tuning.evaluation import cell as table_cell
 from tuning.ledger import Ledger, Record
-from tuning.reproduce import reproduce
 
 SIZES = SizesConfig(**TINY)
 JUDGING = JudgingConfig(fractions=(0.2, 1.0), draws=2, folds=4)
@@ -329,7 +329,7 @@ def test_the_command_line_reads_every_field(folders):
 
 
 def test_a_cell_learns_what_the_other_implementation_learns(sets):
-    """`tuning.reproduce` trains by its own loop; on complete rows both must give the same representations."""
+    """`benchmarks.reproduce` trains by its own loop; on complete rows both must give the same representations."""
     data = sets["three"]
     config = SIZES.apply(presets.build("conclugen", seed=5, modalities=data.complete))
     fold = data.protocol.folds[2]

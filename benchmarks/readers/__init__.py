@@ -1,0 +1,1 @@
+"""`python -m benchmarks.readers`: the project's readers and writers measured beside their peers."""

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.reproduce`: the result tables of docs/results.md."""

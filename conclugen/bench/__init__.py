@@ -1,1 +1,0 @@
-"""`python -m conclugen bench` and `memory`: what a pretraining step costs."""

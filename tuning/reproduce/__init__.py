@@ -1,1 +1,0 @@
-"""`python -m tuning.reproduce`: the result tables of docs/results.md."""
