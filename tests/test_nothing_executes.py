@@ -31,10 +31,10 @@ from shards.foreign.command import index_folder
 from shards.packing.sample_table import SampleTable
 from shards.packing.source import open_source
 from shards.tables import read_table
+from tests.campaigns.shard_fuzz.bombs import bomb
+from tests.campaigns.shard_fuzz.judge import bounded
 from tests.conclugen.runs import fresh, rows, small_config
 from tests.shards.foreign.foreign_tars import plain_members, write_tar
-from tests.shards.fuzz.bombs import bomb
-from tests.shards.fuzz.judge import bounded
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("conclugen", "shards", "ray_jobs", "tuning", "benchmarks")

@@ -66,6 +66,7 @@ def test_folders_modules_and_pages_are_there_and_it_stays_short() -> None:
     for module in re.findall(r"python -m ([\w.]+)", README):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
-    for name in re.findall(r"`((?:docs|ray_jobs|shards|tuning|conclugen|tests|benchmarks)/[\w./]*|\w+\.(?:md|yaml))`", README):
+    folders = "docs|ray_jobs|shards|tuning|conclugen|tests|benchmarks"
+    for name in re.findall(rf"`((?:{folders})/[\w./]*|\w+\.(?:md|yaml))`", README):
         assert (ROOT / name).exists() or name in ("table.md",), name
     assert len(README.splitlines()) <= 110, "two screens; more belongs into docs/"

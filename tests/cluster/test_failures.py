@@ -1,6 +1,6 @@
 """Faults injected into runs on a Ray with exactly enough CPUs; and how runs end that cannot go on.
 
-`python -m tests.cluster.faults` injects them many times.
+`python -m tests.campaigns.faults` injects them many times.
 """
 
 import os
@@ -23,8 +23,8 @@ from ray_jobs.training import run_lock
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from shards import Manifest, View
+from tests.campaigns.faults import FAULTS, ON_NODES, Bench, Nodes, kill_controller, one_after_another, start
 from tests.cluster import trace
-from tests.cluster.faults import FAULTS, ON_NODES, Bench, Nodes, kill_controller, one_after_another, start
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.trace import Plan
 

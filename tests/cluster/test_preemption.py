@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.faults import ON_NODES, REPOSITORY
+from tests.campaigns.faults import ON_NODES, REPOSITORY
 from tests.cluster.runs import without_ray_of_the_test
 
 
@@ -17,7 +17,7 @@ from tests.cluster.runs import without_ray_of_the_test
 def test_a_node_is_lost_and_the_result_is_the_same(tmp_path: Path, fault: str) -> None:
     """A notice leads to a checkpoint in time; without one the run goes on from the last; fewer workers do as well."""
     results = tmp_path / "results.jsonl"
-    command = [sys.executable, "-m", "tests.cluster.faults", "--repeat", "1", "--results", str(results)]
+    command = [sys.executable, "-m", "tests.campaigns.faults", "--repeat", "1", "--results", str(results)]
     done = subprocess.run(
         [*command, "--only", fault, "--seed", "1"],
         cwd=REPOSITORY,

@@ -19,8 +19,8 @@ from shards.foreign.mapping import LabelSource, MemberMapping, Source
 from shards.foreign.member import MemberError, read_npy
 from shards.foreign.tarscan import scan_tar
 from shards.layout import BLOCK, tar_header
+from tests.campaigns.shard_fuzz.judge import bounded
 from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
-from tests.shards.fuzz.judge import bounded
 
 
 def _refused(tmp_path: Path, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Many damaged videos through the real jobs: `python -m tests.ray_jobs.clip_fuzz CLIPS --cases 550 --results FILE`.
+"""Many damaged videos through the real jobs: `python -m tests.campaigns.clip_fuzz CLIPS --cases 550 --results FILE`.
 
 CLIPS is a folder of real clips (.mp4, .mpg); the first second of each is what gets damaged. Both jobs run as a user
 runs them, on a local Ray, with faces looked for; the encoders are the random projections, since no encoder is under
@@ -21,7 +21,7 @@ from pathlib import Path
 import ray
 
 from ray_jobs import build_shards, extract_features, ray_cluster
-from tests.ray_jobs.clip_fuzz.campaign import (
+from tests.campaigns.clip_fuzz.campaign import (
     BUILD,
     CONTAINED,
     DEFECT,
@@ -35,7 +35,7 @@ from tests.ray_jobs.clip_fuzz.campaign import (
     run_block,
     shortened,
 )
-from tests.ray_jobs.clip_fuzz.damage import EVERY_KIND
+from tests.campaigns.clip_fuzz.damage import EVERY_KIND
 
 BEGIN, END = "<!-- clip fuzz: begin -->", "<!-- clip fuzz: end -->"
 BLOCK = 275  # cases of one data set
@@ -78,7 +78,7 @@ def table(results: list[Result]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.ray_jobs.clip_fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.clip_fuzz", description=__doc__)
     parser.add_argument("clips", type=Path, metavar="CLIPS")
     parser.add_argument("--cases", type=int, default=550)
     parser.add_argument("--seed", type=int, default=0)

@@ -12,10 +12,10 @@ import numpy as np
 from shards.damage import ShardError
 from shards.foreign.command import index_folder
 from shards.view import View
-from tests.shards.fuzz import sealed  # noqa: F401  (registers its kinds)
-from tests.shards.fuzz.corruptions import KINDS, Damage
-from tests.shards.fuzz.judge import REFUSED, bounded, check, judge, judge_repair
-from tests.shards.fuzz.targets import MAPPING, VIEW, Target, generator
+from tests.campaigns.shard_fuzz import sealed  # noqa: F401  (registers its kinds)
+from tests.campaigns.shard_fuzz.corruptions import KINDS, Damage
+from tests.campaigns.shard_fuzz.judge import REFUSED, bounded, check, judge, judge_repair
+from tests.campaigns.shard_fuzz.targets import MAPPING, VIEW, Target, generator
 
 SECONDS, MEMORY = 60.0, 1 << 30
 OUTCOMES = ("exact", "refused", "quarantined", "told by verify")

@@ -1,4 +1,4 @@
-"""Many damaged data sets: `python -m tests.shards.fuzz --cases 2000 --seed 0 --results fuzz.jsonl`.
+"""Many damaged data sets: `python -m tests.campaigns.shard_fuzz --cases 2000 --seed 0 --results fuzz.jsonl`.
 
 Cases run in child processes with a limit on memory and time, so that a crash is a result too, with its case's number.
 The table goes to the terminal, or into a document between `<!-- fuzz: begin -->` and `<!-- fuzz: end -->`.
@@ -12,8 +12,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.shards.fuzz.campaign import run
-from tests.shards.fuzz.runner import OUTCOMES, Result
+from tests.campaigns.shard_fuzz.campaign import run
+from tests.campaigns.shard_fuzz.runner import OUTCOMES, Result
 
 BEGIN, END = "<!-- fuzz: begin -->", "<!-- fuzz: end -->"
 
@@ -46,7 +46,7 @@ def _write_into(document: Path, text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.shards.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.shard_fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("fuzz.jsonl"), help="goes on where it stopped")

@@ -1,4 +1,4 @@
-"""Prints the parity table: `python -m tests.distributed.parity_table [--steps 20] [--worlds 1 2 3 4]`.
+"""Prints the parity table: `python -m tests.campaigns.parity_table [--steps 20] [--worlds 1 2 3 4]`.
 
 For each case and number of gloo ranks W the largest difference of losses, gradients, weights, buffers and moments from
 one process on the whole batch, in float64, over all steps and all ranks. The exit status is 1 beyond the bound.

@@ -1,6 +1,6 @@
 """Damaged data sets are read exactly, refused or quarantined by name; never anything else.
 
-The long run, with a table: `python -m tests.shards.fuzz --cases 2000 --seed 0 --results fuzz.jsonl`.
+The long run, with a table: `python -m tests.campaigns.shard_fuzz --cases 2000 --seed 0 --results fuzz.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import pytest
 from shards import Manifest, ManifestError, Reader, ShardError, View
 from shards.index import read_table
 from shards.parquet import read_parquet
-from tests.shards.fuzz.bombs import bomb, zeros
-from tests.shards.fuzz.corruptions import KINDS, Damage
-from tests.shards.fuzz.judge import DefectError, bounded, judge, read_everything
-from tests.shards.fuzz.runner import OUTCOMES, plan_case, run_case
-from tests.shards.fuzz.sealed import Lie
-from tests.shards.fuzz.targets import Target, targets
+from tests.campaigns.shard_fuzz.bombs import bomb, zeros
+from tests.campaigns.shard_fuzz.corruptions import KINDS, Damage
+from tests.campaigns.shard_fuzz.judge import DefectError, bounded, judge, read_everything
+from tests.campaigns.shard_fuzz.runner import OUTCOMES, plan_case, run_case
+from tests.campaigns.shard_fuzz.sealed import Lie
+from tests.campaigns.shard_fuzz.targets import Target, targets
 
 SEED, ROUNDS = 20, 5
 

@@ -20,7 +20,7 @@ from shards.rows import Rows
 from shards.verification.check import verify
 from shards.verification.repair import repair
 from shards.view import View
-from tests.shards.fuzz.targets import VIEW, Target, Values
+from tests.campaigns.shard_fuzz.targets import VIEW, Target, Values
 
 EXACT, REFUSED, QUARANTINED, LIE = "exact", "refused", "quarantined", "told by verify"
 

@@ -16,8 +16,8 @@ from shards import manifest as manifest_module
 from shards.index import content_digest
 from shards.manifest import Manifest
 from shards.schema import Schema
-from tests.shards.fuzz.corruptions import MANIFEST, Damage, kind
-from tests.shards.fuzz.targets import Target
+from tests.campaigns.shard_fuzz.corruptions import MANIFEST, Damage, kind
+from tests.campaigns.shard_fuzz.targets import Target
 
 _INDEX_KEY, _MANIFEST_KEY = b"conclugen.index", b"conclugen.shards"
 _ABSURD = (-1, -(2**63), 2**63 - 1, 2**62, 10**12, 0, 1, 512, 10240)

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.shards.fuzz.runner import MEMORY, Result, run_case
-from tests.shards.fuzz.targets import targets
+from tests.campaigns.shard_fuzz.runner import MEMORY, Result, run_case
+from tests.campaigns.shard_fuzz.targets import targets
 
 BLOCK = 250  # cases of one child
 

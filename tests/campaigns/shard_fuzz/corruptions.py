@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shards.layout import archive_bytes
-from tests.shards.fuzz.targets import VIEW, Region, Target
+from tests.campaigns.shard_fuzz.targets import VIEW, Region, Target
 
 VIEW_FILE = f"views/{VIEW}.parquet"
 MANIFEST = "manifest.parquet"

@@ -1,6 +1,6 @@
 """Damaged videos end in the feature shards or in quarantine, and hurt nobody else.
 
-The long run, of real clips, with a table: `python -m tests.ray_jobs.clip_fuzz CLIPS --cases 550 --results fuzz.jsonl`.
+The long run, of real clips, with a table: `python -m tests.campaigns.clip_fuzz CLIPS --cases 550 --results fuzz.jsonl`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_jobs.clip_fuzz.campaign import (
+from tests.campaigns.clip_fuzz.campaign import (
     BUILD,
     EXTRACTION,
     MADE,
@@ -21,7 +21,7 @@ from tests.ray_jobs.clip_fuzz.campaign import (
     one_process,
     run_block,
 )
-from tests.ray_jobs.clip_fuzz.damage import EVERY_KIND, mp4_boxes, variant
+from tests.campaigns.clip_fuzz.damage import EVERY_KIND, mp4_boxes, variant
 from tests.shards.media.make_media import make_video, sine
 
 SEED = 3

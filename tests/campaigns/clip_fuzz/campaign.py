@@ -27,7 +27,7 @@ from shards.clips.summary import finish
 from shards.manifest import Manifest
 from shards.media.limits import REASONS, Limits
 from shards.reader import Reader
-from tests.ray_jobs.clip_fuzz.damage import EVERY_KIND, STORED, generator, variant
+from tests.campaigns.clip_fuzz.damage import EVERY_KIND, STORED, generator, variant
 from tests.ray_jobs.extraction.extraction_loop import make_plan, run_loop
 
 CONTROLS = 3  # undamaged files of each block
