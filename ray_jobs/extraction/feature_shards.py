@@ -21,7 +21,7 @@ from ray_jobs.extraction.clip_features import ALL_REASONS
 from ray_jobs.extraction.plan import REPORTS, SEQUENCES, Extraction
 from ray_jobs.extraction.sequences import write_sequences
 from shards import quarantine
-from shards.clips.reader import META, ClipReader
+from shards.clips.reader import ClipReader
 from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX
 from shards.manifest import TAR_SUFFIX, Manifest
@@ -255,7 +255,7 @@ def _sample(index: pa.Table, row: int, values: Mapping[str, np.ndarray | None], 
         {name: index[f"label.{name}"][row].as_py() for name in labels},
         index["group"][row].as_py(),
         index["text"][row].as_py(),
-        meta={name: index[f"meta.{name}"][row].as_py() for name in META},
+        meta={n.removeprefix("meta."): index[n][row].as_py() for n in index.column_names if n.startswith("meta.")},
     )
 
 

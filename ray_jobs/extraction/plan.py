@@ -18,7 +18,7 @@ from conclugen import backbones
 from conclugen.backbones import Encoder, EncoderInfo
 from conclugen.backbones.views import STRENGTHS
 from shards.claim import Claim
-from shards.clips.reader import META, ClipManifest
+from shards.clips.reader import ClipManifest
 from shards.media.face_track import CROPS
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
 from shards.schema import Column, Schema, did_you_mean
@@ -145,7 +145,7 @@ class Extraction:
             for info in self.infos
         )
         own = self.clips.schema
-        return Schema(columns, self.modalities, own.labels, own.grouped, META)
+        return Schema(columns, self.modalities, own.labels, own.grouped, own.meta)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -12,8 +12,12 @@ from shards.schema import did_you_mean
 
 # Name -> (module with `read(source, **options) -> ClipSet`, the options it takes, one line on what it reads).
 ADAPTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
-    "voxceleb2": ("shards.adapters.voxceleb2", (), "dev/mp4/ID/VIDEO/NNNNN.mp4 and dev/aac/ID/VIDEO/NNNNN.m4a"),
-    "mosei": ("shards.adapters.mosei", ("folds",), "CMU-MOSEI: Combined/*.mp4, CMU_MOSEI_Labels.csd, folds"),
+    "voxceleb2": (
+        "shards.adapters.voxceleb2",
+        (),
+        "dev/mp4/ID/VIDEO/NNNNN.mp4, dev/aac/ID/VIDEO/NNNNN.m4a; the test part, mp4 and aac",
+    ),
+    "mosei": ("shards.adapters.mosei", ("folds", "encoding"), "CMU-MOSEI: Combined/*.mp4, CMU_MOSEI_Labels.csd, folds"),
     "meld": ("shards.adapters.meld", (), "{train,dev,test}_sent_emo.csv and the three folders of diaX_uttY.mp4"),
     "caer": ("shards.adapters.caer", (), "{train,validation,test}/CLASS/NNNN.avi"),
     "ravdess": ("shards.adapters.ravdess", (), "Actor_NN/MM-VV-EE-II-SS-RR-AA.mp4, sound in .wav with MM = 03"),

@@ -17,7 +17,8 @@ class Clip:
     """One clip of a data set.
 
     key: unique in the set, as the set names it; video, audio: paths relative to the source folder (audio None: the
-    video's own sound); start, end: seconds within the video, or both None; labels: name -> value for `Label.encode`.
+    video's own sound); start, end: seconds within the video, or both None; labels: name -> value for `Label.encode`;
+    meta: further strings to keep, of the names that the set lists in `ClipSet.meta`.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Clip:
     group: str | None = None
     split: str | None = None
     transcript: str | None = None
+    meta: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class ClipSet:
 
     left_out: clips that the set's own traps or the published protocol exclude, named with the reason; they count
     neither as found nor as missing. grouped: whether clips have groups. how: what was understood of tables and texts
-    (encodings, separators, rows that are there twice), in lines for people; doubts: what may be meant otherwise.
+    (encodings, separators, rows that are there twice), in lines for people; doubts: what may be meant otherwise. meta:
+    names of further strings that clips have.
     """
 
     name: str
@@ -81,6 +84,7 @@ class ClipSet:
     grouped: bool = True
     how: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    meta: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:

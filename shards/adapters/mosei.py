@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from shards.adapters.clip_set import Clip, ClipSet, Count
+from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import Files, file_named, folder_named
+from shards.names import EncodingError, decode_text
 from shards.schema import Label
 
 VIDEOS, CLIPS = 3_837, 22_860
@@ -32,12 +33,15 @@ _MOST_INTERVALS = 10_000  # of one video
 _SAME_TIME = 0.1  # seconds within which an interval of a transcript is that of a label
 
 
-def read(source: Path, folds: str | Path | None = None) -> ClipSet:
+def read(source: Path, folds: str | Path | None = None, encoding: str | None = None) -> ClipSet:
     """Clips VIDEO_i (i: number of the interval), grouped by video, with the official folds as splits.
 
+    Intervals that begin before 0 (the aligner's doing: first sentences) begin at 0, and are counted.
+
     folds: the SDK's `cmu_mosei_std_folds.py` (read, never run) or JSON `{"train": [VIDEO, ...], "valid": ...}`; looked
-    for in `source` if not given. Transcripts come from `Segmented/Combined/VIDEO.txt` where that is there. Raises
-    ValueError where the label file or the videos are missing or can't be read.
+    for in `source` if not given. Transcripts come from `Segmented/Combined/VIDEO.txt` where that is there; encoding: of
+    those without a mark (None: UTF-8). Raises ValueError where the label file or the videos are missing or can't be
+    read.
     """
     label_file = file_named(source, _LABEL_FILE)
     if label_file is None:
@@ -48,41 +52,53 @@ def read(source: Path, folds: str | Path | None = None) -> ClipSet:
     videos = {Path(path).stem: path for path in files.find([".mp4"], "" if inside == "." else inside, depth=0)}
     split_of, fold_counts = _read_folds(source, folds)
     clips, left_out, unseen = [], {}, []
-    number = 0
+    rejected = list(files.rejected)
+    number, early = 0, []
     for video, intervals, values in read_labels(label_file):
         number += len(intervals)
         if video not in videos:
             unseen.append(f"{inside}/{video}.mp4")
             continue
-        spoken = _transcript(texts, video)
-        for i, ((start, end), row) in enumerate(zip(intervals, values, strict=True)):
+        try:
+            spoken = _transcript(texts, video, encoding)
+        except EncodingError as error:
+            message = f"its transcript, {video}.txt: {error}"
+            rejected += [Rejected(f"{video}_{i}", "bad_text", message) for i in range(len(intervals))]
+            continue
+        for i, ((start, end), row) in enumerate(zip(intervals.tolist(), values, strict=True)):
             key = f"{video}_{i}"
             if key in LEFT_OUT:
                 left_out[key] = "known to be broken"
                 continue
-            text = next((t for s, e, t in spoken if abs(s - start) < _SAME_TIME and abs(e - end) < _SAME_TIME), None)
+            text = _spoken_within(spoken, start, end)
+            if start < 0 < end:
+                early.append(start)
+                start = 0.0
             clips.append(
                 Clip(
                     key,
                     videos[video],
-                    start=float(start),
-                    end=float(end),
+                    start=start,
+                    end=end,
                     labels=_labels(row),
                     group=video,
                     split=split_of.get(video),
                     transcript=text,
                 )
             )
-    labelled = {clip.group for clip in clips}
+    labelled = {clip.group for clip in clips} | {item.name.rpartition("_")[0] for item in rejected}
     for video in sorted(set(videos) - labelled):
         left_out[videos[video]] = "no labels"
     counts = [
         Count("videos with labels", VIDEOS, len(labelled), sorted(unseen)),
-        Count("clips", CLIPS, len(clips) + sum(key in LEFT_OUT for key in left_out)),
+        Count("clips", CLIPS, len(clips) + len(rejected) + sum(key in LEFT_OUT for key in left_out)),
         *fold_counts,
     ]
     clips.sort(key=lambda clip: clip.key)
-    return ClipSet("CMU-MOSEI", source, _LABELS, clips, files.rejected, counts, left_out)
+    how = []
+    if early:
+        how.append(f"{len(early)} intervals begin before 0 (the earliest at {min(early):.4f} s); they begin at 0")
+    return ClipSet("CMU-MOSEI", source, _LABELS, clips, rejected, counts, left_out, how=how)
 
 
 def _labels(row: np.ndarray) -> dict[str, Any]:
@@ -139,18 +155,28 @@ def _transcript_folder(source: Path) -> Path | None:
     return segmented / "Combined" if (segmented / "Combined").is_dir() else segmented
 
 
-def _transcript(folder: Path | None, video: str) -> list[tuple[float, float, str]]:
+def _transcript(folder: Path | None, video: str, encoding: str | None) -> list[tuple[float, float, str]]:
     """(start, end, text) of lines VIDEO___i___START___END___TEXT; lines of another form are passed over."""
     if folder is None or not (folder / f"{video}.txt").is_file():
         return []
     lines = []
-    for line in (folder / f"{video}.txt").read_bytes().decode("utf-8", "replace").splitlines():
+    for line in decode_text((folder / f"{video}.txt").read_bytes(), encoding)[0].splitlines():
         parts = line.split("___", 4)
         try:
             lines.append((float(parts[2]), float(parts[3]), parts[4].strip()))
         except (IndexError, ValueError):
             continue
     return [line for line in lines if line[2]]
+
+
+def _spoken_within(spoken: Sequence[tuple[float, float, str]], start: float, end: float) -> str | None:
+    """The text whose interval is a label's, the nearest of several. Both may begin before 0, or one of them at 0."""
+
+    def apart(line: tuple[float, float, str]) -> float:
+        return max(abs(max(line[0], 0.0) - max(start, 0.0)), abs(line[1] - end))
+
+    nearest = min(spoken, key=apart, default=None)
+    return None if nearest is None or apart(nearest) >= _SAME_TIME else nearest[2]
 
 
 def _read_folds(source: Path, given: str | Path | None) -> tuple[dict[str, str], list[Count]]:

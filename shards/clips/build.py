@@ -143,6 +143,7 @@ def _new_clip(
         "transcript": None if spoken is None else spoken.to_dict(),
     }
     meta = {
+        **clip.meta,
         "split": clip.split,
         "source": clip.video,
         "transcript": None if spoken is None or text is None else spoken.source,

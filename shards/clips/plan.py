@@ -100,7 +100,7 @@ class BuildPlan:
     def make(cls, clips: ClipSet, out: Path, options: BuildOptions) -> BuildPlan:
         """Refuse unusable and repeated keys, order the clips and divide them among shards. Pure: nothing is written."""
         good, rejected = _usable(clips)
-        schema = ClipSchema(options.sound, clips.labels, clips.grouped)
+        schema = ClipSchema(options.sound, clips.labels, clips.grouped, clips.meta)
         count = len(good)
         per_shard = options.clips_per_shard or max(8, min(256, -(-count // 32)))
         seed = options.shuffle_seed
@@ -146,6 +146,8 @@ def _usable(clips: ClipSet) -> tuple[list[Clip], list[Rejected]]:
         try:
             for what in ("key", "group", "split", "transcript"):
                 check_text(what, getattr(clip, what))
+            for what, value in clip.meta.items():
+                check_text(what, value)
         except ValueError as error:
             rejected.append(Rejected(shown(clip.video), "bad_name", str(error)))
             continue

@@ -21,7 +21,7 @@ from shards.index_store import IndexCache, read_index_bytes
 from shards.manifest import Manifest
 from shards.media.face_track import FaceTrack
 from shards.media.limits import Limits
-from shards.schema import Label, did_you_mean
+from shards.schema import Label, check_name, did_you_mean
 from shards.storage import Storage
 
 VIDEO, TEXT, JSON = "mp4", "txt", "json"
@@ -44,25 +44,32 @@ class ClipMember:
 
 @dataclass(frozen=True)
 class ClipSchema:
-    """What clip shards hold: the sound's format, labels, and whether clips belong to groups (speakers)."""
+    """What clip shards hold: the sound's format, labels, whether clips belong to groups (speakers), and names of
+    strings of the index that this set has besides `META`."""
 
     kind: ClassVar[str] = "clips"
 
     sound: str = "flac"
     labels: tuple[Label, ...] = ()
     grouped: bool = False
+    further: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "further", tuple(self.further))
         if self.sound not in SOUNDS:
             raise ValueError(f"clip schema: sound is {self.sound!r}, {did_you_mean(self.sound, SOUNDS)}")
         names = [label.name for label in self.labels]
         if len(set(names)) != len(names):
             raise ValueError(f"clip schema: labels are {names}, expected different names")
+        for name in self.further:
+            check_name("meta", name)
+        if len(set(self.meta)) != len(self.meta):
+            raise ValueError(f"clip schema: meta fields are {list(self.meta)}, expected different names")
 
     @property
     def meta(self) -> tuple[str, ...]:
-        return META
+        return (*META, *self.further)
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -84,20 +91,24 @@ class ClipSchema:
                 {"name": x.name, "kind": x.kind, "classes": list(x.classes), "width": x.width} for x in self.labels
             ],
             "grouped": self.grouped,
+            **({"further": list(self.further)} if self.further else {}),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ClipSchema:
         """Strict inverse of `to_dict`; ValueError for anything else."""
-        if not isinstance(data, Mapping) or set(data) != {"kind", "sound", "labels", "grouped"}:
+        if not isinstance(data, Mapping) or set(data) - {"further"} != {"kind", "sound", "labels", "grouped"}:
             raise ValueError(f"clip schema: found {data!r}, expected kind, sound, labels and grouped")
+        further = data.get("further", [])
+        if not isinstance(further, list):
+            raise ValueError(f"clip schema: further is {further!r}, expected a list of names")
         if data["kind"] != cls.kind or not isinstance(data["grouped"], bool) or not isinstance(data["labels"], list):
             raise ValueError(f"clip schema: found {data!r}")
         try:
             labels = tuple(Label(**item) for item in data["labels"])
         except TypeError as error:
             raise ValueError(f"clip schema: labels cannot be read: {error}") from None
-        return cls(data["sound"], labels, data["grouped"])
+        return cls(data["sound"], labels, data["grouped"], tuple(further))
 
     def canonical_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from shards.clips.reader import JSON, KEY_LIMIT, META, TEXT, VIDEO, ClipSchema
+from shards.clips.reader import JSON, KEY_LIMIT, TEXT, VIDEO, ClipSchema
 from shards.damage import ShardError
 from shards.files import atomic_file, replace_atomically
 from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
@@ -25,7 +25,7 @@ from shards.schema import safe_key
 @dataclass(frozen=True)
 class NewClip:
     """A clip to be written. video: MP4 bytes; sound: bytes in the schema's format, or None; labels: name -> value as
-    `Label.encode` takes it; meta: strings of the index (`shards.clips.reader.META`); details: more for the `.json`."""
+    `Label.encode` takes it; meta: strings of the index (`ClipSchema.meta`); details: more for the `.json`."""
 
     key: str
     video: bytes
@@ -104,7 +104,7 @@ class _Rows:
         self._labels: dict[str, list[Any]] = {label.name: [] for label in schema.labels}
         self._groups: list[str | None] = []
         self._texts: list[str | None] = []
-        self._meta: dict[str, list[str | None]] = {name: [] for name in META}
+        self._meta: dict[str, list[str | None]] = {name: [] for name in schema.meta}
 
     def add(self, shard: str, clip: NewClip) -> tuple[dict[str, bytes | None], str]:
         """The members of a clip and its safe key; nothing is kept where the clip is refused."""

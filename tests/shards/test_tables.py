@@ -23,8 +23,9 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32",
 SEPARATORS = [",", ";", "\t", "|"]
 # No separator of another kind stands in a head, or two readings would be right.
 HEADS = ["path", "Grüße", "emotion label", "naïve", "speaker-id", "x", "#", "1.0", "Ångström", 'say "it"']
-VALUES = ["a", "007", "1.0", "", "  padded ", "Grüße", 'he said "no"', "two\nlines", "crlf\r\nwithin", "a,b;c\td|e", "NA",
-          "nan", "0,5", "#hash", "'single'", "=1+2", "é", "a  b", "-", "\\", "true", '""', "a\\b\\c.mp4"]  # fmt: skip
+VALUES = ["a", "007", "1.0", "", "  padded ", "Grüße", 'he said "no"', "two\nlines", "crlf\r\nwithin", "a,b;c\td|e",
+          "NA", "nan", "0,5", "#hash", "'single'", "=1+2", "é", "a  b", "-", "\\", "true", '""',
+          "a\\b\\c.mp4"]  # fmt: skip
 EASTERN = ["привет", "联通", "日本語", "\u0130stanbul", "e\u0301"]
 
 
@@ -76,7 +77,9 @@ def test_drawn_tables_are_read_as_csv_and_pandas_read_them(separator: str, encod
         assert content(table) == expected, (seed, encoding)
         assert table.numbers == list(range(2, len(rows) + 2))
         frame = pd.read_csv(path, sep=separator, encoding=encoding, dtype=str, keep_default_na=False, engine="python")
-        if ending != "\r" and "crlf\r\nwithin" not in sum(rows, []):  # which pandas reads as "\n"
+        if ending != "\r" and "crlf\r\nwithin" not in [
+            value for row in rows for value in row
+        ]:  # which pandas reads as "\n"
             assert {as_read(str(n)): [as_read(v) for v in frame[n]] for n in frame.columns} == expected
 
 
@@ -107,7 +110,7 @@ def test_two_readings_that_both_fit_are_told(tmp_path: Path) -> None:
 REFUSED = {
     "too many": (b"a,b\n1,2\n1,2,3\n", "row 3: 3 fields, the head has 2: quote fields"),
     "too few": (b"a,b\n1\n", "row 2: 1 fields, the head has 2"),
-    "separator at the end": (b"a,b\n1,2,\n3,4,\n", "row 2: 3 fields, the head has 2: there is a separator too many.*row 3"),
+    "separator at the end": (b"a,b\n1,2,\n3,4,\n", "row 2: 3 fields, the head has 2: there is a separator too many"),
     "after a field of two lines": (b'a,b\n"x\ny",2\n1,2,3\n', r"row 3 \(line 4\): 3 fields"),
     "semicolons": (b"a;b\n1;2\n1;2;3\n", "row 3: 3 fields, the head has 2.*separator: semicolon"),
     "open quote": (b'a,b\n1,2\n"x,2\n3,4\n', r"row 3 \(from line 3 on\): a quoted field does not end"),
