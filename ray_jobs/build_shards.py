@@ -24,7 +24,7 @@ from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import FACES, BuildOptions, BuildPlan, ShardTask
 from shards.clips.summary import BuildSummary, finish
 from shards.foreign.mapping import split_assignment
-from shards.media.limits import Limits
+from shards.media.limits import AUDIO_LENGTHS, Limits
 from shards.packing.labels import LabelSpec
 from shards.transcripts.recogniser import BACKENDS, create_recogniser
 
@@ -126,6 +126,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--shuffle-seed", type=int, default=0, metavar="N", help="of the order of clips over all shards (default: 0)")
     add("--sound", default="flac", help="flac (default) or wav")
     add("--audio-rate", default="16000", metavar="HZ", help="sample rate of the sound, or `source` (default: 16000)")
+    add("--audio-length", default=BuildOptions.audio_length, metavar="|".join(AUDIO_LENGTHS),
+        help="sound shorter or longer than the picture: "
+        + "; ".join(f"{name}: {what}" for name, what in AUDIO_LENGTHS.items()) + " (default: %(default)s)")  # fmt: skip
+    add("--audio-gap-seconds", type=float, default=Limits.audio_gap_seconds, metavar="SECONDS",
+        help="refuse: by how much they may differ (default: %(default)g)")  # fmt: skip
+    add("--audio-gap-share", type=float, default=Limits.audio_gap_share, metavar="SHARE",
+        help="refuse: and further by this share of the picture's length (default: %(default)g)")  # fmt: skip
     add("--faces", default="keep", help=f"clips without a face: {', '.join(FACES)} (off: look for none; default: keep)")
     add("--transcribe", metavar="NAME", help=f"recogniser for clips without a transcript: {', '.join(BACKENDS)}")
     add("--speech-model", metavar="NAME|FOLDER", help="model of the recogniser")
@@ -148,13 +155,19 @@ def plan_of(args: argparse.Namespace) -> BuildPlan:
         shuffle_seed=args.shuffle_seed,
         sound=args.sound,
         audio_rate=None if args.audio_rate == "source" else _whole("--audio-rate", args.audio_rate),
+        audio_length=args.audio_length,
         faces=args.faces,
         recogniser=args.transcribe,
         speech_model=args.speech_model,
         grammar=args.grammar,
         device="cuda" if args.gpus else "cpu",
         timeout=args.timeout,
-        limits=Limits(max_seconds=args.max_seconds, max_pixels=int(args.max_megapixels * 1e6)),
+        limits=Limits(
+            max_seconds=args.max_seconds,
+            max_pixels=int(args.max_megapixels * 1e6),
+            audio_gap_seconds=args.audio_gap_seconds,
+            audio_gap_share=args.audio_gap_share,
+        ),
     )
     if options.recogniser is not None:
         create_recogniser(options.recogniser, options.speech_model, options.grammar)  # said now, not in every task

@@ -20,7 +20,6 @@ from typing import Any
 
 import ray
 
-from conclugen.common.options import JobFailedError
 from ray_jobs.training.checkpoint_store import CheckpointWriteError
 from shards import ShardError
 
@@ -35,7 +34,7 @@ _DIED = re.compile(r"(?:Worker exit detail|The actor is dead because):? ?([^.]*)
 _LAST_WORDS_S = 2.0
 
 
-class RunFailedError(JobFailedError):
+class RunFailedError(RuntimeError):
     """A run that ended before its last step, said in one line: rank, step, cause, and what to do."""
 
 

@@ -24,6 +24,8 @@ from shards.media.limits import MediaError
 from shards.media.prepare import Prepared, Request, prepare
 from shards.transcripts.recogniser import Recogniser, Transcript, create_recogniser
 
+_LEAST_HOLE = 0.04  # seconds: a picture's length
+
 
 @dataclass
 class ShardReport:
@@ -129,6 +131,7 @@ def _new_clip(
             options.sound,
             options.faces != "off",
             options.limits,
+            options.audio_length,
         )
     )
     face = prepared.details["face"]
@@ -178,11 +181,22 @@ def _transcript(clip: Clip, prepared: Prepared, recogniser: Recogniser | None) -
 
 def _features(clip: NewClip) -> list[str]:
     """Names under which a written clip is counted."""
-    video = clip.details["video"]
+    video, audio, taken = clip.details["video"], clip.details["audio"], clip.details["taken"]
     names = [
         "copied" if video["copied"] else "encoded anew",
         "with sound" if clip.sound is not None else "without sound",
     ]
+    told = {
+        "sound padded with silence to the picture's end": audio and audio["padded"],
+        "sound cut at the picture's end": audio and audio["cut"],
+        "picture cut at the sound's end": taken["picture_cut"],
+        "holes in the sound filled with silence": audio and audio["holes"] > _LEAST_HOLE,
+        "overlaps in the sound cut": audio and audio["overlaps"] > _LEAST_HOLE,
+        "deinterlaced": taken["deinterlaced"],
+        "one of several sound tracks taken": taken["audio"] and taken["audio"]["of"] > 1,
+        "one of several picture tracks taken": taken["video"]["of"] > 1,
+    }
+    names += [name for name, holds in told.items() if holds]
     if clip.meta["face"] is not None:
         names.append("with a face" if clip.meta["face"] == "yes" else "no face, whole frames")
     if clip.text is None:

@@ -15,7 +15,7 @@ from shards.adapters.files import shown
 from shards.claim import Claim
 from shards.clips.reader import KEY_LIMIT, ClipSchema
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
-from shards.media.limits import Limits
+from shards.media.limits import AUDIO_LENGTHS, Limits
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
 from shards.record import check_text
 from shards.schema import did_you_mean, safe_key
@@ -37,7 +37,8 @@ class BuildOptions:
 
     clips_per_shard: None chooses by the number of clips. shuffle_seed: of the order of clips over all shards, so that
     neighbours are strangers; None keeps the keys' order. sound: flac or wav; audio_rate: Hz, None as in the source.
-    faces: `keep` whole frames where no face is found, `drop` such clips, `off` looks for none. recogniser: for clips
+    audio_length: where sound and picture are not equally long, one of `shards.media.limits.AUDIO_LENGTHS`. faces:
+    `keep` whole frames where no face is found, `drop` such clips, `off` looks for none. recogniser: for clips
     without a transcript (None: they have none), with its model or grammar, on `device`. timeout and memory: of one
     clip, in seconds and bytes.
     """
@@ -46,6 +47,7 @@ class BuildOptions:
     shuffle_seed: int | None = 0
     sound: str = "flac"
     audio_rate: int | None = 16_000
+    audio_length: str = "refuse"
     faces: str = "keep"
     recogniser: str | None = None
     speech_model: str | None = None
@@ -58,6 +60,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.faces not in FACES:
             raise ValueError(f"--faces {self.faces}: {did_you_mean(self.faces, FACES)}")
+        if self.audio_length not in AUDIO_LENGTHS:
+            raise ValueError(f"--audio-length {self.audio_length}: {did_you_mean(self.audio_length, AUDIO_LENGTHS)}")
         if self.clips_per_shard is not None and self.clips_per_shard < 1:
             raise ValueError(f"--clips-per-shard {self.clips_per_shard}: expected a positive number")
         if self.audio_rate is not None and not 8000 <= self.audio_rate <= 192_000:

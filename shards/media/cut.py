@@ -19,69 +19,143 @@ import numpy as np
 
 from shards.media.limits import Limits, MediaError
 from shards.media.pictures import Tally, decode_pictures
-from shards.media.probe import Source, exact, open_media, seconds_of, start_of, video_stream
+from shards.media.probe import (
+    Source,
+    exact,
+    open_media,
+    seconds_of,
+    seek,
+    start_of,
+    steps_back,
+    taken,
+    video_stream,
+)
 
 _COPIED = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "av1", "vp9", "mjpeg"})
 # Where these begin within a group of pictures, readers disagree on which picture the edit list means.
 _COPIED_WHOLE_ONLY = frozenset({"mpeg1video", "mpeg2video"})
+# Of these AVI knows neither the order in which pictures are shown nor the time.
+_SHUFFLED = frozenset({"h264", "hevc"})
 _CLOCK = 90_000
-# Labels give intervals in round numbers: one that ends this little after the video is cut at the video's end.
+# Visually lossless. Macroblock trees gave one small file in 100 other bytes, from the same pictures on one thread.
+_ENCODER = {"crf": "16", "preset": "fast", "mbtree": "0"}
+# Labels give intervals in round numbers: one that begins this little before the pictures, or ends this little after
+# them, is cut where they begin or end.
 _OVERHANG = 0.5
 
 
 @dataclass(frozen=True)
 class CutVideo:
-    """data: an MP4 that shows the interval. copied: whether its packets are the source's own. origin: time of the
-    interval's begin on the source's own clock. announced: seconds that the source claims for the interval (None: no
-    claim), expected: number of pictures that its packets promise (None: unknown)."""
+    """data: an MP4 that shows the interval, its first picture at time 0. copied: whether its packets are the source's
+    own. origin: when its first picture is shown, in seconds from the source's start; length: seconds that it lasts.
+    times: of its pictures, in seconds from the first one, by the source's time stamps; damaged: pictures that could not
+    be read, and are not in it; deinterlaced: how many were interlaced. announced: seconds that the source claims for
+    the whole (None: no claim, or an interval). track: the stream taken (`shards.media.probe.taken`)."""
 
     data: bytes
     copied: bool
     origin: Fraction
-    announced: float | None
-    expected: int | None
+    length: Fraction
+    times: tuple[Fraction, ...]
+    track: dict[str, Any]
+    damaged: int = 0
+    deinterlaced: int = 0
+    announced: float | None = None
+
+    @property
+    def expected(self) -> int:
+        """Number of pictures."""
+        return len(self.times)
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """Seconds from the file's start; None: from its begin, to its end. covered: whether the file must have pictures
+    all through it."""
+
+    start: Fraction | None
+    end: Fraction | None
+    covered: bool
+
+    def check(self, first: Fraction, last: Fraction, before: bool, after: bool, usual: Fraction) -> None:
+        """Refuse an interval that leaves the pictures by more than labels are rounded. first, last: when pictures begin
+        and end within it; before, after: whether there are pictures on either side of it."""
+        if not self.covered or self.start is None or self.end is None:
+            return
+        late, early = first - self.start, self.end - last
+        if not before and late > max(exact(_OVERHANG), usual):
+            self._refuse(f"the first picture is shown at {float(first):.2f} s")
+        if not after and early > max(exact(_OVERHANG), usual):
+            self._refuse(f"the last picture ends at {float(last):.2f} s")
+
+    def _refuse(self, found: str) -> None:
+        assert self.start is not None and self.end is not None
+        span = f"{float(self.start):g} to {float(self.end):g} s"
+        raise MediaError("bad_interval", f"the interval {span} leaves the video: {found}")
 
 
 class _NotCopiedError(Exception):
     """The packets can't be copied; the message says why."""
 
 
-def cut_video(source: Source, start: float | None, end: float | None, limits: Limits) -> CutVideo:
-    """The pictures shown in [start, end) seconds from the first one (None: all) as an MP4 without sound.
+def cut_video(source: Source, start: float | None, end: float | None, limits: Limits, anew: bool = False) -> CutVideo:
+    """The pictures shown in [start, end) seconds from the file's start (None: all) as an MP4 without sound.
 
+    The file's start is that of `shards.media.probe.start_of`. anew: encode also what could be copied: as H.264,
+    visually lossless, upright, deinterlaced, with square pixels, and with one thread so that bytes are reproducible.
     Raises MediaError: `bad_interval`, `too_long`, `too_many_bytes`, `no_video`, ...
     """
     if (start is None) != (end is None) or (start is not None and end is not None and not 0 <= start < end):
         raise MediaError("bad_interval", f"the interval is {start} to {end} s")
     if start is not None and end is not None:
         limits.check_seconds(end - start)
-    try:
-        return _copy(source, start, end, limits)
-    except _NotCopiedError:
-        return encode_video(source, start, end, limits)
+        return _cut(source, _Interval(exact(start), exact(end), True), limits, anew)
+    return _cut(source, _Interval(None, None, False), limits, anew)
 
 
-def _copy(source: Source, start: float | None, end: float | None, limits: Limits) -> CutVideo:
-    with open_media(source, limits) as container:
-        stream = video_stream(container, limits)
-        if stream.codec_context.name not in _COPIED:
-            raise _NotCopiedError(f"MP4 does not hold {stream.codec_context.name}")
-        if start and stream.codec_context.name in _COPIED_WHOLE_ONLY:
-            raise _NotCopiedError(f"{stream.codec_context.name} is not cut at a picture")
-        announced = _announced(stream, container)
-        if start is None:
-            limits.check_seconds(seconds_of(stream, container) or 0.0)
-        elif announced is not None:
-            _check_interval(start, end, announced)
-        clock = Fraction(stream.time_base)
-        packets, shown_from, shown_to = _select(container, stream, start, end, limits)
-        times = sorted(p.pts for p in packets if shown_from <= p.pts < shown_to and not p.is_discard)
-        if not times:
-            raise MediaError("bad_interval", "no picture is shown in the interval")
-        # The clip begins with its first picture, so that it has the same clock in any player.
-        begin, last = times[0], max(p.pts + (p.duration or 0) for p in packets if not p.is_discard)
-        data = set_edit_length(_mux(stream, packets, begin), (min(shown_to, last) - begin) * clock)
-        return CutVideo(data, True, begin * clock, announced if start is None else None, len(times))
+def cut_until(source: Source, start: float | None, end: Fraction, limits: Limits, anew: bool = False) -> CutVideo:
+    """As `cut_video`, without asking that the pictures reach from `start` (None: wherever they begin) to `end`."""
+    return _cut(source, _Interval(None if start is None else exact(start), end, False), limits, anew)
+
+
+def _cut(source: Source, interval: _Interval, limits: Limits, anew: bool) -> CutVideo:
+    if not anew:
+        try:
+            return _copy(source, interval, limits)
+        except _NotCopiedError:
+            pass
+    return _encode(source, interval, limits)
+
+
+def _copy(source: Source, interval: _Interval, limits: Limits) -> CutVideo:
+    number = 0
+    while True:
+        with open_media(source, limits) as container:
+            stream, zero = video_stream(container, limits), start_of(container)
+            codec = stream.codec_context.codec.canonical_name
+            if codec not in _COPIED:
+                raise _NotCopiedError(f"MP4 does not hold {codec}")
+            if interval.start and codec in _COPIED_WHOLE_ONLY:
+                raise _NotCopiedError(f"{codec} is not cut at a picture")
+            if container.format.name == "avi" and codec in _SHUFFLED and stream.codec_context.has_b_frames:
+                raise _NotCopiedError("AVI does not say when its pictures are shown")
+            announced = _announced(stream, container)
+            if interval.start is None:
+                limits.check_seconds(seconds_of(stream, container) or 0.0)
+            _check_announced(interval, announced, stream, zero)
+            steps = (None,) if interval.start is None else steps_back(container, interval.start)
+            back = steps[number]
+            if back is not None and interval.start is not None:
+                if interval.start and not seek(container, stream, zero + interval.start - back):
+                    number = len(steps) - 1
+                    continue
+                if back > limits.max_preroll_seconds:
+                    raise _NotCopiedError("the key frame before the interval lies too far back")
+            selection = _select(container, stream, interval, zero, limits, from_begin=back is None)
+            if selection is None:
+                number += 1
+                continue
+            return _muxed(stream, selection, interval, zero, announced, limits)
 
 
 def _announced(stream: Any, container: Any) -> float | None:
@@ -91,47 +165,91 @@ def _announced(stream: Any, container: Any) -> float | None:
     return float(stream.duration * stream.time_base)
 
 
-def _check_interval(start: float, end: float | None, seconds: float) -> None:
-    assert end is not None
-    if start >= seconds or end > seconds + _OVERHANG:
-        raise MediaError("bad_interval", f"the interval {start:g} to {end:g} s leaves the video of {seconds:.2f} s")
+def _check_announced(interval: _Interval, announced: float | None, stream: Any, zero: Fraction) -> None:
+    """Refuse what lies outside the video by the file's own account, before anything is read."""
+    if announced is None or not interval.covered or interval.start is None or interval.end is None:
+        return
+    begin = Fraction(0) if stream.start_time is None else stream.start_time * Fraction(stream.time_base) - zero
+    stop = begin + exact(announced)
+    if interval.start >= stop or interval.end > stop + exact(_OVERHANG):
+        span = f"the interval {float(interval.start):g} to {float(interval.end):g} s"
+        raise MediaError("bad_interval", f"{span} leaves the video of {float(stop):.2f} s")
+
+
+@dataclass
+class _Selection:
+    """Packets to copy, in file order, and the interval [shown_from, shown_to) in ticks of the stream. before, after:
+    whether pictures outside the interval were met on that side."""
+
+    packets: list[Any]
+    shown_from: int
+    shown_to: int
+    before: bool
+    after: bool
 
 
 def _select(
-    container: Any, stream: Any, start: float | None, end: float | None, limits: Limits
-) -> tuple[list[Any], int, int]:
-    """Packets to copy in file order, and the interval [from, to) in the stream's clock."""
+    container: Any, stream: Any, interval: _Interval, zero: Fraction, limits: Limits, from_begin: bool
+) -> _Selection | None:
+    """From the last key frame at or before the interval to its end. None where reading began after that key frame."""
     clock = Fraction(stream.time_base)
-    origin = start_of(stream)
-    shown_from = -(1 << 62) if start is None else _ticks(origin + exact(start), clock)
-    shown_to = 1 << 62 if end is None else _ticks(origin + exact(end), clock)
-    if start:
-        _seek_packets(container, stream, shown_from)
-    packets: list[Any] = []
+    shown_from = -(1 << 62) if interval.start is None else _ticks(zero + interval.start, clock)
+    shown_to = 1 << 62 if interval.end is None else _ticks(zero + interval.end, clock)
+    chosen = _Selection([], shown_from, shown_to, False, False)
+    packets: list[Any] = chosen.packets
     size, key_at = 0, None
     for packet in _video_packets(container, stream):
         if packet.pts is None:
             raise _NotCopiedError("packets have no timestamps")
-        if packet.is_keyframe and packet.pts <= shown_from:
-            packets, size, key_at = [], 0, packet.pts
-        if start is not None and key_at is None and not packets and not packet.is_keyframe:
-            raise _NotCopiedError("no key frame before the interval")
+        chosen.before = chosen.before or (packet.pts < shown_from and not packet.is_discard)
+        chosen.after = chosen.after or packet.pts >= shown_to
+        if packet.is_keyframe and (key_at is None or packet.pts <= shown_from):
+            if packet.pts > shown_from and not from_begin:
+                return None
+            packets.clear()
+            size, key_at = 0, packet.pts
         if packet.dts is not None and packet.dts >= shown_to:
             break
-        if key_at is not None and packet.pts < key_at:
-            continue  # a leading picture of the key frame: it needs what was left out, and is not shown
+        if key_at is None:
+            continue  # amid a group of pictures: it needs what is not there
+        if packet.pts < key_at:
+            # A leading picture of the key frame may need what was left out. Before the interval it is not shown.
+            if packet.pts >= shown_from:
+                raise _NotCopiedError("the first group of pictures is open")
+            continue
         packets.append(packet)
         size += packet.size
         limits.check_bytes(size, "the encoded clip")
         limits.check_seconds(float((packet.pts - max(shown_from, packets[0].pts)) * clock))
     while packets and packets[-1].pts >= shown_to:
         packets.pop()
-    if not packets or not packets[0].is_keyframe:
+    if not packets:
+        if not from_begin:
+            return None
         raise _NotCopiedError("no key frame to begin with")
-    if start is not None and (shown_from - packets[0].pts) * clock > limits.max_preroll_seconds:
+    if interval.start is not None and (shown_from - packets[0].pts) * clock > limits.max_preroll_seconds:
         raise _NotCopiedError("the key frame before the interval lies too far back")
     _complete_order(packets, 1 / Fraction(stream.average_rate or 25) / clock)
-    return packets, shown_from, shown_to
+    return chosen
+
+
+def _muxed(
+    stream: Any, chosen: _Selection, interval: _Interval, zero: Fraction, announced: float | None, limits: Limits
+) -> CutVideo:
+    clock = Fraction(stream.time_base)
+    usual = 1 / Fraction(stream.average_rate or 25)
+    shown = [p for p in chosen.packets if chosen.shown_from <= p.pts < chosen.shown_to and not p.is_discard]
+    if not shown:
+        raise MediaError("bad_interval", "no picture is shown in the interval")
+    # The clip begins with its first picture, so that it has the same clock in any player.
+    times = sorted(p.pts for p in shown)
+    begin, stop = times[0], max(p.pts + (p.duration or round(usual / clock)) for p in shown)
+    interval.check(begin * clock - zero, stop * clock - zero, chosen.before, chosen.after, usual)
+    length = (min(stop, chosen.shown_to) - begin) * clock
+    data = set_edit_length(_mux(stream, chosen.packets, begin), length)
+    exact_times = tuple((time - begin) * clock for time in times)
+    whole = announced if interval.end is None else None
+    return CutVideo(data, True, begin * clock - zero, length, exact_times, taken(stream), announced=whole)
 
 
 def _complete_order(packets: list[Any], usual: Fraction) -> None:
@@ -145,15 +263,6 @@ def _complete_order(packets: list[Any], usual: Fraction) -> None:
 
 def _ticks(time: Fraction, clock: Fraction) -> int:
     return -(-(time / clock).numerator // (time / clock).denominator)
-
-
-def _seek_packets(container: Any, stream: Any, target: int) -> None:
-    if "mpeg" in container.format.name.split(","):
-        return  # no index: seeking lands anywhere
-    try:
-        container.seek(target, stream=stream, backward=True, any_frame=False)
-    except av.error.FFmpegError:
-        container.seek(0)
 
 
 def _video_packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -186,21 +295,24 @@ def _mux(template: Any, packets: list[Any], begin: int) -> bytes:
     return target.getvalue()
 
 
-def encode_video(source: Source, start: float | None, end: float | None, limits: Limits) -> CutVideo:
-    """As `cut_video`, always encoded anew: H.264, visually lossless, with one thread so that bytes are reproducible."""
+def _encode(source: Source, interval: _Interval, limits: Limits) -> CutVideo:
+    with open_media(source, limits) as container:
+        original, zero = video_stream(container, limits), start_of(container)
+        announced, codec = _announced(original, container), original.codec_context.codec.canonical_name
+        _check_announced(interval, announced, original, zero)
+        usual, track = 1 / Fraction(original.average_rate or 25), taken(original)
     tally = Tally()
     target = io.BytesIO()
     stream: Any = None
     size: tuple[int, int] | None = None
-    origin, announced, codec = _origin(source, limits)
-    if start is not None and announced is not None:
-        _check_interval(start, end, announced)
+    times: list[Fraction] = []
+    start, end = (None if time is None else float(time) for time in (interval.start, interval.end))
     with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
         for picture in decode_pictures(source, limits, tally, start, end):
             image = picture.rgb()
             if stream is None or size is None:
                 size = image.shape[:2]
-                stream = output.add_stream("libx264", rate=_CLOCK, options={"crf": "16", "preset": "fast"})
+                stream = output.add_stream("libx264", rate=_CLOCK, options=_ENCODER)
                 stream.height, stream.width = size
                 # Pictures of odd size have no half-resolution colour; those keep colour at full resolution.
                 stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
@@ -211,6 +323,7 @@ def encode_video(source: Source, start: float | None, end: float | None, limits:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts = round(picture.time * _CLOCK)
             frame.time_base = Fraction(1, _CLOCK)
+            times.append(picture.time)
             output.mux(stream.encode(frame))
             limits.check_bytes(target.tell(), "the encoded clip")
         if stream is not None:
@@ -218,14 +331,12 @@ def encode_video(source: Source, start: float | None, end: float | None, limits:
     if stream is None and start is not None:
         raise MediaError("bad_interval", f"no picture of {codec} is shown in {start:g} to {end:g} s")
     tally.check(limits)
+    interval.check(tally.begin, tally.begin + tally.end, tally.before, tally.after, usual)
     data = set_edit_length(target.getvalue(), tally.end)
-    return CutVideo(data, False, origin + exact(start or 0.0), announced if start is None else None, tally.good)
-
-
-def _origin(source: Source, limits: Limits) -> tuple[Fraction, float | None, str]:
-    with open_media(source, limits) as container:
-        stream = video_stream(container, limits)
-        return start_of(stream), _announced(stream, container), stream.codec_context.name
+    whole = announced if interval.end is None else None
+    return CutVideo(
+        data, False, tally.begin, tally.end, tuple(times), track, tally.damaged, tally.interlaced, announced=whole
+    )
 
 
 def set_edit_length(data: bytes, seconds: Fraction) -> bytes:

@@ -17,7 +17,8 @@ REASONS = {
     "truncated": "the picture ends well before the time that the file announces",
     "damaged": "more pictures are damaged than allowed",
     "bad_interval": "the interval is empty, reversed, or lies outside the video",
-    "audio_length": "sound and picture are not equally long",
+    "cut_mismatch": "what was cut does not show the pictures or the sound that were asked for",
+    "audio_length": "sound and picture are not equally long (--audio-length, --audio-gap-seconds, --audio-gap-share)",
     "audio_damaged": "the sound cannot be decoded",
     "too_many_pixels": "a picture has more pixels than allowed (--max-megapixels)",
     "too_long": "the clip lasts longer than allowed (--max-seconds)",
@@ -29,6 +30,13 @@ REASONS = {
     "bad_label": "a label does not fit the schema",
     "bad_row": "a field of the clip's row in the table cannot be used",
     "bad_text": "the transcript beside the clip is in another encoding: name it with --encoding",
+}
+
+# What to do where the sound is longer or shorter than the picture.
+AUDIO_LENGTHS = {
+    "refuse": "quarantine a clip whose sound differs from the picture by more than the allowed gap; else as `pad`",
+    "pad": "give the sound the picture's length: silence where it ends early, cut where it goes on",
+    "cut": "end the clip where the shorter of sound and picture ends",
 }
 
 

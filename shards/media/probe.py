@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.stream import Disposition
 
 from shards.media.limits import Limits, MediaError
 
@@ -24,14 +26,27 @@ _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,rm,dv,gxf,mxf,nut,h264,hevc,m4v,ivf,"
     "wav,w64,flac,mp3,aac,aiff,au,caf,amr,ac3"
 )
+# Formats that find a time by guessing at positions in the file.
+_UNINDEXED = frozenset({"mpeg", "mpegts", "mpegvideo", "h264", "hevc", "m4v", "asf", "mp3", "aac", "ac3"})
+_NEAR = 10  # seconds
+_NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+_SPECIAL_SOUND = (
+    Disposition.hearing_impaired
+    | Disposition.visual_impaired
+    | Disposition.comment
+    | Disposition.dub
+    | Disposition.karaoke
+    | Disposition.clean_effects
+    | Disposition.dependent
+)
 # What the library says of a picture that it was told not to decode.
 _TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """codec; stored width and height in pixels; rotation: degrees (0, 90, 180, 270) counter-clockwise to turn the
-    stored picture for display; fps: average, as announced; seconds: as announced, None where it isn't."""
+    """codec; stored width and height in pixels; fps: average, as announced; seconds: as announced, None where it
+    isn't."""
 
     codec: str
     width: int
@@ -144,27 +159,54 @@ def _open(file: Any, limits: Limits) -> tuple[Any, list[str]]:
 
 
 def video_stream(container: Any, limits: Limits) -> Any:
-    """The first video stream that is no cover picture, with one decoding thread; MediaError where there is none, where
-    its codec is unknown or its pictures are larger than allowed."""
-    for stream in container.streams.video:
-        if "attached_pic" in str(stream.disposition.name or ""):
-            continue
-        context = stream.codec_context
-        if context is None:
-            raise MediaError("no_video", "the video is of a codec that is not read")
-        limits.check_pixels(context.width, context.height)
-        # One thread: many clips are decoded side by side, and the order of errors must not depend on timing.
-        context.thread_count = 1
-        return stream
-    raise MediaError("no_video", "there is no video stream")
+    """The video stream to use, with one decoding thread: of those that are no cover picture the one marked default,
+    else the largest. MediaError where there is none, where its codec is unknown or its pictures are larger than
+    allowed."""
+    moving = [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
+    if not moving:
+        still = len(container.streams.video) > 0
+        raise MediaError("no_video", "the only picture is a cover or a still" if still else "there is no video stream")
+    known = [stream for stream in moving if stream.codec_context is not None]
+    if not known:
+        raise MediaError("no_video", "the video is of a codec that is not read")
+    stream = max(known, key=_video_rank)
+    context = stream.codec_context
+    limits.check_pixels(context.width, context.height)
+    # One thread: many clips are decoded side by side, and the order of errors must not depend on timing.
+    context.thread_count = 1
+    return stream
+
+
+def _video_rank(stream: Any) -> tuple[Any, ...]:
+    # A track of one picture is a still, whatever its flags say.
+    context, announced = stream.codec_context, stream.frames
+    default = bool(stream.disposition & Disposition.default)
+    return announced != 1, default, context.width * context.height, announced, -stream.index
 
 
 def audio_stream(container: Any) -> Any | None:
-    """The first sound stream whose codec is known, or None."""
-    for stream in container.streams.audio:
-        if stream.codec_context is not None and stream.codec_context.sample_rate > 0:
-            return stream
-    return None
+    """The sound stream to use, or None: of those whose codec is known the one marked default, else the best: not made
+    for the hard of hearing or seeing, most channels, highest sample rate, most bits; else the first."""
+    known = [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate > 0]
+    return max(known, key=_audio_rank) if known else None
+
+
+def _audio_rank(stream: Any) -> tuple[Any, ...]:
+    context, marks = stream.codec_context, stream.disposition
+    default, special = bool(marks & Disposition.default), bool(marks & _SPECIAL_SOUND)
+    return default, not special, context.channels, context.sample_rate, context.bit_rate or 0, -stream.index
+
+
+def taken(stream: Any) -> dict[str, Any]:
+    """Which stream was chosen, for a clip's JSON. number: among all streams of the file; of: streams of its kind."""
+    same = [other for other in stream.container.streams if other.type == stream.type]
+    return {
+        "number": stream.index,
+        "of": len(same),
+        "codec": stream.codec_context.codec.canonical_name,
+        "default": bool(stream.disposition & Disposition.default),
+        "language": stream.language,
+    }
 
 
 def seconds_of(stream: Any, container: Any) -> float | None:
@@ -181,9 +223,41 @@ def exact(seconds: float) -> Fraction:
     return Fraction(round(seconds * 1_000_000), 1_000_000)
 
 
-def start_of(stream: Any) -> Fraction:
-    """First presentation time that the stream announces, in seconds, at which a clip's own time begins."""
-    return Fraction(0) if stream.start_time is None else stream.start_time * Fraction(stream.time_base)
+def start_of(container: Any) -> Fraction:
+    """The file's time zero in seconds on its own clock: ffprobe's `format.start_time`, from which players, annotation
+    tools and `ffmpeg -ss` count. It is the earliest start of any stream, after edit lists."""
+    starts = [s.start_time * Fraction(s.time_base) for s in container.streams if s.start_time is not None]
+    if container.start_time is None:
+        return min(starts, default=Fraction(0))
+    announced = Fraction(container.start_time, av.time_base)
+    # The container's own value is rounded to microseconds, which would put a picture at exactly 3 s outside [3, 5).
+    nearest = min(starts, key=lambda start: abs(start - announced), default=announced)
+    return nearest if abs(nearest - announced) <= Fraction(2, av.time_base) else announced
+
+
+def seek(container: Any, stream: Any, time: Fraction) -> bool:
+    """Go to a key frame at or before a time in seconds on the file's own clock, or so the file's index claims: the
+    caller checks where it landed. False where the format refuses."""
+    try:
+        container.seek(math.floor(time / Fraction(stream.time_base)), stream=stream, backward=True, any_frame=False)
+    except av.error.FFmpegError:
+        try:
+            container.seek(math.floor(time * av.time_base), backward=True, any_frame=False)
+        except av.error.FFmpegError:
+            return False
+    return True
+
+
+def steps_back(container: Any, ahead: Fraction) -> tuple[Fraction | None, ...]:
+    """Seconds before a target to seek to, one after the other until what is decoded first lies at or before the target;
+    None: read from the file's begin. ahead: seconds from the file's begin to the target.
+
+    Formats without an index (MPEG streams) land amid a group of pictures; near the begin they are read from there.
+    """
+    indexed = not _UNINDEXED & set(container.format.name.split(","))
+    if ahead <= (0 if indexed else _NEAR):
+        return (None,)
+    return (*(Fraction(step) for step in (0, 2, 8, 32, 128) if step < ahead), None)
 
 
 def probe(source: Source, limits: Limits | None = None) -> MediaInfo:
@@ -196,7 +270,7 @@ def probe(source: Source, limits: Limits | None = None) -> MediaInfo:
             stream = video_stream(container, limits)
             rate = stream.average_rate
             video = VideoInfo(
-                stream.codec_context.name,
+                stream.codec_context.codec.canonical_name,
                 stream.codec_context.width,
                 stream.codec_context.height,
                 float(rate) if rate else None,
@@ -205,7 +279,9 @@ def probe(source: Source, limits: Limits | None = None) -> MediaInfo:
         stream = audio_stream(container)
         if stream is not None:
             context = stream.codec_context
-            audio = AudioInfo(context.name, context.sample_rate, context.channels, seconds_of(stream, container))
+            audio = AudioInfo(
+                context.codec.canonical_name, context.sample_rate, context.channels, seconds_of(stream, container)
+            )
         return MediaInfo(container.format.name, video, audio)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from tuning.sweep.job import COMMAND
+from tuning.sweep.sweep import main
 
 if __name__ == "__main__":
-    sys.exit(COMMAND.main())
+    sys.exit(main())
