@@ -19,6 +19,7 @@ import ray
 
 from ray_jobs import ray_cluster
 from shards.adapters import ADAPTERS, read_clips
+from shards.check_clips import describe_clips, doubt_clips
 from shards.clips.build import ShardReport, build_shard, load_report
 from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import FACES, BuildOptions, BuildPlan, ShardTask
@@ -181,8 +182,10 @@ def plan_of(args: argparse.Namespace) -> BuildPlan:
         folds=args.folds,
         encoding=args.encoding,
     )
-    for line in clips.report():
+    for line in describe_clips(clips):
         print(line)
+    for doubt in doubt_clips(clips):
+        print(f"warning: {doubt}", flush=True)
     return BuildPlan.make(clips, args.out.absolute(), options)
 
 

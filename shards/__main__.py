@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND`: pack, index, verify, stats, split."""
+"""`python -m shards COMMAND`: check, pack, index, verify, stats, split."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "check": ("shards.check", "print a data set as it is understood, and what is doubtful; write nothing"),
     "pack": ("shards.packing.command", "write shards from .npz arrays or a folder of .npy files"),
     "index": ("shards.foreign.command", "make shards that other tools wrote readable"),
     "verify": ("shards.verification.command", "read everything and name all damage; repair the manifest"),

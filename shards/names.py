@@ -163,6 +163,8 @@ def class_value(value: Any) -> int | str | None:
     value = plain(value)
     if isinstance(value, float) and math.isinf(value):
         return value  # type: ignore[return-value]
+    if isinstance(value, int | float) and is_whole(value):
+        return int(value)
     text = name(value)
     return int(text) if text is not None and is_whole(text) else text
 
@@ -188,7 +190,10 @@ def number(value: Any) -> float:
             remedy = f"; write {value.replace(',', '.')}" if comma else ""
             raise ValueError(f"{value!r}, expected a number{remedy}") from None
     if isinstance(value, int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{_short(value)}, expected a number that a float can hold as a finite one") from None
     raise ValueError(f"{_short(value)}, expected a number")
 
 

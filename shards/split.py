@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.doubts import of_groups, of_parts
 from shards.manifest import Manifest
 from shards.view import ROW, IndexValues, View, check_view_name
 
@@ -122,7 +123,7 @@ def make_views(
     for name in chosen:
         check_view_name(name)
     views = [values.view(name, members, rule) for name, members in chosen.items()]
-    return views, _summary(views, chosen, values)
+    return views, _summary(views, chosen, values) + _doubts(views, manifest)
 
 
 def _values(manifest: Manifest, by: str, allow_leak: bool) -> IndexValues:
@@ -177,15 +178,27 @@ def _summary(views: list[View], chosen: Mapping[str, tuple[str, ...]], values: I
     outside = manifest.rows - sum(view.rows for view in views)
     if outside:
         lines.append(f"{outside} rows are in no view ({values.missing} have no {values.column})")
-    if values.column != "group" and manifest.schema.grouped:
-        groups = IndexValues.read(manifest, "group")
-        in_view = np.zeros(len(groups.names), np.int64)
-        for view in views:
-            mask = np.concatenate([view.mask(shard) for shard in range(len(manifest))])
-            in_view[np.unique(groups.codes[mask & (groups.codes >= 0)])] += 1
-        if shared := int((in_view > 1).sum()):
-            lines.append(f"warning: {shared} of {len(groups.names)} groups are in more than one view")
     return lines
+
+
+def _doubts(views: Sequence[View], manifest: Manifest) -> list[str]:
+    """Warnings of views that lack a class, have very few groups, or share some: see `shards.doubts`."""
+    rows = {view.name: np.concatenate([view.mask(shard) for shard in range(len(manifest))]) for view in views}
+    found = []
+    for label in manifest.labels:
+        if label.kind == "class":
+            values = IndexValues.read(manifest, f"label.{label.name}")
+            found += of_parts(label.name, {view: _counts(values, mask) for view, mask in rows.items()}, "view")
+    if manifest.schema.grouped:
+        groups = IndexValues.read(manifest, "group")
+        found += of_groups({view: _counts(groups, mask).keys() for view, mask in rows.items()}, "view")
+    return [f"warning: {doubt}" for doubt in found]
+
+
+def _counts(values: IndexValues, mask: np.ndarray) -> dict[str, int]:
+    """Value -> rows of a view that have it, without those that none has."""
+    codes, counts = np.unique(values.codes[mask & (values.codes >= 0)], return_counts=True)
+    return {values.names[code]: int(count) for code, count in zip(codes, counts, strict=True)}
 
 
 def _shares(text: str) -> dict[str, float]:

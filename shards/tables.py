@@ -71,9 +71,13 @@ class Table:
         columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
         return Table(self.path, columns, [self.numbers[i] for i in indices], self.how, self.doubts)
 
-    def once(self, keys: Sequence[Any]) -> tuple[list[int], dict[int, list[int]]]:
+    def once(
+        self, keys: Sequence[Any], contents: Sequence[Any] | None = None
+    ) -> tuple[list[int], dict[int, list[int]]]:
         """Rows by key (None: none): indices with each key's first row and without its identical copies, and, for
-        rows whose key another, different row has as well, the indices of all rows of that key."""
+        rows whose key another, different row has as well, the indices of all rows of that key. contents: what of each
+        row must agree (None: all of it)."""
+        contents = [self.row(index) for index in range(len(self))] if contents is None else contents
         rows: dict[Any, list[int]] = {}
         kept = []
         for index, key in enumerate(keys):
@@ -81,7 +85,7 @@ class Table:
                 kept.append(index)
                 continue
             same = rows.setdefault(key, [])
-            if not any(self.row(other) == self.row(index) for other in same):
+            if not any(contents[other] == contents[index] for other in same):
                 same.append(index)
                 kept.append(index)
         rivals = {index: same for same in rows.values() if len(same) > 1 for index in same}

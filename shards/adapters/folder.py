@@ -17,8 +17,8 @@ from shards import names
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import VIDEO_SUFFIXES, Files, refuse_name, shown
 from shards.clips.reader import KEY_LIMIT
-from shards.packing.labels import LabelSpec, read_label
-from shards.schema import Label, did_you_mean, safe_key
+from shards.packing.labels import LabelSpec, LabelValues, read_label
+from shards.schema import did_you_mean, safe_key
 from shards.tables import Table, read_table
 
 # What of a clip can be in the table -> the column's name there, unless `fields` says otherwise.
@@ -56,6 +56,7 @@ def read(
     on_disk = names.FileNames(found)
     read_rows: list[Clip | Rejected] = []
     missing: dict[int, str] = {}
+    early: set[int] = set()  # rows whose interval begins before 0
     for index in range(len(rows)):
         named = {name: rows.columns[column][index] for name, column in columns.items()}
         try:
@@ -66,9 +67,15 @@ def read(
             continue
         if not there:
             missing[index] = _with_similar(clip.video, on_disk)
+        if clip.start is not None and names.number(named["start"]) < 0:
+            early.add(index)
         read_rows.append(clip)
-    kept, rivals = rows.once([item.key if isinstance(item, Clip) else None for item in read_rows])
-    encoded = _labels(rows.take(kept), labels)
+    valued = [rows.column(name) for spec in labels for name in spec.fields]
+    kept, rivals = rows.once(
+        [item.key if isinstance(item, Clip) else None for item in read_rows],
+        [(item, *(values[index] for values in valued)) for index, item in enumerate(read_rows)],
+    )
+    encoded = table_labels(rows.take(kept), labels)
     clips: list[Clip] = []
     rejected = list(files.rejected)
     for place, index in enumerate(kept):
@@ -78,11 +85,15 @@ def read(
         if isinstance(item, Rejected):
             rejected.append(item)
         elif index not in missing:
-            values = {name: encoded[name][1][place] for name in encoded}
+            values = {label.label.name: label.values[place] for label in encoded}
             clips.append(dataclasses.replace(item, labels=values))
     absent = [missing[index] for index in kept if index in missing]
     counts = [Count("videos of the table", len(kept), len(kept) - len(absent), absent)]
     how = [f"{rows.path.name}: {len(rows)} rows, {rows.how}"]
+    if begun := early.intersection(kept):
+        how.append(f"{len(begun)} intervals begin before 0; they begin at 0")
+    if windows := sum(isinstance(path, str) and "\\" in path for path in rows.columns[columns["path"]]):
+        how.append(f"{windows} paths are written with \\; read as /")
     if len(kept) < len(rows):
         how.append(f"{len(rows) - len(kept)} rows are there twice, identically; each counts once")
     doubts = list(rows.doubts)
@@ -90,7 +101,7 @@ def read(
     if unused := [path for path in found if path not in used]:
         doubts.append(f"{len(unused)} videos of the folder have no row in {rows.path.name}: {_some(unused)}")
     grouped = any(clip.group is not None for clip in clips)
-    schema = tuple(label for label, _ in encoded.values())
+    schema = tuple(label.label for label in encoded)
     return ClipSet(source.name, source, schema, clips, rejected, counts, grouped=grouped, how=how, doubts=doubts)
 
 
@@ -103,7 +114,8 @@ class _RowError(ValueError):
 def _untabled(source: Path, encoding: str | None) -> ClipSet:
     files = Files(source)
     clips, encodings = [], Counter[str]()
-    for path in files.find(VIDEO_SUFFIXES):
+    found = files.find(VIDEO_SUFFIXES)
+    for path in found:
         try:
             transcript = _beside(source / path, encoding, encodings)
         except OSError as error:
@@ -114,8 +126,12 @@ def _untabled(source: Path, encoding: str | None) -> ClipSet:
             files.rejected.append(Rejected(shown(path), "bad_text", message))
         else:
             clips.append(Clip(_key(path, None, None), path, transcript=transcript))
-    how = [f"transcripts beside clips: {count} in {found}" for found, count in sorted(encodings.items())]
-    return ClipSet(source.name, source, (), clips, files.rejected, grouped=False, how=how)
+    how = [f"transcripts beside clips: {count} in {name}" for name, count in sorted(encodings.items())]
+    videos = {PurePosixPath(path).with_suffix("").as_posix() for path in found}
+    texts = Files(source).find([".txt"])
+    texts = [path for path in texts if PurePosixPath(path).with_suffix("").as_posix() not in videos]
+    doubts = [f"{len(texts)} .txt files have no video of their name beside them: {_some(texts)}"] if texts else []
+    return ClipSet(source.name, source, (), clips, files.rejected, grouped=False, how=how, doubts=doubts)
 
 
 def _beside(video: Path, encoding: str | None, encodings: Counter[str]) -> str | None:
@@ -146,8 +162,8 @@ def _columns(table: Table, fields: Mapping[str, str]) -> dict[str, str]:
     return columns
 
 
-def _labels(table: Table, specs: Sequence[LabelSpec]) -> dict[str, tuple[Label, list[Any]]]:
-    """Name -> the label and its value in each row."""
+def table_labels(table: Table, specs: Sequence[LabelSpec]) -> list[LabelValues]:
+    """Labels of a table, each with its value in each row; ValueError names the row of one that does not fit."""
 
     def values(name: str) -> np.ndarray:
         column = np.empty(len(table), object)
@@ -157,8 +173,7 @@ def _labels(table: Table, specs: Sequence[LabelSpec]) -> dict[str, tuple[Label, 
     def row(number: int) -> str:
         return f"row {table.numbers[number]} of {table.path.name}"
 
-    read = (read_label(spec, values, _no_constants, allow_empty_class=True, place=row) for spec in specs)
-    return {item.label.name: (item.label, item.values) for item in read}
+    return [read_label(spec, values, _no_constants, allow_empty_class=True, place=row) for spec in specs]
 
 
 def _no_constants(name: str) -> np.ndarray:
@@ -173,6 +188,10 @@ def _clip(named: Mapping[str, Any], source: Path, on_disk: names.FileNames) -> t
     start, end = (_seconds(name, named.get(name)) for name in ("start", "end"))
     if (start is None) != (end is None):
         raise _RowError("bad_interval", f"start is {start} and end is {end}: give both or none")
+    if start is not None and end is not None:
+        start = max(start, 0.0)
+        if end <= start:
+            raise _RowError("bad_interval", f"the interval is {named['start']} to {named['end']}, which is empty")
     key, group, split = (_read(name, named.get(name), names.name) for name in ("key", "group", "split"))
     if key is None:
         key = _key(path, start, end)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from shards import names
 from shards.damage import ShardError
+from shards.doubts import Samples, classes_of
 from shards.files import replace_atomically
 from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
 from shards.foreign.member import MemberError, read_npy
@@ -55,8 +57,10 @@ def index_folder(
     *,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
+    tell: Callable[[FolderContents], None] = lambda contents: None,
 ) -> Manifest:
-    """Write an index beside every `*.tar` of a local folder, and their manifest; all or nothing.
+    """Write an index beside every `*.tar` of a local folder, and their manifest; all or nothing. `tell` sees what the
+    folder holds before anything is written.
 
     Raises ShardError, naming shard and sample, for whatever `scan_tar` refuses, duplicate members and keys, samples
     whose members are not adjacent, arrays that are not (D,) or (1, D) floats of one width and dtype in all shards;
@@ -65,6 +69,51 @@ def index_folder(
     folder, mapping = Path(folder).absolute(), mapping or MemberMapping()
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         raise ValueError(f"{folder} has a manifest already; ask to overwrite it if the shards changed")
+    contents = read_folder(folder, mapping, progress)
+    tell(contents)
+    encoded = [(draft.name, _encode(draft, contents, mapping)) for draft in contents.drafts]
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for name, data in encoded:
+        replace_atomically(folder / f"{name}{INDEX_SUFFIX}", data)
+    return Manifest.assemble(folder, [draft.name for draft in contents.drafts], {"indexed": mapping.to_dict()})
+
+
+@dataclass
+class FolderContents:
+    """What the shards of a folder hold, read and checked; nothing is written. values: label -> value of each sample."""
+
+    schema: Schema
+    drafts: list[_Draft]
+    values: dict[str, list[list[Any]]]
+
+    def samples(self) -> Samples:
+        """Labels, speakers, parts (a meta field `split`) and texts, for doubts."""
+        drafts = self.drafts
+        classes = {
+            label.name: [c for values in self.values[label.name] for c in classes_of(label, values)]
+            for label in self.schema.labels
+            if label.classes
+        }
+        texts = sum(text is not None for draft in drafts for text in draft.texts)
+        parts = [part for draft in drafts for part in draft.meta["split"]] if "split" in self.schema.meta else None
+        groups = [group for draft in drafts for group in draft.groups] if self.schema.grouped else None
+        return Samples(sum(len(d.keys) for d in drafts), self.schema.labels, classes, groups, parts, texts)
+
+    def lines(self) -> list[str]:
+        """What was understood, for people."""
+        lines = [f"{len(self.drafts)} shards, {sum(len(draft.keys) for draft in self.drafts)} samples"]
+        for number, column in enumerate(self.schema.columns):
+            there = sum(int(draft.present[:, number].sum()) for draft in self.drafts)
+            lines.append(f"column {column.name}: {column.width} x {column.dtype}, in {there} samples")
+        return lines + self.samples().lines()
+
+    def doubts(self) -> list[str]:
+        """What may be meant otherwise."""
+        return self.samples().doubts()
+
+
+def read_folder(folder: Path, mapping: MemberMapping, progress: Callable[[str], None] | None = None) -> FolderContents:
+    """Read and check every sample of every `*.tar` of a folder; raises as `index_folder` does."""
     paths = sorted(folder.glob(f"*{TAR_SUFFIX}"))
     if not paths:
         packed = sorted(path.name for path in folder.glob("*.tar.*"))
@@ -94,11 +143,8 @@ def index_folder(
         mapping.group is not None,
         tuple(mapping.meta),
     )
-    encoded = [(draft.name, _encode(draft, schema, mapping)) for draft in drafts]
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for name, data in encoded:
-        replace_atomically(folder / f"{name}{INDEX_SUFFIX}", data)
-    return Manifest.assemble(folder, [draft.name for draft in drafts], {"indexed": mapping.to_dict()})
+    values = {label.name: [_label_values(draft, label) for draft in drafts] for label in schema.labels}
+    return FolderContents(schema, drafts, values)
 
 
 def _samples(path: Path) -> dict[str, dict[str, Member]]:
@@ -189,13 +235,13 @@ def _draft(
                 draft.members[row, number] = member.offset, member.size
                 draft.present[row, number] = _check_array(shard, key, name, data, mapping.nan, columns)
             draft.checksums[row] = digest.intdigest()
-            values = _Values(shard, key, file, members)
+            values = _Values(shard, key, file, members, mapping.encoding)
             for label in mapping.labels:
                 draft.labels[label.name].append(values.get(label.source))
-            draft.groups.append(values.string(mapping.group))
-            draft.texts.append(values.string(mapping.text))
+            draft.groups.append(values.string(mapping.group, names.name))
+            draft.texts.append(values.string(mapping.text, names.text))
             for name, source in mapping.meta.items():
-                draft.meta[name].append(values.string(source))
+                draft.meta[name].append(values.string(source, names.text))
     return draft
 
 
@@ -239,8 +285,11 @@ def _check_array(shard: str, key: str, name: str, data: bytes, nan: str, columns
 class _Values:
     """Labels and strings of one sample; each JSON member is parsed once."""
 
-    def __init__(self, shard: str, key: str, file: BinaryIO, members: Mapping[str, Member]) -> None:
+    def __init__(
+        self, shard: str, key: str, file: BinaryIO, members: Mapping[str, Member], encoding: str | None
+    ) -> None:
         self._shard, self._key, self._file, self._members = shard, key, file, members
+        self._encoding = encoding
         self._parsed: dict[str, Any] = {}
 
     def get(self, source: Source) -> Any:
@@ -255,9 +304,13 @@ class _Values:
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
-    def string(self, source: Source | None) -> str | None:
+    def string(self, source: Source | None, read: Callable[[Any], str | None]) -> str | None:
+        """`read` is `names.name` or `names.text`."""
         value = None if source is None else self.get(source)
-        value = str(value) if isinstance(value, int | float) else value
+        try:
+            value = read(value)
+        except ValueError as error:
+            raise ShardError(self._shard, f"{source} is {error}", sample=self._key) from None
         try:
             check_text(str(source), value)
         except ValueError as error:
@@ -269,7 +322,7 @@ class _Values:
             raise ShardError(self._shard, f"member {member.name!r} has {member.size} bytes", sample=self._key)
         data = _read(self._file, member)
         try:
-            text = data.decode("utf-8")
+            text, _ = names.decode_text(data, self._encoding)
             if source.path or source.extension.split(".")[-1] == "json":
                 return json.loads(text)
         except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of more digits than `int` takes
@@ -280,24 +333,38 @@ class _Values:
 def _label(source: LabelSource, drafts: Sequence[_Draft]) -> Label:
     """The label with its classes: those given, or the names (sorted), or 0 up to the highest number in the data."""
     values = [value for draft in drafts for value in draft.labels[source.name]]
-    known = [value for value in values if value is not None]
+    known = [value for value in values if names.plain(value) is not None]
     if not known:
         raise ValueError(f"label {source.name!r}: no sample has a value at {source.source}")
     if source.kind == "continuous":
         return Label(source.name, source.kind, width=_width(source, drafts, known[0], len(values)))
     if source.classes or source.kind == "multilabel":
         return Label(source.name, source.kind, source.classes)
-    numbers = [_number(value) for value in known]
-    if all(isinstance(number, int) for number in numbers):
-        return Label(source.name, source.kind, _counted(source, drafts, max(numbers)))
+    found = [_class_value(source.name, draft, key, value) for draft, key, value in _each(source.name, drafts)]
+    known = [value for value in found if value is not None]
+    if all(isinstance(value, int) for value in known):
+        return Label(source.name, source.kind, _counted(source, drafts, max(known)))
     return Label(source.name, source.kind, tuple(sorted(set(map(str, known)))))
+
+
+def _each(name: str, drafts: Sequence[_Draft]) -> Iterator[tuple[_Draft, str, Any]]:
+    for draft in drafts:
+        for key, value in zip(draft.keys, draft.labels[name], strict=True):
+            yield draft, key, value
+
+
+def _class_value(name: str, draft: _Draft, key: str, value: Any) -> Any:
+    try:
+        return names.class_value(value)
+    except ValueError as error:
+        raise ShardError(draft.name, f"label {name!r} is {error}", sample=key) from None
 
 
 def _counted(source: LabelSource, drafts: Sequence[_Draft], highest: int) -> tuple[str, ...]:
     try:
         return counted_classes(highest)
     except ValueError as error:
-        shard, key = _first(source, drafts, lambda value: _number(value) == highest)
+        shard, key = _first(source, drafts, lambda value: names.class_value(value) == highest)
         raise ShardError(
             shard,
             f"label {source.name!r} ({source.source}): {error}",
@@ -332,28 +399,40 @@ def _first(source: LabelSource, drafts: Sequence[_Draft], fits: Callable[[Any], 
     )
 
 
-def _number(value: Any) -> Any:
-    """Text of a number as the number, for `.cls` members; anything else as it is."""
-    if isinstance(value, str):
-        for kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
+def _label_values(draft: _Draft, label: Label) -> list[Any]:
+    """The label of each sample as it is stored."""
+    encoded = []
+    for key, value in zip(draft.keys, draft.labels[label.name], strict=True):
+        try:
+            if label.kind == "class":
+                encoded.append(label.encode(_class_in(label, draft, key, value)))
+            else:
+                encoded.append(label.encode(_numbers(label.name, value)))
+        except (ValueError, TypeError) as error:
+            raise ShardError(draft.name, str(error), sample=key) from None
+    return encoded
 
 
-def _encode(draft: _Draft, schema: Schema, mapping: MemberMapping) -> bytes:
-    labels: dict[str, list[Any]] = {}
-    for label in schema.labels:
-        labels[label.name] = []
-        for key, value in zip(draft.keys, draft.labels[label.name], strict=True):
-            if not (isinstance(value, str) and value in label.classes):
-                value = _number(value)
-            try:
-                labels[label.name].append(label.from_json(value))
-            except (ValueError, TypeError) as error:
-                raise ShardError(draft.name, str(error), sample=key) from None
+def _class_in(label: Label, draft: _Draft, key: str, value: Any) -> Any:
+    """Text such as "3" is the class of that name where there is one, and else its number."""
+    found = _class_value(label.name, draft, key, value)
+    named = isinstance(value, str) and found is not None and str(found) in label.classes
+    return str(found) if named else found
+
+
+def _numbers(name: str, value: Any) -> Any:
+    """A number, or numbers, of a label that has no classes or several."""
+    try:
+        if isinstance(value, list):
+            return [names.number(item) for item in value]
+        return None if names.plain(value) is None else names.number(value)
+    except ValueError as error:
+        raise ValueError(f"label {name!r} is {error}") from None
+
+
+def _encode(draft: _Draft, contents: FolderContents, mapping: MemberMapping) -> bytes:
+    schema = contents.schema
+    labels = {name: values[contents.drafts.index(draft)] for name, values in contents.values.items()}
     layout = {
         "kind": "members",
         "mapping": mapping.to_dict(),
@@ -395,6 +474,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", metavar="SOURCE", help="whose sample it is (speaker)")
     parser.add_argument("--text", metavar="SOURCE", help="transcript")
     parser.add_argument("--meta", action="append", default=[], metavar="NAME=SOURCE", help="a further string field")
+    parser.add_argument("--encoding", metavar="NAME",
+                        help="of text members that are not UTF-8, such as cp1252 (default: utf-8)")  # fmt: skip
     parser.add_argument("--nan-row-missing", choices=("all", "any"), default="all",
                         help="how many NaN make a column missing (default: all; fewer are refused)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace manifest and indexes that are there")
@@ -413,9 +494,15 @@ def run(args: argparse.Namespace) -> int:
         text=None if args.text is None else Source.parse(args.text),
         meta={name: Source.parse(s) for name, s in (split_assignment("--meta", text) for text in args.meta)},
         nan=args.nan_row_missing,
+        encoding=args.encoding,
     )
+
+    def tell(contents: FolderContents) -> None:
+        for doubt in contents.doubts():
+            print(f"warning: {doubt}", flush=True)
+
     manifest = index_folder(
-        args.folder, mapping, overwrite=args.overwrite, progress=lambda line: print(line, flush=True)
+        args.folder, mapping, overwrite=args.overwrite, progress=lambda line: print(line, flush=True), tell=tell
     )
     print(f"{manifest.folder}: {manifest.rows} samples in {len(manifest)} shards, digest {manifest.digest}")
     return 0

@@ -42,6 +42,7 @@ class MemberMapping:
     """How the members of a foreign sample become columns (name -> extension; none: every `.npy`), labels and texts.
 
     nan: "all" - a row is missing where it is wholly NaN, and refused where it is partly NaN; "any" - missing in both.
+    encoding: of text members without a mark (None: UTF-8).
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class MemberMapping:
     text: Source | None = None
     meta: Mapping[str, Source] = field(default_factory=dict)
     nan: str = "all"
+    encoding: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -60,6 +62,7 @@ class MemberMapping:
             "text": None if self.text is None else str(self.text),
             "meta": {name: str(source) for name, source in self.meta.items()},
             "nan": self.nan,
+            **({} if self.encoding is None else {"encoding": self.encoding}),
         }
 
 

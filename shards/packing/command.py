@@ -13,7 +13,7 @@ import numpy as np
 
 from shards.foreign.mapping import split_assignment
 from shards.manifest import Manifest
-from shards.packing.inputs import PackOptions, read_input
+from shards.packing.inputs import PackInput, PackOptions, read_input
 from shards.packing.labels import LabelSpec
 from shards.schema import FLOAT_DTYPES, LABEL_KINDS
 from shards.split import make_views
@@ -23,15 +23,18 @@ _SHOWN_NOTES = 20
 
 
 def pack(
-    options: PackOptions, progress: Callable[[int, int], None] = lambda done, count: None
+    options: PackOptions,
+    progress: Callable[[int, int], None] = lambda done, count: None,
+    tell: Callable[[PackInput], None] = lambda data: None,
 ) -> tuple[Manifest, list[str]]:
-    """Write the data set; the manifest, and notes on keys that were renamed.
+    """Write the data set; the manifest, and notes on keys that were renamed. `tell` sees the checked input first.
 
     Raises ValueError that lists all that is wrong with the input, before anything is written: arrays that are missing
     or not numeric, differing numbers of rows, rows that are partly NaN or infinite, a column or modality that is
     missing everywhere, labels that don't fit, classes without samples, values of `view_by` that can't name views.
     """
     data = read_input(options)
+    tell(data)
     order = np.arange(data.count) if options.shuffle_seed is None else shuffled_order(data.count, options.shuffle_seed)
     info = {"source": options.source.name, "shuffle_seed": options.shuffle_seed}
     with ShardWriter(
@@ -109,7 +112,11 @@ def run(args: argparse.Namespace) -> int:
             print(f"\r{done} of {count} samples, {speed:,.0f}/s, {(count - done) / speed:.0f} s left ", end="",
                   file=sys.stderr, flush=True)  # fmt: skip
 
-    manifest, notes = pack(options, progress)
+    def tell(data: PackInput) -> None:
+        for doubt in data.doubts():
+            print(f"warning: {doubt}", flush=True)
+
+    manifest, notes = pack(options, progress, tell)
     if not args.quiet:
         print(file=sys.stderr)
     for note in notes[:_SHOWN_NOTES]:
@@ -130,7 +137,7 @@ def options_of(args: argparse.Namespace) -> PackOptions:
     return PackOptions(
         source=args.source,
         out=args.out,
-        columns=_pairs("--column", args.column),
+        columns=pairs("--column", args.column),
         modalities={
             name: tuple(v.split(",")) for name, v in (split_assignment("--modality", t) for t in args.modality)
         },
@@ -138,7 +145,7 @@ def options_of(args: argparse.Namespace) -> PackOptions:
         key=args.key,
         group=args.group,
         text=args.text,
-        meta=_pairs("--meta", args.meta),
+        meta=pairs("--meta", args.meta),
         table=args.table,
         table_key=args.table_key,
         encoding=args.encoding,
@@ -152,7 +159,7 @@ def options_of(args: argparse.Namespace) -> PackOptions:
     )
 
 
-def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     """NAME or NAME=VALUE, each name once."""
     pairs: dict[str, str] = {}
     for text in texts:

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from shards import names
+from shards.doubts import Samples, classes_of
 from shards.packing.labels import LabelSpec, LabelValues, read_label, read_strings, sample_number
 from shards.packing.sample_table import SampleTable
 from shards.packing.source import Column2D, Source, open_source
@@ -65,6 +66,7 @@ class PackInput:
     texts: Sequence[str | None] | None
     meta: dict[str, Sequence[str | None]]
     table: SampleTable | None = None
+    parts: Sequence[str | None] | None = None
 
     def sample(self, number: int) -> Sample:
         return Sample(
@@ -76,6 +78,30 @@ class PackInput:
             None,
             {name: values[number] for name, values in self.meta.items()},
         )
+
+    def samples(self) -> Samples:
+        """Labels, speakers, parts (of the views to be made, or the field `split`) and texts, for doubts."""
+        return Samples(
+            self.count,
+            [item.label for item in self.labels],
+            {item.label.name: classes_of(item.label, item.values) for item in self.labels if item.label.classes},
+            self.groups,
+            self.parts,
+            None if self.texts is None else sum(text is not None for text in self.texts),
+        )
+
+    def lines(self) -> list[str]:
+        """What was understood, for people."""
+        lines = [f"{self.count} samples"]
+        for column in self.schema.columns:
+            there = int(self.present[column.name].sum())
+            missing = f", {self.count - there} missing" if there < self.count else ""
+            lines.append(f"column {column.name}: {column.width} x {column.dtype}{missing}")
+        return lines + ([] if self.table is None else self.table.lines()) + self.samples().lines()
+
+    def doubts(self) -> list[str]:
+        """What may be meant otherwise."""
+        return ([] if self.table is None else self.table.doubts()) + self.samples().doubts()
 
 
 def read_input(options: PackOptions) -> PackInput:
@@ -117,7 +143,8 @@ class _InputCheck:
                 listed = ", ".join(members)
                 self._problems.append(f"modality {modality!r}: no sample has all of its columns {listed}; leave it out")
         self._stop_at_problems()
-        return PackInput(self._count, schema, columns, there, keys, known, groups, texts, meta, self._table)
+        parts = meta.get(options.view_by or "split")
+        return PackInput(self._count, schema, columns, there, keys, known, groups, texts, meta, self._table, parts)
 
     def _attempt(self, read: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
         try:

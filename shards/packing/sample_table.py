@@ -58,6 +58,22 @@ class SampleTable:
         self.unmatched = [f"row {table.numbers[i]}: {name}" for name, i in rows.items() if name not in wanted]
         return table.take([rows[name] for name in keys])
 
+    def lines(self) -> list[str]:
+        """How the table was read, for people."""
+        lines = [f"{self.table.path.name}: {len(self.table.numbers)} rows, {self.table.how}"]
+        if self.repeated:
+            lines.append(f"{self.repeated} rows are there twice, identically; each counts once")
+        return lines
+
+    def doubts(self) -> list[str]:
+        """What may be meant otherwise."""
+        doubts = list(self.table.doubts)
+        if self.unmatched:
+            more = ", ..." if len(self.unmatched) > _NAMED else ""
+            listed = ", ".join(self.unmatched[:_NAMED])
+            doubts.append(f"{len(self.unmatched)} rows of {self.table.path.name} belong to no sample: {listed}{more}")
+        return doubts
+
     @property
     def names(self) -> tuple[str, ...]:
         return self.table.names
