@@ -19,7 +19,7 @@ from benchmarks import svg as bench_plot
 from benchmarks.memory import Peak, give_back_what_is_freed
 from benchmarks.parts import synchronize
 from conclugen.latents import Latents, Presence
-from conclugen.losses.contrastive import Contrastive, ContrastiveConfig
+from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig
 
 
 def measure(rows: int, projection: int, block_rows: int | None, device: torch.device) -> dict[str, float]:

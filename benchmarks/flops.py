@@ -8,41 +8,27 @@ gradients of its weight and of its input; the features at the bottom have no gra
 from collections.abc import Mapping
 
 from conclugen.config import PretrainConfig
+from conclugen.tasks import registry
 
 
 def step_flops(config: PretrainConfig, widths: Mapping[str, int]) -> dict[str, int]:
     """FLOPs of one step over the global batch, by part: "heads", "projection" and each task with products of its
     own."""
-    model, tasks = config.model, config.tasks
-    R, P, H, B = (
-        model.representation_dim,
-        model.projection_dim,
-        model.reconstruction_hidden_dim,
-        config.global_batch,
-    )
-    modalities = config.modalities
+    model, B = config.model, config.global_batch
     counted: dict[str, int] = {"heads": 0, "projection": 0}
-    stacked = 0
-    if any(name != "simclr" for name in tasks.active):
-        counted["heads"] += B * sum(_head(config, m, widths[m]) for m in modalities)
-    if tasks.contrastive is not None or tasks.clustering is not None:
-        stacked += len(modalities)
-    if tasks.simclr is not None:
-        counted["heads"] += 2 * B * _head(config, tasks.simclr.modality, widths[tasks.simclr.modality])
-        stacked += 2
-        counted["simclr"] = 3 * 6 * B * B * P
-    hidden = max(1, R // model.projection_shrink)
-    counted["projection"] = stacked * B * 6 * (R * hidden + hidden * P)
-    if tasks.contrastive is not None:
-        pairs = 1 if len(modalities) == 2 else len(modalities)
-        counted["contrastive"] = pairs * 6 * B * B * P
-    if tasks.clustering is not None:
-        K = tasks.clustering.clusters
-        scored = 1 if tasks.clustering.mode == "joint" else len(modalities)
-        counted["clustering"] = B * (len(modalities) * 6 * P * K + scored * 4 * K * K)
-    if tasks.reconstruction is not None:
-        decoded = len(modalities) - 1 if tasks.reconstruction.cross_modal else 1
-        counted["reconstruction"] = B * decoded * sum(6 * (R * H + H * widths[m]) for m in modalities)
+    hidden = max(1, model.representation_dim // model.projection_shrink)
+    projection = 6 * (model.representation_dim * hidden + hidden * model.projection_dim)
+    passed: dict[tuple[str, ...], bool] = {}  # views that go through the heads once, and whether through the projection
+    for reads in config.inputs.values():
+        modalities = tuple(view.modality for view in reads.views) or config.modalities
+        own = tuple(view.name for view in reads.views)
+        if own not in passed:
+            counted["heads"] += B * sum(_head(config, m, widths[m]) for m in modalities)
+        if reads.projection and not passed.get(own, False):
+            counted["projection"] += len(modalities) * B * projection
+        passed[own] = passed.get(own, False) or reads.projection
+    for name, task in config.tasks.active.items():
+        counted[name] = registry.get(name).flops(task, config, widths)
     return counted
 
 
@@ -50,7 +36,8 @@ def similarity_flops(flops: Mapping[str, int]) -> int:
     """FLOPs that the similarities in a `step_flops` take as they are executed: each is multiplied out once more in the
     backward pass, so four products of 2 B^2 P for each pair instead of three. They run in TF32 on a GPU, not in
     bfloat16."""
-    return (flops.get("contrastive", 0) + flops.get("simclr", 0)) * 4 // 3
+    similar = (name for name, task in registry.registered().items() if task.similarities)
+    return sum(flops.get(name, 0) for name in similar) * 4 // 3
 
 
 def _head(config: PretrainConfig, modality: str, width: int) -> int:

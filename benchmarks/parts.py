@@ -10,7 +10,7 @@ from torch import Tensor
 from conclugen import optimizer
 from conclugen.batch import Batch
 from conclugen.latents import Latents
-from conclugen.model import ROW_TASKS
+from conclugen.model import SHARED
 from conclugen.pretrainer import Pretrainer
 
 
@@ -33,7 +33,7 @@ def part_seconds(pretrainer: Pretrainer, batch: Batch) -> dict[str, float]:
 
     model.train()
     inputs, presences = model.inputs(batch), model.presences(batch)
-    presence = presences["modalities"]
+    presence = presences[SHARED]
     with torch.no_grad():
         representations = model.representations(inputs, batch.row, step)
         r_MBR = list(representations.values())
@@ -50,8 +50,8 @@ def part_seconds(pretrainer: Pretrainer, batch: Batch) -> dict[str, float]:
         z_MBP = z_MBP.detach().requires_grad_()
     latents = Latents(model.config.modalities, inputs, leaves, z_MBP, presence, step, epoch)
     lower = pretrainer.config.precision == "bfloat16"
-    for name in model.latent_tasks:
-        with torch.autocast(pretrainer.device.type, torch.bfloat16, enabled=lower and name in ROW_TASKS):
+    for name in model.shared_tasks:
+        with torch.autocast(pretrainer.device.type, torch.bfloat16, enabled=lower and model.task(name).lower_precision):
             measured(name, functools.partial(model.tasks[name], latents))
     synchronize(pretrainer.device)
     begin = time.perf_counter()

@@ -139,7 +139,7 @@ def estimate(config: PretrainConfig, widths: Mapping[str, int], world: int, rate
     link = rates.inside if world <= rates.node else rates.between
     made = collectives(config, model, world) if world > 1 else []
     flops = step_flops(config, widths)
-    dense = sum(n for part, n in flops.items() if part not in ("contrastive", "simclr"))
+    dense = sum(flops.values()) - similarity_flops(flops) * 3 // 4
     heads = dense / world / (rates.peak * rates.utilisation)
     similarities = similarity_flops(flops) / world / (rates.tf32 * rates.utilisation)
     compute = heads + similarities

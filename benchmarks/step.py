@@ -78,7 +78,7 @@ class Case:
             self.pretrainer.step(batch)
         synchronize(self.pretrainer.device)
         self.seconds.append((time.perf_counter() - begin) / steps)
-        if self.pretrainer.model.latent_tasks:
+        if self.pretrainer.model.shared_tasks:
             self.parts.append(part_seconds(self.pretrainer, batch))
 
     def report(self, peaks: dict[str, float]) -> dict[str, Any]:

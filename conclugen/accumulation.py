@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conclugen.batch import Batch
 from conclugen.gradient_conflicts import Gradients
-from conclugen.model import ROW_TASKS, Model
+from conclugen.model import Model
 from conclugen.weighting import weighted_sum
 
 Objective = Mapping[str, Tensor | float]
@@ -49,7 +49,8 @@ def cached_gradients(
     cached = {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
     del pieces
 
-    whole = [name for name in model.tasks if name not in ROW_TASKS]
+    row_tasks = model.row_tasks
+    whole = [name for name in model.tasks if name not in row_tasks]
     shares = model.shares({}, cached, presences, step, epoch, whole)
     sums = [_Sum(parameters) for _ in objectives]
     at_representation: list[dict[str, Tensor]] = []
@@ -63,7 +64,6 @@ def cached_gradients(
     values = {name: share.detach() for name, share in shares.items()}
     del shares, cached, leaves, outputs, found
 
-    row_tasks = [name for name in model.tasks if name in ROW_TASKS]
     for part in parts:
         inputs = model.inputs(batch.part(part))
         representations = model.representations(inputs, batch.row[part], step)

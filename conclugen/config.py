@@ -1,45 +1,45 @@
 """The whole configuration of a pretraining run: one frozen dataclass that composes those of its parts."""
 
+from __future__ import annotations
+
+import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conclugen import fields
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, finite, require
-from conclugen.heads import ModelConfig
-from conclugen.losses.clustering import ClusteringConfig
-from conclugen.losses.contrastive import ContrastiveConfig
-from conclugen.losses.reconstruction import ReconstructionConfig
-from conclugen.losses.simclr import SimclrConfig
+from conclugen.model_config import ModelConfig
 from conclugen.schedule import OptimizerConfig
+from conclugen.tasks import registry
+from conclugen.tasks.base import Inputs
 
 RECIPES = ("paper", "improved")
 PRECISIONS = ("float32", "bfloat16", "float64")
 WEIGHTINGS = ("static", "uncertainty", "gradnorm")
 GRADIENTS = ("sum", "pcgrad")
-TaskConfig = ContrastiveConfig | ClusteringConfig | ReconstructionConfig | SimclrConfig
+DEFAULT_PRESET = "conclugen"
 
 
 @dataclass(frozen=True)
-class TasksConfig:
-    """The active tasks, each with its weight; None is a task that is not run and has no heads.
+class TaskOptions:
+    """How the losses of the active tasks become one.
 
-    divisor: the total is the sum of weight x loss over the number of tasks that are "active" at this epoch (published:
-    the scale of all losses jumps when clustering starts, and a single task runs without its weight) or "configured".
-    weighting: "static" weights, or weights learned by "uncertainty" (Kendall et al. 2018) or "gradnorm" (Chen et al.
-    2018), which begin at the tasks' own (`conclugen.weighting`). gradients: the tasks' gradients are added ("sum"), or
-    those that point against each other are projected first ("pcgrad", Yu et al. 2020). learned_weight_lr: peak learning
-    rate of learned weights. gradnorm_alpha: how strongly gradnorm favours tasks that train slowly; 0 makes all
-    gradients equally large.
+    Attributes:
+        divisor: The total is the sum of weight x loss over the number of tasks that are "active" at this epoch
+            (published: the scale of all losses jumps when a task starts late, and a single task runs without its
+            weight) or "configured".
+        weighting: "static" weights, or weights learned by "uncertainty" (Kendall et al. 2018) or "gradnorm" (Chen et
+            al. 2018), which begin at the tasks' own (`conclugen.weighting`).
+        gradients: The tasks' gradients are added ("sum"), or those that point against each other are projected first
+            ("pcgrad", Yu et al. 2020).
+        learned_weight_lr: Peak learning rate of learned weights.
+        gradnorm_alpha: How strongly gradnorm favours tasks that train slowly; 0 makes all gradients equally large.
     """
 
-    contrastive: ContrastiveConfig | None = None
-    clustering: ClusteringConfig | None = None
-    reconstruction: ReconstructionConfig | None = None
-    simclr: SimclrConfig | None = None
     divisor: str = field(default="active", metadata=IDENTITY)
     weighting: str = field(default="static", metadata=IDENTITY)
     gradients: str = field(default="sum", metadata=IDENTITY)
@@ -53,44 +53,73 @@ class TasksConfig:
         for name in ("learned_weight_lr", "gradnorm_alpha"):
             value = getattr(self, name)
             require(finite(value) and value >= 0, f"tasks.{name}", value, "0 or more")
-        require(bool(self.active), "tasks", "no task", "one or more of contrastive, clustering, reconstruction, simclr")
+        require(bool(self.active), "tasks", "no task", f"one or more of {', '.join(registry.registered())}")
         for name, plain in (("weighting", "static"), ("gradients", "sum")):
             value, alone = getattr(self, name), len(self.active) == 1
             found = f"{value!r} with {', '.join(self.active)} alone"
             require(value == plain or not alone, f"tasks.{name}", found, f"{plain!r}: it takes two tasks to weigh")
 
     @property
-    def active(self) -> dict[str, TaskConfig]:
+    def active(self) -> dict[str, Any]:
         """The configured tasks by name, in a fixed order."""
-        tasks: dict[str, TaskConfig | None] = {
-            "contrastive": self.contrastive,
-            "clustering": self.clustering,
-            "reconstruction": self.reconstruction,
-            "simclr": self.simclr,
-        }
+        tasks = {name: getattr(self, name) for name in registry.registered()}
         return {name: config for name, config in tasks.items() if config is not None}
+
+
+if TYPE_CHECKING:
+
+    class TasksConfig(TaskOptions):
+        """One field for each registered task, by its name: its configuration, or None where it is not run."""
+
+        def __init__(self, **values: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    TasksConfig = dataclasses.make_dataclass(
+        "TasksConfig",
+        [(name, task.Config | None, field(default=None)) for name, task in registry.registered().items()],
+        bases=(TaskOptions,),
+        namespace={
+            "__module__": __name__,
+            "__doc__": "The tasks that are run, each with its weight; None is a task that is not run and has no heads.",
+        },
+        frozen=True,
+    )
+
+
+def _default_tasks() -> TasksConfig:
+    """Those of the default preset, as published."""
+    own = {name: task for name, task in registry.registered().items() if DEFAULT_PRESET in task.presets}
+    return TasksConfig(**{name: task.Config() for name, task in own.items()})
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """What is learned, from what, and how long.
 
-    preset, recipe: what this configuration was built from. modalities: those that are learned, in order. seed: of every
-    random draw. global_batch: rows of one optimiser step over all workers. epochs: length of the run. precision:
-    "float32", "bfloat16" (autocast; losses, batch norm and k-means stay in float32) or "float64". clip_norm: largest
-    norm of the model's gradient. micro_batch: rows that one rank passes through the heads at a time, for batches that
-    do not fit into memory; None: all of its rows. Like the number of ranks it changes rounding only
-    (`conclugen.accumulation`). compile: torch.compile the heads and losses, which changes rounding only and pays on
-    GPUs (`conclugen.compilation`).
+    Attributes:
+        preset: Name of the variant that this configuration was built from.
+        recipe: Its formulae: "paper", as published, or "improved".
+        modalities: Modalities that are learned, in order.
+        model: Sizes and formulae of the heads.
+        tasks: The tasks and how their losses are combined.
+        optimizer: AdamW and its schedule.
+        seed: Seed of every random draw.
+        global_batch: Rows of one optimiser step over all workers.
+        epochs: Length of the run.
+        precision: "float32", "bfloat16" (autocast; losses, batch norm and k-means stay in float32) or "float64".
+        clip_norm: Largest norm of the model's gradient; None: no limit.
+        micro_batch: Rows that one rank passes through the heads at a time, for batches that do not fit into memory;
+            None: all of its rows. Like the number of ranks it changes rounding only (`conclugen.accumulation`).
+        compile: torch.compile the heads and losses, which changes rounding only and pays on GPUs.
     """
 
-    preset: str = field(default="conclugen", metadata=IDENTITY)
+    preset: str = field(default=DEFAULT_PRESET, metadata=IDENTITY)
     recipe: str = field(default="paper", metadata=IDENTITY)
     modalities: tuple[str, ...] = field(default=("video", "audio", "text"), metadata=IDENTITY)
     model: ModelConfig = field(default_factory=ModelConfig)
-    tasks: TasksConfig = field(
-        default_factory=lambda: TasksConfig(ContrastiveConfig(), ClusteringConfig(), ReconstructionConfig())
-    )
+    tasks: TasksConfig = field(default_factory=_default_tasks)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     seed: int = field(default=127, metadata=IDENTITY)
     global_batch: int = field(default=4096, metadata=IDENTITY)
@@ -114,83 +143,103 @@ class PretrainConfig:
         self._check_modalities()
 
     def _check_modalities(self) -> None:
-        names, tasks = self.modalities, self.tasks
+        names = self.modalities
         require(bool(names) and len(set(names)) == len(names), "modalities", names, "one or more distinct names")
         for name in names:
             require(name.isidentifier(), "modalities", name, "letters, digits and _ only")
         for name in self.model.own_width_modalities:
             choose("model.own_width_modalities", name, names)
-        if tasks.contrastive is not None:
-            require(len(names) >= 2, "modalities", names, "two or more: the contrastive task compares modalities")
-        if tasks.reconstruction is not None and tasks.reconstruction.cross_modal:
-            require(
-                len(names) >= 2, "modalities", names, "two or more: reconstruction.cross_modal decodes one from another"
-            )
-        if tasks.simclr is not None:
-            choose("tasks.simclr.modality", tasks.simclr.modality, names)
-            alone = list(tasks.active) == ["simclr"]
-            require(
-                not alone or len(names) == 1,
-                "modalities",
-                names,
-                f"only {tasks.simclr.modality!r}: simclr uses no other",
-            )
-            require(
-                not alone or self.model.feature_mask == 0,
-                "model.feature_mask",
-                self.model.feature_mask,
-                "0 for simclr alone, which masks by tasks.simclr.mask or reads a stored second view",
-            )
+        reads = self.inputs
+        if all(inputs.views for inputs in reads.values()):
+            masks = " and ".join(f"tasks.{name}.{inputs.masked_by or '*'}" for name, inputs in reads.items())
+            remedy = f"0: {' and '.join(reads)} makes its own views, see {masks}"
+            require(self.model.feature_mask == 0, "model.feature_mask", self.model.feature_mask, remedy)
+
+    @property
+    def inputs(self) -> dict[str, Inputs]:
+        """What each active task reads of the modalities."""
+        return registry.inputs(self.tasks.active, self.modalities)
 
     @property
     def required_modalities(self) -> tuple[str, ...]:
-        """Everything a batch must hold: the modalities learned and simclr's second view, if it is stored."""
-        simclr = self.tasks.simclr
-        second = (simclr.second_view,) if simclr is not None and simclr.second_view is not None else ()
-        return (*self.modalities, *(m for m in second if m not in self.modalities))
+        """Everything a batch must hold: the modalities learned, and what else the views of the tasks are read from."""
+        sources = (source for inputs in self.inputs.values() for source in inputs.sources)
+        return tuple(dict.fromkeys((*self.modalities, *sources)))
 
     def check_serves(self, available: Mapping[str, int]) -> None:
         """Raise ValueError, naming preset, missing modality and remedy, unless `available` (modality -> width) has
         what is needed."""
-        for modality in self.required_modalities:
+        there = ", ".join(f"{m} ({width})" for m, width in available.items()) or "nothing"
+        for modality in self.modalities:
             if modality not in available:
-                there = ", ".join(f"{m} ({width})" for m, width in available.items()) or "nothing"
                 raise ValueError(
                     f"preset {self.preset!r} needs modality {modality!r}{fields.nearest(modality, available)}, "
                     f"but the data has: {there}. Pack that modality, or name the ones to learn: modalities=[...]"
                 )
-        simclr = self.tasks.simclr
-        if simclr is not None and simclr.second_view is not None:
-            width, other = available[simclr.modality], available[simclr.second_view]
-            require(
-                width == other,
-                f"width of second view {simclr.second_view!r}",
-                other,
-                f"{width}, as {simclr.modality!r}",
-            )
+        for name, inputs in self.inputs.items():
+            for view in inputs.views:
+                if view.source not in available:
+                    raise ValueError(
+                        f"task {name!r} needs modality {view.source!r}{fields.nearest(view.source, available)}, but "
+                        f"the data has: {there}. Pack that modality, name another one in tasks.{name}, or leave the "
+                        f"task out: tasks.{name}=null"
+                    )
+                width, other = available[view.modality], available[view.source]
+                place = f"width of {view.source!r}, a view of task {name!r}"
+                require(width == other, place, other, f"{width}, as {view.modality!r}")
+
+    def without_training_views(self) -> PretrainConfig:
+        """This configuration for data that lacks what only training needs, such as stored second views."""
+        tasks = {n: registry.get(n).without_training_views(config) for n, config in self.tasks.active.items()}
+        return dataclasses.replace(self, tasks=dataclasses.replace(self.tasks, **tasks))
 
     def local_batch(self, world_size: int) -> int:
         """Rows of each rank; the last rank's are padded where the global batch can't be shared equally."""
         return math.ceil(self.global_batch / world_size)
 
     def to_dict(self) -> dict[str, Any]:
-        return fields.to_dict(self)
+        """Plain data, JSON-able. A task that is not run is left out (or null), so that the configuration of a run does
+        not depend on what else is installed."""
+        data = fields.to_dict(self)
+        for name, task in registry.registered().items():
+            if data["tasks"][name] is None and not task.absent_as_null:
+                del data["tasks"][name]
+        return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "PretrainConfig":
-        """Strict inverse of `to_dict`: an unknown field or a wrong type raises ValueError with the nearest name."""
-        return fields.from_dict(cls, data)
+    def from_dict(cls, data: Mapping[str, Any]) -> PretrainConfig:
+        """Strict inverse of `to_dict`: an unknown field or a wrong type raises ValueError with the nearest name, a task
+        that no installed package provides with the remedy."""
+        return fields.from_dict(cls, known_tasks(data))
 
     def identity(self) -> dict[str, Any]:
         """The identity fields by dotted name: what must agree for a run to be the same run."""
-        return {name: value for name, kind, value in fields.leaves(self) if kind == "identity"}
+        absent = {f"tasks.{name}" for name, task in registry.registered().items() if not task.absent_as_null}
+        absent -= {f"tasks.{name}" for name in self.tasks.active}
+        leaves = ((name, value) for name, kind, value in fields.leaves(self) if kind == "identity")
+        return {name: value for name, value in leaves if name not in absent}
 
     def identity_digest(self) -> str:
         """Hex digest of the identity fields."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def differences(self, other: "PretrainConfig") -> dict[str, tuple[Any, Any]]:
+    def differences(self, other: PretrainConfig) -> dict[str, tuple[Any, Any]]:
         """Identity fields that differ, by dotted name: (mine, theirs); None where one side lacks the field."""
         mine, theirs = self.identity(), other.identity()
         names = [*mine, *(n for n in theirs if n not in mine)]
         return {n: (mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n)}
+
+
+def known_tasks(data: Mapping[str, Any], provided: Mapping[str, str] | None = None) -> Mapping[str, Any]:
+    """A configuration as plain data without the absent tasks that are not installed here.
+
+    provided: task -> the package that it came from. Raises ValueError naming a task that is run and not installed.
+    """
+    tasks = data.get("tasks") if isinstance(data, Mapping) else None
+    if not isinstance(tasks, Mapping):
+        return data
+    known = (*registry.registered(), *(f.name for f in dataclasses.fields(TaskOptions)))
+    for name, value in tasks.items():
+        if name not in known and isinstance(value, Mapping):
+            raise ValueError(f"tasks.{name}: {registry.unknown(name, (provided or {}).get(str(name), ''))}")
+    return {**data, "tasks": {name: value for name, value in tasks.items() if name in known or value is not None}}

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conclugen import fields, storage
-from conclugen.heads import ModelConfig, RepresentationHead
+from conclugen.heads import RepresentationHead
+from conclugen.model_config import ModelConfig
 from conclugen.pretrainer import Pretrainer
 from conclugen.standardize import Standardize
 

@@ -85,12 +85,10 @@ def report(
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Below these something has collapsed. min_rank: effective rank; min_used: share of clusters with a row;
-    max_uniformity: close to 0 means all rows in one point; chance_factor: recall@1 against chance (1 / rows
-    that have both modalities)."""
+    """Below these something has collapsed. min_rank: effective rank; max_uniformity: close to 0 means all
+    rows in one point; chance_factor: recall@1 against chance (1 / rows that have both modalities)."""
 
     min_rank: float = 3.0
-    min_used: float = 0.25
     max_uniformity: float = -0.1
     chance_factor: float = 1.5
 
@@ -98,7 +96,7 @@ class Thresholds:
 def warnings(
     measures: Mapping[str, float], present: Mapping[str, Tensor], thresholds: Thresholds | None = None
 ) -> list[str]:
-    """One sentence for each sign of collapse in `measures` (of `report`, and clusters/used of the step's metrics): what
+    """One sentence for each sign of collapse in `measures` (of `report`; tasks have their own, `Task.warnings`): what
     was found, the likely cause, the remedy. present: modality -> (B,) bool, as `report` was given it."""
     limit = thresholds or Thresholds()
     pairs = {f"{a}-{b}": int((x & y).sum()) for a, x in present.items() for b, y in present.items()}
@@ -114,13 +112,8 @@ def warnings(
         elif kind == "uniformity" and value > limit.max_uniformity:
             found.append(
                 f"projections of {where} lie almost in one point (uniformity {value:.2f}). Likely nothing pushes "
-                "them apart: use a temperature (tasks.contrastive.temperature=0.1), a larger global_batch, or "
-                "a smaller weight of clustering"
-            )
-        elif name == "clusters/used" and value < limit.min_used:
-            found.append(
-                f"only {value:.0%} of the clusters have a row. Likely too many clusters for the data, or clustering "
-                "began too early; use fewer, a later start_epoch, or kmeans_start='warm', which re-seeds empty ones"
+                "them apart: give the task that compares rows a lower temperature, or use a larger global_batch, or "
+                "a smaller weight of the tasks that draw rows together"
             )
         elif kind == "recall@1" and pairs[where] >= 20 and value < limit.chance_factor / pairs[where]:
             found.append(

@@ -27,9 +27,14 @@ class Presence:
     offset: int
 
     @classmethod
-    def of(cls, batch: Batch, modalities: tuple[str, ...], with_group: bool = False) -> "Presence":
-        """Gather presence (and groups, where a loss needs them) of all ranks in one collective."""
+    def of(
+        cls, batch: Batch, modalities: tuple[str, ...], with_group: bool = False, together: bool = False
+    ) -> "Presence":
+        """Gather presence (and groups, where a loss needs them) of all ranks in one collective. together: where one
+        of the modalities is missing, all of them count as missing."""
         local_MB = torch.stack([batch.present[m] & (batch.row >= 0) for m in modalities])
+        if together:
+            local_MB = local_MB.all(0).repeat(len(modalities), 1)
         columns = [local_MB.T.long()]
         if with_group:
             group_B = torch.full_like(batch.row, -1) if batch.group is None else batch.group
@@ -51,8 +56,12 @@ class Presence:
 
 @dataclass(frozen=True)
 class Latents:
-    """One forward pass: targets modality -> (B, D_m) (unmasked inputs); representations modality -> (B, R);
-    projections (M, B, P) or None; presence; step and epoch, 0-based."""
+    """One forward pass, as a task sees it.
+
+    modalities: the modalities learned, or the names of the task's own views. targets: modality -> (B, D_m), the
+    unmasked inputs; representations: modality -> (B, R); projections: (M, B, P), not normalised, or None where no task
+    reads them; presence; step and epoch, 0-based.
+    """
 
     modalities: tuple[str, ...]
     targets: dict[str, Tensor]

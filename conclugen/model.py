@@ -5,7 +5,7 @@ Shape suffixes: B rows of this rank, M modalities, D feature width, R representa
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,28 @@ from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
 from conclugen.heads import GatedUnit, Linear, Projection, RepresentationHead
 from conclugen.latents import Latents, Presence
-from conclugen.losses.clustering import Clustering
-from conclugen.losses.contrastive import Contrastive
-from conclugen.losses.reconstruction import Reconstruction
-from conclugen.losses.simclr import Simclr
 from conclugen.standardize import Standardize
+from conclugen.tasks import View, registry
+from conclugen.tasks.base import Task
 
-ROW_TASKS = ("reconstruction",)
-"""Tasks whose loss is a sum over rows of what each row gives by itself; the others compare rows."""
-_VIEWS = ("simclr view 1", "simclr view 2")
-_SECOND_VIEW = "simclr second view"
+SHARED = "modalities"
+"""The stream of the tasks without views of their own."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Views that some tasks read, and who of them is present: `together` where a row counts with all views only."""
+
+    views: tuple[View, ...]
+    together: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(view.name for view in self.views)
 
 
 class Model(nn.Module):
-    """Only what the active tasks need exists: the projection for contrastive, clustering and simclr, decoders for
-    reconstruction.
+    """Only what the active tasks need exists: the projection where one of them reads it, and their own maps.
 
     All values are set from the configuration's seed and each map's name, so a task more or less changes no other's
     start.
@@ -38,7 +45,7 @@ class Model(nn.Module):
     def __init__(self, config: PretrainConfig, widths: Mapping[str, int]) -> None:
         super().__init__()
         self.config = config
-        model, tasks = config.model, config.tasks
+        model = config.model
         self.widths = {m: widths[m] for m in config.modalities}
         self.standardize = nn.ModuleDict()
         if model.standardize:
@@ -52,25 +59,29 @@ class Model(nn.Module):
                 for m, width in self.widths.items()
             }
         )
-        self.latent_tasks = [name for name in tasks.active if name != "simclr"]
-        projected = any(name not in ROW_TASKS for name in tasks.active)
-        self.projection = Projection(model) if projected else None
-        self.tasks = nn.ModuleDict()
-        tf32 = config.precision == "bfloat16"
-        if tasks.contrastive is not None:
-            self.tasks["contrastive"] = Contrastive(tasks.contrastive, tf32)
-        if tasks.clustering is not None:
-            self.tasks["clustering"] = Clustering(
-                tasks.clustering, model.projection_dim, config.global_batch, config.seed
-            )
-        if tasks.reconstruction is not None:
-            self.tasks["reconstruction"] = Reconstruction(
-                tasks.reconstruction, self.widths, model.representation_dim, model.reconstruction_hidden_dim
-            )
-        if tasks.simclr is not None:
-            self.tasks["simclr"] = Simclr(tasks.simclr, tf32)
-        if not any(name in ROW_TASKS for name in tasks.active):
+        self.reads = config.inputs
+        self._stream_of, self.streams = _streams(config)
+        self.projection = Projection(model) if any(reads.projection for reads in self.reads.values()) else None
+        self.tasks = nn.ModuleDict(
+            {name: registry.get(name).build(task, config, widths) for name, task in config.tasks.active.items()}
+        )
+        if not any(reads.representation for reads in self.reads.values()):
             self._fix_biases_that_batch_norm_removes()
+
+    @property
+    def shared_tasks(self) -> list[str]:
+        """The tasks that read one view of each modality."""
+        return [name for name, stream in self._stream_of.items() if stream == SHARED]
+
+    @property
+    def row_tasks(self) -> list[str]:
+        """The tasks whose loss is a sum over rows of what each row gives by itself; the others compare rows."""
+        return [name for name in self.tasks if self.task(name).row_wise]
+
+    def task(self, name: str) -> Task:
+        module = self.tasks[name]
+        assert isinstance(module, Task)
+        return module
 
     def initialise(self) -> None:
         for name, module in self.named_modules():
@@ -86,35 +97,18 @@ class Model(nn.Module):
     def compile_regions(self) -> None:
         """From now on compile what `conclugen.compilation` names; the state and the names in it stay as they are.
 
-        Inputs, representations, reconstruction and blocks of similarities concern this rank alone. The projection holds
-        batch norm's collective and is compiled where there is one rank.
+        Inputs, representations and what tasks compile of themselves concern this rank alone. The projection holds batch
+        norm's collective and is compiled where there is one rank.
         """
         options = compilation.options()
         for name in ("inputs", "encode", *(["project"] if distributed.world_size() == 1 else [])):
             setattr(self, name, torch.compile(getattr(self, name), **options))
-        for task in self.tasks.values():
-            if isinstance(task, Reconstruction):
-                task.compile(**options)
-            elif isinstance(task, Contrastive | Simclr):
-                task.sweep = replace(task.sweep, compiled=True)
-
-    @property
-    def clustering(self) -> Clustering | None:
-        module = dict(self.tasks.items()).get("clustering")
-        assert module is None or isinstance(module, Clustering)
-        return module
-
-    @property
-    def scale(self) -> Tensor | None:
-        """The contrastive task's inverse temperature, where it is learned."""
-        module = dict(self.tasks.items()).get("contrastive")
-        scale = module.scale() if isinstance(module, Contrastive) else None
-        return scale if isinstance(scale, Tensor) else None
+        for name in self.tasks:
+            self.task(name).compile_regions(options)
 
     def active_tasks(self, epoch: int) -> list[str]:
         """The tasks that count in this epoch."""
-        clustering = self.clustering
-        return [name for name in self.tasks if name != "clustering" or clustering is None or clustering.active(epoch)]
+        return [name for name in self.tasks if self.task(name).active(epoch)]
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that have gradients, in a fixed order."""
@@ -124,9 +118,8 @@ class Model(nn.Module):
         """The parameters that the losses of these tasks reach."""
         parts: list[nn.Module] = [self.tasks[name] for name in tasks]
         for name in tasks:
-            simclr = self.config.tasks.simclr if name == "simclr" else None
-            parts.append(self.heads if simclr is None else self.heads[simclr.modality])
-            if self.projection is not None and name not in ROW_TASKS:
+            parts += [self.heads[view.modality] for view in self.streams[self._stream_of[name]].views]
+            if self.projection is not None and self.reads[name].projection:
                 parts.append(self.projection)
         return {parameter for part in parts for parameter in part.parameters()}
 
@@ -138,55 +131,37 @@ class Model(nn.Module):
         return self.shares(inputs, representations, self.presences(batch), step, epoch, list(self.tasks))
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Standardised features (B, D) by modality, simclr's second view included."""
+        """Standardised features (B, D) by `View.input`: of each modality, and of others that views are read from."""
         inputs = {m: self.standardized(m, batch.features[m]) for m in self.config.modalities}
-        simclr = self.config.tasks.simclr
-        if simclr is not None and simclr.second_view is not None:
-            inputs[_SECOND_VIEW] = self.standardized(simclr.modality, batch.features[simclr.second_view])
+        for view in self._views():
+            if view.input not in inputs:
+                inputs[view.input] = self.standardized(view.modality, batch.features[view.source])
         return inputs
 
     def representations(self, inputs: Mapping[str, Tensor], row_B: Tensor, step: int) -> dict[str, Tensor]:
-        """Representations (B, R) that the losses need: of each modality, and of simclr's two views. Each row by
-        itself: what a row gives depends on no other."""
-        config, simclr = self.config, self.config.tasks.simclr
-        purposes = [f"mask {m}" for m in config.modalities] if config.model.feature_mask else []
-        if simclr is not None and simclr.second_view is None:
-            purposes += _VIEWS
+        """Representations (B, R) that the losses need, by view. Each row by itself: what a row gives depends on no
+        other."""
+        purposes = [view.purpose for view in self._views() if view.mask]
         # As tensors, since what is compiled must not see a number that changes from step to step.
-        keys = {p: torch.full_like(row_B[:1], random.key(config.seed, p, step)).squeeze(0) for p in purposes}
+        keys = {p: torch.full_like(row_B[:1], random.key(self.config.seed, p, step)).squeeze(0) for p in purposes}
         return self.encode(inputs, row_B, keys)
 
     def encode(self, inputs: Mapping[str, Tensor], row_B: Tensor, keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`representations`, given the key of each purpose of random draws."""
-        model, simclr = self.config.model, self.config.tasks.simclr
+        representations: dict[str, Tensor] = {}
         with self._autocast(row_B):
-            representations = {}
-            if self.latent_tasks:
-                for m in self.config.modalities:
-                    masked = self._masked(inputs[m], row_B, keys.get(f"mask {m}"), model.feature_mask)
-                    representations[m] = self.heads[m](masked)
-            if simclr is not None:
-                first, second = inputs[simclr.modality], inputs.get(_SECOND_VIEW)
-                if second is None:
-                    first, second = (self._masked(first, row_B, keys[view], simclr.mask) for view in _VIEWS)
-                for name, view in zip(_VIEWS, (first, second), strict=True):
-                    representations[name] = self.heads[simclr.modality](view)
+            for view in self._views():
+                masked = self._masked(inputs[view.input], row_B, keys.get(view.purpose), view.mask)
+                representations[view.name] = self.heads[view.modality](masked)
         return representations
 
     def presences(self, batch: Batch) -> dict[str, Presence]:
-        """Who is there, gathered from all ranks: for the tasks over modalities ("modalities"), and for "simclr"."""
-        presences = {}
-        if self.latent_tasks:
-            contrastive = self.config.tasks.contrastive
-            by_group = contrastive is not None and contrastive.negatives == "same_group"
-            presences["modalities"] = Presence.of(batch, self.config.modalities, by_group)
-        simclr = self.config.tasks.simclr
-        if simclr is not None:
-            present = batch.present[simclr.modality]
-            if simclr.second_view is not None:
-                present = present & batch.present[simclr.second_view]
-            presences["simclr"] = Presence.of(Batch({}, {simclr.modality: present}, batch.row), (simclr.modality,))
-        return presences
+        """Who is there, gathered from all ranks, for each stream."""
+        found = {}
+        for key, stream in self.streams.items():
+            groups = any(self.reads[name].groups for name, own in self._stream_of.items() if own == key)
+            found[key] = Presence.of(batch, tuple(view.source for view in stream.views), groups, stream.together)
+        return found
 
     def shares(
         self,
@@ -197,28 +172,32 @@ class Model(nn.Module):
         epoch: int,
         tasks: Sequence[str],
     ) -> dict[str, Tensor]:
-        """This rank's share of the loss of each of `tasks`. Only ROW_TASKS look at the inputs, and they alone may be
-        given a part of this rank's rows."""
+        """This rank's share of the loss of each of `tasks`. Only row-wise tasks look at the inputs, and they alone may
+        be given a part of this rank's rows."""
         shares: dict[str, Tensor] = {}
-        latent_tasks = [name for name in tasks if name != "simclr"]
-        if latent_tasks:
-            presence = presences["modalities"]
-            projections = None
-            if any(name not in ROW_TASKS for name in latent_tasks):
-                projections = self.project([representations[m] for m in self.config.modalities], presence.local)
+        for key, stream in self.streams.items():
+            own = [name for name in tasks if self._stream_of[name] == key]
+            if not own:
+                continue
+            seen, presence, projections = [representations[view.name] for view in stream.views], presences[key], None
+            if any(self.reads[name].projection for name in own):
+                projections = self.project(seen, presence.local)
             latents = Latents(
-                self.config.modalities, dict(inputs), dict(representations), projections, presence, step, epoch
+                modalities=stream.names,
+                targets={view.name: inputs[view.input] for view in stream.views if view.input in inputs},
+                representations=dict(zip(stream.names, seen, strict=True)),
+                projections=projections,
+                presence=presence,
+                step=step,
+                epoch=epoch,
             )
-            for name in latent_tasks:
-                # Decoders are heads and run in the heads' precision; the other tasks are losses alone.
-                with self._autocast(presence.row, name in ROW_TASKS):
+            for name in own:
+                with self._autocast(presence.row, self.task(name).lower_precision):
                     shares[name] = self.tasks[name](latents)
-        if "simclr" in tasks:
-            presence = presences["simclr"]
-            z_2BP = self.project([representations[name] for name in _VIEWS], presence.local.expand(2, -1))
-            with self._autocast(presence.row, False):
-                shares["simclr"] = self.tasks["simclr"](z_2BP, presence.local[0], presence.all[0], presence.offset)
-        return shares
+        return {name: shares[name] for name in tasks}
+
+    def _views(self) -> list[View]:
+        return [view for stream in self.streams.values() for view in stream.views]
 
     def standardized(self, modality: str, x_BD: Tensor) -> Tensor:
         return self.standardize[modality](x_BD) if modality in self.standardize else x_BD
@@ -256,3 +235,19 @@ class Model(nn.Module):
     def _autocast(self, near: Tensor, enabled: bool = True) -> torch.autocast:
         lower = enabled and self.config.precision == "bfloat16"
         return torch.autocast(near.device.type, dtype=torch.bfloat16, enabled=lower)
+
+
+def _streams(config: PretrainConfig) -> tuple[dict[str, str], dict[str, Stream]]:
+    """Task -> name of its stream; name -> stream. Tasks of equal inputs share one."""
+    share = config.model.feature_mask
+    shared = tuple(View(m, m, m, share, f"mask {m}") for m in config.modalities)
+    stream_of: dict[str, str] = {}
+    streams: dict[str, Stream] = {}
+    for name, reads in config.inputs.items():
+        stream = Stream(reads.views or shared, reads.together)
+        key = next((known for known, other in streams.items() if other == stream), None)
+        if key is None:
+            key = name if reads.views or reads.together else SHARED
+            streams[key] = stream
+        stream_of[name] = key
+    return stream_of, streams

@@ -5,33 +5,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from conclugen import fields
-from conclugen.config import RECIPES, PretrainConfig, TasksConfig
-from conclugen.heads import ModelConfig
-from conclugen.losses.clustering import ClusteringConfig
-from conclugen.losses.contrastive import ContrastiveConfig
-from conclugen.losses.reconstruction import ReconstructionConfig
-from conclugen.losses.simclr import SimclrConfig
+from conclugen.config import RECIPES, PretrainConfig, TaskOptions, TasksConfig
+from conclugen.model_config import ModelConfig
 from conclugen.schedule import OptimizerConfig
+from conclugen.tasks import registry
 
 ALL = ("video", "audio", "text")
 ALIASES = {"generative": "generative_only"}
+Recipe = tuple[ModelConfig, OptimizerConfig, float | None]
 
 
-def _paper() -> tuple[ModelConfig, dict[str, Any], OptimizerConfig, float | None]:
+def _paper() -> Recipe:
     """Published formulae. Sizes and weights of pretraining are published nowhere: these lie within the published
     search ranges."""
-    tasks = {
-        "contrastive": ContrastiveConfig(),
-        "clustering": ClusteringConfig(),
-        "reconstruction": ReconstructionConfig(),
-        "simclr": SimclrConfig(),
-    }
-    return ModelConfig(), tasks, OptimizerConfig(), None
+    return ModelConfig(), OptimizerConfig(), None
 
 
-def _improved() -> tuple[ModelConfig, dict[str, Any], OptimizerConfig, float | None]:
-    """The known weaknesses of the published method mended: a temperature, no ReLU where it bars half of the space,
-    standardised inputs, centroids that last from step to step, one scale of the losses throughout, clipped gradients.
+def _improved() -> Recipe:
+    """The known weaknesses of the published method mended: no ReLU where it bars half of the space, standardised
+    inputs, one scale of the losses throughout, clipped gradients; the tasks have a temperature and centroids that last
+    from step to step (`recipes` of each).
 
     Three more choices come from a search on RAVDESS actors 21 to 24: negatives of the same speaker, since what
     modalities share within one speaker is expression, not identity; masked inputs; orthogonal maps to begin from.
@@ -44,38 +37,24 @@ def _improved() -> tuple[ModelConfig, dict[str, Any], OptimizerConfig, float | N
         standardize=True,
         feature_mask=0.3,
     )
-    tasks = {
-        "contrastive": ContrastiveConfig(margin=0.0, temperature=0.3, negatives="same_group"),
-        "clustering": ClusteringConfig(
-            weight=0.2,
-            margin=0.0,
-            score="cosine",
-            temperature=0.1,
-            kmeans_start="warm",
-            max_iterations=10,
-            queue="rolling",
-        ),
-        "reconstruction": ReconstructionConfig(output_activation="none"),
-        "simclr": SimclrConfig(),
-    }
-    return model, tasks, OptimizerConfig(lr=2e-3, weight_decay=1e-4, decay="matrices", schedule="cosine"), 10.0
+    return model, OptimizerConfig(lr=2e-3, weight_decay=1e-4, decay="matrices", schedule="cosine"), 10.0
 
 
-_RECIPES: dict[str, Callable[[], tuple[ModelConfig, dict[str, Any], OptimizerConfig, float | None]]] = {
-    "paper": _paper,
-    "improved": _improved,
-}
+_RECIPES: dict[str, Callable[[], Recipe]] = {"paper": _paper, "improved": _improved}
 
-PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "conclugen": (ALL, ("contrastive", "clustering", "reconstruction")),
-    "contrast_cluster": (ALL, ("contrastive", "clustering")),
-    "contrast_generative": (ALL, ("contrastive", "reconstruction")),
-    "contrast_only": (ALL, ("contrastive",)),
-    "contrast_only_video_audio": (("video", "audio"), ("contrastive",)),
-    "contrast_only_video_text": (("video", "text"), ("contrastive",)),
-    "generative_only": (ALL, ("reconstruction",)),
-    "simclr": (("video_3d",), ("simclr",)),
-}
+
+def _variants() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Every variant that a task says it is part of."""
+    found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    for name, task in registry.registered().items():
+        for preset, modalities in task.presets.items():
+            known, tasks = found.get(preset, (modalities, ()))
+            assert known == modalities, f"tasks {tasks} and {name} differ over the modalities of preset {preset}"
+            found[preset] = (modalities, (*tasks, name))
+    return found
+
+
+PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = _variants()
 """Name -> (modalities, tasks)."""
 
 
@@ -83,8 +62,8 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
     """The configuration of preset `name`, with overrides by field: `seed=1`, `model={"representation_dim": 512}`,
     `tasks={"clustering": {"weight": 0.1}}`, `modalities=("audio", "text")`.
 
-    Raises ValueError for an unknown preset, recipe or field, for a task that the preset does not run, and for
-    a value out of range.
+    A task is left out by None, and any registered one is added by its fields, or by `{}` as the recipe has it.
+    Raises ValueError for an unknown preset, recipe, task or field, and for a value out of range.
     """
     fields.choose("preset", name, [*PRESETS, *ALIASES])
     fields.choose("recipe", recipe, RECIPES)
@@ -94,19 +73,18 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
     chosen = overrides.pop("modalities", None)
     if chosen is not None:
         modalities = (chosen,) if isinstance(chosen, str) else tuple(chosen)
-    model, tasks, optimizer, clip_norm = _RECIPES[recipe]()
+    model, optimizer, clip_norm = _RECIPES[recipe]()
     divisor = "active" if recipe == "paper" else "configured"
-    changed = overrides.get("tasks")
-    _check_tasks(name, task_names, changed)
-    left_out = [task for task, value in changed.items() if value is None] if isinstance(changed, Mapping) else []
-    active = {task: tasks[task] for task in task_names if task not in left_out}
-    if "simclr" in active and modalities:
-        active["simclr"] = SimclrConfig(modality=modalities[0])
+    active = {
+        task: registry.get(task).adapted(registry.get(task).recipe(recipe), modalities)
+        for task in _active(task_names, overrides.get("tasks"))
+    }
+    reads = [registry.get(task).inputs(config, modalities) for task, config in active.items()]
     # A recipe speaks of all modalities and tasks; here stands what has an effect on those of this preset.
     model = dataclasses.replace(
         model,
         own_width_modalities=tuple(m for m in model.own_width_modalities if m in modalities),
-        feature_mask=0.0 if list(active) == ["simclr"] else model.feature_mask,
+        feature_mask=0.0 if reads and all(inputs.views for inputs in reads) else model.feature_mask,
     )
     config = PretrainConfig(
         preset=name,
@@ -120,13 +98,14 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
     return fields.merge(config, overrides)
 
 
-def _check_tasks(preset: str, names: tuple[str, ...], overrides: Any) -> None:
-    """Overrides may change a task that the preset runs, and nothing else: a misspelt weight must not vanish."""
-    if isinstance(overrides, Mapping):
-        options = [f.name for f in dataclasses.fields(TasksConfig) if f.metadata.get("kind")]
-        for task in overrides:
-            if task not in (*names, *options):
-                raise ValueError(
-                    f"preset {preset!r} runs no task {task!r}{fields.nearest(task, names)}; "
-                    f"its tasks: {', '.join(names)}"
-                )
+def _active(names: tuple[str, ...], overrides: Any) -> list[str]:
+    """The tasks of a preset without those that are left out, and with those that are added, in their fixed order.
+
+    Raises ValueError for a name that is no task's: a misspelt weight must not vanish."""
+    changed = overrides if isinstance(overrides, Mapping) else {}
+    options = [f.name for f in dataclasses.fields(TaskOptions)]
+    for task, value in changed.items():
+        if task not in options and (value is not None or task not in names):
+            registry.get(task)
+    wanted = {*names, *(task for task in changed if task not in options)}
+    return [task for task in registry.registered() if task in wanted and changed.get(task, {}) is not None]

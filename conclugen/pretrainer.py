@@ -103,8 +103,9 @@ class Pretrainer:
         rows = self._rows(batch)
         step, epoch = self.step_number, self.epoch
         active = self.model.active_tasks(epoch)
-        if self.model.clustering is not None and (step == 0 or epoch > self._epoch_of(step - 1)):
-            self.model.clustering.begin_epoch()
+        if step == 0 or epoch > self._epoch_of(step - 1):
+            for name in self.model.tasks:
+                self.model.task(name).begin_epoch()
         self.model.train()
         weights = self.weighting.weights(active)
         computed = self._gradients.compute(rows, step, epoch, active, self.weighting.factors(active))
@@ -166,14 +167,13 @@ class Pretrainer:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{name}/{key}"] = value
-        clustering = self.model.clustering
         meta: dict[str, Any] = {
             "config": self.config.to_dict(),
             "widths": self.widths,
             "steps_per_epoch": saved_state.written(self.steps_per_epoch),
             "step_number": self.step_number,
             "weights": self.weighting.state(),
-            "clustering": None if clustering is None else {"queued": clustering.queued, "started": clustering.started},
+            "tasks": {name: saved for name in self.model.tasks if (saved := self.model.task(name).saved()) is not None},
         }
         return {name: x.detach() for name, x in tensors.items()}, meta
 
@@ -186,16 +186,16 @@ class Pretrainer:
         saved_state.check_meta(meta, self.config, self.widths, self.steps_per_epoch)
         own, _ = self.state()
         saved_state.check_tensors(tensors, own)
-        clustering = self.model.clustering
-        if clustering is not None:
-            queued, started = saved_state.check_clustering(meta["clustering"], clustering.config.queue_batches)
+        tasks = [self.model.task(name) for name in self.model.tasks]
+        restored = saved_state.check_tasks(meta, tasks)
         if "weights" in meta:  # states from before weights could change have none: theirs are the configured ones
             self.weighting.restore(meta["weights"], meta["step_number"])
         for name, x in own.items():
             x.copy_(tensors[name])
         self.step_number = meta["step_number"]
-        if clustering is not None:
-            clustering.queued, clustering.started = queued, started
+        for task in tasks:
+            if task.name in restored:
+                task.restore(restored[task.name])
 
     def _rows(self, batch: Any) -> Batch:
         rows = Batch.of(batch, self.device, self.dtype)

@@ -1,12 +1,13 @@
 """Does a saved state belong to this run? Everything is compared before anything is changed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
 from conclugen.config import PretrainConfig
+from conclugen.tasks.base import Task
 
 
 def written(steps_per_epoch: int | Fraction) -> int | str:
@@ -19,7 +20,7 @@ def check_meta(
 ) -> None:
     """Raise ValueError naming what differs: identity fields of the configuration, widths, steps per epoch; or what is
     missing, or no count."""
-    for name in ("config", "widths", "steps_per_epoch", "step_number", "clustering"):
+    for name in ("config", "widths", "steps_per_epoch", "step_number"):
         if name not in meta:
             raise ValueError(f"saved state: {name!r} is missing")
     check_count("step_number", meta["step_number"])
@@ -32,20 +33,28 @@ def check_meta(
             raise ValueError(f"{name}: saved {meta[name]!r}, now {own!r}; a run goes on with the data it began with")
 
 
-def check_clustering(saved: Any, queue_batches: int) -> tuple[int, bool]:
-    """Filled batches of the queue, and whether there are centroids; raises ValueError where `saved` can't say so."""
-    if not isinstance(saved, Mapping) or set(saved) != {"queued", "started"} or not isinstance(saved["started"], bool):
-        raise ValueError(
-            f"saved state: clustering is {saved!r}, expected queued (a number) and started (true or false)"
-        )
-    return check_count("clustering.queued", saved["queued"], queue_batches), saved["started"]
+def check_tasks(meta: Mapping[str, Any], tasks: Iterable[Task]) -> dict[str, Any]:
+    """Task -> its saved state, for those that have any; raises ValueError where it is missing or can't be one.
+
+    States of the first version have it beside the rest, under the task's name.
+    """
+    saved = meta.get("tasks", meta)
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"saved state: tasks is {saved!r}, expected a mapping of task -> state")
+    found = {}
+    for task in tasks:
+        if task.saved() is not None:
+            if task.name not in saved:
+                raise ValueError(f"saved state: {task.name!r} is missing")
+            task.check_saved(saved[task.name])
+            found[task.name] = saved[task.name]
+    return found
 
 
-def check_count(name: str, value: Any, most: int | None = None) -> int:
-    """`value`, if it is a whole number from 0 to `most`; else raises ValueError."""
-    if type(value) is not int or value < 0 or (most is not None and value > most):
-        raise ValueError(f"saved state: {name} is {value!r}, expected an integer from 0{f' to {most}' if most else ''}")
-    return value
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a whole number of at least 0."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"saved state: {name} is {value!r}, expected an integer from 0")
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -13,11 +13,21 @@ SCHEDULES = ("restarts", "cosine")
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up, then cosine annealing with warm restarts (2017).
 
-    schedule: "restarts" (published), or "cosine": one descent to `min_lr` at the end of the run, with a warm-up of at
-    most a tenth of it. lr: peak learning rate; warmup_epochs: from `warmup_start` x lr to lr; restart_epochs: length T0
-    of the first cycle; restart_factor: each cycle is so many times as long as the last; min_lr: the trough; peak_decay:
-    factor on the peak at each restart (1 leaves it). decay "matrices" spares biases, normalisation and temperatures,
-    "all" decays everything.
+    Attributes:
+        lr: Peak learning rate.
+        weight_decay: Decay of the weights, decoupled from the gradient.
+        decay: "all" decays every parameter; "matrices" spares biases, normalisation and temperatures.
+        beta1: Decay of the gradient's running mean.
+        beta2: Decay of the squared gradient's running mean.
+        eps: Added to the root of the squared gradient's mean.
+        schedule: "restarts" (published), or "cosine": one descent to `min_lr` at the end of the run, with a warm-up of
+            at most a tenth of it.
+        warmup_epochs: Epochs over which the rate grows from `warmup_start` x lr to lr.
+        warmup_start: Share of lr at the first step.
+        restart_epochs: Length T0 of the first cycle, in epochs.
+        restart_factor: Each cycle is so many times as long as the last.
+        min_lr: Rate at the end of each cycle.
+        peak_decay: Factor on the peak at each restart; 1 leaves it.
     """
 
     lr: float = field(default=2e-5, metadata=SCHEDULABLE)

@@ -19,7 +19,7 @@ def collect(
     """0-d tensors by name.
 
     loss/<task> unweighted, weight/<task> before the divisor (both of active tasks), conflict/<a>/<b>: cosine of two
-    tasks' gradients, temperature, clusters/used and clusters/perplexity, and whatever `always` holds.
+    tasks' gradients, what active tasks tell of themselves, and whatever `always` holds.
     """
     metrics = {name: _tensor(value) for name, value in always.items()}
     metrics |= {f"loss/{name}": losses[name] for name in active}
@@ -27,12 +27,8 @@ def collect(
     if cosines is not None:
         for i, a in enumerate(active):
             metrics |= {f"conflict/{a}/{b}": cosines[i, j] for j, b in enumerate(active) if j > i}
-    if model.scale is not None:
-        metrics["temperature"] = 1 / model.scale.detach()
-    if model.clustering is not None and "clustering" in active:
-        share = model.clustering.assigned / model.clustering.assigned.sum().clamp(min=1)
-        metrics["clusters/used"] = (share > 0).to(share.dtype).mean()
-        metrics["clusters/perplexity"] = torch.special.entr(share).sum().exp()
+    for name in active:
+        metrics |= model.task(name).metrics()
     return metrics
 
 

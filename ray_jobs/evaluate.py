@@ -6,7 +6,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -168,10 +168,7 @@ def representations(
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
     """Representations by the run's own heads as they were before the first step, standardisation included."""
-    config = saved_config.pretraining(folder.config)
-    if config.tasks.simclr is not None:
-        # A second view is what training compares with; labelled shards need not have it.
-        config = replace(config, tasks=replace(config.tasks, simclr=replace(config.tasks.simclr, second_view=None)))
+    config = saved_config.pretraining(folder.config).without_training_views()
     widths = {m: x.shape[1] for m, x in rows.features.items()}
     pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
     blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]

@@ -56,10 +56,11 @@ class Validation:
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
         representations = pretrainer.embed(batch)
         measures = health.report(representations, pretrainer.project(batch), batch.present)
-        clustering = pretrainer.model.clustering
-        if clustering is not None and bool(clustering.assigned.any()):  # of the last training step
-            measures["clusters/used"] = float((clustering.assigned > 0).double().mean())
+        tasks = [pretrainer.model.task(name) for name in pretrainer.model.tasks]
+        for task in tasks:
+            measures |= task.measures()  # of the last training step
         found = health.warnings(measures, batch.present)
+        found += [warning for task in tasks for warning in task.warnings(measures)]
         for warning in found:
             print(f"warning: {warning}", flush=True)
         measures["warnings"] = float(len(found))
@@ -75,8 +76,8 @@ class Validation:
         pretrainer = Pretrainer(replace(config, model=tiny, compile=False), widths, steps_per_epoch=1)
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
         names = [*health.report(pretrainer.embed(batch), pretrainer.project(batch), batch.present), "warnings"]
-        if pretrainer.model.clustering is not None:
-            names.append("clusters/used")  # from its first step on
+        for name in pretrainer.model.tasks:
+            names += pretrainer.model.task(name).measured  # from their first step on
         if self._label is not None:
             names.append("neighbour_accuracy")
         return names

@@ -16,7 +16,7 @@ from benchmarks import svg as bench_plot
 from benchmarks.flops import similarity_flops, step_flops
 from benchmarks.step import WIDTHS, random_batch
 from conclugen import Pretrainer, presets
-from conclugen.losses.clustering import Clustering
+from conclugen.tasks.clustering import Clustering
 
 B = 16
 SIZES = {"representation_dim": 24, "projection_dim": 12, "reconstruction_hidden_dim": 20}

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conclugen import fields, presets
+from conclugen import blockwise, fields, presets
+from conclugen.blockwise import Compared, Sweep, log_sums
 from conclugen.latents import Latents, Presence
-from conclugen.losses import blockwise
-from conclugen.losses.blockwise import Compared, Sweep, log_sums
-from conclugen.losses.contrastive import Contrastive, ContrastiveConfig, ring
-from conclugen.losses.simclr import Simclr, SimclrConfig
+from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig, ring
+from conclugen.tasks.simclr import Simclr, SimclrConfig
 from tests.conclugen import dense_losses
 
 N, P = 37, 6
@@ -71,7 +70,9 @@ def test_contrastive_is_the_dense_one(modalities: int, grouped: bool, pattern: s
 def test_nt_xent_is_the_dense_one(pattern: str, block_rows: int | None) -> None:
     valid = presence(pattern, False, 1).local[0]
     z, same_z = (randn(2, N, P).requires_grad_() for _ in range(2))
-    found = Simclr(SimclrConfig(temperature=0.1, block_rows=block_rows))(z, valid, valid, 0)
+    there = Presence(valid.repeat(2, 1), valid.repeat(2, 1), torch.arange(len(valid)), None, 0)
+    latents = Latents(("a", "b"), {}, {}, z, there, 0, 0)
+    found = Simclr(SimclrConfig(temperature=0.1, block_rows=block_rows))(latents)
     expected = dense_losses.nt_xent(same_z, valid, 0.1)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     found.backward()
@@ -146,7 +147,7 @@ def peak_bytes(sizes: list[int]) -> list[int]:
         import sys, torch
         from pathlib import Path
         from conclugen.latents import Latents, Presence
-        from conclugen.losses.contrastive import Contrastive, ContrastiveConfig
+        from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig
         torch.set_num_threads(1)
         def resident(field):
             lines = Path("/proc/self/status").read_text().splitlines()

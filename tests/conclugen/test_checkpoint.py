@@ -157,9 +157,10 @@ def test_a_flipped_bit_of_the_document_is_found_or_changes_nothing(saved: Path) 
         (("meta", "weights", "current", "contrastive"), "inf"),
         (("meta", "weights", "current", "contrastive"), -1),
         (("meta", "weights", "configured"), []),
-        (("meta", "clustering"), None),
-        (("meta", "clustering", "queued"), 10**30),
-        (("meta", "clustering", "started"), "yes"),
+        (("meta", "tasks"), 3),
+        (("meta", "tasks", "clustering"), None),
+        (("meta", "tasks", "clustering", "queued"), 10**30),
+        (("meta", "tasks", "clustering", "started"), "yes"),
     ],
 )
 def test_a_document_that_says_what_can_t_be_is_refused_before_anything_changes(
@@ -181,11 +182,33 @@ def test_a_document_that_says_what_can_t_be_is_refused_before_anything_changes(
     assert pretrainer.step_number == 0
 
 
-@pytest.mark.parametrize("name", ["config", "widths", "steps_per_epoch", "clustering"])
+def test_a_checkpoint_of_the_last_version_goes_on(saved: Path) -> None:
+    """Its tasks are all listed, and a task's state lies beside the rest."""
+    document = json.loads((saved / checkpoint.DOCUMENT).read_text())
+    state, tasks = document["meta"].pop("tasks"), document["meta"]["config"]["tasks"]
+    assert state.keys() == {"clustering"} and {"contrastive", "simclr"} <= tasks.keys() and tasks["simclr"] is None
+    edit(saved, meta=document["meta"] | state)
+    pretrainer = fresh(small_config("conclugen"))
+    checkpoint.load(saved).restore(pretrainer)
+    assert (
+        pretrainer.model.task("clustering").saved() == state["clustering"] != fresh().model.task("clustering").saved()
+    )
+
+
+def test_a_checkpoint_names_the_package_that_its_task_needs(saved: Path) -> None:
+    meta = json.loads((saved / checkpoint.DOCUMENT).read_text())["meta"]
+    meta["config"]["tasks"]["margin"] = {"weight": 1.0}
+    edit(saved, meta=meta)
+    with pytest.raises(ValueError, match=r"tasks\.margin: no installed package provides task 'margin'.*install"):
+        checkpoint.load(saved).restore(fresh(small_config("conclugen")))
+
+
+@pytest.mark.parametrize("name", ["config", "widths", "steps_per_epoch", "tasks"])
 def test_a_state_that_lacks_something_is_refused(saved: Path, name: str) -> None:
     meta = json.loads((saved / checkpoint.DOCUMENT).read_text())["meta"]
     edit(saved, meta={key: value for key, value in meta.items() if key != name})
-    with pytest.raises(ValueError, match=f"'{name}' is missing"):
+    lacking = {"tasks": "clustering"}.get(name, name)
+    with pytest.raises(ValueError, match=f"'{lacking}' is missing"):
         checkpoint.load(saved).restore(fresh(small_config("conclugen")))
 
 

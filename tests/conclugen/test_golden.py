@@ -11,10 +11,10 @@ from torch import Tensor
 
 from conclugen.heads import GatedUnit
 from conclugen.latents import Latents, Presence
-from conclugen.losses.clustering import assignment_sum, joint_features
-from conclugen.losses.contrastive import Contrastive, ContrastiveConfig
-from conclugen.losses.reconstruction import squared_error_sum
-from conclugen.losses.simclr import Simclr, SimclrConfig
+from conclugen.tasks.clustering import assignment_sum, joint_features
+from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig
+from conclugen.tasks.reconstruction import squared_error_sum
+from conclugen.tasks.simclr import Simclr, SimclrConfig
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 MODALITIES = ("video", "audio", "text")
@@ -92,8 +92,9 @@ def test_clustering_individual(inputs: Inputs) -> None:
 
 
 def test_simclr(inputs: Inputs) -> None:
-    everywhere = torch.ones(B, dtype=torch.bool)
-    loss = Simclr(SimclrConfig())(inputs.X.reshape(2, B, D), everywhere, everywhere, 0)
+    everywhere = torch.ones(2, B, dtype=torch.bool)
+    presence = Presence(everywhere, everywhere, torch.arange(B), None, 0)
+    loss = Simclr(SimclrConfig())(Latents(("a", "b"), {}, {}, inputs.X.reshape(2, B, D), presence, 0, 0))
     assert float(loss) == close(value("simclr"))
 
 

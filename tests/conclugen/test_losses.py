@@ -9,11 +9,11 @@ from torch import Tensor
 
 from conclugen.heads import Decoder
 from conclugen.latents import Latents, Presence
-from conclugen.losses.clustering import Clustering, ClusteringConfig, assignment_sum, joint_features
-from conclugen.losses.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig, comparisons, ring
-from conclugen.losses.reconstruction import Reconstruction, ReconstructionConfig
-from conclugen.losses.simclr import Simclr, SimclrConfig
 from conclugen.random import uniform
+from conclugen.tasks.clustering import Clustering, ClusteringConfig, assignment_sum, joint_features
+from conclugen.tasks.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig, comparisons, ring
+from conclugen.tasks.reconstruction import Reconstruction, ReconstructionConfig
+from conclugen.tasks.simclr import Simclr, SimclrConfig
 from tests.conclugen.slow_kmeans import slow_kmeans
 
 B, P = 9, 4
@@ -169,7 +169,8 @@ def test_reconstruction(pattern: str, cross_modal: bool) -> None:
 def test_simclr(pattern: str) -> None:
     z = randn(2, B, P).requires_grad_()
     valid = presence(pattern).local[0]
-    loss = Simclr(SimclrConfig(temperature=0.3))(z, valid, valid, 0)
+    there = Presence(valid.repeat(2, 1), valid.repeat(2, 1), torch.arange(B), None, 0)
+    loss = Simclr(SimclrConfig(temperature=0.3))(Latents(("a", "b"), {}, {}, z, there, 0, 0))
     unit = (z / z.norm(dim=2, keepdim=True)).detach().numpy()
     views = [(v, i) for v in range(2) for i in range(B) if valid[i]]
     terms = []

@@ -268,7 +268,7 @@ def test_construction_refuses_what_cannot_work() -> None:
 @pytest.mark.parametrize(("total", "batch"), [(70, 24), (96, 24), (49, 24)])
 def test_a_batch_counts_to_the_epoch_of_its_last_row(total: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the remainder is carried over, an epoch is a fraction of steps; clustering begins each anew, once."""
-    from conclugen.losses.clustering import Clustering
+    from conclugen.tasks.clustering import Clustering
 
     plan = EpochPlan([total], seed=1, global_batch=batch, remainder="carry")
     pretrainer = fresh(small_config("conclugen"), plan.steps_per_epoch)
@@ -374,11 +374,10 @@ def test_every_mask_of_every_step_is_a_draw_of_its_own(
     assert len(set(keys)) == len(keys) >= 3 * masks
 
 
-def test_clustering_is_told_of_each_epoch_s_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_told_of_each_epoch_s_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrainer = fresh(small_config(recipe="paper"), steps_per_epoch=3)
-    assert pretrainer.model.clustering is not None
     told: list[int] = []
-    monkeypatch.setattr(pretrainer.model.clustering, "begin_epoch", lambda: told.append(pretrainer.step_number))
+    monkeypatch.setattr(pretrainer.model.task("clustering"), "begin_epoch", lambda: told.append(pretrainer.step_number))
     for step in range(7):
         pretrainer.step(rows(step))
     assert told == [0, 3, 6]

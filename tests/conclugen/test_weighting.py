@@ -14,8 +14,8 @@ from torch import Tensor
 
 from conclugen import Pretrainer, checkpoint, gradient_conflicts, random, weighting
 from conclugen.config import TasksConfig
-from conclugen.losses.contrastive import ContrastiveConfig
-from conclugen.losses.reconstruction import ReconstructionConfig
+from conclugen.tasks.contrastive import ContrastiveConfig
+from conclugen.tasks.reconstruction import ReconstructionConfig
 from tests.conclugen.runs import fresh, rows, small_config
 
 TASKS = ("contrastive", "clustering", "reconstruction")

@@ -39,13 +39,14 @@ def test_a_collapsed_representation_is_warned_of(manifest: Manifest, capsys: pyt
 
 @pytest.mark.parametrize("preset", ["conclugen", "contrast_only_video_audio", "generative_only"])
 def test_names_are_known_before_the_first_step(preset: str, manifest: Manifest) -> None:
-    """Those of clustering too, which are measured only after a step with it."""
+    """Those of tasks too, which are measured only after a step with them."""
     pretrainer = untrained(preset, manifest)
     data = DataConfig(folder=manifest.folder, label="emotion")
     validation = Validation.open(data, manifest, pretrainer.config.modalities)
     assert validation is not None
-    if pretrainer.model.clustering is not None:
-        pretrainer.model.clustering.assigned += 1
+    for name, buffer in pretrainer.model.named_buffers():
+        if name.endswith(".assigned"):
+            buffer += 1
     measured = validation.measure(pretrainer)
     assert sorted(validation.names(pretrainer.config, pretrainer.widths)) == sorted(measured)
     assert {"effective_rank/video", "warnings", "neighbour_accuracy"} <= measured.keys()

@@ -24,7 +24,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from conclugen import compilation, distributed
-from conclugen.fields import require
 
 # Scores of one block where the configuration names no number of rows: 64 MiB in float32, all of a batch of 4,096.
 SCORES_PER_BLOCK = 1 << 24
@@ -64,10 +63,6 @@ class Sweep:
     def rows(self, columns: int) -> int:
         """Rows of a block over so many columns."""
         return self.block_rows or max(1, SCORES_PER_BLOCK // columns)
-
-
-def check_block_rows(field: str, value: int | None) -> None:
-    require(value is None or value >= 1, field, value, "None or 1 or more rows")
 
 
 def log_sums(

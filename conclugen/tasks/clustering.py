@@ -12,27 +12,45 @@ Shape suffixes: M modalities, B rows of this rank, G rows of the global batch, Q
 cluster features.
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from conclugen import distributed
-from conclugen.fields import IDENTITY, SCHEDULABLE, choose, finite, require
-from conclugen.heads import Linear
-from conclugen.kmeans import cosine_kmeans, draw_rows
-from conclugen.latents import Latents
+from conclugen.fields import IDENTITY, SCHEDULABLE, choose, require
+from conclugen.search_space import Searched
+from conclugen.tasks.base import Inputs, Task, check_weight
+from conclugen.tasks.deferred import distributed, functional, heads, kmeans, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conclugen.config import PretrainConfig
+    from conclugen.latents import Latents
+
+_ALL = ("video", "audio", "text")
+_FEWEST_USED = 0.25  # share of clusters with a row below which most of them stand for nothing
 
 
 @dataclass(frozen=True)
 class ClusteringConfig:
-    """weight: in the mean over tasks. clusters K. queue_batches: earlier global batches kept. start_epoch: first epoch
-    (0-based) in which the task counts. mode: "joint" or "individual". margin: off the assigned score. score: "dot"
-    (published) or "cosine" over `temperature`. kmeans_start: "random" rows at each step (published; cluster numbers
-    permute, an empty cluster becomes the zero vector) or "warm" from the last centroids (empty clusters are re-seeded
-    from drawn rows). queue: "per_epoch" (published: emptied at each epoch's start, used once full) or "rolling" (never
-    emptied, used as far as filled).
+    """Cross-entropy of each row's cluster scores against the cluster that k-means gave it.
+
+    Attributes:
+        weight: Factor of the loss in the mean over tasks.
+        clusters: Number of clusters K.
+        queue_batches: Earlier global batches among whose rows k-means clusters.
+        start_epoch: First epoch (0-based) in which the task counts.
+        mode: "joint": the mean over modalities is scored; "individual": each modality, and the losses are summed.
+        margin: Taken off the score of the assigned cluster.
+        score: "dot" (published), or "cosine" over `temperature`.
+        temperature: What scores are divided by.
+        kmeans_start: From "random" rows at each step (published; cluster numbers permute, an empty cluster becomes the
+            zero vector), or "warm" from the last centroids (empty clusters are re-seeded from drawn rows).
+        max_iterations: Iterations of k-means at most.
+        queue: "per_epoch" (published: emptied at each epoch's start, used once full), or "rolling" (never emptied, used
+            as far as filled).
     """
 
     weight: float = field(default=1.0, metadata=SCHEDULABLE)
@@ -48,7 +66,7 @@ class ClusteringConfig:
     queue: str = field(default="per_epoch", metadata=IDENTITY)
 
     def __post_init__(self) -> None:
-        require(finite(self.weight) and self.weight > 0, "tasks.clustering.weight", self.weight, "a number above 0")
+        check_weight("clustering", self.weight)
         require(self.clusters >= 2, "tasks.clustering.clusters", self.clusters, "2 or more")
         require(self.queue_batches >= 0, "tasks.clustering.queue_batches", self.queue_batches, "0 or more")
         require(self.start_epoch >= 0, "tasks.clustering.start_epoch", self.start_epoch, "0 or more")
@@ -76,19 +94,97 @@ def assignment_sum(
     return torch.where(valid_B, losses_B, 0).sum()
 
 
-class Clustering(nn.Module):
+class Clustering(Task):
     """Owns the cluster head, the centroids and the queue; the last two are the same on every rank."""
+
+    name, short, title = "clustering", "K", "multi-modal clustering"
+    Config = ClusteringConfig
+    order = 20
+    absent_as_null = True
+    recipes = {
+        "improved": ClusteringConfig(
+            weight=0.2,
+            margin=0.0,
+            score="cosine",
+            temperature=0.1,
+            kmeans_start="warm",
+            max_iterations=10,
+            queue="rolling",
+        )
+    }
+    presets = {"conclugen": _ALL, "contrast_cluster": _ALL}
+    searched = (
+        Searched(
+            "clusters",
+            "tasks.clustering.clusters",
+            (2, 4, 8, 32, 64, 128),
+            (8, 16, 32),
+            "K, where the clustering task is active.",
+            ablation=32,
+        ),
+        Searched(
+            "queue_batches",
+            "tasks.clustering.queue_batches",
+            (2, 4, 8, 16, 32, 64, 128),
+            (0, 2, 4),
+            "Earlier batches among which k-means clusters.",
+            ablation=2,
+        ),
+        Searched(
+            "start_epoch",
+            "tasks.clustering.start_epoch",
+            (0, 3, 6, 9, 12, 15),
+            (0, 2),
+            "First epoch of the clustering task; below `epochs`.",
+            begins=True,
+        ),
+        Searched(
+            "cluster_mode",
+            "tasks.clustering.mode",
+            ("joint", "individual"),
+            ("joint",),
+            "`joint` or `individual` clustering of modalities.",
+        ),
+    )
+    measured = ("clusters/used",)
+    variants = {
+        "individual": {"mode": "individual"},
+        "warm, rolling queue": {"kmeans_start": "warm", "queue": "rolling", "score": "cosine", "temperature": 0.1},
+        "no queue": {"queue_batches": 0},
+    }
 
     centroids: Tensor
     queue: Tensor
     queue_valid: Tensor
     assigned: Tensor
 
+    @classmethod
+    def inputs(cls, config: ClusteringConfig, modalities: tuple[str, ...]) -> Inputs:
+        return Inputs(projection=True, representation=False)
+
+    @classmethod
+    def begins(cls, config: ClusteringConfig) -> int:
+        return config.start_epoch
+
+    @classmethod
+    def within(cls, config: ClusteringConfig, epochs: int) -> ClusteringConfig:
+        return replace(config, start_epoch=0) if config.start_epoch >= epochs else config
+
+    @classmethod
+    def flops(cls, config: ClusteringConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+        K, P, modalities = config.clusters, run.model.projection_dim, len(run.modalities)
+        scored = 1 if config.mode == "joint" else modalities
+        return run.global_batch * (modalities * 6 * P * K + scored * 4 * K * K)
+
+    @classmethod
+    def build(cls, config: ClusteringConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Clustering:
+        return cls(config, run.model.projection_dim, run.global_batch, run.seed)
+
     def __init__(self, config: ClusteringConfig, projection_dim: int, global_batch: int, seed: int) -> None:
-        super().__init__()
-        self.config, self.global_batch, self.seed = config, global_batch, seed
+        super().__init__(config)
+        self.global_batch, self.seed = global_batch, seed
         K, rows = config.clusters, config.queue_batches * global_batch
-        self.head = Linear(projection_dim, K, bias=False)
+        self.head = heads.Linear(projection_dim, K, bias=False)
         self.register_buffer("centroids", torch.zeros(K, K))
         self.register_buffer("queue", torch.zeros(rows, K))
         self.register_buffer("queue_valid", torch.zeros(rows, dtype=torch.bool))
@@ -96,14 +192,50 @@ class Clustering(nn.Module):
         self.queued = 0
         self.started = False
 
-    def active(self, epoch: int) -> bool:
-        return epoch >= self.config.start_epoch
-
     def begin_epoch(self) -> None:
         if self.config.queue == "per_epoch":
             self.queue.zero_()
             self.queue_valid.zero_()
             self.queued = 0
+
+    def metrics(self) -> dict[str, Tensor]:
+        """How many clusters the batch's rows are in, and how evenly."""
+        share = self.assigned / self.assigned.sum().clamp(min=1)
+        return {
+            "clusters/used": (share > 0).to(share.dtype).mean(),
+            "clusters/perplexity": torch.special.entr(share).sum().exp(),
+        }
+
+    def measures(self) -> dict[str, float]:
+        if not bool(self.assigned.any()):
+            return {}
+        return {"clusters/used": float((self.assigned > 0).double().mean())}
+
+    @classmethod
+    def warnings(cls, measures: Mapping[str, float]) -> list[str]:
+        used = measures.get("clusters/used", 1.0)
+        if used >= _FEWEST_USED:
+            return []
+        return [
+            f"only {used:.0%} of the clusters have a row. Likely too many clusters for the data, or clustering began "
+            "too early; use fewer, a later start_epoch, or kmeans_start='warm', which re-seeds empty ones"
+        ]
+
+    def saved(self) -> dict[str, Any]:
+        return {"queued": self.queued, "started": self.started}
+
+    def check_saved(self, saved: Any) -> None:
+        known = isinstance(saved, Mapping) and set(saved) == {"queued", "started"}
+        if not known or not isinstance(saved["started"], bool):
+            raise ValueError(
+                f"saved state: clustering is {saved!r}, expected queued (a number) and started (true or false)"
+            )
+        queued, most = saved["queued"], self.config.queue_batches
+        if type(queued) is not int or not 0 <= queued <= most:
+            raise ValueError(f"saved state: clustering.queued is {queued!r}, expected an integer from 0 to {most}")
+
+    def restore(self, saved: Any) -> None:
+        self.queued, self.started = saved["queued"], saved["started"]
 
     def forward(self, latents: Latents) -> Tensor:
         assert latents.projections is not None
@@ -112,7 +244,8 @@ class Clustering(nn.Module):
             return (features_MBK * 0).nan_to_num().sum()
         presence = latents.presence
         joint_BK = joint_features(features_MBK, presence.local)
-        label_B = self._assign(joint_BK.detach(), presence.all.any(0), presence.offset, latents.step)
+        with torch.no_grad():
+            label_B = self._assign(joint_BK.detach(), presence.all.any(0), presence.offset, latents.step)
         if self.config.mode == "joint":
             return self._share(joint_BK, label_B, presence.local.any(0), presence.all.any(0))
         shares = [
@@ -130,7 +263,6 @@ class Clustering(nn.Module):
         count = valid_N.sum()
         return torch.where(count >= 2, total / count.clamp(min=1), total * 0)
 
-    @torch.no_grad()
     def _assign(self, joint_BK: Tensor, valid_N: Tensor, offset: int, step: int) -> Tensor:
         """Cluster queue and batch, keep centroids and queue for the next step; labels of this rank's rows (B,)."""
         batch_GK = distributed.gather(joint_BK)[: self.global_batch]
@@ -153,9 +285,9 @@ class Clustering(nn.Module):
             pool, valid = torch.cat([self.queue, batch_GK]), torch.cat([self.queue_valid, valid_G])
         else:
             pool, valid = batch_GK, valid_G
-        drawn_KK = draw_rows(pool, valid, self.config.clusters, self.seed, step)
+        drawn_KK = kmeans.draw_rows(pool, valid, self.config.clusters, self.seed, step)
         warm = self.config.kmeans_start == "warm"
-        result = cosine_kmeans(
+        result = kmeans.cosine_kmeans(
             pool,
             valid,
             self.centroids.clone() if warm and self.started else drawn_KK,

@@ -8,34 +8,48 @@ temperature:
 
 Ilharco, Zhang & Baldridge 2019 (arXiv 1909.08782, equations 1 to 3) with s = 1; the pairs form a ring and are summed
 (ConCluGen, arXiv 2404.10904, equations 1 and 2). With margin 0 and a learned s it is the loss of CLIP.
-Similarities exist in blocks of rows only (`conclugen.losses.blockwise`).
+Similarities exist in blocks of rows only (`conclugen.blockwise`).
 
 Shape suffixes: B rows of this rank, N rows of all ranks, P projection.
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from conclugen import distributed
-from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, finite, require
-from conclugen.latents import Latents
-from conclugen.losses.blockwise import Compared, Sweep, check_block_rows, log_sums, surplus
+from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, require
+from conclugen.search_space import Range, Searched
+from conclugen.tasks.base import Inputs, Task, check_block_rows, check_two_modalities, check_weight
+from conclugen.tasks.deferred import blockwise, distributed, functional, nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conclugen.blockwise import Compared, Sweep
+    from conclugen.config import PretrainConfig
+    from conclugen.latents import Latents
 
 NEGATIVES = ("all", "same_group")
 # With fewer others of a row's group than this, telling it from them alone would teach next to nothing.
 FEWEST_MATES = 4
+_ALL = ("video", "audio", "text")
 
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """weight: in the mean over tasks. margin: taken off the positive's similarity. temperature: None (published: none),
-    or where it starts; learn_temperature: it is a parameter, kept within 0.01 to 1. negatives: "all" rows, or those of
-    the "same_group" (a speaker), which can't be told apart by who is speaking. block_rows: rows whose similarities are
-    in memory at a time; None: all up to 4,096 rows, then as many as have 2^24. Like the number of workers it changes
-    rounding only."""
+    """Cross-entropy of each row among the rows of the batch, for each pair of modalities.
+
+    Attributes:
+        weight: Factor of the loss in the mean over tasks.
+        margin: Taken off the similarity of the matching row.
+        temperature: What similarities are divided by, or where it starts if it is learned; None: nothing (published).
+        learn_temperature: Make the temperature a parameter, kept within 0.01 to 1.
+        negatives: "all" rows, or those of the "same_group" (a speaker), which can't be told apart by who is speaking.
+        block_rows: Rows whose similarities are in memory at a time; None: all up to 4,096 rows, then as many as have
+            2^24. Like the number of workers it changes rounding only.
+    """
 
     weight: float = field(default=1.0, metadata=SCHEDULABLE)
     margin: float = field(default=0.001, metadata=IDENTITY)
@@ -45,7 +59,7 @@ class ContrastiveConfig:
     block_rows: int | None = field(default=None, metadata=FREE)
 
     def __post_init__(self) -> None:
-        require(finite(self.weight) and self.weight > 0, "tasks.contrastive.weight", self.weight, "a number above 0")
+        check_weight("contrastive", self.weight)
         require(0 <= self.margin < 1, "tasks.contrastive.margin", self.margin, "0 <= margin < 1")
         if self.temperature is not None:
             t = self.temperature
@@ -53,7 +67,7 @@ class ContrastiveConfig:
         elif self.learn_temperature:
             raise ValueError("tasks.contrastive.learn_temperature: needs a temperature to start from, found None")
         choose("tasks.contrastive.negatives", self.negatives, NEGATIVES)
-        check_block_rows("tasks.contrastive.block_rows", self.block_rows)
+        check_block_rows("contrastive", self.block_rows)
 
 
 def ring(count: int) -> list[tuple[int, int]]:
@@ -70,13 +84,13 @@ def comparisons(
     the row has no group (-1): then with all. A row counts if it is valid and has at least one other to compare with.
     """
     if group_N is None:
-        return Compared(valid_B, valid_N, offset), valid_N & (valid_N.sum() >= 2)
+        return blockwise.Compared(valid_B, valid_N, offset), valid_N & (valid_N.sum() >= 2)
     grouped_N = torch.where(valid_N, group_N, -1)
     sorted_N = grouped_N.sort().values
     upper_N, lower_N = (torch.searchsorted(sorted_N, grouped_N, right=right) for right in (True, False))
     within_N = (grouped_N >= 0) & (upper_N - lower_N > FEWEST_MATES)
     counted_N = valid_N & (within_N | (valid_N.sum() >= 2))
-    return Compared(valid_B, valid_N, offset, grouped_N, within_N), counted_N
+    return blockwise.Compared(valid_B, valid_N, offset, grouped_N, within_N), counted_N
 
 
 def pair_sum(
@@ -93,22 +107,77 @@ def pair_sum(
 
     With x the log-sum over the negatives and p the positive's logit, a cross-entropy is log(1 + exp(x - p)).
     """
-    row_B, column_B = log_sums(a_BP, b_NP, scale, compared, sweep)
+    row_B, column_B = blockwise.log_sums(a_BP, b_NP, scale, compared, sweep)
     positive_B = ((a_BP * b_BP).sum(1) - margin) * scale
-    return torch.where(counted_B, surplus(row_B - positive_B) + surplus(column_B - positive_B), 0).sum()
+    losses_B = blockwise.surplus(row_B - positive_B) + blockwise.surplus(column_B - positive_B)
+    return torch.where(counted_B, losses_B, 0).sum()
 
 
-class Contrastive(nn.Module):
+class Contrastive(Task):
     """The loss over all pairs of the ring; owns the temperature where it is learned."""
+
+    name, short, title = "contrastive", "C", "multi-modal contrastive loss"
+    Config = ContrastiveConfig
+    order = 10
+    similarities = True
+    absent_as_null = True
+    recipes = {"improved": ContrastiveConfig(margin=0.0, temperature=0.3, negatives="same_group")}
+    presets = {
+        "conclugen": _ALL,
+        "contrast_cluster": _ALL,
+        "contrast_generative": _ALL,
+        "contrast_only": _ALL,
+        "contrast_only_video_audio": ("video", "audio"),
+        "contrast_only_video_text": ("video", "text"),
+    }
+    searched = (
+        Searched(
+            "temperature",
+            "tasks.contrastive.temperature",
+            Range(0.05, 1.0),
+            Range(0.05, 1.0),
+            "Temperature of the contrastive task in the improved recipe; the published one has none.",
+            recipes=("improved",),
+        ),
+    )
+    variants = {
+        "same group, learned temperature": {
+            "negatives": "same_group",
+            "temperature": 0.3,
+            "learn_temperature": True,
+        },
+        "blocks of two rows": {"block_rows": 2, "temperature": 0.3},
+        "wide margin": {"margin": 0.2},
+    }
+
+    @classmethod
+    def inputs(cls, config: ContrastiveConfig, modalities: tuple[str, ...]) -> Inputs:
+        check_two_modalities("contrastive", modalities)
+        return Inputs(projection=True, representation=False, groups=config.negatives == "same_group")
+
+    @classmethod
+    def flops(cls, config: ContrastiveConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+        return len(ring(len(run.modalities))) * 6 * run.global_batch**2 * run.model.projection_dim
+
+    @classmethod
+    def build(cls, config: ContrastiveConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Contrastive:
+        return cls(config, tf32=run.precision == "bfloat16")
 
     def __init__(self, config: ContrastiveConfig, tf32: bool = False) -> None:
         """tf32: similarities on a GPU are multiplied out in TensorFloat-32."""
-        super().__init__()
-        self.config = config
-        self.sweep = Sweep(config.block_rows, tf32)
+        super().__init__(config)
+        self.sweep = blockwise.Sweep(config.block_rows, tf32)
         self.log_scale = None
         if config.temperature is not None and config.learn_temperature:
             self.log_scale = nn.Parameter(torch.tensor(config.temperature).double().log().neg().float())
+
+    def compile_regions(self, options: Mapping[str, Any]) -> None:
+        self.sweep = replace(self.sweep, compiled=True)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The temperature, where it is learned."""
+        scale = self.scale()
+        return {"temperature": 1 / scale.detach()} if isinstance(scale, torch.Tensor) else {}
 
     def scale(self) -> Tensor | float:
         """Inverse temperature, 1 to 100."""

@@ -1,0 +1,258 @@
+"""What a self-supervised task is: one class, in one file, that says everything the rest of the project asks of it.
+
+    @dataclass(frozen=True)
+    class MarginConfig:
+        '''...
+
+        Attributes:
+            weight: Factor of this task's loss in the total.
+        '''
+        weight: float = field(default=1.0, metadata=SCHEDULABLE)
+
+    class Margin(Task):
+        '''Equation and source.'''
+        name, short, title = "margin", "M", "margin between matching and other rows"
+        Config = MarginConfig
+
+        @classmethod
+        def inputs(cls, config, modalities):
+            return Inputs(projection=True, representation=False)
+
+        def forward(self, latents): ...   # this rank's share of the loss
+
+`forward` returns the share of one rank: the sum over its own rows over the global count, so that the sum over ranks is
+the loss of the global batch (`conclugen.distributed`). Files in this folder are found by themselves; another installed
+package names its class in the entry point group `conclugen.tasks` (`conclugen.tasks.registry`).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from conclugen.fields import finite, require
+from conclugen.search_space import Range, Searched
+from conclugen.tasks import deferred
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from conclugen.config import PretrainConfig
+    from conclugen.latents import Latents
+else:
+    Module = object  # `Task.__new__` adds torch's, which a configuration can do without
+
+
+@dataclass(frozen=True)
+class View:
+    """One passage of a modality through its head.
+
+    Attributes:
+        name: Under which a task finds it in its `Latents`; with the task's name in it, to be no other task's.
+        modality: Whose head and standardisation it passes, one of those learned.
+        source: The batch's modality that holds the features, as wide as `modality`; often `modality` itself.
+        mask: Share of the features set to 0 during training, drawn for each row and step.
+        purpose: Names the draws of the mask, so that no two views share them.
+    """
+
+    name: str
+    modality: str
+    source: str
+    mask: float = 0.0
+    purpose: str = ""
+
+    @property
+    def input(self) -> str:
+        """Name of its standardised features: views of the same ones share them."""
+        return self.modality if self.source == self.modality else f"{self.source} as {self.modality}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a task reads.
+
+    Attributes:
+        views: Passages of its own; none: one view of each modality learned, which all such tasks share.
+        together: A row counts only where all views are present, instead of each view by itself.
+        projection: It reads projections (of the head that all modalities share).
+        representation: It reads representations.
+        groups: It reads which rows are of one group.
+        masked_by: Field of its Config that sets the masks of its own views.
+    """
+
+    views: tuple[View, ...] = ()
+    together: bool = False
+    projection: bool = False
+    representation: bool = True
+    groups: bool = False
+    masked_by: str = ""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Modalities that a batch must hold for the views."""
+        return tuple(dict.fromkeys(view.source for view in self.views))
+
+
+class Task(Module):
+    """A task's loss as a module, and on its class what configuration, sweeps, reports and help derive from it.
+
+    Its parameters and buffers are kept in checkpoints by their names. Maps are `conclugen.heads.Linear`, which the
+    model initialises from the seed; other parameters get constants: nothing draws from an ambient generator.
+    """
+
+    name: ClassVar[str]
+    """In configurations, flags, metrics (`loss/NAME`): letters, digits and _."""
+    short: ClassVar[str]
+    """A letter or two for tight tables."""
+    title: ClassVar[str]
+    """What help and documentation call it, in a few words."""
+    Config: ClassVar[type[Any]]
+    """Frozen dataclass: each field with a kind (`conclugen.fields`), a default and an entry under `Attributes:`. It has
+    a schedulable `weight`."""
+    order: ClassVar[int] = 100
+    """Position among the tasks of this package, in sums, tables and help; other packages' follow, by name."""
+    row_wise: ClassVar[bool] = False
+    """The loss is a sum over rows of what each row gives by itself, so parts of a rank's rows may be handed to it."""
+    lower_precision: ClassVar[bool] = False
+    """It has maps of its own, which run in the heads' precision (bfloat16); what it compares then must not."""
+    similarities: ClassVar[bool] = False
+    """Its products are similarities in blocks (`conclugen.blockwise`): computed once more in the backward pass."""
+    recipes: ClassVar[Mapping[str, Any]] = {}
+    """Recipe -> configuration; a recipe that is not here takes `Config()`."""
+    presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Variants that the task is part of -> their modalities. Other packages may add variants, not join these."""
+    weights: ClassVar[tuple[Range, Range]] = (Range(1e-4, 1.1), Range(0.05, 2.0))
+    """Ranges from which sweeps draw its weight: published, laptop."""
+    searched: ClassVar[tuple[Searched, ...]] = ()
+    """What sweeps draw besides where the task is active."""
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings (fields of Config) whose arithmetic differs, by name: tests train all of them on several ranks."""
+    measured: ClassVar[tuple[str, ...]] = ()
+    """Names of its `measures`."""
+    absent_as_null: ClassVar[bool] = False
+    """Configurations that leave the task out say so. True of the tasks of the first version, whose saved keys say it;
+    others leave no trace where they don't run, so that no configuration depends on what is installed."""
+
+    config: Any
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *arguments: Any, **options: Any) -> Task:
+            deferred.bind(vars(sys.modules[cls.__module__]))
+            return super().__new__(_as_module(cls))
+
+    # ------------------------------------------------------------------ of the configuration; torch is not needed
+
+    @classmethod
+    def inputs(cls, config: Any, modalities: tuple[str, ...]) -> Inputs:
+        """What it reads of these modalities. Raises ValueError, naming the field, where they can't serve it."""
+        return Inputs()
+
+    @classmethod
+    def adapted(cls, config: Any, modalities: tuple[str, ...]) -> Any:
+        """A recipe's configuration for a run that learns these modalities."""
+        return config
+
+    @classmethod
+    def begins(cls, config: Any) -> int:
+        """The first epoch (0-based) in which it counts."""
+        return 0
+
+    @classmethod
+    def within(cls, config: Any, epochs: int) -> Any:
+        """The configuration for a run of so few epochs: one that would never begin begins at once."""
+        return config
+
+    @classmethod
+    def without_training_views(cls, config: Any) -> Any:
+        """The configuration without what only training data holds, such as a stored second view."""
+        return config
+
+    @classmethod
+    def flops(cls, config: Any, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+        """Floating-point operations of its own matrix products in one step over the global batch, forward and backward
+        (heads and projection are counted apart)."""
+        return 0
+
+    @classmethod
+    def recipe(cls, name: str) -> Any:
+        """Its configuration in a recipe."""
+        return cls.recipes[name] if name in cls.recipes else cls.Config()
+
+    # ------------------------------------------------------------------ of the module
+
+    @classmethod
+    def build(cls, config: Any, run: PretrainConfig, widths: Mapping[str, int]) -> Task:
+        """The task of a run; widths: modality -> feature width."""
+        return cls(config)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, latents: Latents) -> Tensor:
+        """This rank's share of the loss, 0-d, unweighted. Where there is nothing to compare it is a zero with a
+        gradient path, on every rank."""
+        raise NotImplementedError
+
+    def active(self, epoch: int) -> bool:
+        """Whether it counts in this epoch; before, `forward` gives a zero with a gradient path."""
+        return epoch >= self.begins(self.config)
+
+    def begin_epoch(self) -> None:
+        """Called before the first step of each epoch."""
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What a step reports of it beside the loss, equal on all ranks, 0-d by name; where it is active."""
+        return {}
+
+    def measures(self) -> dict[str, float]:
+        """What of the last training step belongs into the measures of health: `measured`, or nothing before a step."""
+        return {}
+
+    @classmethod
+    def warnings(cls, measures: Mapping[str, float]) -> list[str]:
+        """A sentence for each sign of collapse in its `measures`: what was found, the likely cause, the remedy."""
+        return []
+
+    def saved(self) -> dict[str, Any] | None:
+        """JSON-able state that is no tensor; None: it has none."""
+        return None
+
+    def check_saved(self, saved: Any) -> None:
+        """Raise ValueError where `saved` is no state of `saved`."""
+
+    def restore(self, saved: Any) -> None:
+        """Go on from what `saved` gave, after `check_saved`."""
+
+    def compile_regions(self, options: Mapping[str, Any]) -> None:
+        """Compile what pays (`conclugen.compilation`); options: of torch.compile."""
+
+
+def check_weight(task: str, weight: float) -> None:
+    """Raise ValueError unless a task's weight is a number above 0."""
+    require(finite(weight) and weight > 0, f"tasks.{task}.weight", weight, "a number above 0")
+
+
+def check_block_rows(task: str, value: int | None) -> None:
+    """Raise ValueError unless a number of rows in a block is None or positive."""
+    require(value is None or value >= 1, f"tasks.{task}.block_rows", value, "None or 1 or more rows")
+
+
+def check_two_modalities(task: str, modalities: tuple[str, ...]) -> None:
+    """Raise ValueError where there are none to compare."""
+    require(len(modalities) >= 2, "modalities", modalities, f"two or more: the {task} task compares modalities")
+
+
+@functools.cache
+def _as_module(task: type[Task]) -> type[Task]:
+    """The task as a torch module of the same name: its files say what it is without importing torch."""
+    from torch import nn
+
+    if issubclass(task, nn.Module):
+        return task
+    return type(task.__name__, (task, nn.Module), {"__module__": task.__module__, "__doc__": task.__doc__})
