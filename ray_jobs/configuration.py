@@ -73,6 +73,8 @@ def to_yaml(job: Any) -> str:
 
 def to_plain(value: Any) -> Any:
     """A configuration as nested dicts, lists and scalars."""
+    if isinstance(value, PretrainConfig):
+        return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -185,8 +187,8 @@ def _check_names(
         inner = dataclass_of(hints[name])
         if inner is None:
             kept[name] = value
-        elif value is None and is_optional(hints[name]):
-            nulls.update(_merge(nulls, _nested(dotted, None), leaves))
+        elif is_optional(hints[name]) and (value is None or value == {}):
+            nulls.update(_merge(nulls, _nested(dotted, value), leaves))
         else:
             kept[name] = _check_names(path, value, inner, f"{dotted}.", leaves, nulls)
     return kept
@@ -211,7 +213,7 @@ def _check_flags(argv: Sequence[str], parser: ArgumentParser, leaves: Mapping[st
 
 
 def _take_switches(argv: Sequence[str], groups: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """`--tasks.clustering null` for an optional group, which has no flag of its own in the parser."""
+    """`--tasks.NAME null` or `{}` for an optional group, which has no flag of its own in the parser."""
     switched_off: dict[str, Any] = {}
     rest: list[str] = []
     arguments = iter(argv)
@@ -222,9 +224,12 @@ def _take_switches(argv: Sequence[str], groups: set[str]) -> tuple[dict[str, Any
             rest.append(argument)
             continue
         value = value if equals else next(arguments, "")
-        if value != "null":
-            raise ConfigurationError(f"--{name} {value}: a group takes only null; set its fields by --{name}.FIELD")
-        switched_off = _merge(switched_off, _nested(name, None), {})
+        if value not in ("null", "{}"):
+            raise ConfigurationError(
+                f"--{name} {value}: a group takes only null (leave it out) and {{}} (its defaults); set its fields by "
+                f"--{name}.FIELD"
+            )
+        switched_off = _merge(switched_off, _nested(name, None if value == "null" else {}), {})
     return switched_off, rest
 
 

@@ -153,6 +153,21 @@ def test_null_switches_a_task_off(tmp_path, by_file):
         parse("--pretrain.tasks.clustering", "3")
 
 
+@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize(("given", "weight"), [("{}", 0.2), ("{weight: 0.5}", 0.5)])
+def test_any_task_is_added_to_any_preset(tmp_path, by_file, given, weight):
+    """With the recipe's values where nothing else is said; what is saved reads back."""
+    path = yaml_file(tmp_path, f"pretrain: {{tasks: {{clustering: {given}, contrastive: null}}}}\n")
+    flag = ["--pretrain.tasks.clustering", "{}"] if given == "{}" else ["--pretrain.tasks.clustering.weight", "0.5"]
+    flags = ["--config", path] if by_file else [*flag, "--pretrain.tasks.contrastive", "null"]
+    job = parse("--preset", "contrast_generative", *flags)
+    expected = presets.build("conclugen").tasks.clustering
+    assert job.pretrain.tasks.active.keys() == {"clustering", "reconstruction"}
+    assert job.pretrain.tasks.clustering == dataclasses.replace(expected, weight=weight)
+    configuration.save(job, tmp_path / "saved.yaml")
+    assert parse("--config", str(tmp_path / "saved.yaml")) == job
+
+
 @pytest.mark.parametrize("preset", [*presets.PRESETS])
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_a_saved_configuration_reads_back_equal(tmp_path, preset, ending):
@@ -183,7 +198,10 @@ def test_a_job_without_pretraining_has_no_preset():
         (["--pretrain.tasks.contrastive.wieght", "1"], "did you mean 'pretrain.tasks.contrastive.weight'"),
         (["--preset", "conclugn"], "did you mean 'conclugen'"),
         (["--recipe", "papr"], "did you mean 'paper'"),
-        (["--preset", "contrast_only", "--pretrain.tasks.clustering.weight", "1"], "runs no task 'clustering'"),
+        (
+            ["--preset", "contrast_only", "--pretrain.tasks.simclr.modality", "tex"],
+            "simclr.modality.*'tex'.*'text'",
+        ),
         (["--data.mode", "dorp"], "data.mode.*'drop', 'pad'"),
         (["--data.rows", "many"], "data.rows.*many"),
         (["--pretrain.precision", "float16"], "precision.*float16.*bfloat16"),

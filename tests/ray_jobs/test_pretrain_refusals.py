@@ -56,7 +56,7 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
             r"'vidoe' \(did you mean 'video'\?\), but the data has: audio \(2\), text \(2\), video \(3\)",
         ),
         (["--pretrain.tasks.contrastiv.weight", "1"], r"contrastiv.*did you mean 'pretrain.tasks.contrastive.weight'"),
-        (["--preset", "contrast_only", "--pretrain.tasks.clustering.weight", "1"], "runs no task 'clustering'"),
+        (["--preset", "contrast_only", "--pretrain.tasks.simclr.modality", "vdeo"], "simclr.modality.*'vdeo'.*'video'"),
         (["--pretrain.epoch", "3"], "unknown flag '--pretrain.epoch'; did you mean 'pretrain.epochs'"),
         (["--pretrain.model.own_width_modalities", "[audoi]"], r"'audoi' \(did you mean 'audio'\?\)"),
         (["--preset", "simclr"], "modalities.*only 'video': simclr uses no other"),
