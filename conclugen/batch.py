@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from conclugen.fields import nearest
+from conclugen.common.names import nearest
 
 
 @dataclass(frozen=True)

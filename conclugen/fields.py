@@ -7,24 +7,19 @@ is logged), `free` concerns only where and how fast the run goes.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from conclugen.common.names import nearest
+
 IDENTITY = {"kind": "identity"}
 SCHEDULABLE = {"kind": "schedulable"}
 FREE = {"kind": "free"}
 
 T = TypeVar("T")
-
-
-def nearest(name: object, allowed: Iterable[str]) -> str:
-    """The words ` (did you mean 'x'?)` for the allowed name closest to `name`, or nothing."""
-    close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def choose(field: str, value: object, allowed: Iterable[str]) -> None:

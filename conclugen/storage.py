@@ -1,10 +1,7 @@
-"""Folders that appear whole or not at all: safetensors and JSON, digests, fsync, one rename."""
+"""Folders of safetensors and JSON: written whole or not at all, read back verified by digests."""
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, uint8
 
+from conclugen.common.atomic import atomic_folder
+
 _SEAL = "seal"
 _LONGEST_DOCUMENT = 64 << 20
 
@@ -20,37 +19,11 @@ _LONGEST_DOCUMENT = 64 << 20
 def write_folder(
     folder: str | Path, tensors: Mapping[str, Tensor], documents: Mapping[str, str], tensor_file: str
 ) -> None:
-    """Write `tensors` and text `documents` (file name -> content) as `folder`, atomically.
-
-    All is written and synced beside the target under a hidden name, then renamed. A folder already there is
-    replaced: it is moved aside first, and removed once the new one stands, or moved back where that can't be.
-    """
-    target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    temporary.mkdir()
-    try:
+    """Write `tensors` and text `documents` (file name -> content) as `folder`, atomically, over one of that name."""
+    with atomic_folder(folder) as temporary:
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, temporary / tensor_file)
         for name, text in documents.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
-        aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.replaced"
-        try:
-            if target.exists():
-                target.rename(aside)
-            temporary.rename(target)
-        except BaseException:
-            if aside.exists() and not target.exists():
-                aside.rename(target)
-            raise
-        _sync(target.parent)
-        if aside.exists():
-            shutil.rmtree(aside)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -135,11 +108,3 @@ def _check_file(path: Path, error: type[ValueError], remedy: str, most: int | No
         raise error(f"{path}: can't be read (missing, or no regular file); {remedy}")
     if most is not None and path.stat().st_size > most:
         raise error(f"{path}: can't be read (more than {most} bytes); {remedy}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conclugen import downstream
+from conclugen.common.names import did_you_mean
 from conclugen.downstream import FineTuneConfig, Interval, checks
 from conclugen.downstream.class_weights import PUBLISHED
-from shards.schema import Label, did_you_mean
+from shards.schema import Label
 
 METHODS = ("probe", "neighbours", "fine_tune")
 # Constants that know the training labels alone: the majority class; the share of each label; mean and median.

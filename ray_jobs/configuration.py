@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import re
 import sys
@@ -31,6 +30,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser
 
 from conclugen import PretrainConfig, presets
+from conclugen.common.names import closest
 from conclugen.config import RECIPES
 from ray_jobs import strict_yaml
 from ray_jobs.job_fields import Leaf, dataclass_of, default_of, groups_of, hints_of, is_mapping, is_optional, leaves_of
@@ -305,7 +305,7 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
 
 def _allowed(name: str, names: typing.Iterable[str], listed: typing.Iterable[str] | None = None) -> str:
     """The nearest of `names`, and all of `listed` (those names, if not given) where they are not too many."""
-    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+    close = closest(name, sorted(names))
     shown = sorted(names if listed is None else listed)
     allowed = f"allowed: {', '.join(shown)}" if 0 < len(shown) <= 20 else "--help lists those there are"
-    return f"did you mean {close[0]!r}? {allowed}" if close else allowed
+    return f"did you mean {close!r}? {allowed}" if close else allowed

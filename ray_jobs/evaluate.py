@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 import conclugen
 from conclugen import Pretrainer, downstream
+from conclugen.common.atomic import write_json
+from conclugen.common.names import did_you_mean
 from ray_jobs import configuration, plots, saved_config
 from ray_jobs.comparison import BASELINES, ComparisonConfig, Score, Task, check_task, compare, main_score
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
-from ray_jobs.run_folder import RunFolder, write_json
+from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import available_widths, open_reader
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from shards import Damage, Manifest, Rows, View
-from shards.schema import did_you_mean
 
 _BLOCK_ROWS = 4096
 # A two-dimensional map of more points is a blot.

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections import deque
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from conclugen.common.atomic import atomic_path, write_json
 from ray_jobs import configuration
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.training.checkpoint_store import CheckpointStore
@@ -161,11 +161,8 @@ class RunFolder:
             for name, pair in moments.items()
             for kind, x in zip(_MOMENTS, pair, strict=True)
         }
-        temporary = self.standardization.with_suffix(".partial")
-        save_file(flat, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a crash of the machine may leave the name without the content
-        temporary.replace(self.standardization)
+        with atomic_path(self.standardization) as temporary:
+            save_file(flat, temporary)
 
     def load_standardization(self) -> Standardization | None:
         """Modality -> (mean, deviation), or None for a model that does not standardise.
@@ -207,13 +204,3 @@ class Quarantine:
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     """As it reads back from JSON: tuples as lists."""
     return json.loads(json.dumps(identity))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write atomically: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

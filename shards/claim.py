@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import replace_atomically
+from conclugen.common.atomic import is_remnant, write_json
 from shards.manifest import MANIFEST_NAME
 
 
@@ -21,14 +21,9 @@ def owned(folder: Path, record: str, what: str) -> bool:
         return True
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(not _is_remnant(entry.name, record) for entry in folder.iterdir()):
+    if folder.is_dir() and any(not is_remnant(entry.name, record) for entry in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no {what}; name an empty or a new folder")
     return False
-
-
-def _is_remnant(name: str, record: str) -> bool:
-    """Of a record whose writer was killed (`shards.files.atomic_file`)."""
-    return name.startswith(f".{record}.") and name.endswith(".tmp")
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Claim:
                 raise ValueError(f"{problem}; choose another folder, or replace it with --overwrite")
             self._remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        replace_atomically(path, json.dumps(identity, indent=1, sort_keys=True).encode())
+        write_json(path, identity, indent=1)
 
     def _problem(self, folder: Path, path: Path, identity: dict[str, Any]) -> str | None:
         """Why the job that is there can't be gone on with."""

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from conclugen.common.atomic import write_bytes
 from shards.damage import UNREADABLE, ManifestError, ShardError
-from shards.files import read_whole, replace_atomically
+from shards.files import read_whole
 from shards.index import INDEX_SUFFIX, decode_index, read_table
 from shards.layout import BLOCK, RECORD
 from shards.parquet import read_parquet
@@ -342,7 +343,7 @@ class Manifest:
             },
             write_page_checksum=True,
         )
-        replace_atomically(Path(self.folder) / MANIFEST_NAME, sink.getvalue())
+        write_bytes(Path(self.folder) / MANIFEST_NAME, sink.getvalue())
 
 
 def plain_info(info: Mapping[str, Any]) -> dict[str, Any]:

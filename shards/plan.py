@@ -14,7 +14,6 @@ A table for one epoch costs 12 bytes a chunk and is built by one sort; seeking t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from conclugen.common.names import did_you_mean
 
 ALGORITHM = "chunks-phase-splitmix64-rank-v1"
 REMAINDERS = ("drop", "pad", "carry")
@@ -129,9 +130,7 @@ class EpochPlan:
             chunk_rows = max(1, min(64, self.global_batch // 16))
         self.chunk_rows = _checked_int("chunk_rows", chunk_rows, minimum=1, maximum=(1 << 31) - 1)
         if remainder not in REMAINDERS:
-            near = difflib.get_close_matches(str(remainder), REMAINDERS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"remainder is {remainder!r}; expected one of {', '.join(REMAINDERS)}.{hint}")
+            raise ValueError(f"remainder is {remainder!r}; {did_you_mean(remainder, REMAINDERS)}")
         self.remainder = remainder
         self.total_rows = int(self.counts.sum())
         if self.total_rows == 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.files import replace_atomically
+from conclugen.common.atomic import write_json, write_text
 
 FILE_NAME, SUMMARY_NAME = "quarantine.jsonl", "summary.json"
 # The exit status of a job: every clip was used; or some are in the list.
@@ -18,13 +18,13 @@ COMPLETE, QUARANTINED = 0, 3
 def write_list(folder: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Write `quarantine.jsonl`, also where it is empty; reason -> number of entries."""
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    replace_atomically(folder / FILE_NAME, lines.encode())
+    write_text(folder / FILE_NAME, lines)
     return dict(Counter(str(entry["reason"]) for entry in entries))
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`: the last thing that a job does."""
-    replace_atomically(folder / SUMMARY_NAME, json.dumps(summary, indent=1).encode())
+    write_json(folder / SUMMARY_NAME, summary, indent=1, sort_keys=False)
 
 
 def exit_status(counts: Mapping[str, int]) -> int:

@@ -21,12 +21,12 @@ import ray
 from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
+from conclugen.common.names import did_you_mean
 from shards.damage import Damage, ShardError
 from shards.plan import Cursor, EpochPlan, Range, Window
 from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
 from shards.reader import Reader
 from shards.rows import PADDING_ROW, Rows
-from shards.schema import did_you_mean
 from shards.stream import ReadAhead, RowMemory, Step, as_step, check_fit, windows
 from shards.stream_counters import StreamCounters
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.schema import Sample, Schema, did_you_mean, key_limit, safe_key
+from conclugen.common.names import did_you_mean
+from shards.schema import Sample, Schema, key_limit, safe_key
 
 _JSON_FIELDS = ("group", "key", "labels", "meta", "missing", "original", "text")
 

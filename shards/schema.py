@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import reprlib
@@ -14,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import xxhash
 
+from conclugen.common.names import did_you_mean
+
 FLOAT_DTYPES = ("float16", "float32", "float64")
 LABEL_KINDS = ("class", "continuous", "multilabel")
 MEMBER_NAME_LIMIT = 100  # the ustar name field; longer names need PAX or GNU headers, which break the fixed stride
@@ -22,14 +23,6 @@ _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+=@,~-]*")
 _UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9_+=@,~-]")
 MAX_COUNTED_CLASSES = 100_000  # of classes that nobody listed: a higher number is a wrong value
 _MAX_WIDTH = 1 << 27  # 1 GiB of float64: far above any feature, far below what a ustar size field holds
-
-
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`allowed: a, b; did you mean 'a'?`, for messages about an unknown name."""
-    names = [str(item) for item in allowed]
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"allowed: {', '.join(names) or 'none'}{hint}"
 
 
 def check_name(what: str, name: object) -> None:

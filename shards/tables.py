@@ -19,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from conclugen.common.names import did_you_mean
 from shards.names import EncodingError, check_encoding, decode_text, looks_like_utf8, plain, suffix
 from shards.parquet import read_parquet
-from shards.schema import did_you_mean
 
 DELIMITED = (".csv", ".tsv", ".tab", ".txt")
 _PARQUET = (".parquet", ".pq")

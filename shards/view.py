@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from conclugen.common.atomic import write_bytes
+from conclugen.common.names import did_you_mean
 from shards.damage import ShardError
-from shards.files import replace_atomically
 from shards.index import read_table
 from shards.index_store import read_index_bytes
 from shards.manifest import Manifest
 from shards.parquet import read_parquet
-from shards.schema import did_you_mean
 
 FORMAT = 1
 FOLDER = "views"
@@ -153,7 +153,7 @@ class View:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
         path = folder / f"{self.name}.parquet"
-        replace_atomically(path, sink.getvalue())
+        write_bytes(path, sink.getvalue())
         return path
 
     @classmethod

@@ -5,20 +5,20 @@ The bytes depend on the samples, the schema, the shard size and the shuffle seed
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from conclugen.common.atomic import atomic_file, sync_folder, write_bytes
+from conclugen.common.locks import Lock, LockHeldError
 from shards.damage import ShardError
-from shards.files import atomic_file, replace_atomically, sync_folder
 from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
 from shards.layout import SlotLayout, archive_bytes
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry, plain_info
@@ -29,6 +29,7 @@ DEFAULT_MAX_SHARD_BYTES = 256 * 1024**2
 _WRITE_BLOCK = 2 * 1024**2  # filled, hashed and written while it lies in a cache
 _DRAW_BLOCK = 1 << 18  # numbers drawn at once
 _STAGING = ".staging"
+_LOCK = "lock"
 
 
 def shuffled_order(count: int, seed: int) -> np.ndarray:
@@ -85,7 +86,7 @@ def _write_records(folder: Path, name: str, schema: Schema, records: Sequence[Re
     rows = IndexRows.of_records(schema, records, layout.stride, checksums)
     layout_dict = layout.to_dict()
     data = encode_index(schema, layout_dict, rows)
-    replace_atomically(folder / f"{name}{INDEX_SUFFIX}", data)
+    write_bytes(folder / f"{name}{INDEX_SUFFIX}", data)
     digest = content_digest(layout_dict, checksums)
     size = archive_bytes(count, stride)
     return ShardEntry(name, count, size, stride, digest, len(data), xxhash.xxh3_128_digest(data))
@@ -136,23 +137,23 @@ class ShardWriter:
         self._pending: list[Record] = []
         self._longest_json = 0
         self._spool: _Spool | None = None
-        self._lock: BinaryIO | None = None
+        self._lock: Lock | None = None
         self._staging = self.folder / _STAGING
 
     def __enter__(self) -> ShardWriter:
         _refuse_occupied(self.folder, self.overwrite)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._staging.mkdir(exist_ok=True)
-        self._lock = (self._staging / "lock").open("wb")
+        lock = Lock(self._staging / _LOCK)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
+            lock.acquire()
+        except LockHeldError as error:
             raise ValueError(
-                f"{self.folder}: another process is writing here; wait for it, or use a folder of its own"
+                f"{self.folder}: {error.holder} is writing here; {error.remedy}, or write to another folder"
             ) from None
+        self._lock = lock
         for path in self._staging.iterdir():  # what a killed writer left
-            if path.name != "lock":
+            if not path.name.startswith(_LOCK):
                 path.unlink()
         if self.shuffle_seed is not None:
             self._spool = _Spool(self._staging / "spool", self.schema)
@@ -184,7 +185,7 @@ class ShardWriter:
             if self._spool is not None:
                 self._spool.close()
             shutil.rmtree(self._staging, ignore_errors=True)
-            self._lock.close()
+            self._lock.release()
             self._lock = None
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()

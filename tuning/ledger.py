@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.common.atomic import atomic_file, sync_folder
 from conclugen.fields import choose
 
 _log = logging.getLogger(__name__)
@@ -174,12 +175,8 @@ class Ledger:
         name = f"{_ARRAYS}/{key}.npz"
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{key}.{secrets.token_hex(4)}.partial")
-        with partial.open("wb") as file:
+        with atomic_file(path) as file:
             np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
         return name
 
     def close(self) -> None:
@@ -204,12 +201,7 @@ class Ledger:
             name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
             self._file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             self._owner = os.getpid()
-            # A new name is only on the disk when its folder is.
-            directory = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_folder(folder)  # a new name is only on the disk when its folder is
         return self._file
 
 

@@ -7,7 +7,6 @@ representation; `tuning.evaluation` judges one. Two tables are kept apart, never
 - `speaker_normalised`: each group standardised by its own unlabelled rows (transductive, and much easier).
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.common.names import did_you_mean
 from conclugen.downstream import Scaling, label_draw, standardize_by_group
 
 Mode = Literal["inductive", "speaker_normalised"]
@@ -112,9 +112,7 @@ def normalise(
 
 def _check_mode(mode: str) -> None:
     if mode not in MODES:
-        near = difflib.get_close_matches(mode, MODES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"mode: {mode!r} is unknown; allowed: {', '.join(MODES)}{hint}")
+        raise ValueError(f"mode: {mode!r} is unknown; {did_you_mean(mode, MODES)}")
 
 
 def ravdess(path: Path | str, actors: ArrayLike, emotion: ArrayLike, names: Sequence[str]) -> Protocol:

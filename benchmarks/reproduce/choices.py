@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce.feature_files import read_ravdess
-from benchmarks.reproduce.page import paired_table, write_page
+from benchmarks.reproduce.page import paired_table
 from benchmarks.reproduce.reproduce import Cells, Settings
 from conclugen import PretrainConfig, fields
+from conclugen.common.atomic import write_text
 from tuning import protocol as protocols
 from tuning.evaluation import markdown, paired, table
 
@@ -86,7 +87,8 @@ def choices(
             markdown(table(data_set.protocol, systems)),
             paired_table(pairs),
         ]
-        write_page(results, "\n\n".join(parts) + "\n")
+        results.parent.mkdir(parents=True, exist_ok=True)
+        write_text(results, "\n\n".join(parts) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """The page of results: what was run, tables, paired intervals, and sentences that follow from the numbers alone."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conclugen.common.atomic import write_text
 from conclugen.downstream import Interval, continuous_intervals, sentiment
 from tuning.evaluation import Cell, Evaluation, markdown, paired
 from tuning.protocol import Protocol
@@ -45,18 +45,8 @@ class Section:
 
 def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, recipes: Sequence[str]) -> None:
     """Write the page. settings: a dataclass of what the pretraining was given."""
-    write_page(path, page(sections, settings, draws, recipes))
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a text atomically: a reader sees the old page or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_text(path, page(sections, settings, draws, recipes))
 
 
 def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ import conclugen
 from benchmarks.reproduce import page as results_page
 from benchmarks.reproduce.feature_files import PROTOCOL_FILE, DataSet, read_mosi, read_ravdess
 from conclugen import Batch, PretrainConfig, Pretrainer, fields, presets
+from conclugen.common.atomic import atomic_path
 from ray_jobs import plots
 from shards import EpochPlan
 from tuning import protocol as protocols
@@ -312,9 +313,8 @@ def _together(
 
 
 def _keep(path: Path, evaluation: Evaluation) -> None:
-    partial = path.with_suffix(".partial")
-    evaluation.save(partial)
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        evaluation.save(temporary)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

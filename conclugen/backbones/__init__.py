@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from conclugen.backbones.encoder import Encoder, EncoderInfo, InputError, Takes
 from conclugen.backbones.weights import WeightsError
+from conclugen.common.names import did_you_mean
 
 __all__ = ["ENCODERS", "SETS", "Encoder", "EncoderInfo", "InputError", "Takes", "WeightsError", "create", "resolve"]
 
@@ -39,10 +39,7 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name in names:
         if name not in SETS and name not in ENCODERS:
-            allowed = [*SETS, *ENCODERS]
-            close = difflib.get_close_matches(name, allowed, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"encoder {name!r} is unknown, allowed: {', '.join(allowed)}{hint}")
+            raise ValueError(f"encoder {name!r} is unknown, {did_you_mean(name, [*SETS, *ENCODERS])}")
         found.update(dict.fromkeys(SETS.get(name, (name,))))
     if not found:
         raise ValueError(f"no encoder is named, allowed: {', '.join([*SETS, *ENCODERS])}")

@@ -8,9 +8,7 @@ address, if it is served over TLS.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from conclugen.common.atomic import atomic_file
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60.0
@@ -81,25 +81,22 @@ def _remedy(published: Published) -> str:
 def _download(published: Published, url: str, target: Path) -> None:
     """Fetch into the cache: the file appears whole, under its name, after its stated digest was checked."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    digest = hashlib.sha256()
     try:
-        with os.fdopen(handle, "wb") as file, _opened(url) as source:
+        with atomic_file(target) as file, _opened(url) as source:
             while block := source.read(_BLOCK):
                 file.write(block)
-        stated = _STATED_DIGEST.search(published.file)
-        found = file_digest(Path(name))
-        if stated and not found.startswith(stated.group(1)):
-            raise WeightsError(
-                f"encoder {published.encoder}: what {url} gave has the SHA-256 {found[:16]}..., expected "
-                f"{stated.group(1)}...; it is damaged or another file. {_remedy(published)}"
-            )
-        Path(name).replace(target)
+                digest.update(block)
+            stated, found = _STATED_DIGEST.search(published.file), digest.hexdigest()
+            if stated and not found.startswith(stated.group(1)):
+                raise WeightsError(
+                    f"encoder {published.encoder}: what {url} gave has the SHA-256 {found[:16]}..., expected "
+                    f"{stated.group(1)}...; it is damaged or another file. {_remedy(published)}"
+                )
     except (OSError, ImportError) as error:
         raise WeightsError(
             f"encoder {published.encoder}: {url} cannot be fetched ({error}). {_remedy(published)}"
         ) from None
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _opened(url: str) -> Any:

@@ -46,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
-            _sync(temporary)
+            sync_file(temporary)
             temporary.replace(target)
         except OSError as error:
             # The user knows the target, not the hidden name beside it.
@@ -90,7 +90,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for folder, _, files in os.walk(temporary):
             for name in files:
-                _sync(Path(folder, name))
+                sync_file(Path(folder, name))
             sync_folder(Path(folder))
         try:
             if target.exists():
@@ -108,10 +108,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
+def sync_file(path: str | Path) -> None:
+    """Make what was written to a file last through a power cut, whoever wrote it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: str | Path) -> None:
     """Make the names in a folder last through a power cut, where its file system can."""
     try:
-        _sync(Path(folder))
+        sync_file(Path(folder))
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
@@ -122,17 +131,20 @@ def is_remnant(name: str, target: str) -> bool:
     return re.fullmatch(rf"\.{re.escape(_stem(target))}\.[0-9a-f]{{16}}\.({_PARTIAL}|{_REPLACED})", name) is not None
 
 
+def remove_remnants(path: str | Path) -> None:
+    """Remove what killed writers of `path` have left beside it; for whoever is alone in writing it."""
+    target = Path(path)
+    for entry in target.parent.iterdir() if target.parent.is_dir() else ():
+        if is_remnant(entry.name, target.name):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
 def _hidden(target: Path, suffix: str) -> Path:
     return target.with_name(f".{_stem(target.name)}.{secrets.token_hex(8)}.{suffix}")
 
 
 def _stem(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:_LONGEST_STEM])
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -88,6 +88,7 @@ class Lock:
         self.path = Path(path)
         self._marker = self.path.with_name(f"{self.path.name}.marker")
         self._held: filelock.BaseFileLock | None = None
+        self._note: Owner | None = None
 
     def acquire(self, wait_s: float = 0.0) -> None:
         """Take the lock, waiting at most so long (`math.inf`: as long as it takes; after 10 s it says for whom).
@@ -104,12 +105,14 @@ class Lock:
                 raise
             _log.warning("%s: waiting for %s", self.path, error.holder)
             self._acquire(wait_s - patience)
-        self._write(json.dumps(asdict(Owner.here())))
+        self._note = Owner.here()
+        self._write(json.dumps(asdict(self._note)), os.O_CREAT)
 
     def release(self) -> None:
         """Let the lock go. Releasing twice is allowed."""
         if self._held is not None:
-            self._write("")
+            if self.owner() == self._note:  # the file may be gone, or another's, if its folder was removed
+                self._write("")
             self._held.release()
             self._held = None
 
@@ -121,12 +124,14 @@ class Lock:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def __enter__(self) -> Lock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    @contextlib.contextmanager
+    def held(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the lock for a block; waits and raises as `acquire` does."""
+        self.acquire(wait_s)
+        try:
+            yield
+        finally:
+            self.release()
 
     def _acquire(self, wait_s: float) -> None:
         lock = filelock.FileLock(self.path, thread_local=False, fallback_to_soft=False, poll_interval=_POLL_S)
@@ -134,7 +139,7 @@ class Lock:
             _wait(lock, wait_s)
             self._held = lock
         except filelock.Timeout:
-            raise LockHeldError(self.path, self.owner(), "wait for its end, or stop it") from None
+            raise LockHeldError(self.path, self.owner(), "wait for its end, stop it") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -162,10 +167,10 @@ class Lock:
     def _held_by_marker(self) -> LockHeldError:
         return LockHeldError(self.path, self.owner(), f"if that process is gone, remove {self.path} and {self._marker}")
 
-    def _write(self, note: str) -> None:
+    def _write(self, note: str, flags: int = 0) -> None:
         """The note is for people: a full disk must not turn it into an error."""
         with contextlib.suppress(OSError):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o666)
             try:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, note.encode(), 0)

@@ -1,4 +1,4 @@
-"""Words about a name that is not known: the nearest known one, and which there are."""
+"""Words about a name that is not known: the closest known one, and which there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CUTOFF = 0.5  # of difflib's ratio: 'contrastiv' and 'vidoe' find theirs, unrel
 _MOST_LISTED = 20
 
 
-def nearest(name: object, allowed: Iterable[object]) -> str | None:
+def closest(name: object, allowed: Iterable[object]) -> str | None:
     """The allowed name closest to `name` (upper and lower case are alike), or None where none is close."""
     by_lower: dict[str, str] = {}
     for item in allowed:
@@ -18,16 +18,16 @@ def nearest(name: object, allowed: Iterable[object]) -> str | None:
     return by_lower[close[0]] if close else None
 
 
-def did_you_mean(name: object, allowed: Iterable[object]) -> str:
+def nearest(name: object, allowed: Iterable[object]) -> str:
     """` (did you mean 'x'?)`, to follow the unknown name, or nothing."""
-    close = nearest(name, allowed)
+    close = closest(name, allowed)
     return f" (did you mean {close!r}?)" if close else ""
 
 
-def known(name: object, allowed: Iterable[object]) -> str:
+def did_you_mean(name: object, allowed: Iterable[object]) -> str:
     """`allowed: a, b; did you mean 'a'?`, for messages about an unknown name; of many names, the first 20."""
     names = [str(item) for item in allowed]
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     listed = ", ".join(names[:_MOST_LISTED]) or "none"
-    close = nearest(name, names)
+    close = closest(name, names)
     return f"allowed: {listed}{more}" + (f"; did you mean {close!r}?" if close else "")

@@ -4,12 +4,12 @@ The published lists are those of the authors' configurations (github.com/tub-cv-
 data set's label indices.
 """
 
-import difflib
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from conclugen.common.names import did_you_mean
 from conclugen.downstream.checks import Floats, class_labels
 
 # neutral, surprise, fear, sadness, joy, disgust, anger
@@ -24,9 +24,8 @@ PUBLISHED = MappingProxyType({"meld": MELD, "ravdess": RAVDESS, "mosei": MOSEI_P
 def published(data_set: str) -> tuple[float, ...]:
     """The published list by name; CAER has none but weighs by class frequency: see `frequency`."""
     if data_set not in PUBLISHED:
-        near = difflib.get_close_matches(data_set, PUBLISHED, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"class weights: no published list of {data_set!r}; there are {', '.join(PUBLISHED)}{hint}")
+        known = did_you_mean(data_set, PUBLISHED)
+        raise ValueError(f"class weights: no published list of {data_set!r}; {known}")
     return PUBLISHED[data_set]
 
 

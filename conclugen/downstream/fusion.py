@@ -1,11 +1,11 @@
 """One representation of a clip from those of its modalities."""
 
-import difflib
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.common.names import did_you_mean
 from conclugen.downstream.checks import Floats
 
 
@@ -27,10 +27,8 @@ def fuse(
         chosen = (how,)
     for name in chosen:
         if name not in representations:
-            allowed = ["concat", "mean", *representations]
-            near = difflib.get_close_matches(name, allowed, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"fusion: {name!r} is unknown; allowed: {', '.join(allowed)}{hint}")
+            known = did_you_mean(name, ["concat", "mean", *representations])
+            raise ValueError(f"fusion: {name!r} is unknown; {known}")
     if not chosen:
         raise ValueError("fusion: no modality given")
     arrays = {name: np.asarray(representations[name], dtype=np.float64) for name in chosen}

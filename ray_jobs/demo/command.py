@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conclugen.backbones import WeightsError
+from conclugen.common.atomic import write_bytes
 from ray_jobs.demo.steps import DemoConfig, run
 from ray_jobs.demo.summary import summary
 from ray_jobs.training.failures import RunFailedError
 from shards.claim import owned
 from shards.corpus import CorpusConfig
-from shards.files import replace_atomically
 
 _MARK = ".conclugen-demo"
 _FEWEST_SPEAKERS = 6  # three at least to choose the probe's strength on, one to validate on, one to test on
@@ -35,9 +35,7 @@ def clear(output: Path) -> None:
             elif entry.name != _MARK:
                 entry.unlink()
     output.mkdir(parents=True, exist_ok=True)
-    replace_atomically(
-        output / _MARK, b"Everything in this folder is made by the demo, and removed when it runs again.\n"
-    )
+    write_bytes(output / _MARK, b"Everything in this folder is made by the demo, and removed when it runs again.\n")
 
 
 def arguments() -> argparse.ArgumentParser:

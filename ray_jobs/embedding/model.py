@@ -15,15 +15,16 @@ from safetensors.numpy import save_file
 import conclugen
 from conclugen import downstream, storage
 from conclugen.backbones import EncoderInfo
+from conclugen.common.atomic import write_json
+from conclugen.common.names import did_you_mean
 from conclugen.downstream.probe import Probe
 from conclugen.downstream.scaling import Scaling
 from conclugen.downstream.solvers import Linear
 from ray_jobs import evaluate, saved_config
 from ray_jobs.extraction.plan import Recipe, recipe_of
 from ray_jobs.run_config import ShardsConfig
-from ray_jobs.run_folder import RunFolder, write_json
+from ray_jobs.run_folder import RunFolder
 from shards import Manifest
-from shards.schema import did_you_mean
 
 _TENSORS, _DOCUMENT, _SCORES = "probe.safetensors", "probe.json", "scores.json"
 _SCHEMA, _VERSION = "conclugen-probe", 1

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from conclugen.common.atomic import write_json
 from ray_jobs.extraction.clip_features import ALL_REASONS
 from ray_jobs.extraction.plan import REPORTS, SEQUENCES, Extraction
 from ray_jobs.extraction.sequences import write_sequences
 from shards import quarantine
 from shards.clips.reader import ClipReader
-from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX
 from shards.manifest import TAR_SUFFIX, Manifest
 from shards.schema import Sample
@@ -114,7 +114,7 @@ class ShardCollector:
             written,
             sequence_bytes,
         )
-        replace_atomically(_report_path(out, entry.name), json.dumps(asdict(report), indent=1).encode())
+        write_json(_report_path(out, entry.name), asdict(report), indent=1, sort_keys=False)
         self.reports[shard] = report
 
     def _sequences(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -17,11 +17,12 @@ import xxhash
 from conclugen import backbones
 from conclugen.backbones import Encoder, EncoderInfo
 from conclugen.backbones.views import STRENGTHS
+from conclugen.common.names import did_you_mean
 from shards.claim import Claim
 from shards.clips.reader import ClipManifest
 from shards.media.face_track import CROPS
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
-from shards.schema import Column, Schema, did_you_mean
+from shards.schema import Column, Schema
 
 FORMAT = 1
 PLAN_NAME = "extraction.json"

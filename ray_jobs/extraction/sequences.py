@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.files import atomic_file
+from conclugen.common.atomic import atomic_file
 from shards.layout import BLOCK, RECORD, padded, tar_header
 
 

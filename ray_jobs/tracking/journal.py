@@ -14,7 +14,6 @@ record can be sent to a tracking server any number of times and still be recogni
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -28,6 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat, cast
+
+from conclugen.common.locks import descriptor_locked
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ class Journal:
             read_identity(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._thread_lock = threading.RLock()
-        self._depth = 0
-        self._lockless = False
+        self._held = False
         self._seq = 0
         self._known_bytes = 0
         self._marks: dict[str, int] = {}
@@ -195,27 +195,16 @@ class Journal:
         with self._thread_lock:
             if self._file < 0:
                 raise JournalError(f"{self.path}: the journal is closed")
-            if self._depth == 0:
-                self._flock(fcntl.LOCK_EX)
-            self._depth += 1
-            try:
-                if self._depth == 1:
-                    self._catch_up()
+            if self._held:
                 yield
-            finally:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._flock(fcntl.LOCK_UN)
-
-    def _flock(self, operation: int) -> None:
-        try:
-            fcntl.flock(self._file, operation)
-        except OSError as error:
-            if operation == fcntl.LOCK_EX and not self._lockless:
-                self._lockless = True
-                _log.warning(
-                    "%s: this file system has no locks (%s); only one process may write here", self.path, error
-                )
+                return
+            with descriptor_locked(self._file, self.path):
+                self._held = True
+                try:
+                    self._catch_up()
+                    yield
+                finally:
+                    self._held = False
 
     def _catch_up(self) -> None:
         if os.fstat(self._file).st_size == self._known_bytes:

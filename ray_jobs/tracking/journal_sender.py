@@ -24,15 +24,15 @@ deferred, so that numbers do not wait for it. What the server refuses for good i
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conclugen.common.atomic import sync_file, write_json
+from conclugen.common.locks import Lock, LockHeldError
 from ray_jobs.tracking.journal import read_identity, read_records
 from ray_jobs.tracking.mlflow_environment import bounded_calls, check_tracking_uri, connect, public_uri
 from ray_jobs.tracking.mlflow_run import METRICS_PER_REQUEST, MlflowRun, RunGoneError, is_refusal, says_absent
@@ -65,7 +65,7 @@ class JournalSender:
         self._connect = connect_to
         digest = hashlib.sha256(public_uri(tracking_uri).encode()).hexdigest()[:8]
         self._state_path = self._journal.with_name(f"{self._journal.stem}.mlflow-{digest}.json")
-        self._lock_file: Any = None
+        self._lock: Lock | None = None
         self._run: MlflowRun | None = None
         self._attached = False
         self._offset = 0
@@ -103,9 +103,9 @@ class JournalSender:
 
     def close(self) -> None:
         """Let another sender have the journal."""
-        if self._lock_file is not None:
-            self._lock_file.close()
-            self._lock_file = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     # ------------------------------------------------------------------ where it stands
 
@@ -125,19 +125,16 @@ class JournalSender:
         return self._run
 
     def _claim(self) -> None:
-        if self._lock_file is not None:
+        if self._lock is not None:
             return
-        file = self._state_path.with_suffix(".lock").open("w")
+        lock = Lock(self._state_path.with_suffix(".lock"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+            lock.acquire()
+        except LockHeldError as error:
             raise SenderBusyError(
-                f"{self._journal}: another process is sending it to {public_uri(self._uri)}"
+                f"{self._journal}: {error.holder} is sending it to {public_uri(self._uri)}; {error.remedy}"
             ) from None
-        except OSError as error:
-            _log.warning("%s: the file system has no locks (%s); run one sender alone", self._state_path, error)
-        self._lock_file = file
+        self._lock = lock
 
     def _load_state(self) -> dict[str, Any]:
         try:
@@ -155,9 +152,7 @@ class JournalSender:
             "offset": offset,
             "deferred": self._deferred,
         }
-        temporary = self._state_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self._state_path)
+        write_json(self._state_path, state, indent=None, sort_keys=False)
 
     def _next_batch(self) -> list[Entry]:
         """Records from the offset on that go into one request: several of kind `metrics`, or one of another kind."""
@@ -213,7 +208,7 @@ class JournalSender:
         self._note(self._offset)
 
     def _send(self, run: MlflowRun, batch: list[Entry]) -> None:
-        self._sync_journal()
+        sync_file(self._journal)
         record = batch[0][0]
         match record["kind"]:
             case "metrics":
@@ -248,10 +243,3 @@ class JournalSender:
         _log.error("%s: record %d (%s) is refused: %s", self._journal, record["seq"], record["kind"], reason)
         with self._journal.with_name(f"{self._journal.stem}.refused.jsonl").open("a") as file:
             file.write(json.dumps({"seq": record["seq"], "kind": record["kind"], "reason": reason}) + "\n")
-
-    def _sync_journal(self) -> None:
-        file = os.open(self._journal, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)

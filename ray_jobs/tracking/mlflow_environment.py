@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
+import math
 import os
 import sys
 import threading
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from conclugen.common.locks import Lock
 from ray_jobs import saved_config
 
 _SQLITE = "sqlite:///"
@@ -141,8 +142,7 @@ def connect(uri: str) -> Any:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     database = Path(uri.removeprefix(_SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Lock(database.with_name(f"{database.name}.lock")).held(math.inf):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     return client

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import conclugen
+from conclugen.common.atomic import atomic_folder, remove_remnants
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import bounded_calls, prepare_import
 
@@ -53,23 +53,19 @@ def build(exported: str | Path, folder: str | Path) -> Path:
     )
     if folder.exists() and not (folder / "MLmodel").is_file():
         raise ValueError(f"{folder}: exists and is no MLflow model; give a new folder for the model to be built in")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    if temporary.exists():  # left by a kill: in a container, a process often has the number of the one before it
-        shutil.rmtree(temporary)
-    with bounded_calls(), _quiet():
-        mlflow.pyfunc.save_model(
-            path=str(temporary),
-            python_model=str(_CODE),
-            artifacts={"exported": str(exported)},
-            code_paths=[str(Path(conclugen.__file__).parent)],
-            signature=signature,
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
-        )
-    for cache in temporary.rglob("__pycache__"):
-        shutil.rmtree(cache)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    remove_remnants(folder)
+    with atomic_folder(folder) as temporary:
+        with bounded_calls(), _quiet():
+            mlflow.pyfunc.save_model(
+                path=str(temporary),
+                python_model=str(_CODE),
+                artifacts={"exported": str(exported)},
+                code_paths=[str(Path(conclugen.__file__).parent)],
+                signature=signature,
+                pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+            )
+        for cache in temporary.rglob("__pycache__"):
+            shutil.rmtree(cache)
     return folder
 
 

@@ -9,7 +9,6 @@ it: a run that goes on from there would never repeat them.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conclugen import Pretrainer
+from conclugen.common.atomic import sync_file
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
@@ -102,11 +102,7 @@ class StepRecorder(SilentRecorder):
         self._folder.check_attempt(self._attempt)
         if self._unwritten:
             raise OSError(errno.ENOSPC, "the journal has not taken all steps yet", str(self._folder.journal))
-        file = os.open(self._folder.journal, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        sync_file(self._folder.journal)
 
     def heed(self, inputs: Sequence[InputTimes]) -> None:
         """Warn where a rank waits for data; inputs: what each rank measured so far, in order."""

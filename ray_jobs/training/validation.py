@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from conclugen import Batch, PretrainConfig, Pretrainer, health
+from conclugen.common.names import did_you_mean
 from conclugen.downstream import neighbour_vote
 from ray_jobs.run_config import DataConfig, PretrainJob
 from ray_jobs.source import Source, open_reader
 from shards import Manifest, Reader, Rows, View
-from shards.schema import did_you_mean
 
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conclugen.common.names import did_you_mean
 from shards.adapters.clip_set import ClipSet, IncompleteError
-from shards.schema import did_you_mean
 
 # Name -> (module with `read(source, **options) -> ClipSet`, the options it takes, one line on what it reads).
 ADAPTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.names import did_you_mean
 from shards import names
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import VIDEO_SUFFIXES, Files, refuse_name, shown
 from shards.clips.reader import KEY_LIMIT
 from shards.packing.labels import LabelSpec, LabelValues, read_label
-from shards.schema import did_you_mean, safe_key
+from shards.schema import safe_key
 from shards.tables import Table, read_table
 
 # What of a clip can be in the table -> the column's name there, unless `fields` says otherwise.

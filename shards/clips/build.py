@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from conclugen.common.atomic import write_json
 from shards.adapters.clip_set import Clip
 from shards.adapters.files import shown
 from shards.clips.plan import REPORTS, ShardTask
 from shards.clips.writer import NewClip, write_clip_shard
-from shards.files import replace_atomically
 from shards.index import INDEX_SUFFIX
 from shards.manifest import TAR_SUFFIX
 from shards.media.audio import read_audio
@@ -97,7 +97,7 @@ def build_shard(
     report.bytes = 0 if entry is None else entry.bytes
     report.counts = dict(counts)
     report.seconds = round(time.monotonic() - began, 3)
-    replace_atomically(report_path(task), json.dumps(asdict(report), indent=1).encode())
+    write_json(report_path(task), asdict(report), indent=1, sort_keys=False)
     return report
 
 

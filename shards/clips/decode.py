@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from conclugen.common.names import did_you_mean
 from shards.clips.reader import StoredClip
 from shards.media.audio import read_audio
 from shards.media.face_track import CROPS
 from shards.media.frames import Box, Frames, read_frames
 from shards.media.limits import Limits
-from shards.schema import did_you_mean
 
 PUBLISHED_SIZE = (180, 180)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from conclugen.common.names import did_you_mean
 from shards.adapters.clip_set import Clip, ClipSet, Rejected
 from shards.adapters.files import shown
 from shards.claim import Claim
@@ -18,7 +19,7 @@ from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
 from shards.media.limits import AUDIO_LENGTHS, Limits
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
 from shards.record import check_text
-from shards.schema import did_you_mean, safe_key
+from shards.schema import safe_key
 from shards.writer import shuffled_order
 
 FACES = ("keep", "drop", "off")

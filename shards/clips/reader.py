@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import xxhash
 
+from conclugen.common.names import did_you_mean
 from shards.damage import ManifestError, ShardError
 from shards.index import ShardIndex, decode_index, read_table
 from shards.index_store import IndexCache, read_index_bytes
 from shards.manifest import Manifest
 from shards.media.face_track import FaceTrack
 from shards.media.limits import Limits
-from shards.schema import Label, check_name, did_you_mean
+from shards.schema import Label, check_name
 from shards.storage import Storage
 
 VIDEO, TEXT, JSON = "mp4", "txt", "json"

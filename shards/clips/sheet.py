@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from conclugen.common.atomic import write_bytes
+from conclugen.common.names import did_you_mean
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipManifest, ClipReader
-from shards.files import replace_atomically
-from shards.schema import did_you_mean
 
 _SIDE, _MARGIN, _LINE = 112, 4, 18
 
@@ -35,7 +35,7 @@ def face_sheet(manifest: ClipManifest, label: str, path: Path, each: int = 6) ->
             left = _MARGIN + column * (_SIDE + _MARGIN)
             sheet[top + _LINE : top + _LINE + _SIDE, left : left + _SIDE] = _middle(reader, shard, row)
     _, data = cv2.imencode(".png", sheet[:, :, ::-1])
-    replace_atomically(path, data.tobytes())
+    write_bytes(path, data.tobytes())
     return sum(len(places) for places in chosen)
 
 

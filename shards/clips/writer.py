@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from conclugen.common.atomic import atomic_file, write_bytes
 from shards.clips.reader import JSON, KEY_LIMIT, TEXT, VIDEO, ClipSchema
 from shards.damage import ShardError
-from shards.files import atomic_file, replace_atomically
 from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
 from shards.layout import BLOCK, RECORD, padded, tar_header
 from shards.manifest import TAR_SUFFIX, ShardEntry, check_shard_name
@@ -87,7 +87,7 @@ def write_clip_shard(
     layout = {"kind": "members", "mapping": {"clips": True}}
     index = rows.index()
     data = encode_index(schema, layout, index)  # type: ignore[arg-type]
-    replace_atomically(path.with_name(f"{name}{INDEX_SUFFIX}"), data)
+    write_bytes(path.with_name(f"{name}{INDEX_SUFFIX}"), data)
     digest_bytes = content_digest(layout, index.checksums)
     return ShardEntry(name, len(rows.keys), size, 0, digest_bytes, len(data), xxhash.xxh3_128_digest(data))
 

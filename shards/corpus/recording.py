@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-from shards.files import replace_atomically
+from conclugen.common.atomic import write_bytes
 
 # A fixed quantiser, nothing looked ahead: with rate control about one encoding in 50 came out a few bytes different.
 _QUALITY = {"qp": "24", "preset": "veryfast", "tune": "zerolatency"}
@@ -44,7 +44,7 @@ def write_mp4(path: Path, pictures: np.ndarray, fps: int, samples: np.ndarray | 
         if audio is not None and samples is not None:
             _encode_sound(container, audio, samples, rate)
     data = target.getvalue()
-    replace_atomically(path, data)
+    write_bytes(path, data)
     return len(data)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from conclugen.common.atomic import write_bytes, write_json, write_text
 from shards.claim import owned
 from shards.corpus.acting import FPS, act
 from shards.corpus.emotions import EMOTIONS
@@ -21,7 +21,6 @@ from shards.corpus.scene import draw_scene, film, record
 from shards.corpus.sentences import draw_sentence
 from shards.corpus.speaker import draw_speaker
 from shards.corpus.voice import RATE, synthesise
-from shards.files import replace_atomically
 
 VERSION = 1  # raise when the same seed gives another corpus
 TABLE_NAME, DESCRIPTION_NAME, CLIPS_FOLDER = "clips.csv", "corpus.json", "clips"
@@ -177,9 +176,9 @@ def write_corpus(
     table = csv.DictWriter(text, ["path", "speaker", "emotion", "valence", "transcript"], lineterminator="\n")
     table.writeheader()
     table.writerows(asdict(row) for row in rows)
-    replace_atomically(folder / TABLE_NAME, text.getvalue().encode())
+    write_text(folder / TABLE_NAME, text.getvalue())
     said = {"corpus": "rendered talking faces", "version": VERSION, "clips": len(rows), **asdict(config)}
-    replace_atomically(folder / DESCRIPTION_NAME, json.dumps(said, indent=1).encode())
+    write_json(folder / DESCRIPTION_NAME, said, indent=1, sort_keys=False)
     return rows
 
 
@@ -192,6 +191,4 @@ def _claim(folder: Path, overwrite: bool) -> None:
         (folder / TABLE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / CLIPS_FOLDER, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_atomically(
-        folder / _MARK, b"A rendered corpus (python -m shards.corpus), whole once corpus.json is there.\n"
-    )
+    write_bytes(folder / _MARK, b"A rendered corpus (python -m shards.corpus), whole once corpus.json is there.\n")

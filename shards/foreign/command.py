@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from conclugen.common.atomic import write_bytes
 from shards import names
 from shards.damage import ShardError
 from shards.doubts import Samples, classes_of
-from shards.files import replace_atomically
 from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
 from shards.foreign.member import MemberError, read_npy
 from shards.foreign.tarscan import Member, scan_tar
@@ -74,7 +74,7 @@ def index_folder(
     encoded = [(draft.name, _encode(draft, contents, mapping)) for draft in contents.drafts]
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for name, data in encoded:
-        replace_atomically(folder / f"{name}{INDEX_SUFFIX}", data)
+        write_bytes(folder / f"{name}{INDEX_SUFFIX}", data)
     return Manifest.assemble(folder, [draft.name for draft in contents.drafts], {"indexed": mapping.to_dict()})
 
 

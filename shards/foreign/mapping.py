@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards.schema import LABEL_KINDS, did_you_mean
+from conclugen.common.names import did_you_mean
+from shards.schema import LABEL_KINDS
 
 
 @dataclass(frozen=True)

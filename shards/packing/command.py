@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.durations import clock
 from shards.foreign.mapping import split_assignment
 from shards.manifest import Manifest
 from shards.packing.inputs import PackInput, PackOptions, read_input
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet and (now - shown > 0.5 or done == count):
             shown = now
             speed = done / max(now - began, 1e-9)
-            print(f"\r{done} of {count} samples, {speed:,.0f}/s, {(count - done) / speed:.0f} s left ", end="",
+            print(f"\r{done} of {count} samples, {speed:,.0f}/s, left {clock((count - done) / speed)} ", end="",
                   file=sys.stderr, flush=True)  # fmt: skip
 
     def tell(data: PackInput) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.names import did_you_mean
 from shards import names
-from shards.schema import LABEL_KINDS, Label, counted_classes, did_you_mean
+from shards.schema import LABEL_KINDS, Label, counted_classes
 
 
 @dataclass(frozen=True)

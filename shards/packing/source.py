@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 
-from shards.schema import did_you_mean
+from conclugen.common.names import did_you_mean
 
 
 class Source(Protocol):

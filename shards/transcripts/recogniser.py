@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shards.schema import did_you_mean
+from conclugen.common.names import did_you_mean
 
 # Name -> (module with `create(model, grammar, device) -> Recogniser`, one line).
 BACKENDS: Mapping[str, tuple[str, str]] = {

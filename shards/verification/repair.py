@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from conclugen.common.atomic import write_bytes
 from shards.damage import ManifestError, ShardError
-from shards.files import read_whole, replace_atomically
+from shards.files import read_whole
 from shards.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
 from shards.layout import BLOCK, LayoutError, SlotLayout, archive_bytes, parse_header
 from shards.manifest import OTHER_KIND, TAR_SUFFIX, Manifest, ShardEntry, check_shard_name, table_of
@@ -134,7 +135,7 @@ def _checked(
             name, "content differs from the manifest's digest", expected=digest.hex(), found=index.digest.hex()
         )
     if write_to is not None:
-        replace_atomically(write_to, data)
+        write_bytes(write_to, data)
     entry = ShardEntry(name, len(index), size, index.stride, index.digest, len(data), xxhash.xxh3_128_digest(data))
     alone = Manifest(str(folder), schema, table_of([entry]))
     for problem in check_shard(alone, entry, holder):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from conclugen import Pretrainer, checkpoint, storage
 from conclugen.checkpoint import CheckpointError
+from conclugen.common import atomic
 from tests.conclugen.runs import fresh, rows, small_config
 
 CURSOR = {"epoch": 1, "step": 2}
@@ -66,7 +67,7 @@ def test_a_save_that_dies_leaves_the_last_one(
     def full_disk(path: Path) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(storage, "_sync", full_disk)
+    monkeypatch.setattr(atomic, "sync_file", full_disk)
     trained.step(rows(5))
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(saved, trained, CURSOR)

@@ -40,11 +40,11 @@ def test_a_kill_while_it_is_replaced_does_not_lock_the_folder(tmp_path: Path, mo
     for name in ("a.tar", "notes.txt"):
         (tmp_path / name).touch()
 
-    def killed(path: Path, data: bytes) -> None:
+    def killed(path: Path, content: object, indent: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("shards.claim.replace_atomically", killed)
+        patched.setattr("shards.claim.write_json", killed)
         JOB.take(tmp_path, {"seed": 2}, overwrite=True)
     assert not (tmp_path / "a.tar").exists()
     with pytest.raises(ValueError, match="differs in seed"):
@@ -63,7 +63,7 @@ def test_a_record_that_cannot_be_read(content: str, tmp_path: Path) -> None:
 
 
 def test_folders_of_somebody_else_are_never_taken(tmp_path: Path) -> None:
-    (tmp_path / ".job.json.4711.tmp").touch()  # a claim that was killed leaves the folder free
+    (tmp_path / ".job.json.00000000000000ff.partial").touch()  # a claim that was killed leaves the folder free
     (tmp_path / "a.tar").touch()
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="is not empty and holds no job"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -138,7 +139,10 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_works(tmp_path: Pat
 
 def test_two_writers_do_not_share_a_folder(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a", SCHEMA) as writer:
-        with pytest.raises(ValueError, match="another process"), ShardWriter(tmp_path / "a", SCHEMA):
+        with (
+            pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is writing here; wait"),
+            ShardWriter(tmp_path / "a", SCHEMA),
+        ):
             pass
         writer.append(make_samples(1)[0])
     assert Manifest.open(tmp_path / "a").rows == 1

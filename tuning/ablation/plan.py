@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from conclugen import PretrainConfig, fields, presets
+from conclugen.common.atomic import write_json
 from conclugen.config import RECIPES, TasksConfig
 from conclugen.presets import ALL, PRESETS
 from ray_jobs import configuration
 from ray_jobs.run_config import DEFAULT_OUTPUT, PretrainJob
-from ray_jobs.run_folder import write_json
 from tuning.ablation.cell import Cell, content_key
 from tuning.dataset import JudgingConfig, LabelledSet
 from tuning.ledger import Record, record_key

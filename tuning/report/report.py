@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conclugen import fields
+from conclugen.common.atomic import write_text
 from conclugen.downstream import Interval
 from ray_jobs import plots
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
 from ray_jobs.tracking.mlflow_sink import flush_journal
-from shards.files import replace_atomically
 from tuning.ledger import Ledger, Record
 from tuning.report import findings as report_findings
 from tuning.report import svg, sweep_response
@@ -79,7 +79,7 @@ def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] = _S
     }
     written = []
     for name, text in texts.items():
-        replace_atomically(place / name, text.encode("utf-8"))
+        write_text(place / name, text)
         written.append(place / name)
     return [*written, *pictures]
 

@@ -24,7 +24,8 @@ from typing import Any
 
 from conclugen import PretrainConfig, checkpoint
 from conclugen.checkpoint import CheckpointError
-from ray_jobs.run_folder import RunFolder, write_json
+from conclugen.common.atomic import write_json
+from ray_jobs.run_folder import RunFolder
 from tuning.ledger import Ledger, Record, record_key
 from tuning.sweep.search import Outcome, Proposer
 from tuning.sweep.space import Choices, Space, names

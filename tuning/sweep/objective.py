@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from conclugen import Batch, Pretrainer, health
+from conclugen.common.names import nearest
 from conclugen.downstream import Scaling, fit_classes, fuse, label_draw, single_label
-from conclugen.fields import choose, nearest, require
+from conclugen.fields import choose, require
 from conclugen.kmeans import cosine_kmeans, draw_rows
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from conclugen import PretrainConfig, fields
-from ray_jobs.run_folder import write_json
+from conclugen.common.atomic import write_json
 from tuning.sweep.space import Choices, Range, Space, names
 from tuning.sweep.trial import Trial, TrialShared
 

@@ -7,7 +7,6 @@ storage beside the sweep.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
+from conclugen.common.locks import Lock
 from conclugen.fields import choose
 from tuning.sweep.space import ONE_MODALITY, Choices, Range, Space
 
@@ -199,19 +199,17 @@ def _quiet(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 class _FileLock:
-    """The kernel's lock on a file beside Optuna's journal: unlike Optuna's own lock files it ends with its process."""
+    """A lock on a file beside Optuna's journal: unlike Optuna's own lock files it ends with its process."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(f"{path.name}.lock")
-        self._file: Any = None
+        self._lock = Lock(path.with_name(f"{path.name}.lock"))
 
     def acquire(self) -> bool:
-        self._file = self._path.open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock.acquire(math.inf)
         return True
 
     def release(self) -> None:
-        self._file.close()
+        self._lock.release()
 
 
 def grid(space: Space) -> Iterator[Choices]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conclugen.fields import nearest
+from conclugen.common.names import nearest
 from ray_jobs import configuration
 from ray_jobs.source import available_widths
 from ray_jobs.tracking.journal import Journal

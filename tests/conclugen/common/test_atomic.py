@@ -56,6 +56,10 @@ def test_a_kill_between_write_and_rename_leaves_the_old_content(tmp_path: Path, 
     assert len(left) == 1 and atomic.is_remnant(left[0], name) and not atomic.is_remnant(left[0], "other")
     atomic.write_text(tmp_path / "f", "newer")  # what is left is in nobody's way
     assert (tmp_path / "f").read_text() == "newer"
+    atomic.remove_remnants(tmp_path / "other")
+    assert len(names(tmp_path)) == 3
+    atomic.remove_remnants(tmp_path / name)
+    assert names(tmp_path) == ["d", "f"]
 
 
 def test_a_failure_leaves_the_old_content_and_no_remnant(tmp_path: Path) -> None:

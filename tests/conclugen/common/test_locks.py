@@ -29,7 +29,7 @@ if len(sys.argv) > 2:
         raise OSError(int(sys.argv[2]), 'no locks')
     fcntl.flock = no_locks
 from conclugen.common.locks import Lock
-with Lock(sys.argv[1]):
+with Lock(sys.argv[1]).held():
     print('held', flush=True)
     time.sleep(600)
 """
@@ -70,13 +70,14 @@ def test_the_second_is_refused_with_the_owner_until_the_first_is_killed(tmp_path
     assert not owner.is_gone()
     end(child)
     assert owner.is_gone()
-    with Lock(path) as first:
+    first = Lock(path)
+    with first.held():
         assert first.owner() is not None
         with pytest.raises(LockHeldError, match=f"process {os.getpid()} "):
             Lock(path).acquire()
     assert first.owner() is None
     first.release()
-    with Lock(path):
+    with Lock(path).held():
         pass
 
 
@@ -108,7 +109,7 @@ def test_a_note_that_says_nothing_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_cannot_be_made_names_its_file(tmp_path: Path) -> None:
-    with Lock(tmp_path / "new/folder/l"):
+    with Lock(tmp_path / "new/folder/l").held():
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
@@ -127,9 +128,9 @@ def test_without_kernel_locks_the_note_of_one_that_has_them_counts(
     told = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 1 and "this file system has no locks (No locks available)" in told[0].getMessage()
     end(child)
-    with Lock(path), pytest.raises(LockHeldError):
+    with Lock(path).held(), pytest.raises(LockHeldError):
         Lock(path).acquire()
-    with Lock(path):
+    with Lock(path).held():
         pass
     note = {"host": "elsewhere", "pid": 1, "began": "", "since": 0.0}
     path.write_text(json.dumps(note))
@@ -149,7 +150,7 @@ def test_two_without_kernel_locks_exclude_each_other(
     with pytest.raises(LockHeldError, match=f"process {child.pid} "):
         Lock(tmp_path / "l").acquire()
     end(child)
-    with Lock(tmp_path / "l"):
+    with Lock(tmp_path / "l").held():
         pass
 
 

@@ -13,13 +13,14 @@ import pytest
 
 import conclugen
 from conclugen import Pretrainer, backbones, downstream, export, presets, storage
+from conclugen.common.atomic import write_json
 from ray_jobs import embed, evaluate
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.plan import Augmentation
 from ray_jobs.run_config import ShardsConfig
-from ray_jobs.run_folder import RunFolder, write_json
+from ray_jobs.run_folder import RunFolder
 from shards.manifest import Manifest
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video, sine

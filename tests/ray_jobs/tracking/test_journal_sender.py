@@ -281,7 +281,7 @@ def test_one_sender_at_a_time(tmp_path):
     journal_path = write_run(tmp_path / "run")
     first = JournalSender(journal_path, URI, lambda _: server)
     first.send_some()
-    with pytest.raises(SenderBusyError, match="another process is sending"):
+    with pytest.raises(SenderBusyError, match=r"process \d+ on .* is sending it to .*; wait for its end, stop it"):
         JournalSender(journal_path, URI, lambda _: server).send_some()
     first.close()
     drain(JournalSender(journal_path, URI, lambda _: server))

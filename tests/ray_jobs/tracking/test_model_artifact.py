@@ -1,6 +1,5 @@
 """The MLflow model gives what the exported model gives, without pickles, and without this project installed."""
 
-import os
 import subprocess
 import sys
 import warnings
@@ -148,9 +147,8 @@ def test_a_foreign_folder_is_not_replaced(exported, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_what_a_killed_build_of_the_same_process_number_left_is_no_obstacle(exported, tmp_path):
-    """As in containers, where every job has the same one."""
-    left = tmp_path / f".mlflow-model.{os.getpid()}"
+def test_what_a_killed_build_left_is_removed(exported, tmp_path):
+    left = tmp_path / ".mlflow-model.0123456789abcdef.partial"
     left.mkdir()
     (left / "MLmodel").write_text("half")
     folder = model_artifact.build(exported, tmp_path / "mlflow-model")

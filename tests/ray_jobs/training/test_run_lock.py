@@ -1,8 +1,5 @@
-"""A run has one job at a time; a job that dies, however, leaves no lock behind."""
+"""A run has one job at a time; a job that dies, however, leaves no lock behind (more: tests/conclugen/common)."""
 
-import fcntl
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -30,7 +27,11 @@ def hold(folder: Path) -> subprocess.Popen[str]:
 def test_a_second_job_is_refused_by_name_until_the_first_is_killed(tmp_path: Path) -> None:
     child = hold(tmp_path / "run")
     with (
-        pytest.raises(RunInUseError, match=rf"trained by process {child.pid} on {socket.gethostname()} since"),
+        pytest.raises(
+            RunInUseError,
+            match=rf"run: the run is being trained by process {child.pid} on {socket.gethostname()} since \S+ \S+; "
+            "wait for its end, stop it, or choose another run.name",
+        ),
         run_lock.held(tmp_path / "run"),
     ):
         pass
@@ -40,21 +41,3 @@ def test_a_second_job_is_refused_by_name_until_the_first_is_killed(tmp_path: Pat
         pass
     with run_lock.held(tmp_path / "run"):
         pass
-
-
-def test_without_locks_the_note_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(38, os.strerror(38))
-
-    child = hold(tmp_path)
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(RunInUseError, match=f"process {child.pid}"), run_lock.held(tmp_path):
-        pass
-    child.kill()
-    child.wait()
-    with run_lock.held(tmp_path):
-        pass
-    note = {"host": "elsewhere", "pid": 1, "started": 0.0, "at": 0.0}
-    (tmp_path / ".lock").write_text(json.dumps(note))
-    with pytest.raises(RunInUseError, match=r"on elsewhere .*if that process is gone, remove .*\.lock"):
-        run_lock.held(tmp_path).__enter__()
