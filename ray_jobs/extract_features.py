@@ -167,6 +167,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--encoders", nargs="+", default=["offline"], metavar="NAME", help="encoders or sets (default: offline)")
     add("--overwrite", action="store_true", help="replace another extraction in --out")
     add("--crop", default="follow", help="follow the face (default), union of its boxes (as published), or none")
+    add("--whole-frames", action="store_true", help="whole frames where a clip's face is not seen (default: left out)")
     add("--low-confidence", action="store_true", help="use transcripts that a recogniser was unsure of")
     add("--views", type=int, default=0, metavar="K", help="augmented views of every clip beside the clean one")
     add("--view-strength", default="mild", help="mild (default) or strong")
@@ -222,7 +223,7 @@ def plan_of(args: argparse.Namespace) -> Extraction:
         clips,
         out,
         choices_of(args.encoders, args.weights, args.mirror),
-        decoding=Decoding(args.crop, args.low_confidence),
+        decoding=Decoding(args.crop, args.low_confidence, args.whole_frames),
         augmentation=Augmentation(args.views, args.view_strength, args.seed),
         dtype=args.dtype,
         sequences=args.sequences,

@@ -7,16 +7,20 @@ from collections import OrderedDict
 
 import xxhash
 
+from shards.access import AccessError
 from shards.damage import ShardError
 from shards.index import INDEX_SUFFIX, ShardIndex, decode_index
 from shards.manifest import Manifest, ShardEntry
 
 
 def read_index_bytes(manifest: Manifest, entry: ShardEntry) -> bytes:
-    """An index file whose size and digest agree with the manifest; ShardError otherwise."""
+    """An index file whose size and digest agree with the manifest; ShardError otherwise, and AccessError where it
+    can't be reached."""
     remedy = "Restore the index, or rebuild it with `python -m shards verify FOLDER --repair`"
     try:
         data = manifest.read_bytes(entry.name + INDEX_SUFFIX)
+    except AccessError:
+        raise
     except FileNotFoundError:
         raise ShardError(entry.name, f"file {entry.name}{INDEX_SUFFIX} is missing", remedy=remedy) from None
     except OSError as error:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from conclugen.common.atomic import write_bytes
+from shards.access import AccessError, is_url, reaching
 from shards.damage import UNREADABLE, ManifestError, ShardError
 from shards.files import read_whole
 from shards.index import INDEX_SUFFIX, decode_index, read_table
@@ -131,7 +132,7 @@ class Manifest:
 
     @property
     def is_local(self) -> bool:
-        return not _is_url(self.folder)
+        return not is_url(self.folder)
 
     @cached_property
     def filesystem(self) -> Any:
@@ -143,10 +144,11 @@ class Manifest:
         return f"{self.folder.rstrip('/')}/{file_name}"
 
     def read_bytes(self, file_name: str) -> bytes:
-        """A whole small file of the folder; raises OSError where it is missing."""
-        if self.is_local:
-            return read_whole(Path(self.path(file_name)))
-        return self.filesystem.cat_file(self.path(file_name))
+        """A whole small file of the folder; raises OSError where it is missing, AccessError where it can't be
+        reached."""
+        path = self.path(file_name)
+        with reaching(path):
+            return read_whole(Path(path)) if self.is_local else self.filesystem.cat_file(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A Ray task gets the path, not a table of a million rows, and opens it once for each process.
@@ -158,8 +160,8 @@ class Manifest:
     def open(cls, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Self:
         """Read and check a manifest, given its folder or itself (local path or fsspec URL).
 
-        Raises ManifestError (a ValueError) for damage, another format version or claims that don't fit together, and
-        FileNotFoundError where there is none.
+        Raises ManifestError (a ValueError) for damage, another format version or claims that don't fit together,
+        FileNotFoundError where there is none, and AccessError where it can't be reached.
         """
         folder = os.fspath(path)
         if folder.endswith(".parquet"):
@@ -169,15 +171,18 @@ class Manifest:
                 raise ValueError(f"{os.fspath(path)}: expected a folder or its {MANIFEST_NAME}")
         else:
             folder, name = folder.rstrip("/") or "/", MANIFEST_NAME
-        if not _is_url(folder):
+        if not is_url(folder):
             folder = str(Path(folder).absolute())
         where = f"{folder}/{name}"
         try:
-            if _is_url(folder):
-                filesystem, inner = fsspec.core.url_to_fs(where, **(storage_options or {}))
-                data = filesystem.cat_file(inner)
-            else:
-                data = read_whole(Path(where))
+            with reaching(where):
+                if is_url(folder):
+                    filesystem, inner = fsspec.core.url_to_fs(where, **(storage_options or {}))
+                    data = filesystem.cat_file(inner)
+                else:
+                    data = read_whole(Path(where))
+        except AccessError:
+            raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise FileNotFoundError(
                 f"no manifest at {where}; pack one with `python -m shards pack`, or make foreign shards readable with "
@@ -404,10 +409,6 @@ def _one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 def _first_false(mask: Any) -> int:
     return int(np.flatnonzero(~np.asarray(mask.to_numpy(), bool))[0])
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path or "::" in path
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from shards.access import AccessError, reaching
 from shards.damage import UNREADABLE, ShardError
 from shards.manifest import TAR_SUFFIX, Manifest, ShardEntry
 
@@ -47,13 +48,17 @@ class Storage:
     def read_into(self, entry: ShardEntry, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
         """Fill each range's buffers, one after another, with the shard's bytes from the range's offset on.
 
-        Raises ShardError where the file is missing, has another size than the manifest says, or ends early.
+        Raises ShardError where the file is missing, has another size than the manifest says, or ends early, and
+        AccessError where it can't be reached, which says nothing about the shard.
         """
         try:
-            if self.is_local:
-                self._read_local(entry, ranges)
-            else:
-                self._read_remote(entry, ranges)
+            with reaching(self._manifest.path(entry.name + TAR_SUFFIX)):
+                if self.is_local:
+                    self._read_local(entry, ranges)
+                else:
+                    self._read_remote(entry, ranges)
+        except AccessError:
+            raise
         except FileNotFoundError:
             raise ShardError(entry.name, f"file {entry.name}{TAR_SUFFIX} is missing", remedy=_RESTORE) from None
         except OSError as error:

@@ -18,6 +18,7 @@ import xxhash
 
 from conclugen.common.atomic import write_bytes
 from conclugen.common.names import did_you_mean
+from shards.access import AccessError, reaching
 from shards.damage import ShardError
 from shards.index import read_table
 from shards.index_store import read_index_bytes
@@ -169,6 +170,8 @@ class View:
         file = f"{FOLDER}/{name}.parquet"
         try:
             data = manifest.read_bytes(file)
+        except AccessError:
+            raise
         except OSError:
             raise ValueError(
                 f"{manifest.folder} has no view {name!r}, {did_you_mean(name, [*cls.names(manifest), EVERYTHING])}; "
@@ -205,8 +208,9 @@ class View:
         if manifest.is_local:
             files = [path.name for path in Path(folder).glob("*.parquet")]
         else:
-            filesystem, inner = fsspec.core.url_to_fs(folder, **manifest.storage_options)
-            files = [Path(path).name for path in filesystem.glob(f"{inner}/*.parquet")]
+            with reaching(folder):
+                filesystem, inner = fsspec.core.url_to_fs(folder, **manifest.storage_options)
+                files = [Path(path).name for path in filesystem.glob(f"{inner}/*.parquet")]
         return sorted(file.removesuffix(".parquet") for file in files)
 
 

@@ -55,7 +55,14 @@ class Decoded:
         for size in dict.fromkeys(take.size for take in pictures):
             wanted = [take for take in pictures if take.size == size]
             rates = [take.rate for take in wanted]
-            decoded = decode_clip(without_sound(clip), rates, size, crop=decoding.crop, limits=limits)
+            decoded = decode_clip(
+                without_sound(clip),
+                rates,
+                size,
+                crop=decoding.crop,
+                whole_frames=decoding.whole_frames,
+                limits=limits,
+            )
             frames.update({take.key: decoded.frames[take.rate] for take in wanted})
         samples = text = None
         if any(take.kind != FRAMES for take in takes):
@@ -71,12 +78,15 @@ class Decoded:
 
     def inputs(self, stretch: tuple[float, float] | None = None) -> dict[str, Any]:
         """Input key -> array or string, for each input that the clip has; of the whole clip, or of a stretch [start,
-        end) in seconds, which has no text of its own. A stretch without a frame has the one still on the screen."""
+        end) in seconds, which has no text of its own. A stretch without a frame has the one still on the screen, and
+        none where that was left out for want of a face."""
         found: dict[str, Any] = {}
         for take in self.takes:
             if take.kind == FRAMES:
                 frames = self.frames[take.key]
-                found[take.key] = frames.pixels if stretch is None else frames.pixels[_shown(frames.times, *stretch)]
+                pixels = frames.pixels if stretch is None else frames.pixels[_shown(frames, take.rate, *stretch)]
+                if len(pixels):
+                    found[take.key] = pixels
             elif take.kind == TEXT:
                 if stretch is None and self.text is not None and self.text.strip():
                     found[take.key] = self.text
@@ -109,10 +119,17 @@ def _bytes(array: np.ndarray, take: Takes) -> bytes:
     return array.astype(np.uint8 if take.kind == FRAMES else np.float32, copy=False).tobytes()
 
 
-def _shown(times: np.ndarray, start: float, end: float) -> np.ndarray:
-    """Numbers of the frames at [start, end), or of the last one before."""
+def _shown(frames: Frames, rate: float, start: float, end: float) -> np.ndarray:
+    """Numbers of the frames at [start, end), or of the last one before, as long as that lasts."""
+    times = frames.times
     inside = np.flatnonzero((times >= start) & (times < end))
-    return inside if len(inside) else np.array([max(0, int(np.searchsorted(times, start, "right")) - 1)])
+    if len(inside):
+        return inside
+    before = int(np.searchsorted(times, start, "right")) - 1
+    if not frames.cropped.all():  # nothing was left out
+        return np.array([max(0, before)])
+    lasts = max(1 / rate, float(np.median(np.diff(times))) if len(times) > 1 else 0.0)
+    return np.array([before] if before >= 0 and start < times[before] + lasts else [], np.int64)
 
 
 def input_of(take: Takes, data: Any) -> Any:

@@ -54,10 +54,12 @@ class EncoderChoice:
 @dataclass(frozen=True)
 class Decoding:
     """How clips become arrays. crop: `follow` the face, the `union` of its boxes, or `none`; low_confidence: whether
-    transcripts that are marked so are used."""
+    transcripts that are marked so are used; whole_frames: whether whole frames stand in where a clip's face is not
+    seen, instead of leaving such frames out."""
 
     crop: str = "follow"
     low_confidence: bool = False
+    whole_frames: bool = False
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
@@ -157,6 +159,7 @@ class Extraction:
             "encoders": [info.identity() for info in self.infos],
             "crop": self.decoding.crop,
             "low_confidence": self.decoding.low_confidence,
+            "whole_frames": self.decoding.whole_frames,
             "views": self.augmentation.count,
             "dtype": self.dtype,
         }
@@ -216,7 +219,8 @@ def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
     if not isinstance(features, Mapping):
         return None
     try:
-        decoding = Decoding(str(features["crop"]), bool(features["low_confidence"]))
+        whole = bool(features.get("whole_frames", False))
+        decoding = Decoding(str(features["crop"]), bool(features["low_confidence"]), whole)
         encoders = tuple(dict(item) for item in features["encoders"])
         for item in encoders:
             item["name"], item["column"], item["modality"], item["width"]

@@ -22,6 +22,7 @@ import ray
 
 from ray_jobs.training.checkpoint_store import CheckpointWriteError
 from shards import ShardError
+from shards.access import AccessError
 
 # What a restart from the last checkpoint would meet again.
 _FATAL: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, CheckpointWriteError)
@@ -73,7 +74,7 @@ class Failure:
 
 def is_fatal(error: BaseException) -> bool:
     """Whether going on from the last checkpoint would only repeat it."""
-    if isinstance(error, ShardError):
+    if isinstance(error, ShardError | AccessError):
         return not error.may_pass
     return isinstance(error, _FATAL)
 

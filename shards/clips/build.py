@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from conclugen.common.atomic import write_json
 from shards.adapters.clip_set import Clip
@@ -19,6 +20,7 @@ from shards.clips.writer import NewClip, write_clip_shard
 from shards.index import INDEX_SUFFIX
 from shards.manifest import TAR_SUFFIX
 from shards.media.audio import read_audio
+from shards.media.face_track import RULE
 from shards.media.isolated import IsolatedPreparer
 from shards.media.limits import MediaError
 from shards.media.prepare import Prepared, Request, prepare
@@ -180,7 +182,7 @@ def _transcript(clip: Clip, prepared: Prepared, recogniser: Recogniser | None) -
 
 
 def _features(clip: NewClip) -> list[str]:
-    """Names under which a written clip is counted."""
+    """Names under which a written clip is counted; a clip may have several."""
     video, audio, taken = clip.details["video"], clip.details["audio"], clip.details["taken"]
     names = [
         "copied" if video["copied"] else "encoded anew",
@@ -198,7 +200,7 @@ def _features(clip: NewClip) -> list[str]:
     }
     names += [name for name, holds in told.items() if holds]
     if clip.meta["face"] is not None:
-        names.append("with a face" if clip.meta["face"] == "yes" else "no face, whole frames")
+        names += _faces(clip.details["face"])
     if clip.text is None:
         names.append("without transcript")
     elif clip.meta["transcript"] == "own":
@@ -206,4 +208,17 @@ def _features(clip: NewClip) -> list[str]:
     else:
         level = " (low confidence)" if clip.meta["transcript_confidence"] == "low" else ""
         names.append(f"transcript by {clip.meta['transcript']}{level}")
+    return names
+
+
+def _faces(face: Mapping[str, Any] | None) -> list[str]:
+    if face is None:
+        return ["no face, whole frames"]
+    names = ["with a face"]
+    if face["cuts"]:
+        names.append("of several shots (faces are tracked within each)")
+    if face["others"]:
+        names.append(f"with further faces ({RULE})")
+    if face["seen"] < 1:
+        names.append("with pictures in which the face was not found")
     return names

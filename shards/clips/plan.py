@@ -24,7 +24,7 @@ from shards.writer import shuffled_order
 
 FACES = ("keep", "drop", "off")
 PLAN_NAME, REPORTS = "build.json", "reports"
-_FORMAT = 1
+_FORMAT = 2
 _CLAIM = Claim(
     "build",
     PLAN_NAME,

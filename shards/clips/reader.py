@@ -20,7 +20,7 @@ from shards.damage import ManifestError, ShardError
 from shards.index import ShardIndex, decode_index, read_table
 from shards.index_store import IndexCache, read_index_bytes
 from shards.manifest import Manifest
-from shards.media.face_track import FaceTrack
+from shards.media.face_track import Faces
 from shards.media.limits import Limits
 from shards.schema import Label, check_name
 from shards.storage import Storage
@@ -147,10 +147,10 @@ class StoredClip:
     info: dict[str, Any]
 
     @cached_property
-    def face(self) -> FaceTrack | None:
-        """Where the face is, or None for a clip without one."""
+    def faces(self) -> Faces | None:
+        """Where its faces are, or None for a clip without one."""
         face = self.info.get("face")
-        return None if face is None else FaceTrack.from_dict(face)
+        return None if face is None else Faces.from_dict(face)
 
     @property
     def low_confidence(self) -> bool:

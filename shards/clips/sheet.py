@@ -59,7 +59,7 @@ def _choose(reader: ClipReader, label: str, classes: int, each: int) -> list[lis
 
 
 def _middle(reader: ClipReader, shard: int, row: int) -> np.ndarray:
-    frames = decode_clip(reader.read(shard, row), (4,), (_SIDE, _SIDE))
+    frames = decode_clip(reader.read(shard, row), (4,), (_SIDE, _SIDE), whole_frames=False)
     pixels = frames.frames[4].pixels
     middle: np.ndarray = pixels[len(pixels) // 2]
     return middle

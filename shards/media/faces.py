@@ -42,6 +42,10 @@ class FaceFinder:
         self._last = np.empty((0, 4))
         self._count = 0
 
+    def start_again(self) -> None:
+        """Look everywhere in the next picture: it may be another shot's."""
+        self._last, self._count = np.empty((0, 4)), 0
+
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(n, 4) float64 boxes (left, top, right, bottom) as shares of width and height, of an (H, W, 3) uint8 RGB
         picture; n may be 0."""

@@ -19,10 +19,12 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Frames:
-    """pixels: (T, H, W, 3) uint8 RGB, upright; times: (T,) float64, seconds from the clip's begin."""
+    """pixels: (T, H, W, 3) uint8 RGB, upright; times: (T,) float64, seconds from the clip's begin; cropped: (T,) bool,
+    whether a frame shows what `crop` found, and not the whole picture."""
 
     pixels: np.ndarray
     times: np.ndarray
+    cropped: np.ndarray
 
     def __len__(self) -> int:
         return len(self.times)
@@ -84,6 +86,7 @@ def read_frames(
     choosers = {rate: SteadyRate(rate) for rate in rates}
     pixels: dict[float, list[np.ndarray]] = {rate: [] for rate in rates}
     times: dict[float, list[float]] = {rate: [] for rate in rates}
+    cropped: dict[float, list[bool]] = {rate: [] for rate in rates}
     held = 0
     for picture, until in with_ends(decode_pictures(source, limits, tally, start, end), tally):
         chosen = [rate for rate, chooser in choosers.items() if chooser.wants(until)]
@@ -91,7 +94,8 @@ def read_frames(
             continue
         if size is None:
             limits.check_pixels(picture.frame.width, picture.frame.height)
-        image = _cut(picture.rgb(), None if crop is None else crop(float(picture.time)))
+        box = None if crop is None else crop(float(picture.time))
+        image = _cut(picture.rgb(), box)
         size = size or image.shape[:2]
         held += size[0] * size[1] * 3 * len(chosen)
         limits.check_bytes(held, "the frames")
@@ -99,8 +103,9 @@ def read_frames(
         for rate in chosen:
             pixels[rate].append(image)
             times[rate].append(float(picture.time))
+            cropped[rate].append(box is not None)
     tally.check(limits)
-    return {rate: Frames(np.stack(pixels[rate]), np.array(times[rate])) for rate in rates}
+    return {rate: Frames(np.stack(pixels[rate]), np.array(times[rate]), np.array(cropped[rate])) for rate in rates}
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -12,14 +12,13 @@ import numpy as np
 
 from shards.media.audio import FORMATS, SPEECH_RATE, Sound, encode_audio, read_audio
 from shards.media.cut import CutVideo, cut_until, cut_video
-from shards.media.face_track import FaceTrack, track_face
-from shards.media.faces import FaceFinder
-from shards.media.frames import SteadyRate, with_ends
+from shards.media.face_search import FaceSearch
+from shards.media.face_track import Faces
+from shards.media.frames import with_ends
 from shards.media.limits import AUDIO_LENGTHS, Limits, MediaError
 from shards.media.pictures import Tally, decode_pictures
 from shards.media.probe import check_file
 
-_FACE_RATE = 5.0  # pictures a second that are searched
 _LEAST_MISSING = 0.5  # seconds by which a whole video may end before what it announces
 _EDIT = Fraction(1, 500)  # seconds: edit lists count in milliseconds
 
@@ -132,7 +131,7 @@ class _View:
     times: list[Fraction]
     width: int
     height: int
-    face: FaceTrack | None
+    face: Faces | None
 
     @property
     def picture(self) -> Fraction:
@@ -187,20 +186,17 @@ def _around(times: Sequence[Fraction], time: Fraction) -> Sequence[Fraction]:
 
 def _look(cut: CutVideo, request: Request) -> _View:
     """Decode all pictures of the cut clip; width and height as shown upright."""
-    tally, chooser = Tally(), SteadyRate(_FACE_RATE)
-    finder = FaceFinder() if request.faces else None
+    tally = Tally()
+    search = FaceSearch() if request.faces else None
     shown: list[Fraction] = []
-    times: list[float] = []
-    found: list[np.ndarray] = []
     width = height = 0
     for picture, until in with_ends(decode_pictures(cut.data, request.limits, tally), tally):
         shown.append(picture.time)
         if not width:
             height, width = picture.size
-        if finder is not None and chooser.wants(until):
-            times.append(float(picture.time))
-            found.append(finder(picture.rgb()))
-    face = track_face(times, found, width / height) if times else None
+        if search is not None:
+            search.add(picture, until)
+    face = search.faces(float(tally.end), width / height) if search is not None and width else None
     return _View(tally, shown, width, height, face)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 
 from conclugen.common.atomic import write_bytes
+from shards.access import AccessError, reaching
 from shards.damage import ManifestError, ShardError
 from shards.files import read_whole
 from shards.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
@@ -85,7 +86,10 @@ def repair(folder: str | Path) -> Outcome:
 def _schema_of(folder: Path, names: list[str]) -> Schema:
     for name in names:
         try:
-            return decode_index(name, read_whole(folder / f"{name}{INDEX_SUFFIX}")).schema
+            with reaching(str(folder / f"{name}{INDEX_SUFFIX}")):
+                return decode_index(name, read_whole(folder / f"{name}{INDEX_SUFFIX}")).schema
+        except AccessError:
+            raise
         except (OSError, ShardError):
             continue
     raise ValueError(
@@ -103,7 +107,11 @@ def _whole_entry(
     if not tar.is_file():
         raise ShardError(name, f"file {tar.name} is missing")
     try:
-        return _checked(folder, name, schema, read_whole(index_path), digest, holder), False
+        with reaching(str(index_path)):
+            data = read_whole(index_path)
+        return _checked(folder, name, schema, data, digest, holder), False
+    except AccessError:
+        raise
     except (OSError, ShardError) as error:
         try:
             data = rebuild_index(tar, schema)

@@ -259,9 +259,8 @@ def test_stretches_of_a_clip() -> None:
     """Frames by their time, sound by its samples, no text; where no frame begins, the one still on the screen."""
     take = backbones.create("random-image").info.takes
     wave, text = (backbones.create(name).info.takes for name in RANDOM[1:])
-    frames = Frames(
-        np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8), np.arange(3.0)
-    )
+    pixels = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    frames = Frames(pixels, np.arange(3.0), np.zeros(3, bool))
     decoded = Decoded((take, wave, text), {take.key: frames}, np.arange(40_000, dtype=np.float32), "words")
     assert set(decoded.inputs()) == {take.key, wave.key, "text"} and decoded.seconds == 2.5
     part = decoded.inputs((0.5, 1.5))
@@ -269,6 +268,11 @@ def test_stretches_of_a_clip() -> None:
     assert part[wave.key][0] == 8000 and len(part[wave.key]) == 16_000
     assert decoded.inputs((1.2, 1.9))[take.key][:, 0, 0, 0].tolist() == [1]
     assert decoded.inputs((0.0, 2.5))[take.key][:, 0, 0, 0].tolist() == [0, 1, 2]
+    # Of frames with a face alone, a stretch has those in it or still shown, and else none: not another time's.
+    with_face = Frames(pixels[[0, 2]], np.array([0.0, 6.0]), np.ones(2, bool))
+    decoded = Decoded((take, wave, text), {take.key: with_face}, np.arange(160_000, dtype=np.float32), None)
+    assert decoded.inputs((0.5, 0.9))[take.key][:, 0, 0, 0].tolist() == [0]
+    assert set(decoded.inputs((7.5, 8.5))) == {take.key, wave.key}
 
 
 def test_shards_say_which_encoders_made_them(clips: ClipManifest, tmp_path: Path) -> None:

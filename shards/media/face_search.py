@@ -1,0 +1,41 @@
+"""Looks for the faces of a clip while its pictures are decoded: steadily, and where a shot may begin."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from shards.media.face_track import Faces, track_faces
+from shards.media.faces import FaceFinder
+from shards.media.frames import SteadyRate
+from shards.media.pictures import Picture
+from shards.media.shots import ShotFinder
+
+_RATE = 5.0  # pictures a second that are searched
+
+
+class FaceSearch:
+    """Takes every picture of a clip in order, and tells at the end where the faces are.
+
+    ValueError where the installed OpenCV brings no cascades.
+    """
+
+    def __init__(self) -> None:
+        self._finder, self._shots, self._chooser = FaceFinder(), ShotFinder(), SteadyRate(_RATE)
+        self._times: list[float] = []
+        self._found: list[np.ndarray] = []
+
+    def add(self, picture: Picture, until: Fraction) -> None:
+        """until: seconds at which the next picture replaces it."""
+        time = float(picture.time)
+        begins = self._shots.add(picture.frame, time)
+        if begins:
+            self._finder.start_again()
+        if self._chooser.wants(until) or begins:
+            self._times.append(time)
+            self._found.append(self._finder(picture.rgb()))
+
+    def faces(self, end: float, aspect: float) -> Faces | None:
+        """The faces of the clip, which ends at `end` (seconds); None where there is none. aspect: width / height."""
+        return track_faces(self._times, self._found, self._shots.cuts(), end, aspect)
