@@ -18,7 +18,7 @@ _WIDTH, _HEIGHT = 32, 18  # of the small pictures
 # Differences are means over the small picture of the nearest colour among the nine cells around, 0 to 255.
 _LEAST = 6.0  # of a cut
 _STANDS_OUT = 3.0  # times the mean of the differences around it
-_LASTS = 12.0  # that the pictures before and after still differ by, where a flash is brighter than both
+_LASTS = 20.0  # that the pictures before and after still differ by, where a flash is brighter than both
 _BESIDE = 2.0  # times the differences right before and after it
 _AROUND = 6  # pictures on each side that are looked at for that
 _FLASH = 0.25  # seconds after which a change that was none has gone back
