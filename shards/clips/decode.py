@@ -76,18 +76,17 @@ def _with_face(
         return Frames(*(part[frames.cropped] for part in (frames.pixels, frames.times, frames.cropped)))
     assert clip.faces is not None
     track = max(clip.faces.tracks, key=lambda track: track.end - track.start)
-    begin = max(0.0, track.start - TIME_ROUNDING)
     height, width = frames.pixels.shape[1:3]
     found = read_frames(
         clip.video,
         (rate,),
         (height, width),
-        start=begin,
+        start=max(0.0, track.start - TIME_ROUNDING),
         end=track.end,
-        crop=lambda time: box(begin + time),
+        crop=lambda time: box(track.start + time),
         limits=limits,
     )[rate]
     first = np.flatnonzero(found.cropped)[:1]
     if not len(first):
         raise MediaError("damaged", f"the picture at {track.start:.3f} s, which shows the face, cannot be decoded")
-    return Frames(found.pixels[first], begin + found.times[first], found.cropped[first])
+    return Frames(found.pixels[first], track.start + found.times[first], found.cropped[first])
