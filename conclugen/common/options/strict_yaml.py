@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from conclugen.common.options.schema import OptionsError, Word
+
 FORBIDDEN_KEYS = ("class_path", "init_args")
 # Reading YAML takes a time that grows with the square of the depth, and some microseconds for each byte.
 _DEEPEST, _MOST_BYTES = 50, 1 << 20
@@ -43,47 +45,62 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(*_FLOAT)
 
 
-class ConfigurationError(ValueError):
-    """A configuration that is refused; the message names the file or flag, the field, and what is allowed."""
-
-
 def load(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
-    Raises: ConfigurationError for a missing, malformed, huge or deeply nested file, a tag, an alias, a key given twice,
+    Raises: OptionsError for a missing, malformed, huge or deeply nested file, a tag, an alias, a key given twice,
         or a key that names code to import (`class_path`, `init_args`); nothing is imported.
     """
     try:
         with Path(path).open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
-            raise ConfigurationError(f"{path}: has more than {_MOST_BYTES} bytes, which no configuration needs")
+            raise OptionsError(f"{path}: has more than {_MOST_BYTES} bytes, which no configuration needs")
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+        raise OptionsError(f"{path}: cannot be read: {error}") from error
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=_Loader):
-            _check_event(path, event)
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise ConfigurationError(f"{path}:{_line(event)}: is nested more than {_DEEPEST} deep; write it flat")
-        loader = _Loader(text)
-        root = loader.get_single_node()
-        for keys, key in _keys(root, ()):
-            _check_key(path, keys, key)
-        content = None if root is None else loader.construct_document(root)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: no valid YAML: {error}") from error
-    except ConfigurationError:
+        root = _compose(path, text, _Loader)
+        content = None if root is None else _Loader(text).construct_document(root)
+    except OptionsError:
         raise
     except ValueError as error:  # a number of more digits than `int` takes
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+        raise OptionsError(f"{path}: cannot be read: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path}: found a {type(content).__name__}, expected a mapping of fields")
+        raise OptionsError(f"{path}: found a {type(content).__name__}, expected a mapping of fields")
     return content
+
+
+def words(text: str, path: str) -> Any:
+    """A list or a mapping as a command line says it (`[a, b]`, `{a: 1}`): what it holds are words."""
+    return _as_words(_compose(path, text, yaml.BaseLoader))
+
+
+def _as_words(node: yaml.Node | None) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_as_words(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): _as_words(item) for key, item in node.value}
+    return Word("" if node is None else node.value)
+
+
+def _compose(path: str | Path, text: str, loader: type[yaml.SafeLoader] | type[yaml.BaseLoader]) -> yaml.Node | None:
+    """The only document of a text, with everything refused that is no plain data."""
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=loader):
+            _check_event(path, event)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise OptionsError(f"{path}:{_line(event)}: is nested more than {_DEEPEST} deep; write it flat")
+        root = loader(text).get_single_node()
+    except yaml.YAMLError as error:
+        raise OptionsError(f"{path}: no valid YAML: {error}") from error
+    for keys, key in _keys(root, ()):
+        _check_key(path, keys, key)
+    return root
 
 
 def dump(content: Any) -> str:
@@ -91,13 +108,21 @@ def dump(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def inline(value: Any) -> str:
+    """A plain value as it stands behind a field's name, on one line."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _check_event(path: str | Path, event: yaml.Event) -> None:
     place = f"{path}:{_line(event)}"
     if isinstance(event, yaml.AliasEvent):
-        raise ConfigurationError(f"{place}: alias *{event.anchor} is refused; write the value out")
+        raise OptionsError(f"{place}: alias *{event.anchor} is refused; write the value out")
     tag = getattr(event, "tag", None)
     if tag is not None:
-        raise ConfigurationError(f"{place}: tag {tag!r} is refused; configuration is plain data")
+        raise OptionsError(f"{place}: tag {tag!r} is refused; configuration is plain data")
 
 
 def _keys(node: yaml.Node | None, parents: tuple[str, ...]) -> Iterator[tuple[dict[str, int], tuple[str, yaml.Node]]]:
@@ -118,11 +143,11 @@ def _check_key(path: str | Path, seen: dict[str, int], named: tuple[str, yaml.No
     name, key = named
     line = _line(key)
     if not isinstance(key, yaml.ScalarNode):
-        raise ConfigurationError(f"{path}:{line}: the name of a field is a list or a mapping; write it as text")
+        raise OptionsError(f"{path}:{line}: the name of a field is a list or a mapping; write it as text")
     if key.value in FORBIDDEN_KEYS:
-        raise ConfigurationError(f"{path}:{line}: {name!r} names code to import, which is refused; remove it")
+        raise OptionsError(f"{path}:{line}: {name!r} names code to import, which is refused; remove it")
     if key.value in seen:
-        raise ConfigurationError(f"{path}:{line}: {name!r} is given twice, first in line {seen[key.value]}; keep one")
+        raise OptionsError(f"{path}:{line}: {name!r} is given twice, first in line {seen[key.value]}; keep one")
 
 
 def _line(part: yaml.Event | yaml.Node) -> int:
