@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from tuning.sweep.job import SweepJob, parse
+from tuning.sweep.job import COMMAND, SweepJob
 from tuning.sweep.search import RandomSearch
 from tuning.sweep.sweep import prepare, sweep
 from tuning.sweep.trial import Trial, warm_up
@@ -62,7 +62,7 @@ def loop(job: SweepJob) -> LoopTimes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    job = parse(argv, description=__doc__)
+    job = COMMAND.parse(sys.argv[1:] if argv is None else argv)
     trials = job.trials or _DEFAULT_TRIALS
     job = dataclasses.replace(job, trials=trials, search="random", scheduler="none")
     plain = loop(job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import conclugen
 from conclugen import Pretrainer, downstream
 from conclugen.common.atomic import write_json
 from conclugen.common.names import did_you_mean
-from ray_jobs import configuration, plots, saved_config
+from conclugen.common.options import GOOD, PARTIAL, Command
+from ray_jobs import plots, saved_config
 from ray_jobs.comparison import BASELINES, ComparisonConfig, Score, Task, check_task, compare, main_score
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 from ray_jobs.run_folder import RunFolder
@@ -33,7 +34,7 @@ _MOST_MAPPED = 3000
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What `ray_jobs.evaluate` needs.
+    """Judge a pretrained run on labelled shards, beside its baselines.
 
     Attributes:
         run: Name of a finished pretraining run below `output`.
@@ -313,16 +314,27 @@ def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, series: s
         journal.artifact(result.folder, target=f"evaluation/{result.folder.name}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    job = configuration.parse(EvaluateJob, argv, __doc__, "python -m ray_jobs.evaluate")
-    try:
-        result = evaluate(job)
-    except (ValueError, FileNotFoundError) as error:
-        # Input or configuration that can't work; anything else is a fault, and shows its trace.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(job: EvaluateJob) -> int:
+    result = evaluate(job)
     print(f"\n{table(result)}\nfigures and pictures: {result.folder}")
-    return 0
+    return PARTIAL if result.damaged else GOOD
+
+
+COMMAND = Command(
+    "ray_jobs.evaluate",
+    EvaluateJob,
+    run,
+    short={
+        "data": "data.folder",
+        "view": "data.view",
+        "methods": "comparison.methods",
+        "fractions": "comparison.fractions",
+        "draws": "comparison.draws",
+        "seed": "comparison.seed",
+    },
+    shown=("run", "label", "data", "view", "test-view", "output", "fusion", "methods", "fractions", "draws", "seed"),
+)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

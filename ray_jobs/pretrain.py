@@ -2,228 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from conclugen import Pretrainer, export
-from ray_jobs import configuration, ray_cluster
-from ray_jobs.run_config import PretrainJob
-from ray_jobs.run_folder import RunFolder
-from ray_jobs.source import Source
-from ray_jobs.tracking import model_artifact
-from ray_jobs.tracking.journal import Journal, metric_history
-from ray_jobs.tracking.mlflow_environment import default_tracking_uri, ui_command
-from ray_jobs.tracking.mlflow_sink import MlflowSink
-from ray_jobs.training import run_lock, trainer
-from ray_jobs.training import worker as train_worker
-from ray_jobs.training.failures import RunFailedError
-from ray_jobs.training.progress import ProgressPrinter
-from ray_jobs.training.validation import check_validation
-from ray_jobs.training.worker import Start
-from shards.stats import check_present, column_moments
+from conclugen.common.options import GOOD, PARTIAL, Command
+from ray_jobs.run_config import PretrainJob, preset_with
+from ray_jobs.tracking.mlflow_environment import ui_command
+
+if TYPE_CHECKING:
+    from ray_jobs.training.pretraining import PretrainResult
+    from ray_jobs.training.worker import Start
 
 
-@dataclass(frozen=True)
-class PretrainResult:
-    """Where a finished run stands: its folder, its exported model, its last step, and how to find it in MLflow."""
-
-    folder: RunFolder
-    model: Path
-    step: int
-    tracking_uri: str
-    mlflow_run_id: str | None
-
-
-def pretrain(job: PretrainJob, train: Callable[[Start], None] = train_worker.train) -> PretrainResult:
+def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
     """Run or resume a pretraining run to its end. One job at a time: a second one under its name is refused.
 
     Args:
-        train: What each worker runs.
+        train: What each worker runs; None: `ray_jobs.training.worker.train`.
 
     Raises:
         ValueError: input or configuration that cannot work, found before any worker starts.
         RunFailedError: training failed; one line with rank, step and cause. Checkpoints stay.
     """
-    source = Source.open(job.data, job.pretrain)
-    check_present(source.reader)
-    total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
-    check_validation(job, source)
-    folder = RunFolder(job.run.output_folder / job.run.name)
-    identity = job.pretrain.identity() | source.identity()
-    folder.belongs(identity)  # refused before anything is written
-    with run_lock.held(folder.path):
-        return _pretrain(job, source, folder, identity, total_steps, train)
+    from ray_jobs.training import pretraining  # torch, Ray: not before a wrong option has been refused
+
+    return pretraining.pretrain(job, train)
 
 
-def _pretrain(
-    job: PretrainJob,
-    source: Source,
-    folder: RunFolder,
-    identity: dict[str, Any],
-    total_steps: int,
-    train: Callable[[Start], None],
-) -> PretrainResult:
-    resumed = folder.belongs(identity)
-    reached = check_reached(job, folder, identity, total_steps)
-    moments = None
-    if job.pretrain.model.standardize and not folder.standardization.is_file():
-        # Before the name is taken: it stays free where the data turns out to be damaged.
-        moments = column_moments(source.reader, source.view, job.data.standardization_rows, job.pretrain.seed)
-    folder.claim(identity)
-    folder.save_config(job)
-    if moments is not None:
-        folder.save_standardization(moments)
-
-    uri = job.run.tracking_uri or default_tracking_uri(job.run.output_folder)
-    journal = Journal(folder.journal, experiment=job.run.experiment, name=job.run.name, parent=job.run.parent_run_id)
-    with journal, MlflowSink(folder.journal, uri) as sink:
-        journal.status("RUNNING")
-        journal.params(configuration.to_plain(job))
-        journal.tags(tags(job, source))
-        journal.artifact(folder.config)
-        begins = f"resuming after step {reached} of" if resumed or reached else "starting"
-        size = f"{total_steps} steps, {job.run.workers} worker(s){remainder(source)}"
-        print(f"{begins} run {job.run.name}: {size}", flush=True)
-        try:
-            with stop_signals():
-                if reached < total_steps:
-                    ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
-                    with ProgressPrinter(folder.journal, total_steps):
-                        trainer.fit(job, folder, total_steps, identity, train)
-                step = export_model(job, source, folder)
-                for picture in plot_history(folder):
-                    journal.artifact(picture, target="plots")
-                journal.model(
-                    model_artifact.build(folder.model, folder.path / "mlflow_model"),
-                    registered_name=job.run.registered_model,
-                )
-            journal.status("FINISHED")
-        except (KeyboardInterrupt, SystemExit):
-            journal.status("KILLED")
-            raise
-        except BaseException:
-            journal.status("FAILED")
-            raise
-    return PretrainResult(folder, folder.model, step, uri, sink.run_id)
-
-
-def check_reached(job: PretrainJob, folder: RunFolder, identity: dict[str, Any], total_steps: int) -> int:
-    """The step that the run's newest checkpoint stands at, 0 without one.
-
-    Raises ValueError where that is beyond the end that is asked for, or where it is a checkpoint of another run.
-    """
-    store = folder.store(job.run)
-    newest = store.newest()
-    if newest is None:
-        return 0
-    theirs, mine = newest.extra.get("identity", {}), json.loads(json.dumps(identity))
-    differing = sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
-    if differing:
-        raise ValueError(f"{store.location}: holds checkpoints of another run, which differs in {', '.join(differing)}")
-    reached = int(newest.meta["step_number"])
-    if reached > total_steps:
-        raise ValueError(
-            f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
-            f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
-        )
-    return reached
-
-
-def remainder(source: Source) -> str:
-    """What becomes of the rows that fill no batch at an epoch's end, where there are some."""
-    rows = source.plan.total_rows
-    left = rows % source.plan.global_batch
-    if left == 0:
-        return ""
-    done = {
-        "drop": "are left out of each epoch, others each time",
-        "pad": "make a short batch",
-        "carry": "open the next epoch's first batch",
-    }[source.plan.remainder]
-    return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={source.plan.remainder})"
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-    """SIGTERM ends the job in order, as an interrupt does: the run is marked KILLED and can go on later."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a trial of a search; its own process takes the signals
-        return
-
-    def stop(number: int, _: Any) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM,)}
-    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # Ray Train puts its own there
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def tags(job: PretrainJob, source: Source) -> dict[str, str]:
-    """What a run is found by in MLflow."""
-    return {
-        "preset": job.pretrain.preset,
-        "recipe": job.pretrain.recipe,
-        "tasks": " ".join(job.pretrain.tasks.active),
-        "modalities": " ".join(job.pretrain.modalities),
-        "seed": str(job.pretrain.seed),
-        "dataset": Path(job.data.folder).name,
-        "manifest_digest": source.manifest.digest,
-        "view_digest": source.view.digest,
-        "commit": job.run.commit or "unknown",
-    }
-
-
-def export_model(job: PretrainJob, source: Source, folder: RunFolder) -> int:
-    """Write the model of the newest checkpoint for use elsewhere; returns its step."""
-    state = folder.store(job.run).newest()
-    if state is None:
-        raise ValueError(f"{folder.path}: the run ended without a whole checkpoint; run it again under the same name")
-    pretrainer = Pretrainer(
-        job.pretrain,
-        widths=source.reader.widths,
-        steps_per_epoch=source.steps_per_epoch,
-        standardization=folder.load_standardization(),
-    )
-    state.restore(pretrainer)
-    export.save(folder.model, pretrainer, source.model_info())
-    return pretrainer.step_number
-
-
-def plot_history(folder: RunFolder) -> list[Path]:
-    """Loss and health curves of the whole run, from its journal."""
-    from ray_jobs import plots  # matplotlib: not before the run is over
-
-    folder.plots.mkdir(exist_ok=True)
-    history = metric_history(folder.journal)
-    losses = {name: curve for name, curve in history.items() if name == "loss" or name.startswith("loss/")}
-    health = {name: curve for name, curve in history.items() if name.startswith("validation/")}
-    pictures = []
-    for name, curves in (("losses.png", losses), ("health.png", health)):
-        if curves:
-            plots.curves(curves, folder.plots / name)
-            pictures.append(folder.plots / name)
-    return pictures
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    job = configuration.parse(PretrainJob, argv, __doc__, "python -m ray_jobs.pretrain")
-    try:
-        result = pretrain(job)
-    except (ValueError, FileNotFoundError, RunFailedError) as error:
-        # Input or configuration that can't work, or training that did; anything else is a fault: its trace.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(job: PretrainJob) -> int:
+    result = pretrain(job)
     damaged = result.folder.quarantined()
     if damaged:
         print(f"\n{len(damaged)} damaged sample(s) were left out, listed in {result.folder.path / 'quarantine'}")
@@ -234,7 +42,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\n  MLflow    run {result.mlflow_run_id} in {result.tracking_uri}"
         f"\n  open it   {ui_command(result.tracking_uri)}"
     )
-    return 0
+    return PARTIAL if damaged else GOOD
+
+
+COMMAND = Command(
+    "ray_jobs.pretrain",
+    PretrainJob,
+    run,
+    short={
+        "run": "run.name",
+        "output": "run.output",
+        "data": "data.folder",
+        "preset": "pretrain.preset",
+        "recipe": "pretrain.recipe",
+        "modalities": "pretrain.modalities",
+        "epochs": "pretrain.epochs",
+        "batch": "pretrain.global_batch",
+        "lr": "pretrain.optimizer.lr",
+        "seed": "pretrain.seed",
+        "workers": "run.workers",
+        "gpu": "run.gpu",
+        "view": "data.view",
+        "label": "data.label",
+        "tracking-uri": "run.tracking_uri",
+    },
+    shown=(
+        *("data", "run", "output", "preset", "recipe", "modalities", "epochs", "batch", "lr", "seed", "workers", "gpu"),
+        *("view", "label"),
+    ),
+    built={"pretrain": preset_with},
+)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from conclugen import PretrainConfig
+from conclugen import PretrainConfig, presets
 from ray_jobs.tracking.mlflow_environment import check_tracking_uri, check_without_secrets
 
 DEFAULT_OUTPUT = "outputs"
+DEFAULT_PRESET, DEFAULT_RECIPE = "conclugen", "improved"
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and files beside it are named after it
 
 
@@ -43,7 +45,7 @@ class ShardsConfig:
         if "://" not in self.folder:  # workers and submitted jobs have other current directories
             object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
         if not 0 <= self.max_damaged_share <= 1:
-            raise ValueError(f"data.max_damaged_share: {self.max_damaged_share} given, a share from 0 to 1 needed")
+            raise ValueError(f"data.max_damaged_share: must be a share from 0 to 1, got {self.max_damaged_share}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class DataConfig(ShardsConfig):
         for name, least in (("standardization_rows", 2), ("chunk_rows", 1), ("read_tasks", 1), ("prefetch", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"data.{name}: {value} given, at least {least} needed")
+                raise ValueError(f"data.{name}: must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -144,17 +146,17 @@ class RunConfig:
             )
         for name in ("workers", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "report_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"run.{name}: {getattr(self, name)} given, at least 1 needed")
+                raise ValueError(f"run.{name}: must be at least 1, got {getattr(self, name)}")
         if self.max_failures < -1:
-            raise ValueError(f"run.max_failures: {self.max_failures} given, at least 0 needed (-1: without limit)")
+            raise ValueError(f"run.max_failures: must be at least 0 (-1: without limit), got {self.max_failures}")
         if self.tracking_uri is not None:
             check_tracking_uri(check_without_secrets(self.tracking_uri))
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
-            raise ValueError(f"run.min_workers: {self.min_workers} given, 1 to run.workers ({self.workers}) needed")
+            raise ValueError(f"run.min_workers: must be 1 to run.workers ({self.workers}), got {self.min_workers}")
         if self.profile < 0:
-            raise ValueError(f"run.profile: {self.profile} given, true, false or a number of steps needed")
+            raise ValueError(f"run.profile: must be true, false or a number of steps, got {self.profile}")
         if not 0 < self.stall_timeout_s < math.inf:
-            raise ValueError(f"run.stall_timeout_s: {self.stall_timeout_s} given, more than 0 seconds needed")
+            raise ValueError(f"run.stall_timeout_s: must be more than 0 seconds, got {self.stall_timeout_s}")
         if "://" in self.output:
             raise ValueError(
                 f"run.output: {self.output!r} is a URL, and must be a folder that every node reaches; checkpoints "
@@ -171,8 +173,28 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PretrainJob:
-    """Everything that `ray_jobs.pretrain` needs."""
+    """Pretrain on feature shards, tracked and resumable.
+
+    The presets' own sizes (batch 4096, representation 4096) are for 10^5 clips and a GPU.
+    """
 
     pretrain: PretrainConfig
     data: DataConfig
     run: RunConfig
+
+
+def preset_with(fields: Mapping[str, Any]) -> PretrainConfig:
+    """The preset and the recipe that plain data name, with the single fields that they hold laid over it.
+
+    A saved configuration names all fields: a task that it does not run, and the preset does not run either, is none.
+    """
+    rest = dict(fields)
+    name, recipe = rest.pop("preset", DEFAULT_PRESET), rest.pop("recipe", DEFAULT_RECIPE)
+    if isinstance(rest.get("tasks"), Mapping):
+        base = presets.build(name, recipe).tasks
+        rest["tasks"] = {
+            task: value
+            for task, value in rest["tasks"].items()
+            if not (value is None and getattr(base, task, None) is None)
+        }
+    return presets.build(name, recipe, **rest)

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from conclugen.common.atomic import atomic_path, write_json
-from ray_jobs import configuration
+from conclugen.common.options import to_plain
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from shards import Damage
@@ -111,7 +111,7 @@ class RunFolder:
 
     def save_config(self, job: PretrainJob) -> None:
         """Keep the resolved configuration of this start, as `--config` reads it."""
-        write_json(self.config, configuration.to_plain(job))
+        write_json(self.config, to_plain(job))
 
     def store(self, run: RunConfig) -> CheckpointStore:
         """Where the run's checkpoints lie, and which of them are kept."""

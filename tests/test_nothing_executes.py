@@ -24,8 +24,8 @@ import torch
 from conclugen import checkpoint, export
 from conclugen.backbones import weights
 from conclugen.checkpoint import CheckpointError
+from conclugen.common.options import strict_yaml
 from conclugen.export import ExportError
-from ray_jobs import strict_yaml
 from shards import Manifest, ManifestError, Reader, ShardError, View
 from shards.foreign.command import index_folder
 from shards.packing.sample_table import SampleTable

@@ -1,24 +1,24 @@
 """Job: which tasks, on which modalities, make the better representation? Every combination, judged alike.
 
-    python -m tuning.ablate --datasets.ravdess shards/ravdess --datasets.mosi shards/mosi --name first
+    python -m tuning.ablate --data.ravdess shards/ravdess --data.mosi shards/mosi --run first
     python -m tuning.report outputs/first
 
 Runs all seven combinations of the three tasks, the published presets, modality subsets, untrained heads and raw
 features, with several seeds and shares of labels, on every data set given. Stopped by anything, the same command goes
-on where it was: what the folder's ledger holds is not run again. `--dry_run true` tells cells and cost only. Cells that
+on where it was: what the folder's ledger holds is not run again. `--dry-run` tells cells and cost only. Cells that
 fail leave holes in the tables, and the job ends with status 3. What a sweep found is put beside the three tasks at the
 ablation's own settings, on test speakers, by
 
-    python -m tuning.ablate --datasets.ravdess shards/ravdess --name found \\
-        --configurations.searched outputs/search/best.yaml --sections [configurations,baselines]
+    python -m tuning.ablate --data.ravdess shards/ravdess --run found \\
+        --configurations.searched outputs/search/best.yaml --sections configurations,baselines
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from ray_jobs import configuration
+from conclugen.common.options import GOOD, PARTIAL, Command, to_plain
 from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
 from ray_jobs.training import run_lock
 from tuning.ablation.cost import estimate, told
@@ -35,9 +35,6 @@ from tuning.ablation.tracking import CellRuns
 from tuning.dataset import LabelledSet, open_set
 from tuning.ledger import Ledger, Record
 
-# As of jobs that leave something out and go on: not the success of everything, nor a refusal.
-SOME_FAILED = 3
-
 
 def ablate(job: AblateJob) -> list[Record]:
     """Run what the ledger does not hold yet. Returns the records of cells that failed in this start.
@@ -49,7 +46,7 @@ def ablate(job: AblateJob) -> list[Record]:
     planned = plan(job, list(sets.values()))
     if job.dry_run:
         return _run(job, sets, planned)
-    with run_lock.held(job.folder, "the ablation is being run", "--name"):
+    with run_lock.held(job.folder, "the ablation is being run", "--run"):
         return _run(job, sets, planned)
 
 
@@ -83,7 +80,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
         uri,
         experiment=job.experiment,
         name=job.name,
-        params=configuration.to_plain(job),
+        params=to_plain(job),
         tags={"kind": "ablation", "datasets": " ".join(job.datasets)},
     )
     status = "FAILED"
@@ -135,18 +132,27 @@ def _by_reason(planned: Plan) -> dict[str, list[str]]:
     return {reason: list(names) for reason, names in found.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    job = configuration.parse(AblateJob, argv, __doc__, "python -m tuning.ablate")
-    try:
-        failed = ablate(job)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(job: AblateJob) -> int:
+    failed = ablate(job)
     if not job.dry_run:
         print(f"report: python -m tuning.report {job.folder}")
     if failed:
         print(f"{len(failed)} cell(s) failed, each with its reason in the ledger; the same command tries them again")
-    return SOME_FAILED if failed else 0
+    return PARTIAL if failed else GOOD
+
+
+COMMAND = Command(
+    "tuning.ablate",
+    AblateJob,
+    run,
+    short={"run": "name", "data": "datasets", "epochs": "sizes.epochs"},
+    shown=(
+        *("data", "run", "output", "labels", "train-only", "configurations", "sections", "recipes", "seeds", "epochs"),
+        *("parallel", "dry-run"),
+    ),
+    was={"name": "run", "datasets": "data"},
+)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from ray_jobs.evaluate import EvaluateJob, EvaluateResult, evaluate
 from ray_jobs.extract_features import Resources, extract
 from ray_jobs.extraction.feature_shards import ExtractionSummary
 from ray_jobs.extraction.plan import EncoderChoice, Extraction
-from ray_jobs.pretrain import PretrainResult, pretrain
+from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
+from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest
 from shards.adapters import read_clips
 from shards.clips.plan import BuildOptions, BuildPlan

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from conclugen.common.options import JobFailedError
 from ray_jobs.training.checkpoint_store import CheckpointWriteError
 from shards import ShardError
 from shards.access import AccessError
@@ -35,7 +36,7 @@ _DIED = re.compile(r"(?:Worker exit detail|The actor is dead because):? ?([^.]*)
 _LAST_WORDS_S = 2.0
 
 
-class RunFailedError(RuntimeError):
+class RunFailedError(JobFailedError):
     """A run that ended before its last step, said in one line: rank, step, cause, and what to do."""
 
 

@@ -19,7 +19,7 @@ from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history, read_records
-from ray_jobs.training import run_lock
+from ray_jobs.training import pretraining, run_lock
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from shards import Manifest, View
@@ -200,7 +200,7 @@ def test_a_stopped_job_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch, st
         raise stop
 
     name = f"stopped-{type(stop).__name__}"
-    monkeypatch.setattr(pretrain_job.trainer, "fit", stopped)
+    monkeypatch.setattr(pretraining.trainer, "fit", stopped)
     with pytest.raises(type(stop)):
         pretrain(bench.job(name))
     assert statuses(RunFolder(bench.run_of(name))) == ["RUNNING", "KILLED"]
@@ -296,7 +296,7 @@ def test_the_job_says_how_a_run_failed_in_one_line(
         raise RunFailedError("rank 1 of 2, after step 9: it broke")
 
     monkeypatch.setattr(pretrain_job, "pretrain", fails)
-    assert pretrain_job.main(["--data.folder", "/nowhere", "--run.name", "x"]) == 1
+    assert pretrain_job.main(["--data", "/nowhere", "--run", "x"]) == 2
     assert capsys.readouterr().err == "error: rank 1 of 2, after step 9: it broke\n"
 
 

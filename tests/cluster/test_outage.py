@@ -13,11 +13,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from ray_jobs.pretrain import PretrainResult, pretrain
+from ray_jobs.pretrain import pretrain
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.tracking.journal_sender import SenderBusyError
 from ray_jobs.tracking.mlflow_run import allowed_name
 from ray_jobs.tracking.mlflow_sink import MlflowSink, flush_journal
+from ray_jobs.training.pretraining import PretrainResult
 from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.servers import Gate, mlflow_server

@@ -17,12 +17,13 @@ import conclugen
 from conclugen.checkpoint import Checkpoint
 from ray_jobs.comparison import ComparisonConfig
 from ray_jobs.evaluate import EvaluateJob, evaluate
-from ray_jobs.pretrain import PretrainResult, pretrain
+from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
+from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest
 from tests.cluster.runs import small_job, with_run, without_ray_of_the_test
 

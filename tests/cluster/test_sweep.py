@@ -17,8 +17,7 @@ import mlflow
 import pytest
 import ray
 
-from ray_jobs import configuration
-from ray_jobs.run_config import PretrainJob
+from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.tracking.mlflow_run import allowed_name
 from tests.cluster.servers import free_port, mlflow_server
@@ -115,7 +114,7 @@ def test_a_sweep_is_found_in_mlflow_and_in_its_ledger(twelve: SweepResult) -> No
 
 
 def test_the_best_configuration_is_one_that_pretraining_takes(twelve: SweepResult) -> None:
-    job = configuration.parse(PretrainJob, ["--config", str(twelve.folder.best)])
+    job = PRETRAIN.parse(["--config", str(twelve.folder.best)])
     assert twelve.best is not None and job.pretrain == twelve.book.config(twelve.best)
     assert twelve.folder.table.read_text().count("\n|") >= 10
     assert {path.name for path in twelve.folder.plots.glob("*.png")} == {"objective.png", "slices.png"}

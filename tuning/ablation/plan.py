@@ -16,8 +16,8 @@ from conclugen import PretrainConfig, fields, presets
 from conclugen.common.atomic import write_json
 from conclugen.config import RECIPES, TasksConfig
 from conclugen.presets import ALL, PRESETS
-from ray_jobs import configuration
-from ray_jobs.run_config import DEFAULT_OUTPUT, PretrainJob
+from ray_jobs.pretrain import COMMAND as PRETRAIN
+from ray_jobs.run_config import DEFAULT_OUTPUT
 from tuning.ablation.cell import Cell, content_key
 from tuning.dataset import JudgingConfig, LabelledSet
 from tuning.ledger import Record, record_key
@@ -72,10 +72,10 @@ class SizesConfig:
 
 @dataclass(frozen=True)
 class AblateJob:
-    """What `tuning.ablate` needs.
+    """Which tasks, on which modalities, make the better representation? Every combination, judged alike.
 
     Attributes:
-        datasets: Name -> folder of packed shards with labels and groups: `--datasets.ravdess FOLDER`.
+        datasets: Name -> folder of packed shards with labels and groups: `--data.ravdess FOLDER`.
         labels: Name -> class label, where a set has several.
         train_only: Name -> groups that are never tested, comma-separated: those that designs were chosen on.
         configurations: Name -> file that `ray_jobs.pretrain --config` takes (a sweep's `best.yaml`, say): its
@@ -112,7 +112,7 @@ class AblateJob:
 
     def __post_init__(self) -> None:
         if not self.datasets:
-            raise ValueError("datasets: none; name one at least: --datasets.NAME FOLDER (labelled shards)")
+            raise ValueError("datasets: none; name one at least: --data.NAME FOLDER (labelled shards)")
         for name in (*self.datasets, *self.configurations, self.name):
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"name {name!r}: expected letters, digits, - and _")
@@ -356,7 +356,8 @@ def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, P
 def _read(name: str, file: str) -> PretrainConfig:
     """The pretraining that a file describes. Raises ValueError naming the field of the ablation and the file."""
     try:
-        return configuration.parse(PretrainJob, ["--config", file]).pretrain
+        config: PretrainConfig = PRETRAIN.parse(["--config", file]).pretrain
+        return config
     except ValueError as error:
         raise ValueError(f"configurations.{name}: {error}") from error
 

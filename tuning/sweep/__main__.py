@@ -2,7 +2,7 @@
 
 import sys
 
-from tuning.sweep.sweep import main
+from tuning.sweep.job import COMMAND
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(COMMAND.main())

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from conclugen.common.options import Command, Leaf, build
 from conclugen.fields import choose, require
-from ray_jobs import configuration
 from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
-from ray_jobs.strict_yaml import ConfigurationError
 from tuning.sweep.objective import MeasureConfig
 from tuning.sweep.space import Space
 from tuning.sweep.space_presets import SPACES, laptop
@@ -102,7 +99,9 @@ class ResourceConfig:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """Everything that `tuning.sweep` needs.
+    """Search task combinations, weights and sizes for the better representation.
+
+    Started again under the same name after whatever stopped it, it goes on: trials that have ended are not run again.
 
     Attributes:
         data: Shards: `view` is pretrained on and gives the probe its labels, `validation_view` judges.
@@ -156,39 +155,40 @@ class SweepJob:
         return Path(self.output).expanduser().absolute() / self.name
 
 
-def parse(argv: Sequence[str] | None = None, description: str | None = None) -> SweepJob:
-    """The job that `--space NAME`, files and flags describe: the named space, then files in order, then flags.
-
-    Raises: ConfigurationError naming what was found and what is allowed.
-    """
-    given = list(sys.argv[1:] if argv is None else argv)
-    name, rest = _take_space(given)
-    try:
-        choose("--space", name, SPACES)
-        job = configuration.parse(_with_default(name), rest, description, "python -m tuning.sweep")
-        return SweepJob(**vars(job))
-    except ValueError as error:
-        if argv is not None:
-            raise ConfigurationError(str(error)) from error
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def space_with(fields: Mapping[str, Any]) -> Space:
+    """The named space, with the single fields that plain data hold laid over it."""
+    rest = dict(fields)
+    name = rest.pop("preset", DEFAULT_SPACE)
+    choose("space.preset", name, SPACES)
+    return build(Space, rest, SPACES[name](), "space")
 
 
-def _take_space(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """`--space NAME` out of the arguments."""
-    name, rest = DEFAULT_SPACE, []
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--space":
-            name = next(arguments, "")
-        elif argument.startswith("--space="):
-            name = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return name, rest
+def run(job: SweepJob) -> int:
+    from tuning.sweep.sweep import run_job  # torch, Ray: not before a wrong option has been refused
+
+    return run_job(job)
 
 
-def _with_default(space: str) -> type[SweepJob]:
-    """The job with a named space as the one that files and flags narrow."""
-    default: Any = dataclasses.field(default_factory=SPACES[space])
-    return dataclasses.make_dataclass("SweepJob", [("space", Space, default)], bases=(SweepJob,), frozen=True)
+COMMAND = Command(
+    "tuning.sweep",
+    SweepJob,
+    run,
+    short={
+        "run": "name",
+        "data": "data.folder",
+        "view": "data.view",
+        "label": "data.label",
+        "space": "space.preset",
+        "epochs": "space.epochs",
+        "seed": "search_seed",
+        "workers": "resources.workers",
+        "gpu": "resources.gpu",
+    },
+    shown=(
+        *("data", "run", "output", "space", "label", "objective", "trials", "search", "scheduler", "epochs", "workers"),
+        *("gpu", "seed"),
+    ),
+    was={"name": "run"},
+    built={"space": space_with},
+    extra=(Leaf("space.preset", str, DEFAULT_SPACE, f"Named space that the fields narrow: {', '.join(SPACES)}."),),
+)

@@ -1,27 +1,35 @@
-"""Job: the model that a population came to, trained once more by its schedule of task weights, in one process.
+"""Job: train once more what a population came to. `python -m tuning.sweep.replay --help`.
 
-    python -m tuning.sweep --scheduler pbt --name population ...
-    python -m tuning.sweep.replay outputs/population
-
-Where a population's best trial took over the state of another, no configuration by itself gives its model: the schedule
-does. The model is exported to `model/` in the sweep's folder.
+python -m tuning.sweep --scheduler pbt --run population ...
+python -m tuning.sweep.replay outputs/population
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from conclugen.common.options import GOOD, Command
+from tuning.sweep.folder import SweepFolder
 
-from conclugen import export
-from ray_jobs.source import Source
-from tuning.sweep.folder import SCHEDULE, SweepFolder
-from tuning.sweep.job import parse
-from tuning.sweep.population import Schedule, replay
-from tuning.sweep.sweep import identity, prepare
+if TYPE_CHECKING:
+    from tuning.sweep.population import Schedule
+
+
+@dataclass(frozen=True)
+class ReplayJob:
+    """The model that a population came to, trained once more by its schedule of task weights, in one process.
+
+    Where a population's best trial took over the state of another, no configuration by itself gives its model: the
+    schedule does. The model is exported to `model/` in the sweep's folder.
+
+    Attributes:
+        folder: Folder of a sweep with `--scheduler pbt`.
+    """
+
+    folder: Path
 
 
 def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
@@ -29,9 +37,18 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
 
     Raises ValueError for a folder without a schedule, or whose data are others by now.
     """
+    import torch
+
+    from conclugen import export
+    from ray_jobs.source import Source
+    from tuning.sweep.folder import SCHEDULE
+    from tuning.sweep.job import COMMAND as SWEEP
+    from tuning.sweep.population import Schedule, replay
+    from tuning.sweep.sweep import identity, prepare
+
     folder = SweepFolder(path)
     schedule = Schedule.load(folder.path / SCHEDULE)
-    job = parse(["--config", str(folder.settings)])
+    job = SWEEP.parse(["--config", str(folder.settings)])
     ready = prepare(job)
     folder.belongs(identity(ready))
     # As in the sweep: sums in another order differ in the last bit.
@@ -41,23 +58,18 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
     return schedule, trial.measure()[schedule.objective]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning.sweep.replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="output folder of a sweep with --scheduler pbt")
-    folder = parser.parse_args(argv).folder
-    try:
-        schedule, value = replay_sweep(folder)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(job: ReplayJob) -> int:
+    schedule, value = replay_sweep(job.folder)
     print(
         f"{schedule.objective} {value:.4f}, in the sweep {schedule.value:.4f}; "
         f"weights changed {len(schedule.changes)} times in {schedule.config.epochs} epochs"
-        f"\nmodel: conclugen.load({str(SweepFolder(folder).model)!r})"
+        f"\nmodel: conclugen.load({str(SweepFolder(job.folder).model)!r})"
     )
-    return 0
+    return GOOD
+
+
+COMMAND = Command("tuning.sweep.replay", ReplayJob, run, bare="folder")
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray_jobs import configuration
+from conclugen.common.options import save
 from ray_jobs.run_config import PretrainJob, RunConfig
 from tuning.sweep import plots as sweep_plots
 from tuning.sweep.folder import SweepBook, trial_name
@@ -61,7 +61,7 @@ def write(book: SweepBook, job: SweepJob, mode: str) -> list[Path]:
     order = book.ranking(mode)
     if not order:
         return written
-    configuration.save(best_job(book, job, order[0]), folder.best)
+    save(best_job(book, job, order[0]), folder.best)
     folder.plots.mkdir(exist_ok=True)
     return [
         *written,

@@ -1,20 +1,18 @@
 """Job: search task combinations, weights and sizes for the better representation. `python -m tuning.sweep --help`.
 
-    python -m tuning.sweep --space laptop --data.folder data/mine --data.label emotion --trials 64 --name first
+    python -m tuning.sweep --space laptop --data data/mine --label emotion --trials 64 --run first
 
 Started again under the same name after whatever stopped it, it goes on: trials that have ended are not run again.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from conclugen.common.names import nearest
-from ray_jobs import configuration
+from conclugen.common.options import FAILED, GOOD, save, to_plain
 from ray_jobs.source import available_widths
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import check_tracking_uri, default_tracking_uri
@@ -24,7 +22,7 @@ from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
 from tuning.sweep import population, results
 from tuning.sweep.folder import SCHEDULE, SweepBook, SweepFolder
-from tuning.sweep.job import DEFAULT_TRIALS, SweepJob, parse
+from tuning.sweep.job import DEFAULT_TRIALS, SweepJob
 from tuning.sweep.objective import Judge, direction
 from tuning.sweep.referee import Referee
 from tuning.sweep.run import Prepared, run, shared_tags
@@ -90,13 +88,13 @@ def sweep(job: SweepJob) -> SweepResult:
     ready = prepare(job)
     folder = SweepFolder(job.folder)
     folder.claim(identity(ready))
-    with run_lock.held(folder.path, "the sweep is being run", "--name"):
+    with run_lock.held(folder.path, "the sweep is being run", "--run"):
         return _locked(ready, folder)
 
 
 def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
     job, space = ready.job, ready.space
-    configuration.save(job, folder.settings)
+    save(job, folder.settings)
     source = proposer(
         "random" if job.scheduler == "pbt" else job.search, space, job.search_seed, ready.mode, folder.path
     )
@@ -105,7 +103,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
     journal = Journal(folder.journal, experiment=job.experiment, name=job.name)
     with journal:
         journal.status("RUNNING")
-        journal.params(configuration.to_plain(job))
+        journal.params(to_plain(job))
         journal.tags(sweep_tags(ready))
         sink = NestedRunsSink(folder.path, folder.trials, uri)
         costs: dict[str, float] = {}
@@ -151,7 +149,7 @@ def identity(ready: Prepared) -> dict[str, Any]:
         if job.scheduler == "asha"
         else {}
     )
-    space = {f"space.{name}": value for name, value in configuration.to_plain(ready.space).items()}
+    space = {f"space.{name}": value for name, value in to_plain(ready.space).items()}
     return {
         **space,
         **ready.identity,
@@ -184,14 +182,8 @@ def _save_schedule(ready: Prepared, book: SweepBook, referee: Referee) -> None:
         schedule.save(book.folder.path / SCHEDULE)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    job = parse(argv, description=__doc__)
-    try:
-        result = sweep(job)
-    except (ValueError, FileNotFoundError) as error:
-        # Input or configuration that can't work; anything else is a fault, and shows its trace.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run_job(job: SweepJob) -> int:
+    result = sweep(job)
     print(f"\n{result.table}")
     print("  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in result.costs.items()))
     best = f"python -m ray_jobs.pretrain --config {result.folder.best}"
@@ -204,4 +196,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\n  plots     {result.folder.plots}"
         f"\n  MLflow    run {result.mlflow_run_id} in {result.tracking_uri}"
     )
-    return 0 if result.best is not None else 1
+    return GOOD if result.best is not None else FAILED

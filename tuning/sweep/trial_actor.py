@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from conclugen import PretrainConfig
-from ray_jobs import configuration
+from conclugen.common.options import to_plain
 from ray_jobs.run_config import DataConfig
 from ray_jobs.tracking.journal import Journal
 from tuning.sweep.folder import SweepFolder, readable_name, trial_tags
@@ -97,7 +97,7 @@ class TrialActor(tune.Trainable):
             parent=plan.parent,
         )
         journal.status("RUNNING")
-        journal.params({"pretrain": configuration.to_plain(pretrain), "data": configuration.to_plain(plan.data)})
+        journal.params({"pretrain": to_plain(pretrain), "data": to_plain(plan.data)})
         own = {key: " ".join(v) if isinstance(v, list) else str(v) for key, v in trial_tags(pretrain, choices).items()}
         journal.tags({**plan.tags, **own, "trial": name})
         self._trial = self._make(pretrain, name, journal, proposal)

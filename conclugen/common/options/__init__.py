@@ -12,7 +12,7 @@ Words that mean the same in all of them:
 | `--label NAME` | which of its labels |
 | `--modalities A,B` | the modalities that are learned |
 | `--preset NAME`, `--recipe NAME` | the configuration that single fields are laid over |
-| `--epochs N`, `--batch N`, `--workers N`, `--seed N` | length, rows of a global batch, training processes, random draws |
+| `--epochs N`, `--batch N`, `--workers N`, `--seed N` | length, rows of a global batch, training processes, draws |
 | `--overwrite`, `--quiet` | replace what stands in the output; no progress lines |
 | `--config FILE`, `--print-config` | read the same fields from a file; print them all as one |
 | `--help`, `--help-all` | the options that are used most; all of them |

@@ -1,20 +1,19 @@
 """A command: its options as a frozen dataclass, its names for them, and how it is run.
 
-    COMMAND = Command("ray_jobs.pretrain", PretrainJob, "ray_jobs.training.job:main", short={"epochs": "pretrain.epochs"})
+    COMMAND = Command("ray_jobs.pretrain", PretrainJob, run, short={"epochs": "pretrain.epochs"})
 
     if __name__ == "__main__":
         sys.exit(COMMAND.main())
 
 Every leaf of the dataclass is an option named after it (`--pretrain.optimizer.lr`; `_` and `-` are alike), or by its
 short name. A file given by `--config` holds the same fields. Later files outrank earlier ones, options outrank files.
-The module that does the work is imported when all of that is read and found right.
+What does the work imports what it needs when all of that is read and found right: a wrong option is told at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import json
 import re
@@ -50,7 +49,7 @@ class Command:
     Attributes:
         name: What stands behind `python -m`.
         job: Frozen dataclass of its options; the first paragraph of its docstring says what the command does.
-        work: `module:function` that takes the job and returns an exit status.
+        work: Takes the job, does it, and returns an exit status; it imports what it needs.
         short: Option -> dotted field: what the field's option is called. The dotted name works as well.
         shown: Options that `--help` shows; others follow in `--help-all`. None: all.
         was: Old option -> today's; accepted with a note.
@@ -63,7 +62,7 @@ class Command:
 
     name: str
     job: type
-    work: str
+    work: Callable[[Any], int]
     short: Mapping[str, str] = field(default_factory=dict)
     shown: Sequence[str] | None = None
     was: Mapping[str, str] = field(default_factory=dict)
@@ -74,10 +73,10 @@ class Command:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns the exit status: 0 good, 1 failed, 2 wrong input, 3 done in part."""
+        job = None
         try:
             job = self.parse(sys.argv[1:] if argv is None else argv)
-            module, _, function = self.work.partition(":")
-            status: int = getattr(importlib.import_module(module), function)(job)
+            return self.work(job)
         except JobFailedError as error:
             return _refuse(error, FAILED)
         except OSError as error:
@@ -85,8 +84,7 @@ class Command:
         except ValueError as error:
             if type(error).__module__.partition(".")[0] == "ray":
                 raise  # a worker's error, whatever it was there: a fault, which shows its trace
-            return _refuse(self._spelt(str(error)), WRONG_INPUT)
-        return status
+            return _refuse(self.spelt(str(error)), WRONG_INPUT)
 
     def parse(self, argv: Sequence[str]) -> Any:
         """The job that options and files describe. OptionsError: wrong ones, by name; SystemExit(0): `--help` and
@@ -110,7 +108,7 @@ class Command:
         found = next((option for option, target in self.short.items() if target == name), name)
         return f"--{found.replace('_', '-')}"
 
-    def _spelt(self, message: str) -> str:
+    def spelt(self, message: str) -> str:
         """A message that begins with a field, with the option that gives it."""
         start = re.match(r"([a-z_][\w.]*)(?=: )", message)
         if start is None:
@@ -191,15 +189,16 @@ class _CommandLine:
     def _resolve(self, option: str) -> tuple[str, str | None]:
         """(field, key of a mapping field that the option names too). Old names are noted, unknown ones refused."""
         name = _flat(option)
-        if name in self.command.was:
-            self._note(option, f"--{self.command.was[name]}")
-            name = _flat(self.command.was[name])
+        old = next((o for o in self.command.was if f"{name}.".startswith(f"{o}.")), None)
+        if old is not None:
+            self._note(f"--{old}", f"--{self.command.was[old]}")
+            option = f"--{self.command.was[old]}{option[len('--' + old) :]}"
+            name = _flat(option)
         if name in self.names:
             field_ = self.names[name]
-            if (name == field_ and "." in name and name.rpartition(".")[2] in _NOUNS) or name in _NOUNS:
-                today = self.command.option(field_)
-                if _flat(today) != name:
-                    self._note(option, today)
+            today = self.command.option(field_)
+            if _flat(today) in _NOUNS and _flat(today) != name:
+                self._note(option, today)
             return field_, None
         if name in self.groups:
             return name, None
@@ -293,7 +292,7 @@ class _CommandLine:
             if not prefix and _flat(name) in self.command.was:
                 self._note(f"{path}: {name}", self.command.was[_flat(name)])
                 name = self.command.was[_flat(name)]
-            if not prefix and _flat(name) in self.names and not isinstance(value, Mapping):
+            if not prefix and _flat(name) in self.names and not (name in self.groups and isinstance(value, Mapping)):
                 name = self.names[_flat(name)]
             if isinstance(value, str) and value == UNSET:
                 continue
@@ -320,16 +319,19 @@ class _CommandLine:
     # ------------------------------------------------------------------ the job
 
     def build(self, given: Mapping[str, Any]) -> Any:
-        """The job. OptionsError: fields that must be given and are not, all of them."""
+        """The job. OptionsError: all the fields that must be given and are not, or a value that does not serve."""
         missing = [
             f"{self.command.option(leaf.name)} {leaf.metavar}" for leaf in self._required() if leaf.name not in given
         ]
         if missing:
             raise OptionsError(f"missing: {', '.join(missing)}; give them, or a file with them by --config")
         tree = _nested(given)
-        for group, builder in self.command.built.items():
-            _put(tree, group, builder(_get(tree, group) or {}))
-        return schema.build(self.command.job, tree)
+        try:
+            for group, builder in self.command.built.items():
+                _put(tree, group, builder(_get(tree, group) or {}))
+            return schema.build(self.command.job, tree)
+        except ValueError as error:
+            raise OptionsError(self.command.spelt(str(error))) from error
 
     def _required(self) -> list[Leaf]:
         built = tuple(f"{group}." for group in self.command.built)
@@ -371,7 +373,7 @@ class _CommandLine:
         """The whole job as YAML, each field with its description, as `--config` reads it."""
         from conclugen.common.options import strict_yaml
 
-        values = self.resolved(given)
+        values, defaults = self.resolved(given), self.resolved({})
         about = {name: _first_line(cls) for name, cls, _ in schema.groups(self.command.job)}
         lines = [f"# Options of python -m {self.command.name}; what says {UNSET} must be given."]
         written: set[str] = set()
@@ -387,7 +389,7 @@ class _CommandLine:
             if any(group in values for group in groups):
                 continue
             indent, value = "  " * len(groups), values[name]
-            lines += _commented(_described(leaf, leaf.default), indent)
+            lines += _commented(_described(leaf, defaults[name]), indent)
             lines.append(
                 f"{indent}{path[-1]}: {UNSET if value is REQUIRED else strict_yaml.inline(schema.to_plain(value))}"
             )

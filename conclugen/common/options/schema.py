@@ -99,7 +99,7 @@ def groups(cls: type, prefix: str = "") -> Iterator[tuple[str, type, bool]]:
 
 
 @functools.cache
-def hints(cls: type) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     """Field -> type, resolved."""
     found = typing.get_type_hints(cls)
     return {field.name: found[field.name] for field in dataclasses.fields(cls)}
@@ -113,7 +113,7 @@ def dataclass_of(hint: Any) -> type | None:
     """The dataclass of a field that is one, or may be none instead."""
     options = [option for option in _options(hint) if option is not type(None)]
     only = options[0] if len(options) == 1 else None
-    return only if isinstance(only, type) and dataclasses.is_dataclass(only) else None
+    return only if _is_dataclass(only) else None
 
 
 def documentation(cls: type) -> dict[str, str]:
@@ -147,7 +147,7 @@ def build(cls: type[T], data: Any, base: T | None = None, path: str = "") -> T:
     """
     if not isinstance(data, Mapping):
         raise OptionsError(f"{path or cls.__name__}: expected a mapping of fields, got {data!r}")
-    types_ = hints(cls)
+    types_ = hints(cls)  # type: ignore[arg-type]
     for name in data:
         if name not in types_:
             raise OptionsError(
@@ -176,8 +176,11 @@ def convert(hint: Any, value: Any, path: str) -> Any:
     options = _options(hint)
     if type(None) in options and (value is None or (isinstance(value, Word) and value.lower() in _NOTHING)):
         return None
-    options = [option for option in options if option is not type(None)]
-    for option in options[:-1]:  # of `bool | int` and the like the first that fits
+    # Of `bool | int` the first that fits; text fits every word, so it comes last.
+    options = sorted((option for option in options if option is not type(None)), key=lambda option: option is str)
+    if type(value) in options:
+        return value
+    for option in options[:-1]:
         try:
             return convert(option, value, path)
         except OptionsError:
@@ -186,7 +189,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, Word):
         value = _word_as(hint, value, path)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if _is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, None, path)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[arguments.index(value)], bool):
@@ -266,7 +269,7 @@ def _word_as(hint: Any, word: Word, path: str) -> Any:
     if origin is Literal:
         named = {str(argument).lower(): argument for argument in arguments}
         return named.get(word.lower(), str(word))
-    if word[:1] + word[-1:] in ("[]", "{}") and (origin is not None or dataclasses.is_dataclass(hint)):
+    if word[:1] + word[-1:] in ("[]", "{}") and (origin is not None or _is_dataclass(hint)):
         from conclugen.common.options import strict_yaml
 
         return strict_yaml.words(word, path)
@@ -277,8 +280,8 @@ def _word_as(hint: Any, word: Word, path: str) -> Any:
     if hint is bool:
         return _BOOLEANS.get(word.lower(), str(word))
     if hint in (int, float):
-        try:
-            return hint(word) if "_" not in word else str(word)
+        try:  # YAML writes infinity as .inf
+            return str(word) if "_" in word else hint(re.sub(r"^([-+]?)\.(?=[a-zA-Z])", r"\1", word))
         except ValueError:
             return str(word)
     return str(word)
@@ -294,9 +297,12 @@ def _check_plain(cls: type, name: str, hint: Any) -> None:
             for argument in typing.get_args(option):
                 if argument is not Ellipsis:
                     _check_plain(cls, name, argument)
-        elif option not in (*_EXPECTED, type(None)) and typing.get_origin(option) is not Literal:
-            if not (isinstance(option, type) and dataclasses.is_dataclass(option)):
-                raise TypeError(f"{cls.__name__}.{name}: {hint} is no plain data; use numbers, text, lists or mappings")
+        elif not (option in (*_EXPECTED, type(None)) or typing.get_origin(option) is Literal or _is_dataclass(option)):
+            raise TypeError(f"{cls.__name__}.{name}: {hint} is no plain data; use numbers, text, lists or mappings")
+
+
+def _is_dataclass(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _dedented(text: str) -> str:

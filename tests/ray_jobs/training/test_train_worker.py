@@ -220,7 +220,7 @@ def test_ranks_that_only_waited_are_not_blamed_and_silent_ones_are() -> None:
 
 TERMINATED = """
 import sys, time
-from ray_jobs.pretrain import stop_signals
+from ray_jobs.training.pretraining import stop_signals
 try:
     with stop_signals():
         print("ready", flush=True)

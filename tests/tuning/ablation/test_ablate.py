@@ -8,13 +8,13 @@ import pytest
 
 from benchmarks.reproduce import reproduce
 from conclugen import presets
+from conclugen.common.options import save
 from conclugen.presets import PRESETS
-from ray_jobs import configuration
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training import run_lock
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning import ablate
-from tuning.ablate import main
+from tuning.ablate import COMMAND, main
 from tuning.ablation.cell import Cell, represent, run
 from tuning.ablation.cost import estimate
 from tuning.ablation.plan import (
@@ -143,7 +143,7 @@ def test_all_seven_combinations_and_all_presets_with_equal_cells_once(folders, s
 def saved(path, **changes):
     """A file as a sweep leaves it; the configuration that it holds."""
     config = SIZES.apply(presets.build("contrast_cluster", modalities=("audio", "video"), seed=77, **changes))
-    configuration.save(PretrainJob(config, DataConfig(folder="/elsewhere"), RunConfig(name="best")), path)
+    save(PretrainJob(config, DataConfig(folder="/elsewhere"), RunConfig(name="best")), path)
     return config
 
 
@@ -170,9 +170,9 @@ def test_a_named_configuration_is_a_row_of_its_own_beside_the_three_tasks(folder
 
 def test_a_configuration_that_a_set_cannot_serve_is_a_hole(folders, sets, tmp_path):
     config = SIZES.apply(presets.build("conclugen"))
-    configuration.save(PretrainJob(config, DataConfig(folder="/f"), RunConfig(name="b")), tmp_path / "text.yaml")
+    save(PretrainJob(config, DataConfig(folder="/f"), RunConfig(name="b")), tmp_path / "text.yaml")
     wide = replace(config, modalities=("video", "audio"), global_batch=97)
-    configuration.save(PretrainJob(wide, DataConfig(folder="/f"), RunConfig(name="b")), tmp_path / "wide.yaml")
+    save(PretrainJob(wide, DataConfig(folder="/f"), RunConfig(name="b")), tmp_path / "wide.yaml")
     named = {"text": str(tmp_path / "text.yaml"), "wide": str(tmp_path / "wide.yaml")}
     holes = plan(job(folders, sections=("configurations",), configurations=named), [sets["two"]]).holes
     reasons = {hole.record.tags["configuration"]: hole.record.reason for hole in holes}
@@ -266,7 +266,7 @@ def test_refusals_say_what_to_change(folders, sets, tmp_path):
         job(folders, seeds=(1,))
     with pytest.raises(ValueError, match=r"needs two different seeds"):
         job(folders, seeds=(1, 1))
-    with pytest.raises(ValueError, match=r"datasets: none; name one at least: --datasets.NAME FOLDER"):
+    with pytest.raises(ValueError, match=r"datasets: none; name one at least: --data.NAME FOLDER"):
         job({})
     with pytest.raises(ValueError, match=r"sections: unknown value 'presetz' \(did you mean 'presets'\?\)"):
         job(folders, sections=("presetz",))
@@ -288,14 +288,14 @@ def test_refusals_say_what_to_change(folders, sets, tmp_path):
 
 
 def test_a_missing_data_set_and_a_folder_in_use_are_refused(folders, tmp_path, capsys):
-    given = ["--datasets.three", folders["three"], "--output", str(tmp_path), "--name", "mine"]
+    given = ["--data.three", folders["three"], "--output", str(tmp_path), "--run", "mine"]
     given += ["--sizes.global_batch", "24", "--judging.folds", "2", "--seeds", "[1,2]"]
-    assert main([*given, "--datasets.gone", str(tmp_path / "nowhere")]) == 1
+    assert main([*given, "--data.gone", str(tmp_path / "nowhere")]) == 2
     told = capsys.readouterr().err
     assert "error: data set 'gone': " in told and "nowhere" in told
     assert not (tmp_path / "mine").exists()
     with run_lock.held(tmp_path / "mine"):
-        assert main(given) == 1
+        assert main(given) == 2
     assert "mine: the ablation is being run by process" in capsys.readouterr().err
     assert not (tmp_path / "mine" / "ablation.json").exists()
 
@@ -303,15 +303,15 @@ def test_a_missing_data_set_and_a_folder_in_use_are_refused(folders, tmp_path, c
 def test_failed_cells_show_in_the_status(folders, tmp_path, capsys, monkeypatch):
     failed = [Record("a", "cell", "failed", reason="OSError: no memory")]
     monkeypatch.setattr(ablate, "ablate", lambda job: failed)
-    assert main(["--datasets.three", folders["three"], "--output", str(tmp_path)]) == 3
+    assert main(["--data.three", folders["three"], "--output", str(tmp_path)]) == 3
     assert "1 cell(s) failed, each with its reason" in capsys.readouterr().out
     monkeypatch.setattr(ablate, "ablate", lambda job: [])
-    assert main(["--datasets.three", folders["three"], "--output", str(tmp_path)]) == 0
+    assert main(["--data.three", folders["three"], "--output", str(tmp_path)]) == 0
 
 
 def test_the_command_line_reads_every_field(folders):
     given = [
-        "--datasets.three",
+        "--data.three",
         folders["three"],
         "--seeds",
         "[5,6]",
@@ -320,7 +320,7 @@ def test_the_command_line_reads_every_field(folders):
         "--train_only.three",
         "7,8",
     ]
-    parsed = configuration.parse(AblateJob, [*given, "--judging.fractions", "[0.5]", "--dry_run", "true"])
+    parsed = COMMAND.parse([*given, "--judging.fractions", "[0.5]", "--dry_run", "true"])
     assert parsed.datasets == {"three": folders["three"]} and parsed.seeds == (5, 6) and parsed.dry_run
     assert parsed.sizes.epochs == 3 and parsed.judging.fractions == (0.5,) and parsed.train_only == {"three": "7,8"}
 

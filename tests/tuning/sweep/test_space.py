@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from conclugen import PretrainConfig
-from ray_jobs import configuration
+from conclugen.common.options import save
+from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
-from tuning.sweep.job import parse
+from tuning.sweep.job import COMMAND
 from tuning.sweep.search import RandomSearch, grid
 from tuning.sweep.space import Range, Space, Weights, subsets
 from tuning.sweep.space_presets import SPACES, laptop, published
@@ -109,8 +110,8 @@ def test_any_draw_survives_the_way_through_yaml_to_the_pretraining_job(tmp_path:
         config = space.config(choices)
         job = PretrainJob(config, DataConfig(folder=str(tmp_path)), RunConfig(name="best"))
         path = tmp_path / f"{number}.yaml"
-        configuration.save(job, path)
-        assert configuration.parse(PretrainJob, ["--config", str(path)]).pretrain == config
+        save(job, path)
+        assert PRETRAIN.parse(["--config", str(path)]).pretrain == config
 
 
 def test_the_grid_is_the_product_of_what_is_open() -> None:
@@ -225,8 +226,8 @@ def test_fixed_fields_reach_every_trial_that_has_them() -> None:
 def test_a_named_space_narrowed_by_file_and_flags(tmp_path: Path) -> None:
     file = tmp_path / "narrow.yaml"
     file.write_text("space:\n  clusters: [4]\n  lr: {low: 1.0e-4, high: 5.0e-4}\n  epochs: 30\n")
-    given = ["--space", "published", "--config", str(file), "--data.folder", "x", "--name", "n"]
-    job = parse(
+    given = ["--space", "published", "--config", str(file), "--data", "x", "--run", "n"]
+    job = COMMAND.parse(
         [
             *given,
             "--space.epochs",
@@ -247,9 +248,9 @@ def test_a_named_space_narrowed_by_file_and_flags(tmp_path: Path) -> None:
     )
     assert job.space == expected
     again = tmp_path / "sweep.yaml"
-    configuration.save(job, again)
-    assert parse(["--config", str(again)]) == job
+    save(job, again)
+    assert COMMAND.parse(["--config", str(again)]) == job
     with pytest.raises(ValueError, match=r"--space: unknown value 'labtop' \(did you mean 'laptop'\?\)"):
-        parse(["--space", "labtop", "--data.folder", "x", "--name", "n"])
-    with pytest.raises(ValueError, match=r"did you mean 'space\.clusters'"):
-        parse([*given, "--space.cluster", "[4]"])
+        COMMAND.parse(["--space", "labtop", "--data", "x", "--run", "n"])
+    with pytest.raises(ValueError, match=r"did you mean --space\.clusters"):
+        COMMAND.parse([*given, "--space.cluster", "[4]"])

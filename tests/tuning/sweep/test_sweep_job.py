@@ -11,18 +11,18 @@ import torch
 
 import conclugen
 from conclugen import Batch
-from ray_jobs import configuration
+from conclugen.common.options import save
 from ray_jobs.training import run_lock
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
 from tests.feature_corpus import write_corpus
 from tuning.sweep import replay
 from tuning.sweep.folder import SweepBook, SweepFolder
-from tuning.sweep.job import ScheduleConfig, SweepJob
+from tuning.sweep.job import COMMAND, ScheduleConfig, SweepJob
 from tuning.sweep.population import Schedule, check_space
 from tuning.sweep.search import Outcome, proposer
 from tuning.sweep.space import Space
 from tuning.sweep.space_presets import laptop, published
-from tuning.sweep.sweep import count, identity, main, prepare, sweep
+from tuning.sweep.sweep import count, identity, prepare, sweep
 from tuning.sweep.trial import Trial
 
 WIDTHS = {"video": 6, "audio": 5}
@@ -58,31 +58,31 @@ def test_reports_fall_on_the_rungs_and_on_the_end() -> None:
         (["--trials", "0"], "a sweep without trials finds nothing"),
         (["--objective", "probe_acc"], "did you mean 'probe_accuracy'"),
         (["--objective", "loss"], "unknown value 'loss'"),
-        (["--data.validation_view", "test"], "data.validation_view: 'test' is a test view"),
+        (["--data.validation_view", "test"], "--data.validation-view: 'test' is a test view"),
         (["--data.view", "everything"], "overlaps the test view 'test'"),
-        (["--data.folder", "/nowhere/at-all"], "/nowhere/at-all"),
+        (["--data", "/nowhere/at-all"], "/nowhere/at-all"),
         (["--data.label", "emotoin"], "did you mean 'emotion'"),
         (["--data.label", "null"], "needs labels; give data.label"),
         (["--space.modalities", '["vide"]'], "did you mean 'video'"),
-        (["--space.global_batch", "[100000]"], "space.global_batch: 100000: "),
+        (["--space.global_batch", "[100000]"], "--space.global-batch: 100000: "),
         (["--space.global_batch", "[100000]"], "fewer than one global batch"),
         (["--space.start_epoch", "[20]"], "is not before the end of a trial"),
         (["--scheduler", "pbt"], "the trials of a population take over each other's states"),
         (["--scheduler", "pbt", "--resources.workers", "2"], "needs trials of one process"),
         (["--search", "grid", "--space.global_batch", "[32]"], "more than 10,000 points"),
         (["--search", "gird"], "search"),
-        (["--measure.fusion", "sum"], "measure.fusion: 'sum'"),
+        (["--measure.fusion", "sum"], "--measure.fusion: 'sum'"),
         (["--tracking_uri", "sqlite:///relative.db"], "is relative"),
-        (["--name", "../up"], "is no folder name"),
-        (["--space.clustres", "[4]"], "did you mean 'space.clusters'"),
+        (["--run", "../up"], "is no folder name"),
+        (["--space.clustres", "[4]"], "did you mean --space.clusters?"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_trial_starts(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    given = ["--data.folder", str(shards), "--data.label", "emotion", "--name", "refused", "--output", str(tmp_path)]
+    given = ["--data", str(shards), "--label", "emotion", "--run", "refused", "--output", str(tmp_path)]
     try:
-        status = main([*given, *flags])
+        status = COMMAND.main([*given, *flags])
         said = capsys.readouterr().err
     except ValueError as error:
         status, said = 2, str(error)
@@ -95,17 +95,15 @@ def test_what_cannot_work_is_said_before_a_trial_starts(
     ("given", "message"),
     [
         (["--space", "laptpo"], "error: --space: unknown value 'laptpo' (did you mean 'laptop'?)"),
-        (["--trials", "0"], "error: trials: found 0"),
-        (["--schedule.reduction", "1"], "error: schedule.reduction: found 1, expected 2 or more"),
+        (["--trials", "0"], "error: --trials: "),
+        (["--schedule.reduction", "1"], "error: --schedule.reduction: "),
     ],
 )
 def test_a_command_line_that_cannot_be_read_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["sweep", "--data.folder", "anywhere", "--name", "refused", *given])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
+    monkeypatch.setattr("sys.argv", ["sweep", "--data", "anywhere", "--run", "refused", *given])
+    assert COMMAND.main() == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(message)
 
@@ -168,7 +166,7 @@ def test_one_process_at_a_time(shards: Path, tmp_path: Path) -> None:
     job = small_sweep(shards, tmp_path, "one")
     with (
         run_lock.held(job.folder),
-        pytest.raises(ValueError, match=r"one: the sweep is being run by process \d+ on .* choose another --name"),
+        pytest.raises(ValueError, match=r"one: the sweep is being run by process \d+ on .* choose another --run"),
     ):
         sweep(job)
     assert not (job.folder / "trials").exists()
@@ -223,10 +221,10 @@ def test_the_model_of_a_population_is_trained_again_and_exported(
     job = small_sweep(shards, tmp_path, "population", space=fixed_space(epochs=3, global_batch=(30,)), scheduler="pbt")
     ready = prepare(job)
     folder = SweepFolder(job.folder)
-    assert replay.main([str(folder.path)]) == 1  # nothing there yet
+    assert replay.main([str(folder.path)]) == 2  # nothing there yet
     assert "schedule.json: no schedule of a population-based sweep" in capsys.readouterr().err
     folder.claim(identity(ready))
-    configuration.save(job, folder.settings)
+    save(job, folder.settings)
     choices = proposer("random", ready.space, 0, "max", tmp_path).ask(0, 0)
     assert choices is not None
     trial = Trial(ready.space.config(choices), ready.shared)
