@@ -1,1 +1,1 @@
-"""The ground floor: what `shards` and `conclugen` both need, on the standard library and filelock alone."""
+"""The ground floor: what `shards` and `conclugen` both need, on the standard library and filelock (options: PyYAML)."""

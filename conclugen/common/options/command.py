@@ -347,14 +347,10 @@ class _CommandLine:
         tree = _nested(given)
         built: dict[str, Any] = {}
         for group, builder in self.command.built.items():
-            built[group] = schema.to_plain(builder(_get(tree, group) or {}))
+            _put(built, group, schema.to_plain(builder(_get(tree, group) or {})))
         found: dict[str, Any] = {}
         for name in (*self.groups, *self.leaves):
-            group = next((g for g in built if f"{name}.".startswith(f"{g}.")), None)
-            if group is None:
-                value = _get(tree, name, self._default(name))
-            else:
-                value = _get(built, name, _get(tree, name, self._default(name)))
+            value = _get(built, name, _get(tree, name, self._default(name)))
             if name in self.leaves:
                 found[name] = value
             elif value is None:
