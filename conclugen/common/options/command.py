@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conclugen.common.names import did_you_mean, nearest
+from conclugen.common.names import closest, nearest
 from conclugen.common.options import schema
 from conclugen.common.options.schema import REQUIRED, UNSET, Leaf, OptionsError, Word
 
@@ -222,7 +222,7 @@ class _CommandLine:
         for close in (
             [o for o in options if o.startswith(name)],
             [o for o in options if o.endswith(f".{name}")],
-            [n for n in [nearest(name, options)] if n is not None],
+            [n for n in [closest(name, options)] if n is not None],
         ):
             meant = list(dict.fromkeys(options[o] for o in close))
             if 0 < len(meant) <= _MOST_MEANT:
@@ -303,7 +303,7 @@ class _CommandLine:
                 allowed = (
                     f"allowed: {', '.join(siblings)}" if len(siblings) <= _MOST_LISTED else "--help-all lists them"
                 )
-                raise OptionsError(f"{path}: unknown field {name!r}{did_you_mean(key, siblings)}; {allowed}")
+                raise OptionsError(f"{path}: unknown field {name!r}{nearest(key, siblings)}; {allowed}")
             elif (value is None and self.groups[name]) or value == {}:
                 yield name, value
             elif isinstance(value, Mapping):

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from conclugen.common.names import did_you_mean
+from conclugen.common.names import nearest
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -151,7 +151,7 @@ def build(cls: type[T], data: Any, base: T | None = None, path: str = "") -> T:
     for name in data:
         if name not in types_:
             raise OptionsError(
-                f"unknown field {_join(path, str(name))!r}{did_you_mean(name, types_)}; {cls.__name__} has: "
+                f"unknown field {_join(path, str(name))!r}{nearest(name, types_)}; {cls.__name__} has: "
                 f"{', '.join(types_)}"
             )
     values = {}
@@ -194,7 +194,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[arguments.index(value)], bool):
             names = ", ".join(str(argument) for argument in arguments)
-            raise OptionsError(f"{path}: must be one of {names}, got {value!r}{did_you_mean(value, arguments)}")
+            raise OptionsError(f"{path}: must be one of {names}, got {value!r}{nearest(value, arguments)}")
         return value
     if origin in (list, tuple) and isinstance(value, list | tuple):
         repeated = origin is list or (len(arguments) == 2 and arguments[1] is Ellipsis)

@@ -323,7 +323,10 @@ def test_a_group_is_switched_on_with_its_defaults_and_off_again(tmp_path):
         (["--run.deep.names", "[[a]]"], r"--run\.deep\.names: must be text"),
         (["--preset", "conclugn"], "did you mean 'conclugen'"),
         (["--recipe", "papr"], "did you mean 'paper'"),
-        (["--preset", "contrast_only", "--pretrain.tasks.clustering.weight", "1"], "runs no task 'clustering'"),
+        (
+            ["--preset", "contrast_only", "--pretrain.tasks.simclr.modality", "tex"],
+            "simclr.modality.*'tex'.*'text'",
+        ),
         (["--data.mode", "dorp"], r"--data\.mode: must be one of drop, pad, got 'dorp' \(did you mean 'drop'\?\)"),
         (["--data.rows", "many"], r"--data\.rows: must be a whole number, got 'many'"),
         (["--pretrain.precision", "float16"], "precision.*float16.*bfloat16"),
