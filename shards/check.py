@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(lines))
     for doubt in doubts:
         print(f"warning: {doubt}")
-    counts = f"{len(doubts)} doubt(s)" + (f", {refused} clip(s) that will be quarantined" if refused else "")
-    print(f"checked as {kind}: {counts}; nothing was written")
+    quarantined = f"; clips that will be quarantined: {refused}" if refused else ""
+    print(f"checked as {kind}; warnings: {len(doubts)}{quarantined}; nothing was written")
     return 1 if doubts or refused else 0
 
 
@@ -200,5 +200,5 @@ def _table(args: argparse.Namespace) -> tuple[list[str], list[str], int]:
             doubts += of_names(f"column {name}:", counts)
     twice = len(table) - len(table.once([table.row(i) for i in range(len(table))])[0])
     if twice:
-        doubts.append(f"{twice} rows are there twice, identically")
+        doubts.append(f"rows given again, identically: {twice}")
     return lines + samples.lines(), doubts + samples.doubts(), 0

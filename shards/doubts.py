@@ -109,7 +109,7 @@ def of_classes(label: Label, counts: Mapping[str, int], rows: int) -> list[str]:
     found = of_names(f"{what}: classes", {name: count for name, count in known.items() if count})
     few = {name: count for name, count in known.items() if 0 < count <= HANDFUL}
     if few and len(few) == len(known):
-        found.append(f"{what}: no class has more than {max(few.values())} rows: too few to learn them or to judge by")
+        found.append(f"{what}: no class has more than {_rows(max(few.values()))}: too few to learn them or to judge by")
     elif few:
         found.append(f"{what}: too few rows to learn or to judge by: {_listed(few)}")
     empty = [name for name, count in known.items() if not count]
@@ -143,9 +143,10 @@ def of_groups(groups: Mapping[str, Collection[str]], part_is: str = "part") -> l
         least = 2.0 ** (1 - len(members))
         if len(members) > 0 and least > _SIGNIFICANT:
             where = f"{part_is} {part!r} has" if part else "there are"
+            speakers = "1 speaker" if len(members) == 1 else f"{len(members)} speakers"
             found.append(
-                f"{where} {len(members)} speaker(s): over so few no difference between systems can be significant "
-                f"(a sign-flip test reaches p {min(least, 1):.2g} at best, 6 speakers reach 0.031)"
+                f"{where} {speakers}: over so few no difference between systems can be significant (a sign-flip test "
+                f"reaches p {min(least, 1):.2g} at best, 6 speakers reach 0.031)"
             )
     holders: dict[str, list[str]] = {}
     for part, members in groups.items():
@@ -168,15 +169,20 @@ def of_names(what: str, counts: Mapping[str, int]) -> list[str]:
         alike.setdefault(fold(name), []).append(name)
     found = []
     for names in [names for names in alike.values() if len(names) > 1][:_NAMED]:
-        listed = " and ".join(f"{name!r} ({counts[name]} rows)" for name in names)
+        names.sort(key=lambda name: (-counts[name], name))
+        listed = " and ".join(f"{name!r} ({_rows(counts[name])})" for name in names)
         found.append(f"{what} {listed} differ in case, spaces or hyphens only: are they one?")
     for name in [name for name in counts if looks_missing(name)][:_NAMED]:
-        found.append(f"{what}: {name!r} ({counts[name]} rows) looks like a missing value; leave such fields empty")
+        found.append(f"{what}: {name!r} ({_rows(counts[name])}) looks like a missing value; leave such fields empty")
     return found
 
 
 def _without(what: str, missing: int, rows: int) -> list[str]:
-    return [f"{missing} of {rows} rows have no {what}"] if missing > 0 else []
+    return [f"without a {what}: {missing} of {_rows(rows)}"] if missing else []
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _counts(classes: Sequence[Sequence[str]], numbers: Iterable[int]) -> Counter[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -92,15 +93,19 @@ def read(
     counts = [Count("videos of the table", len(kept), len(kept) - len(absent), absent)]
     how = [f"{rows.path.name}: {len(rows)} rows, {rows.how}"]
     if begun := early.intersection(kept):
-        how.append(f"{len(begun)} intervals begin before 0; they begin at 0")
+        how.append(f"intervals that begin before 0, and are taken from 0 on: {len(begun)}")
     if windows := sum(isinstance(path, str) and "\\" in path for path in rows.columns[columns["path"]]):
-        how.append(f"{windows} paths are written with \\; read as /")
+        how.append(f"paths with \\ for /: {windows}")
     if len(kept) < len(rows):
-        how.append(f"{len(rows) - len(kept)} rows are there twice, identically; each counts once")
+        how.append(f"rows given again, identically, and counted once: {len(rows) - len(kept)}")
     doubts = list(rows.doubts)
     used = {item.video for item in read_rows if isinstance(item, Clip)}
     if unused := [path for path in found if path not in used]:
-        doubts.append(f"{len(unused)} videos of the folder have no row in {rows.path.name}: {_some(unused)}")
+        doubts.append(f"videos of the folder without a row in {rows.path.name}: {len(unused)} ({_some(unused)})")
+    if "text" not in columns and (unread := _texts(source).keys() & {_stem(path) for path in used}):
+        doubts.append(
+            f".txt files beside clips that are not read, as a table is given (its column text would be): {len(unread)}"
+        )
     grouped = any(clip.group is not None for clip in clips)
     schema = tuple(label.label for label in encoded)
     return ClipSet(source.name, source, schema, clips, rejected, counts, grouped=grouped, how=how, doubts=doubts)
@@ -115,30 +120,38 @@ class _RowError(ValueError):
 def _untabled(source: Path, encoding: str | None) -> ClipSet:
     files = Files(source)
     clips, encodings = [], Counter[str]()
-    found = files.find(VIDEO_SUFFIXES)
-    for path in found:
+    texts = _texts(source)
+    for path in files.find(VIDEO_SUFFIXES):
+        beside = texts.pop(_stem(path), None)
         try:
-            transcript = _beside(source / path, encoding, encodings)
+            transcript = None if beside is None else _transcript(source / beside, encoding, encodings)
         except OSError as error:
             message = f"the transcript beside it cannot be read: {error.strerror}"
             files.rejected.append(Rejected(shown(path), "unreadable", message))
         except ValueError as error:
-            message = f"the transcript beside it, {PurePosixPath(path).stem}.txt: {error}"
+            message = f"the transcript beside it, {PurePosixPath(str(beside)).name}: {error}"
             files.rejected.append(Rejected(shown(path), "bad_text", message))
         else:
             clips.append(Clip(_key(path, None, None), path, transcript=transcript))
     how = [f"transcripts beside clips: {count} in {name}" for name, count in sorted(encodings.items())]
-    videos = {PurePosixPath(path).with_suffix("").as_posix() for path in found}
-    texts = Files(source).find([".txt"])
-    texts = [path for path in texts if PurePosixPath(path).with_suffix("").as_posix() not in videos]
-    doubts = [f"{len(texts)} .txt files have no video of their name beside them: {_some(texts)}"] if texts else []
+    doubts = []
+    if texts:
+        doubts.append(
+            f".txt files without a video of their name beside them: {len(texts)} ({_some([*texts.values()])})"
+        )
     return ClipSet(source.name, source, (), clips, files.rejected, grouped=False, how=how, doubts=doubts)
 
 
-def _beside(video: Path, encoding: str | None, encodings: Counter[str]) -> str | None:
-    text = next((path for path in (video.with_suffix(".txt"), video.with_suffix(".TXT")) if path.is_file()), None)
-    if text is None:
-        return None
+def _texts(source: Path) -> dict[str, str]:
+    """The path of each .txt file, by what it shares with the video that it belongs to."""
+    return {_stem(path): path for path in Files(source).find([".txt"])}
+
+
+def _stem(path: str) -> str:
+    return unicodedata.normalize("NFC", PurePosixPath(path).with_suffix("").as_posix())
+
+
+def _transcript(text: Path, encoding: str | None, encodings: Counter[str]) -> str | None:
     if text.stat().st_size > _LONGEST_TEXT:
         raise OSError(errno.EFBIG, f"{text.name} has more than {_LONGEST_TEXT} bytes")
     transcript, found = names.decode_text(text.read_bytes(), encoding)

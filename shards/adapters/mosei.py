@@ -97,7 +97,9 @@ def read(source: Path, folds: str | Path | None = None, encoding: str | None = N
     clips.sort(key=lambda clip: clip.key)
     how = []
     if early:
-        how.append(f"{len(early)} intervals begin before 0 (the earliest at {min(early):.4f} s); they begin at 0")
+        how.append(
+            f"intervals that begin before 0 (the earliest at {min(early):.4f} s), and are taken from 0 on: {len(early)}"
+        )
     return ClipSet("CMU-MOSEI", source, _LABELS, clips, rejected, counts, left_out, how=how)
 
 

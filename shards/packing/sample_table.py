@@ -62,7 +62,7 @@ class SampleTable:
         """How the table was read, for people."""
         lines = [f"{self.table.path.name}: {len(self.table.numbers)} rows, {self.table.how}"]
         if self.repeated:
-            lines.append(f"{self.repeated} rows are there twice, identically; each counts once")
+            lines.append(f"rows given again, identically, and counted once: {self.repeated}")
         return lines
 
     def doubts(self) -> list[str]:
@@ -71,7 +71,9 @@ class SampleTable:
         if self.unmatched:
             more = ", ..." if len(self.unmatched) > _NAMED else ""
             listed = ", ".join(self.unmatched[:_NAMED])
-            doubts.append(f"{len(self.unmatched)} rows of {self.table.path.name} belong to no sample: {listed}{more}")
+            doubts.append(
+                f"rows of {self.table.path.name} that belong to no sample: {len(self.unmatched)} ({listed}{more})"
+            )
         return doubts
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -167,9 +168,12 @@ class FileSource:
         self.names: tuple[str, ...] = (*self._files, *(["split"] if self._split else []))
 
     def _add(self, folder: Path, file: Path) -> None:
-        key = file.stem
+        key = unicodedata.normalize("NFC", file.stem)  # as `shards.names` says
         if key in self._files[folder.name]:
-            raise ValueError(f"{file}: another file is named {file.name} in the same column; names must differ")
+            raise ValueError(
+                f"{file}: another file is named {file.name} in the same column; names must differ "
+                "(in more than the composition of Unicode)"
+            )
         self._files[folder.name][key] = file
         split = file.parent.name if file.parent != folder else ""
         if self._split.setdefault(key, split) != split:

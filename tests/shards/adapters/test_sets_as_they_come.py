@@ -40,7 +40,7 @@ def test_mosei_intervals_before_zero_start_at_zero(tmp_path: Path) -> None:
         "second", "first, cut at zero", None, "the fourth", None
     ]  # fmt: skip
     assert [clips[f"v_{i}"].labels["sentiment"] for i in range(5)] == [0, 1, 2, 3, 4]
-    assert found.how == ["1 intervals begin before 0 (the earliest at -0.4776 s); they begin at 0"]
+    assert found.how == ["intervals that begin before 0 (the earliest at -0.4776 s), and are taken from 0 on: 1"]
     (root / "Raw/Transcript/Segmented/Combined/v.txt").write_bytes("v___0___0___4.1___caf\u00e9".encode("cp1252"))
     refused = read("mosei", root)
     assert [item.name for item in refused.rejected] == [f"v_{i}" for i in range(5)] and not refused.clips
