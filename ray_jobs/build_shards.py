@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from ray_jobs import ray_cluster
+from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.adapters import ADAPTERS, read_clips
 from shards.check_clips import describe_clips, doubt_clips
 from shards.clips.build import ShardReport, build_shard, load_report
@@ -151,6 +152,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def plan_of(args: argparse.Namespace) -> BuildPlan:
     """Read the set and plan the build; prints what is missing or left out. ValueError for wrong input."""
+    refuse_url("--source", args.source, LOCAL_SOURCE)
+    refuse_url("--table", args.table, LOCAL_SOURCE)
+    refuse_url("--out", args.out, LOCAL_RESULT)
     options = BuildOptions(
         clips_per_shard=args.clips_per_shard,
         shuffle_seed=args.shuffle_seed,

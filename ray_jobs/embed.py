@@ -34,6 +34,7 @@ from ray_jobs.extraction.plan import Extraction, recipe_of
 from ray_jobs.run_config import DEFAULT_OUTPUT
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
+from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
 from shards.clips.reader import ClipManifest
 from shards.quarantine import COMPLETE, QUARANTINED
 
@@ -164,6 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("expected video files, or --clips, or --features")
         if args.text is not None and len(args.videos) != 1:
             raise ValueError("--text is what one clip says; give one clip")
+        refuse_url("--output", args.output, SHARED_FOLDER)
+        refuse_url("--out", args.out, LOCAL_RESULT)
+        for video in args.videos:
+            refuse_url("CLIP", video, LOCAL_SOURCE)
         folder = RunFolder(Path(args.output).expanduser().absolute() / args.run)
         model = RunModel.open(folder, args.label)
         if args.fusion not in ("concat", "mean", *model.embedder.modalities):

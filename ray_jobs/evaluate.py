@@ -26,6 +26,7 @@ from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from shards import Damage, Manifest, Rows, View
+from shards.access import SHARED_FOLDER, refuse_url
 
 _BLOCK_ROWS = 4096
 # A two-dimensional map of more points is a blot.
@@ -75,6 +76,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
         ValueError: no such finished run, view or label; a label or a split from which nothing can be learned. What only
             some draws of a few labels can't teach is a hole in the table that names the reason, and no error.
     """
+    refuse_url("output", job.output, SHARED_FOLDER)
     output = Path(job.output).expanduser().absolute()
     folder = RunFolder(output / job.run)
     if not folder.path.is_dir():

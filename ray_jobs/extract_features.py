@@ -27,6 +27,7 @@ from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
+from shards.access import LOCAL_RESULT, AccessError, refuse_url
 from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
 from shards.foreign.mapping import split_assignment
@@ -215,6 +216,7 @@ def _per_encoder(option: str, texts: Sequence[str], names: Sequence[str], kind: 
 
 def plan_of(args: argparse.Namespace) -> Extraction:
     """ValueError or OSError for wrong input, weights that can't be had among it."""
+    refuse_url("--out", args.out, LOCAL_RESULT)
     out = args.out.expanduser().absolute()
     clips = ClipManifest.open(args.clips)
     if clips.is_local and Path(clips.folder) == out:
@@ -241,7 +243,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"python -m ray_jobs.extract_features: {error}", file=sys.stderr)
         return 2
     ray_cluster.connect(len(plan.choices))
-    summary = extract(plan, resources, args.quiet)
+    try:
+        summary = extract(plan, resources, args.quiet)
+    except AccessError as error:  # also as Ray hands it on from a task
+        print(f"python -m ray_jobs.extract_features: {str(error).splitlines()[-1]}", file=sys.stderr)
+        return 1
     print("\n".join(summary.lines(plan.out)))
     return summary.exit_status
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import fsspec
 
 # What a store's own error code means. (problem, what to do, whether the same request may succeed later)
 _EXPIRED = (
@@ -84,6 +87,9 @@ _ERRNOS = {
     getattr(errno, "EREMOTEIO", -1): _FAILED,
     getattr(errno, "EREMCHG", -2): _ELSEWHERE,
 }
+LOCAL_RESULT = "Write to a local folder, then copy it, for instance with `aws s3 sync`"
+LOCAL_SOURCE = "Copy it to a local folder first, for instance with `aws s3 sync`"
+SHARED_FOLDER = "Name a folder that every node reaches; checkpoints alone can lie elsewhere (run.storage)"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -135,7 +141,7 @@ def _code(error: BaseException) -> str:
 
 
 @contextmanager
-def reaching(where: str) -> Iterator[None]:
+def reaching(where: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Errors within that are about access to `where` become AccessError; all others stay what they are."""
     try:
         yield
@@ -143,7 +149,19 @@ def reaching(where: str) -> Iterator[None]:
         problem = access_error(error, where)
         if problem is None or problem is error:
             raise
+        if problem.problem in (_FORBIDDEN[0], _REFUSED[0]) and is_url(where):
+            problem = _asked_again(where, storage_options) or problem
         raise problem from error
+
+
+def _asked_again(where: str, storage_options: Mapping[str, Any] | None) -> AccessError | None:
+    """What the store says where its folder is listed: a refused question for a file's size alone has no reason."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(where, **(storage_options or {}))
+        filesystem.ls(filesystem._parent(path), refresh=True)
+    except Exception as error:
+        return access_error(error, where)
+    return None
 
 
 def is_url(path: str) -> bool:

@@ -147,7 +147,7 @@ class Manifest:
         """A whole small file of the folder; raises OSError where it is missing, AccessError where it can't be
         reached."""
         path = self.path(file_name)
-        with reaching(path):
+        with reaching(path, self.storage_options):
             return read_whole(Path(path)) if self.is_local else self.filesystem.cat_file(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ class Manifest:
             folder = str(Path(folder).absolute())
         where = f"{folder}/{name}"
         try:
-            with reaching(where):
+            with reaching(where, storage_options):
                 if is_url(folder):
                     filesystem, inner = fsspec.core.url_to_fs(where, **(storage_options or {}))
                     data = filesystem.cat_file(inner)

@@ -52,7 +52,7 @@ class Storage:
         AccessError where it can't be reached, which says nothing about the shard.
         """
         try:
-            with reaching(self._manifest.path(entry.name + TAR_SUFFIX)):
+            with reaching(self._manifest.path(entry.name + TAR_SUFFIX), self._manifest.storage_options):
                 if self.is_local:
                     self._read_local(entry, ranges)
                 else:

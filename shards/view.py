@@ -208,7 +208,7 @@ class View:
         if manifest.is_local:
             files = [path.name for path in Path(folder).glob("*.parquet")]
         else:
-            with reaching(folder):
+            with reaching(folder, manifest.storage_options):
                 filesystem, inner = fsspec.core.url_to_fs(folder, **manifest.storage_options)
                 files = [Path(path).name for path in filesystem.glob(f"{inner}/*.parquet")]
         return sorted(file.removesuffix(".parquet") for file in files)

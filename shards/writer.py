@@ -18,6 +18,7 @@ import xxhash
 
 from conclugen.common.atomic import atomic_file, sync_folder, write_bytes
 from conclugen.common.locks import Lock, LockHeldError
+from shards.access import LOCAL_RESULT, refuse_url
 from shards.damage import ShardError
 from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
 from shards.layout import SlotLayout, archive_bytes
@@ -122,8 +123,7 @@ class ShardWriter:
         overwrite: bool = False,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        if "://" in os.fspath(folder):
-            raise ValueError(f"{folder}: shards are written to local folders; write there, then copy the folder")
+        refuse_url("--out", os.fspath(folder), LOCAL_RESULT)
         check_name("shard prefix", prefix)
         if max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes is {max_shard_bytes}, expected a positive number of bytes")

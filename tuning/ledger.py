@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from conclugen.common.atomic import atomic_file, sync_folder
 from conclugen.fields import choose
+from shards.access import LOCAL_SOURCE, refuse_url
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Ledger:
 
         Raises LedgerError where `must_exist` and there is none.
         """
+        refuse_url("FOLDER", folder, LOCAL_SOURCE)
         if must_exist and not (Path(folder) / _LINES).is_dir():
             raise LedgerError(
                 f"{folder}: no results here (no folder {_LINES!r}); name the output folder of an ablation or a sweep"

@@ -19,6 +19,7 @@ import xxhash
 
 from conclugen.common.atomic import write_bytes
 from shards import names
+from shards.access import LOCAL_SOURCE, refuse_url
 from shards.damage import ShardError
 from shards.doubts import Samples, classes_of
 from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
@@ -66,6 +67,7 @@ def index_folder(
     whose members are not adjacent, arrays that are not (D,) or (1, D) floats of one width and dtype in all shards;
     ValueError for a folder without shards or with a manifest (unless `overwrite`), and for labels that don't fit.
     """
+    refuse_url("FOLDER", folder, LOCAL_SOURCE)
     folder, mapping = Path(folder).absolute(), mapping or MemberMapping()
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         raise ValueError(f"{folder} has a manifest already; ask to overwrite it if the shards changed")

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from shards import names
+from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.doubts import Samples, classes_of
 from shards.packing.labels import LabelSpec, LabelValues, read_label, read_strings, sample_number
 from shards.packing.sample_table import SampleTable
@@ -106,6 +107,9 @@ class PackInput:
 
 def read_input(options: PackOptions) -> PackInput:
     """Read and check everything but the numbers of each sample's final encoding; ValueError lists all that is wrong."""
+    refuse_url("--source", options.source, LOCAL_SOURCE)
+    refuse_url("--table", options.table, LOCAL_SOURCE)
+    refuse_url("--out", options.out, LOCAL_RESULT)
     return _InputCheck(options).run()
 
 

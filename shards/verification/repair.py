@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from conclugen.common.atomic import write_bytes
-from shards.access import AccessError, reaching
+from shards.access import AccessError, reaching, refuse_url
 from shards.damage import ManifestError, ShardError
 from shards.files import read_whole
 from shards.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
@@ -39,6 +39,7 @@ def repair(folder: str | Path) -> Outcome:
     says; without one, every `*.tar` is. Damaged shards stay where they are. Raises ValueError where nothing is whole,
     or where neither manifest nor any index says what the columns are.
     """
+    refuse_url("FOLDER", folder, "Copy it to a local folder to repair it")
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise ValueError(f"{folder} is no local folder; copy the data set there to repair it")

@@ -196,7 +196,7 @@ def test_samples_the_schema_refuses(tmp_path: Path, change: dict[str, object], m
 
 
 def test_other_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="local folders"):
+    with pytest.raises(ValueError, match="must be a local path"):
         ShardWriter("s3://bucket/a", SCHEMA)
     with pytest.raises(ValueError, match="at least one"), ShardWriter(tmp_path / "a", SCHEMA):
         pass

@@ -18,6 +18,7 @@ from conclugen.config import RECIPES, TasksConfig
 from conclugen.presets import ALL, PRESETS
 from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.run_config import DEFAULT_OUTPUT
+from shards.access import SHARED_FOLDER, refuse_url
 from tuning.ablation.cell import Cell, content_key
 from tuning.dataset import JudgingConfig, LabelledSet
 from tuning.ledger import Record, record_key
@@ -111,6 +112,7 @@ class AblateJob:
     tracking_uri: str | None = None
 
     def __post_init__(self) -> None:
+        refuse_url("output", self.output, SHARED_FOLDER)
         if not self.datasets:
             raise ValueError("datasets: none; name one at least: --data.NAME FOLDER (labelled shards)")
         for name in (*self.datasets, *self.configurations, self.name):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from conclugen.common.options import Command, Leaf, build
 from conclugen.fields import choose, require
 from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
+from shards.access import SHARED_FOLDER, refuse_url
 from tuning.sweep.objective import MeasureConfig
 from tuning.sweep.space import Space
 from tuning.sweep.space_presets import SPACES, laptop
@@ -136,6 +137,7 @@ class SweepJob:
     commit: str | None = field(default_factory=lambda: os.environ.get("CONCLUGEN_COMMIT"))
 
     def __post_init__(self) -> None:
+        refuse_url("output", self.output, SHARED_FOLDER)
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first")
         require(
