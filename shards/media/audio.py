@@ -25,10 +25,12 @@ FORMATS = ("flac", "wav")
 _AHEAD = 1  # seconds before an interval at which reading begins: decoders (MP3, AAC, Opus) are exact after a while
 _WARM_UP = Fraction(1, 5)  # seconds that they must have read at least, where there are any
 _MARGIN = 0.05  # seconds around an interval that the resampling filter looks at
+# With eight planes and more PyAV (18.1) reads a ninth one that isn't there.
+_MOST_PLANES = 8
 # Time stamps jitter by rounding and by the recorder's scheduling: a hole or an overlap is one that is long, or stays.
 _JUMP = 0.04  # seconds, at once
 _SHIFT = 0.005  # seconds, if it stays
-_STAYS = 0.25  # seconds
+_STAYS = 0.15  # seconds
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,10 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 def _mono(frame: Any) -> np.ndarray:
     """(n,) float32 in [-1, 1] of a decoded frame of any sample format and layout."""
-    data = frame.to_ndarray()
     channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels >= _MOST_PLANES:
+        (frame,) = av.AudioResampler(format="flt").resample(frame)
+    data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(-1, channels).T
     if data.dtype == np.uint8:
@@ -206,9 +210,10 @@ def _gains(layout: str, channels: int) -> np.ndarray:
         return average
     try:
         name = _USUAL_LAYOUTS.get(channels, layout) if layout.endswith("channels") else layout
-        impulses = av.AudioFrame.from_ndarray(np.eye(channels, dtype=np.float32), format="fltp", layout=name)
+        eye = np.eye(channels, dtype=np.float32).reshape(1, -1)
+        impulses = av.AudioFrame.from_ndarray(eye, format="flt", layout=name)
         impulses.sample_rate = SPEECH_RATE
-        mixed = av.AudioResampler("fltp", "mono", SPEECH_RATE).resample(impulses)[0].to_ndarray()[0]
+        mixed: np.ndarray = av.AudioResampler("flt", "mono", SPEECH_RATE).resample(impulses)[0].to_ndarray()[0]
     except (av.error.FFmpegError, ValueError, IndexError):
         return average
     return mixed if len(mixed) == channels and mixed.any() else average

@@ -79,6 +79,8 @@ def prepare(request: Request) -> Prepared:
             "truncated", f"the file announces {cut.announced:.2f} s, its pictures end at {float(seconds):.2f} s"
         )
     view.tally.check(limits)
+    if request.start is None and view.tally.good + view.tally.damaged == 1:
+        raise MediaError("no_video", "the video is a single still picture")
     source = _sound(request, cut, seconds)
     picture_cut = Fraction(0)
     if source is not None and request.audio_length == "cut" and _length(source) < seconds - view.picture:
