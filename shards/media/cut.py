@@ -284,7 +284,7 @@ def _mux(template: Any, packets: list[Any], begin: int) -> bytes:
     target = io.BytesIO()
     try:
         with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
-            stream = output.add_stream_from_template(template)
+            stream = output.add_stream_from_template(template, opaque=True)
             for packet in packets:
                 packet.pts -= begin
                 packet.dts -= begin

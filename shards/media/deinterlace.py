@@ -28,37 +28,53 @@ class Shown:
 
 class Deinterlacer:
     """Passes pictures through until the first one that is marked interlaced; from there on through FFmpeg's bwdif
-    (which leaves progressive pictures as they are), one picture for each, one picture later."""
+    (which leaves progressive pictures as they are), one picture for each, a little later."""
 
     def __init__(self) -> None:
         self._filter: tuple[Graph, Any, Any] | None = None
         self._form: tuple[int, int, str] | None = None
-        self._inside: deque[Shown] = deque()
+        self._first: Shown | None = None
+        self._inside: deque[Shown | None] = deque()
 
     def __call__(self, pictures: Sequence[Shown]) -> list[Shown]:
         ready: list[Shown] = []
         for picture in pictures:
             frame = picture.frame
             form = (frame.width, frame.height, frame.format.name)
-            if self._filter is not None and form != self._form:
+            if form != self._form:
                 ready += self.rest()
-            if self._filter is None and picture.interlaced and min(form[:2]) >= _SMALLEST:
-                self._filter, self._form = _bwdif(frame), form
-            if self._filter is None:
-                ready.append(picture)
+            if self._filter is None and self._first is None:
+                if picture.interlaced and min(form[:2]) >= _SMALLEST:
+                    self._first, self._form = picture, form
+                else:
+                    ready.append(picture)
                 continue
-            self._inside.append(picture)
-            self._filter[1].push(frame)
+            if self._first is not None:
+                # What moves shows beside a neighbour only: the first picture's next one goes before it, too.
+                self._begin(self._first, frame)
+            self._push(picture)
             ready += self._finished()
         return ready
+
+    def _begin(self, first: Shown, neighbour: Any) -> None:
+        self._filter, self._first = _bwdif(first.frame), None
+        self._inside.append(None)
+        self._filter[1].push(neighbour)
+        self._push(first)
+
+    def _push(self, picture: Shown) -> None:
+        assert self._filter is not None
+        self._inside.append(picture)
+        self._filter[1].push(picture.frame)
 
     def rest(self) -> list[Shown]:
         """The pictures that are still inside."""
         if self._filter is None:
-            return []
-        self._filter[1].push(None)
-        ready = self._finished()
-        self._filter, self._form = None, None
+            ready = [] if self._first is None else [self._first]
+        else:
+            self._filter[1].push(None)
+            ready = self._finished()
+        self._filter, self._first, self._form = None, None, None
         self._inside.clear()
         return ready
 
@@ -70,7 +86,9 @@ class Deinterlacer:
                 frame = self._filter[2].pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 break
-            ready.append(replace(self._inside.popleft(), frame=frame))
+            picture = self._inside.popleft()
+            if picture is not None:
+                ready.append(replace(picture, frame=frame))
         return ready
 
 

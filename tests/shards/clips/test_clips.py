@@ -24,6 +24,7 @@ from shards.schema import Column, Label, Sample, Schema
 from shards.transcripts.recogniser import Transcript
 from shards.writer import ShardWriter
 from tests.shards.media.make_media import make_video, sine
+from tests.shards.media.timed_media import Recipe, make, steady
 
 SCHEMA = ClipSchema("flac", (Label("mood", "class", ("calm", "angry")),), grouped=True)
 
@@ -190,6 +191,42 @@ def test_build_accounts_for_every_clip(source: Path, tmp_path: Path) -> None:
     assert any("11 clips found = 6 written + 5 quarantined" in line for line in summary.lines(tmp_path))
 
 
+def test_what_was_done_to_sound_and_picture_is_counted(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, sounds in {
+        "short": [(0.0, 1.0)],
+        "long": [(0.0, 3.0)],
+        "hole": [(0.0, 0.5), (1.2, 0.8)],
+        "right": [(0.0, 2.0)],
+    }.items():
+        make(source / f"{name}.mkv", Recipe(steady(50), sounds, sound_codec="pcm_s16le"))
+    expected = {
+        "refuse": {"holes in the sound filled with silence": 1},
+        "pad": {
+            "holes in the sound filled with silence": 1,
+            "sound padded with silence to the picture's end": 1,
+            "sound cut at the picture's end": 1,
+        },
+        "cut": {
+            "holes in the sound filled with silence": 1,
+            "picture cut at the sound's end": 1,
+            "sound cut at the picture's end": 1,
+        },
+    }
+    for mode, counts in expected.items():
+        summary = run(source, tmp_path / mode, audio_length=mode, faces="off")
+        assert summary.found == 4 == summary.written + sum(summary.quarantined.values())
+        assert summary.quarantined == ({"audio_length": 2} if mode == "refuse" else {})
+        told = {name: count for name, count in summary.counts.items() if " at the " in name or " with silence" in name}
+        assert told == counts
+        reader = ClipReader(ClipManifest.open(tmp_path / mode))
+        for shard in range(len(reader.manifest)):
+            for clip in reader.clips(shard):
+                assert clip.info["audio"]["seconds"] == pytest.approx(clip.info["video"]["seconds"], abs=1e-3)
+                assert clip.info["taken"]["audio"]["codec"] == "pcm_s16le"
+
+
 def test_build_goes_on_after_a_kill_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "whole")
     plan = BuildPlan.make(read_clips("folder", source), tmp_path / "killed", BuildOptions(clips_per_shard=4))
@@ -249,7 +286,10 @@ def test_low_confidence_transcripts_are_marked_and_not_handed_out(
     assert decode_clip(clips["good0"], (), low_confidence=True).text == "maybe this"
 
 
-@pytest.mark.parametrize("wrong", [{"faces": "maybe"}, {"clips_per_shard": 0}, {"audio_rate": 3}, {"grammar": "grid"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"faces": "maybe"}, {"audio_length": "stretch"}, {"clips_per_shard": 0}, {"audio_rate": 3}, {"grammar": "grid"}],
+)
 def test_options_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(ValueError, match="--"):
         BuildOptions(**wrong)
