@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from conclugen.common.names import did_you_mean
+from shards.files import read_whole
 from shards.names import EncodingError, check_encoding, decode_text, looks_like_utf8, plain, suffix
 from shards.parquet import read_parquet
 
@@ -105,7 +106,7 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
         remedy = f"; {_BESIDES[kind]}" if kind in _BESIDES else ""
         raise ValueError(f"--table {path}: expected a file ending in {', '.join(SUFFIXES)}{remedy}")
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except FileNotFoundError:
         raise ValueError(f"--table {path} does not exist") from None
     except OSError as error:
@@ -183,6 +184,8 @@ def _delimited(path: Path, text: str, usual: str) -> Table:
         raise ValueError(f"{reading.problem} (separator: {_SEPARATORS.get(separator, repr(separator))})")
     table = reading.table(path)
     table.how = f"separator {_SEPARATORS.get(separator, repr(separator))}"
+    if reading.empty:
+        table.how += f", rows without any value passed over: {reading.empty}"
     also = [_SEPARATORS[s] for s in fitting if s != separator and len(readings[s].head) > 1]
     if also:
         table.doubts.append(
@@ -199,6 +202,7 @@ class _Reading:
     head: list[str]
     rows: list[list[str]]
     numbers: list[int]
+    empty: int = 0
     problem: str | None = None
 
     @classmethod
@@ -210,6 +214,7 @@ class _Reading:
             for number, fields in enumerate(reader, 1):
                 began, line = line + 1, reader.line_num
                 if not any(value.strip() for value in fields):
+                    reading.empty += bool(fields)
                     continue
                 if not reading.head:
                     reading.head = fields

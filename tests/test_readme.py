@@ -51,7 +51,7 @@ def test_own_data_is_packed_split_and_verified_as_printed(tmp_path: Path, monkey
     arrays["visual"][7] = np.nan
     names = {"ids": np.array([f"c{i}" for i in range(60)]), "speaker": np.arange(60) // 5, "emotion": np.arange(60) % 3}
     np.savez("features.npz", **arrays, **names)  # type: ignore[arg-type]
-    assert [arguments[0] for arguments in commands("shards")] == ["pack", "split", "verify"]
+    assert [arguments[0] for arguments in commands("shards")] == ["check", "pack", "split", "verify"]
     for arguments in commands("shards"):
         assert shards_main(arguments) == 0, arguments
     manifest = Manifest.open("data/mine")
