@@ -1,0 +1,67 @@
+"""No secret of a URI is stored or printed: every way to write one into it is refused, and cut out of messages."""
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from conclugen.common import uris
+
+MARK = "Zq7marker"
+WITH_SECRETS = [
+    f"http://user:{MARK}@host:5000/x",
+    f"https://{MARK}@host/x",
+    f"http://user:p@ss/{MARK}:x@host:1/y",  # nobody quoted it
+    f"s3://KEY:{MARK}@bucket/folder",
+    f"simplecache::s3://KEY:{MARK}@bucket/folder",
+    f"postgresql+psycopg2://user:{MARK}@127.0.0.1/db",
+    f"https://bucket.host/x?X-Amz-Signature={MARK}&a=1",
+    f"https://bucket.host/x?a=1&X-Amz-Credential={MARK}",
+    f"https://bucket.host/x?X-Amz-Security-Token={MARK}",
+    f"https://host/x?X-Goog-Signature={MARK}",
+    f"https://account.host/x?sv=2024&sig={MARK}",
+    f"https://host/x?token={MARK}",
+    f"https://host/x?access_token={MARK}#part",
+    f"https://host/x?apikey={MARK}",
+    f"https://host/x?api_key={MARK}",
+    f"https://host/x?PASSWORD={MARK}",
+    f"https://host/x?client_secret={MARK}",
+    f"https://host/x?user=a&password={MARK}",
+]
+WITHOUT = [
+    "http://host:5000",
+    "http://[::1]:5000/mlflow",
+    "sqlite:////folder/with@sign/mlflow.db",
+    "s3://bucket/folder/a@b/file?versionId=3",
+    "/plain/folder@home",
+    "file:///x?view=train",
+    "https://host/x?keyboard=1&monkey=2",
+    "",
+]
+
+
+@pytest.mark.parametrize("uri", WITH_SECRETS)
+def test_a_secret_is_refused_by_field_and_never_shown(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"^data\.folder: .*environment variables") as refusal:
+        uris.check("data.folder", uri)
+    assert MARK not in str(refusal.value)
+    message = f"HTTPError('403 for url: {uri}') while sending to <{uri}>, and again {uri}."
+    cleaned = uris.scrub(message)
+    assert MARK not in cleaned and cleaned.startswith("HTTPError('403 for url: ") and "while sending to <" in cleaned
+
+
+@pytest.mark.parametrize("uri", WITHOUT)
+def test_what_holds_no_secret_stays_as_it_is(uri: str) -> None:
+    assert uris.check("x", uri) == uri
+    assert uris.scrub(f"could not open '{uri}' (timed out)") == f"could not open '{uri}' (timed out)"
+
+
+def test_the_host_stays_readable() -> None:
+    assert uris.public("https://me:secret@host:1/x") == "https://host:1/x"
+    assert urlsplit(uris.public(WITH_SECRETS[6])).path == "/x"
+
+
+def test_secrets_of_the_environment_are_cut_out_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", MARK)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{MARK}/2")
+    monkeypatch.setenv("SHORT_TOKEN", "abc")
+    assert uris.scrub(f"sent {MARK}/2 and {MARK} as abc") == "sent *** and *** as abc"
