@@ -22,8 +22,8 @@ from ray_jobs.comparison import BASELINES, ComparisonConfig, Score, Task, check_
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import available_widths, open_reader
+from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from shards import Damage, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
@@ -86,6 +86,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
         raise ValueError(
             f"run {job.run!r}: no exported model in {folder.model}; finish it with python -m ray_jobs.pretrain"
         )
+    uri = uri_of_run(folder.path, job.tracking_uri)
     embedder = conclugen.load(folder.model)
     check_widths(job, embedder)
     task, rows, damaged = read_task(job, embedder.modalities)
@@ -107,7 +108,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     result = EvaluateResult(place, job.label, main_score(task.label), scores, damaged)
     write_results(result, job)
     draw(result, task, systems["pretrained"])
-    track(result, job, folder, f"evaluation/{series}", int(embedder.info["steps"]))
+    track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
     return result
 
 
@@ -300,9 +301,8 @@ def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) ->
     )
 
 
-def track(result: EvaluateResult, job: EvaluateJob, folder: RunFolder, series: str, step: int) -> None:
+def track(result: EvaluateResult, uri: str, folder: RunFolder, series: str, step: int) -> None:
     """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
-    uri = uri_of_run(folder.path, job.tracking_uri)
     most = max(s.fraction for s in result.scores)
     values = {
         f"{s.system}/{s.method}/{s.fraction:g}/{name}": value

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conclugen import PretrainConfig, presets
-from ray_jobs.tracking.mlflow_environment import check_tracking_uri, check_without_secrets
+from conclugen.common import uris
+from ray_jobs.tracking.mlflow_environment import check_registered_name, check_tracking_uri
 
 DEFAULT_OUTPUT = "outputs"
 DEFAULT_PRESET, DEFAULT_RECIPE = "conclugen", "improved"
@@ -42,6 +43,7 @@ class ShardsConfig:
     max_damaged_share: float = 0.001
 
     def __post_init__(self) -> None:
+        uris.check("data.folder", self.folder)
         if "://" not in self.folder:  # workers and submitted jobs have other current directories
             object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
         if not 0 <= self.max_damaged_share <= 1:
@@ -150,7 +152,9 @@ class RunConfig:
         if self.max_failures < -1:
             raise ValueError(f"run.max_failures: must be at least 0 (-1: without limit), got {self.max_failures}")
         if self.tracking_uri is not None:
-            check_tracking_uri(check_without_secrets(self.tracking_uri))
+            check_tracking_uri(self.tracking_uri, "run.tracking_uri")
+        if self.registered_model is not None:
+            check_registered_name("run.registered_model", self.registered_model)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"run.min_workers: must be 1 to run.workers ({self.workers}), got {self.min_workers}")
         if self.profile < 0:
@@ -162,6 +166,8 @@ class RunConfig:
                 f"run.output: {self.output!r} is a URL, and must be a folder that every node reaches; checkpoints "
                 "alone can lie elsewhere: run.storage"
             )
+        if self.storage is not None:
+            uris.check("run.storage", self.storage)
         if self.storage is not None and "://" not in self.storage:  # workers have other current directories
             object.__setattr__(self, "storage", str(Path(self.storage).expanduser().absolute()))
 

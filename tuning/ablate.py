@@ -18,8 +18,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from conclugen.common import uris
 from conclugen.common.options import GOOD, PARTIAL, Command, to_plain
-from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
+from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.training import run_lock
 from tuning.ablation.cost import estimate, told
 from tuning.ablation.plan import (
@@ -58,6 +59,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
     refuse_other_data(list(sets.values()), list(records.values()))
     finished = {key: record for key, record in records.items() if record.status == "finished"}
     todo = [cell for cell in planned.cells if cell.key not in finished]
+    uri = uri_of_run(job.folder, job.tracking_uri)
     if not job.dry_run:
         claim(job)
     print(_announcement(planned, len(planned.cells) - len(todo)), flush=True)
@@ -74,7 +76,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
     for hole in planned.holes:
         if hole.record.key not in records:
             ledger.append(hole.record)
-    uri = job.tracking_uri or default_tracking_uri(job.output)
+    remember(job.folder, uri)
     runs = CellRuns(
         job.folder,
         uri,
@@ -102,7 +104,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
         unsent = runs.close(status)
         ledger.close()
     if not unsent:
-        print(f"MLflow: run {job.name!r} and its children in {public_uri(uri)}")
+        print(f"MLflow: run {job.name!r} and its children in {uris.public(uri)}")
     return failed
 
 

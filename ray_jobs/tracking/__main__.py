@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from conclugen.common import uris
+from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import JournalError, read_identity
 from ray_jobs.tracking.journal_sender import SenderBusyError
-from ray_jobs.tracking.mlflow_environment import public_uri, uri_of_run
 from ray_jobs.tracking.mlflow_sink import flush_journal
 
 
@@ -27,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             name = read_identity(journal).name
             uri = uri_of_run(journal.parent, arguments.tracking_uri)
-            print(f"{name}: run {flush_journal(journal, uri, arguments.timeout)} at {public_uri(uri)} is complete")
+            print(f"{name}: run {flush_journal(journal, uri, arguments.timeout)} at {uris.public(uri)} is complete")
         except (JournalError, SenderBusyError, TimeoutError, ValueError) as error:
-            print(error, file=sys.stderr)
+            print(f"error: {uris.scrub(error)}", file=sys.stderr)
             failed += 1
     return 1 if failed else 0
 

@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 
-from ray_jobs.tracking.mlflow_environment import public_uri
+from conclugen.common import uris
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class BackgroundSender(ABC):
     """
 
     def __init__(self, tracking_uri: str, *, name: str, interval_s: float) -> None:
-        self.public_uri = public_uri(tracking_uri)
+        self.public_uri = uris.public(tracking_uri)
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._deadline = float("inf")
@@ -81,9 +81,8 @@ class BackgroundSender(ABC):
             except Exception as error:
                 self._failures += 1
                 if self._failures == 1:
-                    _log.warning(
-                        "MLflow at %s: %s: %s; will be tried again", self.public_uri, type(error).__name__, error
-                    )
+                    reason = uris.scrub(f"{type(error).__name__}: {error}")
+                    _log.warning("MLflow at %s: %s; will be tried again", self.public_uri, reason)
                 pause = pause_before_retry(self._failures)
             left = self._deadline - time.monotonic()
             if left <= 0:

@@ -7,8 +7,8 @@ record can be sent to a tracking server any number of times and still be recogni
     params    values: {dotted name: scalar}
     tags      values: {name: str}
     metrics   series, step, values: {name: number}; in the file non-finite numbers are "NaN", "Infinity", "-Infinity"
-    artifact  path, target; path of a file or folder, relative to the journal's folder where it lies inside it
-    model     path, target, registered_name; a folder in MLflow's model format, optionally to be registered
+    artifact  path, target; path of a file or folder inside the journal's folder, relative to it
+    model     path, target, registered_name; such a folder in MLflow's model format, optionally to be registered
     status    status: RUNNING | FINISHED | FAILED | KILLED
 """
 
@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 import time
 import uuid
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 _REPAIR_BLOCK = 1 << 16
+# Ids become part of queries to the server; MLflow's own and ours are hex digits, with dashes in some stores.
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS: dict[str, dict[str, Any]] = {
     "run": {"run_id": str, "experiment": str, "name": str},
     "params": {"values": dict},
@@ -152,13 +155,14 @@ class Journal:
     def artifact(self, path: str | Path, target: str = "") -> None:
         """Ask for a file, or a folder's content, to be stored under `target` in the run's artifacts.
 
-        It is read when it is sent: do not change it before.
+        It is read when it is sent: do not change it before. Raises JournalError for a path outside the journal's
+        folder: a sender takes files from nowhere else.
         """
-        self._append("artifact", {"path": self._portable(path), "target": target})
+        self._append("artifact", {"path": self._inside(path), "target": target})
 
     def model(self, path: str | Path, target: str = "model", registered_name: str | None = None) -> None:
         """Ask for an MLflow model folder (`model_artifact.build`) to be stored, and registered if a name is given."""
-        self._append("model", {"path": self._portable(path), "target": target, "registered_name": registered_name})
+        self._append("model", {"path": self._inside(path), "target": target, "registered_name": registered_name})
 
     def status(self, status: str) -> None:
         """Write the run's status (one of STATUSES); RUNNING after a restart. Repetitions are left out."""
@@ -249,10 +253,13 @@ class Journal:
             self._known_bytes += len(line)
             self._remember(record)
 
-    def _portable(self, path: str | Path) -> str:
-        absolute = Path(path).resolve()
-        folder = self.path.parent
-        return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
+    def _inside(self, path: str | Path) -> str:
+        absolute, folder = Path(path).resolve(), self.path.parent
+        if not absolute.is_relative_to(folder):
+            raise JournalError(
+                f"{self.path}: artifact {path} lies outside the run's folder {folder}; copy it there first"
+            )
+        return str(absolute.relative_to(folder))
 
 
 def read_records(path: str | Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
@@ -337,7 +344,13 @@ def _identity(record: Mapping[str, Any], path: str | Path) -> RunIdentity:
             f"{path}: the first record is of kind {record['kind']!r}, not 'run'; this is no journal, or its first line "
             "is damaged: restore it from a backup"
         )
-    return RunIdentity(record["run_id"], record["experiment"], record["name"], record.get("parent"), record["time"])
+    identity = RunIdentity(record["run_id"], record["experiment"], record["name"], record.get("parent"), record["time"])
+    for field, value in (("run_id", identity.run_id), ("parent", identity.parent)):
+        if value is not None and not (isinstance(value, str) and _RUN_ID.fullmatch(value)):
+            raise JournalError(
+                f"{path}: {field} is {value!r:.80}, not an id of letters, digits, - and _; not a journal of ours"
+            )
+    return identity
 
 
 def _cut_torn_line(file: int, path: Path) -> None:

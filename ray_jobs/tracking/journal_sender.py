@@ -27,15 +27,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from conclugen.common import uris
 from conclugen.common.atomic import sync_file, write_json
 from conclugen.common.locks import Lock, LockHeldError
 from ray_jobs.tracking.journal import read_identity, read_records
-from ray_jobs.tracking.mlflow_environment import bounded_calls, check_tracking_uri, connect, public_uri
-from ray_jobs.tracking.mlflow_run import METRICS_PER_REQUEST, MlflowRun, RunGoneError, is_refusal, says_absent
+from ray_jobs.tracking.mlflow_environment import (
+    bounded_calls,
+    check_tracking_uri,
+    connect,
+    store_folder,
+)
+from ray_jobs.tracking.mlflow_run import (
+    METRICS_PER_REQUEST,
+    ForeignStoreError,
+    MlflowRun,
+    RunGoneError,
+    is_refusal,
+    says_absent,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +58,10 @@ _REFUSALS_BEFORE_GIVING_UP = 3
 _FILE_KINDS = ("artifact", "model")
 
 Entry = tuple[dict[str, Any], int]  # a record, and the offset of the one behind it
+
+
+class ForeignPathError(ValueError):
+    """A journal names a file outside its own folder."""
 
 
 class SenderBusyError(RuntimeError):
@@ -63,7 +81,7 @@ class JournalSender:
         self._journal = Path(journal).resolve()
         self._uri = check_tracking_uri(tracking_uri)
         self._connect = connect_to
-        digest = hashlib.sha256(public_uri(tracking_uri).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(uris.public(tracking_uri).encode()).hexdigest()[:8]
         self._state_path = self._journal.with_name(f"{self._journal.stem}.mlflow-{digest}.json")
         self._lock: Lock | None = None
         self._run: MlflowRun | None = None
@@ -112,7 +130,10 @@ class JournalSender:
     def _attach(self) -> MlflowRun:
         self._claim()
         if self._run is None:
-            self._run = MlflowRun(self._connect(self._uri), self._uri, read_identity(self._journal))
+            below = store_folder(self._uri)
+            if below is not None and not self._journal.is_relative_to(below):
+                below = None  # a store that the user has named
+            self._run = MlflowRun(self._connect(self._uri), self._uri, read_identity(self._journal), below)
         if not self._attached:
             state = self._load_state()
             size = self._journal.stat().st_size
@@ -132,7 +153,7 @@ class JournalSender:
             lock.acquire()
         except LockHeldError as error:
             raise SenderBusyError(
-                f"{self._journal}: {error.holder} is sending it to {public_uri(self._uri)}; {error.remedy}"
+                f"{self._journal}: {error.holder} is sending it to {uris.public(self._uri)}; {error.remedy}"
             ) from None
         self._lock = lock
 
@@ -147,7 +168,7 @@ class JournalSender:
         assert self._run is not None
         self._offset = offset
         state = {
-            "server": public_uri(self._uri),
+            "server": uris.public(self._uri),
             "run_id": self._run.run_id,
             "offset": offset,
             "deferred": self._deferred,
@@ -176,18 +197,20 @@ class JournalSender:
         except Exception as error:
             self._doubtful_until = max(self._doubtful_until, end)
             self._check_run(run, error)
-            if record["kind"] in _FILE_KINDS and not is_refusal(error):
+            if record["kind"] in _FILE_KINDS and not _is_final(error):
                 run.is_gone()  # raises while the server is out of reach: then nothing is deferred
-                _log.warning("MLflow: %s is tried again later: %s: %s", record["path"], type(error).__name__, error)
+                reason = uris.scrub(f"{type(error).__name__}: {error}")
+                _log.warning("MLflow: %s is tried again later: %s", record["path"], reason)
                 self._deferred.append(self._offset)
-            elif not is_refusal(error):
+            elif not _is_final(error):
                 raise
             elif len(batch) > 1:
                 self._singly_until = end
                 return
             else:
                 self._refusals += 1
-                if self._refusals < _REFUSALS_BEFORE_GIVING_UP and not isinstance(error, FileNotFoundError):
+                gone = isinstance(error, FileNotFoundError | ForeignPathError | ForeignStoreError)
+                if self._refusals < _REFUSALS_BEFORE_GIVING_UP and not gone:
                     raise
                 self._give_up(record, error)
         self._refusals = 0
@@ -200,7 +223,7 @@ class JournalSender:
             self._send(run, [(record, end)])
         except Exception as error:
             self._check_run(run, error)
-            if not is_refusal(error):
+            if not _is_final(error):
                 self._deferred.append(self._deferred.pop(0))
                 raise
             self._give_up(record, error)
@@ -218,10 +241,9 @@ class JournalSender:
             case "tags":
                 run.send_tags(record["values"])
             case "artifact":
-                run.send_artifact(self._journal.parent / record["path"], record["target"])
+                run.send_artifact(self._own_file(record), record["target"])
             case "model":
-                path = self._journal.parent / record["path"]
-                run.send_model(path, record["target"], record["registered_name"])
+                run.send_model(self._own_file(record), record["target"], record["registered_name"])
             case "status":
                 run.send_status(record["status"], record["time"])
             case "run":
@@ -229,17 +251,41 @@ class JournalSender:
             case kind:
                 _log.warning("%s: a record of unknown kind %r is not sent", self._journal, kind)
 
+    def _own_file(self, record: dict[str, Any]) -> Path:
+        """The file or folder that a record names. Raises ForeignPathError unless all of it lies in the run's folder.
+
+        A journal may come from somebody else: a path that leaves the folder, by `..`, by being absolute or by a link,
+        would send a file of this user's to the server.
+        """
+        folder = self._journal.parent
+        path = folder / record["path"]
+        target = PurePosixPath(record["target"])
+        if target.is_absolute() or ".." in target.parts or "\\" in record["target"]:
+            raise ForeignPathError(f"artifact target {record['target']!r} leaves the run's artifacts")
+        inner = path.rglob("*") if path.is_dir() else ()
+        for found in (path, *inner):
+            if not Path(os.path.realpath(found)).is_relative_to(folder):
+                raise ForeignPathError(f"artifact {found} lies outside the run's folder {folder}; it is not sent")
+            if found.exists() and not (found.is_file() or found.is_dir()):
+                raise ForeignPathError(f"artifact {found} is neither a file nor a folder; it is not sent")
+        return path
+
     def _check_run(self, run: MlflowRun, error: Exception) -> None:
         """After an error what was seen of the server may be outdated; and the run may be gone, to be made anew."""
         run.forget()
         if (is_refusal(error) or says_absent(error)) and run.is_gone():
             self._attached = False
             raise RunGoneError(
-                f"run {run.run_id} is no longer at {public_uri(self._uri)}; it is written anew"
+                f"run {run.run_id} is no longer at {uris.public(self._uri)}; it is written anew"
             ) from error
 
     def _give_up(self, record: dict[str, Any], error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = uris.scrub(f"{type(error).__name__}: {error}")
         _log.error("%s: record %d (%s) is refused: %s", self._journal, record["seq"], record["kind"], reason)
         with self._journal.with_name(f"{self._journal.stem}.refused.jsonl").open("a") as file:
             file.write(json.dumps({"seq": record["seq"], "kind": record["kind"], "reason": reason}) + "\n")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether sending the same record again cannot help."""
+    return isinstance(error, ForeignPathError | ForeignStoreError) or is_refusal(error)

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from conclugen.common import uris
 from conclugen.common.locks import Lock
-from ray_jobs import saved_config
 
 _SQLITE = "sqlite:///"
 
@@ -26,6 +25,7 @@ _CALL_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+REGISTERED_NAME_LENGTH = 256
 _NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.tracking")
 
 _settings_lock = threading.Lock()
@@ -61,8 +61,10 @@ def default_tracking_uri(output_folder: str | Path) -> str:
     return f"{_SQLITE}{Path(output_folder).expanduser().resolve() / 'mlflow.db'}"
 
 
-def check_tracking_uri(uri: str) -> str:
-    """Return the URI if it can be used from any directory. Raises ValueError for a relative path."""
+def check_tracking_uri(uri: str, field: str = "tracking_uri") -> str:
+    """Return the URI if it can be used from any directory and may be stored. Raises ValueError for a relative path, and
+    for one that holds a user, a password or a key."""
+    uris.check(field, uri)
     path = uri.removeprefix(_SQLITE) if uri.startswith(_SQLITE) else None
     if path is not None and not path.startswith("/"):
         raise ValueError(
@@ -75,32 +77,6 @@ def check_tracking_uri(uri: str) -> str:
     return uri
 
 
-def uri_of_run(folder: str | Path, given: str | None = None) -> str:
-    """Where a run is tracked: `given`, else what the run's own configuration says, else its output folder's store.
-
-    folder: of the run, `<output>/<name>`. Whoever adds to a run later (an evaluation, the sending of what a server
-    missed) must find the same store, or there would be two runs. Raises ValueError where its configuration
-    can't be read.
-    """
-    if given is not None:
-        return check_tracking_uri(given)
-    folder = Path(folder).expanduser().resolve()
-    saved = folder / "config.json"
-    run = saved_config.read(saved).get("run") if saved.is_file() else None
-    stored = run.get("tracking_uri") if isinstance(run, dict) else None
-    return check_tracking_uri(str(stored)) if stored else default_tracking_uri(folder.parent)
-
-
-def check_without_secrets(uri: str) -> str:
-    """Return a URI that may be stored with a run. Raises ValueError where it holds a user name or a password."""
-    if public_uri(uri) != uri:
-        raise ValueError(
-            f"tracking URI {public_uri(uri)!r} was given with a user name or password, which would be stored with the "
-            "run; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-        )
-    return uri
-
-
 def ui_command(uri: str) -> str:
     """What to type to look at a local store; a server has its own page."""
     if not uri.startswith(_SQLITE):
@@ -108,17 +84,25 @@ def ui_command(uri: str) -> str:
     return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
 
 
-def public_uri(uri: str) -> str:
-    """The URI without user name and password, for messages and files."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+def store_folder(uri: str) -> Path | None:
+    """The folder of a local SQLite store; None of a server."""
+    return Path(uri.removeprefix(_SQLITE)).parent.resolve() if uri.startswith(_SQLITE) else None
 
 
 def artifact_location(uri: str) -> str | None:
     """Where a new experiment's artifacts go: beside a local SQLite file; None: the server decides."""
-    if not uri.startswith(_SQLITE):
-        return None
-    return (Path(uri.removeprefix(_SQLITE)).parent / "mlflow-artifacts").as_uri()
+    folder = store_folder(uri)
+    return None if folder is None else (folder / "mlflow-artifacts").as_uri()
+
+
+def check_registered_name(field: str, name: str) -> None:
+    """Raise ValueError unless MLflow's registry takes the name of a model, and its searches find it."""
+    bad = sorted({c for c in name if c in "/:'\"%`" or not c.isprintable()})
+    if bad or not name.strip() or len(name) > REGISTERED_NAME_LENGTH:
+        raise ValueError(
+            f"{field}: must be 1 to {REGISTERED_NAME_LENGTH} printable characters without / : ' \" % or `, "
+            f"got {name!r:.80}; the model registry refuses it"
+        )
 
 
 def prepare_import() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from conclugen.common import uris
 from ray_jobs.tracking.journal import RunIdentity, tracked_name
 from ray_jobs.tracking.mlflow_environment import artifact_location
 
@@ -16,6 +20,7 @@ IDENTITY_TAG = "conclugen.run_id"
 PARENT_TAG = "conclugen.parent"
 MLFLOW_PARENT_TAG = "mlflow.parentRunId"
 _MLFLOW_NAME_TAG = "mlflow.runName"
+_DIGEST = re.compile(r"-[0-9a-f]{10}$")
 
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
@@ -29,6 +34,10 @@ _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 _EXISTS = {"RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"}
 
 
+class ForeignStoreError(ValueError):
+    """A store that came with the journal would write outside of its own folder."""
+
+
 class RunGoneError(RuntimeError):
     """The run was deleted on the server, or the server has lost it."""
 
@@ -40,12 +49,17 @@ class MlflowRun:
         client: `mlflow.MlflowClient`.
         tracking_uri: where the client points; decides where a new experiment keeps its artifacts.
         identity: from the journal's first record.
+        artifacts_below: folder that artifacts must stay in; None: wherever the server keeps them. A SQLite store that
+            came with the journal may be somebody else's, and its experiments may name any place to write to.
     """
 
-    def __init__(self, client: Any, tracking_uri: str, identity: RunIdentity) -> None:
+    def __init__(
+        self, client: Any, tracking_uri: str, identity: RunIdentity, artifacts_below: Path | None = None
+    ) -> None:
         self._client = client
         self._uri = tracking_uri
         self._identity = identity
+        self._artifacts_below = artifacts_below
         self._experiment: str | None = None
         self._parent_is_set = identity.parent is None
         self._params: dict[str, str] | None = None
@@ -198,13 +212,27 @@ class MlflowRun:
             self._client.log_batch(self.run_id, tags=[RunTag(key, text) for key, text in part.items()])
 
     def send_artifact(self, path: Path, target: str) -> None:
-        """Store a file, or a folder's content. Raises FileNotFoundError when it is no longer there."""
+        """Store a file, or a folder's content. Raises FileNotFoundError when it is no longer there, and
+        ForeignStoreError where the store would write it outside of `artifacts_below`."""
+        self._check_store()
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), target or None)
         elif path.is_file():
             self._client.log_artifact(self.run_id, str(path), target or None)
         else:
             raise FileNotFoundError(f"artifact {path} is no longer there")
+
+    def _check_store(self) -> None:
+        if self._artifacts_below is None:
+            return
+        uri = self._client.get_run(self.run_id).info.artifact_uri
+        parts = urlsplit(uri)
+        local = parts.scheme in ("", "file") and not parts.netloc
+        if not local or not Path(unquote(parts.path)).resolve().is_relative_to(self._artifacts_below):
+            raise ForeignStoreError(
+                f"the store keeps this run's artifacts at {uris.public(uri)}, outside of {self._artifacts_below}; "
+                "nothing is written there. Move the folder away from that mlflow.db, or name another by --tracking_uri"
+            )
 
     def send_model(self, path: Path, target: str, registered_name: str | None) -> None:
         """Store a model folder and register it, once for this run and place."""
@@ -217,7 +245,8 @@ class MlflowRun:
         except Exception as error:
             if error_code(error) not in _EXISTS:
                 raise
-        versions = self._client.search_model_versions(f"name = '{registered_name}'")
+        quote = '"' if "'" in registered_name else "'"
+        versions = self._client.search_model_versions(f"name = {quote}{registered_name}{quote}")
         if not any(version.run_id == self.run_id and version.source == source for version in versions):
             self._client.create_model_version(registered_name, source, self.run_id)
 
@@ -254,9 +283,23 @@ def says_absent(error: BaseException) -> bool:
 
 
 def allowed_name(name: str) -> str:
-    """A name that MLflow accepts: other characters than letters, digits, `_-. :/` become `_`; at most 250."""
-    kept = "".join(c if (c.isascii() and c.isalnum()) or c in "_-. :/" else "_" for c in name)
-    return "/".join(part for part in kept.split("/") if part not in ("", ".", ".."))[:NAME_LENGTH] or "_"
+    """A name that MLflow accepts, another one for each other name.
+
+    MLflow allows letters, digits and `_-. :/`, and at most 250 characters; it takes names for paths. `@`, as in
+    `recall@1`, becomes `:`. In whatever else cannot stand the characters are replaced by `_` and a digest of the whole
+    name is put behind it, which also marks the names that look as if they had one.
+    """
+    plain = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name.replace("@", "a"))
+    kept = name.replace("@", ":")
+    parts = kept.split("/")
+    fits = plain == name.replace("@", "a") and len(kept) <= NAME_LENGTH and not {"", ".", ".."} & set(parts)
+    if fits and not kept.startswith("..") and not _DIGEST.search(kept):
+        return kept
+    cleaned = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+    cleaned = "/".join(part for part in cleaned.split("/") if part not in ("", ".", ".."))
+    cleaned = re.sub(r"^\.\.+", "_", cleaned)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return f"{cleaned[: NAME_LENGTH - 11]}-{digest}"
 
 
 def _parts(values: dict[str, str], size: int) -> Iterable[dict[str, str]]:

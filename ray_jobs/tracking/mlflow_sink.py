@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conclugen.common import uris
 from ray_jobs.tracking.background_sender import BackgroundSender, pause_before_retry
 from ray_jobs.tracking.journal_sender import JournalSender, SenderBusyError
-from ray_jobs.tracking.mlflow_environment import connect, public_uri
+from ray_jobs.tracking.mlflow_environment import connect
 
 
 class MlflowSink(BackgroundSender):
@@ -91,8 +92,8 @@ def flush_journal(journal: str | Path, tracking_uri: str, timeout_s: float = 60.
                 pause = pause_before_retry(failures)
                 if time.monotonic() + pause > deadline:
                     raise TimeoutError(
-                        f"{journal}: {sender.unsent_bytes} bytes could not be sent to {public_uri(tracking_uri)} "
-                        f"within {timeout_s:g} s; last error: {type(error).__name__}: {error}"
+                        f"{journal}: {sender.unsent_bytes} bytes could not be sent to {uris.public(tracking_uri)} "
+                        f"within {timeout_s:g} s; last error: {type(error).__name__}: {uris.scrub(error)}"
                     ) from error
                 time.sleep(pause)
     finally:

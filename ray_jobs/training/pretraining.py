@@ -19,8 +19,8 @@ from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
 from ray_jobs.tracking import model_artifact
+from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal, metric_history
-from ray_jobs.tracking.mlflow_environment import default_tracking_uri
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training import run_lock, trainer
 from ray_jobs.training import worker as train_worker
@@ -63,6 +63,7 @@ def _pretrain(
     train: Callable[[Start], None],
 ) -> PretrainResult:
     resumed = folder.belongs(identity)
+    uri = uri_of_run(folder.path, job.run.tracking_uri)
     reached = check_reached(job, folder, identity, total_steps)
     moments = None
     if job.pretrain.model.standardize and not folder.standardization.is_file():
@@ -73,7 +74,7 @@ def _pretrain(
     if moments is not None:
         folder.save_standardization(moments)
 
-    uri = job.run.tracking_uri or default_tracking_uri(job.run.output_folder)
+    remember(folder.path, uri)
     journal = Journal(folder.journal, experiment=job.run.experiment, name=job.run.name, parent=job.run.parent_run_id)
     with journal, MlflowSink(folder.journal, uri) as sink:
         journal.status("RUNNING")

@@ -1,5 +1,6 @@
 """An evaluation leaves damaged rows out aloud, knows rows without a group, and joins the run where it is tracked."""
 
+import dataclasses
 import json
 import sqlite3
 from pathlib import Path
@@ -14,8 +15,8 @@ from ray_jobs.comparison import ComparisonConfig, Task
 from ray_jobs.evaluate import COMMAND, EvaluateJob, embed_untrained, evaluate, main, read_task, representations
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.tracking.mlflow_environment import uri_of_run
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training.validation import Validation, spread_rows
 from shards import Column, Label, Manifest, Reader, Rows, Sample, Schema, ShardWriter, View
@@ -95,7 +96,7 @@ def test_damaged_rows_are_left_out_and_named(
     assert len(before.test) - len(after.test) == 3 and len(before.train) == len(after.train)
 
     wanted = EvaluateJob("first", "emotion", shards, output=job.run.output, comparison=_QUICK)
-    result = evaluate(wanted)
+    result = evaluate(dataclasses.replace(wanted, tracking_uri=job.run.tracking_uri))
     assert capsys.readouterr().out.count("left out: sample 'clip0") == 3
     assert len(json.loads((result.folder / "scores.json").read_text())["damaged"]) == 3
 
@@ -106,7 +107,11 @@ _QUICK = ComparisonConfig(methods=("probe",), fractions=(1.0,))
 def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     tmp_path: Path, job: PretrainJob, shards: ShardsConfig
 ) -> None:
-    result = evaluate(EvaluateJob("first", "emotion", shards, output=job.run.output, comparison=_QUICK))
+    ask = EvaluateJob("first", "emotion", shards, output=job.run.output, comparison=_QUICK)
+    with pytest.raises(ValueError, match=r"is tracked at sqlite:.*other\.db.*confirm it by --tracking_uri"):
+        evaluate(ask)
+    assert not (tmp_path / "runs" / "first" / "evaluation").exists()  # refused before any work
+    result = evaluate(dataclasses.replace(ask, tracking_uri=job.run.tracking_uri))
     assert not (tmp_path / "runs" / "mlflow.db").exists()
     with sqlite3.connect(tmp_path / "elsewhere" / "other.db") as store:
         assert store.execute("select count(*) from runs").fetchone() == (1,)
@@ -140,6 +145,7 @@ def test_training_rows_of_one_class_or_without_one_end_an_evaluation(
         View.where(written, rows, view).save()
     arguments = ["--run", "first", "--label", "emotion", "--data.folder", written.folder, "--output", job.run.output]
     arguments += ["--data.validation_view", "null", "--comparison.fractions", "[1.0]"]
+    arguments += ["--tracking_uri", str(job.run.tracking_uri)]
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs" / "first" / "evaluation").exists()
@@ -167,6 +173,7 @@ def test_labels_too_few_to_learn_from_leave_a_marked_hole_in_every_file(
 ) -> None:
     """From the command line. Where nothing at all can be learned, it fails and writes nothing."""
     arguments = ["--run", "first", "--label", "valence", "--output", job.run.output, "--comparison.methods", "[probe]"]
+    arguments += ["--tracking_uri", str(job.run.tracking_uri)]
     arguments += ["--comparison.fractions", "[0.03, 1.0]", "--comparison.draws", "2", "--data.validation_view", "null"]
     two = write_ratings(tmp_path / "two", speakers=2)
     assert main([*arguments, "--data.folder", two.folder]) == 2
@@ -196,7 +203,6 @@ def test_fields_of_training_are_no_fields_of_an_evaluation(field: str) -> None:
 
 
 def test_a_run_s_store_is_found_from_its_folder(tmp_path: Path, job: PretrainJob) -> None:
-    assert uri_of_run(tmp_path / "runs" / "first") == job.run.tracking_uri
     assert uri_of_run(tmp_path / "runs" / "first", "http://tracking:5000") == "http://tracking:5000"
     assert uri_of_run(tmp_path / "runs" / "nameless") == f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
 
@@ -216,6 +222,7 @@ def test_a_damaged_configuration_of_the_run_is_named(
     saved = job.run.output_folder / "first" / "config.json"
     saved.write_text(content)
     arguments = ["--run", "first", "--label", "emotion", "--output", job.run.output]
+    arguments += ["--tracking_uri", str(job.run.tracking_uri)]
     assert main([*arguments, "--data.folder", shards.folder]) == 2
     told = capsys.readouterr().err
     assert f"error: {saved}: holds no configuration of a run (" in told and "start ray_jobs.pretrain again" in told

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conclugen import fields
+from conclugen.common import uris
 from conclugen.common.atomic import write_text
 from conclugen.downstream import Interval
 from ray_jobs import plots
+from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.tracking.mlflow_environment import default_tracking_uri, public_uri
 from ray_jobs.tracking.mlflow_sink import flush_journal
 from tuning.ledger import Ledger, Record
 from tuning.report import findings as report_findings
@@ -89,16 +90,18 @@ def track(folder: Path, files: Sequence[Path], tracking_uri: str | None = None) 
     journal_path = folder / "journal.jsonl"
     if not journal_path.is_file():
         return None
-    uri = tracking_uri or default_tracking_uri(folder.parent)
+    uri = uri_of_run(folder, tracking_uri)
     with Journal(journal_path) as journal:
         for path in files:
             journal.artifact(path, target="report")
     try:
         run = flush_journal(journal_path, uri, _TRACKING_S)
     except Exception as error:  # a report is worth as much without a server
-        _log.warning("MLflow at %s: %s; the report's files are sent with the journal later", public_uri(uri), error)
+        _log.warning(
+            "MLflow at %s: %s; the report's files are sent with the journal later", uris.public(uri), uris.scrub(error)
+        )
         return None
-    return f"run {run} in {public_uri(uri)}"
+    return f"run {run} in {uris.public(uri)}"
 
 
 def _families(results: Results) -> dict[str, list[Family]]:

@@ -14,8 +14,8 @@ from typing import Any
 from conclugen.common.names import nearest
 from conclugen.common.options import FAILED, GOOD, save, to_plain
 from ray_jobs.source import available_widths
+from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.tracking.mlflow_environment import check_tracking_uri, default_tracking_uri
 from ray_jobs.training import run_lock
 from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
@@ -84,7 +84,7 @@ def sweep(job: SweepJob) -> SweepResult:
         ValueError: input or configuration that can't work, found before any trial starts; a folder of another sweep,
             or one that another process works in.
     """
-    check_tracking_uri(job.tracking_uri or default_tracking_uri(job.output))
+    uri_of_run(job.folder, job.tracking_uri)
     ready = prepare(job)
     folder = SweepFolder(job.folder)
     folder.claim(identity(ready))
@@ -99,7 +99,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
         "random" if job.scheduler == "pbt" else job.search, space, job.search_seed, ready.mode, folder.path
     )
     book = SweepBook(folder, space, source, count(job, source), job.objective, ready.identity)
-    uri = job.tracking_uri or default_tracking_uri(folder.path.parent)
+    uri = remember(folder.path, job.tracking_uri)
     journal = Journal(folder.journal, experiment=job.experiment, name=job.name)
     with journal:
         journal.status("RUNNING")

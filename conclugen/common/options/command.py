@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conclugen.common import uris
 from conclugen.common.names import closest, nearest
 from conclugen.common.options import schema
 from conclugen.common.options.schema import REQUIRED, UNSET, Leaf, OptionsError, Word
@@ -453,7 +454,7 @@ def _leaves(command: Command) -> list[Leaf]:
 
 
 def _refuse(message: object, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {uris.scrub(message)}", file=sys.stderr)
     return status
 
 

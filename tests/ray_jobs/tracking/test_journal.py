@@ -207,12 +207,25 @@ def test_unknown_status_names_the_allowed_ones(tmp_path):
         journal.status("DONE")
 
 
-def test_paths_inside_the_folder_are_kept_relative(tmp_path):
+def test_artifacts_are_named_inside_the_run_s_folder_and_refused_outside(tmp_path):
     with open_journal(tmp_path / "run") as journal:
         journal.artifact(tmp_path / "run" / "plots", "plots")
-        journal.artifact(tmp_path / "outside.txt")
+        with pytest.raises(JournalError, match=r"outside.txt lies outside the run's folder .*copy it there"):
+            journal.artifact(tmp_path / "outside.txt")
+        (tmp_path / "run" / "link").symlink_to(tmp_path / "outside.txt")
+        with pytest.raises(JournalError, match="lies outside"):
+            journal.model(tmp_path / "run" / "link")
         journal.model(tmp_path / "run" / "m", registered_name="n")
-    assert [record["path"] for record in lines(tmp_path / "run")[1:]] == ["plots", str(tmp_path / "outside.txt"), "m"]
+    assert [record["path"] for record in lines(tmp_path / "run")[1:]] == ["plots", "m"]
+
+
+@pytest.mark.parametrize("field", ["run_id", "parent"])
+@pytest.mark.parametrize("value", ["a' OR tags.`x` != '", "../up", "", 7, ["a"], "a" * 65])
+def test_an_id_that_could_be_part_of_a_query_is_refused(tmp_path, field, value):
+    record = {"seq": 0, "time": 1, "kind": "run", "run_id": "ab", "experiment": "e", "name": "n", "parent": None}
+    (tmp_path / "journal.jsonl").write_text(json.dumps(record | {field: value}) + "\n")
+    with pytest.raises(JournalError):
+        read_identity(tmp_path / "journal.jsonl")
 
 
 def test_flatten_keeps_scalars_and_names_the_rest():

@@ -1,6 +1,8 @@
 """Exactly once: a fault at every call to the server, before and after it is carried out, and nothing comes twice."""
 
 import json
+import os
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -288,30 +290,85 @@ def test_one_sender_at_a_time(tmp_path):
     assert_complete(server)
 
 
-def test_two_servers_have_states_of_their_own_and_passwords_stay_out_of_files(tmp_path):
+def test_two_servers_have_states_of_their_own(tmp_path):
     journal_path = write_run(tmp_path / "run")
-    servers = {"http://user:secret@one:1": RecordingServer(), "http://two:1": RecordingServer()}
+    servers = {"http://one:1": RecordingServer(), "http://two:1": RecordingServer()}
     for uri, server in servers.items():
         drain(JournalSender(journal_path, uri, lambda _, server=server: server))
         assert_complete(server)
     states = list(journal_path.parent.glob("journal.mlflow-*.json"))
     assert len(states) == 2
-    assert not any("secret" in state.read_text() for state in states)
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as refusal:
+        JournalSender(journal_path, "http://user:secret@one:1")
+    assert "secret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
         ("loss/contrastive", "loss/contrastive"),
-        ("µ loss (dB)", "_ loss _dB_"),
-        ("../up", "up"),
-        ("a//b/", "a/b"),
-        ("x" * 300, "x" * 250),
-        ("", "_"),
+        ("retrieval/video-audio/recall@1", "retrieval/video-audio/recall:1"),
+        ("f1/überrascht", "f1/überrascht"),
+        ("µ loss (dB)", "µ loss _dB_-"),
+        ("../up", "up-"),
+        ("a//b/", "a/b-"),
+        ("x" * 300, "x" * 239 + "-"),
+        ("", "-"),
     ],
 )
 def test_names_are_made_acceptable(name, allowed):
+    """A name that had to be changed carries a digest of ten digits behind the dash."""
     from mlflow.utils.validation import _validate_metric_name
 
-    assert allowed_name(name) == allowed
-    _validate_metric_name(allowed_name(name))
+    got = allowed_name(name)
+    assert got == allowed or (allowed.endswith("-") and got[:-10] == allowed and len(got) <= 250)
+    _validate_metric_name(got)
+
+
+def test_distinct_names_stay_distinct():
+    """Names that one rule or another would make equal, and the results of the rule itself, given as names again."""
+    from mlflow.utils.validation import _validate_metric_name
+
+    rng = random.Random(0)
+    alphabet = "ab@:#$ /._-é\u0301中%\\\n\t\U0001f600"
+    names = {"".join(rng.choices(alphabet, k=rng.randrange(5))) for _ in range(4000)}
+    names |= {"x" * 250, "x" * 251, "x" * 252, "a/../b", "a/b", "a//b", "/a/b", "a/b/", "a/./b", "é", "e\u0301"}
+    names |= {allowed_name(name) for name in names}
+    sent = {name: allowed_name(name) for name in names}
+    assert len(set(sent.values())) == len(names) > 3000
+    for name in sent.values():
+        _validate_metric_name(name)
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("../../id_rsa", ""),
+        ("{outside}", ""),
+        ("link", ""),
+        ("folder", ""),  # holds a link
+        ("loop", ""),
+        ("pipe", ""),
+        ("plot.svg", "../up"),
+        ("plot.svg", "/etc"),
+        ("plot.svg", "a\\..\\b"),
+    ],
+)
+def test_a_journal_of_somebody_else_sends_no_file_from_outside_its_folder(tmp_path, path, target):
+    run = tmp_path / "a" / "b"
+    journal = write_run(run)
+    outside = tmp_path / "id_rsa"
+    outside.write_text("SECRET")
+    (run / "link").symlink_to(outside)
+    (run / "loop").symlink_to("loop")
+    (run / "folder" / "deep").mkdir(parents=True)
+    (run / "folder" / "deep" / "link").symlink_to(tmp_path)
+    os.mkfifo(run / "pipe")
+    record = {"seq": 99, "time": 1, "kind": "artifact", "path": path.format(outside=outside), "target": target}
+    with journal.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    server = RecordingServer()
+    drain(JournalSender(journal, URI, lambda _: FaultyClient(server, -1, False, ConnectionError)))
+    assert_complete(server)  # the rest is sent
+    [refused] = (run / "journal.refused.jsonl").read_text().splitlines()
+    assert json.loads(refused)["seq"] == 99 and "SECRET" not in refused
