@@ -9,7 +9,6 @@ memory as proportional set size: what processes share, such as Ray's object stor
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,9 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,12 @@ import numpy as np
 import psutil
 import ray
 
+from conclugen.common.options import Command, save
+from conclugen.fields import choose
 from ray_jobs import build_shards, ray_cluster
-from ray_jobs.extract_features import choices_of, encoder_arguments, extract, resources_of
+from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.clip_features import Decoded, unique
+from ray_jobs.extraction.extract import choices_of, extract, resources_of
 from ray_jobs.extraction.plan import Extraction
 from shards.adapters import read_clips
 from shards.clips.build import build_shard
@@ -100,6 +102,29 @@ class Meter:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipJobs(EncoderOptions):
+    """Speed and memory of build and extraction beside the obvious loop.
+
+    Attributes:
+        videos: Folder of videos.
+        repeat: How often each video is taken.
+        ways: Which are measured.
+        encoders: Encoders, or sets of them.
+        text: What every clip says, for encoders of text; none: nothing.
+        json: File for the figures; none: they are only printed.
+        measure: One way and its folder, in a process of its own: how the benchmark calls itself.
+    """
+
+    videos: Path
+    repeat: int = 4
+    ways: tuple[str, ...] = WAYS
+    encoders: tuple[str, ...] = ("offline",)
+    text: str | None = None
+    json: Path | None = None
+    measure: tuple[str, str] | None = None
+
+
 def proportional_bytes(pid: int) -> int:
     """Proportional set size of a process (Linux); where the system has none, its resident set."""
     rollup = Path(f"/proc/{pid}/smaps_rollup")
@@ -153,22 +178,22 @@ def loop_extract(plan: Extraction) -> None:
     Manifest.assemble(plan.out, [plan.clips.entry(shard).name for shard in range(len(plan.clips))], plan.info)
 
 
-def plan_extraction(args: argparse.Namespace, folder: Path) -> Extraction:
-    choices = choices_of(args.encoders, args.weights, args.mirror)
+def plan_extraction(job: ClipJobs, folder: Path) -> Extraction:
+    choices = choices_of(job.encoders, job.weights, job.mirror)
     plan = Extraction.make(ClipManifest.open(folder / "clips"), folder / "features", choices)
     plan.claim()
     return plan
 
 
-def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(way: str, job: ClipJobs, folder: Path) -> dict[str, Any]:
     """Build and extract in one of the `WAYS`; figures of each stage. folder: holds `videos`."""
-    build = plan_build(folder / "videos", folder / "clips", args.text)
+    build = plan_build(folder / "videos", folder / "clips", job.text)
     figures: dict[str, Any] = {}
     if way == "loop":
         with Meter() as used:
             loop_build(build)
         figures["build"] = used.to_dict(build.found)
-        extraction = plan_extraction(args, folder)
+        extraction = plan_extraction(job, folder)
         with Meter() as used:
             loop_extract(extraction)
         figures["extract"] = used.to_dict(build.found)
@@ -180,10 +205,10 @@ def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         build_shards.build(build, quiet=True)
     figures["build"] = used.to_dict(build.found)
     ray.shutdown()
-    extraction = plan_extraction(args, folder)
+    extraction = plan_extraction(job, folder)
     ray_cluster.connect(len(extraction.choices))
     with Meter() as used:
-        extract(extraction, resources_of(args, [choice.name for choice in extraction.choices]), quiet=True)
+        extract(extraction, resources_of(job, [choice.name for choice in extraction.choices]), quiet=True)
     figures["extract"] = used.to_dict(build.found)
     return figures
 
@@ -226,60 +251,38 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.clip_jobs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("videos", type=Path, metavar="CLIPS", help="folder of videos")
-    add("--repeat", type=int, default=4, metavar="N", help="how often each video is taken (default: 4)")
-    add("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help="loop, jobs (default: both)")
-    add("--encoders", nargs="+", default=["offline"], metavar="NAME", help="encoders or sets (default: offline)")
-    add("--text", metavar="WORDS", help="what every clip says, for encoders of text (default: nothing)")
-    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    add("--measure", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)  # in a process of its own
-    encoder_arguments(add)
-    return parser
-
-
 @contextmanager
 def _folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cb", ignore_cleanup_errors=True) as name:  # socket paths must be short
         yield Path(name)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; returns the exit status: 0, 1 where the two ways' features differ, 2 for wrong input."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    args = arguments().parse_args(given)
-    if args.measure:
-        way, folder = args.measure
-        (Path(folder) / "figures.json").write_text(json.dumps(measure(way, args, Path(folder))))
+def run(job: ClipJobs) -> int:
+    """Print the table; returns the exit status: 0, 1 where the two ways' features differ."""
+    if job.measure is not None:
+        way, folder = job.measure
+        (Path(folder) / "figures.json").write_text(json.dumps(measure(way, job, Path(folder))))
         return 0
-    try:
-        choices_of(args.encoders, args.weights, args.mirror)
-        with _folder() as root:
-            count = repeated(args.videos, root / "videos", args.repeat)
-            return _compare(given, args, root, count)
-    except ValueError as error:
-        print(f"python -m benchmarks.clip_jobs: {error}", file=sys.stderr)
-        return 2
+    for way in job.ways:
+        choose("ways", way, WAYS)
+    choices_of(job.encoders, job.weights, job.mirror)
+    with _folder() as root:
+        return _compare(job, root, repeated(job.videos, root / "videos", job.repeat))
 
 
-def _compare(given: list[str], args: argparse.Namespace, root: Path, count: int) -> int:
+def _compare(job: ClipJobs, root: Path, count: int) -> int:
     figures: dict[str, dict[str, Any]] = {}
-    for way in args.ways:
+    for way in job.ways:
         folder = root / way
         folder.mkdir()
         (folder / "videos").symlink_to(root / "videos")
         environment = {**os.environ, "RAY_TMPDIR": str(root / "ray")}
         environment.pop("RAY_ADDRESS", None)
-        command = [sys.executable, "-m", "benchmarks.clip_jobs", *given, "--measure", way, str(folder)]
+        save(replace(job, measure=(way, str(folder))), folder / "job.json")
+        command = [sys.executable, "-m", "benchmarks.clip_jobs", "--config", str(folder / "job.json")]
         subprocess.run(command, env=environment, check=True)  # noqa: S603 - this interpreter, this module
         figures[way] = json.loads((folder / "figures.json").read_text())
-    print(f"{count} clips, {os.cpu_count()} cores, encoders {' '.join(args.encoders)}\n\n{table(figures)}\n")
+    print(f"{count} clips, {os.cpu_count()} cores, encoders {' '.join(job.encoders)}\n\n{table(figures)}\n")
     if "jobs" in figures:
         start = figures["jobs"]["ray start"]
         print(f"Ray itself: {start['seconds']:.1f} s to start, {start['peak_mib']:,.0f} MiB before any work.")
@@ -288,9 +291,13 @@ def _compare(given: list[str], args: argparse.Namespace, root: Path, count: int)
         difference = largest_difference(root / "loop/features", root / "jobs/features")
         different = difference > _SAME
         print(f"Largest relative difference of features between the two: {difference:.1e}.")
-    if args.json is not None:
-        args.json.write_text(json.dumps({"clips": count, "encoders": args.encoders, "figures": figures}, indent=1))
+    if job.json is not None:
+        job.json.write_text(json.dumps({"clips": count, "encoders": job.encoders, "figures": figures}, indent=1))
     return int(different)
+
+
+COMMAND = Command("benchmarks.clip_jobs", ClipJobs, run, bare="videos")
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from conclugen import PretrainConfig, presets
 from conclugen.common import uris
+from conclugen.config import DEFAULT_PRESET, known_tasks
 from ray_jobs.tracking.mlflow_environment import check_registered_name, check_tracking_uri
 
 DEFAULT_OUTPUT = "outputs"
-DEFAULT_PRESET, DEFAULT_RECIPE = "conclugen", "improved"
+DEFAULT_RECIPE = "improved"
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and files beside it are named after it
 
 
@@ -190,17 +191,6 @@ class PretrainJob:
 
 
 def preset_with(fields: Mapping[str, Any]) -> PretrainConfig:
-    """The preset and the recipe that plain data name, with the single fields that they hold laid over it.
-
-    A saved configuration names all fields: a task that it does not run, and the preset does not run either, is none.
-    """
-    rest = dict(fields)
-    name, recipe = rest.pop("preset", DEFAULT_PRESET), rest.pop("recipe", DEFAULT_RECIPE)
-    if isinstance(rest.get("tasks"), Mapping):
-        base = presets.build(name, recipe).tasks
-        rest["tasks"] = {
-            task: value
-            for task, value in rest["tasks"].items()
-            if not (value is None and getattr(base, task, None) is None)
-        }
-    return presets.build(name, recipe, **rest)
+    """The preset and the recipe that plain data name, with the single fields that they hold laid over it."""
+    rest = dict(known_tasks(fields))
+    return presets.build(rest.pop("preset", DEFAULT_PRESET), rest.pop("recipe", DEFAULT_RECIPE), **rest)

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+from numpy.typing import NDArray
+
 from conclugen import PretrainConfig
 from ray_jobs.run_config import DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.damage import Damage
+from shards.stats import check_present, column_moments
 from shards.stream import ReadAhead, Step
 
 
@@ -45,6 +49,14 @@ class Source:
         labels: tuple[str, ...] = ()  # pretraining reads none
         reader = open_reader(data, manifest, view, config.required_modalities, labels, quarantine)
         return cls(manifest, view, reader, plan, data)
+
+    def check(self) -> None:
+        """Raise ValueError for a modality that no row of the view has."""
+        check_present(self.reader)
+
+    def moments(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Mean and deviation of each modality, (D_m,) both, over the rows that standardisation is fitted on."""
+        return column_moments(self.reader, self.view, self.data.standardization_rows, self.plan.seed)
 
     @property
     def steps_per_epoch(self) -> int | Fraction:

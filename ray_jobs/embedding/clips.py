@@ -29,7 +29,7 @@ class Windows:
 
     def __post_init__(self) -> None:
         if not 0 < self.stride <= self.length:
-            raise ValueError(f"--window {self.length:g} and --stride {self.stride:g}: expected 0 < stride <= window")
+            raise ValueError(f"stride: must be above 0 and within the window ({self.length:g} s), got {self.stride:g}")
 
     def over(self, seconds: float) -> list[tuple[float, float]]:
         """[start, end) of every window that lies in the clip as a whole."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import ray
 
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extract_features import Resources, data_settings, feature_dataset
+from ray_jobs.extraction.extract import Resources, data_settings, feature_dataset
 from ray_jobs.extraction.plan import Extraction
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest, Reader, View

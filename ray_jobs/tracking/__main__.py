@@ -1,38 +1,53 @@
-"""`python -m ray_jobs.tracking FOLDER`: send to MLflow what it missed of the runs below a folder."""
+"""Job: send to MLflow what it missed. `python -m ray_jobs.tracking --help`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from conclugen.common import uris
-from ray_jobs.tracking.destination import uri_of_run
-from ray_jobs.tracking.journal import JournalError, read_identity
-from ray_jobs.tracking.journal_sender import SenderBusyError
-from ray_jobs.tracking.mlflow_sink import flush_journal
+from conclugen.common.options import FAILED, GOOD, Command
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs.tracking", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a run's folder, or a folder of runs")
-    parser.add_argument("--tracking-uri", help="MLflow tracking URI; default: where each run is tracked")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for each run (default 60)")
-    arguments = parser.parse_args(argv)
-    journals = sorted(arguments.folder.rglob("journal.jsonl"))
+@dataclass(frozen=True)
+class FlushJob:
+    """Send to MLflow what it missed of the runs below a folder.
+
+    Attributes:
+        output: A run's folder, or a folder of runs; given without an option.
+        tracking_uri: MLflow tracking URI; none: where each run is tracked.
+        timeout: Seconds for each run.
+    """
+
+    output: Path
+    tracking_uri: str | None = None
+    timeout: float = 60.0
+
+
+def run(job: FlushJob) -> int:
+    from ray_jobs.tracking.destination import uri_of_run
+    from ray_jobs.tracking.journal import JournalError, read_identity
+    from ray_jobs.tracking.journal_sender import SenderBusyError
+    from ray_jobs.tracking.mlflow_sink import flush_journal
+
+    journals = sorted(job.output.rglob("journal.jsonl"))
     if not journals:
-        print(f"{arguments.folder}: no journal.jsonl here or below", file=sys.stderr)
-        return 1
-    failed = 0
+        raise ValueError(f"output: {job.output}: no journal.jsonl here or below")
+    status = GOOD
     for journal in journals:
         try:
             name = read_identity(journal).name
-            uri = uri_of_run(journal.parent, arguments.tracking_uri)
-            print(f"{name}: run {flush_journal(journal, uri, arguments.timeout)} at {uris.public(uri)} is complete")
+            uri = uri_of_run(journal.parent, job.tracking_uri)
+            print(f"{name}: run {flush_journal(journal, uri, job.timeout)} at {uris.public(uri)} is complete")
         except (JournalError, SenderBusyError, TimeoutError, ValueError) as error:
             print(f"error: {uris.scrub(error)}", file=sys.stderr)
-            failed += 1
-    return 1 if failed else 0
+            status = FAILED
+    return status
+
+
+COMMAND = Command("ray_jobs.tracking", FlushJob, run, bare="output")
+main = COMMAND.main
 
 
 if __name__ == "__main__":

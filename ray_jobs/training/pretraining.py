@@ -27,7 +27,6 @@ from ray_jobs.training import worker as train_worker
 from ray_jobs.training.progress import ProgressPrinter
 from ray_jobs.training.validation import check_validation
 from ray_jobs.training.worker import Start
-from shards.stats import check_present, column_moments
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class PretrainResult:
 def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
     """See `ray_jobs.pretrain.pretrain`."""
     source = Source.open(job.data, job.pretrain)
-    check_present(source.reader)
+    source.check()
     total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
     check_validation(job, source)
     folder = RunFolder(job.run.output_folder / job.run.name)
@@ -68,7 +67,7 @@ def _pretrain(
     moments = None
     if job.pretrain.model.standardize and not folder.standardization.is_file():
         # Before the name is taken: it stays free where the data turns out to be damaged.
-        moments = column_moments(source.reader, source.view, job.data.standardization_rows, job.pretrain.seed)
+        moments = source.moments()
     folder.claim(identity)
     folder.save_config(job)
     if moments is not None:

@@ -21,7 +21,7 @@ import ray
 
 from conclugen import backbones
 from ray_jobs import embed, extract_features
-from ray_jobs.extract_features import Resources, extract
+from ray_jobs.extraction.extract import Resources, extract
 from ray_jobs.extraction.plan import Augmentation
 from shards.adapters import read_clips
 from shards.clips.build import build_shard

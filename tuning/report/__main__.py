@@ -1,8 +1,54 @@
-"""`python -m tuning.report`."""
+"""Job: what an ablation (and sweeps) came to. `python -m tuning.report --help`.
+
+python -m tuning.report outputs/first
+python -m tuning.report outputs/first --sweep outputs/search
+"""
+
+from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-from tuning.report.report import main
+from conclugen.common.options import GOOD, Command
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """What an ablation (and sweeps) came to, as a page, tables and pictures.
+
+    Reads the ledgers of the folders alone. Writes `report.html` (one file that needs no other), `report.md`,
+    `report.csv` (every number) and pictures into the folder's `report`, and logs them to its MLflow run, if it has one.
+
+    Attributes:
+        output: Folder of an ablation (or of a sweep), where the report goes too; given without an option.
+        sweep: Folders of sweeps whose trials are added.
+        scores: Scores of the tables.
+        tracking: Log the files to MLflow as well.
+        tracking_uri: MLflow tracking URI; none: `mlflow.db` beside the folder.
+    """
+
+    output: Path
+    sweep: tuple[Path, ...] = ()
+    scores: tuple[str, ...] = ("accuracy", "f1_weighted")
+    tracking: bool = True
+    tracking_uri: str | None = None
+
+
+def run(job: ReportJob) -> int:
+    from tuning.report.report import report, track
+
+    files = report(job.output, job.sweep, job.scores)
+    print("\n".join(str(path) for path in files))
+    where = track(job.output, files, job.tracking_uri) if job.tracking else None
+    if where:
+        print(f"MLflow: {where}")
+    return GOOD
+
+
+COMMAND = Command("tuning.report", ReportJob, run, bare="output")
+main = COMMAND.main
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,17 +1,12 @@
-"""Job: what an ablation (and sweeps) came to, as a page, tables and pictures.
-
-    python -m tuning.report outputs/first
-    python -m tuning.report outputs/first --sweep outputs/search
+"""What an ablation (and sweeps) came to, as a page, tables and pictures: what `tuning.report` does.
 
 Reads the ledgers of the folders alone. Writes `report.html` (one file that needs no other), `report.md`, `report.csv`
 (every number) and pictures into FOLDER/report, and logs them to the MLflow run of the folder where it has one.
 """
 
-import argparse
 import csv
 import io
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +26,6 @@ from tuning.report.findings import LEVEL, Family
 from tuning.report.page import Block, Charts, Heading, Text, html, markdown
 from tuning.report.systems import TASKS, Results
 from tuning.report.tables import (
-    SCORE_NAMES,
     Entry,
     Line,
     Table,
@@ -306,28 +300,3 @@ def _csv(records: Sequence[Record]) -> str:
             numbers = {"reason": record.reason, **numbers}
         writer.writerows([*head, name, value] for name, value in numbers.items())
     return text.getvalue()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="output folder of an ablation (or of a sweep)")
-    parser.add_argument(
-        "--sweep", type=Path, action="append", default=[], metavar="FOLDER", help="add a sweep's trials"
-    )
-    parser.add_argument("--scores", default=",".join(_SCORES), help=f"of the tables: {', '.join(SCORE_NAMES)}")
-    parser.add_argument("--tracking_uri", help="MLflow tracking URI; default: mlflow.db beside FOLDER")
-    parser.add_argument("--no_tracking", action="store_true", help="write files only")
-    given = parser.parse_args(argv)
-    try:
-        files = report(given.folder, given.sweep, given.scores.split(","))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(str(path) for path in files))
-    if not given.no_tracking:
-        where = track(given.folder, files, given.tracking_uri)
-        if where:
-            print(f"MLflow: {where}")
-    return 0

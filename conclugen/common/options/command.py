@@ -254,9 +254,8 @@ class _CommandLine:
         return found
 
     def _entries(self, leaf: Leaf, text: str, so_far: Mapping[str, Any], option: str) -> Any:
-        if text.startswith("{") or text.lower() in ("none", "null"):
-            return schema.convert(leaf.hint, Word(text), option)
-        return {**so_far, **schema.convert(leaf.hint, schema.pairs(text), option)}
+        value = schema.convert(leaf.hint, Word(text), option)
+        return {**so_far, **value} if isinstance(value, Mapping) and not text.startswith("{") else value
 
     def _switched(self, group: str, text: str) -> Any:
         """`null` for a group that may be left out, `true` for one of default values."""
@@ -300,6 +299,9 @@ class _CommandLine:
             if name in self.leaves:
                 yield name, value
             elif name not in self.groups:
+                if isinstance(value, Mapping) and any(name.startswith(f"{group}.") for group in self.command.built):
+                    yield name, value  # what builds the group may know of names that are not installed here
+                    continue
                 siblings = [n.removeprefix(prefix) for n in self._inside(prefix)]
                 allowed = (
                     f"allowed: {', '.join(siblings)}" if len(siblings) <= _MOST_LISTED else "--help-all lists them"
@@ -417,12 +419,8 @@ class _CommandLine:
             if group not in titles:
                 about = {n: _first_line(cls) for n, cls, _ in schema.groups(command.job)}
                 titles[group] = parser.add_argument_group(group or "options", about.get(group))
-            titles[group].add_argument(
-                command.option(name),
-                metavar=leaf.metavar,
-                nargs=None,
-                help=_described(leaf, values[name]).replace("%", "%%"),
-            )
+            metavar = None if leaf.hint is bool else leaf.metavar
+            _listed(titles[group], command.option(name), metavar, _described(leaf, values[name]))
         rest = parser.add_argument_group("of every command")
         for option, metavar, text in (
             ("--config", "FILE", "YAML or JSON file with any of these; of several files the later counts"),
@@ -430,10 +428,7 @@ class _CommandLine:
             ("--help", None, "print the options that are used most, and exit"),
             ("--help-all", None, "print all options, in groups, and exit"),
         ):
-            if metavar is None:
-                rest.add_argument(option, action="store_true", help=text)
-            else:
-                rest.add_argument(option, metavar=metavar, help=text)
+            _listed(rest, option, metavar, text)
         return parser.format_help()
 
     def _usage(self) -> str:
@@ -460,6 +455,11 @@ def _refuse(message: object, status: int) -> int:
 
 def _flat(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
+
+
+def _listed(group: argparse._ArgumentGroup, option: str, metavar: str | None, text: str) -> None:
+    more: dict[str, Any] = {"metavar": metavar} if metavar is not None else {"action": "store_true"}
+    group.add_argument(option, help=text.replace("%", "%%"), **more)
 
 
 def _fits(leaf: Leaf, word: str) -> bool:

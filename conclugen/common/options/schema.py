@@ -36,6 +36,11 @@ REQUIRED = dataclasses.MISSING
 UNSET = "???"  # stands in a template for a field that must be given
 _NOTHING = ("none", "null")
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
+_METAVARS = {
+    **dict.fromkeys(("run", "name", "view", "label", "preset", "recipe"), "NAME"),
+    **dict.fromkeys(("data", "folder", "output", "embeddings", "source"), "FOLDER"),
+    **dict.fromkeys(("files", "table", "json", "plot"), "FILE"),
+}
 _EXPECTED: dict[type, str] = {
     str: "text",
     bool: "true or false",
@@ -71,7 +76,7 @@ class Leaf:
     @property
     def metavar(self) -> str:
         """What stands for the value in `--help`."""
-        return str(self.metadata.get("metavar") or _metavar(self.hint))
+        return _METAVARS.get(self.name.rpartition(".")[2]) or _metavar(self.hint)
 
 
 def leaves(cls: type, prefix: str = "", base: Any = None) -> Iterator[Leaf]:
@@ -128,7 +133,9 @@ def documentation(cls: type) -> dict[str, str]:
 
 
 def to_plain(value: Any) -> Any:
-    """Nested dicts, lists and scalars of a configuration: what JSON and YAML hold."""
+    """Nested dicts, lists and scalars of a configuration, as JSON and YAML hold them; by its own `to_dict`, if any."""
+    if _is_dataclass(type(value)) and hasattr(value, "to_dict"):
+        return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -189,6 +196,8 @@ def convert(hint: Any, value: Any, path: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, Word):
         value = _word_as(hint, value, path)
+        if isinstance(value, Word):
+            raise OptionsError(f"{path}: must be {expected(hint)}, got {value!r}")
     if _is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, None, path)
     if origin is Literal:
@@ -254,11 +263,14 @@ def is_switch(hint: Any) -> bool:
     return bool in _options(hint)
 
 
-def pairs(word: str) -> dict[str, Word]:
-    """`a=1,b=2,3` as {"a": "1", "b": "2,3"}; a name alone stands for itself."""
+def pairs(hint: Any, word: str) -> dict[str, Word] | Word:
+    """`a=1,b=2,3` as {"a": "1", "b": "2,3"}; of text a name alone stands for itself. The word, where it is no pairs."""
+    mapping = next(option for option in _options(hint) if is_mapping(option))
     found = {}
     for part in re.split(r",(?=[^,=\[\]{}]+=)", word):
         name, equals, value = part.partition("=")
+        if not equals and typing.get_args(mapping)[1] is not str:
+            return Word(word)
         found[name.strip()] = Word(value.strip() if equals else name.strip())
     return found
 
@@ -276,7 +288,7 @@ def _word_as(hint: Any, word: Word, path: str) -> Any:
     if origin in (list, tuple):
         return [Word(part.strip()) for part in word.split(",")] if word.strip() else []
     if origin is not None:
-        return pairs(word)
+        return pairs(hint, word)
     if hint is bool:
         return _BOOLEANS.get(word.lower(), str(word))
     if hint in (int, float):

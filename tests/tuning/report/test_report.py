@@ -9,6 +9,7 @@ import pytest
 
 from ray_jobs.tracking.journal import Journal, read_records
 from tuning.ledger import Ledger, LedgerError, Record, record_key
+from tuning.report.__main__ import main
 from tuning.report.findings import (
     against_references,
     configured_against_three,
@@ -16,7 +17,7 @@ from tuning.report.findings import (
     summary,
     three_against_fewer,
 )
-from tuning.report.report import main, report, track
+from tuning.report.report import report, track
 from tuning.report.sweep_response import by_tasks, compared, importance, weight_response
 from tuning.report.systems import Results, best
 from tuning.report.tables import reference_table, results_table
@@ -325,7 +326,7 @@ def test_refusals_say_what_to_change(tmp_path, folder, capsys):
     Ledger.open(tmp_path / "failed").append(Record("a", "cell", "failed", tags=cell((), 0, 1).tags, reason="r"))
     with pytest.raises(ValueError, match="none of 1 cells and trials is finished"):
         report(tmp_path / "failed")
-    assert main([str(tmp_path / "nowhere")]) == 1
+    assert main([str(tmp_path / "nowhere")]) == 2
     assert "error: " in capsys.readouterr().err
 
 

@@ -215,6 +215,21 @@ def test_null_switches_a_task_off(tmp_path, by_file):
         parse("--pretrain.tasks.clustering", "3")
 
 
+@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize(("given", "weight"), [("{}", 0.2), ("{weight: 0.5}", 0.5)])
+def test_any_task_is_added_to_any_preset(tmp_path, by_file, given, weight):
+    """With the recipe's values where nothing else is said; what is saved reads back."""
+    path = yaml_file(tmp_path, f"pretrain: {{tasks: {{clustering: {given}, contrastive: null}}}}\n")
+    flag = ["--pretrain.tasks.clustering", "{}"] if given == "{}" else ["--pretrain.tasks.clustering.weight", "0.5"]
+    flags = ["--config", path] if by_file else [*flag, "--pretrain.tasks.contrastive", "null"]
+    job = parse("--preset", "contrast_generative", *flags)
+    expected = presets.build("conclugen").tasks.clustering
+    assert job.pretrain.tasks.active.keys() == {"clustering", "reconstruction"}
+    assert job.pretrain.tasks.clustering == dataclasses.replace(expected, weight=weight)
+    save(job, tmp_path / "saved.yaml")
+    assert parse("--config", str(tmp_path / "saved.yaml")) == job
+
+
 @pytest.mark.parametrize("preset", [*presets.PRESETS])
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_a_saved_configuration_reads_back_equal(tmp_path, preset, ending):
@@ -236,7 +251,7 @@ def test_the_template_is_whole_where_fields_are_missing(tmp_path, capsys):
     assert "  # Of each. (default: a=1)\n  weights: {a: 1.0, b: 2.0}\n" in text
     assert "  # What is beside it.\n  extra: null\n" in text
     path = yaml_file(tmp_path, text)
-    with pytest.raises(OptionsError, match=r"missing: --data TEXT, --run TEXT; give them, or a file"):
+    with pytest.raises(OptionsError, match=r"missing: --data FOLDER, --run NAME; give them, or a file"):
         JOB.parse(["--config", path])
     assert JOB.parse(["--config", path, *NEEDED]) == parse("--data.weights.b", "2")
 
@@ -323,10 +338,7 @@ def test_a_group_is_switched_on_with_its_defaults_and_off_again(tmp_path):
         (["--run.deep.names", "[[a]]"], r"--run\.deep\.names: must be text"),
         (["--preset", "conclugn"], "did you mean 'conclugen'"),
         (["--recipe", "papr"], "did you mean 'paper'"),
-        (
-            ["--preset", "contrast_only", "--pretrain.tasks.simclr.modality", "tex"],
-            "simclr.modality.*'tex'.*'text'",
-        ),
+        (["--preset", "contrast_only", "--pretrain.tasks.simclr.modality", "tex"], "simclr.modality.*'tex'.*'text'"),
         (["--data.mode", "dorp"], r"--data\.mode: must be one of drop, pad, got 'dorp' \(did you mean 'drop'\?\)"),
         (["--data.rows", "many"], r"--data\.rows: must be a whole number, got 'many'"),
         (["--pretrain.precision", "float16"], "precision.*float16.*bfloat16"),
@@ -345,7 +357,7 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
 
 
 def test_required_fields_are_asked_for_by_their_options():
-    with pytest.raises(OptionsError, match=r"missing: --run TEXT; give them, or a file with them by --config"):
+    with pytest.raises(OptionsError, match=r"missing: --run NAME; give them, or a file with them by --config"):
         JOB.parse(["--data", "/d"])
 
 
@@ -431,7 +443,7 @@ def test_errors_are_one_line_and_have_one_status_each(capsys):
 def test_help_shows_what_is_used_most_and_help_all_the_rest(capsys):
     most = said(JOB, capsys, "--help")
     assert most.startswith(
-        "usage: python -m tests.job --data TEXT --run TEXT [options]\n\nWhat it does.\n\nAt some length."
+        "usage: python -m tests.job --data FOLDER --run NAME [options]\n\nWhat it does.\n\nAt some length."
     )
     options = [line.split()[0] for line in most.splitlines() if line.startswith("  --")]
     assert options == ["--data", "--run", "--epochs", "--config", "--print-config", "--help", "--help-all"]

@@ -1,0 +1,142 @@
+"""Representations of new clips by a pretrained run: what `ray_jobs.embed` does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conclugen.fields import choose
+from ray_jobs import ray_cluster
+from ray_jobs.embed import EmbedJob
+from ray_jobs.embedding import timeline as embed_timeline
+from ray_jobs.embedding.clips import Embedded, Windows, embed_files
+from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features
+from ray_jobs.embedding.model import RunModel
+from ray_jobs.extraction.extract import choices_of, resources_of
+from ray_jobs.extraction.plan import Extraction, recipe_of
+from ray_jobs.run_folder import RunFolder
+from shards import Manifest
+from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
+from shards.clips.reader import ClipManifest
+from shards.quarantine import COMPLETE, QUARANTINED
+from shards.verification.clips import open_manifest
+
+_ROWS_FILE = "embeddings.parquet"
+
+
+def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
+    """Embed video files; writes `embeddings.parquet` and a picture for each clip of two windows or more."""
+    encoders = [choice.create("cpu") for choice in choices_of(model.encoder_names, job.weights, job.mirror)]
+    model.check([encoder.info for encoder in encoders])
+    windows = Windows(job.window, job.stride)
+    tables, failed = [], 0
+    classes = model.probe.classes if model.probe is not None else ()
+    for result in embed_files(model, encoders, job.files, job.fusion, windows, job.text):
+        if not isinstance(result, Embedded):
+            path, error = result
+            failed += 1
+            print(f"{path}: {error.reason}: {error}", file=sys.stderr)
+            continue
+        tables.append(_rows(result, classes))
+        print(_line(result, classes), flush=True)
+        if len(result.stretches) > 2:
+            shown = None if result.probabilities is None else result.probabilities[1:]
+            picture = out / f"timeline-{Path(result.path).stem}.png"
+            title = f"{Path(result.path).name}, windows of {windows.length:g} s"
+            embed_timeline.draw(result.stretches[1:], result.embeddings[1:], shown, classes, picture, title)
+            print(f"  timeline: {picture}")
+    if tables:
+        out.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.concat_tables(tables), out / _ROWS_FILE)
+        print(f"{len(tables)} of {len(job.files)} clips: {out / _ROWS_FILE}")
+    return QUARANTINED if failed else COMPLETE
+
+
+def _rows(result: Embedded, classes: Sequence[str]) -> pa.Table:
+    count = len(result.stretches)
+    columns: dict[str, Any] = {
+        "path": [result.path] * count,
+        "start": [start for start, _ in result.stretches],
+        "end": [end for _, end in result.stretches],
+        "whole": [True] + [False] * (count - 1),
+        "embedding": pa.array(list(result.embeddings), pa.list_(pa.float32())),
+    }
+    if result.probabilities is not None:
+        columns |= {f"p.{name}": result.probabilities[:, i] for i, name in enumerate(classes)}
+    return pa.table(columns | {f"present.{name}": there for name, there in result.present.items()})
+
+
+def _line(result: Embedded, classes: Sequence[str]) -> str:
+    there = [name for name, present in result.present.items() if present[0]]
+    line = f"{result.path}: {result.stretches[0][1]:.2f} s, {', '.join(there)}, {len(result.stretches) - 1} windows"
+    if result.probabilities is None:
+        return line
+    best = np.argsort(-result.probabilities[0])[:3]
+    return f"{line}; " + ", ".join(f"{classes[i]} {result.probabilities[0][i]:.2f}" for i in best)
+
+
+def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
+    """Embed clip shards or feature shards."""
+    rows = RowEmbedder(str(model.folder), job.label, job.fusion)
+    manifest = open_manifest(data)
+    if not isinstance(manifest, ClipManifest):
+        _check_features(model, manifest)
+        resources = resources_of(job, ["model"])
+        ray_cluster.connect(1)
+        count, without = embed_features(manifest, rows, resources, out)
+    else:
+        choices = choices_of(model.encoder_names, job.weights, job.mirror)
+        assert model.recipe is not None
+        plan = Extraction.make(manifest, out, choices, decoding=model.recipe.decoding)
+        model.check(plan.infos)
+        resources = resources_of(job, [*(choice.name for choice in choices), "model"])
+        ray_cluster.connect(len(choices) + 1)
+        count, without = embed_clips(plan, rows, resources, out)
+    print(f"{count} clips = {count - without} with an embedding + {without} without (see the column reason): {out}")
+    return QUARANTINED if without else COMPLETE
+
+
+def _check_features(model: RunModel, manifest: Manifest) -> None:
+    """Refuse features of other encoders than the model's own."""
+    theirs = recipe_of(manifest.info)
+    if model.recipe is None or theirs is None:
+        print("note: how the features were made is not known, so it cannot be compared with the run's", file=sys.stderr)
+        return
+    made = {item["column"]: item for item in theirs.encoders}
+    for wanted in model.recipe.encoders:
+        found = made.get(wanted["column"])
+        if wanted["name"] in model.encoder_names and (found is None or found["digest"] != wanted["digest"]):
+            raise ValueError(
+                f"{manifest.folder}: column {wanted['column']!r} "
+                + ("is missing" if found is None else f"was made by other weights of {found['name']}")
+                + f"; the run {model.name!r} knows those of {wanted['name']} only (digest {wanted['digest'][:12]}...)"
+            )
+    if theirs.decoding != model.recipe.decoding:
+        raise ValueError(
+            f"{manifest.folder}: clips were decoded by {theirs.decoding}, the run's by {model.recipe.decoding}"
+        )
+
+
+def run(job: EmbedJob) -> int:
+    """Run the job; returns the exit status."""
+    if bool(job.files) == (job.data is not None):
+        raise ValueError("expected video files, or --data with shards of clips or features")
+    if job.text is not None and len(job.files) != 1:
+        raise ValueError("text: is what one clip says; give one clip")
+    refuse_url("output", job.output, SHARED_FOLDER)
+    refuse_url("embeddings", job.embeddings, LOCAL_RESULT)
+    for file in job.files:
+        refuse_url("files", file, LOCAL_SOURCE)
+    folder = RunFolder(job.output.expanduser().absolute() / job.run)
+    model = RunModel.open(folder, job.label)
+    choose("fusion", job.fusion, ("concat", "mean", *model.embedder.modalities))
+    out = job.embeddings.expanduser().absolute() if job.embeddings else folder.path / "embeddings"
+    if job.data is not None and out.exists() and any(out.iterdir()):
+        raise ValueError(f"embeddings: {out} is not empty; choose another folder")
+    return embed_paths(model, job, out) if job.data is None else embed_corpus(model, job, job.data, out)

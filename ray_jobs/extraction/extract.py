@@ -1,0 +1,205 @@
+"""Clip shards to feature shards through frozen encoders: what `ray_jobs.extract_features` does.
+
+Ray Data decodes clips in tasks on CPUs and pushes them through one pool of actors for each encoder. Frames travel as
+bytes, in blocks of bounded size; Ray Data holds back what the object store has no room for. Killed, the job goes on
+where it was, shard by shard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+
+from conclugen import backbones
+from conclugen.common.options import JobFailedError
+from ray_jobs import ray_cluster, ray_loggers
+from ray_jobs.extract_features import EncoderOptions, ExtractJob
+from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
+from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
+from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
+from shards.access import LOCAL_RESULT, AccessError, refuse_url
+from shards.clips.clip_progress import ClipProgress
+from shards.clips.reader import ClipManifest, ClipReader
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster gives. gpus: encoder -> share of a GPU for each of its actors (0: a CPU); actors: encoder -> the
+    most of them; cpus: of each decoding task and each actor; clips_per_task: decoded by one task; block_bytes: of what
+    travels between stages at once (a single longer clip is a block of its own)."""
+
+    gpus: Mapping[str, float] = field(default_factory=dict)
+    actors: Mapping[str, int] = field(default_factory=dict)
+    cpus: float = 1.0
+    clips_per_task: int = 8
+    block_bytes: int = 32 << 20
+
+    def __post_init__(self) -> None:
+        if not self.cpus > 0 or self.clips_per_task < 1 or self.block_bytes < 1:
+            raise ValueError("cpus, clips_per_task and block_mib: must be positive")
+        if any(share < 0 for share in self.gpus.values()) or any(count < 1 for count in self.actors.values()):
+            raise ValueError("gpus and actors: must be shares of 0 or more, and counts of 1 or more")
+
+
+def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> ExtractionSummary:
+    """Make the feature shards of a claimed extraction that are not there yet, and finish the data set."""
+    began = time.monotonic()
+    collector = ShardCollector(plan)
+    already = sum(report.clips_in for report in collector.reports.values())
+    progress, done = ClipProgress(plan.clips.rows, already, quiet), 0
+    if collector.todo:
+        for table in feature_tables(plan, collector.todo, resources):
+            done += collector.add(table)
+            progress.show(done)
+    progress.show(done, last=True)
+    return finish(plan, collector, began)
+
+
+def feature_tables(plan: Extraction, shards: Sequence[int], resources: Resources) -> Iterator[pa.Table]:
+    """Rows of the given shards as Ray Data finishes them, in order: see `ray_jobs.extraction.clip_features`."""
+    dataset = feature_dataset(plan, shards, resources)
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resources) -> Any:
+    """The lazy Ray dataset of the given shards' rows."""
+    size = resources.clips_per_task
+    ranges = [
+        (shard, start, min(start + size, int(plan.clips.counts[shard])))
+        for shard in shards
+        for start in range(0, int(plan.clips.counts[shard]), size)
+    ]
+    takes = [info.takes for info in plan.infos]
+    decode = _DecodeRanges(Decoder(ClipReader(plan.clips), unique(takes), plan.decoding), ranges)
+    devices = {name: "cuda" for name, share in resources.gpus.items() if share}
+    with data_settings(resources):
+        dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
+        dataset = dataset.map_batches(decode, batch_size=None, batch_format="numpy", num_cpus=resources.cpus)
+        for stage in stages(plan.choices, takes, plan.augmentation, plan.dtype, devices, plan.sequences):
+            name = stage.choice.name
+            dataset = dataset.map_batches(
+                _EncoderActor,
+                fn_constructor_args=(stage,),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.actors.get(name, 1)),
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus.get(name) or None,
+                zero_copy_batch=True,
+                # Selects nothing; but stages whose arguments differ are not fused, and decoding must not run within the
+                # first encoder's actors.
+                label_selector={},
+            )
+    return dataset
+
+
+@contextmanager
+def data_settings(resources: Resources) -> Iterator[None]:
+    """Ray Data's settings for datasets that are made within; those of this process otherwise stay what they are."""
+    context = ray.data.DataContext.get_current()
+    before = context.copy()
+    context.target_max_block_size = resources.block_bytes
+    # Shards are finished in order: a killed job leaves few begun, and this process holds the rows of few.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = context.print_on_execution_start = False
+    ray_loggers.quieten(ray_loggers.DATA)
+    try:
+        yield
+    finally:
+        ray.data.DataContext._set_current(before)
+
+
+@dataclass(frozen=True)
+class _DecodeRanges:
+    """In a task: numbers of ranges -> tables of one clip each, which Ray gathers into blocks."""
+
+    decoder: Decoder
+    ranges: list[tuple[int, int, int]]
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for number in batch["id"]:
+            yield from self.decoder.tables(*self.ranges[int(number)])
+
+
+class _EncoderActor:
+    """In an actor: holds one encoder, and sends every block through it."""
+
+    def __init__(self, stage: EncoderStage) -> None:
+        self._stage = stage
+        assert stage.encoder is not None  # the weights are loaded here, not while the first block waits
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self._stage(table)
+
+
+def choices_of(
+    names: Sequence[str], weights: Mapping[str, str] | None = None, mirror: str | None = None
+) -> tuple[EncoderChoice, ...]:
+    """Encoders by their names. ValueError for an unknown one, or weights of one that is not used."""
+    resolved = backbones.resolve(names)
+    given = dict(weights or {})
+    for name in given:
+        if name not in resolved:
+            raise ValueError(f"weights: {name}: that encoder is not among {', '.join(resolved)}")
+    return tuple(EncoderChoice(name, given.get(name), mirror) for name in resolved)
+
+
+def resources_of(options: EncoderOptions, names: Sequence[str]) -> Resources:
+    """Resources of these actors; a number without a name is everyone's."""
+    return Resources(
+        _per_encoder("gpus", options.gpus, names),
+        _per_encoder("actors", options.actors, names),
+        options.cpus,
+        options.clips_per_task,
+        int(options.block_mib * 2**20),
+    )
+
+
+def _per_encoder(field: str, given: Number | Mapping[str, Number], names: Sequence[str]) -> dict[str, Number]:
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(names, given)
+    for name in given:
+        if name not in names:
+            raise ValueError(f"{field}: {name}: that encoder is not among {', '.join(names)}")
+    return dict(given)
+
+
+def plan_of(job: ExtractJob) -> Extraction:
+    """ValueError or OSError for wrong input, including weights that cannot be found."""
+    refuse_url("output", job.output, LOCAL_RESULT)
+    out = job.output.expanduser().absolute()
+    clips = ClipManifest.open(job.data)
+    if clips.is_local and Path(clips.folder) == out:
+        raise ValueError(f"output: {out} is the folder of the clips; choose another one")
+    return Extraction.make(
+        clips,
+        out,
+        choices_of(job.encoders, job.weights, job.mirror),
+        decoding=Decoding(job.crop, job.low_confidence, job.whole_frames),
+        augmentation=Augmentation(job.views, job.view_strength, job.seed),
+        dtype=job.dtype,
+        sequences=job.sequences,
+    )
+
+
+def run(job: ExtractJob) -> int:
+    """Run the job; returns the exit status."""
+    plan = plan_of(job)
+    resources = resources_of(job, [choice.name for choice in plan.choices])
+    plan.claim(job.overwrite)
+    ray_cluster.connect(len(plan.choices))
+    try:
+        summary = extract(plan, resources, job.quiet)
+    except AccessError as error:  # also as Ray hands it on from a task
+        raise JobFailedError(str(error).splitlines()[-1]) from error
+    print("\n".join(summary.lines(plan.out)))
+    return summary.exit_status
