@@ -13,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 import conclugen
-from conclugen import Pretrainer, downstream
+from conclugen import Pretrainer
 from conclugen.common.atomic import write_json
 from conclugen.common.names import did_you_mean
 from conclugen.common.options import GOOD, PARTIAL, Command
+from conclugen.evaluation.config import BASELINES, ComparisonConfig, ProbeConfig
+from conclugen.evaluation.features import fuse, raw_features
+from conclugen.evaluation.judge import Score, check, compare
+from conclugen.evaluation.metrics import confusion_matrix
+from conclugen.evaluation.protocol import Fold, Protocol, Target, own_groups
+from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots, saved_config
-from ray_jobs.comparison import BASELINES, ComparisonConfig, Score, Task, check_task, compare, main_score
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import available_widths, open_reader
@@ -31,6 +36,8 @@ from shards.access import SHARED_FOLDER, refuse_url
 _BLOCK_ROWS = 4096
 # A two-dimensional map of more points is a blot.
 _MOST_MAPPED = 3000
+# Nothing but labelled rows is looked at, as a user has no others.
+_PROBE = ProbeConfig(scaling="labelled", inner_groups="labelled")
 
 
 @dataclass(frozen=True)
@@ -89,25 +96,27 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     uri = uri_of_run(folder.path, job.tracking_uri)
     embedder = conclugen.load(folder.model)
     check_widths(job, embedder)
-    task, rows, damaged = read_task(job, embedder.modalities)
-    check_task(task, job.comparison)
+    protocol, rows, damaged = read_protocol(job, embedder.modalities)
+    check(protocol, job.comparison.methods, job.comparison.class_weights)
     for sample in damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
-    systems = dict(representations(folder, embedder, rows, task, job.fusion))
+    train_rows = protocol.folds[0].train_rows
+    systems = dict(representations(folder, embedder, rows, train_rows, job.fusion))
 
     series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
     place = folder.evaluation / series.replace("/", "-")
     scores = []
-    for score in compare(task, systems, job.comparison):
+    main = protocol.target.main_score
+    for score in compare(protocol, systems, job.comparison):
         scores.append(score)
-        print(score_line(score, main_score(task.label)), flush=True)
+        print(score_line(score, main), flush=True)
     learned = [score for score in scores if score.system not in BASELINES]
     if not any(score.scores for score in learned):
         first = learned[0].failures[0]
         raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
-    result = EvaluateResult(place, job.label, main_score(task.label), scores, damaged)
+    result = EvaluateResult(place, job.label, main, scores, damaged)
     write_results(result, job)
-    draw(result, task, systems["pretrained"])
+    draw(result, protocol, systems["pretrained"])
     track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
     return result
 
@@ -124,8 +133,9 @@ def check_widths(job: EvaluateJob, embedder: conclugen.Embedder) -> None:
             )
 
 
-def read_task(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Task, Rows, list[Damage]]:
-    """The rows of all three views, which of them have the label and at least one modality, and the damaged ones."""
+def read_protocol(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Protocol, Rows, list[Damage]]:
+    """The one fold of the three views, of the rows that have the label and at least one modality; all rows, and the
+    damaged ones. A row without a group is a group of its own."""
     manifest = Manifest.open(job.data.folder)
     label = manifest.schema.label(job.label)
     validation = job.data.validation_view or job.data.view
@@ -141,21 +151,22 @@ def read_task(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Task, Rows
         rows.append(read)
         at += len(read)
     every = Rows.concatenate(rows)
-    target = every.labels[job.label]
+    values = every.labels[job.label]
     if label.kind == "multilabel":
         # Published rule: an emotion is there when its intensity is above 0. Rows without the label keep their NaN.
-        target = np.where(np.isnan(target), target, (target > 0).astype(np.float64))
-    alone = -2 - every.row  # a row without a group is a group of its own: those of groups are 0 and up
-    group = alone if every.group is None else np.where(every.group < 0, alone, every.group)
-    task = Task(label, target, group, parts[job.data.view], parts[validation], parts[job.test_view])
-    return task, every, damaged
+        values = np.where(np.isnan(values), values, (values > 0).astype(np.float64))
+    sentiment = label.kind == "continuous" and job.comparison.sentiment
+    labels = Target(job.label, label.kind, values, label.classes, sentiment)  # type: ignore[arg-type]
+    fold = Fold(0, parts[job.data.view], parts[job.test_view], parts[validation])
+    protocol = Protocol(f"label {job.label!r}", labels, own_groups(every.group, every.row), (fold,), _PROBE)
+    return protocol, every, damaged
 
 
 def representations(
     folder: RunFolder,
     embedder: conclugen.Embedder,
     rows: Rows,
-    task: Task,
+    train_rows: NDArray[np.int64],
     fusion: str,
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """The pretrained heads, the same heads before training, and the raw features, each as one matrix (N, D).
@@ -167,8 +178,7 @@ def representations(
     yield "pretrained", embedder.embed(missing, fusion).astype(np.float64)
     yield "untrained", embed_untrained(folder, rows, fusion)
     alone = {fusion: rows.features[fusion]} if fusion in rows.features else rows.features
-    raw, _ = downstream.raw_features(alone, rows.present, task.train)
-    yield "raw", raw
+    yield "raw", raw_features(alone, rows.present, train_rows)
 
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
@@ -178,7 +188,7 @@ def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.fl
     pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
     blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
     whole = {m: np.concatenate([block[m].cpu().numpy() for block in blocks]) for m in config.modalities}
-    fused, _ = downstream.fuse(whole, fusion, rows.present)
+    fused, _ = fuse(whole, fusion, rows.present)
     return fused
 
 
@@ -203,7 +213,7 @@ def _named(system: str, method: str) -> str:
     return system if system == method else ", ".join(part for part in (system, method.replace("_", "-")) if part)
 
 
-def _bracketed(interval: downstream.Interval | None) -> str:
+def _bracketed(interval: Interval | None) -> str:
     return "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
 
 
@@ -268,22 +278,23 @@ def table(result: EvaluateResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) -> None:
+def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:
     """Bars with intervals and label-efficiency curves of the main score; of classes also a confusion matrix and a
     map of the representations."""
     scored = [s for s in result.scores if s.scores and s.system not in BASELINES]
     full = max(s.fraction for s in scored)
     shown = next((s for s in scored if (s.system, s.fraction) == ("pretrained", full)), None)
     method = (shown or scored[-1]).method
-    if task.label.kind == "class":
-        names, folder = task.label.classes, result.folder
+    target, tested = protocol.target, protocol.test_rows
+    if target.kind == "class":
+        names, folder = target.classes, result.folder
         if shown is not None and shown.predictions is not None:
-            matrix = downstream.confusion_matrix(task.target[task.test], shown.predictions, len(names))
+            matrix = confusion_matrix(target.values[tested], shown.predictions, len(names))
             title = f"pretrained, {method}, {full:.0%} of labels"
             plots.confusion(matrix, names, folder / "confusion.png", title=title)
-        mapped = task.test[:_MOST_MAPPED]
-        mapped = mapped[np.argsort(task.target[mapped], kind="stable")]  # the legend follows the order of the classes
-        of_rows = [names[i] for i in task.target[mapped]]
+        mapped = tested[:_MOST_MAPPED]
+        mapped = mapped[np.argsort(target.values[mapped], kind="stable")]  # the legend follows the order of the classes
+        of_rows = [names[i] for i in target.values[mapped]]
         plots.representation_map(pretrained[mapped], of_rows, folder / "map.png", title="test rows, pretrained heads")
     main = result.main_score
     intervals = {(s.system, s.method, s.fraction): s.intervals[main] for s in result.scores if main in s.intervals}
@@ -292,7 +303,7 @@ def draw(result: EvaluateResult, task: Task, pretrained: NDArray[np.float64]) ->
     bars = {_named(system, how): i for (system, how, share), i in intervals.items() if share == full}
     title = f"{result.label}, {full:.0%} of labels"
     plots.interval_bars(bars, result.folder / "systems.png", ylabel=main, title=title)
-    lines: dict[str, dict[float, downstream.Interval]] = {}
+    lines: dict[str, dict[float, Interval]] = {}
     for (system, how, share), interval in intervals.items():
         if how == method:
             lines.setdefault(system, {})[share] = interval

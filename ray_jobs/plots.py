@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from conclugen.downstream import Interval
+from conclugen.evaluation.statistics import Interval
 
 # Okabe & Ito (2008), "Color Universal Design", but Tol's wine for yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#882255")

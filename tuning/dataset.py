@@ -1,4 +1,4 @@
-"""A labelled set of shards, whole in memory, and the protocol by which representations of it are judged.
+"""A labelled set of shards, whole in memory, with the protocol by which representations of it are judged.
 
 Test speakers are never seen: where the shards have views `train` and `test` (a published split, packed with
 `--view-by split`) these are the one fold; else folds are made over the groups, so that every speaker is tested once by
@@ -15,40 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conclugen import fields
-from conclugen.downstream import STRENGTHS, Scaling, label_draw
+from conclugen.evaluation.config import JudgingConfig, ProbeConfig
+from conclugen.evaluation.features import standardise
+from conclugen.evaluation.judge import check
+from conclugen.evaluation.protocol import Fold, Protocol, Target, group_cross_folds, held_out_fold, require_groups
 from conclugen.presets import ALL
 from shards import Manifest, Reader, View, group_id
-from tuning.protocol import Fold, Protocol
 
 TRAIN_VIEW, TEST_VIEW = "train", "test"
-# A class with fewer rows than this in one group-wise draw would leave inner folds without it.
-_MINIMUM_PER_CLASS = 3
-
-
-@dataclass(frozen=True)
-class JudgingConfig:
-    """How representations are judged.
-
-    Attributes:
-        fractions: Shares of the training rows whose labels the probe sees; all of them is 1.
-        draws: Draws of labels at each share below 1.
-        folds: Folds over the groups, where the shards have no views train and test.
-        inner_folds: Folds over training groups by which the probe's strength is chosen.
-        draw_seed: Of the draws of labels; the same for every system and pretraining seed.
-    """
-
-    fractions: tuple[float, ...] = (0.03, 0.1, 1.0)
-    draws: int = 5
-    folds: int = 4
-    inner_folds: int = 3
-    draw_seed: int = 127
-
-    def __post_init__(self) -> None:
-        if not self.fractions or any(not 0 < fraction <= 1 for fraction in self.fractions):
-            raise ValueError(f"judging.fractions: {list(self.fractions)}; expected shares above 0 and up to 1")
-        for name, least in (("draws", 1), ("folds", 2), ("inner_folds", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"judging.{name}: {getattr(self, name)}; expected {least} or more")
 
 
 @dataclass(frozen=True)
@@ -84,17 +58,12 @@ class LabelledSet:
 
         Raises ValueError for a modality that no training row of the fold has.
         """
-        result = {}
-        for name in modalities:
-            there = self.present[name]
-            training = fold.train_rows[there[fold.train_rows]]
-            if not len(training):
-                raise ValueError(
-                    f"{self.name}, fold {fold.number}: no training row has modality {name!r}; leave it out"
-                )
-            values = Scaling.fit(self.features[name][training]).apply(self.features[name])
-            result[name] = np.where(there[:, None], values, 0).astype(np.float32)
-        return result
+        features, present = ({m: whole[m] for m in modalities} for whole in (self.features, self.present))
+        try:
+            values = standardise(features, present, fold.train_rows)
+        except ValueError as error:
+            raise ValueError(f"{self.name}, fold {fold.number}: {error}") from None
+        return {m: array.astype(np.float32) for m, array in values.items()}
 
 
 def open_set(
@@ -120,7 +89,8 @@ def open_set(
         kept &= train | test
     picked = np.flatnonzero(kept)
     views = None if train is None or test is None else test[picked]
-    protocol = _protocol(name, groups[picked], target[picked], manifest, chosen, judging, views, train_only)
+    labels = Target(chosen, "class", target[picked], manifest.schema.label(chosen).classes)
+    protocol = _protocol(name, groups[picked], labels, judging, views, train_only)
     digest = hashlib.sha256(
         json.dumps([manifest.digest, chosen, hashlib.sha256(picked.tobytes()).hexdigest()]).encode()
     ).hexdigest()
@@ -138,12 +108,6 @@ def open_set(
         digest=digest,
         judged_by=json.dumps([asdict(judging), split, sorted(train_only), held], sort_keys=True),
     )
-
-
-def natural_order(names: Sequence[str]) -> list[str]:
-    """Sorted as numbers where all names are numbers (speaker 2 before speaker 10), else as text."""
-    listed = [str(name) for name in names]
-    return sorted(listed, key=int) if all(name.isdecimal() for name in listed) else sorted(listed)
 
 
 def _class_label(name: str, manifest: Manifest, wanted: str | None) -> str:
@@ -186,52 +150,23 @@ def _published(manifest: Manifest) -> tuple[NDArray[np.bool_] | None, NDArray[np
 def _protocol(
     name: str,
     groups: NDArray[np.str_],
-    target: NDArray[np.int64],
-    manifest: Manifest,
-    label: str,
+    target: Target,
     judging: JudgingConfig,
     tested: NDArray[np.bool_] | None,
     train_only: Sequence[str],
 ) -> Protocol:
-    listed = natural_order(np.unique(groups).tolist())
-    for group in train_only:
-        if group not in listed:
-            raise ValueError(
-                f"train_only.{name}: no row of group {group!r}{fields.nearest(group, listed)}; the set has "
-                f"{len(listed)} groups, {listed[0]!r} to {listed[-1]!r}"
-            )
-    if tested is not None:
-        parts = [np.unique(groups[tested & ~np.isin(groups, list(train_only))])]
-    else:
-        candidates = [group for group in listed if group not in set(train_only)]
-        if len(candidates) < judging.folds:
-            raise ValueError(
-                f"data set {name!r}: {len(candidates)} groups to test for {judging.folds} folds; lower judging.folds"
-            )
-        parts = [np.asarray(candidates[number :: judging.folds]) for number in range(judging.folds)]
-    folds = []
-    for number, part in enumerate(parts):
-        inside = np.isin(groups, part)
-        test = inside if tested is None else inside & tested
-        train = ~inside if tested is None else ~tested
-        folds.append(Fold(number, np.flatnonzero(train), np.flatnonzero(test)))
-    classes = manifest.schema.label(label).classes
-    labelled = tuple(_draws(name, fold, target, classes, judging) for fold in folds)
-    return Protocol(name, groups, target, classes, tuple(folds), labelled, STRENGTHS, judging.inner_folds)
-
-
-def _draws(
-    name: str, fold: Fold, target: NDArray[np.int64], classes: Sequence[str], judging: JudgingConfig
-) -> dict[float, tuple[NDArray[np.int64], ...]]:
-    labels = target[fold.train_rows]
-    for number, label in enumerate(classes):
-        if not (labels == number).any():
-            raise ValueError(f"data set {name!r}, fold {fold.number}: no training row of class {label!r}; fewer folds?")
-    drawn = {}
-    for fraction in judging.fractions:
-        draws = 1 if fraction == 1 else judging.draws
-        drawn[float(fraction)] = tuple(
-            label_draw(fold.train_rows, fraction, judging.draw_seed, draw, labels, _MINIMUM_PER_CLASS)
-            for draw in range(draws)
-        )
-    return drawn
+    """The published fold where there is one (`tested` (N,)), else folds over the groups."""
+    require_groups(f"train_only.{name}", train_only, groups)
+    kept = np.isin(groups, list(train_only))
+    folds: tuple[Fold, ...]
+    try:
+        if tested is not None:
+            folds = (held_out_fold(tested, ~(tested & kept)),)
+        else:
+            folds = group_cross_folds(groups, judging.folds, train_only)
+        probe = ProbeConfig(inner_folds=judging.inner_folds)
+        protocol = Protocol(name, target, groups, folds, probe)
+        check(protocol)
+    except ValueError as error:
+        raise ValueError(f"data set {name!r}: {error}") from None
+    return protocol.drawn(judging.fractions, judging.draws, judging.draw_seed)

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reproduce.evaluation import markdown, paired, table
 from benchmarks.reproduce.feature_files import read_ravdess
 from benchmarks.reproduce.page import paired_table
 from benchmarks.reproduce.reproduce import Cells, Settings
 from conclugen import PretrainConfig, fields
 from conclugen.common.atomic import write_text
-from tuning import protocol as protocols
-from tuning.evaluation import markdown, paired, table
+from conclugen.evaluation.features import MODES
 
 _ALL = "improved"
 # Each changes one choice: (tasks left out, overrides).
@@ -73,7 +73,7 @@ def choices(
         "rows are the same heads before the first step. Four speakers are few: an interval says what other speakers "
         "might give, and 100 % of labels is a single draw.",
     ]
-    for mode in protocols.MODES:
+    for mode in MODES:
         systems = cells.systems(data_set, mode, configs)
         pairs = {
             (name, _ALL): {

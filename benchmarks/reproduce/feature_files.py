@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.reproduce import protocols
+from conclugen.evaluation.features import MODES
+from conclugen.evaluation.protocol import Protocol
 from shards import group_id
-from tuning import protocol as protocols
-from tuning.protocol import Protocol
 
 PROTOCOL_FILE = "ravdess_protocol.json"
 _RAVDESS_AIMS = {
@@ -59,7 +60,7 @@ def read_ravdess(folder: Path, protocol_file: Path | None = None, design_draws: 
         protocol,
         _complete(features),
         arrays["actor"].astype(np.int64),
-        protocols.MODES,
+        MODES,
         {"raw features": ("video", "audio")},
         hashlib.sha256(f"{digest} {listing.read_text()}".encode()).hexdigest(),
         "Actors 1 to 20 are tested, in four folds of five; actors 21 to 24, which design choices were made on, only "

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.reproduce.evaluation import Evaluation, markdown, paired
 from conclugen.common.atomic import write_text
-from conclugen.downstream import Interval, continuous_intervals, sentiment
-from tuning.evaluation import Cell, Evaluation, markdown, paired
-from tuning.protocol import Protocol
+from conclugen.evaluation.judge import FoldAccuracy
+from conclugen.evaluation.metrics import sentiment
+from conclugen.evaluation.protocol import Protocol
+from conclugen.evaluation.statistics import Interval, continuous_intervals
 
 _MODES = {
     "inductive": "Inductive: features standardised on the training speakers; nothing of a test speaker is used.",
@@ -36,7 +38,7 @@ class Section:
     mode: str
     protocol: Protocol
     systems: Mapping[str, Evaluation]
-    cells: Mapping[str, Mapping[float, Cell]]
+    cells: Mapping[str, Mapping[float, FoldAccuracy]]
     pairs: Sequence[tuple[str, str]]
     aims: Mapping[float, float]
     values: NDArray[np.float64] | None = None

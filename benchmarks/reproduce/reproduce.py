@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 import conclugen
 from benchmarks.reproduce import page as results_page
+from benchmarks.reproduce.evaluation import Evaluation, evaluate, majority, merge, stack, table
 from benchmarks.reproduce.feature_files import PROTOCOL_FILE, DataSet, read_mosi, read_ravdess
 from conclugen import Batch, PretrainConfig, Pretrainer, fields, presets
 from conclugen.common.atomic import atomic_path
+from conclugen.evaluation.features import normalise
+from conclugen.evaluation.protocol import Fold
 from ray_jobs import plots
 from shards import EpochPlan
-from tuning import protocol as protocols
-from tuning.evaluation import Evaluation, evaluate, majority, table
-from tuning.protocol import Fold
 
 SETS = ("ravdess", "mosi")
 RECIPES = ("improved", "paper")
@@ -134,7 +134,7 @@ class Cells:
         for fold in data.protocol.folds:
             for name, evaluation in self._fold(data, mode, fold, configs):
                 parts.setdefault(name, []).append(evaluation)
-        merged = {name: _merge(evaluations) for name, evaluations in parts.items()}
+        merged = {name: merge(evaluations) for name, evaluations in parts.items()}
         stages = [_judged(name, data) for name in configs]
         order = [*data.baselines, *(name for stage in zip(*stages, strict=True) for names in stage for name in names)]
         return {"majority class": majority(data.protocol, self.draws)} | {name: merged[name] for name in order}
@@ -142,10 +142,8 @@ class Cells:
     def _fold(
         self, data: DataSet, mode: str, fold: Fold, configs: Mapping[str, PretrainConfig]
     ) -> Iterator[tuple[str, Evaluation]]:
-        single = replace(
-            data.protocol, folds=(replace(fold, number=0),), labelled=(data.protocol.labelled[fold.number],)
-        )
-        features = protocols.normalise(data.features, mode, fold.train_rows, data.protocol.groups)
+        single = data.protocol.only(fold)
+        features = normalise(data.features, mode, fold.train_rows, data.protocol.groups)
         place = f"{data.protocol.name}-{mode}-{fold.number}"
         for name, modalities in data.baselines.items():
             path = self._path(place, name, data, None)
@@ -168,7 +166,7 @@ class Cells:
                 for name, path in paths.items():
                     of_seeds.setdefault(name, []).append(self._done(path, place, f"{name}, seed {seed}"))
             for name, kept in of_seeds.items():
-                yield name, _stack(kept)
+                yield name, stack(kept)
 
     def _path(self, place: str, system: str, data: DataSet, config: PretrainConfig | None) -> Path:
         # The whole configuration, not its identity alone: learning rate and epochs decide the result here as well.
@@ -276,40 +274,6 @@ def _representation(pretrainer: Pretrainer, batch: Batch) -> dict[str, NDArray[n
 
 def _concatenated(parts: Mapping[str, NDArray[Any]], modalities: Sequence[str]) -> NDArray[Any]:
     return np.concatenate([parts[m] for m in modalities], axis=1)
-
-
-def _merge(folds: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of all folds: their test rows are disjoint, and -1 where a fold does not test."""
-    fractions = folds[0].predicted
-    return Evaluation(
-        folds[0].protocol,
-        {f: np.maximum.reduce([part.predicted[f] for part in folds]) for f in fractions},
-        {f: np.concatenate([part.strengths[f] for part in folds], axis=1) for f in fractions},
-        folds[0].seeds,
-        _together([part.values for part in folds], lambda values: np.fmax.reduce(values)),
-    )
-
-
-def _stack(seeds: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of the same rows by systems that differ in their seed: their draws one after another."""
-    return Evaluation(
-        seeds[0].protocol,
-        {f: np.concatenate([one.predicted[f] for one in seeds]) for f in seeds[0].predicted},
-        {f: np.concatenate([one.strengths[f] for one in seeds]) for f in seeds[0].strengths},
-        sum(one.seeds for one in seeds),
-        _together([one.values for one in seeds], np.concatenate),
-    )
-
-
-def _together(
-    values: Sequence[NDArray[np.float64] | None], how: Callable[[Sequence[NDArray[np.float64]]], NDArray[np.float64]]
-) -> NDArray[np.float64] | None:
-    given = [value for value in values if value is not None]
-    if given and len(given) != len(values):
-        raise ValueError(
-            f"scores of continuous labels: {len(given)} of {len(values)} cells have them; remove the kept cells"
-        )
-    return how(given) if given else None
 
 
 def _keep(path: Path, evaluation: Evaluation) -> None:

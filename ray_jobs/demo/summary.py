@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ray_jobs.comparison import Score
+from conclugen.evaluation.judge import Score
 from ray_jobs.demo.steps import FRACTIONS, LABEL, WORKERS, DemoResult
 from ray_jobs.tracking.mlflow_environment import ui_command
 

@@ -13,13 +13,13 @@ import torch
 from safetensors.numpy import save_file
 
 import conclugen
-from conclugen import downstream, storage
+from conclugen import storage
 from conclugen.backbones import EncoderInfo
 from conclugen.common.atomic import write_json
 from conclugen.common.names import did_you_mean
-from conclugen.downstream.probe import Probe
-from conclugen.downstream.scaling import Scaling
-from conclugen.downstream.solvers import Linear
+from conclugen.evaluation.features import Scaling
+from conclugen.evaluation.probe import Probe, fit_classes, fit_labels, fit_values
+from conclugen.evaluation.solvers import Linear
 from ray_jobs import evaluate, saved_config
 from ray_jobs.extraction.plan import Recipe, recipe_of
 from ray_jobs.run_config import ShardsConfig
@@ -178,21 +178,21 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     data = ShardsConfig(**{field.name: job["data"][field.name] for field in fields(ShardsConfig)})
     wanted = evaluate.EvaluateJob(job["run"], job["label"], data, job["test_view"], job["fusion"])
-    task, rows, _ = evaluate.read_task(wanted, embedder.modalities)
+    protocol, rows, _ = evaluate.read_protocol(wanted, embedder.modalities)
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
     vectors = embedder.embed(missing, job["fusion"]).astype(np.float64)
-    at, kind = task.train, task.label.kind
-    train = (vectors[at], task.target[at], task.group[at])
-    names: tuple[str, ...] = task.label.classes
-    if kind == "class":
-        probe = downstream.fit_classes(*train, len(names), names=names, allow_absent_classes=True)
-    elif kind == "multilabel":
-        probe = downstream.fit_labels(*train, names=names)
+    target, at = protocol.target, protocol.folds[0].train_rows
+    train = (vectors[at], target.values[at], protocol.groups[at])
+    names = target.classes
+    if target.kind == "class":
+        probe = fit_classes(*train, len(names), names=names, allow_absent_classes=True)
+    elif target.kind == "multilabel":
+        probe = fit_labels(*train, names=names)
     else:
-        probe = downstream.fit_values(*train)
-        width = task.label.width
-        names = (task.label.name,) if width == 1 else tuple(f"{task.label.name}_{i}" for i in range(width))
-    return LabelProbe(task.label.name, names, job["fusion"], probe)
+        probe = fit_values(*train)
+        width = target.width
+        names = (target.name,) if width == 1 else tuple(f"{target.name}_{i}" for i in range(width))
+    return LabelProbe(target.name, names, job["fusion"], probe)
 
 
 def _save(place: Path, fitted: LabelProbe, model: str) -> None:

@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from conclugen import Batch, PretrainConfig, Pretrainer, health
+from conclugen import Batch, PretrainConfig, Pretrainer
 from conclugen.common.names import did_you_mean
-from conclugen.downstream import neighbour_vote
+from conclugen.evaluation import health
+from conclugen.evaluation.knn import neighbour_vote
+from conclugen.evaluation.protocol import own_groups
 from ray_jobs.run_config import DataConfig, PretrainJob
 from ray_jobs.source import Source, open_reader
 from shards import Manifest, Reader, Rows, View
@@ -86,8 +88,7 @@ class Validation:
         """Every other group votes on the rest: no speaker is on both sides."""
         target = self._rows.labels[label]
         features = torch.cat(list(representations.values()), dim=1).double().cpu().numpy()
-        alone = -2 - np.arange(len(target))
-        group = alone if self._rows.group is None else np.where(self._rows.group < 0, alone, self._rows.group)
+        group = own_groups(self._rows.group, np.arange(len(target)))
         known = target >= 0
         votes = np.isin(group, np.unique(group)[::2])
         train, test = known & votes, known & ~votes

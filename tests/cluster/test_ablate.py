@@ -13,12 +13,13 @@ import mlflow
 import pytest
 import ray
 
+from conclugen.evaluation.config import JudgingConfig
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning.ablation.cell import Cell
 from tuning.ablation.plan import AblateJob, SizesConfig, plan
 from tuning.ablation.run import connect, run_cells
 from tuning.ablation.tracking import CellRuns
-from tuning.dataset import JudgingConfig, open_set
+from tuning.dataset import open_set
 from tuning.ledger import Ledger, Record
 from tuning.report.report import report
 

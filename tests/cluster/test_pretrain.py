@@ -15,7 +15,7 @@ import torch
 
 import conclugen
 from conclugen.checkpoint import Checkpoint
-from ray_jobs.comparison import ComparisonConfig
+from conclugen.evaluation.config import ComparisonConfig
 from ray_jobs.evaluate import EvaluateJob, evaluate
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import ShardsConfig

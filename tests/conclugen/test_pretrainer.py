@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conclugen import Batch, NonFiniteLossError, Pretrainer, presets, random
-from conclugen.health import retrieval
+from conclugen.evaluation.health import retrieval
 from conclugen.random import key
 from shards import EpochPlan
 from tests.conclugen.runs import WIDTHS, G, fresh, rows, small_config

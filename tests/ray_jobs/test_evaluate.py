@@ -11,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 
 from conclugen import Pretrainer, export, load, presets
 from conclugen.common.options import OptionsError, save
-from ray_jobs.comparison import ComparisonConfig, Task
-from ray_jobs.evaluate import COMMAND, EvaluateJob, embed_untrained, evaluate, main, read_task, representations
+from conclugen.evaluation.config import ComparisonConfig
+from ray_jobs.evaluate import COMMAND, EvaluateJob, embed_untrained, evaluate, main, read_protocol, representations
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import uri_of_run
@@ -87,13 +87,14 @@ def test_damaged_rows_are_left_out_and_named(
     manifest: Manifest, job: PretrainJob, shards: ShardsConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = EvaluateJob("first", "emotion", shards, output=job.run.output)
-    before, _, none = read_task(wanted, tuple(WIDTHS))
+    before, _, none = read_protocol(wanted, tuple(WIDTHS))
     assert none == []
     speaker_11 = tuple(f"clip{i:03d}" for i in (22, 23, 46))
     damage(manifest, speaker_11)
-    after, _, damaged = read_task(wanted, tuple(WIDTHS))
+    after, _, damaged = read_protocol(wanted, tuple(WIDTHS))
     assert sorted(sample.key for sample in damaged) == list(speaker_11)
-    assert len(before.test) - len(after.test) == 3 and len(before.train) == len(after.train)
+    (first,), (second,) = before.folds, after.folds
+    assert len(first.test_rows) - len(second.test_rows) == 3 and len(first.train_rows) == len(second.train_rows)
 
     wanted = EvaluateJob("first", "emotion", shards, output=job.run.output, comparison=_QUICK)
     result = evaluate(dataclasses.replace(wanted, tracking_uri=job.run.tracking_uri))
@@ -233,9 +234,10 @@ def test_rows_without_a_speaker_are_no_speaker_in_common(manifest: Manifest, job
     View.where(manifest, alone & (np.arange(ROWS) < 60), "one").save()
     View.where(manifest, alone & (np.arange(ROWS) >= 60), "two").save()
     data = ShardsConfig(manifest.folder, view="one", validation_view=None)
-    task, _, _ = read_task(EvaluateJob("first", "emotion", data, test_view="two"), tuple(WIDTHS))
-    assert len(task.train) == len(task.test) == 6
-    assert len(np.unique(task.group)) == 12
+    protocol, _, _ = read_protocol(EvaluateJob("first", "emotion", data, test_view="two"), tuple(WIDTHS))
+    (fold,) = protocol.folds
+    assert len(fold.train_rows) == len(fold.test_rows) == 6
+    assert len(np.unique(protocol.groups)) == 12
 
 
 def test_untrained_heads_of_a_run_with_a_stored_second_view_need_no_second_view(tmp_path: Path) -> None:
@@ -268,8 +270,7 @@ def test_raw_features_stand_beside_a_modality_as_that_modality(tmp_path: Path, f
     x = {m: g.normal(3, 2, (12, width)).astype(np.float32) for m, width in WIDTHS.items()}
     rows = Rows(x, {m: np.ones(12, bool) for m in WIDTHS}, np.arange(12), {}, None)
     train = np.arange(8)
-    task = Task(Label("valence", "continuous"), g.normal(size=12), np.arange(12), train, train, np.arange(8, 12))
-    found = dict(representations(RunFolder(tmp_path), load(tmp_path / "model"), rows, task, fusion))
+    found = dict(representations(RunFolder(tmp_path), load(tmp_path / "model"), rows, train, fusion))
     double = {m: x[m].astype(np.float64) for m in raw}
     by_sklearn = [StandardScaler().fit(values[train]).transform(values) for values in double.values()]
     np.testing.assert_allclose(found["raw"], np.concatenate(by_sklearn, axis=1), rtol=1e-9)

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 from sklearn.decomposition import PCA
 
-from conclugen.downstream import Interval
+from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 
 

@@ -7,7 +7,7 @@ they give for each modality, concatenated, is the representation that the probe 
 import contextlib
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import conclugen
-from conclugen import Batch, PretrainConfig, Pretrainer, health
-from conclugen.downstream import single_label
+from conclugen import Batch, PretrainConfig, Pretrainer
+from conclugen.evaluation import health
+from conclugen.evaluation.judge import Predictions, evaluate, group_accuracies, merge_folds, scores
+from conclugen.evaluation.protocol import Fold, Protocol
 from shards import EpochPlan
 from tuning.dataset import LabelledSet
-from tuning.evaluation import evaluate
 from tuning.ledger import record_key
-from tuning.protocol import Fold
 
 SYSTEMS = ("pretrained", "untrained", "raw")
 SCORES = ("accuracy", "uar", "f1_weighted", "precision_weighted", "recall_weighted")
@@ -84,8 +84,8 @@ def run(cell: Cell, data: LabelledSet) -> Outcome:
     """Run a cell. Raises what pretraining and probes raise (ValueError, NonFiniteLossError)."""
     started, worked = time.perf_counter(), time.process_time()
     _forget_peak_memory()
-    protocol = data.protocol
-    predicted: dict[float, NDArray[np.int16]] = {}
+    protocol = judged_by(cell, data)
+    parts: list[list[Predictions]] = []
     measures: list[dict[str, float]] = []
     samples = 0
     for fold in protocol.folds:
@@ -93,13 +93,9 @@ def run(cell: Cell, data: LabelledSet) -> Outcome:
         samples += seen
         if healthy:
             measures.append(healthy)
-        single = replace(protocol, folds=(replace(fold, number=0),), labelled=(protocol.labelled[fold.number],))
-        judged = evaluate(single, representation, standardized=cell.system == "raw")
-        for fraction, rows in judged.predicted.items():
-            # Test rows of folds are disjoint, and -1 where a fold does not test.
-            known = predicted.get(fraction)
-            predicted[fraction] = rows if known is None else np.maximum(known, rows)
-    metrics, groups = _scores(data, predicted)
+        parts.append(list(evaluate(protocol.only(fold), {cell.system: representation})))
+    cells = [merge_folds(protocol, of_folds) for of_folds in zip(*parts, strict=True)]
+    metrics, groups = _scores(cells)
     metrics |= {name: float(np.mean([each[name] for each in measures])) for name in (measures[0] if measures else ())}
     cost = {
         "seconds": time.perf_counter() - started,
@@ -107,8 +103,15 @@ def run(cell: Cell, data: LabelledSet) -> Outcome:
         "samples": float(samples),
         "peak_memory_bytes": _peak_memory(),
     }
-    arrays: dict[str, NDArray[Any]] = {f"predicted/{fraction!r}": rows for fraction, rows in predicted.items()}
-    return Outcome(metrics, groups, cost, arrays | {"target": protocol.target.astype(np.int16)})
+    arrays: dict[str, NDArray[Any]] = {f"predicted/{found.fraction!r}": found.values for found in cells}
+    return Outcome(metrics, groups, cost, arrays | {"target": protocol.target.values.astype(protocol.target.dtype)})
+
+
+def judged_by(cell: Cell, data: LabelledSet) -> Protocol:
+    """The set's protocol; raw features are standardised already, on the training rows that have each modality."""
+    if cell.system != "raw":
+        return data.protocol
+    return replace(data.protocol, probe=replace(data.protocol.probe, scaling="none"))
 
 
 @contextlib.contextmanager
@@ -190,23 +193,17 @@ def table_of(representations: Mapping[str, torch.Tensor]) -> NDArray[np.float32]
     return torch.cat(list(representations.values()), dim=1).numpy()
 
 
-def _scores(
-    data: LabelledSet, predicted: Mapping[float, NDArray[np.int16]]
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def _scores(cells: Sequence[Predictions]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Scores over all test rows, mean over draws, as `accuracy@0.03`; recall of each class; accuracy of each group."""
-    protocol, tested = data.protocol, data.protocol.test_rows
-    target, owner = protocol.target[tested], protocol.groups[tested]
-    listed = [str(group) for group in np.unique(owner)]
-    members = {group: owner == group for group in listed}
+    owner = cells[0].protocol.groups[cells[0].protocol.test_rows]
+    listed, counts = np.unique(owner, return_counts=True)
     metrics: dict[str, float] = {}
-    groups: dict[str, dict[str, float]] = {"rows": {g: float(rows.sum()) for g, rows in members.items()}}
-    for fraction, draws in predicted.items():
-        each = [single_label(target, draw[tested], len(protocol.class_names), protocol.class_names) for draw in draws]
-        flat = [scores.scalars() for scores in each]
-        wanted = [*SCORES, *(name for name in flat[0] if name.startswith("recall/"))]
-        metrics |= {f"{name}@{fraction:g}": float(np.mean([scores[name] for scores in flat])) for name in wanted}
-        hits = (draws[:, tested] == target).mean(axis=0)
-        groups[f"accuracy@{fraction:g}"] = {g: float(hits[rows].mean()) for g, rows in members.items()}
+    groups = {"rows": {str(group): float(count) for group, count in zip(listed, counts, strict=True)}}
+    for found in cells:
+        of_all = scores(found)
+        wanted = [*SCORES, *(name for name in of_all if name.startswith("recall/"))]
+        metrics |= {f"{name}@{found.fraction:g}": of_all[name] for name in wanted}
+        groups[f"accuracy@{found.fraction:g}"] = group_accuracies(found.protocol, found.values)
     return metrics, groups
 
 

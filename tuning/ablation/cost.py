@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
+from conclugen.evaluation.judge import evaluate
 from tuning.ablation.cell import make_pretrainer, one_thread, table_of, train
 from tuning.ablation.plan import PlannedCell
 from tuning.dataset import LabelledSet
-from tuning.evaluation import evaluate
 from tuning.ledger import Record
 
 _TIMED_STEPS = 3
@@ -59,13 +58,12 @@ def _probe(planned: PlannedCell | None, data: LabelledSet) -> tuple[float, float
         began = time.process_time()
         train(pretrainer, everything, fold, 1, 1 + _TIMED_STEPS)
         step = (time.process_time() - began) / _TIMED_STEPS
-        single = replace(data.protocol, folds=(replace(fold, number=0),), labelled=(data.protocol.labelled[0],))
         representation = table_of(pretrainer.embed(everything))
         judging = 0.0
-        for fraction in data.protocol.fractions:
+        for fraction, draws in fold.labelled.items():
             began = time.process_time()
-            evaluate(single, representation, draws=1, fractions=(fraction,))
-            judging += (time.process_time() - began) * len(data.protocol.labelled[0][fraction])
+            list(evaluate(data.protocol.only(fold), {"": representation}, draws=1, fractions=(fraction,)))
+            judging += (time.process_time() - began) * len(draws)
         return step, judging * len(data.protocol.folds)
 
 

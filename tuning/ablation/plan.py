@@ -15,12 +15,13 @@ from typing import Any
 from conclugen import PretrainConfig, fields, presets
 from conclugen.common.atomic import write_json
 from conclugen.config import RECIPES, TasksConfig
+from conclugen.evaluation.config import JudgingConfig
 from conclugen.presets import ALL, PRESETS
 from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.run_config import DEFAULT_OUTPUT
 from shards.access import SHARED_FOLDER, refuse_url
 from tuning.ablation.cell import Cell, content_key
-from tuning.dataset import JudgingConfig, LabelledSet
+from tuning.dataset import LabelledSet
 from tuning.ledger import Record, record_key
 
 TASKS = ("contrastive", "clustering", "reconstruction")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conclugen.evaluation.statistics import Comparison, paired_tests
 from tuning.report.systems import TASKS, Results, System, best
-from tuning.significance import Comparison, compare
 
 LEVEL = 0.05
 
@@ -93,7 +93,7 @@ def _family(dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[Sy
     rows = next(first for first, second in pairs if (first.label, second.label) in usable).finished[0].groups["rows"]
     if len(rows) < 2:
         return Family(dataset, recipe, fraction, (), "fewer than two test groups")
-    return Family(dataset, recipe, fraction, tuple(compare(usable, rows)))
+    return Family(dataset, recipe, fraction, tuple(paired_tests(usable, rows)))
 
 
 def _common(first: System, second: System, metric: str) -> tuple[dict[str, float], dict[str, float]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from conclugen import fields
 from conclugen.common import uris
 from conclugen.common.atomic import write_text
-from conclugen.downstream import Interval
+from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal

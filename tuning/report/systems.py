@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from conclugen.evaluation.protocol import natural_order
 from conclugen.presets import ALL, PRESETS
-from tuning.dataset import natural_order
 from tuning.ledger import Record
 
 TASKS = ("contrastive", "clustering", "reconstruction")

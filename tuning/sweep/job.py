@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conclugen.common.options import Command, Leaf, build
+from conclugen.evaluation.config import MeasureConfig
 from conclugen.fields import choose, require
 from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
 from shards.access import SHARED_FOLDER, refuse_url
-from tuning.sweep.objective import MeasureConfig
 from tuning.sweep.space import Space
 from tuning.sweep.space_presets import SPACES, laptop
 

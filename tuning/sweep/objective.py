@@ -23,10 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from conclugen import Batch, Pretrainer, health
+from conclugen import Batch, Pretrainer
 from conclugen.common.names import nearest
-from conclugen.downstream import Scaling, fit_classes, fuse, label_draw, single_label
-from conclugen.fields import choose, require
+from conclugen.evaluation import health
+from conclugen.evaluation.config import MeasureConfig, ProbeConfig
+from conclugen.evaluation.features import fuse
+from conclugen.evaluation.judge import evaluate, scores
+from conclugen.evaluation.protocol import Fold, Protocol, Target, label_draw
+from conclugen.fields import choose
 from conclugen.kmeans import cosine_kmeans, draw_rows
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
@@ -45,35 +49,6 @@ _MEANS = ("recall@1", "recall@5", "recall@10", "alignment", "uniformity", "effec
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048
 _BLOCK_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class MeasureConfig:
-    """How trials are measured.
-
-    Attributes:
-        label_fraction: Share of the labelled training rows that the probe learns from.
-        draw: Which draw of them.
-        strengths: Of the probe (C); of several, inner folds over the labelled training groups choose (and cost time).
-        inner_folds: Of that choice.
-        fusion: `concat`, `mean`, or the name of one modality: what the probe sees.
-        clusters: K of the k-means behind `cluster_usage`.
-        test_views: Views that no search may touch, besides those with `test` in their name.
-    """
-
-    label_fraction: float = 1.0
-    draw: int = 0
-    strengths: tuple[float, ...] = (1e-2,)
-    inner_folds: int = 3
-    fusion: str = "concat"
-    clusters: int = 16
-    test_views: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(0 < self.label_fraction <= 1, "measure.label_fraction", self.label_fraction, "above 0, at most 1")
-        require(bool(self.strengths) and min(self.strengths) > 0, "measure.strengths", self.strengths, "above 0")
-        require(self.inner_folds >= 2, "measure.inner_folds", self.inner_folds, "2 or more")
-        require(self.clusters >= 2, "measure.clusters", self.clusters, "2 or more")
 
 
 @dataclass(frozen=True)
@@ -188,27 +163,24 @@ class Judge:
         return float(health.cluster_usage(labels[valid], K)["perplexity"]) / K
 
     def _probe(self, pretrainer: Pretrainer, train: Labelled, held_out: Labelled) -> dict[str, float]:
+        """Scores of a probe that learns from the labelled training rows which have a representation."""
         features, usable = self._embed(pretrainer, train.rows)
         judged, seen = self._embed(pretrainer, held_out.rows)
         if not np.isfinite(features).all() or not np.isfinite(judged).all():
             raise FloatingPointError("representations are not finite")
-        probe = fit_classes(
-            features[usable],
-            train.target[usable],
-            train.group[usable],
-            len(self.classes),
-            names=self.classes,
-            strengths=self.config.strengths,
-            inner_folds=self.config.inner_folds,
-            all_groups=train.group,
-            scaling=Scaling.fit(features[usable]),
+        rows = len(features)
+        fold = Fold(0, np.arange(rows), rows + np.flatnonzero(seen), labelled={1.0: (np.flatnonzero(usable),)})
+        protocol = Protocol(
+            "data.view and data.validation_view",
+            Target("label", "class", np.concatenate([train.target, held_out.target]), self.classes),
+            np.concatenate([train.group, held_out.group]),
+            (fold,),
+            ProbeConfig(self.config.strengths, self.config.inner_folds, scaling="labelled"),
         )
-        scores = single_label(held_out.target[seen], probe.predict(judged[seen]), len(self.classes), self.classes)
-        return {
-            "probe_accuracy": scores.accuracy,
-            "probe_uar": scores.unweighted_average_recall,
-            "probe_macro_f1": scores.per_class.macro(scores.per_class.f1),
-        }
+        (found,) = evaluate(protocol, {"trial": np.concatenate([features, judged])})
+        names = {"probe_accuracy": "accuracy", "probe_uar": "uar", "probe_macro_f1": "f1_macro"}
+        of_all = scores(found)
+        return {name: of_all[score] for name, score in names.items()}
 
     def _embed(self, pretrainer: Pretrainer, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """(N, R') representations and which rows have any, in blocks that fit memory."""

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from benchmarks.reproduce import evaluation
 from benchmarks.reproduce import reproduce as module
+from benchmarks.reproduce.evaluation import Evaluation
 from benchmarks.reproduce.feature_files import find_protocol, read_mosi, read_ravdess
 from benchmarks.reproduce.page import verdict
 from benchmarks.reproduce.reproduce import Settings, main, pretrained, reproduce
-from conclugen.downstream import RIDGE_STRENGTHS, Interval
-from tuning import protocol as protocols
-from tuning.evaluation import Evaluation
+from conclugen.evaluation.config import RIDGE_STRENGTHS
+from conclugen.evaluation.features import normalise
+from conclugen.evaluation.statistics import Interval
 
 ACTORS = 8
 TINY = Settings(
@@ -86,7 +88,7 @@ def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, caps
     for fold in data.protocol.folds:
         whole = next(e for e in raw if (e.predicted[0.25][:, fold.test_rows] >= 0).all())
         assert whole.predicted[0.25].shape == (2, ACTORS * 16)
-        hits.append((whole.predicted[0.25][:, fold.test_rows] == data.protocol.target[fold.test_rows]).mean())
+        hits.append((whole.predicted[0.25][:, fold.test_rows] == data.protocol.target.values[fold.test_rows]).mean())
     assert f"| raw features | {np.mean(hits):.3f} ± {np.std(hits, ddof=1):.3f} [" in page
     inductive = page.partition("### Speaker-normalised")[0]
     assert inductive.count("| raw features |") == 1
@@ -119,7 +121,7 @@ def test_a_cell_is_the_mean_over_seeds_and_draws(folder):
     tested = mosi.protocol.test_rows
     kept = [Evaluation.load(p).predicted[0.1] for p in (folder / "out" / "cells").glob("mosi-inductive-0-improved-*")]
     assert len(kept) == 2
-    mean = np.mean([(rows[:, tested] == mosi.protocol.target[tested]).mean() for rows in kept])
+    mean = np.mean([(rows[:, tested] == mosi.protocol.target.values[tested]).mean() for rows in kept])
     row = (folder / "results.md").read_text().partition("\n| improved |")[2].partition("\n")[0]
     assert row.split("|")[1].startswith(f" {mean:.3f} [")
 
@@ -130,7 +132,7 @@ def test_sentiment_of_the_text_head_is_scored_as_recomputed(folder):
     )
     mosi = read_mosi(folder, draws=1)
     fold = mosi.protocol.folds[0]
-    features = protocols.normalise(mosi.features, "inductive", fold.train_rows, mosi.protocol.groups)
+    features = normalise(mosi.features, "inductive", fold.train_rows, mosi.protocol.groups)
     _, trained = pretrained(TINY.config("improved", tuple(features)), features, mosi.group, fold)
     text = trained["text"].astype(np.float64)
     text = (text - text[fold.train_rows].mean(0)) / text[fold.train_rows].std(0)
@@ -151,7 +153,7 @@ def test_pretraining_sees_training_rows_only_and_changes_what_was_untrained(fold
     data = read_ravdess(folder)
     fold = data.protocol.folds[0]
     config = TINY.config(recipe, ("video", "audio"))
-    features = protocols.normalise(data.features, "inductive", fold.train_rows, data.protocol.groups)
+    features = normalise(data.features, "inductive", fold.train_rows, data.protocol.groups)
     before, after = pretrained(config, features, data.group, fold)
     before, after = (np.concatenate(list(parts.values()), axis=1) for parts in (before, after))
     assert before.shape == after.shape == (ACTORS * 16, 2 * 16)
@@ -219,7 +221,7 @@ def test_verdict(estimate, low, high, said):
 
 def test_cells_of_which_some_have_continuous_scores_are_not_averaged():
     some, none = np.ones((1, 2)), None
-    assert np.array_equal(module._together([some, 3 * some], np.concatenate), [[1, 1], [3, 3]])
-    assert module._together([none, none], np.concatenate) is None
+    assert np.array_equal(evaluation._together([some, 3 * some], np.concatenate), [[1, 1], [3, 3]])
+    assert evaluation._together([none, none], np.concatenate) is None
     with pytest.raises(ValueError, match="1 of 2 cells"):
-        module._together([some, none], np.concatenate)
+        evaluation._together([some, none], np.concatenate)

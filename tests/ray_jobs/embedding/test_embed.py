@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import conclugen
-from conclugen import Pretrainer, backbones, downstream, export, presets, storage
+from conclugen import Pretrainer, backbones, export, presets, storage
 from conclugen.common.atomic import write_json
+from conclugen.evaluation.probe import fit_classes
 from ray_jobs import embed, evaluate
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
@@ -129,10 +130,11 @@ def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path,
     np.testing.assert_allclose(row["embedding"], embedder.embed(features)[0], rtol=1e-5, atol=1e-6)
 
     job = evaluate.EvaluateJob("run", "mood", ShardsConfig(folder=str(root / "features"), validation_view=None))
-    task, rows, _ = evaluate.read_task(job, embedder.modalities)
+    protocol, rows, _ = evaluate.read_protocol(job, embedder.modalities)
+    train = protocol.folds[0].train_rows
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
-    vectors = embedder.embed(missing).astype(np.float64)[task.train]
-    probe = downstream.fit_classes(vectors, task.target[task.train], task.group[task.train], 2)
+    vectors = embedder.embed(missing).astype(np.float64)[train]
+    probe = fit_classes(vectors, protocol.target.values[train], protocol.groups[train], 2)
     expected = probe.probabilities(embedder.embed(features))[0]
     np.testing.assert_allclose([row["p.calm"], row["p.angry"]], expected, rtol=1e-4)
 

@@ -9,6 +9,9 @@ import pytest
 from benchmarks.reproduce import reproduce
 from conclugen import presets
 from conclugen.common.options import save
+from conclugen.evaluation.config import JudgingConfig
+from conclugen.evaluation.judge import fold_accuracy
+from conclugen.evaluation.protocol import natural_order
 from conclugen.presets import PRESETS
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training import run_lock
@@ -26,9 +29,7 @@ from tuning.ablation.plan import (
     refuse_other_data,
     title,
 )
-from tuning.dataset import JudgingConfig, natural_order, open_set
-from tuning.evaluation import Evaluation
-from tuning.evaluation import cell as table_cell
+from tuning.dataset import open_set
 from tuning.ledger import Ledger, Record
 
 SIZES = SizesConfig(**TINY)
@@ -366,9 +367,7 @@ def test_scores_groups_and_predictions_of_a_cell_agree(sets):
 def test_a_raw_cell_is_the_probe_of_standardised_features(sets):
     data = sets["three"]
     outcome = run(Cell("raw", ("audio", "video")), data)
-    predicted = {f: outcome.arrays[f"predicted/{f!r}"] for f in JUDGING.fractions}
-    strengths = {f: np.full((len(p), 4), np.nan) for f, p in predicted.items()}
-    shown = table_cell(data.protocol, Evaluation("three", predicted, strengths), 1.0)
+    shown = fold_accuracy(data.protocol, outcome.arrays["predicted/1.0"])
     assert outcome.metrics["accuracy@1"] == pytest.approx(shown.mean)
     assert outcome.metrics["accuracy@1"] > 0.75  # the class shows in both
     assert outcome.cost["samples"] == 0

@@ -13,10 +13,11 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
 from conclugen import Batch
+from conclugen.evaluation.config import MeasureConfig
 from ray_jobs.run_config import DataConfig
 from shards import Manifest, Rows, View
 from tests.feature_corpus import write_corpus
-from tuning.sweep.objective import OBJECTIVES, Judge, MeasureConfig, direction, refuse_test_rows
+from tuning.sweep.objective import OBJECTIVES, Judge, direction, refuse_test_rows
 
 MODALITIES = ("video", "audio", "text")
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from conclugen import PretrainConfig, Pretrainer, presets
+from conclugen.evaluation.config import MeasureConfig
 from ray_jobs.run_config import DataConfig
 from ray_jobs.tracking.journal import Journal, metric_history
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.stats import column_moments
 from shards.stream import stream
 from tests.feature_corpus import write_corpus
-from tuning.sweep.objective import Judge, MeasureConfig
+from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space, replay, weights_of
 from tuning.sweep.space import Range, Space, Weights
 from tuning.sweep.space_presets import laptop

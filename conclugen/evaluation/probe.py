@@ -4,6 +4,7 @@ Strength C is chosen on held-out training groups, then the probe is fitted again
 is fitted on the training rows (of which the labelled ones may be a part). Of equally good strengths the smallest wins.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,20 +12,48 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from conclugen.downstream import checks, decisions
-from conclugen.downstream.checks import Floats
-from conclugen.downstream.decisions import Kind
-from conclugen.downstream.metrics import single_label
-from conclugen.downstream.scaling import Scaling
-from conclugen.downstream.selection import best, group_folds
-from conclugen.downstream.solvers import Linear, Rotation, logistic_path, ridge_path
+from conclugen.evaluation import checks
+from conclugen.evaluation.checks import Floats
+from conclugen.evaluation.config import RIDGE_STRENGTHS, STRENGTHS, Kind
+from conclugen.evaluation.features import Scaling
+from conclugen.evaluation.metrics import confusion_matrix
+from conclugen.evaluation.protocol import group_folds
+from conclugen.evaluation.solvers import Linear, Rotation, logistic_path, ridge_path, sigmoid, softmax
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-RIDGE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+class Readout(ABC):
+    """A fitted linear model: from its raw outputs to probabilities and predictions, by the kind of label."""
+
+    kind: Kind
+
+    @abstractmethod
+    def raw(self, features: ArrayLike) -> Floats:
+        """(N, K) logits, or (N, T) values of a continuous label."""
+
+    def probabilities(self, features: ArrayLike) -> Floats:
+        """(N, K): softmax over the classes, or a sigmoid for each label."""
+        if self.kind == "continuous":
+            raise ValueError("probabilities: continuous labels have values, no probabilities; call predict")
+        raw = self.raw(features)
+        return softmax(raw) if self.kind == "class" else sigmoid(raw)
+
+    def predict(self, features: ArrayLike) -> NDArray[Any]:
+        """(N,) class indices, (N, L) labels in {0, 1} at probability 0.5, or (N, T) values."""
+        raw = self.raw(features)
+        if self.kind == "class":
+            return raw.argmax(axis=1)
+        return (raw > 0).astype(np.int64) if self.kind == "multilabel" else raw
+
+    def judged(self, features: ArrayLike) -> NDArray[Any]:
+        """What scores are computed from: (N,) classes, (N, L) probabilities, or (N,) values ((N, T) of several)."""
+        if self.kind == "multilabel":
+            return self.probabilities(features)
+        found = self.predict(features)
+        return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Readout):
     """A fitted probe. `scores`: C -> mean score over the inner folds (higher is better; empty where C was given)."""
 
     kind: Kind
@@ -39,14 +68,6 @@ class Probe:
         if X.shape[1] != len(self.scaling.mean):
             raise ValueError(f"features: width {X.shape[1]}, the probe was fitted on width {len(self.scaling.mean)}")
         return self.model(self.scaling.apply(X))
-
-    def probabilities(self, features: ArrayLike) -> Floats:
-        """(N, K): softmax over the classes, or a sigmoid for each label."""
-        return decisions.probabilities(self.kind, self.raw(features))
-
-    def predict(self, features: ArrayLike) -> NDArray[Any]:
-        """(N,) class indices, (N, L) labels in {0, 1} at probability 0.5, or (N, T) values."""
-        return decisions.predictions(self.kind, self.raw(features))
 
 
 def fit_classes(
@@ -91,8 +112,12 @@ def fit_classes(
         return [_spread(model, seen, classes) for model in models]
 
     def score(model: Linear, X: Floats, rows: NDArray[np.int64]) -> float:
-        scores = single_label(y[rows], model(X[rows]).argmax(axis=1), classes)
-        return scores.accuracy if select_by == "accuracy" else scores.unweighted_average_recall
+        guess = model(X[rows]).argmax(axis=1)
+        if select_by == "accuracy":
+            return float((guess == y[rows]).mean())
+        confusion = confusion_matrix(y[rows], guess, classes)
+        support = confusion.sum(axis=1)
+        return float((np.diagonal(confusion)[support > 0] / support[support > 0]).mean())
 
     return _fit("class", X, groups, all_groups, strengths, inner_folds, scaling, path, score)
 
@@ -200,50 +225,6 @@ def _fit(
         fitted, judged = everything[fold != held_out], everything[fold == held_out]
         table[held_out] = [score(model, scaled, judged) for model in path(scaled, fitted, grid)]
     means = table.mean(axis=0)
-    chosen = grid[best(grid, list(means))]
+    chosen = grid[int(means.argmax())]
     model = path(scaled, everything, [chosen])[0]
     return Probe(kind, scaling, model, chosen, {c: float(mean) for c, mean in zip(grid, means, strict=True)})
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """Predictions for the test rows (see `Probe.predict`), probabilities (None of continuous labels), the chosen C."""
-
-    predictions: NDArray[Any]
-    probabilities: Floats | None
-    strength: float
-    probe: Probe
-
-
-def held_out_probe(
-    features: ArrayLike,
-    target: ArrayLike,
-    groups: ArrayLike,
-    train_rows: NDArray[np.integer],
-    test_rows: NDArray[np.integer],
-    kind: Kind = "class",
-    *,
-    classes: int | None = None,
-    weights: Sequence[float] | None = None,
-    names: Sequence[str] | None = None,
-    inner_folds: int = 3,
-) -> ProbeResult:
-    """Fit on the training rows of (N, D) features, predict the test rows; groups (N,) must not be on both sides.
-
-    `classes` is needed for kind `"class"`; `weights`: of the classes, or of each label's positive rows.
-    Raises `ValueError` as the fits do, and for a group on both sides.
-    """
-    X, owner, labels = np.asarray(features), np.asarray(groups), np.asarray(target)
-    checks.same_length(len(X), target=labels, groups=owner)
-    checks.disjoint_groups(owner[train_rows], owner[test_rows])
-    train = (X[train_rows], labels[train_rows], owner[train_rows])
-    if kind == "class":
-        if classes is None:
-            raise ValueError("classes: needed for targets of kind 'class'")
-        fitted = fit_classes(*train, classes, names=names, class_weights=weights, inner_folds=inner_folds)
-    elif kind == "multilabel":
-        fitted = fit_labels(*train, positive_weights=weights, names=names, inner_folds=inner_folds)
-    else:
-        fitted = fit_values(*train, inner_folds=inner_folds)
-    chances = None if kind == "continuous" else fitted.probabilities(X[test_rows])
-    return ProbeResult(fitted.predict(X[test_rows]), chances, fitted.strength, fitted)

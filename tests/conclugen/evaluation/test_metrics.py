@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from conclugen.downstream import continuous, multi_label, sentiment, single_label
+from conclugen.evaluation.metrics import continuous, multi_label, sentiment, single_label
 
 
 @pytest.fixture

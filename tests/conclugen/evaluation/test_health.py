@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conclugen import health
+from conclugen.evaluation import health
 from tests.conclugen.runs import fresh, rows, small_config
 
 

@@ -4,19 +4,10 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from conclugen.downstream import (
-    Majority,
-    Scaling,
-    frequency,
-    fuse,
-    inverse_frequency,
-    label_draw,
-    positive_weights,
-    published,
-    raw_features,
-    standardize_by_group,
-    untrained_heads,
-)
+from conclugen.evaluation.config import PUBLISHED_WEIGHTS
+from conclugen.evaluation.features import MODES, Scaling, fuse, normalise, raw_features, standardize_by_group
+from conclugen.evaluation.finetune import class_weights
+from conclugen.evaluation.protocol import Target, label_draw
 
 
 def test_fusion_of_everything_present():
@@ -94,46 +85,66 @@ def test_standardisation_by_group_and_with_missing_values():
 def test_raw_baseline_fills_with_the_training_mean():
     features = {"video": np.array([[1.0], [3.0], [0.0], [100.0]]), "audio": np.array([[0.0], [2.0], [4.0], [8.0]])}
     present = {"video": [True, True, False, True], "audio": [False, True, True, True]}
-    fused, usable = raw_features(features, present, np.array([0, 1, 2]))
+    fused = raw_features(features, present, np.array([0, 1, 2]))
     np.testing.assert_allclose(fused, [[-1, 0], [1, -1], [0, 1], [98, 5]])
-    assert usable.all()
     with pytest.raises(ValueError, match="audio: no training row"):
         raw_features(features, present, np.array([0]))
 
 
-def test_untrained_heads_are_fused_like_trained_ones():
-    def embed(features, present):
-        return {name: np.asarray(values) * 2 for name, values in features.items()}
-
-    features = {"a": np.ones((2, 2)), "b": np.ones((2, 2))}
-    present = {"a": np.array([True, False]), "b": np.array([True, True])}
-    fused, usable = untrained_heads(embed, features, present, "mean")
-    np.testing.assert_array_equal(fused, [[2, 2], [2, 2]])
-    assert usable.all()
-    np.testing.assert_array_equal(untrained_heads(embed, features, present)[0][1], [0, 0, 2, 2])
-
-
-def test_majority():
-    baseline = Majority.fit([2, 1, 1, 0], 4)
-    np.testing.assert_array_equal(baseline.predict(3), [1, 1, 1])
-    np.testing.assert_array_equal(baseline.probabilities(1), [[0.25, 0.5, 0.25, 0]])
+def labelled(kind, values, classes=3):
+    return Target("emotion", kind, np.asarray(values), tuple("abcdefgh"[:classes]))
 
 
 def test_class_weights():
-    target = np.repeat([0, 1, 2], [10, 30, 60])
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=target)
-    np.testing.assert_allclose(inverse_frequency(target, 3), expected)
-    np.testing.assert_allclose(frequency(target, 3), [0.3, 0.9, 1.8])
-    np.testing.assert_allclose(positive_weights([[1, 0], [0, 0], [0, 1], [0, 1]]), [3, 1])
-    with pytest.raises(ValueError, match="class 3 has no row"):
-        inverse_frequency(target, 4)
+    target = np.repeat([0, 1, 2, 0], [10, 30, 60, 40])
+    rows = np.arange(100)  # of these alone
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=target[rows])
+    np.testing.assert_array_equal(class_weights(labelled("class", target), rows, "inverse_frequency"), expected)
+    np.testing.assert_allclose(class_weights(labelled("class", target), rows, "frequency"), [0.3, 0.9, 1.8])
+    many = labelled("multilabel", [[1, 0], [0, 0], [0, 1], [0, 1]], 2)
+    np.testing.assert_allclose(class_weights(many, np.arange(4), "inverse_frequency"), [3, 1])
+    assert class_weights(labelled("class", target), rows, "none") is None
+    assert class_weights(labelled("continuous", target, 0), rows, "frequency") is None
+    with pytest.raises(ValueError, match=r"'d' \(3\) has no row"):
+        class_weights(labelled("class", target, 4), rows, "inverse_frequency")
+    with pytest.raises(ValueError, match=r"'b' \(1\) has no positive row"):
+        class_weights(many, np.arange(2), "frequency")
 
 
 def test_published_weights():
     # RAVDESS's list is the inverse frequency of its 96 neutral and 192 other clips
-    counts = np.repeat(np.arange(8), [96] + [192] * 7)
-    np.testing.assert_allclose(published("ravdess"), inverse_frequency(counts, 8))
-    assert len(published("meld")) == 7
-    assert len(published("mosei")) == 6
-    with pytest.raises(ValueError, match="did you mean 'mosei'"):
-        published("mosi")
+    counts = labelled("class", np.repeat(np.arange(8), [96] + [192] * 7), 8)
+    rows = np.arange(len(counts.values))
+    np.testing.assert_allclose(class_weights(counts, rows, "ravdess"), class_weights(counts, rows, "inverse_frequency"))
+    assert {name: len(weights) for name, weights in PUBLISHED_WEIGHTS.items()} == {"meld": 7, "ravdess": 8, "mosei": 6}
+    with pytest.raises(ValueError, match="'meld' has 7 weights, label 'emotion' has 8 classes"):
+        class_weights(counts, rows, "meld")
+
+
+@pytest.fixture
+def speakers():
+    """14 speakers of 30 rows that differ in their means."""
+    actors = np.repeat(np.arange(1, 15), 30)
+    return actors, np.random.default_rng(0).normal(size=(420, 5)) + actors[:, None] * 0.3
+
+
+def test_inductive_normalisation_uses_training_rows_only(speakers):
+    actors, features = speakers
+    train = np.flatnonzero(actors > 4)
+    found = normalise({"video": features}, "inductive", train, actors)["video"]
+    np.testing.assert_allclose(found[train].mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(found[train].std(axis=0), 1)
+    changed = features.copy()
+    changed[actors <= 4] += 100
+    again = normalise({"video": changed}, "inductive", train, actors)["video"]
+    np.testing.assert_array_equal(again[train], found[train])
+
+
+def test_speaker_normalisation_uses_each_speakers_own_rows(speakers):
+    actors, features = speakers
+    found = normalise({"video": features}, "speaker_normalised", np.arange(3), actors)["video"]
+    for actor in range(1, 15):
+        np.testing.assert_allclose(found[actors == actor].mean(axis=0), 0, atol=1e-12)
+    assert MODES == ("inductive", "speaker_normalised")
+    with pytest.raises(ValueError, match="did you mean 'inductive'"):
+        normalise({}, "inductiv", np.arange(3), actors)

@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 
-from conclugen.downstream import (
+from conclugen.evaluation.metrics import continuous, multi_label, sentiment, single_label
+from conclugen.evaluation.statistics import (
     Resampling,
     class_intervals,
-    continuous,
     continuous_intervals,
-    multi_label,
     multilabel_intervals,
-    sentiment,
     sentiment_intervals,
-    single_label,
 )
 
 FEW = Resampling(resamples=50)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from conclugen.downstream.checks import Floats
+from conclugen.evaluation.checks import Floats
 
 Link = Literal["softmax", "sigmoid"]
 

@@ -27,7 +27,7 @@ def matrix(values: ArrayLike, what: str) -> Floats:
         raise ValueError(
             f"{what}: {int(bad.any(axis=1).sum())} of {len(array)} rows hold NaN or infinity, the first at row {row}, "
             f"column {column} ({array[row, column]}); leave out rows without a representation, "
-            "or fuse modalities so that a missing one counts as zero (conclugen.downstream.fuse)"
+            "or fuse modalities so that a missing one counts as zero (conclugen.evaluation.features.fuse)"
         )
     return array
 
@@ -89,12 +89,12 @@ def trainable_classes(
         )
 
 
-def disjoint_groups(train_groups: ArrayLike, test_groups: ArrayLike) -> None:
+def disjoint_groups(train_groups: ArrayLike, test_groups: ArrayLike, where: str = "groups") -> None:
     """`ValueError` where a group (speaker, video) is on both sides of a split."""
     shared = np.intersect1d(np.asarray(train_groups), np.asarray(test_groups))
     if len(shared):
         shown = ", ".join(str(group) for group in shared[:5])
         raise ValueError(
-            f"groups: {len(shared)} group(s) are in training and in test ({shown}); "
-            "a speaker known from training makes the test easier than it is: split by group"
+            f"{where}: {len(shared)} group(s) are in training and in test ({shown}), so the score would measure "
+            "recognition of speakers; split by group (shards: python -m shards split FOLDER --by group)"
         )

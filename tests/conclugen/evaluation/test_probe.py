@@ -7,7 +7,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from conclugen.downstream import Scaling, fit_classes, fit_labels, fit_values, group_folds, held_out_probe
+from conclugen.evaluation.config import ProbeConfig
+from conclugen.evaluation.features import Scaling
+from conclugen.evaluation.judge import evaluate
+from conclugen.evaluation.probe import fit_classes, fit_labels, fit_values
+from conclugen.evaluation.protocol import Fold, Protocol, Target, group_folds
 
 
 def clusters(rows=120, width=10, classes=3, seed=0, spread=1.5):
@@ -104,13 +108,15 @@ def test_values_are_ridge_regression(rows, width):
 def test_standardisation_sees_training_rows_only():
     X, y, groups = clusters()
     far = np.concatenate([X, X[:5] * 1000])
-    rows = np.arange(120)
     labels, speakers = np.append(y, y[:5]), np.append(groups, np.full(5, 99))
-    result = held_out_probe(far, labels, speakers, rows, np.arange(120, 125), classes=3)
     alone = fit_classes(X, y, groups, 3)
-    np.testing.assert_array_equal(result.probe.scaling.mean, alone.scaling.mean)
-    np.testing.assert_array_equal(result.predictions, alone.predict(X[:5] * 1000))
-    assert result.strength == alone.strength
+    for scaling in ("labelled", "training"):
+        fold = Fold(0, np.arange(120), np.arange(120, 125), labelled={1.0: (np.arange(120),)})
+        target = Target("e", "class", labels, ("a", "b", "c"))
+        protocol = Protocol("far", target, speakers, (fold,), ProbeConfig(scaling=scaling))
+        (found,) = evaluate(protocol, {"far": far})
+        np.testing.assert_array_equal(found.values[0, 120:], alone.predict(X[:5] * 1000))
+        assert found.strengths == [[alone.strength]]
 
 
 def test_constant_columns_do_no_harm():
@@ -126,18 +132,14 @@ def test_inner_fold_is_the_position_in_the_sorted_list_of_all_groups():
     np.testing.assert_array_equal(group_folds([7, 3, 9, 3], 2, all_groups=[1, 3, 7, 9]), [0, 1, 1, 1])
 
 
-def test_probe_of_every_kind_through_one_door():
+def test_what_is_judged_follows_the_kind_of_label():
     X, y, groups = clusters()
-    train, test = np.flatnonzero(groups < 8), np.flatnonzero(groups >= 8)
-    classes = held_out_probe(X, y, groups, train, test, classes=3)
-    assert classes.probabilities is not None
-    np.testing.assert_array_equal(classes.probabilities.argmax(axis=1), classes.predictions)
-    labels = np.eye(3)[y]
-    many = held_out_probe(X, labels, groups, train, test, "multilabel", weights=(2, 2, 2))
-    assert many.predictions.shape == (len(test), 3)
-    values = held_out_probe(X, X[:, 0], groups, train, test, "continuous")
-    assert values.probabilities is None
-    assert np.corrcoef(values.predictions[:, 0], X[test, 0])[0, 1] > 0.99
+    classes, labels = fit_classes(X, y, groups, 3), fit_labels(X, np.eye(3)[y], groups, positive_weights=(2, 2, 2))
+    values = fit_values(X, X[:, 0], groups)
+    np.testing.assert_array_equal(classes.judged(X), classes.probabilities(X).argmax(axis=1))
+    np.testing.assert_array_equal(labels.judged(X), labels.probabilities(X))
+    np.testing.assert_array_equal(values.judged(X), values.predict(X)[:, 0])
+    assert np.corrcoef(values.judged(X), X[:, 0])[0, 1] > 0.99
 
 
 def refuse(message, call):
@@ -166,10 +168,6 @@ def test_refusals_name_what_is_wrong():
     never = np.column_stack([y == 0, np.zeros(120)])
     refuse(r"label 'b' \(1\) is never set", lambda: fit_labels(X, never, groups, names=("a", "b")))
     refuse("must be 0 or 1", lambda: fit_labels(X, X, groups))
-    refuse(
-        r"1 group\(s\) are in training and in test \(4\)",
-        lambda: held_out_probe(X, y, groups, np.flatnonzero(groups <= 4), np.flatnonzero(groups >= 4), classes=3),
-    )
     refuse("width 9, the probe was fitted on width 10", lambda: fit_classes(X, y, groups, 3).predict(X[:, :9]))
     refuse("not among the 2 training groups", lambda: fit_classes(X, y, groups, 3, all_groups=[1, 2]))
 

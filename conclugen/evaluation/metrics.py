@@ -11,11 +11,13 @@ What is undefined is NaN and named, never a silent zero:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from conclugen.downstream.checks import Floats, Integers, binary, class_labels, matrix, same_length
+from conclugen.evaluation.checks import Floats, Integers, binary, class_labels, matrix, same_length
+from conclugen.evaluation.protocol import Target
 
 
 @dataclass(frozen=True)
@@ -129,18 +131,17 @@ def mean_of_defined(values: ArrayLike) -> Floats:
     return mean
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Elementwise quotient, NaN where the denominator is zero."""
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+def _per_class(names: tuple[str, ...], parts: Sequence[tuple[NDArray[Any], NDArray[Any], Sequence[int]]]) -> PerClass:
+    """Of each part (true, predicted, labels to score) the columns of those labels, one after the other."""
+    from sklearn.metrics import precision_recall_fscore_support  # training processes import this file and score nothing
 
-
-def _per_class(names: tuple[str, ...], hits: ArrayLike, predicted: ArrayLike, support: ArrayLike) -> PerClass:
-    hits, predicted, true = (np.asarray(values, dtype=np.float64) for values in (hits, predicted, support))
-    precision = _ratio(hits, predicted)
-    precision[(predicted == 0) & (true > 0)] = 0.0
-    recall = _ratio(hits, true)
-    f1 = np.where(true > 0, _ratio(2 * hits, predicted + true), np.nan)
-    return PerClass(names, precision, recall, f1, true.astype(np.int64))
+    columns = [
+        precision_recall_fscore_support(true, predicted, labels=labels, zero_division=np.nan)
+        for true, predicted, labels in parts
+    ]
+    precision, recall, f1, support = (np.concatenate(values) for values in zip(*columns, strict=True))
+    precision[np.isnan(precision) & (support > 0)] = 0.0
+    return PerClass(names, precision, recall, np.where(support > 0, f1, np.nan), support.astype(np.int64))
 
 
 def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -165,9 +166,10 @@ def single_label(
     total = int(confusion.sum())
     if not total:
         raise ValueError("target: no rows to score")
-    hits = np.diagonal(confusion)
-    per_class = _per_class(_names(names, classes), hits, confusion.sum(axis=0), confusion.sum(axis=1))
-    return SingleLabelScores(float(hits.sum() / total), per_class.macro(per_class.recall), confusion, per_class)
+    part = (np.asarray(target), np.asarray(predicted), range(classes))
+    per_class = _per_class(_names(names, classes), [part])
+    accuracy = float(np.trace(confusion) / total)
+    return SingleLabelScores(accuracy, per_class.macro(per_class.recall), confusion, per_class)
 
 
 def multi_label(
@@ -179,9 +181,8 @@ def multi_label(
         raise ValueError(f"probability: shape {score.shape}, expected {true.shape} as in the target")
     binary(true, "target")
     positive, guess = true > 0, score > threshold
-    per_label = _per_class(
-        _names(names, true.shape[1]), (positive & guess).sum(axis=0), guess.sum(axis=0), positive.sum(axis=0)
-    )
+    columns = [(positive[:, label], guess[:, label], [True]) for label in range(true.shape[1])]
+    per_label = _per_class(_names(names, true.shape[1]), columns)
     accuracy = (positive == guess).mean(axis=0)
     return MultiLabelScores(per_label.weighted(accuracy), accuracy, per_label)
 
@@ -222,3 +223,16 @@ def sentiment(target: ArrayLike, predicted: ArrayLike) -> SentimentScores:
         polar.accuracy if polar else float("nan"),
         polar.per_class.weighted(polar.per_class.f1) if polar else float("nan"),
     )
+
+
+def scores(target: Target, rows: NDArray[np.integer], predicted: ArrayLike) -> dict[str, float]:
+    """Every score that fits the label's kind, by flat name, of predictions for `rows`.
+
+    predicted: (n,) classes, (n, L) probabilities, or (n,) values.
+    """
+    true = target.values[rows]
+    if target.kind == "class":
+        return single_label(true, predicted, len(target.classes), target.classes).scalars()
+    if target.kind == "multilabel":
+        return multi_label(true, predicted, target.classes).scalars()
+    return (sentiment if target.sentiment else continuous)(true, predicted).scalars()

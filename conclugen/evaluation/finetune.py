@@ -1,14 +1,13 @@
 """The published downstream model: one linear layer behind dropout on frozen representations.
 
-The representations (modalities concatenated, averaged, or one of them: `fuse`) come as arrays; only the classifier
-trains. Nothing is drawn from ambient generators: initial weights, order of rows and dropout masks are functions of the
-seed, so that two runs agree bit for bit on one device.
+The representations (modalities concatenated, averaged, or one of them: `features.fuse`) come as arrays; only the
+classifier trains. Nothing is drawn from ambient generators: initial weights, order of rows and dropout masks are
+functions of the seed, so that two runs agree bit for bit on one device.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,44 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from conclugen.downstream import checks, decisions
-from conclugen.downstream.checks import Floats
-from conclugen.downstream.decisions import Kind
-from conclugen.downstream.metrics import multi_label
-from conclugen.downstream.solvers import sigmoid
+from conclugen.evaluation import checks
+from conclugen.evaluation.checks import Floats
+from conclugen.evaluation.config import PUBLISHED_WEIGHTS, FineTuneConfig, Kind
+from conclugen.evaluation.metrics import multi_label
+from conclugen.evaluation.probe import Readout
+from conclugen.evaluation.protocol import Target
+from conclugen.evaluation.solvers import sigmoid
 from conclugen.random import uniform
-from conclugen.schedule import OptimizerConfig, learning_rate
-
-Fit = Literal["l1", "mse"]
-
-
-def _published_optimizer() -> OptimizerConfig:
-    return OptimizerConfig(lr=0.00967, weight_decay=0.004)
-
-
-@dataclass(frozen=True)
-class FineTuneConfig:
-    """Defaults are the published ones, but for `epochs`, which was not published: early stopping ends most runs.
-
-    patience: epochs without a lower validation loss. continuous_loss: of continuous labels only.
-    """
-
-    epochs: int = 200
-    batch: int = 4096
-    dropout: float = 0.5
-    patience: int = 15
-    seed: int = 127
-    optimizer: OptimizerConfig = field(default_factory=_published_optimizer)
-    continuous_loss: Fit = "l1"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout}; expected a share from 0 to below 1")
-        if self.continuous_loss not in ("l1", "mse"):
-            raise ValueError(f"continuous_loss: {self.continuous_loss!r} is unknown; allowed: l1, mse")
+from conclugen.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -66,7 +36,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class FineTuned:
+class FineTuned(Readout):
     """The classifier of the epoch with the best validation score (of equals the first): weight (R, K), bias (K,)."""
 
     kind: Kind
@@ -78,14 +48,6 @@ class FineTuned:
     def raw(self, features: ArrayLike) -> Floats:
         """(N, K) logits or values."""
         return checks.matrix(features, "features") @ self.weight + self.bias
-
-    def probabilities(self, features: ArrayLike) -> Floats:
-        """(N, K): softmax over the classes, or a sigmoid for each label."""
-        return decisions.probabilities(self.kind, self.raw(features))
-
-    def predict(self, features: ArrayLike) -> NDArray[Any]:
-        """(N,) class indices, (N, L) labels in {0, 1} at probability 0.5, or (N, T) values."""
-        return decisions.predictions(self.kind, self.raw(features))
 
 
 def fine_tune(
@@ -247,3 +209,48 @@ def _score(logits: Floats, target: NDArray[np.generic], kind: Kind, validation_l
     if kind == "multilabel":
         return multi_label(target, sigmoid(logits)).accuracy_weighted
     return -validation_loss
+
+
+def class_weights(target: Target, rows: NDArray[np.integer], choice: str) -> Sequence[float] | Floats | None:
+    """Weights of the classes (K,), or of each label's positive rows (L,), from the labels of `rows`; None: no weights.
+
+    choice: `none`; `inverse_frequency`, N / (K n_k), so that every class weighs the same in sum; `frequency`,
+    K n_k / N, what was published for CAER: it favours the majority, and is here to reproduce, not to recommend; or
+    a data set's published list. Of several labels both frequencies are negatives / positives. Continuous labels have
+    no weights.
+    Raises ValueError for a class without rows, and a published list of another size.
+    """
+    if choice == "none" or target.kind == "continuous":
+        return None
+    if choice in PUBLISHED_WEIGHTS:
+        return published_weights(target, choice)
+    values = target.values[rows]
+    if target.kind == "multilabel":
+        positives = values.sum(axis=0)
+        _all_there(positives, target, "positive row")
+        return (len(values) - positives) / positives
+    classes = len(target.classes)
+    counts = np.bincount(checks.class_labels(values, classes, "target"), minlength=classes)
+    _all_there(counts, target, "row")
+    if choice == "frequency":
+        return classes * counts / counts.sum()
+    from sklearn.utils.class_weight import compute_class_weight
+
+    return np.asarray(compute_class_weight("balanced", classes=np.arange(classes), y=values), dtype=np.float64)
+
+
+def published_weights(target: Target, data_set: str) -> tuple[float, ...]:
+    """The authors' list for a data set; ValueError where the label has another number of classes."""
+    weights = PUBLISHED_WEIGHTS[data_set]
+    if len(weights) != len(target.classes):
+        raise ValueError(
+            f"comparison.class_weights: the published list {data_set!r} has {len(weights)} weights, label "
+            f"{target.name!r} has {len(target.classes)} classes; use inverse_frequency"
+        )
+    return weights
+
+
+def _all_there(counts: NDArray[np.number], target: Target, what: str) -> None:
+    if (counts == 0).any():
+        name = checks.class_name(int(np.flatnonzero(counts == 0)[0]), target.classes)
+        raise ValueError(f"class weights: {name} has no {what} to be weighed by")

@@ -5,7 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from conclugen.downstream import FineTuneConfig, fine_tune, inverse_frequency
+from conclugen.evaluation.config import FineTuneConfig
+from conclugen.evaluation.finetune import class_weights, fine_tune
+from conclugen.evaluation.protocol import Target
 from conclugen.schedule import OptimizerConfig
 
 STEADY = OptimizerConfig(lr=0.05, weight_decay=0, warmup_epochs=0, restart_epochs=400, min_lr=1e-6)
@@ -20,7 +22,9 @@ def data(rows=200, width=6, classes=3, seed=0):
 
 def test_without_dropout_it_finds_the_weighted_regression():
     X, y = data()
-    weights = inverse_frequency(y, 3)
+    weights = class_weights(Target("e", "class", y, ("a", "b", "c")), np.arange(len(y)), "inverse_frequency")
+    assert weights is not None
+    weights = np.asarray(weights)
     found = fine_tune(X, y, X, y, "class", PLAIN, classes=3, weights=weights, dtype=torch.float64)
     reference = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000, class_weight=dict(enumerate(weights)))
     expected = reference.fit(X, y)
@@ -133,5 +137,5 @@ def test_refusals_of_arrays():
         fine_tune(np.where(np.arange(200)[:, None] == 3, np.nan, X), y, X, y, "class", classes=3)
     with pytest.raises(ValueError, match="validation_target: no label is set"):
         fine_tune(X, X > 0, X, X > 100, "multilabel")
-    with pytest.raises(ValueError, match=r"dropout: 1\.0"):
+    with pytest.raises(ValueError, match=r"dropout: found 1\.0, expected a share"):
         FineTuneConfig(dropout=1.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tuning.significance import compare, sign_flip_p
+from conclugen.evaluation.statistics import paired_tests, sign_flip_p
 
 
 def _enumerated(differences):
@@ -80,14 +80,14 @@ def _rejected_by_holm(p_values, level):
     return rejected
 
 
-def test_compare_gives_differences_of_rows_and_holm_within_the_family():
+def test_paired_tests_give_differences_of_rows_and_holm_within_the_family():
     rng = np.random.default_rng(2)
     rows = {str(group): float(rng.integers(5, 60)) for group in range(12)}
     scores = {
         system: {group: float(np.clip(rng.normal(0.5 + 0.03 * number, 0.05), 0, 1)) for group in rows}
         for number, system in enumerate(["a", "b", "c", "d"])
     }
-    found = compare({("d", other): (scores["d"], scores[other]) for other in ("a", "b", "c")}, rows)
+    found = paired_tests({("d", other): (scores["d"], scores[other]) for other in ("a", "b", "c")}, rows)
     assert [(c.first, c.second) for c in found] == [("d", "a"), ("d", "b"), ("d", "c")]
     total = sum(rows.values())
     for c in found:
@@ -104,6 +104,6 @@ def test_verdicts_and_refusal():
     rows = {str(group): 10.0 for group in range(10)}
     high, low = dict.fromkeys(rows, 0.8), dict.fromkeys(rows, 0.6)
     pairs = {("high", "low"): (high, low), ("low", "high"): (low, high), ("high", "same"): (high, dict(high))}
-    assert [c.verdict() for c in compare(pairs, rows)] == ["better", "worse", "no difference shown"]
+    assert [c.verdict() for c in paired_tests(pairs, rows)] == ["better", "worse", "no difference shown"]
     with pytest.raises(ValueError, match=r"first system has no score of group '3'"):
-        compare({("short", "low"): ({"1": 0.5}, low)}, {"1": 1.0, "3": 1.0})
+        paired_tests({("short", "low"): ({"1": 0.5}, low)}, {"1": 1.0, "3": 1.0})

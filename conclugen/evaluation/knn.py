@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from conclugen.downstream import checks
-from conclugen.downstream.checks import Floats, Integers
-from conclugen.downstream.scaling import Scaling
-from conclugen.downstream.selection import best, group_folds
+from conclugen.evaluation import checks
+from conclugen.evaluation.checks import Floats, Integers
+from conclugen.evaluation.features import Scaling
+from conclugen.evaluation.protocol import group_folds
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 # Votes weigh exp(similarity / temperature), as Wu et al. 2018 (arXiv 1805.01978) do.
@@ -35,7 +35,7 @@ def neighbour_vote(
     test_features: ArrayLike,
     classes: int,
     *,
-    test_groups: ArrayLike | None = None,
+    all_groups: ArrayLike | None = None,
     neighbours: Sequence[int] = NEIGHBOURS,
     inner_folds: int = 3,
     scaling: Scaling | None = None,
@@ -44,13 +44,11 @@ def neighbour_vote(
 
     Features (N, D) are standardised on the training rows (or by `scaling`); a row that is then all zero is similar to
     nothing: its similarities are 0. A k beyond the number of training rows is left out of the choice. One k: no choice.
-    Raises `ValueError`: NaN in features, missing label, too few groups, a group on both sides, no usable k.
+    Raises `ValueError`: NaN in features, missing label, too few groups, no usable k.
     """
     X, Z = checks.matrix(train_features, "train_features"), checks.matrix(test_features, "test_features")
     checks.same_length(len(X), target=target, groups=groups)
     y = checks.class_labels(target, classes, "target")
-    if test_groups is not None:
-        checks.disjoint_groups(groups, test_groups)
     scaling = Scaling.fit(X) if scaling is None else scaling
     X, Z = _unit(scaling.apply(X)), _unit(scaling.apply(Z))
     allowed = sorted({k for k in neighbours if 1 <= k <= len(X)})
@@ -60,13 +58,13 @@ def neighbour_vote(
     chosen = allowed[0]
     if len(allowed) > 1:
         hits = np.zeros(len(allowed))
-        fold = group_folds(groups, inner_folds)
+        fold = group_folds(groups, inner_folds, all_groups)
         for held_out in range(inner_folds):
             kept, judged = fold != held_out, fold == held_out
             votes = _votes(X[kept], y[kept], X[judged], classes, allowed)
             hits += [(vote.argmax(axis=1) == y[judged]).mean() / inner_folds for vote in votes]
         scores = {k: float(hit) for k, hit in zip(allowed, hits, strict=True)}
-        chosen = allowed[best(allowed, list(hits))]
+        chosen = allowed[int(hits.argmax())]
     vote = _votes(X, y, Z, classes, [chosen])[0]
     return NeighbourVote(vote.argmax(axis=1), vote, chosen, scores)
 
