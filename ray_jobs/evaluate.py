@@ -96,12 +96,12 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     uri = uri_of_run(folder.path, job.tracking_uri)
     embedder = conclugen.load(folder.model)
     check_widths(job, embedder)
-    protocol, rows, damaged = read_protocol(job, embedder.modalities)
+    read = read_labelled(job, embedder.modalities)
+    protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE)
     check(protocol, job.comparison.methods, job.comparison.class_weights)
-    for sample in damaged:
+    for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
-    train_rows = protocol.folds[0].train_rows
-    systems = dict(representations(folder, embedder, rows, train_rows, job.fusion))
+    systems = dict(representations(folder, embedder, read.rows, read.fold.train_rows, job.fusion))
 
     series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
     place = folder.evaluation / series.replace("/", "-")
@@ -114,7 +114,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     if not any(score.scores for score in learned):
         first = learned[0].failures[0]
         raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
-    result = EvaluateResult(place, job.label, main, scores, damaged)
+    result = EvaluateResult(place, job.label, main, scores, read.damaged)
     write_results(result, job)
     draw(result, protocol, systems["pretrained"])
     track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
@@ -133,9 +133,27 @@ def check_widths(job: EvaluateJob, embedder: conclugen.Embedder) -> None:
             )
 
 
-def read_protocol(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Protocol, Rows, list[Damage]]:
-    """The one fold of the three views, of the rows that have the label and at least one modality; all rows, and the
-    damaged ones. A row without a group is a group of its own."""
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows of all three views.
+
+    Attributes:
+        rows: All of them, N.
+        target: Their label.
+        groups: (N,) speaker of each; a row without one is a group of its own.
+        fold: Of the rows that have the label and at least one modality, which are in which view.
+        damaged: Samples that could not be read.
+    """
+
+    rows: Rows
+    target: Target
+    groups: NDArray[np.int64]
+    fold: Fold
+    damaged: list[Damage]
+
+
+def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows:
+    """Read the views of training, validation and test, those that are one view once."""
     manifest = Manifest.open(job.data.folder)
     label = manifest.schema.label(job.label)
     validation = job.data.validation_view or job.data.view
@@ -158,8 +176,7 @@ def read_protocol(job: EvaluateJob, modalities: tuple[str, ...]) -> tuple[Protoc
     sentiment = label.kind == "continuous" and job.comparison.sentiment
     labels = Target(job.label, label.kind, values, label.classes, sentiment)  # type: ignore[arg-type]
     fold = Fold(0, parts[job.data.view], parts[job.test_view], parts[validation])
-    protocol = Protocol(f"label {job.label!r}", labels, own_groups(every.group, every.row), (fold,), _PROBE)
-    return protocol, every, damaged
+    return LabelledRows(every, labels, own_groups(every.group, every.row), fold, damaged)
 
 
 def representations(

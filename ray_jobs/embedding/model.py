@@ -178,11 +178,11 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     data = ShardsConfig(**{field.name: job["data"][field.name] for field in fields(ShardsConfig)})
     wanted = evaluate.EvaluateJob(job["run"], job["label"], data, job["test_view"], job["fusion"])
-    protocol, rows, _ = evaluate.read_protocol(wanted, embedder.modalities)
-    missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+    read = evaluate.read_labelled(wanted, embedder.modalities)
+    missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
     vectors = embedder.embed(missing, job["fusion"]).astype(np.float64)
-    target, at = protocol.target, protocol.folds[0].train_rows
-    train = (vectors[at], target.values[at], protocol.groups[at])
+    target, at = read.target, read.fold.train_rows
+    train = (vectors[at], target.values[at], read.groups[at])
     names = target.classes
     if target.kind == "class":
         probe = fit_classes(*train, len(names), names=names, allow_absent_classes=True)

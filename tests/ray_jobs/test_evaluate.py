@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from conclugen import Pretrainer, export, load, presets
 from conclugen.common.options import OptionsError, save
 from conclugen.evaluation.config import ComparisonConfig
-from ray_jobs.evaluate import COMMAND, EvaluateJob, embed_untrained, evaluate, main, read_protocol, representations
+from ray_jobs.evaluate import COMMAND, EvaluateJob, embed_untrained, evaluate, main, read_labelled, representations
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import uri_of_run
@@ -87,13 +87,13 @@ def test_damaged_rows_are_left_out_and_named(
     manifest: Manifest, job: PretrainJob, shards: ShardsConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = EvaluateJob("first", "emotion", shards, output=job.run.output)
-    before, _, none = read_protocol(wanted, tuple(WIDTHS))
-    assert none == []
+    before = read_labelled(wanted, tuple(WIDTHS))
+    assert before.damaged == []
     speaker_11 = tuple(f"clip{i:03d}" for i in (22, 23, 46))
     damage(manifest, speaker_11)
-    after, _, damaged = read_protocol(wanted, tuple(WIDTHS))
-    assert sorted(sample.key for sample in damaged) == list(speaker_11)
-    (first,), (second,) = before.folds, after.folds
+    after = read_labelled(wanted, tuple(WIDTHS))
+    assert sorted(sample.key for sample in after.damaged) == list(speaker_11)
+    first, second = before.fold, after.fold
     assert len(first.test_rows) - len(second.test_rows) == 3 and len(first.train_rows) == len(second.train_rows)
 
     wanted = EvaluateJob("first", "emotion", shards, output=job.run.output, comparison=_QUICK)
@@ -234,10 +234,9 @@ def test_rows_without_a_speaker_are_no_speaker_in_common(manifest: Manifest, job
     View.where(manifest, alone & (np.arange(ROWS) < 60), "one").save()
     View.where(manifest, alone & (np.arange(ROWS) >= 60), "two").save()
     data = ShardsConfig(manifest.folder, view="one", validation_view=None)
-    protocol, _, _ = read_protocol(EvaluateJob("first", "emotion", data, test_view="two"), tuple(WIDTHS))
-    (fold,) = protocol.folds
-    assert len(fold.train_rows) == len(fold.test_rows) == 6
-    assert len(np.unique(protocol.groups)) == 12
+    read = read_labelled(EvaluateJob("first", "emotion", data, test_view="two"), tuple(WIDTHS))
+    assert len(read.fold.train_rows) == len(read.fold.test_rows) == 6
+    assert len(np.unique(read.groups)) == 12
 
 
 def test_untrained_heads_of_a_run_with_a_stored_second_view_need_no_second_view(tmp_path: Path) -> None:

@@ -130,11 +130,11 @@ def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path,
     np.testing.assert_allclose(row["embedding"], embedder.embed(features)[0], rtol=1e-5, atol=1e-6)
 
     job = evaluate.EvaluateJob("run", "mood", ShardsConfig(folder=str(root / "features"), validation_view=None))
-    protocol, rows, _ = evaluate.read_protocol(job, embedder.modalities)
-    train = protocol.folds[0].train_rows
+    read = evaluate.read_labelled(job, embedder.modalities)
+    rows, train = read.rows, read.fold.train_rows
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
     vectors = embedder.embed(missing).astype(np.float64)[train]
-    probe = fit_classes(vectors, protocol.target.values[train], protocol.groups[train], 2)
+    probe = fit_classes(vectors, read.target.values[train], read.groups[train], 2)
     expected = probe.probabilities(embedder.embed(features))[0]
     np.testing.assert_allclose([row["p.calm"], row["p.angry"]], expected, rtol=1e-4)
 
