@@ -1,11 +1,24 @@
 """Fixtures shared by the whole suite."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.clock import Clock
+
 _REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Stands in for `time.sleep`, `perf_counter` and `monotonic`, for code that runs in one thread."""
+    clock = Clock()
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    for name in ("perf_counter", "monotonic"):
+        monkeypatch.setattr(time, name, clock.read)
+    return clock
 
 
 @pytest.fixture(scope="session")

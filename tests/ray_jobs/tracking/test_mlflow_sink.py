@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -121,14 +122,10 @@ def test_no_server_stops_nothing_and_what_it_missed_arrives_later(tmp_path, capl
     environment = dict(os.environ)
     uri = f"http://127.0.0.1:{free_port()}"
     with Journal(tmp_path / "run" / "journal.jsonl", experiment="exp", name="run") as journal:
-        start = time.monotonic()
         sink = MlflowSink(journal.path, uri, interval_s=0.01)
         write_steps(journal, 0, 500)
-        assert time.monotonic() - start < 5
-        start = time.monotonic()
         assert not sink.close(timeout_s=1.0)
-        assert time.monotonic() - start < 2
-        sink._thread.join(15)
+        sink._thread.join(60)
         assert not sink._thread.is_alive()
     assert "python -m ray_jobs.tracking" in caplog.text
     assert caplog.text.count("will be tried again") == 1, "one warning, not one an attempt"
@@ -231,11 +228,27 @@ def test_a_server_that_never_answers_does_not_hold_up_the_end(tmp_path, monkeypa
             sink = MlflowSink(journal.path, f"http://127.0.0.1:{silent.getsockname()[1]}", interval_s=0.01)
             write_steps(journal, 0, 10)
             time.sleep(0.3)
-            start = time.monotonic()
             assert not sink.close(timeout_s=0.5)
-            assert time.monotonic() - start < 1.5
-            sink._thread.join(10)
+            sink._thread.join(60)
             assert not sink._thread.is_alive(), "the request ended by its own time limit"
+
+
+def test_neither_writing_nor_the_end_waits_for_a_request(tmp_path):
+    """The server answers only after steps have been written and the sink has been closed."""
+    answers = threading.Event()
+
+    def connect_to(uri):
+        answers.wait()
+        raise ConnectionError("nobody is there")
+
+    uri = "http://127.0.0.1:9"
+    with Journal(tmp_path / "journal.jsonl", experiment="exp", name="run") as journal:
+        sink = MlflowSink(journal.path, uri, interval_s=0.01, connect_to=connect_to)
+        write_steps(journal, 0, 500)
+        assert not sink.close(timeout_s=0.1) and sink._thread.is_alive()
+        answers.set()
+        sink._thread.join(60)
+        assert not sink._thread.is_alive()
 
 
 def test_limits_are_lent_to_mlflow_and_taken_back(monkeypatch):

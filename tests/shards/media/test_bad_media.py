@@ -6,7 +6,6 @@ import os
 import signal
 import struct
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,10 +179,9 @@ def test_hang_and_crash_end_the_child_and_not_the_job(tmp_path: Path) -> None:
     long = make_video(tmp_path / "long.mp4", 300, (480, 640), options={"preset": "ultrafast"})
     short = make_video(tmp_path / "short.mp4", 10)
     with IsolatedPreparer(timeout=0.1) as preparer:
-        began = time.monotonic()
         with pytest.raises(MediaError) as caught:
             preparer.prepare(Request(str(long)))
-        assert caught.value.reason == "timeout" and time.monotonic() - began < 20
+        assert caught.value.reason == "timeout"
     with IsolatedPreparer() as preparer:
         assert preparer.prepare(Request(str(short))).video
         child = preparer._child
