@@ -34,7 +34,7 @@ import torch
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from ray_jobs.pretrain import pretrain
+from ray_jobs.pretrain import PretrainResult, pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training import known_nodes
@@ -84,6 +84,7 @@ class Bench:
             write_corpus(self.shards)
         self.count = 0
         self.steps = 0
+        self._reference: PretrainResult | None = None
 
     def job(self, name: str, **run: Any) -> PretrainJob:
         """Two epochs by two workers."""
@@ -95,9 +96,12 @@ class Bench:
     def run_of(self, name: str) -> Path:
         return self.base / name / name
 
-    def reference(self) -> None:
-        pretrain(self.job("reference"), trace.train)
-        self.steps = trace.last_step(self.run_of("reference"))
+    def reference(self) -> PretrainResult:
+        """The run without fault, made once; its ranks trace two steps."""
+        if self._reference is None:
+            self._reference = pretrain(self.job("reference", profile=2, profile_ranks="all"), trace.train)
+            self.steps = self._reference.step
+        return self._reference
 
     def inject(self, fault: str, draw: random.Random) -> Outcome:
         """Run a job, let it meet the fault, and compare."""
@@ -513,8 +517,7 @@ def main() -> int:
             if not group or not options.repeat:
                 continue
             with place(group):
-                if not bench.steps:
-                    bench.reference()
+                bench.reference()
                 for _ in range(options.repeat):
                     for fault in group:
                         outcome = bench.inject(fault, draw)

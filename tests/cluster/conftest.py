@@ -1,4 +1,6 @@
-"""One local Ray for all tests of this folder that want it, with exactly two CPUs and without a dashboard."""
+"""What the tests of this folder share: one local Ray of exactly two CPUs, one data set, one run that nothing disturbs,
+one MLflow server. Each start of a Ray costs some ten seconds, each start of a run as much.
+"""
 
 import os
 import tempfile
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.feature_corpus import write_corpus
+from ray_jobs.pretrain import PretrainResult
+from tests.cluster.faults import Bench
+from tests.cluster.servers import Gate, mlflow_server
 
 _HERE = Path(__file__).parent
 
@@ -46,12 +50,13 @@ def short_folder() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def shared_ray(_ray_folder: str) -> None:
+def shared_ray(_ray_folder: str) -> None:  # of a module: `ray.shutdown` above may come between two
     """A Ray whose CPUs two workers use up: what a dead controller still held would show.
 
     Processes of read tasks are kept for the next start, where Ray would let go of all but two (of any kind, for two
     CPUs); as on a user's local Ray, none waits for a notice that the only node will be taken away; and nodes that join
-    it (`test_failures.py`) and refuse five checks of their health are given up after 2.5 s instead of 15.
+    it (`test_failures.py`) and refuse five checks of their health are given up after 2.5 s instead of 15. Ray gives its
+    workers the lowest priority but four; here they get what every other test gets.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not ray.is_initialized():
@@ -61,12 +66,31 @@ def shared_ray(_ray_folder: str) -> None:
             include_dashboard=False,
             logging_level="warning",
             _temp_dir=_ray_folder,
-            _system_config={"num_workers_soft_limit": 16, "health_check_period_ms": 500},
+            _system_config={"num_workers_soft_limit": 16, "health_check_period_ms": 500, "worker_niceness": 0},
         )
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus") / "shards"
-    write_corpus(folder)
-    return folder
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The data set, and where runs on it lie."""
+    return Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="session")
+def shards(bench: Bench) -> Path:
+    return bench.shards
+
+
+@pytest.fixture(scope="module")
+def reference(shared_ray: None, bench: Bench) -> PretrainResult:
+    """Two workers that nothing disturbs, and which trace two steps: what each run that met a fault is compared with."""
+    return bench.reference()
+
+
+@pytest.fixture(scope="session")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    """An MLflow server that can be made unreachable."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
+        gate = Gate(url)
+        yield gate
+        gate.close()

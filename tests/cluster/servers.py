@@ -91,6 +91,15 @@ class Gate:
     def close(self) -> None:
         self._listener.close()
 
+    def shut(self) -> None:
+        self.open = False
+
+    def fall_silent(self) -> None:
+        self.silent = True
+
+    def back(self) -> None:
+        self.open, self.silent, self.delay_s = True, False, 0.0
+
     def _accept(self) -> None:
         while True:
             try:

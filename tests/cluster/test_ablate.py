@@ -11,7 +11,6 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import ray
 
 from conclugen.evaluation.config import JudgingConfig
 from tests.tuning.labelled_shards import TINY, write_labelled
@@ -86,7 +85,7 @@ def test_killed_and_started_again_runs_no_cell_twice_and_its_runs_are_nested(sha
     assert "contrastive + clustering + reconstruction" in files[0].read_text("utf-8")
 
 
-def test_a_cell_that_dies_is_a_hole_and_the_others_go_on(shards: Path, tmp_path: Path) -> None:
+def test_a_cell_that_dies_is_a_hole_and_the_others_go_on(shared_ray: None, shards: Path, tmp_path: Path) -> None:
     judging, sizes = JudgingConfig(fractions=(0.3,), draws=1), SizesConfig(**TINY)
     job = AblateJob({"faces": str(shards)}, seeds=(1, 2), recipes=("improved",), sizes=sizes, sections=("baselines",))
     data = open_set("faces", str(shards), judging)
@@ -95,11 +94,7 @@ def test_a_cell_that_dies_is_a_hole_and_the_others_go_on(shards: Path, tmp_path:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     runs = CellRuns(tmp_path / "run", uri, experiment="e", name="run", params={}, tags={})
     ledger = Ledger.open(tmp_path / "run")
-    try:
-        parallel = connect(2)
-        (failed,) = run_cells(cells, {"faces": data}, {c.key: 1.0 for c in cells}, ledger, runs, parallel)
-    finally:
-        ray.shutdown()
+    (failed,) = run_cells(cells, {"faces": data}, {c.key: 1.0 for c in cells}, ledger, runs, connect(2))
     assert failed.key == "broken" and failed.reason == "KeyError: 'smell'"
     assert len(ledger.finished()) == 3
     assert runs.close("FINISHED") == []
@@ -118,9 +113,7 @@ def test_a_server_that_is_away_stops_nothing_and_gets_all_later(shards: Path, tm
     away = "http://127.0.0.1:9"  # the discard port: nobody answers
     runs = CellRuns(tmp_path / "run", away, experiment="e", name="run", params={}, tags={})
     runs.cell(done, first.title)
-    began = time.monotonic()
-    assert len(runs.close("FINISHED", timeout_s=3)) == 2
-    assert time.monotonic() - began < 40
+    assert len(runs.close("FINISHED", timeout_s=1)) == 2, "it ends, though nobody answers"
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     runs = CellRuns(tmp_path / "run", uri, experiment="e", name="run", params={}, tags={})
     runs.cell(done, first.title)

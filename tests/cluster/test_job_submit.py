@@ -1,8 +1,9 @@
-"""The pretraining job through `ray job submit`, as on a cluster: uploaded copy, exit status, one MLflow run."""
+"""A pretraining run that is killed with its Ray, and goes on through `ray job submit`, as on a cluster: uploaded copy,
+exit status, one MLflow run.
+"""
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,18 +15,18 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+import torch
 
-from tests.feature_corpus import write_corpus
+from ray_jobs.pretrain import PretrainResult
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import metric_history
+from ray_jobs.training.checkpoint_store import CheckpointStore
+from tests.cluster.runs import without_ray_of_the_test
+from tests.cluster.servers import free_port
+from tests.cluster.trace import Plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 RAY = Path(sys.executable).parent / "ray"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -90,30 +91,84 @@ def submit(head: str, environment: dict[str, str], *arguments: str) -> subproces
     return done
 
 
-@pytest.mark.timeout(400)
-def test_a_submitted_job_is_one_finished_run(head: str, environment: dict[str, str], tmp_path: Path) -> None:
-    write_corpus(tmp_path / "shards", speakers=6, takes=6)
+def flags_of(shards: Path, output: Path) -> list[str]:
+    """The job of `small_job`, as options."""
     small = {
-        "pretrain.global_batch": "48",
-        "pretrain.epochs": "3",
+        "pretrain.global_batch": "60",
+        "pretrain.epochs": "2",
+        "pretrain.precision": "float64",
         "pretrain.model.representation_dim": "16",
         "pretrain.model.projection_dim": "8",
         "pretrain.model.reconstruction_hidden_dim": "16",
         "pretrain.tasks.clustering.clusters": "4",
-        "data.folder": str(tmp_path / "shards"),
-        "run.name": "submitted",
-        "run.output": str(tmp_path / "outputs"),
+        "pretrain.tasks.clustering.queue_batches": "2",
+        "pretrain.tasks.clustering.start_epoch": "1",
+        "data.folder": str(shards),
+        "data.read_tasks": "1",
+        "run.name": "killed",
+        "run.output": str(output),
         "run.workers": "2",
+        "run.checkpoint_every": "7",
+        "run.report_every": "1",
     }
-    flags = [text for name, value in small.items() for text in (f"--{name}", value)]
+    return [text for name, value in small.items() for text in (f"--{name}", value)]
+
+
+def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_folder: str) -> int:
+    """Start the job in a process and a Ray of its own, and kill it once there are steps that no checkpoint has; returns
+    the last step that was journalled. Ray's processes end with the one that started them."""
+    Plan(pace_s=0.2).give(run.path)
+    command = [sys.executable, "-m", "tests.cluster.runs", "--shards", str(shards), "--read-tasks", "1"]
+    command += ["--output", str(run.path.parent), "--name", run.name]
+    environment = without_ray_of_the_test() | {"RAY_TMPDIR": ray_folder}
+    log = run.path.parent / "killed.log"
+    with log.open("wb") as out:
+        first = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and first.poll() is None:
+        steps = CheckpointStore(run.path / "checkpoints").steps()
+        written = metric_history(run.journal)["loss"][-1][0] if run.journal.exists() and steps else 0
+        if steps and written > max(steps) + 2:
+            break
+        time.sleep(0.02)
+    assert first.poll() is None, log.read_text()[-3000:]
+    first.kill()
+    first.wait()
+    return metric_history(run.journal)["loss"][-1][0]
+
+
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_mid_epoch_and_submitted_is_one_finished_run_with_the_same_weights(
+    reference: PretrainResult,
+    shards: Path,
+    head: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    short_folder: str,
+) -> None:
+    """Killed with its whole Ray; compared with the run that nothing disturbed, of as many workers."""
+    killed = RunFolder(tmp_path / "killed")
+    interrupted_at = kill_in_mid_epoch(killed, shards, short_folder)
+    assert interrupted_at < reference.step, "the kill came too late to prove anything"
+
+    flags = flags_of(shards, tmp_path)
     done = submit(head, environment, *flags)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "steps done" in done.stdout
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    assert "resuming after step" in done.stdout and "steps done" in done.stdout
+    assert metric_history(killed.journal)["loss"] == metric_history(reference.folder.journal)["loss"]
+    mine, theirs = (CheckpointStore(f.path / "checkpoints").load(reference.step) for f in (killed, reference.folder))
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    for name, x in theirs.tensors.items():
+        assert torch.equal(mine.tensors[name], x), name
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("conclugen")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED" and run.data.tags["commit"] == "0123abcd"
+    assert run.info.run_name == "killed" and run.info.status == "FINISHED" and run.data.tags["commit"] == "0123abcd"
+    sent = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
+    assert sent == list(range(1, reference.step + 1))
 
     refused = submit(head, environment, *flags, "--pretrain.seed", "5")
     assert refused.returncode == 1

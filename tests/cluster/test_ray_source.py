@@ -38,17 +38,8 @@ LARGE = Execution(task_bytes=200 * 32, window_tasks=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """Two CPUs, both held by an actor, as training workers hold theirs. Processes of read tasks are kept for the next
-    test, where Ray would let go of all but two."""
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        object_store_memory=256 * 1024**2,
-        _system_config={"num_workers_soft_limit": 16},
-    )
+def no_free_cpu(shared_ray: None) -> Iterator[None]:
+    """Both CPUs are held by an actor, as training workers hold theirs."""
 
     @ray.remote(num_cpus=2)
     class Worker:
@@ -58,7 +49,7 @@ def cluster() -> Iterator[None]:
     worker = Worker.remote()  # type: ignore[attr-defined]
     assert ray.get(worker.here.remote())
     yield
-    ray.shutdown()
+    ray.kill(worker)
 
 
 def write(folder: Path, widths: tuple[int, int] = (3, 5)) -> Manifest:

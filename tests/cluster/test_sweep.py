@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -43,14 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=256 * 1024**2)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def twelve(local_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+def twelve(shared_ray: None, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
     return sweep(small_sweep(shards, tmp_path_factory.mktemp("twelve"), "twelve", objective="effective_rank"))
 
 
@@ -131,7 +123,7 @@ def test_twelve_trials_are_run_by_few_processes_and_the_cost_of_starting_one_is_
 
 
 def test_a_finished_sweep_is_left_alone_and_grows_by_what_is_added(
-    twelve: SweepResult, shards: Path, local_ray: None
+    twelve: SweepResult, shards: Path, shared_ray: None
 ) -> None:
     job = small_sweep(shards, twelve.folder.path.parent, "twelve", objective="effective_rank")
     before = {record.key: record.time for record in Ledger.open(twelve.folder.path).history()}
@@ -147,7 +139,7 @@ def test_a_finished_sweep_is_left_alone_and_grows_by_what_is_added(
 
 
 def test_a_trial_that_dies_goes_on_from_its_checkpoint(
-    local_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep_run, "TrialActor", DyingActor)
     schedule = ScheduleConfig(checkpoint_every_s=0, report_epochs=3)
@@ -164,7 +156,7 @@ def test_a_trial_that_dies_goes_on_from_its_checkpoint(
 
 @pytest.mark.slow
 def test_a_trial_that_dies_for_good_does_not_take_the_sweep_down(
-    local_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep_run, "TrialActor", FragileActor)
     resources = ResourceConfig(max_concurrent=2, max_failures=1)
@@ -177,7 +169,7 @@ def test_a_trial_that_dies_for_good_does_not_take_the_sweep_down(
     assert {o.state for o in again.book.outcomes.values()} == {"finished"}
 
 
-def test_a_trial_that_diverges_is_told_as_the_worst(local_ray: None, shards: Path, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_is_told_as_the_worst(shared_ray: None, shards: Path, tmp_path: Path) -> None:
     space = fixed_space(fixed={"clip_norm": None, "optimizer.warmup_epochs": 0}, epochs=3)
     wild = dataclasses.replace(space, lr=dataclasses.replace(space.lr, low=1e25, high=1e25))
     result = sweep(small_sweep(shards, tmp_path, "wild", trials=2, scheduler="none", search="tpe", space=wild))
@@ -188,7 +180,7 @@ def test_a_trial_that_diverges_is_told_as_the_worst(local_ray: None, shards: Pat
 
 @pytest.mark.slow
 def test_a_population_exploits_and_its_schedule_gives_the_same_model(
-    local_ray: None, shards: Path, tmp_path: Path
+    shared_ray: None, shards: Path, tmp_path: Path
 ) -> None:
     schedule = ScheduleConfig(checkpoint_every_s=0, exchange_epochs=1)
     job = small_sweep(
@@ -252,7 +244,7 @@ def test_killed_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_tracking_server_that_goes_away_in_between_loses_nothing(
-    local_ray: None, shards: Path, tmp_path: Path
+    shared_ray: None, shards: Path, tmp_path: Path
 ) -> None:
     """Eight trials; the server is killed after the second has ended, and is back a minute later."""
     port = free_port()

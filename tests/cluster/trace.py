@@ -6,10 +6,11 @@ import errno
 import json
 import os
 import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,26 @@ def starts(run: Path) -> list[Began]:
 def node_of(run: Path, rank: int) -> str:
     """Where a rank stood when the newest step of it was made."""
     return str([record["node"] for record in read_trace(run) if record["rank"] == rank][-1])
+
+
+@contextmanager
+def at_step(run: Path, step: int, act: Callable[[], None]) -> Iterator[None]:
+    """Do something once a run, which the block makes, has made a step."""
+    ended = threading.Event()
+
+    def wait() -> None:
+        while last_step(run) < step and not ended.is_set():
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert last_step(run) >= step, f"no step {step}"
 
 
 def last_step(run: Path) -> int:

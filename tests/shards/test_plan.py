@@ -228,7 +228,7 @@ class _Work:
     def __init__(self, what: str) -> None:
         self._what = what
 
-    def __enter__(self) -> "_Work":
+    def __enter__(self) -> _Work:
         self.calls = 0
         self._start = time.perf_counter()
         tracemalloc.start()
