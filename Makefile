@@ -1,10 +1,13 @@
-# make demo: the whole path on a laptop.  make test: lint, arrows, types, tests.  make reproduce DATA=folder: the result tables.
+# make demo: the whole path on a laptop.  make test: lint, arrows, types, tests.  make test-slow: the longer tests.
+# make reproduce DATA=folder: the result tables.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    ?= outputs
+# One thread in each process: more than there are cores wait for each other. Who runs what: tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
 
-.PHONY: demo test reproduce install constraints clean
+.PHONY: demo test test-slow reproduce install constraints clean
 .DELETE_ON_ERROR:
 
 # $(call install,WHAT): a virtual environment with the project and the extras named, at the versions of constraints.txt.
@@ -36,10 +39,11 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy conclugen shards ray_jobs tuning benchmarks
 	$(BIN)/lint-imports
-	@# One thread in each process: more than there are cores wait for each other.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore=tests/cluster --numprocesses=logical --maxprocesses=4 --dist=loadfile
-	@# One after the other: each of these starts a Ray, or shares one whose CPUs it uses up.
-	$(BIN)/python -m pytest -m "not slow" tests/cluster
+	$(PYTEST) -m "not slow"
+
+# What `make test` leaves out, but for the campaigns, which take hours (docs/reliability.md, "Tests").
+test-slow: $(VENV)/installed-test
+	$(PYTEST) -m "slow and not campaign"
 
 reproduce: install
 	$(BIN)/python -m benchmarks.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md \

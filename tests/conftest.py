@@ -1,8 +1,9 @@
-"""Fixtures shared by the whole suite."""
+"""Fixtures shared by the whole suite, and who runs what where pytest-xdist runs it."""
 
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for name in ("perf_counter", "monotonic"):
         monkeypatch.setattr(time, name, clock.read)
     return clock
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process has all of `tests/cluster`, one test after the other, for they share a Ray whose CPUs they use up; it
+    begins at once, for that takes longest (`tests/cluster/conftest.py` puts it first). Meanwhile the others have the
+    remaining files one by one.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::", 1)[0]
+            return "tests/cluster" if path.startswith("tests/cluster/") else path
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

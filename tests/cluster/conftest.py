@@ -15,14 +15,16 @@ from tests.cluster.faults import Bench
 from tests.cluster.servers import Gate, mlflow_server
 
 _HERE = Path(__file__).parent
+_TIMEOUT_S = 900  # of a test that asks for no other: on a busy machine processes may take minutes to start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share the Ray follow each other; others of this folder start their own."""
-    places = [place for place, item in enumerate(items) if _HERE in item.path.parents]
-    ours = sorted((items[place] for place in places), key=lambda item: "shared_ray" not in _fixtures(item))
-    for place, item in zip(places, ours, strict=True):
-        items[place] = item
+    """This folder comes first, for it takes longest; of it, tests that share the Ray come before those that start their
+    own."""
+    items.sort(key=lambda item: (_HERE not in item.path.parents, "shared_ray" not in _fixtures(item)))
+    for item in items:
+        if _HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_TIMEOUT_S))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -111,6 +111,14 @@ def test_two_workers_train_as_one_does(alone: PretrainResult, reference: Pretrai
         torch.testing.assert_close(mine[name], theirs[name], atol=1e-8, rtol=0, msg=name)
 
 
+def test_open_files_do_not_grow_with_steps_and_checkpoints(reference: PretrainResult) -> None:
+    """Over 20 steps and 3 checkpoints; memory, and many more of both, in `test_soak.py`."""
+    files = {(r["rank"], r["step"]): r["files"] for r in trace.read_trace(reference.folder.path)}
+    for rank in (0, 1):
+        first, last = (max(files[rank, step] for step in steps) for steps in (range(20, 24), range(39, 43)))
+        assert last <= first + 2, f"rank {rank}: {first} open files, then {last}"
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     shared_ray: None, shards: Path, tmp_path: Path
 ) -> None:

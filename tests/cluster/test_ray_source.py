@@ -207,7 +207,7 @@ def test_a_drawn_run_reads_the_uninterrupted_order(run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.campaign) for part in range(1, 5))])
 def test_many_drawn_runs(part: int) -> None:
     @seed(part)
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -118,7 +118,7 @@ def test_drawn_cases(workers: Pool, draw: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.campaign) for part in range(1, 10))])
 def test_many_drawn_cases(workers: Pool, part: int) -> None:
     """Parts of 40 cases, so that they can be run one by one."""
     drawn = 0
