@@ -35,8 +35,10 @@ def with_run(job: PretrainJob, **run: Any) -> PretrainJob:
 
 
 def without_ray_of_the_test() -> dict[str, str]:
-    """The environment for a driver that starts a Ray of its own."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    """The environment for what starts a Ray of its own, whose processes get the priority that every test has: by
+    default Ray gives its workers next to none, and on a busy machine they would hardly start."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**kept, "RAY_worker_niceness": "0"}
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ RAY = Path(sys.executable).parent / "ray"
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     """The job's `python` is the PATH's."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "PATH": f"{RAY.parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
+    return {**without_ray_of_the_test(), "PATH": f"{RAY.parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="module")
