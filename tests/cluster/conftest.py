@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from ray_jobs.pretrain import PretrainResult
-from tests.cluster.faults import Bench
+from tests.campaigns.faults import Bench
 from tests.cluster.servers import Gate, mlflow_server
 
 _HERE = Path(__file__).parent

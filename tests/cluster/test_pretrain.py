@@ -22,8 +22,8 @@ from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest
+from tests.campaigns.faults import Bench
 from tests.cluster import trace
-from tests.cluster.faults import Bench
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.servers import Gate
 
