@@ -41,7 +41,7 @@ test: $(VENV)/installed-test
 	$(BIN)/lint-imports
 	$(PYTEST) -m "not slow"
 
-# What `make test` leaves out, but for the campaigns, which take hours (docs/reliability.md, "Tests").
+# What `make test` leaves out, but for the campaigns, which take hours (tests/README.md).
 test-slow: $(VENV)/installed-test
 	$(PYTEST) -m "slow and not campaign"
 

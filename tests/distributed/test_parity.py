@@ -58,7 +58,7 @@ def test_in_single_precision_the_loss_stays_within_a_band(workers: Pool, case: s
 
 def test_another_number_of_threads_changes_rounding_only() -> None:
     """Large enough that products and sums are shared among threads."""
-    rows = 2048
+    rows = 512
     case = {**CASES["total, improved, clipped"], "global_batch": rows}
     case["model"] = {**case["model"], "representation_dim": 128}
     results = []
@@ -66,10 +66,10 @@ def test_another_number_of_threads_changes_rounding_only() -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            results.append(ranks.train(case, [ranks.make_batch(rows, 7)], 5, STEPS_PER_EPOCH))
+            results.append(ranks.train(case, [ranks.make_batch(rows, 7)], 2, STEPS_PER_EPOCH))
     finally:
         torch.set_num_threads(threads)
-    assert max(parity.difference(*results).values()) <= 1e-8
+    assert 0 < max(parity.difference(*results).values()) <= 1e-8, "sums in another order, and nothing else"
 
 
 def test_a_batch_smaller_than_the_ranks_that_share_it(workers: Pool) -> None:
