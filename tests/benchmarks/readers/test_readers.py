@@ -25,10 +25,14 @@ from shards.manifest import Manifest
 from shards.plan import Cursor, EpochPlan
 from shards.reader import Reader
 from shards.stream import stream
+from tests.clock import Clock
 
 
-def test_rate_counts_from_the_first_batch_and_the_stream_is_closed() -> None:
+def test_rate_counts_from_the_first_batch_and_the_stream_is_closed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = threading.Event()
+    monkeypatch.setattr(time, "process_time", lambda: clock.now / 4)  # it sleeps three quarters of the time
 
     def batches() -> Iterator[int]:
         try:
@@ -40,12 +44,11 @@ def test_rate_counts_from_the_first_batch_and_the_stream_is_closed() -> None:
             closed.set()
 
     measured = measure(batches(), 0.4)
-    assert 0.3 < measured.start < 0.5 and closed.is_set()
-    assert 50 < measured.samples <= 200  # 4 in at least 0.02 s; generous below, for other programs run as well
-    assert measured.cpu_samples is not None and measured.cpu_samples > measured.samples  # it slept
-    begin = time.perf_counter()
+    assert measured.start == pytest.approx(0.3) and closed.is_set()
+    assert measured.samples == pytest.approx(200) and measured.cpu_samples == pytest.approx(800)
+    begin = clock.now
     assert measure(batches(), 60, most=40, own_cpu=False).cpu_samples is None
-    assert time.perf_counter() - begin < 5
+    assert clock.now - begin == pytest.approx(0.3 + 9 * 0.02), "it ends with the tenth batch of 4"
     with pytest.raises(ValueError, match="fewer than two batches"):
         measure(iter([4]), 1)
 
@@ -93,19 +96,19 @@ def test_own_methods_count_every_row(manifest: Manifest, method: str) -> None:
     sizes.close()
 
 
-def test_simulated_store_keeps_latency_and_bandwidth(tmp_path: Path) -> None:
+def test_simulated_store_keeps_latency_and_bandwidth(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of the same moment wait for one latency, and for each other's bytes."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     (tmp_path / "file").write_bytes(bytes(range(200)) * 100)
     store = bench_remote.SimulatedStore(latency=0.05, bandwidth=1e5, skip_instance_cache=True)
-    begin = time.perf_counter()
     assert store.cat_file(f"simulated://{tmp_path}/file", start=3, end=1003) == (bytes(range(200)) * 6)[3:1003]
-    assert 0.06 <= time.perf_counter() - begin < 0.3
-    threads = [threading.Thread(target=store.cat_file, args=(f"{tmp_path}/file", 0, 5000)) for _ in range(4)]
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert 0.24 <= time.perf_counter() - begin < 0.6  # one latency, four transfers one after another
+    clock.now = 60.0
+    for _ in range(4):
+        store.cat_file(f"simulated://{tmp_path}/file", 0, 5000)
+    assert waits == pytest.approx([0.05 + 0.01, *(0.05 + n * 0.05 for n in range(1, 5))])
     assert store.requests == 5
 
 
