@@ -26,14 +26,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process has all of `tests/cluster`, one test after the other, for they share a Ray whose CPUs they use up; it
     begins at once, for that takes longest (`tests/cluster/conftest.py` puts it first). Meanwhile the others have the
-    remaining files one by one.
+    remaining files one by one, and `tests/distributed`, whose files share their ranks, in one piece.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.split("::", 1)[0]
-            return "tests/cluster" if path.startswith("tests/cluster/") else path
+            return next((folder for folder in ("tests/cluster", "tests/distributed") if path.startswith(folder)), path)
 
     config.option.loadscopereorder = False
     return ByFile(config, log)

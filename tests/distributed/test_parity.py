@@ -1,7 +1,6 @@
 """World size changes nothing: losses, gradients and weights on W gloo ranks against one process (float64)."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,9 @@ import torch
 
 from tests.distributed import parity, ranks
 from tests.distributed.parity import BATCHES, CASES, STEPS, STEPS_PER_EPOCH, assert_parity
-from tests.distributed.pool import Pool, pool
+from tests.distributed.pool import Pool
 
 WORLDS = (1, 2, 3, 4)
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Pool]:
-    with pool(max(WORLDS)) as started:
-        yield started
 
 
 def check_twenty_steps(workers: Pool, case: dict[str, Any], worlds: tuple[int, ...]) -> None:

@@ -1,6 +1,5 @@
 """World size and micro-batches change nothing, for configurations and data that nobody thought of."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 
 from conclugen import presets
 from tests.distributed import parity, ranks
-from tests.distributed.pool import Pool, pool
+from tests.distributed.pool import Pool
 
 MODALITIES = ("video", "audio", "text", "video_3d")
 SETTINGS: dict[str, Any] = {
@@ -18,12 +17,6 @@ SETTINGS: dict[str, Any] = {
     "database": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 }
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Pool]:
-    with pool(4) as started:
-        yield started
 
 
 @st.composite

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from benchmarks.flops import step_flops
 from benchmarks.scaling import Rates, bare_model, collectives, estimate, parameters, state_bytes
 from conclugen import Pretrainer, presets
 from tests.distributed import ranks
-from tests.distributed.pool import Pool, pool
+from tests.distributed.pool import Pool
 
 SIZES = {"representation_dim": 16, "projection_dim": 6, "reconstruction_hidden_dim": 8}
 SETTINGS: dict[str, Any] = {"global_batch": 10, "model": SIZES}
@@ -23,12 +22,6 @@ CASES = {
     "two modalities": ("contrast_only_video_text", "improved", {}),
     "no projection": ("generative_only", "paper", {}),
 }
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Pool]:
-    with pool(3) as started:
-        yield started
 
 
 @pytest.mark.parametrize("case", CASES)
