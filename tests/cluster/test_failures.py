@@ -299,7 +299,7 @@ def test_a_longer_run_leaves_damage_out_by_name_and_too_much_ends_it_at_once(
         pretrain(with_share(job, 3 / len(rows)), trace.train)
     assert len({record["attempt"] for record in trace.read_trace(folder.path)}) == 1, "no second start"
     assert bench.steps <= folder.store(job.run).steps()[0] <= 56, "no checkpoint at the end"
-    assert statuses(folder) == ["RUNNING", "FINISHED", "RUNNING", "FAILED"]
+    assert statuses(folder)[-2:] == ["RUNNING", "FAILED"]
 
     result = pretrain(with_run(with_share(job, 4 / len(rows)), workers=1), trace.train)
     assert (result.step, result.mlflow_run_id) == (63, reference.mlflow_run_id)

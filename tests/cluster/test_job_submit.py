@@ -41,7 +41,7 @@ def head(environment: dict[str, str]) -> Iterator[str]:
     dashboard = free_port()
     with tempfile.TemporaryDirectory(prefix="rj", ignore_cleanup_errors=True) as folder:
         command = [
-            *(str(RAY), "start", "--head", "--block", "--num-cpus=6", f"--port={free_port()}"),
+            *(str(RAY), "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"),
             *(
                 "--include-dashboard=true",
                 f"--dashboard-port={dashboard}",
@@ -169,6 +169,9 @@ def test_a_run_killed_in_mid_epoch_and_submitted_is_one_finished_run_with_the_sa
     sent = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
     assert sent == list(range(1, reference.step + 1))
 
-    refused = submit(head, environment, *flags, "--pretrain.seed", "5")
+
+@pytest.mark.slow
+def test_a_submitted_job_that_is_refused_has_failed(head: str, environment: dict[str, str], tmp_path: Path) -> None:
+    refused = submit(head, environment, *flags_of(tmp_path / "nowhere", tmp_path))
     assert refused.returncode == 1
-    assert "seed: 127 then, 5 now" in refused.stdout
+    assert "error: " in refused.stdout and str(tmp_path / "nowhere") in refused.stdout
