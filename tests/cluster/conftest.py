@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from ray_jobs.pretrain import PretrainResult
+from ray_jobs.training.pretraining import PretrainResult
 from tests.campaigns.faults import Bench
 from tests.cluster.servers import Gate, mlflow_server
 

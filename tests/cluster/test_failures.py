@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from ray_jobs import pretrain as pretrain_job
-from ray_jobs.pretrain import PretrainResult, pretrain
+from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history, read_records
 from ray_jobs.training import pretraining, run_lock
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
+from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest, View
 from tests.campaigns.faults import FAULTS, ON_NODES, Bench, Nodes, kill_controller, one_after_another, start
 from tests.cluster import trace

@@ -17,10 +17,10 @@ import psutil
 import pytest
 import torch
 
-from ray_jobs.pretrain import PretrainResult
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training.checkpoint_store import CheckpointStore
+from ray_jobs.training.pretraining import PretrainResult
 from tests.cluster.runs import without_ray_of_the_test
 from tests.cluster.servers import free_port
 from tests.cluster.trace import Plan
@@ -102,10 +102,10 @@ def flags_of(shards: Path, output: Path) -> list[str]:
         "pretrain.tasks.clustering.clusters": "4",
         "pretrain.tasks.clustering.queue_batches": "2",
         "pretrain.tasks.clustering.start_epoch": "1",
-        "data.folder": str(shards),
+        "data": str(shards),
         "data.read_tasks": "1",
-        "run.name": "killed",
-        "run.output": str(output),
+        "run": "killed",
+        "output": str(output),
         "run.workers": "2",
         "run.checkpoint_every": "7",
         "run.report_every": "1",
