@@ -131,6 +131,8 @@ class Task(Module):
     """What sweeps draw besides where the task is active."""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings (fields of Config) whose arithmetic differs, by name: tests train all of them on several ranks."""
+    tiny: ClassVar[Mapping[str, Any]] = {}
+    """Settings that make sense with a dozen rows and a few steps, for tests and examples."""
     measured: ClassVar[tuple[str, ...]] = ()
     """Names of its `measures`."""
     absent_as_null: ClassVar[bool] = False

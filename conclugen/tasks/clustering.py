@@ -146,6 +146,7 @@ class Clustering(Task):
             "`joint` or `individual` clustering of modalities.",
         ),
     )
+    tiny = {"clusters": 4, "queue_batches": 2, "start_epoch": 0}
     measured = ("clusters/used",)
     variants = {
         "individual": {"mode": "individual"},

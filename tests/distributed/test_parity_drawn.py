@@ -1,12 +1,15 @@
 """World size and micro-batches change nothing, for configurations and data that nobody thought of."""
 
+import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 
 from conclugen import presets
+from conclugen.config import RECIPES
+from conclugen.tasks import Task, registry
 from tests.distributed import parity, ranks
 from tests.distributed.pool import Pool
 
@@ -20,42 +23,43 @@ SETTINGS: dict[str, Any] = {
 
 
 @st.composite
+def settings_of(draw: st.DrawFn, task: type[Task], modalities: tuple[str, ...]) -> Any:
+    """A configuration of any task: each field as a recipe, or one of the task's variants, has it."""
+    default = task.adapted(task.recipe(draw(st.sampled_from(RECIPES))), modalities)
+    values: dict[str, Any] = {"weight": draw(st.sampled_from([1e-2, 0.5, 1.0, 3.0]))}
+    for field in dataclasses.fields(default):
+        varied = [variant[field.name] for variant in task.variants.values() if field.name in variant]
+        small = task.tiny.get(field.name)
+        if type(small) is int:  # around what makes sense for so few rows
+            values[field.name] = draw(st.integers(small // 2, small + 1) | st.sampled_from([small, *varied]))
+        elif varied:
+            values[field.name] = draw(st.sampled_from([getattr(default, field.name), *varied]))
+    if getattr(default, "modality", None) == "video_3d" and draw(st.booleans()):
+        values["second_view"] = "video_3d_again"
+    try:
+        return dataclasses.replace(default, **values)
+    except ValueError:  # values that exclude each other
+        return dataclasses.replace(default, weight=values["weight"], **task.tiny)
+
+
+def _serves(configs: dict[str, Any], modalities: list[str]) -> bool:
+    try:
+        registry.inputs(configs, tuple(modalities))
+    except ValueError:
+        return False
+    return True
+
+
+@st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
     """Any configuration that is accepted: tasks, modalities, and every option that has arithmetic behind it."""
     modalities = draw(st.lists(st.sampled_from(MODALITIES), min_size=1, max_size=4, unique=True))
-    names = draw(st.sets(st.sampled_from(["contrastive", "clustering", "reconstruction", "simclr"]), min_size=1))
+    names = sorted(draw(st.sets(st.sampled_from(list(registry.registered())), min_size=1)))
     recipe = draw(st.sampled_from(["paper", "improved"]))
-    if len(modalities) == 1:
-        names = names - {"contrastive"} or {"reconstruction"}
-    elif names == {"simclr"}:
-        names = {"simclr", "clustering"}
-    weight, blocks = st.sampled_from([1e-2, 0.5, 1.0, 3.0]), st.sampled_from([None, 1, 3])
-    options: dict[str, dict[str, Any]] = {
-        "contrastive": {
-            "weight": draw(weight),
-            "negatives": draw(st.sampled_from(["all", "same_group"])),
-            "margin": draw(st.sampled_from([0.0, 0.001, 0.2])),
-            "block_rows": draw(blocks),
-            **draw(st.sampled_from([{"temperature": None}, {"temperature": 0.3, "learn_temperature": True}])),
-        },
-        "clustering": {
-            "weight": draw(weight),
-            "clusters": draw(st.integers(2, 4)),
-            "queue_batches": draw(st.integers(0, 2)),
-            "start_epoch": draw(st.integers(0, 1)),
-            "mode": draw(st.sampled_from(["joint", "individual"])),
-            "score": draw(st.sampled_from(["dot", "cosine"])),
-            "kmeans_start": draw(st.sampled_from(["random", "warm"])),
-            "queue": draw(st.sampled_from(["per_epoch", "rolling"])),
-        },
-        "reconstruction": {"weight": draw(weight), "cross_modal": len(modalities) > 1 and draw(st.booleans())},
-        "simclr": {
-            "weight": draw(weight),
-            "modality": modalities[-1],
-            "block_rows": draw(blocks),
-            "second_view": "video_3d_again" if modalities[-1] == "video_3d" and draw(st.booleans()) else None,
-        },
-    }
+    options = {name: draw(settings_of(registry.get(name), tuple(reversed(modalities)))) for name in names}
+    configs = {n: dataclasses.asdict(c) for n, c in options.items() if _serves({n: c}, modalities)}
+    assume(configs and _serves({n: options[n] for n in configs}, modalities))
+    names = list(configs)
     several = len(names) > 1
     tasks = {
         "weighting": draw(st.sampled_from(["static", "uncertainty", "gradnorm"])) if several else "static",
@@ -63,10 +67,12 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         "divisor": draw(st.sampled_from(["active", "configured"])),
     }
     built = presets.build("conclugen", recipe, tasks={}).to_dict() | {"modalities": modalities}
-    built["tasks"] = {**built["tasks"], **tasks, **{n: options[n] if n in names else None for n in options}}
+    absent = {name: None for name in registry.registered() if name not in names}
+    built["tasks"] = {**built["tasks"], **tasks, **absent, **configs}
+    own_views = all(registry.get(name).inputs(options[name], tuple(modalities)).views for name in names)
     built["model"] |= {
         **parity.SIZES,
-        "feature_mask": draw(st.sampled_from([0.0, 0.4])) if list(names) != ["simclr"] else 0.0,
+        "feature_mask": draw(st.sampled_from([0.0, 0.4])) if not own_views else 0.0,
         "own_width_modalities": draw(st.sampled_from([[], ["audio"]])) if "audio" in modalities else [],
         "standardize": draw(st.booleans()),
     }
