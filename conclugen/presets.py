@@ -60,7 +60,7 @@ PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = _variants()
 
 def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConfig:
     """The configuration of preset `name`, with overrides by field: `seed=1`, `model={"representation_dim": 512}`,
-    `tasks={"clustering": {"weight": 0.1}}`, `modalities=("audio", "text")`.
+    `tasks={"NAME": {"weight": 0.1}}`, `modalities=("audio", "text")`.
 
     A task is left out by None, and any registered one is added by its fields, or by `{}` as the recipe has it.
     Raises ValueError for an unknown preset, recipe, task or field, and for a value out of range.

@@ -54,7 +54,7 @@ class ProgressPrinter:
 
 
 def training_line(step: int, total: int, values: dict[str, Any]) -> str:
-    """`step 40/200  loss 3.21  contrastive 5.1 ...  1,234 samples/s  data wait 2.0%  queue 1.9  left 00:41:00`.
+    """`step 40/200  loss 3.21  TASK 5.1 ...  1,234 samples/s  data wait 2.0%  queue 1.9  left 00:41:00`.
 
     queue: batches that were read ahead when the loop asked for one.
     """

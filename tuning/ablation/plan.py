@@ -8,15 +8,16 @@ reason, known before anything runs.
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conclugen import PretrainConfig, fields, presets
 from conclugen.common.atomic import write_json
-from conclugen.config import RECIPES, TasksConfig
+from conclugen.config import DEFAULT_PRESET, RECIPES
 from conclugen.evaluation.config import JudgingConfig
 from conclugen.presets import ALL, PRESETS
+from conclugen.tasks import registry
 from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.run_config import DEFAULT_OUTPUT
 from shards.access import SHARED_FOLDER, refuse_url
@@ -24,7 +25,8 @@ from tuning.ablation.cell import Cell, content_key
 from tuning.dataset import LabelledSet
 from tuning.ledger import Record, record_key
 
-TASKS = ("contrastive", "clustering", "reconstruction")
+METHOD = PRESETS[DEFAULT_PRESET][1]
+"""The tasks of the published method, in order."""
 SECTIONS = ("combinations", "presets", "modalities", "configurations", "baselines")
 # What the names of their rows begin with.
 CONFIGURED = "configurations/"
@@ -32,44 +34,69 @@ _SETTINGS_FILE = "ablation.json"
 
 
 @dataclass(frozen=True)
-class SizesConfig:
+class SizeOptions:
     """What every cell takes from the ablation rather than from its preset, the same for all of them.
 
     Attributes:
         representation_dim: R.
         projection_dim: P.
-        reconstruction_hidden_dim: H.
-        clusters: K.
-        queue_batches: Batches that k-means sees besides the present one.
         global_batch: Rows of an optimiser step.
         epochs: Length of each pretraining.
     """
 
     representation_dim: int = 512
     projection_dim: int = 128
-    reconstruction_hidden_dim: int = 512
-    clusters: int = 32
-    queue_batches: int = 2
     global_batch: int = 256
     epochs: int = 40
 
     def apply(self, config: PretrainConfig) -> PretrainConfig:
-        """A configuration at these sizes. Clustering never starts after the last epoch."""
+        """A configuration at these sizes. No task starts after the last epoch."""
         overrides: dict[str, Any] = {
             "global_batch": self.global_batch,
             "epochs": self.epochs,
-            "model": {
-                "representation_dim": self.representation_dim,
-                "projection_dim": self.projection_dim,
-                "reconstruction_hidden_dim": self.reconstruction_hidden_dim,
-            },
+            "model": {"representation_dim": self.representation_dim, "projection_dim": self.projection_dim},
+            "tasks": {},
         }
-        clustering = config.tasks.clustering
-        if clustering is not None:
-            overrides["tasks"] = {"clustering": {"clusters": self.clusters, "queue_batches": self.queue_batches}}
-            if clustering.start_epoch >= self.epochs:
-                overrides["tasks"]["clustering"]["start_epoch"] = 0
-        return fields.merge(config, overrides)
+        for searched in _SIZED:
+            group, *path = searched.path.split(".")
+            if group != "tasks" or path[0] in config.tasks.active:
+                place = overrides.setdefault(group, {})
+                for name in path[:-1]:
+                    place = place.setdefault(name, {})
+                place[path[-1]] = getattr(self, searched.name)
+        sized = fields.merge(config, overrides)
+        within = {n: registry.get(n).within(task, self.epochs) for n, task in sized.tasks.active.items()}
+        return replace(sized, tasks=replace(sized.tasks, **within))
+
+
+_SIZED = [s for task in registry.registered().values() for s in task.searched if s.ablation is not None]
+if TYPE_CHECKING:
+
+    class SizesConfig(SizeOptions):
+        """The sizes, and those that tasks have (`Searched.ablation`)."""
+
+        def __init__(self, **sizes: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    SizesConfig = make_dataclass(
+        "SizesConfig",
+        [(searched.name, type(searched.ablation), field(default=searched.ablation)) for searched in _SIZED],
+        bases=(SizeOptions,),
+        namespace={
+            "__module__": __name__,
+            "__doc__": "\n".join(
+                [
+                    "What every cell takes from the ablation rather than from its preset, the same for all of them.",
+                    "",
+                    "    Attributes:",
+                    *(f"        {searched.name}: {searched.help}" for searched in _SIZED),
+                ]
+            ),
+        },
+        frozen=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -81,8 +108,9 @@ class AblateJob:
         labels: Name -> class label, where a set has several.
         train_only: Name -> groups that are never tested, comma-separated: those that designs were chosen on.
         configurations: Name -> file that `ray_jobs.pretrain --config` takes (a sweep's `best.yaml`, say): its
-            pretraining, sizes and length included, as a row of its own beside the three tasks at `sizes`.
-        sections: Of `combinations` (all seven of three tasks), `presets` (the eight published ones), `modalities`
+            pretraining, sizes and length included, as a row of its own beside all `tasks` at `sizes`.
+        tasks: Tasks whose combinations are run, any registered ones.
+        sections: Of `combinations` (every non-empty set of `tasks`), `presets` (the published ones), `modalities`
             (subsets), `configurations` (those named above), `baselines` (untrained heads, raw features).
         recipes: Of `improved` and `paper`; every section is run in each, named configurations in their own.
         seeds: Of pretraining, two at least: a table of one seed has no deviation.
@@ -100,6 +128,7 @@ class AblateJob:
     labels: dict[str, str] = field(default_factory=dict)
     train_only: dict[str, str] = field(default_factory=dict)
     configurations: dict[str, str] = field(default_factory=dict)
+    tasks: tuple[str, ...] = METHOD
     sections: tuple[str, ...] = SECTIONS
     recipes: tuple[str, ...] = ("improved", "paper")
     seeds: tuple[int, ...] = (127, 128, 129)
@@ -122,6 +151,7 @@ class AblateJob:
         for kind, names, allowed in (
             ("sections", self.sections, SECTIONS),
             ("recipes", self.recipes, RECIPES),
+            ("tasks", self.tasks, tuple(registry.registered())),
             ("labels", tuple(self.labels), tuple(self.datasets)),
             ("train_only", tuple(self.train_only), tuple(self.datasets)),
         ):
@@ -131,8 +161,8 @@ class AblateJob:
             raise ValueError("configurations: given, but sections leave them out; add configurations to --sections")
         if self.sections == ("configurations",) and not self.configurations:
             raise ValueError("sections: configurations alone, and none is given: --configurations.NAME FILE")
-        if not self.sections or not self.recipes:
-            raise ValueError("sections and recipes: name one at least of each")
+        if not self.sections or not self.recipes or not self.tasks:
+            raise ValueError("sections, recipes and tasks: name one at least of each")
         if len(set(self.seeds)) < 2 or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(
                 f"seeds: {list(self.seeds)}; a mean with its deviation needs two different seeds at least: "
@@ -148,6 +178,11 @@ class AblateJob:
     def settings(self) -> dict[str, Any]:
         """What must not change between starts on one folder; data sets, seeds, sections and recipes may be added."""
         return {"judging": asdict(self.judging), "sizes": asdict(self.sizes)}
+
+    @property
+    def ordered_tasks(self) -> tuple[str, ...]:
+        """`tasks` in the order in which every configuration has them."""
+        return tuple(name for name in registry.registered() if name in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -236,7 +271,8 @@ def refuse_other_settings(job: AblateJob) -> None:
         f"{group}.{name}: {there[group].get(name)!r} there, {value!r} now"
         for group, values in mine.items()
         for name, value in values.items()
-        if there.get(group, {}).get(name) != value
+        # A size of a task that was not installed then: no cell there has it.
+        if there.get(group, {}).get(name, value if group == "sizes" else None) != value
     ]
     if differing:
         raise ValueError(
@@ -289,7 +325,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def title(tags: Mapping[str, Any]) -> str:
-    """`mosi  contrastive+clustering  video+audio+text  improved  seed 127`, or of a baseline."""
+    """`mosi  TASK+TASK  video+audio+text  improved  seed 127`, or of a baseline."""
     what = "+".join(tags["tasks"]) if tags["tasks"] else f"{tags['system']} {'features' * (tags['system'] == 'raw')}"
     parts = [tags["dataset"], tags.get("configuration", ""), what.strip(), "+".join(tags["modalities"])]
     if tags["system"] != "raw":
@@ -299,7 +335,7 @@ def title(tags: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """preset: of which the row takes the tasks, or None and the `tasks` are those of the preset conclugen.
+    """preset: of which the row takes the tasks, or None and the `tasks` are as the recipe has them.
     configuration: taken as it is, seed apart."""
 
     name: str
@@ -326,10 +362,11 @@ class _Row:
 
 
 def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, PretrainConfig]) -> Iterator[_Row]:
+    every = job.ordered_tasks
     for recipe in job.recipes:
         if section == "combinations":
-            for count in range(1, len(TASKS) + 1):
-                for tasks in itertools.combinations(TASKS, count):
+            for count in range(1, len(every) + 1):
+                for tasks in itertools.combinations(every, count):
                     yield _Row(f"combinations/{'+'.join(tasks)}", "pretrained", recipe, data.complete, tasks=tasks)
         elif section == "presets":
             for name, (modalities, _) in PRESETS.items():
@@ -338,13 +375,13 @@ def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, P
                 yield _Row(f"presets/{name}", "pretrained", recipe, chosen, preset=name)
         elif section == "modalities":
             for subset in _subsets(data.complete):
-                # One modality has none to be contrasted with: it learns by the tasks that are left.
-                tasks = TASKS if len(subset) > 1 else TASKS[1:]
+                tasks = _able(every, subset)
                 yield _Row(f"modalities/{'+'.join(subset)}", "pretrained", recipe, subset, tasks=tasks)
         elif section == "baselines":
-            yield _Row("baselines/untrained", "untrained", recipe, data.complete, tasks=TASKS[1:])
+            tasks = _able(every, data.complete)
+            yield _Row("baselines/untrained", "untrained", recipe, data.complete, tasks=tasks)
         elif section == "configurations" and named:  # what they are compared with
-            yield _Row(f"combinations/{'+'.join(TASKS)}", "pretrained", recipe, data.complete, tasks=TASKS)
+            yield _Row(f"combinations/{'+'.join(every)}", "pretrained", recipe, data.complete, tasks=every)
     if section == "configurations":
         for name, config in named.items():
             tasks = tuple(config.tasks.active)
@@ -381,14 +418,17 @@ def _subsets(modalities: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield from itertools.combinations(modalities, count)
 
 
+def _able(tasks: tuple[str, ...], modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that can learn these modalities: one has none to be compared with, say. All, where none can: then why is
+    told where the row is built."""
+    return tuple(task for task in tasks if registry.serve([task], modalities)) or tasks
+
+
 def _combination(tasks: Sequence[str], recipe: str, modalities: tuple[str, ...]) -> PretrainConfig:
-    """Tasks as the preset conclugen sets them. A single one has weight 1: alone it has nothing to be weighed with."""
-    every = presets.build("conclugen", recipe).tasks
-    active: dict[str, Any] = {name: config for name, config in every.active.items() if name in tasks}
-    if len(active) == 1:
-        active = {name: replace(config, weight=1.0) for name, config in active.items()}
-    base = presets.build("generative_only", recipe, modalities=modalities)
-    return replace(base, preset="conclugen", tasks=TasksConfig(**active, divisor=every.divisor))
+    """Tasks as the recipe has them. A single one has weight 1: alone it has nothing to be weighed with."""
+    settings: dict[str, Any] = {"weight": 1.0} if len(tasks) == 1 else {}
+    chosen = {**dict.fromkeys(METHOD), **dict.fromkeys(tasks, settings)}
+    return presets.build(DEFAULT_PRESET, recipe, modalities=modalities, tasks=chosen)
 
 
 def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dict[str, Any]:

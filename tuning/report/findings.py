@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conclugen.evaluation.statistics import Comparison, paired_tests
-from tuning.report.systems import TASKS, Results, System, best
+from tuning.report.systems import Results, System, best, count_word
 
 LEVEL = 0.05
 
@@ -20,19 +20,20 @@ class Family:
     missing: str = ""
 
 
-def three_against_fewer(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
-    """The claim of the method: all three tasks against each combination of one or two of them."""
-    three = results.find(dataset, recipe, TASKS, None)
+def all_against_fewer(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
+    """The claim of the method: all tasks against each smaller combination of them."""
+    tasks = results.tasks
+    whole = results.find(dataset, recipe, tasks, None)
     others = [
         system
         for system in results.settled(dataset)
-        if system.system == "pretrained" and system.recipe == recipe and system.complete and len(system.tasks) < 3
-        if set(system.tasks) <= set(TASKS)
+        if system.system == "pretrained" and system.recipe == recipe and system.complete
+        if set(system.tasks) < set(tasks)
     ]
-    others.sort(key=lambda system: (len(system.tasks), [TASKS.index(task) for task in system.tasks]))
-    if three is None or not three.finished:
-        return Family(dataset, recipe, fraction, (), "no finished cell of all three tasks")
-    return _family(dataset, recipe, fraction, [(three, other) for other in others])
+    others.sort(key=lambda system: (len(system.tasks), [tasks.index(task) for task in system.tasks]))
+    if whole is None or not whole.finished:
+        return Family(dataset, recipe, fraction, (), f"no finished cell of all {results.counted}")
+    return _family(dataset, recipe, fraction, [(whole, other) for other in others])
 
 
 def against_references(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
@@ -42,26 +43,28 @@ def against_references(results: Results, dataset: str, recipe: str, fraction: fl
     """
     metric = f"accuracy@{fraction:g}"
     own = [s for s in results.of_set(dataset) if s.system == "pretrained" and s.recipe == recipe]
-    single = best((s for s in own if s.complete and _is_single(s)), metric)
+    single = best((s for s in own if s.complete and _is_single(s, results.tasks)), metric)
     untrained = [s for s in results.of_set(dataset) if s.system == "untrained" and s.recipe == recipe and s.complete]
     raw = best((s for s in results.of_set(dataset) if s.system == "raw"), metric)
     references = [system for system in (single, *untrained, raw) if system is not None]
-    own.sort(key=lambda s: (not s.complete, len(s.tasks), [TASKS.index(t) if t in TASKS else 9 for t in s.tasks]))
+    place = {task: i for i, task in enumerate(results.tasks)}
+    own.sort(key=lambda s: (not s.complete, len(s.tasks), [place.get(task, len(place)) for task in s.tasks]))
     pairs = [(system, reference) for system in own for reference in references if system is not reference]
     return _family(dataset, recipe, fraction, pairs)
 
 
-def configured_against_three(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
-    """Every named configuration (what a sweep found) against the three tasks at the ablation's own settings."""
-    three = results.find(dataset, recipe, TASKS, None)
+def configured_against_all(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
+    """Every named configuration (what a sweep found) against all tasks at the ablation's own settings."""
+    tasks = results.tasks
+    whole = results.find(dataset, recipe, tasks, None)
     named = [s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe]
-    if three is None or not three.finished:
-        return Family(dataset, recipe, fraction, (), "no finished cell of all three tasks")
-    return _family(dataset, recipe, fraction, [(system, three) for system in named])
+    if whole is None or not whole.finished:
+        return Family(dataset, recipe, fraction, (), f"no finished cell of all {results.counted}")
+    return _family(dataset, recipe, fraction, [(system, whole) for system in named])
 
 
 def sentences(family: Family) -> list[str]:
-    """In words: where three tasks are better, worse, or not shown to differ; at most one sentence of each kind."""
+    """In words: where all tasks are better, worse, or not shown to differ; at most one sentence of each kind."""
     place = f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels"
     if family.missing or not family.comparisons:
         return [f"{place}: nothing can be said: {family.missing or 'nothing to compare with'}."]
@@ -78,7 +81,8 @@ def sentences(family: Family) -> list[str]:
             parts.append(f"{told} {listed}")
     everywhere = all(c.verdict(LEVEL) == "better" for c in family.comparisons)
     answer = "yes" if everywhere else "no"
-    return [f"{place}: three tasks better than each one and two of them? {answer}: {'; '.join(parts)}."]
+    count = count_word(family.comparisons[0].first.partition(" [")[0].count(" + ") + 1)
+    return [f"{place}: {count} tasks better than each smaller combination? {answer}: {'; '.join(parts)}."]
 
 
 def _family(dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[System, System]]) -> Family:
@@ -111,21 +115,21 @@ def points(difference: float) -> str:
 
 
 def summary(families: Sequence[Family]) -> str:
-    """How often three tasks are better than every smaller combination, and how often one of these is better."""
+    """How often all tasks are better than every smaller combination, and how often one of these is better."""
     made = [family for family in families if family.comparisons]
     if not made:
-        return "Three tasks and smaller combinations are not both finished anywhere: nothing can be said yet."
+        return "All tasks and smaller combinations are not both finished anywhere: nothing can be said yet."
     verdicts = [{c.verdict(LEVEL) for c in family.comparisons} for family in made]
     ahead = sum(found == {"better"} for found in verdicts)
     behind = sum("worse" in found for found in verdicts)
     return (
-        f"Of {len(made)} settings (data set, recipe, share of labels), three tasks are significantly better than every "
-        f"combination of one or two in {ahead}, and significantly worse than at least one in {behind}."
+        f"Of {len(made)} settings (data set, recipe, share of labels), all tasks are significantly better than every "
+        f"smaller combination in {ahead}, and significantly worse than at least one in {behind}."
     )
 
 
-def _is_single(system: System) -> bool:
-    return not system.configuration and len(system.tasks) == 1 and system.tasks[0] in TASKS
+def _is_single(system: System, tasks: Sequence[str]) -> bool:
+    return not system.configuration and len(system.tasks) == 1 and system.tasks[0] in tasks
 
 
 def _short(label: str) -> str:

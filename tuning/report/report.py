@@ -24,7 +24,7 @@ from tuning.report import findings as report_findings
 from tuning.report import svg, sweep_response
 from tuning.report.findings import LEVEL, Family
 from tuning.report.page import Block, Charts, Heading, Text, html, markdown
-from tuning.report.systems import TASKS, Results
+from tuning.report.systems import Results
 from tuning.report.tables import (
     Entry,
     Line,
@@ -99,7 +99,7 @@ def track(folder: Path, files: Sequence[Path], tracking_uri: str | None = None) 
 
 
 def _families(results: Results) -> dict[str, list[Family]]:
-    """ "claim": three tasks against fewer; "configurations": named ones against three tasks; "references": everything
+    """ "claim": all tasks against fewer; "configurations": named ones against all tasks; "references": everything
     against single task, untrained heads and raw."""
     places = [
         (dataset, recipe, fraction)
@@ -108,8 +108,8 @@ def _families(results: Results) -> dict[str, list[Family]]:
         for fraction in results.scores(dataset).get("accuracy", ())
     ]
     makers = {
-        "claim": report_findings.three_against_fewer,
-        "configurations": report_findings.configured_against_three,
+        "claim": report_findings.all_against_fewer,
+        "configurations": report_findings.configured_against_all,
         "references": report_findings.against_references,
     }
     return {name: [make(results, *place) for place in places] for name, make in makers.items()}
@@ -145,20 +145,22 @@ def _ablation(
     )
     named = results.configurations()
     if not named or any(family.comparisons for family in families["claim"]):
-        yield Heading("Are three tasks better than one or two?", "claim")
+        yield Heading(f"Are {results.counted} better than fewer?", "claim")
         told = [sentence for family in families["claim"] for sentence in report_findings.sentences(family)]
         yield Text((report_findings.summary(families["claim"]),))
         yield Text(tuple(told), listed=True)
-        yield claim_table(families["claim"], "Three tasks against fewer", unit)
+        yield claim_table(families["claim"], f"{results.counted.capitalize()} against fewer", unit)
     explained = (
         "In %, mean over seeds ± sample deviation over seeds, each seed a mean over draws of labels (and cross-fitted "
         "folds). Bold: best of the column; underlined: second. Raw features have no seed."
     )
     if named:
         yield Heading("Named configurations", "configurations")
-        yield results_table(results, named, "Named configurations beside the three tasks", scores, explained)
+        yield results_table(results, named, f"Named configurations beside all {results.counted}", scores, explained)
         yield claim_table(
-            families["configurations"], "Named configurations against the three tasks at the ablation's settings", unit
+            families["configurations"],
+            f"Named configurations against all {results.counted} at the ablation's settings",
+            unit,
         )
     yield Heading("Task combinations", "combinations")
     yield results_table(results, results.combinations(), "Every combination of tasks", scores, explained)
@@ -275,8 +277,9 @@ def _pictures(results: Results, families: dict[str, list[Family]], place: Path) 
         for family in families["claim"]:
             if family.dataset == dataset and family.comparisons:
                 bars = {comparison.second: comparison.interval for comparison in family.comparisons}
-                name = f"three_tasks_{dataset}_{family.recipe}_{family.fraction:g}.png"
-                title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {' + '.join(TASKS)} minus ..."
+                name = f"all_tasks_{dataset}_{family.recipe}_{family.fraction:g}.png"
+                whole = " + ".join(results.tasks)
+                title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {whole} minus ..."
                 written.append(plots.interval_bars(bars, place / name, ylabel="difference in accuracy", title=title))
     return written
 

@@ -79,7 +79,7 @@ def scatter(
 
 def bars(title: str, values: Mapping[str, tuple[float, float]], *, xlabel: str) -> str:
     """Horizontal bars of (value, deviation), largest first as given."""
-    row, left = 20.0, 208.0  # room for `tasks.reconstruction.something_long`
+    row, left = 20.0, 208.0  # room for `tasks.some_task.something_long`
     height = _TOP + row * len(values) + _BOTTOM
     reach = max([value + deviation for value, deviation in values.values()] + [1e-12])
     floor = min([value - deviation for value, deviation in values.values()] + [0.0])

@@ -1,18 +1,19 @@
 """From the records of a ledger to systems: every row of a report, over its seeds, with the holes marked."""
 
-import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from conclugen.config import DEFAULT_PRESET
 from conclugen.evaluation.protocol import natural_order
 from conclugen.presets import ALL, PRESETS
+from conclugen.tasks import registry
 from tuning.ledger import Record
 
-TASKS = ("contrastive", "clustering", "reconstruction")
-THREE = " + ".join(TASKS)
+METHOD = PRESETS[DEFAULT_PRESET][1]
+_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _AT = re.compile(r"^(?P<score>[^@]+)@(?P<fraction>[0-9.e-]+)$")
 
 
@@ -136,6 +137,26 @@ class Results:
         every = (record for system in self.systems for record in system.finished if system.recipe)
         return tuple(sorted({_seed(record) for record in every}))
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks whose combinations were run, in order: at least the published method's."""
+        found = {
+            task
+            for system in self.systems
+            if system.system == "pretrained" and system.complete and not system.configuration
+            if not _is_preset(system)
+            for task in system.tasks
+        }
+        for record in self.unserved:
+            if any(str(row).startswith("combinations/") for row in record.tags["rows"]):
+                found |= set(record.tags["tasks"])
+        return in_order({*found, *METHOD})
+
+    @property
+    def counted(self) -> str:
+        """`three tasks`: all of them."""
+        return f"{count_word(len(self.tasks))} tasks"
+
     def scores(self, dataset: str) -> dict[str, list[float]]:
         """score -> fractions of labels at which a data set has it, ascending."""
         found: dict[str, set[float]] = {}
@@ -166,12 +187,16 @@ class Results:
     # ------------------------------------------------------------------ tables
 
     def combinations(self) -> list[Row]:
-        """Baselines, then every combination of the three tasks that was run, for each recipe."""
+        """Baselines, then every combination of tasks that was run, for each recipe."""
         rows = self._baselines()
+        every = self.tasks
+        met = {s.tasks for s in self.systems if s.system == "pretrained" and s.complete and not s.configuration}
+        met |= {tuple(r.tags["tasks"]) for r in self.unserved if r.tags["system"] == "pretrained"}
+        combinations = [tasks for tasks in met if set(tasks) <= set(every)]
+        combinations.sort(key=lambda tasks: (len(tasks), [every.index(task) for task in tasks]))
         for recipe in self.recipes:
-            for count in range(1, len(TASKS) + 1):
-                for tasks in itertools.combinations(TASKS, count):
-                    rows += self._row(" + ".join(tasks), recipe, tasks, None, f"combinations/{'+'.join(tasks)}")
+            for tasks in combinations:
+                rows += self._row(" + ".join(tasks), recipe, tasks, None, f"combinations/{'+'.join(tasks)}")
         return rows
 
     def presets(self) -> list[Row]:
@@ -186,22 +211,22 @@ class Results:
         return rows if asked else []
 
     def subsets(self) -> list[Row]:
-        """Modality subsets that were run: three tasks, or the two that one modality allows."""
+        """Modality subsets that were run: all tasks, or those that a subset allows."""
         rows: list[Row] = []
         listed = dict.fromkeys(
             system.modalities
             for system in sorted(self.systems, key=lambda s: (len(s.modalities), s.modalities))
             if system.system == "pretrained" and not system.configuration
-            if system.tasks == (TASKS if len(system.modalities) > 1 else TASKS[1:])
+            if system.tasks == able(self.tasks, system.modalities)
         )
         for recipe in self.recipes:
             for subset in listed:
-                tasks = TASKS if len(subset) > 1 else TASKS[1:]
+                tasks = able(self.tasks, subset)
                 rows += self._row(f"{'+'.join(subset)}: {' + '.join(tasks)}", recipe, tasks, subset, "")
         return rows if len(listed) > len({s.modalities for s in self.systems if s.complete}) else []
 
     def configurations(self) -> list[Row]:
-        """Named configurations, below the three tasks at the ablation's settings in the same recipe."""
+        """Named configurations, below all tasks at the ablation's settings in the same recipe."""
         rows: list[Row] = []
         for recipe in self.recipes:
             named: dict[str, dict[str, System]] = {}
@@ -214,7 +239,8 @@ class Results:
                     place = holes.setdefault(record.tags["configuration"], {})
                     place[str(record.tags["dataset"])] = record.reason
             if named or holes:
-                rows += self._row(THREE, recipe, TASKS, None, f"combinations/{'+'.join(TASKS)}")
+                every = self.tasks
+                rows += self._row(" + ".join(every), recipe, every, None, f"combinations/{'+'.join(every)}")
             for name in sorted({*named, *holes}):
                 rows.append(Row(name, recipe, named.get(name, {}), holes.get(name, {})))
         return rows
@@ -240,6 +266,29 @@ class Results:
             if planned in record.tags["rows"] and record.tags["recipe"] == recipe
         }
         return [Row(name, recipe, systems, holes)] if systems or holes else []
+
+
+def in_order(tasks: Iterable[str]) -> tuple[str, ...]:
+    """As configurations have them; tasks that are not installed here follow by name."""
+    known = list(registry.registered())
+    return tuple(sorted(tasks, key=lambda task: (known.index(task) if task in known else len(known), task)))
+
+
+def able(tasks: tuple[str, ...], modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that can learn these modalities; one that is not installed here is taken to."""
+    known = registry.registered()
+    return tuple(task for task in tasks if task not in known or registry.serve([task], modalities))
+
+
+def count_word(count: int) -> str:
+    """`three`; a number in digits from ten on."""
+    return _COUNTS[count] if count < len(_COUNTS) else str(count)
+
+
+def _is_preset(system: System) -> bool:
+    """Whether it was run as a preset alone, and so is none of the combinations."""
+    rows = [str(row) for record in (*system.finished, *system.failed) for row in record.tags["rows"]]
+    return bool(rows) and all(row.startswith("presets/") for row in rows)
 
 
 def best(systems: Iterable[System], metric: str) -> System | None:

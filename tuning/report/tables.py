@@ -264,14 +264,15 @@ def p_shown(value: float) -> str:
 
 
 def main_systems(results: Results, dataset: str, fraction: float) -> list[System]:
-    """Those that single tables and curves show: three tasks, the best two and single task, and the references."""
+    """Those that single tables and curves show: all tasks, the best two and single task, and the references."""
     metric = f"accuracy@{fraction:g}"
     own = [s for s in results.of_set(dataset) if (s.finished and s.complete) or s.system == "raw"]
     chosen: list[System | None] = []
+    every = set(results.tasks)
     for recipe in results.recipes:
         mine = [s for s in own if s.recipe == recipe and not s.configuration]
-        for count in (3, 2, 1):
-            pool = [s for s in mine if s.system == "pretrained" and len(s.tasks) == count and s.tasks != ("simclr",)]
+        for count in dict.fromkeys((len(results.tasks), 2, 1)):
+            pool = [s for s in mine if s.system == "pretrained" and len(s.tasks) == count and set(s.tasks) <= every]
             chosen.append(best(pool, metric))
         chosen.append(best((s for s in mine if s.system == "untrained"), metric))
         named = [s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe and s.finished]

@@ -250,7 +250,7 @@ def trial_tags(config: PretrainConfig, choices: Mapping[str, Any]) -> dict[str, 
 
 
 def readable_name(sweep: str, number: int, config: PretrainConfig) -> str:
-    """`mine-0007 contrastive+clustering video+audio`."""
+    """`mine-0007 TASK+TASK video+audio`."""
     return f"{sweep}-{trial_name(number)} {'+'.join(config.tasks.active)} {'+'.join(config.modalities)}"
 
 

@@ -26,7 +26,7 @@ class ScheduleConfig:
 
     Attributes:
         grace_epochs: Epochs before ASHA may stop a trial; None: a reduction's part of the length, yet never before the
-            last task of the space has begun (a trial whose clustering has not started can't be compared).
+            last task of the space has begun (before, a trial can't be compared).
         reduction: ASHA keeps one trial in so many at each rung.
         report_epochs: Epochs between reports; None: at ASHA's rungs and at the end; a population reports at each
             exchange.
@@ -53,9 +53,9 @@ class ScheduleConfig:
             return min(space.epochs, max(1, space.epochs // self.reduction**2, space.latest_start + 1))
         if self.grace_epochs <= space.latest_start:
             raise ValueError(
-                f"schedule.grace_epochs: {self.grace_epochs}, but clustering may start as late as epoch "
+                f"schedule.grace_epochs: {self.grace_epochs}, but a task may start as late as epoch "
                 f"{space.latest_start} (0-based) in this space: trials would be stopped before it began; give at least "
-                f"{space.latest_start + 1}, or narrow space.start_epoch"
+                f"{space.latest_start + 1}, or narrow when tasks begin (space.*epoch)"
             )
         return min(self.grace_epochs, space.epochs)
 

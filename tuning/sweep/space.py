@@ -1,13 +1,13 @@
 """The search space: which configurations a sweep may try, as typed configuration.
 
 Every field names its options or a range; one option, or a range of one number, fixes it. A parameter is drawn only
-where it means something: a task's weight, sizes and schedule where that task is active (and weights only where there
-are two tasks to weigh against each other: a single loss has no other to be weighed against), the temperature where the
-recipe has one. Drawn parameters are named as the configuration names them (`tasks.clustering.clusters`), and
-`modalities`, `tasks` and `recipe`, whose options are names joined by `+`.
+where it means something: what a task says of itself (`Task.searched`) where that task is active, in the recipes that
+have it, and weights only where there are two tasks to weigh against each other. Drawn parameters are named as the
+configuration names them (`tasks.NAME.weight`), and `modalities`, `tasks` and `recipe`, whose options are names
+joined by `+`.
 
     space = space_presets.laptop().resolve({"video": 35, "audio": 347})
-    choices = space.draw(chooser)            # {"tasks": "contrastive+clustering", "optimizer.lr": 0.0021, ...}
+    choices = space.draw(chooser)            # {"tasks": "TASK+TASK", "optimizer.lr": 0.0021, ...}
     config = space.config(choices)           # a conclugen.PretrainConfig
 """
 
@@ -17,15 +17,19 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from conclugen import PretrainConfig, presets
-from conclugen.config import GRADIENTS, RECIPES, WEIGHTINGS
-from conclugen.fields import choose, finite, require
+from conclugen.config import DEFAULT_PRESET, GRADIENTS, RECIPES, WEIGHTINGS
+from conclugen.fields import choose, require
 from conclugen.presets import ALL as PRESET_ORDER
 from conclugen.presets import PRESETS
+from conclugen.search_space import Range, Searched
+from conclugen.tasks import Inputs, registry
+from conclugen.tasks.registry import registered
 
-TASKS = ("contrastive", "clustering", "reconstruction")
+METHOD = PRESETS[DEFAULT_PRESET][1]
+"""The tasks of the published method, in order."""
 ALL, SUBSETS = "all", "subsets"
 # An optimiser wants the same options under the same name each time, and one modality allows fewer tasks.
 ONE_MODALITY = " of one modality"
@@ -36,55 +40,30 @@ Choices = dict[str, Any]
 Plain = str | int | float | bool | None
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included; equal ends fix the value.
+if TYPE_CHECKING:
 
-    Attributes:
-        low: Smallest value.
-        high: Largest value.
-        log: Drawn on a logarithmic scale; both ends are then above 0.
-        points: Values that a grid takes of it, evenly spaced on its scale.
-    """
+    class Weights:
+        """Range of each task's weight, drawn where the task is active beside another; a field for each task."""
 
-    low: float
-    high: float
-    log: bool = True
-    points: int = 3
+        def __init__(self, **ranges: Range) -> None: ...
 
-    def __post_init__(self) -> None:
-        require(finite(self.low) and finite(self.high) and self.low <= self.high, "range", self, "finite low <= high")
-        require(self.low > 0 or not self.log, "range.low", self.low, "a number above 0, or log: false")
-        require(self.points >= 1, "range.points", self.points, "1 or more")
-
-    @property
-    def grid(self) -> tuple[float, ...]:
-        """The values that a grid takes, ends exactly."""
-        if self.low == self.high:
-            return (self.low,)
-        if self.points == 1:
-            return ((self.low * self.high) ** 0.5 if self.log else (self.low + self.high) / 2,)
-        shares = [k / (self.points - 1) for k in range(1, self.points - 1)]
-        inner = [
-            self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
-            for share in shares
-        ]
-        return (self.low, *inner, self.high)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Range of each task's weight, drawn where the task is active beside another.
-
-    Attributes:
-        contrastive: Weight of the contrastive task.
-        clustering: Weight of the clustering task.
-        reconstruction: Weight of the reconstruction task.
-    """
-
-    contrastive: Range = field(default_factory=lambda: Range(1e-4, 1.1))
-    clustering: Range = field(default_factory=lambda: Range(1e-4, 1.1))
-    reconstruction: Range = field(default_factory=lambda: Range(1e-4, 1.1))
+else:
+    Weights = dataclasses.make_dataclass(
+        "Weights",
+        [(name, Range, field(default=task.weights[0])) for name, task in registered().items()],
+        namespace={
+            "__module__": __name__,
+            "__doc__": "\n".join(
+                [
+                    "Range of each task's weight, drawn where the task is active beside another.",
+                    "",
+                    "    Attributes:",
+                    *(f"        {name}: Weight of the {name} task." for name in registered()),
+                ]
+            ),
+        },
+        frozen=True,
+    )
 
 
 class Chooser(Protocol):
@@ -96,25 +75,20 @@ class Chooser(Protocol):
 
 
 @dataclass(frozen=True)
-class Space:
-    """Options of everything that a sweep varies. The defaults are the published ranges.
+class SpaceOptions:
+    """Options of everything that a sweep varies, but for what is particular to a task. The defaults are the published
+    ranges.
 
     Attributes:
         modalities: Subsets of the data's modalities, names joined by `+`; `all`: every one, `subsets`: all subsets.
-        tasks: Non-empty subsets of contrastive, clustering, reconstruction, joined by `+`; `subsets`: all seven.
+        tasks: Sets of tasks, names joined by `+`; `subsets`: every non-empty set of the tasks of the preset conclugen.
         recipe: `paper`, `improved`.
         weighting: `static`: the weights drawn; `uncertainty` (Kendall et al. 2018), `gradnorm` (Chen et al. 2018):
             learned. Of two tasks or more.
         gradients: `sum`, or `pcgrad`: conflicting gradients projected (Yu et al. 2020). Of two tasks or more.
         weights: Ranges of the tasks' weights.
         representation_dim: R.
-        projection_dim: P, where the contrastive or the clustering task is active.
-        reconstruction_hidden_dim: H, where the reconstruction task is active.
-        clusters: K, where the clustering task is active; so are the next three.
-        queue_batches: Earlier batches among which k-means clusters.
-        start_epoch: First epoch of the clustering task; below `epochs`.
-        cluster_mode: `joint`, `individual`.
-        temperature: Of the contrastive task in the improved recipe; the published one has none.
+        projection_dim: P, where an active task reads projections.
         lr: Peak learning rate.
         weight_decay: Of AdamW.
         global_batch: Rows of an optimiser step.
@@ -132,12 +106,6 @@ class Space:
     weights: Weights = field(default_factory=Weights)
     representation_dim: tuple[int, ...] = (1024, 2048, 4096)
     projection_dim: tuple[int, ...] = (512, 768, 1024, 1536)
-    reconstruction_hidden_dim: tuple[int, ...] = (512, 768, 1024, 1536)
-    clusters: tuple[int, ...] = (2, 4, 8, 32, 64, 128)
-    queue_batches: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128)
-    start_epoch: tuple[int, ...] = (0, 3, 6, 9, 12, 15)
-    cluster_mode: tuple[str, ...] = ("joint", "individual")
-    temperature: Range = field(default_factory=lambda: Range(0.05, 1.0))
     lr: Range = field(default_factory=lambda: Range(1e-5, 1e-3))
     weight_decay: Range = field(default_factory=lambda: Range(1e-5, 1e-3))
     global_batch: tuple[int, ...] = (4096,)
@@ -152,7 +120,7 @@ class Space:
                 require(len(set(value)) == len(value), f"space.{name}", value, "options that differ")
         for subset in self.tasks:
             if subset != SUBSETS:
-                _check_subset("space.tasks", subset, TASKS)
+                _check_subset("space.tasks", subset, tuple(registered()))
         for recipe in self.recipe:
             choose("space.recipe", recipe, RECIPES)
         for weighting in self.weighting:
@@ -163,16 +131,17 @@ class Space:
         for name in self.fixed:
             if name in _OWN_FIELDS:
                 raise ValueError(f"space.fixed: {name!r} has a field of its own: give --space.{name}")
-        late = [epoch for epoch in self.start_epoch if epoch >= self.epochs]
-        if late and any(subset == SUBSETS or "clustering" in names(subset) for subset in self.tasks):
-            raise ValueError(
-                f"space.start_epoch: {late[0]} is not before the end of a trial (space.epochs: {self.epochs}), which "
-                f"would never train its clustering task; drop it, or give at least {max(late) + 1} epochs"
-            )
+        for task, searched in self._starts():
+            late = [epoch for epoch in getattr(self, searched.name) if epoch >= self.epochs]
+            if late:
+                raise ValueError(
+                    f"space.{searched.name}: {late[0]} is not before the end of a trial (space.epochs: {self.epochs}), "
+                    f"which would never train its {task} task; drop it, or give at least {max(late) + 1} epochs"
+                )
 
     # ------------------------------------------------------------------ before the sweep
 
-    def resolve(self, available: Mapping[str, int]) -> Space:
+    def resolve(self: Self, available: Mapping[str, int]) -> Self:
         """This space on data with these modalities (name -> width): every subset is spelled out, and tried.
 
         Raises:
@@ -182,13 +151,13 @@ class Space:
         modalities = [subset for text in self.modalities for subset in _spelled(text, available)]
         for subset in modalities:
             _check_subset("space.modalities", subset, tuple(available))
-        tasks = [part for text in self.tasks for part in (subsets(TASKS) if text == SUBSETS else (text,))]
+        tasks = [part for text in self.tasks for part in (subsets(METHOD) if text == SUBSETS else (text,))]
         # In the order in which presets name them: measures of pairs are then called alike everywhere.
         order = (*(m for m in PRESET_ORDER if m in available), *(m for m in available if m not in PRESET_ORDER))
         resolved = dataclasses.replace(
             self,
             modalities=tuple(dict.fromkeys(_in_order(subset, order) for subset in modalities)),
-            tasks=tuple(dict.fromkeys(_in_order(subset, TASKS) for subset in tasks)),
+            tasks=tuple(dict.fromkeys(_in_order(subset, tuple(registered())) for subset in tasks)),
         )
         resolved._try_corners(available)
         return resolved
@@ -206,10 +175,7 @@ class Space:
                     tried += 1
                     applied.update(name for name in self.fixed if _has(config, name))
         if not tried:
-            raise ValueError(
-                f"space: no trial is possible: the contrastive task compares modalities, and space.tasks "
-                f"{list(self.tasks)} has no other, while space.modalities {list(self.modalities)} has single ones only"
-            )
+            raise ValueError(f"space: no trial is possible: {self._why_not()}")
         for name in self.fixed:
             if name not in applied:
                 raise ValueError(f"space.fixed: no configuration of this space has a field {name!r}")
@@ -230,7 +196,8 @@ class Space:
         possible = tuple(subset for subset in self.modalities if self._tasks_of(subset))
         modalities = option("modalities", possible)
         offered = self._tasks_of(modalities)
-        chosen = option("tasks", offered, None if offered == self.tasks else f"tasks{ONE_MODALITY}")
+        fewer = ONE_MODALITY if len(names(modalities)) == 1 else f" of {modalities}"
+        chosen = option("tasks", offered, None if offered == self.tasks else f"tasks{fewer}")
         tasks = names(chosen)
         recipe = option("recipe", self.recipe)
         if len(tasks) > 1:
@@ -240,17 +207,17 @@ class Space:
             if self.gradients != ("sum",):
                 option("tasks.gradients", self.gradients)
         option("model.representation_dim", self.representation_dim)
-        if "contrastive" in tasks or "clustering" in tasks:
+        if any(_read(task, modalities).projection for task in tasks):
             option("model.projection_dim", self.projection_dim)
-        if "contrastive" in tasks and recipe == "improved":
-            number("tasks.contrastive.temperature", self.temperature)
-        if "clustering" in tasks:
-            option("tasks.clustering.clusters", self.clusters)
-            option("tasks.clustering.queue_batches", self.queue_batches)
-            option("tasks.clustering.start_epoch", self.start_epoch)
-            option("tasks.clustering.mode", self.cluster_mode)
-        if "reconstruction" in tasks:
-            option("model.reconstruction_hidden_dim", self.reconstruction_hidden_dim)
+        for task in tasks:
+            for searched in registered()[task].searched:
+                if searched.recipes and recipe not in searched.recipes:
+                    continue
+                within = getattr(self, searched.name)
+                if isinstance(within, Range):
+                    number(searched.path, within)
+                else:
+                    option(searched.path, within)
         number("optimizer.lr", self.lr)
         number("optimizer.weight_decay", self.weight_decay)
         option("global_batch", self.global_batch)
@@ -267,11 +234,11 @@ class Space:
         preset = preset_of(tasks)
         absent = [task for task in PRESETS[preset][1] if task not in tasks]
         overrides: dict[str, Any] = {"seed": self.seed, "epochs": self.epochs}
-        overrides["tasks"] = dict.fromkeys(absent)
+        overrides["tasks"] = {**dict.fromkeys(absent), **{task: {} for task in tasks}}
         for name, value in self.fixed.items():
             if name in choices:
                 raise ValueError(f"space.fixed: {name!r} is searched as well; narrow its own field to one value")
-            if name.startswith("tasks.") and name.split(".")[1] in TASKS and name.split(".")[1] not in tasks:
+            if name.startswith("tasks.") and name.split(".")[1] in registered() and name.split(".")[1] not in tasks:
                 continue
             _put(overrides, name, value)
         for name, value in rest.items():
@@ -281,14 +248,62 @@ class Space:
     @property
     def latest_start(self) -> int:
         """The last epoch in which a task of this space begins: before, its trials can't be told apart by it."""
-        clusters = any(subset == SUBSETS or "clustering" in names(subset) for subset in self.tasks)
-        return max(self.start_epoch) if clusters else 0
+        return max((epoch for _, searched in self._starts() for epoch in getattr(self, searched.name)), default=0)
+
+    def _starts(self) -> list[tuple[str, Searched]]:
+        """The parameters that say when a task of this space begins, with the task."""
+        used = {task for subset in self.tasks for task in (METHOD if subset == SUBSETS else names(subset))}
+        return [(n, s) for n, task in registered().items() if n in used for s in task.searched if s.begins]
 
     def _tasks_of(self, modalities: str) -> tuple[str, ...]:
-        """The task subsets that these modalities allow."""
-        if len(names(modalities)) > 1:
-            return self.tasks
-        return tuple(subset for subset in self.tasks if "contrastive" not in names(subset))
+        """The sets of tasks that can learn these modalities."""
+        return tuple(subset for subset in self.tasks if registry.serve(names(subset), names(modalities)))
+
+    def _why_not(self) -> str:
+        """Why the first modalities can't be learned by the first tasks, and what there is."""
+        tasks, modalities = names(self.tasks[0]), names(self.modalities[0])
+        try:
+            registry.inputs({task: _adapted(task, modalities) for task in tasks}, modalities)
+        except ValueError as cause:
+            return f"{cause} (space.tasks {list(self.tasks)}, space.modalities {list(self.modalities)})"
+        return "tasks and modalities do not fit"
+
+
+if TYPE_CHECKING:
+
+    class Space(SpaceOptions):
+        """The options, and a field for each parameter that a task says sweeps may draw (`Task.searched`)."""
+
+        def __init__(self, **options: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _SEARCHED = [searched for task in registered().values() for searched in task.searched]
+    Space = dataclasses.make_dataclass(
+        "Space",
+        [
+            (
+                searched.name,
+                Range if isinstance(searched.published, Range) else tuple[type(searched.published[0]), ...],
+                field(default=searched.published),
+            )
+            for searched in _SEARCHED
+        ],
+        bases=(SpaceOptions,),
+        namespace={
+            "__module__": __name__,
+            "__doc__": "\n".join(
+                [
+                    "Options of everything that a sweep varies. The defaults are the published ranges.",
+                    "",
+                    "    Attributes:",
+                    *(f"        {searched.name}: {searched.help}" for searched in _SEARCHED),
+                ]
+            ),
+        },
+        frozen=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -299,7 +314,7 @@ class _Corner:
     end: int
 
     def option(self, name: str, options: tuple[Any, ...]) -> Any:
-        return self.wanted.get(name.removesuffix(ONE_MODALITY), options[self.end])
+        return self.wanted.get(name.partition(" of ")[0], options[self.end])
 
     def number(self, name: str, within: Range) -> float:
         return (within.low, within.high)[self.end]
@@ -314,6 +329,14 @@ def subsets(of: Iterable[str]) -> tuple[str, ...]:
     """Every non-empty subset as `a+b`, small ones first."""
     of = tuple(of)
     return tuple("+".join(part) for size in range(1, len(of) + 1) for part in itertools.combinations(of, size))
+
+
+def _adapted(task: str, modalities: tuple[str, ...]) -> Any:
+    return registry.get(task).adapted(registry.get(task).Config(), modalities)
+
+
+def _read(task: str, modalities: str) -> Inputs:
+    return registry.get(task).inputs(_adapted(task, names(modalities)), names(modalities))
 
 
 def preset_of(tasks: Iterable[str]) -> str:

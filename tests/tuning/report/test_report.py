@@ -12,10 +12,10 @@ from tuning.ledger import Ledger, LedgerError, Record, record_key
 from tuning.report.__main__ import main
 from tuning.report.findings import (
     against_references,
-    configured_against_three,
+    all_against_fewer,
+    configured_against_all,
     sentences,
     summary,
-    three_against_fewer,
 )
 from tuning.report.report import report, track
 from tuning.report.sweep_response import by_tasks, compared, importance, weight_response
@@ -139,7 +139,7 @@ def test_a_row_that_a_set_cannot_serve_is_a_marked_hole_with_its_reason(folder):
 
 
 def test_the_claim_is_compared_with_every_smaller_combination_and_no_other(folder):
-    family = three_against_fewer(results(folder), "faces", "improved", 0.03)
+    family = all_against_fewer(results(folder), "faces", "improved", 0.03)
     three = "contrastive + clustering + reconstruction [improved]"
     assert {c.first for c in family.comparisons} == {three}
     expected = {" + ".join(t) + " [improved]": 0.61 - sum(n) / 2 for t, n in ACCURACY.items() if len(t) < 3}
@@ -150,7 +150,7 @@ def test_the_claim_is_compared_with_every_smaller_combination_and_no_other(folde
     assert [c.p_value for c in family.comparisons] == [pytest.approx(2 / 2**12)] * 6
     assert [c.adjusted for c in family.comparisons] == [pytest.approx(6 * 2 / 2**12)] * 6
     (told,) = sentences(family)
-    assert "three tasks better than each one and two of them? yes" in told
+    assert "three tasks better than each smaller combination? yes" in told
 
 
 def test_a_named_configuration_is_compared_with_three_tasks_and_counts_in_no_combination(folder):
@@ -161,7 +161,7 @@ def test_a_named_configuration_is_compared_with_three_tasks_and_counts_in_no_com
             own = cell(("contrastive",), 0.70, seed, configuration="searched")
             ledger.append(Record(**{**own.__dict__, "key": f"searched{seed}"}))
     made = results(folder)
-    family = configured_against_three(made, "faces", "improved", 0.03)
+    family = configured_against_all(made, "faces", "improved", 0.03)
     (found,) = family.comparisons
     assert (found.first, found.second) == ("searched [improved]", " + ".join(TASKS) + " [improved]")
     assert found.difference == pytest.approx(0.70 - 0.61) and found.p_value == found.adjusted
@@ -173,11 +173,11 @@ def test_a_named_configuration_is_compared_with_three_tasks_and_counts_in_no_com
     for rows_of in (Results.combinations, Results.presets, Results.subsets):
         assert rows_of(made) == rows_of(before)
     place = ("faces", "improved", 0.03)
-    assert three_against_fewer(made, *place) == three_against_fewer(before, *place)
+    assert all_against_fewer(made, *place) == all_against_fewer(before, *place)
     references = {c.second for c in against_references(made, *place).comparisons}
     assert references == {c.second for c in against_references(before, *place).comparisons}
     text = {path.name: path.read_text("utf-8") for path in report(folder) if path.suffix != ".png"}
-    assert "Named configurations beside the three tasks" in text["report.html"]
+    assert "Named configurations beside all three tasks" in text["report.html"]
     assert "| searched minus contrastive + clustering + reconstruction | " in text["report.md"]
     assert ",searched,contrastive,video+audio,1,accuracy@0.03,0.7" in text["report.csv"]
 
@@ -188,15 +188,15 @@ def test_the_answer_is_no_where_one_combination_is_as_good(folder):
     for seed in (1, 2):
         own = cell(("contrastive", "clustering"), 0.61, seed)
         ledger.append(own)
-    (told,) = sentences(three_against_fewer(results(folder), "faces", "improved", 1.0))
+    (told,) = sentences(all_against_fewer(results(folder), "faces", "improved", 1.0))
     assert "? no:" in told and "not shown to differ from contrastive + clustering (0.0, p 1.000)" in told
 
 
 def test_the_summary_counts_settings(folder):
     made = results(folder)
-    families = [three_against_fewer(made, "faces", "improved", fraction) for fraction in (0.03, 1.0)]
-    assert "Of 2 settings" in summary(families) and "one or two in 2, and" in summary(families)
-    assert "nothing can be said yet" in summary([three_against_fewer(made, "faces", "paper", 0.03)])
+    families = [all_against_fewer(made, "faces", "improved", fraction) for fraction in (0.03, 1.0)]
+    assert "Of 2 settings" in summary(families) and "smaller combination in 2, and" in summary(families)
+    assert "nothing can be said yet" in summary([all_against_fewer(made, "faces", "paper", 0.03)])
 
 
 def test_references_are_the_best_single_task_untrained_heads_and_best_raw_features(folder):

@@ -183,7 +183,7 @@ def test_spaces_that_make_no_sense_are_refused(changes: dict[str, Any], message:
     ("changes", "message"),
     [
         ({"modalities": ("video+adio",)}, r"'adio' \(did you mean 'audio'\?\)"),
-        ({"modalities": ("video", "text"), "tasks": ("contrastive",)}, r"no trial is possible: the contrastive task"),
+        ({"modalities": ("video", "text"), "tasks": ("contrastive",)}, r"no trial is possible.*the contrastive task"),
         ({"representation_dim": (64, 0)}, r"representation_dim: found 0"),
         ({"clusters": (1, 8)}, r"tasks.clustering.clusters: found 1, expected 2 or more"),
         ({"temperature": Range(0.001, 0.5)}, r"tasks.contrastive.temperature: found 0.001"),

@@ -39,7 +39,7 @@ def test_no_trial_is_stopped_before_its_last_task_has_begun() -> None:
     assert ScheduleConfig().grace(published()) == 16  # clustering may begin with the 16th epoch
     assert ScheduleConfig().grace(dataclasses.replace(published(), tasks=("contrastive",))) == 60 // 9
     assert ScheduleConfig(grace_epochs=20).grace(published()) == 20
-    with pytest.raises(ValueError, match=r"schedule.grace_epochs: 3, but clustering may start as late as epoch 15"):
+    with pytest.raises(ValueError, match=r"schedule.grace_epochs: 3, but a task may start as late as epoch 15"):
         ScheduleConfig(grace_epochs=3).grace(published())
 
 
