@@ -11,6 +11,8 @@ import pytest
 from shards.adapters import read_clips
 from shards.adapters.clip_set import ClipSet
 from shards.clips.plan import BuildOptions, BuildPlan
+from shards.clips.reader import ClipManifest, ClipReader, ClipSchema
+from shards.clips.writer import NewClip, write_clip_shard
 from tests.shards.adapters import layouts
 from tests.shards.adapters.layouts import touch
 
@@ -194,3 +196,27 @@ def test_labels_of_mosei_are_numbers_of_any_width(tmp_path: Path) -> None:
         group["features"] = np.zeros((1, 7), np.float32)
     clip = read("mosei", tmp_path).clips[0]
     assert (clip.start, clip.end) == (0.0, float(np.float32(4.104)))
+
+
+def test_strings_that_only_some_sets_have_are_stored(tmp_path: Path) -> None:
+    """Speaker and dialogue of MELD, from the adapter through shard, index and manifest; other sets have none."""
+    root = layouts.meld(tmp_path / "in")
+    task = BuildPlan.make(read("meld", root), tmp_path, BuildOptions()).tasks[0]
+    clips = [NewClip(clip.key, b"x", None, None, clip.labels, clip.group, clip.meta) for clip in task.clips]
+    write_clip_shard(tmp_path, "clips-000000", task.schema, clips)
+    manifest = ClipManifest.open(ClipManifest.assemble(tmp_path, ["clips-000000"], {}).folder)
+    assert manifest.schema == task.schema and manifest.schema.further == ("speaker", "dialogue")
+    found = {
+        field: dict(zip(values["key"].to_pylist(), values[f"meta.{field}"].to_pylist(), strict=True))
+        for field in ("speaker", "dialogue")
+        for values in [ClipReader(manifest).table(0)]
+    }
+    assert found["dialogue"] == {
+        "train_dia0_utt0": "train_dia0", "train_dia1_utt0": "train_dia1", "dev_dia0_utt0": "dev_dia0",
+        "test_dia0_utt0": "test_dia0",
+    }  # fmt: skip
+    assert found["speaker"]["train_dia1_utt0"] == "Joey" and found["speaker"]["test_dia0_utt0"] == "Ross"
+    assert "further" not in ClipSchema().to_dict()
+    for wrong in (["a.b"], ["split"], ["x", "x"], "x"):
+        with pytest.raises(ValueError):
+            ClipSchema.from_dict({**ClipSchema().to_dict(), "further": wrong})
