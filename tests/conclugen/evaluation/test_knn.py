@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.knn import neighbour_vote
@@ -70,3 +71,16 @@ def test_refusals(data):
         neighbour_vote(X, y, groups, X, 3, neighbours=[0, 91])
     with pytest.raises(ValueError, match="test_features: 1 of 90 rows hold NaN"):
         neighbour_vote(X, y, groups, np.where(np.arange(90)[:, None] == 4, np.nan, X), 3)
+
+
+def test_without_ties_it_is_scikit_learns_vote_and_with_ties_the_earlier_row_is_nearer(data):
+    """scikit-learn takes any of equally near rows: which, is a matter of its partial sort."""
+    X, y, groups = data
+    Z = np.random.default_rng(8).normal(size=(200, 6))
+    for k in (1, 7, 90):
+        peer = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07))
+        found = neighbour_vote(X, y, groups, Z, 3, neighbours=[k], scaling=Scaling.none(6))
+        np.testing.assert_allclose(found.probabilities, peer.fit(X, y).predict_proba(Z), rtol=1e-9)
+    ties = np.repeat(X[:1], 90, axis=0)
+    found = neighbour_vote(ties, y, groups, X[:1], 3, neighbours=[4], scaling=Scaling.none(6))
+    np.testing.assert_allclose(found.probabilities, [[0.5, 0.25, 0.25]])
