@@ -7,12 +7,12 @@ OUT    ?= outputs
 # One thread in each process: more than there are cores wait for each other. Who runs what: tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
 
-.PHONY: demo test test-slow reproduce install constraints clean
+.PHONY: demo test test-slow test-pythons reproduce install constraints clean
 .DELETE_ON_ERROR:
 
 # $(call install,WHAT): a virtual environment with the project and the extras named, at the versions of constraints.txt.
 define install
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"conclugen needs Python 3.11, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"conclugen needs Python 3.11 or later, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
 	@# An environment whose making was interrupted has a python and no pip: it is made anew.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(1)" --config-settings editable_mode=compat
@@ -20,18 +20,17 @@ define install
 endef
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(call install,.)
+	$(call install,.[all])
 
-# With the encoders that need no download.
-$(VENV)/installed-offline: pyproject.toml constraints.txt
-	$(call install,.[offline])
+$(VENV)/installed-demo: pyproject.toml constraints.txt
+	$(call install,.[offline,train,tracking])
 
 $(VENV)/installed-test: pyproject.toml constraints.txt
 	$(call install,.[test])
 
 install: $(VENV)/installed
 
-demo: $(VENV)/installed-offline
+demo: $(VENV)/installed-demo
 	$(BIN)/python -m ray_jobs.demo --output $(OUT)/demo
 
 test: $(VENV)/installed-test
@@ -42,8 +41,12 @@ test: $(VENV)/installed-test
 	$(PYTEST) -m "not slow"
 
 # What `make test` leaves out, but for the campaigns, which take hours (tests/README.md).
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-test test-pythons
 	$(PYTEST) -m "slow and not campaign"
+
+# The tests without Ray and media on Python 3.12 and 3.13, where they are installed.
+test-pythons:
+	$(PYTHON) tests/other_pythons.py
 
 reproduce: install
 	$(BIN)/python -m benchmarks.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md \

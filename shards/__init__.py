@@ -1,5 +1,9 @@
 """The data plane: WebDataset shards with an index and a manifest, written once and read by row range."""
 
+from conclugen.common import extras
+
+extras.require("the data plane", "pyarrow", "xxhash", "fsspec", "psutil")
+
 from shards.damage import Damage, DamageError, DamageLog, ManifestError, ShardError
 from shards.manifest import Manifest, ShardEntry
 from shards.plan import Cursor, EpochPlan, Range

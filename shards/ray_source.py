@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.data import Datasource, ExecutionResources, ReadTask
-from ray.data.block import BlockMetadata
 
+from conclugen.common.extras import needed_for
 from conclugen.common.names import did_you_mean
 from shards.damage import Damage, ShardError
 from shards.plan import Cursor, EpochPlan, Range, Window
@@ -29,6 +27,11 @@ from shards.reader import Reader
 from shards.rows import PADDING_ROW, Rows
 from shards.stream import ReadAhead, RowMemory, Step, as_step, check_fit, windows
 from shards.stream_counters import StreamCounters
+
+with needed_for("reading through Ray Data"):
+    import ray
+    from ray.data import Datasource, ExecutionResources, ReadTask
+    from ray.data.block import BlockMetadata
 
 PAYLOADS = ("object_store", "worker")
 _MOST_STEPS_PER_TASK = 32  # with small rows: enough to hide a task's cost, and a first batch is soon there

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from conclugen.backbones import weights
 from conclugen.backbones.encoder import FRAMES, Array, EncoderInfo, FrozenEncoder, Takes, check_frames, to_pixels
+from conclugen.common.extras import require
 
 NAME, WIDTH = "resnet152", 2048
 TAKES = Takes(FRAMES, 1.0, (180, 180))
@@ -24,6 +25,7 @@ _CHUNK = 32
 
 def create(given: str | None, mirror: str | None, device: str) -> ResNet152:
     """given: weight file or None; see `weights.find`. Raises WeightsError."""
+    require("encoder resnet152", "torchvision")
     from torchvision.models import ResNet152_Weights, resnet152  # seconds to import
 
     url = str(ResNet152_Weights.IMAGENET1K_V2.url)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from conclugen.backbones import weights
 from conclugen.backbones.encoder import TEXT, Array, EncoderInfo, FrozenEncoder, InputError, Takes, check_text
+from conclugen.common.extras import require
 
 NAME = "text"
 DEFAULT_MODEL = "j-hartmann/emotion-english-distilroberta-base"
@@ -86,6 +87,7 @@ def _load(name: str, column: str, place: str, source: str, licence: str, device:
 
 def _read(place: str) -> tuple[Any, Any]:
     """Tokenizer and network of a folder, or of a name on the hub: what was downloaded before is used as it is."""
+    require("encoders of text", "transformers")
     from transformers import AutoModel, AutoTokenizer
 
     def read(here: bool) -> tuple[Any, Any]:

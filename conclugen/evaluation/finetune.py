@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from conclugen.common.extras import require
 from conclugen.evaluation import checks
 from conclugen.evaluation.checks import Floats
 from conclugen.evaluation.config import PUBLISHED_WEIGHTS, FineTuneConfig, Kind
@@ -234,6 +235,7 @@ def class_weights(target: Target, rows: NDArray[np.integer], choice: str) -> Seq
     _all_there(counts, target, "row")
     if choice == "frequency":
         return classes * counts / counts.sum()
+    require("class weights", "sklearn")
     from sklearn.utils.class_weight import compute_class_weight
 
     return np.asarray(compute_class_weight("balanced", classes=np.arange(classes), y=values), dtype=np.float64)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.common.extras import require
 from conclugen.evaluation.checks import Floats, Integers, binary, class_labels, matrix, same_length
 from conclugen.evaluation.protocol import Target
 
@@ -133,6 +134,7 @@ def mean_of_defined(values: ArrayLike) -> Floats:
 
 def _per_class(names: tuple[str, ...], parts: Sequence[tuple[NDArray[Any], NDArray[Any], Sequence[int]]]) -> PerClass:
     """Of each part (true, predicted, labels to score) the columns of those labels, one after the other."""
+    require("scoring", "sklearn")
     from sklearn.metrics import precision_recall_fscore_support  # training processes import this file and score nothing
 
     columns = [

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from conclugen.common.extras import require
 from conclugen.evaluation.checks import Floats
 
 Link = Literal["softmax", "sigmoid"]
@@ -72,6 +73,7 @@ class Linear:
 
 def _threads(several: bool) -> AbstractContextManager[object]:
     """Linear algebra by one thread, or by as many as are set."""
+    require("fitting a probe", "threadpoolctl")
     from threadpoolctl import threadpool_limits  # as with scipy below
 
     return threadpool_limits(None if several else 1, user_api="blas")
@@ -109,6 +111,7 @@ def logistic_path(
     weight: (N, 1) or, for sigmoid, (N, K); 1 where not given. The bias carries no penalty. Each C starts from the
     solution of the one before it.
     """
+    require("fitting a probe", "scipy")
     from scipy.optimize import minimize  # training processes import this package and solve nothing
 
     rows, classes = target.shape

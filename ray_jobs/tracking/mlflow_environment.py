@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen.common import uris
+from conclugen.common.extras import require
 from conclugen.common.locks import Lock
 
 _SQLITE = "sqlite:///"
@@ -107,6 +108,7 @@ def check_registered_name(field: str, name: str) -> None:
 
 def prepare_import() -> None:
     """Call before MLflow is imported: it reports usage to its makers from then on, which nobody here has asked for."""
+    require("tracking", "mlflow")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from conclugen.common.extras import needed_for
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import Files, file_named, folder_named
 from shards.names import EncodingError, decode_text
 from shards.schema import Label
+
+with needed_for("CMU-MOSEI in .csd files"):
+    import h5py
 
 VIDEOS, CLIPS = 3_837, 22_860
 FOLD_SIZES = {"train": 2249, "valid": 300, "test": 678}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from conclugen.common.atomic import write_bytes
 from conclugen.common.names import did_you_mean
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipManifest, ClipReader
+from shards.media.libraries import cv2
 
 _SIDE, _MARGIN, _LINE = 112, 4, 18
 

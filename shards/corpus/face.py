@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from shards.corpus.speaker import Colour, Face
+from shards.media.libraries import cv2
 
 _SHIFT = 4  # bits of a pixel's fraction that OpenCV draws with
 _BENDS = np.linspace(-1, 1, 17)

@@ -7,10 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from conclugen.common.atomic import write_bytes
+from shards.media.libraries import av
 
 # A fixed quantiser, nothing looked ahead: with rate control about one encoding in 50 came out a few bytes different.
 _QUALITY = {"qp": "24", "preset": "veryfast", "tune": "zerolatency"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from shards.corpus.acting import Acting
 from shards.corpus.face import Placing, draw_face
 from shards.corpus.speaker import Colour, Face
+from shards.media.libraries import cv2
 
 SIDE = 160  # pixels of the square picture
 _OVERSAMPLING = 2  # drawn so much larger, then averaged: smooth edges at any place

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from conclugen.common.atomic import write_bytes, write_json, write_text
@@ -21,6 +20,7 @@ from shards.corpus.scene import draw_scene, film, record
 from shards.corpus.sentences import draw_sentence
 from shards.corpus.speaker import draw_speaker
 from shards.corpus.voice import RATE, synthesise
+from shards.media.libraries import cv2
 
 VERSION = 1  # raise when the same seed gives another corpus
 TABLE_NAME, DESCRIPTION_NAME, CLIPS_FOLDER = "clips.csv", "corpus.json", "clips"

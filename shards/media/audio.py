@@ -14,9 +14,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-import av
 import numpy as np
 
+from shards.media.libraries import av
 from shards.media.limits import Limits, MediaError
 from shards.media.probe import Source, audio_stream, exact, open_media, seek, start_of, steps_back, taken
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 
+from shards.media.libraries import av
 from shards.media.limits import Limits, MediaError
 from shards.media.pictures import Tally, decode_pictures
 from shards.media.probe import (

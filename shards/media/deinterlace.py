@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import av
-from av.filter import Graph
+from shards.media.libraries import Graph, av
 
 _SMALLEST = 4  # pixels on a side, below which the filter refuses a picture
 

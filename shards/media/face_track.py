@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.media.frames import Box
+if TYPE_CHECKING:
+    from shards.media.frames import Box
 
 CROPS = ("follow", "union", "none")
 # Of several faces at the same time: decided once for each track, so that a crop never jumps from one to the other.

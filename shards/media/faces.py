@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+
+from shards.media.libraries import cv2
 
 # Pictures are searched at this size; a face of less than a tenth of it is no talking face.
 _LONGEST_SIDE = 320

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import cv2
 import numpy as np
 
+from shards.media.libraries import cv2
 from shards.media.limits import Limits, MediaError
 from shards.media.pictures import Picture, Tally, decode_pictures
 from shards.media.probe import Source

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.extras import require
+
 BANDS = 128
 WINDOW = 2048
 HOP = 160
@@ -38,6 +40,7 @@ def min_max(values: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _transform(rate: int) -> Any:
+    require("mel spectrograms", "torchaudio")
     import torchaudio
 
     return torchaudio.transforms.MelSpectrogram(

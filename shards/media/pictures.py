@@ -12,10 +12,10 @@ from fractions import Fraction
 from itertools import chain
 from typing import Any
 
-import av
 import numpy as np
 
 from shards.media.deinterlace import Deinterlacer, Shown
+from shards.media.libraries import av
 from shards.media.limits import Limits, MediaError
 from shards.media.probe import Source, exact, open_media, seconds_of, seek, start_of, steps_back, video_stream
 

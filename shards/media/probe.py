@@ -14,9 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-from av.stream import Disposition
-
+from shards.media.libraries import Disposition, av
 from shards.media.limits import Limits, MediaError
 
 Source = str | Path | bytes

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.extras import require
 from shards.transcripts.recogniser import Transcript
 
 DEFAULT_MODEL = "openai/whisper-base.en"
@@ -76,6 +77,7 @@ def _load(model: str, device: str) -> tuple[Any, Any]:
 
 def _read(model: str) -> tuple[Any, Any]:
     """Processor and network of a folder, or of a name on the hub: what was downloaded before is used as it is."""
+    require("speech recogniser hugging-face", "transformers")
     from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
     def read(here: bool) -> tuple[Any, Any]:

@@ -53,7 +53,7 @@ def _decoder(grammar: str | None) -> Any:
     try:
         from pocketsphinx import Decoder, get_model_path
     except ImportError as error:
-        raise ValueError(f"pocketsphinx is not installed ({error}): pip install pocketsphinx") from None
+        raise ValueError(f'pocketsphinx is not installed ({error}): pip install "conclugen[media]"') from None
     if grammar is None:
         return Decoder(samprate=16_000, loglevel="FATAL", lm=get_model_path("en-us/en-us.lm.bin"))
     text = _grid_grammar() if grammar in _GRAMMARS else _read(Path(grammar))

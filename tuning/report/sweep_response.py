@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.extras import require
 from tuning.ledger import Record
 
 FEWEST_TRIALS = 12
@@ -94,6 +95,7 @@ def importance(trials: Sequence[Record]) -> Importance | None:
     Of trials of several task combinations, the combination itself and the parameters that all of them have: what only
     some have would stand for the choice of the combination, and share its importance. See `by_tasks` for the others.
     """
+    require("what a sweep's parameters are worth", "sklearn")
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
     from sklearn.model_selection import KFold

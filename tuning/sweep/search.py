@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
+from conclugen.common.extras import require
 from conclugen.common.locks import Lock
 from conclugen.fields import choose
 from tuning.sweep.space import ONE_MODALITY, Choices, Range, Space
@@ -105,6 +106,7 @@ class TpeSearch:
     """
 
     def __init__(self, space: Space, seed: int, mode: str, storage: Path) -> None:
+        require("search tpe", "optuna")
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend

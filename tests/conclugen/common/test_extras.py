@@ -1,0 +1,141 @@
+"""Which extra brings which library; one line names it where it is missing; nothing is imported that no extra brings."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from conclugen.common import extras
+from conclugen.common.extras import EXTRA_OF, MissingExtraError
+
+ROOT = Path(__file__).resolve().parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("conclugen", "shards", "ray_jobs", "tuning")
+# Where the name of a distribution is not that of what is imported.
+DISTRIBUTION = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+def distribution(library: str) -> str:
+    return DISTRIBUTION.get(library, library.replace("_", "-")).lower()
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Names of distributions, without versions; the project's own extras left out."""
+    found = {re.split(r"[<>=\[; ]", requirement)[0].lower() for requirement in requirements}
+    return found - {"conclugen"}
+
+
+BASE = names(PROJECT["dependencies"])
+EXTRAS = {extra: names(requirements) for extra, requirements in PROJECT["optional-dependencies"].items()}
+
+
+def test_every_library_stands_in_the_extra_that_is_named() -> None:
+    for library, extra in EXTRA_OF.items():
+        assert distribution(library) in EXTRAS[extra], (library, extra)
+
+
+def test_extras_hold_each_other_and_the_tested_versions_fit() -> None:
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    assert {"media", "offline", "train", "tune", "tracking", "s3", "all"} <= set(EXTRAS)
+    assert {"torch", "numpy", "safetensors", "filelock", "pyyaml"} == BASE
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    tested = {line.partition("==")[0].lower(): line.partition("==")[2] for line in lines}
+    every = [*PROJECT["dependencies"], *(text for texts in PROJECT["optional-dependencies"].values() for text in texts)]
+    for requirement in map(Requirement, every):
+        if requirement.name != "conclugen" and requirement.name.lower() in tested:
+            assert Version(tested[requirement.name.lower()]) in requirement.specifier, requirement
+    assert not any("==" in text for text in every), "versions are pinned in constraints.txt alone"
+
+
+def imported(path: Path) -> set[str]:
+    tree = ast.walk(ast.parse(path.read_text()))
+    found: set[str] = set()
+    for node in tree:
+        if isinstance(node, ast.Import):
+            found |= {item.name.partition(".")[0] for item in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_import_is_of_the_base_or_of_an_extra() -> None:
+    known = {*sys.stdlib_module_names, *PACKAGES, *EXTRA_OF}
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    foreign = {(path.relative_to(ROOT), name) for path in files for name in imported(path) - known}
+    assert {(path, name) for path, name in foreign if distribution(name) not in BASE} == set()
+    assert any(name == "torch" for _, name in foreign), "the walk sees imports"
+
+
+HIDE = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in sys.argv[1].split(','):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Hidden())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.partition('.')[0] in sys.argv[1].split(',') else real(name, package)
+)
+"""
+
+
+TRY = """
+for code in sys.argv[2:]:
+    try:
+        exec(code)
+        print('nothing raised')
+    except Exception as error:
+        print(str(error).replace(chr(10), ' // '))
+"""
+# What is used -> the library that is missed first, and the extra that is named.
+USES = {
+    "import shards.media.cut": ("av", "media"),
+    "import shards.corpus": ("av", "media"),
+    "import shards.adapters.mosei": ("h5py", "media"),
+    "import numpy; from shards.media import mel; mel.mel_bands(numpy.zeros(16000, 'float32'))": ("torchaudio", "media"),
+    "import shards.ray_source": ("ray", "train"),
+    "import ray_jobs.training.trainer": ("ray", "train"),
+    "import ray_jobs.extraction.plan": ("ray", "train"),
+    "import ray_jobs.plots": ("matplotlib", "train"),
+    "from ray_jobs.tracking import mlflow_environment as m; m.prepare_import()": ("mlflow", "tracking"),
+    "from conclugen import backbones; backbones.create('resnet152')": ("torchvision", "media"),
+    "from conclugen import backbones; backbones.create('text')": ("transformers", "offline"),
+    "from conclugen import backbones; backbones.create('distillmos')": ("distillmos", "offline"),
+}
+
+
+def said_without(hidden: set[str], *codes: str) -> list[str]:
+    """What each piece of code raises in a fresh process that lacks some libraries."""
+    command = [sys.executable, "-c", HIDE + TRY, ",".join(hidden), *codes]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_what_is_missing_is_named_in_one_line() -> None:
+    hidden = {library for library, extra in EXTRA_OF.items() if extra != "data"}
+    for said, (code, (library, extra)) in zip(said_without(hidden, *USES), USES.items(), strict=True):
+        assert library in said and re.search(rf"pip install .conclugen\[{extra}\]", said), (code, said)
+    assert said_without({"xxhash"}, "import shards.plan") == [
+        'the data plane needs xxhash, not installed: pip install "conclugen[data]"'
+    ]
+
+
+def test_the_core_needs_no_extra() -> None:
+    code = "import conclugen; [getattr(conclugen, name) for name in conclugen.__all__]"
+    hidden = ",".join(EXTRA_OF)
+    subprocess.run([sys.executable, "-c", HIDE + code, hidden], cwd=ROOT, check=True)
+
+
+def test_errors_are_of_the_kinds_that_callers_catch() -> None:
+    with pytest.raises(MissingExtraError, match=r'tuning needs optuna, not installed: pip install "conclugen\[tune\]"'):
+        raise extras._missing("tuning", "optuna")
+    assert issubclass(MissingExtraError, ValueError) and issubclass(MissingExtraError, ImportError)
+    with pytest.raises(ModuleNotFoundError, match="no_such"), extras.needed_for("x"):
+        import no_such  # type: ignore[import-not-found]  # noqa: F401
