@@ -11,6 +11,7 @@ COMMANDS = {
     "check": ("shards.check", "print a data set as it is understood, and what is doubtful; write nothing"),
     "pack": ("shards.packing.command", "write shards from .npz arrays or a folder of .npy files"),
     "index": ("shards.foreign.command", "make shards that other tools wrote readable"),
+    "convert-pickle": ("shards.foreign.convert_pickle", "pickled feature files to .npz; nothing in them is executed"),
     "verify": ("shards.verification.command", "read everything and name all damage; repair the manifest"),
     "stats": ("shards.stats", "columns, presence, labels, groups, means and deviations"),
     "split": ("shards.split", "make views by group or by any column of the index"),

@@ -16,6 +16,7 @@ from shards.foreign.mapping import split_assignment
 from shards.manifest import Manifest
 from shards.packing.inputs import PackInput, PackOptions, read_input
 from shards.packing.labels import LabelSpec
+from shards.packing.pooling import POOLS, Pooling
 from shards.schema import FLOAT_DTYPES, LABEL_KINDS
 from shards.split import make_views
 from shards.writer import ShardWriter, shuffled_order
@@ -64,6 +65,11 @@ A source is one of
   FOLDER with ARRAY.npy          the same, a file for each array
   FOLDER with COLUMN/KEY.npy     a file for each sample and column, or COLUMN/SPLIT/KEY.npy
                                  (the field `split` then says which)
+  FOLDER with COLUMN/KEY.csv     per-clip files of OpenFace or openSMILE, a row for every frame
+                                 (FOLDER/KEY.csv: the one column is named `csv`)
+  FOLDER with KEY.npz            a file for each sample, an array for each column
+  FILE.h5 (.hdf5, .csd)          arrays with a row for each sample, or a group for each sample
+Where a sample has a sequence (T, D), --pool says how it becomes one vector.
 A FIELD is an array of the source with one value for each sample, or a column of --table.
 A row of NaN is a missing one. The input is checked completely before anything is written."""
     parser.epilog = """\
@@ -85,6 +91,15 @@ example:
     add("--text", metavar="FIELD", help="transcript")
     add("--meta", action="append", default=[], metavar="NAME[=FIELD]", help="a further text to keep (repeatable)")
     add("--table", type=Path, metavar="FILE", help="CSV, TSV, JSONL or Parquet file with a row for each sample")
+    add(
+        "--pool", metavar="HOW", help=f"how a sequence (T, D) becomes a vector, over its valid rows: {', '.join(POOLS)}"
+    )
+    add("--zero-padding", action="store_true", help="with --pool: rows of zeros alone are padding, not counted")
+    add(
+        "--csv-columns",
+        metavar="PATTERN[,PATTERN]",
+        help="features of per-clip CSV files, such as AU*_r (default: all)",
+    )
     add("--table-key", metavar="FIELD", help="its column with the samples' keys (default: rows in the same order)")
     add("--encoding", metavar="NAME",
         help="of a table that is not UTF-8, such as cp1252 (default: utf-8)")  # fmt: skip
@@ -157,6 +172,8 @@ def options_of(args: argparse.Namespace) -> PackOptions:
         overwrite=args.overwrite,
         allow_empty_class=args.allow_empty_class,
         view_by=args.view_by,
+        pooling=Pooling(args.pool, args.zero_padding),
+        csv_columns=tuple(args.csv_columns.split(",")) if args.csv_columns else (),
     )
 
 

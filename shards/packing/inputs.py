@@ -12,9 +12,11 @@ import numpy as np
 from shards import names
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.doubts import Samples, classes_of
+from shards.packing.columns import Column2D, Source
 from shards.packing.labels import LabelSpec, LabelValues, read_label, read_strings, sample_number
+from shards.packing.pooling import Pooling
 from shards.packing.sample_table import SampleTable
-from shards.packing.source import Column2D, Source, open_source
+from shards.packing.source import open_source
 from shards.schema import FLOAT_DTYPES, Column, Sample, Schema
 from shards.split import check_values_as_names
 
@@ -29,6 +31,7 @@ class PackOptions:
     """What to pack. columns: stored name -> array. dtype: None keeps the source's float type (integers: float32).
     nan: how many NaN make a row missing, "all" (a row with fewer is refused) or "any". shuffle_seed: None keeps order.
     encoding: of the table's text, where the file has no mark (None: UTF-8).
+    pooling: of sequences; csv_columns: patterns of the columns of per-clip CSV files that are features (none: all).
     view_by: a field of `meta` whose values are to name views; they are made from the manifest, afterwards.
     """
 
@@ -51,6 +54,8 @@ class PackOptions:
     overwrite: bool = False
     allow_empty_class: bool = False
     view_by: str | None = None
+    pooling: Pooling = field(default_factory=Pooling)
+    csv_columns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -119,7 +124,7 @@ class _InputCheck:
     def __init__(self, options: PackOptions) -> None:
         self._options = options
         self._problems: list[str] = []
-        self._source: Source = open_source(options.source)
+        self._source: Source = open_source(options.source, options.pooling, options.csv_columns)
         self._table: SampleTable | None = None
         self._count = 0
 
