@@ -218,20 +218,22 @@ class FileNames:
         self._files = set(files)
         self._composed: dict[str, list[str]] = {}
         for file in sorted(self._files):
-            self._composed.setdefault(unicodedata.normalize("NFC", file), []).append(file)
+            self._composed.setdefault(unicodedata.normalize("NFC", file).strip(), []).append(file)
         self._folded: dict[str, str] = {}
         for file in sorted(self._files):
             self._folded.setdefault(fold(file), file)
 
     def find(self, path: str, exists: Callable[[str], bool] = lambda path: False) -> str | None:
         """The file, None where there is none. `exists` is asked for paths that are not listed, such as those of another
-        suffix. Raises ValueError where two files differ in nothing but composition."""
+        suffix. Raises ValueError where two files differ in nothing but composition or spaces around their names."""
         for candidate in dict.fromkeys((path, path.strip(), unix_path(path))):
             if candidate in self._files:
                 return candidate
         same = self._composed.get(unix_path(path), [])
         if len(same) > 1:
-            raise ValueError(f"{path!r} means two files whose names differ in Unicode composition only; rename one")
+            raise ValueError(
+                f"{path!r} means two files whose names differ in Unicode composition or outer spaces only; rename one"
+            )
         if same:
             return same[0]
         return next((c for c in dict.fromkeys((path, unix_path(path))) if exists(c)), None)

@@ -226,8 +226,11 @@ class _Reading:
                 reading.numbers.append(number)
         except csv.Error as error:
             place = f"row {number + 1} (from line {line + 1 + skipped} on)"
-            what = "a quoted field does not end" if "unexpected end" in str(error) else str(error)
-            what = what.replace("'", "").replace('expected after "', "there is text after a closing quote, expected ")
+            what = str(error)
+            if "unexpected end" in what:
+                what = "a quoted field does not end"
+            elif "expected after" in what:
+                what = "there is text after a closing quote"
             reading.problem = f"{place}: {what}; double the quotes within a field, and quote it whole"
             return reading
         if ragged:
