@@ -89,7 +89,8 @@ def read_audio(
                 continue
             _check_rate(rate or stream.codec_context.sample_rate)
             limits.check_bytes(longest * max(rate or 0, stream.codec_context.sample_rate) * 4, "the sound")
-            heard = _hear(container, stream, begin, None if last is None else zero + last, longest, limits)
+            stop = None if last is None else zero + last
+            heard = _hear(container, stream, begin, stop, longest, limits, from_begin=back is None)
             if back is not None and begin is not None and not (heard.first and heard.first <= begin - _WARM_UP):
                 number += 1
                 continue
@@ -122,7 +123,13 @@ class _Heard:
 
 
 def _hear(
-    container: Any, stream: Any, begin: Fraction | None, stop: Fraction | None, longest: float, limits: Limits
+    container: Any,
+    stream: Any,
+    begin: Fraction | None,
+    stop: Fraction | None,
+    longest: float,
+    limits: Limits,
+    from_begin: bool,
 ) -> _Heard:
     """Decode from where the file stands; keep what lies between begin and stop, and a little around it."""
     heard = _Heard()
@@ -137,7 +144,8 @@ def _hear(
         except av.error.EOFError:
             break
         except av.error.InvalidDataError:
-            bad += 1
+            # A seek may land amid a packet, and what decoders are given first may need what lies before it.
+            bad += heard.any or from_begin
             continue
         for frame in frames:
             heard.rate = heard.rate or frame.sample_rate

@@ -36,6 +36,7 @@ _COPIED = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "av1",
 _COPIED_WHOLE_ONLY = frozenset({"mpeg1video", "mpeg2video"})
 # Of these AVI knows neither the order in which pictures are shown nor the time.
 _SHUFFLED = frozenset({"h264", "hevc"})
+_READ_BACK = 16  # seconds, further than which no key frame is looked for to copy from, if the limits don't say so
 _CLOCK = 90_000
 # Visually lossless. Macroblock trees gave one small file in 100 other bytes, from the same pictures on one thread.
 _ENCODER = {"crf": "16", "preset": "fast", "mbtree": "0"}
@@ -149,7 +150,7 @@ def _copy(source: Source, interval: _Interval, limits: Limits) -> CutVideo:
                 if interval.start and not seek(container, stream, zero + interval.start - back):
                     number = len(steps) - 1
                     continue
-                if back > limits.max_preroll_seconds:
+                if back > max(limits.max_preroll_seconds, _READ_BACK):
                     raise _NotCopiedError("the key frame before the interval lies too far back")
             selection = _select(container, stream, interval, zero, limits, from_begin=back is None)
             if selection is None:

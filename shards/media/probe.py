@@ -250,12 +250,13 @@ def steps_back(container: Any, ahead: Fraction) -> tuple[Fraction | None, ...]:
     """Seconds before a target to seek to, one after the other until what is decoded first lies at or before the target;
     None: read from the file's begin. ahead: seconds from the file's begin to the target.
 
-    Formats without an index (MPEG streams) land amid a group of pictures; near the begin they are read from there.
+    Formats without an index (MPEG streams) land amid a packet, and their first time stamps after that are guesses:
+    there reading begins some seconds earlier, and from the file's begin if that is not far.
     """
     indexed = not _UNINDEXED & set(container.format.name.split(","))
     if ahead <= (0 if indexed else _NEAR):
         return (None,)
-    return (*(Fraction(step) for step in (0, 2, 8, 32, 128) if step < ahead), None)
+    return (*(Fraction(step) for step in ((0, 2, 8, 32, 128) if indexed else (4, 16, 64, 256)) if step < ahead), None)
 
 
 def probe(source: Source, limits: Limits | None = None) -> MediaInfo:

@@ -66,8 +66,8 @@ KINDS: dict[str, Kind] = {
     "MP4 29.97": Kind("mp4", _of(_NTSC, options=_B)),
     "MP4 variable rate": Kind("mp4", _variable),
     "MP4 picture 1 s late": Kind("mp4", _of(begin=1.0, options=_B)),
-    "MP4 begins at -0.5 s": Kind(
-        "mp4", _of(options=_B, shift=Fraction(-1, 2), muxer={"avoid_negative_ts": "disabled"})
+    "MP4 begins at -0.52 s": Kind(
+        "mp4", _of(options=_B, shift=Fraction(-13, 25), muxer={"avoid_negative_ts": "disabled"})
     ),
     "MP4 fragments": Kind("mp4", _of(options=_B, muxer={"movflags": "frag_keyframe+empty_moov"})),
     "MOV H.264, PCM": Kind("mov", _of(options=_B, sound_codec="pcm_s16le")),

@@ -101,9 +101,11 @@ def test_the_same_pictures_as_ffmpeg_decodes(name: str, tmp_path: Path) -> None:
         clip = cut(path, interval)
         if (name, interval) != ("MP4 fragments", (3.0, 5.0)):  # there too
             assert [number for _, number in shown(clip.video)] == numbers
+        if interval is None:
+            continue  # the program's sound begins with its first sample, whenever that is
         assert clip.sound is not None
         ours, rate = read_wav(clip.sound)
-        lead = clip.details["taken"]["begin"] - (interval[0] if interval else 0.0)
+        lead = clip.details["taken"]["begin"] - interval[0]
         assert time_heard(ours, rate, 0.3) == pytest.approx(time_heard(samples, RATE, 0.3 + lead), abs=0.03)  # type: ignore[operator]
 
 

@@ -167,18 +167,19 @@ def _shifted(packets: list[Any], seconds: Fraction) -> list[Any]:
 
 def shown(source: Path | bytes) -> list[tuple[Fraction, int]]:
     """(seconds from the file's start, number) of all pictures of a file, read from its begin to its end."""
+    # AVI has no times of showing: pictures follow one another as they are decoded, the last ones without a stamp.
+    by_order = isinstance(source, Path) and source.suffix == ".avi"
+    found: list[tuple[Fraction, int]] = []
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
         start = Fraction(container.start_time or 0, av.time_base)
-        frames = []
         for packet in container.demux(video=0):
             try:
-                frames += packet.decode()
+                frames = packet.decode()
             except av.error.InvalidDataError:
                 continue
-    by_order = Path(str(source)).suffix == ".avi" if isinstance(source, Path) else False
-    stamps = [frame.dts if by_order else frame.pts for frame in frames]
-    return [
-        (stamp * Fraction(frame.time_base) - start, number_of(frame.to_ndarray(format="rgb24")))
-        for frame, stamp in zip(frames, stamps, strict=True)
-        if stamp is not None and not frame.is_corrupt
-    ]
+            for frame in frames:
+                stamp = frame.dts if by_order else frame.pts
+                time = 2 * found[-1][0] - found[-2][0] if stamp is None else stamp * Fraction(frame.time_base) - start
+                if not frame.is_corrupt:
+                    found.append((time, number_of(frame.to_ndarray(format="rgb24"))))
+    return found
