@@ -61,6 +61,14 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
+def total(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks. Differentiable: backward sums over ranks the gradients that arrive for it."""
+    if world_size() == 1:
+        return x
+    summed: Tensor = _Total.apply(x)
+    return summed
+
+
 def all_sum_each(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sum of each over ranks, without gradient, in few collectives; the tensors themselves are left as they were."""
     if world_size() == 1:
@@ -102,6 +110,16 @@ class _Gather(torch.autograd.Function):
         own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
         dist.reduce_scatter_tensor(own, gradient)
         return own
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_sum(gradients[0].contiguous())
 
 
 class _Exchange(torch.autograd.Function):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch as torch
     from torch import nn as nn
     from torch.nn import functional as functional
+    from torch.utils import checkpoint as checkpoint
 
     from conclugen import blockwise as blockwise
     from conclugen import distributed as distributed
@@ -43,6 +44,7 @@ def bind(namespace: dict[str, Any]) -> None:
 
 if not TYPE_CHECKING:
     torch, nn, functional = map(_Deferred, ("torch", "torch.nn", "torch.nn.functional"))
+    checkpoint = _Deferred("torch.utils.checkpoint")
     blockwise, distributed, heads, kmeans = (
         _Deferred(f"conclugen.{name}") for name in ("blockwise", "distributed", "heads", "kmeans")
     )
