@@ -48,7 +48,7 @@ class Searched:
 
     Attributes:
         name: Of the search space's field (`--space.NAME`), unlike any other task's.
-        path: Dotted name in the configuration, such as `tasks.vicreg.variance`.
+        path: Dotted name in the configuration, such as `tasks.NAME.FIELD`.
         published: Options (a tuple) or range of the space of published ranges, which is also the field's default.
         laptop: The same of the space for small runs.
         help: The field's description.
