@@ -239,7 +239,8 @@ def known_tasks(data: Mapping[str, Any], provided: Mapping[str, str] | None = No
     if not isinstance(tasks, Mapping):
         return data
     known = (*registry.registered(), *(f.name for f in dataclasses.fields(TaskOptions)))
+    packages = provided if isinstance(provided, Mapping) else {}
     for name, value in tasks.items():
         if name not in known and isinstance(value, Mapping):
-            raise ValueError(f"tasks.{name}: {registry.unknown(name, (provided or {}).get(str(name), ''))}")
+            raise ValueError(f"tasks.{name}: {registry.unknown(name, packages.get(str(name), ''))}")
     return {**data, "tasks": {name: value for name, value in tasks.items() if name in known or value is not None}}

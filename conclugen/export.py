@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conclugen import fields, storage
+from conclugen.config import known_tasks
 from conclugen.heads import RepresentationHead
 from conclugen.model_config import ModelConfig
 from conclugen.pretrainer import Pretrainer
 from conclugen.standardize import Standardize
+from conclugen.tasks import registry
 
 SCHEMA, VERSION = "conclugen-model", 2
 TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"
@@ -41,6 +43,7 @@ def save(folder: str | Path, pretrainer: Pretrainer, info: Mapping[str, Any] | N
         "digest": storage.tensors_digest(tensors),
         "widths": {m: pretrainer.widths[m] for m in config.modalities},
         "config": config.to_dict(),
+        "providers": registry.providers(config.tasks.active),
         "info": {
             **(info or {}),
             "steps": pretrainer.step_number,
@@ -61,6 +64,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
             raise ExportError(
                 f"{path / DOCUMENT}: {name} is {document[name]!r}, expected a mapping; export the model again"
             )
+    try:
+        known_tasks(document["config"], document.get("providers"))
+    except ValueError as cause:
+        raise ExportError(f"{path / DOCUMENT}: {cause}") from cause
     tensors = storage.read_tensors(path / TENSORS, document["digest"], ExportError)
     try:
         model = fields.from_dict(ModelConfig, document["config"]["model"], "model")

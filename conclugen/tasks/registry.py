@@ -27,6 +27,7 @@ from conclugen import fields, tasks
 from conclugen.tasks.base import Inputs, Task
 
 GROUP = "conclugen.tasks"
+OWN = "conclugen"
 RESERVED = ("divisor", "weighting", "gradients", "learned_weight_lr", "gradnorm_alpha")
 """Options that stand beside the tasks in `TasksConfig`."""
 
@@ -56,6 +57,11 @@ def get(name: str) -> type[Task]:
 def provider(name: str) -> str:
     """The package (with its version, where it is another one) that has a task."""
     return _registry().providers[name]
+
+
+def providers(names: Iterable[str]) -> dict[str, str]:
+    """Of these tasks those of other packages -> package, with its version."""
+    return {name: provider(name) for name in names if provider(name) != OWN}
 
 
 def unknown(name: object, provided: str = "") -> str:
@@ -110,7 +116,7 @@ def collect(builtin: Iterable[type[Task]], points: Iterable[importlib.metadata.E
     problems: dict[str, str] = {}
     for task in sorted(builtin, key=lambda task: (task.order, task.name)):
         _check(task, task.name, found, own=True)
-        found[task.name], providers[task.name] = task, "conclugen"
+        found[task.name], providers[task.name] = task, OWN
     by_name: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for point in points:
         by_name.setdefault(point.name, []).append(point)
