@@ -45,6 +45,7 @@ def interpreter(version: str) -> str | None:
 def prepare(python: str, place: Path) -> Path:
     """The environment's Python, with the project's wheel and the libraries."""
     own = place / "bin/python"
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools packs what an earlier build has left there
     if not own.exists():
         subprocess.run([python, "-m", "venv", "--clear", place], check=True)
     pip = [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", ROOT / "constraints.txt"]

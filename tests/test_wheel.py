@@ -1,6 +1,7 @@
 """The wheel is whole: built, installed into a fresh environment, and walked from rendered video to a probed model."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +18,13 @@ PACKAGES = ("conclugen", "shards", "ray_jobs", "tuning")
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    # From a copy of what git knows: setuptools packs whatever an earlier build has left in the clone.
+    copy = folder / "copy"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(copy)]
     subprocess.run(command, check=True)
     [path] = folder.glob("conclugen-*.whl")
     return path

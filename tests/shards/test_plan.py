@@ -172,7 +172,7 @@ def test_positions_beyond_32_bits() -> None:
         ({"chunk_rows": 0}, ["chunk_rows"]),
         ({"chunk_rows": 1 << 31}, ["chunk_rows"]),
         ({"seed": "a"}, ["seed", "'a'"]),
-        ({"remainder": "dorp"}, ["dorp", "drop, pad, carry", "Did you mean 'drop'"]),
+        ({"remainder": "dorp"}, ["dorp", "drop, pad, carry", "did you mean 'drop'"]),
         ({"counts": [3, -1]}, ["counts", "-1"]),
         ({"counts": [0.5]}, ["counts", "float64"]),
         ({"counts": [[3]]}, ["counts", "(1, 1)"]),
