@@ -123,6 +123,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--label", action="append", default=[], metavar="NAME[=COLUMN]:KIND[:CLASS,...]", help="folder: a label")
     add("--encoding", metavar="NAME",
         help="folder: of a table or transcripts that are not UTF-8, such as cp1252 (default: utf-8)")  # fmt: skip
+    add("--unpack", type=Path, metavar="FOLDER", help="webdataset: where the videos are unpacked; seen by all nodes")
     add("--folds", type=Path, metavar="FILE", help="mosei: official folds (.json, or the SDK's .py)")
     add("--clips-per-shard", type=int, metavar="N", help="default: 8 to 256, by the number of clips")
     add("--shuffle-seed", type=int, default=0, metavar="N", help="of the order of clips over all shards (default: 0)")
@@ -185,6 +186,7 @@ def plan_of(args: argparse.Namespace) -> BuildPlan:
         labels=tuple(LabelSpec.parse(text) for text in args.label),
         folds=args.folds,
         encoding=args.encoding,
+        unpack=args.unpack,
     )
     for line in describe_clips(clips):
         print(line)

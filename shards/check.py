@@ -54,6 +54,7 @@ examples:
     add("--label", action="append", default=[], metavar="NAME[=FIELD]:KIND[:CLASS,...]", help="a label (repeatable)")
     add("--adapter", default="folder", metavar="NAME", help=f"clips: {', '.join(ADAPTERS)} (default: folder)")
     add("--field", action="append", default=[], metavar="NAME=COLUMN", help="clips: name of a column in the table")
+    add("--unpack", type=Path, metavar="FOLDER", help="webdataset: where the videos are unpacked")
     add("--folds", type=Path, metavar="FILE", help="clips: official folds of mosei (.json, or the SDK's .py)")
     add("--column", action="append", default=[], metavar="NAME[=ARRAY]", help="features, archives: a column to store")
     add("--key", metavar="FIELD", help="features: names of the samples")
@@ -125,6 +126,7 @@ def _clips(args: argparse.Namespace) -> tuple[list[str], list[str], int]:
         labels=tuple(LabelSpec.parse(text) for text in args.label),
         folds=args.folds,
         encoding=args.encoding,
+        unpack=args.unpack,
     )
     doubts = doubt_clips(clips)
     if not clips.complete:

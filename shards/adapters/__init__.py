@@ -27,6 +27,11 @@ ADAPTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         ("table", "fields", "labels", "encoding"),
         "any videos, or a CSV, JSONL, Parquet table",
     ),
+    "webdataset": (
+        "shards.adapters.webdataset",
+        ("unpack", "fields", "labels", "encoding"),
+        "*.tar, *.tar.gz with KEY.mp4, KEY.txt, KEY.json, also in train/ and test/; unpacked into --unpack",
+    ),
 }
 
 

@@ -19,7 +19,7 @@ import xxhash
 
 from conclugen.common.atomic import write_bytes
 from shards import names
-from shards.access import LOCAL_SOURCE, refuse_url
+from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.damage import ShardError
 from shards.doubts import Samples, classes_of
 from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
@@ -56,23 +56,35 @@ def index_folder(
     folder: str | Path,
     mapping: MemberMapping | None = None,
     *,
+    out: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
     tell: Callable[[FolderContents], None] = lambda contents: None,
 ) -> Manifest:
     """Write an index beside every `*.tar` of a local folder, and their manifest; all or nothing. `tell` sees what the
-    folder holds before anything is written.
+    folder holds before anything is written. out: a folder for index, manifest and links to the shards instead, where
+    theirs is not to be written.
 
     Raises ShardError, naming shard and sample, for whatever `scan_tar` refuses, duplicate members and keys, samples
     whose members are not adjacent, arrays that are not (D,) or (1, D) floats of one width and dtype in all shards;
     ValueError for a folder without shards or with a manifest (unless `overwrite`), and for labels that don't fit.
     """
     refuse_url("FOLDER", folder, LOCAL_SOURCE)
-    folder, mapping = Path(folder).absolute(), mapping or MemberMapping()
+    refuse_url("--out", out, LOCAL_RESULT)
+    source, folder = Path(folder).absolute(), Path(folder if out is None else out).absolute()
+    mapping = mapping or MemberMapping()
+    if folder != source and not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"--out {folder} is not empty; name another folder, or replace its index with --overwrite")
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         raise ValueError(f"{folder} has a manifest already; ask to overwrite it if the shards changed")
-    contents = read_folder(folder, mapping, progress)
+    contents = read_folder(source, mapping, progress)
     tell(contents)
+    if folder != source:
+        folder.mkdir(parents=True, exist_ok=True)
+        for draft in contents.drafts:
+            link = folder / f"{draft.name}{TAR_SUFFIX}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(source / link.name)
     encoded = [(draft.name, _encode(draft, contents, mapping)) for draft in contents.drafts]
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for name, data in encoded:
@@ -117,10 +129,14 @@ class FolderContents:
 def read_folder(folder: Path, mapping: MemberMapping, progress: Callable[[str], None] | None = None) -> FolderContents:
     """Read and check every sample of every `*.tar` of a folder; raises as `index_folder` does."""
     paths = sorted(folder.glob(f"*{TAR_SUFFIX}"))
+    packed = sorted(path.name for pattern in ("*.tar.*", "*.tgz") for path in folder.glob(pattern) if path.is_file())
+    if packed:
+        raise ValueError(
+            f"{folder} holds {len(packed)} compressed archive(s) such as {packed[0]}, which cannot be read by range: "
+            "decompress them, for instance with gunzip, or move them elsewhere"
+        )
     if not paths:
-        packed = sorted(path.name for path in folder.glob("*.tar.*"))
-        hint = f"; {packed[0]} is compressed and cannot be read by range: decompress it" if packed else ""
-        raise ValueError(f"{folder} holds no *{TAR_SUFFIX}{hint}")
+        raise ValueError(f"{folder} holds no *{TAR_SUFFIX}")
     samples = {path: _samples(path) for path in paths}
     _refuse_shared_keys(samples)
     extensions = dict(mapping.columns) or _npy_extensions(samples)
@@ -480,6 +496,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="of text members that are not UTF-8, such as cp1252 (default: utf-8)")  # fmt: skip
     parser.add_argument("--nan-row-missing", choices=("all", "any"), default="all",
                         help="how many NaN make a column missing (default: all; fewer are refused)")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FOLDER",
+                        help="where index and manifest go (default: beside the shards)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace manifest and indexes that are there")
 
 
@@ -504,7 +522,12 @@ def run(args: argparse.Namespace) -> int:
             print(f"warning: {doubt}", flush=True)
 
     manifest = index_folder(
-        args.folder, mapping, overwrite=args.overwrite, progress=lambda line: print(line, flush=True), tell=tell
+        args.folder,
+        mapping,
+        out=args.out,
+        overwrite=args.overwrite,
+        progress=lambda line: print(line, flush=True),
+        tell=tell,
     )
     print(f"{manifest.folder}: {manifest.rows} samples in {len(manifest)} shards, digest {manifest.digest}")
     return 0
