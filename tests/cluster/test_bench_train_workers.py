@@ -112,7 +112,7 @@ def test_the_command(tmp_path: Path) -> None:
     others = [name for name in bench.METHODS if name not in bench.IN_TRAIN_WORKERS]
     options = ["--rows", "384", "--batch", "16", "--seconds", "0.2", "--rounds", "2", "--dtype", "float16"]
     options += ["--folder", str(tmp_path), "--json", str(tmp_path / "report.json"), "--no-remote", "--no-writing"]
-    command = [sys.executable, "-m", "shards", "bench", *options, "--skip", *others]
+    command = [sys.executable, "-m", "benchmarks.readers", *options, "--skip", *others]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "Start of Ray Train's workers, by their number: 1: " in done.stdout, done
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
