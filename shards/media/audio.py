@@ -94,7 +94,7 @@ def read_audio(
             if back is not None and begin is not None and not (heard.first and heard.first <= begin - _WARM_UP):
                 number += 1
                 continue
-            if not heard.pieces:
+            if not heard.pieces and not heard.goes_on:
                 nothing = np.empty(0, np.float32)
                 return (
                     Sound(nothing, rate or stream.codec_context.sample_rate, track=taken(stream)) if heard.any else None
@@ -114,11 +114,13 @@ def _check_rate(rate: int) -> None:
 @dataclass
 class _Heard:
     """Decoded sound. pieces: (time on the file's clock or None, (n,) float32 mono at `rate`); first: time of the first
-    decoded sample, also of what was not kept; any: whether anything was decoded."""
+    decoded sample, also of what was not kept; any: whether anything was decoded; goes_on: whether there is sound after
+    the interval, so that what is missing before it is a hole."""
 
     rate: int = 0
     first: Fraction | None = None
     any: bool = False
+    goes_on: bool = False
     pieces: list[tuple[Fraction | None, np.ndarray]] = field(default_factory=list)
 
 
@@ -156,6 +158,7 @@ def _hear(
                 if begin is not None and time + Fraction(frame.samples, frame.sample_rate) <= begin - _WARM_UP:
                     continue
                 if stop is not None and time >= stop + _WARM_UP:
+                    heard.goes_on = True
                     break
             block = _mono(frame)
             if frame.sample_rate != heard.rate:
@@ -243,14 +246,17 @@ def _sound(
     """The decoded pieces laid out in time, cut to the interval and resampled."""
     native = heard.rate
     _check_rate(native)
-    begins = next((time for time, _ in heard.pieces if time is not None), zero)
+    begins = next((time for time, _ in heard.pieces if time is not None), zero + (first or 0))
     places = _places(heard, begins)
-    total = max(place + len(block) for place, (_, block) in zip(places, heard.pieces, strict=True))
+    total = max((place + len(block) for place, (_, block) in zip(places, heard.pieces, strict=True)), default=0)
     if first is None and total > longest * native + 1:
         raise MediaError("too_long", f"the sound lasts longer than {longest:.0f} s")
     # All counts are in samples from the first decoded one.
     wanted_from = 0 if first is None else round((zero + first - begins) * native)
-    wanted_to = total if last is None else min(total, round((zero + last - begins) * native))
+    wanted_to = total
+    if last is not None:
+        end = round((zero + last - begins) * native)
+        wanted_to = end if heard.goes_on else min(total, end)
     if wanted_to - wanted_from > longest * native + 1:
         raise MediaError("too_long", f"the sound lasts longer than {longest:.0f} s")
     # As much margin as is a whole number of samples at either rate.
@@ -259,7 +265,7 @@ def _sound(
     margin = units * native // common
     low, high = wanted_from - margin, max(wanted_from, wanted_to) + margin
     laid = np.zeros(high - low, np.float32)
-    cursor = places[0]
+    cursor = places[0] if places else wanted_from
     holes = overlaps = 0
     for place, (_, block) in zip(places, heard.pieces, strict=True):
         late = max(0, cursor - place)
@@ -271,6 +277,7 @@ def _sound(
             if begin < stop:
                 laid[begin - low : stop - low] = here[begin - place - late : stop - place - late]
             cursor = place + len(block)
+    holes += max(0, wanted_to - max(cursor, wanted_from))
     samples = laid
     if native != rate:
         length = max(0, round((wanted_to - wanted_from) * rate / native))

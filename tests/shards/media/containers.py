@@ -102,7 +102,7 @@ def _hours(**changes: object) -> Callable[[float], Recipe]:
     """Two pictures a second, and sound where it is listened to."""
 
     def recipe(seconds: float) -> Recipe:
-        sounds = [(0.0, 5.0), (seconds / 2 - 5, 20.0), (seconds - 40, 40.0)]
+        sounds = [(0.0, 8.0), (seconds / 2 - 5, 20.0), (seconds - 40, 40.0)]
         return Recipe(steady(int(seconds * 2), 2), sounds, options=_B, **changes)  # type: ignore[arg-type]
 
     return recipe

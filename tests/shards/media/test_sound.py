@@ -146,6 +146,25 @@ def test_a_hole_is_silence_and_nothing_shifts(suffix: str, codec: str, tmp_path:
     assert clip.details["audio"]["seconds"] == pytest.approx(8.0, abs=0.03)
 
 
+def test_an_interval_that_ends_in_a_hole_or_lies_in_one(tmp_path: Path) -> None:
+    path = stretches(tmp_path / "a.mkv", (0.0, 2.0), (5.0, 3.0))
+    for start, end, holes in ((1.0, 4.0, 2.0), (2.4, 4.4, 2.0), (4.0, 7.0, 0.0)):
+        clip = prepare(Request(str(path), None, start, end, faces=False, sound="wav"))
+        assert clip.sound is not None
+        samples, rate = read_wav(clip.sound)
+        assert len(samples) == round((end - start) * rate)
+        assert clip.details["audio"]["holes"] == pytest.approx(holes, abs=0.02)
+        assert clip.details["audio"]["padded"] == 0
+        for at in (0.1, 1.3):
+            time = start + at
+            right = "silence" if 2 <= time < 5 else pytest.approx(time, abs=0.012)
+            assert time_heard(samples, rate, at) == right
+    # After its end there is no hole.
+    with pytest.raises(MediaError) as caught:
+        prepare(Request(str(stretches(tmp_path / "b.mkv", (0.0, 2.0))), None, 1.0, 4.0, faces=False))
+    assert caught.value.reason == "audio_length"
+
+
 def test_many_short_holes_do_not_add_up(tmp_path: Path) -> None:
     """A packet of 20 ms lost out of every ten: after 7 s nothing is late."""
     lost = [(at / 5, 0.18) for at in range(40)]
@@ -165,7 +184,7 @@ def test_an_overlap_is_cut() -> None:
         for begin, block in blocks
         for at in range(0, len(block), 160)
     ]
-    heard = _sound(_Heard(rate, Fraction(0), True, pieces), rate, Fraction(0), None, None, 10.0, {})
+    heard = _sound(_Heard(rate, Fraction(0), True, pieces=pieces), rate, Fraction(0), None, None, 10.0, {})
     assert heard.overlaps == pytest.approx(0.4) and not heard.holes
     assert heard.samples == pytest.approx(sound(0.0, 4.6, rate), abs=1e-4)
 
@@ -184,12 +203,12 @@ def jittered(rng: np.random.Generator, most: float) -> list[tuple[Fraction | Non
 def test_jitter_of_time_stamps_leaves_the_sound_whole() -> None:
     pieces = jittered(np.random.default_rng(3), 0.008)
     pieces[0] = (Fraction(0), pieces[0][1])
-    places = _places(_Heard(8000, Fraction(0), True, pieces), Fraction(0))
+    places = _places(_Heard(8000, Fraction(0), True, pieces=pieces), Fraction(0))
     assert places == [160 * k for k in range(100)]
     # A shift of 12 ms that stays is no jitter, also amid jitter: it is placed where it began, give or take a piece.
     late = [(time + Fraction(12, 1000) if k >= 40 else time, block) for k, (time, block) in
             enumerate(jittered(np.random.default_rng(4), 0.004))]  # fmt: skip
-    places = _places(_Heard(8000, Fraction(0), True, late), Fraction(0))
+    places = _places(_Heard(8000, Fraction(0), True, pieces=late), Fraction(0))
     assert places[:38] == [160 * k for k in range(38)]
     assert np.array(places[45:]) == pytest.approx(160 * np.arange(45, 100) + 96, abs=48)
 
