@@ -47,7 +47,7 @@ def test_the_demo_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None
     venv.create(place, with_pip=False, symlinks=True)
     python = place / "bin/python"
     site = place / f"lib/python{sysconfig.get_python_version()}/site-packages"
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "libraries.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)  # what pip does with a pure wheel
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}

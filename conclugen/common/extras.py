@@ -14,7 +14,7 @@ EXTRA_OF = {
     "psutil": "data",
     "av": "media",
     "cv2": "media",
-    "h5py": "media",
+    "h5py": "data",
     "pocketsphinx": "media",
     "torchaudio": "media",
     "torchvision": "media",

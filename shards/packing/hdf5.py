@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.extras import require
 from conclugen.common.names import did_you_mean
 from shards.packing.columns import Column2D, FileColumn, Source, array_column
 from shards.packing.pooling import Pooling
@@ -23,6 +24,7 @@ def open_hdf5(path: Path, pooling: Pooling) -> Source:
 
     Arrays are read in parts. Links to other files are not followed, and references to objects are refused.
     """
+    require("reading HDF5", "h5py")
     import h5py
 
     try:
