@@ -28,7 +28,7 @@ import ray
 
 from conclugen.common.options import Command, save
 from conclugen.fields import choose
-from ray_jobs import build_shards, ray_cluster
+from ray_jobs import building, ray_cluster
 from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.clip_features import Decoded, unique
 from ray_jobs.extraction.extract import choices_of, extract, resources_of
@@ -199,10 +199,10 @@ def measure(way: str, job: ClipJobs, folder: Path) -> dict[str, Any]:
         figures["extract"] = used.to_dict(build.found)
         return figures
     with Meter() as used:
-        build_shards.connect()
+        building.connect()
     figures["ray start"] = {"seconds": used.seconds, "peak_mib": used.peak_bytes / 2**20}
     with Meter() as used:
-        build_shards.build(build, quiet=True)
+        building.build(build, quiet=True)
     figures["build"] = used.to_dict(build.found)
     ray.shutdown()
     extraction = plan_extraction(job, folder)

@@ -1,17 +1,27 @@
-"""The data plane: WebDataset shards with an index and a manifest, written once and read by row range."""
+"""The data plane: WebDataset shards with an index and a manifest, written once and read by row range.
+
+Importing this package imports nothing else: each public name is loaded when it is first used (PEP 562), so that command
+lines need neither numpy nor Arrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from conclugen.common import extras
 
 extras.require("the data plane", "pyarrow", "xxhash", "fsspec", "psutil")
 
-from shards.damage import Damage, DamageError, DamageLog, ManifestError, ShardError
-from shards.manifest import Manifest, ShardEntry
-from shards.plan import Cursor, EpochPlan, Range
-from shards.reader import Reader
-from shards.rows import Rows, group_id
-from shards.schema import Column, Label, Sample, Schema
-from shards.view import View
-from shards.writer import ShardWriter, shuffled_order, write_shard
+if TYPE_CHECKING:
+    from shards.damage import Damage, DamageError, DamageLog, ManifestError, ShardError
+    from shards.manifest import Manifest, ShardEntry
+    from shards.plan import Cursor, EpochPlan, Range
+    from shards.reader import Reader
+    from shards.rows import Rows, group_id
+    from shards.schema import Column, Label, Sample, Schema
+    from shards.view import View
+    from shards.writer import ShardWriter, shuffled_order, write_shard
 
 __all__ = [
     "Column",
@@ -36,3 +46,27 @@ __all__ = [
     "shuffled_order",
     "write_shard",
 ]
+
+_MODULES = {
+    "damage": ("Damage", "DamageError", "DamageLog", "ManifestError", "ShardError"),
+    "manifest": ("Manifest", "ShardEntry"),
+    "plan": ("Cursor", "EpochPlan", "Range"),
+    "reader": ("Reader",),
+    "rows": ("Rows", "group_id"),
+    "schema": ("Column", "Label", "Sample", "Schema"),
+    "view": ("View",),
+    "writer": ("ShardWriter", "shuffled_order", "write_shard"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"shards.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

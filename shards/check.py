@@ -6,21 +6,20 @@ is doubtful in it. Nothing is written and no clip is opened.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections import Counter
 from pathlib import Path
 
-from shards.adapters import ADAPTERS, read_clips
+from shards.adapters import read_clips
 from shards.adapters.files import VIDEO_SUFFIXES
 from shards.adapters.folder import table_labels
 from shards.check_clips import describe_clips, doubt_clips
+from shards.commands import CheckJob
 from shards.doubts import Samples, classes_of, of_names
 from shards.foreign.command import read_folder
-from shards.foreign.mapping import MemberMapping, Source, parse_label, split_assignment
+from shards.foreign.mapping import MemberMapping, Source, parse_label
 from shards.manifest import TAR_SUFFIX
 from shards.names import suffix
-from shards.packing.command import pairs
 from shards.packing.inputs import PackOptions, read_input
 from shards.packing.labels import LabelSpec
 from shards.packing.source import open_source
@@ -30,50 +29,13 @@ _SHOWN_VALUES = 8
 KINDS = ("clips", "features", "archives", "table")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = """\
-Print a data set as it is understood, and what is doubtful in it; write nothing. SOURCE is
-
-  clips      a folder of videos, with --table or laid out as an --adapter knows it; options as of
-             python -m ray_jobs.build_shards
-  features   arrays (.npz, a folder of .npy files) and a --table; options as of python -m shards pack
-  archives   a folder of .tar files that other tools wrote; options as of python -m shards index
-  table      a table by itself
-
-Exit status: 0 nothing is doubtful; 1 something is, or clips will be quarantined; 2 it would be refused."""
-    parser.epilog = """\
-examples:
-  python -m shards check videos --table labels.csv --label emotion:class --field group=person
-  python -m shards check features.npz --table labels.csv --table-key id --key ids --label emotion:class --group speaker
-  python -m shards check labels.csv"""
-    add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="folder, .npz file, or table")
-    add("--kind", choices=KINDS, help="what SOURCE is (default: by what is in it)")
-    add("--table", type=Path, metavar="FILE", help="CSV, TSV, JSONL or Parquet file with a row for each clip or sample")
-    add("--encoding", metavar="NAME", help="of tables and texts that are not UTF-8, such as cp1252 (default: utf-8)")
-    add("--label", action="append", default=[], metavar="NAME[=FIELD]:KIND[:CLASS,...]", help="a label (repeatable)")
-    add("--adapter", default="folder", metavar="NAME", help=f"clips: {', '.join(ADAPTERS)} (default: folder)")
-    add("--field", action="append", default=[], metavar="NAME=COLUMN", help="clips: name of a column in the table")
-    add("--unpack", type=Path, metavar="FOLDER", help="webdataset: where the videos are unpacked")
-    add("--folds", type=Path, metavar="FILE", help="clips: official folds of mosei (.json, or the SDK's .py)")
-    add("--column", action="append", default=[], metavar="NAME[=ARRAY]", help="features, archives: a column to store")
-    add("--key", metavar="FIELD", help="features: names of the samples")
-    add("--table-key", metavar="FIELD", help="features: the table's column with the samples' keys")
-    add("--group", metavar="FIELD", help="features, archives: whose sample it is (speaker)")
-    add("--text", metavar="FIELD", help="features, archives: transcript")
-    add("--meta", action="append", default=[], metavar="NAME[=FIELD]", help="features, archives: a further text")
-    add("--view-by", metavar="NAME", help="features: the --meta field whose values name views (default: split)")
-    add("--nan-row-missing", choices=("all", "any"), default="all",
-        help="features, archives: how many NaN make a row missing (default: all)")  # fmt: skip
-
-
-def run(args: argparse.Namespace) -> int:
+def run(job: CheckJob) -> int:
     """Print; returns the exit status."""
-    kind = args.kind or kind_of(args.source)
-    _refuse_other_options(args, kind)
+    kind = job.kind or kind_of(job.source)
+    _refuse_other_options(job, kind)
     lines, doubts, refused = {
         "clips": _clips, "features": _features, "archives": _archives, "table": _table
-    }[kind](args)  # fmt: skip
+    }[kind](job)  # fmt: skip
     print("\n".join(lines))
     for doubt in doubts:
         print(f"warning: {doubt}")
@@ -106,27 +68,27 @@ _OPTIONS = {
 }
 
 
-def _refuse_other_options(args: argparse.Namespace, kind: str) -> None:
+def _refuse_other_options(job: CheckJob, kind: str) -> None:
     defaults = {"adapter": "folder", "nan_row_missing": "all"}
     for name in sorted(set().union(*_OPTIONS.values()) - _OPTIONS[kind]):
-        if getattr(args, name) not in (None, [], defaults.get(name)):
+        if getattr(job, name) not in (None, (), {}, defaults.get(name)):
             raise ValueError(
-                f"--{name.replace('_', '-')} says nothing of {kind}, as which {args.source} is read; leave it out, or "
+                f"--{name.replace('_', '-')} says nothing of {kind}, as which {job.source} is read; leave it out, or "
                 f"say what it is with --kind ({', '.join(KINDS)})"
             )
 
 
-def _clips(args: argparse.Namespace) -> tuple[list[str], list[str], int]:
+def _clips(job: CheckJob) -> tuple[list[str], list[str], int]:
     clips = read_clips(
-        args.adapter,
-        args.source,
+        job.adapter,
+        job.source,
         True,
-        table=args.table,
-        fields=dict(split_assignment("--field", text) for text in args.field),
-        labels=tuple(LabelSpec.parse(text) for text in args.label),
-        folds=args.folds,
-        encoding=args.encoding,
-        unpack=args.unpack,
+        table=job.table,
+        fields=job.field,
+        labels=tuple(LabelSpec.parse(text) for text in job.label),
+        folds=job.folds,
+        encoding=job.encoding,
+        unpack=job.unpack,
     )
     doubts = doubt_clips(clips)
     if not clips.complete:
@@ -134,23 +96,23 @@ def _clips(args: argparse.Namespace) -> tuple[list[str], list[str], int]:
     return describe_clips(clips), doubts, len(clips.rejected)
 
 
-def _features(args: argparse.Namespace) -> tuple[list[str], list[str], int]:
-    columns = pairs("--column", args.column) or _all_columns(args.source)
+def _features(job: CheckJob) -> tuple[list[str], list[str], int]:
+    columns = job.column or _all_columns(job.source)
     options = PackOptions(
-        source=args.source,
+        source=job.source,
         out=Path(),
         columns=columns,
-        labels=[LabelSpec.parse(text) for text in args.label],
-        key=args.key,
-        group=args.group,
-        text=args.text,
-        meta=pairs("--meta", args.meta),
-        table=args.table,
-        table_key=args.table_key,
-        encoding=args.encoding,
-        nan=args.nan_row_missing,
+        labels=[LabelSpec.parse(text) for text in job.label],
+        key=job.key,
+        group=job.group,
+        text=job.text,
+        meta=job.meta,
+        table=job.table,
+        table_key=job.table_key,
+        encoding=job.encoding,
+        nan=job.nan_row_missing,
         allow_empty_class=True,
-        view_by=args.view_by,
+        view_by=job.view_by,
     )
     data = read_input(options)
     return data.lines(), data.doubts(), 0
@@ -171,23 +133,23 @@ def _all_columns(path: Path) -> dict[str, str]:
     return columns
 
 
-def _archives(args: argparse.Namespace) -> tuple[list[str], list[str], int]:
+def _archives(job: CheckJob) -> tuple[list[str], list[str], int]:
     mapping = MemberMapping(
-        columns=dict(split_assignment("--column", text) for text in args.column),
-        labels=tuple(parse_label(text) for text in args.label),
-        group=None if args.group is None else Source.parse(args.group),
-        text=None if args.text is None else Source.parse(args.text),
-        meta={name: Source.parse(s) for name, s in (split_assignment("--meta", text) for text in args.meta)},
-        nan=args.nan_row_missing,
-        encoding=args.encoding,
+        columns=job.column,
+        labels=tuple(parse_label(text) for text in job.label),
+        group=None if job.group is None else Source.parse(job.group),
+        text=None if job.text is None else Source.parse(job.text),
+        meta={name: Source.parse(text) for name, text in job.meta.items()},
+        nan=job.nan_row_missing,
+        encoding=job.encoding,
     )
-    contents = read_folder(args.source.absolute(), mapping)
+    contents = read_folder(job.source.absolute(), mapping)
     return contents.lines(), contents.doubts(), 0
 
 
-def _table(args: argparse.Namespace) -> tuple[list[str], list[str], int]:
-    table = read_table(args.source, args.encoding)
-    labels = table_labels(table, [LabelSpec.parse(text) for text in args.label])
+def _table(job: CheckJob) -> tuple[list[str], list[str], int]:
+    table = read_table(job.source, job.encoding)
+    labels = table_labels(table, [LabelSpec.parse(text) for text in job.label])
     classes = {item.label.name: classes_of(item.label, item.values) for item in labels if item.label.classes}
     samples = Samples(len(table), [item.label for item in labels], classes)
     lines = [f"{table.path.name}: {len(table)} rows, {table.how}"]

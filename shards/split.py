@@ -6,7 +6,6 @@ face in the test, which measures the wrong thing.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.commands import SplitJob
 from shards.doubts import of_groups, of_parts
 from shards.manifest import Manifest
 from shards.view import ROW, IndexValues, View, check_view_name
@@ -60,35 +60,21 @@ def assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> 
 # ---- command line -------------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="folder (or URL) of the shards")
-    parser.add_argument(
-        "--by", default="group", help="index column to split by: group, text, meta.<name>, label.<name>, ...; or row"
-    )
-    parser.add_argument("--parts", type=_shares, help="shares of the rows, for instance train=0.8,valid=0.1,test=0.1")
-    parser.add_argument(
-        "--take",
-        "--groups",
-        action="append",
-        type=_listing,
-        metavar="NAME=VALUE[,VALUE...]",
-        help="a view of these values (repeatable); NAME=@FILE reads one value a line",
-    )
-    parser.add_argument("--rest", metavar="NAME", help="with --take: a view of all rows that no other view takes")
-    parser.add_argument("--seed", type=int, default=0, help="of the distribution of groups over --parts")
-    parser.add_argument("--allow-leak", action="store_true", help="allow --by row on data with groups")
-    parser.add_argument("--replace", action="store_true", help="replace views of the same names")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(job: SplitJob) -> int:
     """Make the views, save them, print a summary. Raises ValueError before anything is written."""
-    manifest = Manifest.open(args.folder)
+    manifest = Manifest.open(job.data)
     views, lines = make_views(
-        manifest, args.by, args.parts, args.take or (), args.rest, args.seed, allow_leak=args.allow_leak
+        manifest,
+        job.by,
+        job.parts,
+        [_listing(text) for text in job.take],
+        job.rest,
+        job.seed,
+        allow_leak=job.allow_leak,
     )
     there = sorted({view.name for view in views} & set(View.names(manifest)))
-    if there and not args.replace:
-        raise ValueError(f"{manifest.folder} has view(s) {', '.join(there)} already; give --replace or other names")
+    if there and not job.overwrite:
+        raise ValueError(f"{manifest.folder} has view(s) {', '.join(there)} already; give --overwrite or other names")
     for view in views:
         view.save()
     print("\n".join(lines))
@@ -201,27 +187,12 @@ def _counts(values: IndexValues, mask: np.ndarray) -> dict[str, int]:
     return {values.names[code]: int(count) for code, count in zip(codes, counts, strict=True)}
 
 
-def _shares(text: str) -> dict[str, float]:
-    shares: dict[str, float] = {}
-    for item in text.split(","):
-        name, _, value = (part.strip() for part in item.partition("="))
-        if not name or not value:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=SHARE[,NAME=SHARE...]")
-        if name in shares:
-            raise argparse.ArgumentTypeError(f"{text!r}: part {name!r} is named twice; name it once, with its share")
-        try:
-            shares[name] = float(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: part {name!r}: {error}") from None
-    return shares
-
-
 def _listing(text: str) -> tuple[str, tuple[str, ...]]:
     name, _, listed = text.partition("=")
     if not name or not listed:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE[,VALUE...] or NAME=@FILE")
+        raise ValueError(f"take: {text!r}: expected NAME=VALUE[,VALUE...] or NAME=@FILE")
     try:
         text = Path(listed[1:]).read_text(encoding="utf-8") if listed.startswith("@") else listed.replace(",", "\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {listed[1:]} cannot be read: {error}") from None
+        raise ValueError(f"take: {text!r}: {listed[1:]} cannot be read: {error}") from None
     return name, tuple(value.strip() for value in text.splitlines() if value.strip())

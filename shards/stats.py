@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from shards.commands import StatsJob
 from shards.manifest import Manifest
 from shards.reader import Reader, Selection
 from shards.view import View
@@ -205,28 +205,17 @@ def _groups(counts: Counter[str | None]) -> dict[str, Any]:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Columns, presence, labels, groups, and range of the columns' means and deviations."
-    parser.add_argument("folder", metavar="FOLDER", help="folder (or URL) of the shards")
-    parser.add_argument("--view", metavar="NAME", help="describe this view only")
-    parser.add_argument(
-        "--max-rows", type=int, default=100_000, help="rows that means are taken over (default: 100000)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of those rows")
-    parser.add_argument("--json", metavar="FILE", help="write the summary there too; - for standard output only")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(job: StatsJob) -> int:
     """Print the summary; returns the exit status."""
-    manifest = Manifest.open(args.folder)
-    view = None if args.view is None else View.open(manifest, args.view)
-    summary = describe(manifest, view, args.max_rows, args.seed)
+    manifest = Manifest.open(job.data)
+    view = None if job.view is None else View.open(manifest, job.view)
+    summary = describe(manifest, view, job.max_rows, job.seed)
     text = json.dumps(summary, indent=2)
-    if args.json == "-":
+    if job.json == "-":
         print(text)
         return 0
-    if args.json:
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
+    if job.json:
+        Path(job.json).write_text(text + "\n", encoding="utf-8")
     print("\n".join(_lines(summary)))
     return 0
 

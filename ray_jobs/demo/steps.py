@@ -13,7 +13,7 @@ import numpy as np
 from conclugen import backbones, presets
 from conclugen.evaluation.config import ComparisonConfig
 from ray_jobs import ray_cluster
-from ray_jobs.build_shards import build
+from ray_jobs.building import build
 from ray_jobs.demo.rendering import render_in_tasks
 from ray_jobs.embedding.clips import Embedded, Windows, embed_files
 from ray_jobs.embedding.model import RunModel

@@ -1,16 +1,18 @@
-"""`python -m shards.adapters.author_features FEATURES --out FOLDER`: the published code's feature folders for `pack`.
+"""`python -m shards.adapters.author_features SOURCE --output FOLDER`: the published code's feature folders for `pack`.
 
-FEATURES holds NAME/SPLIT/KEY.npy, or NAME_aug/augN/SPLIT/KEY.npy with ten augmented versions, where NAME is one of
+SOURCE holds NAME/SPLIT/KEY.npy, or NAME_aug/augN/SPLIT/KEY.npy with ten augmented versions, where NAME is one of
 frames_2d_180_cropped, frames_3d_180_cropped, audio_spectrograms_cropped_128, texts_cropped. FOLDER gets
 COLUMN/SPLIT/KEY.npy as links to them, which `python -m shards pack --source FOLDER` reads.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+from conclugen.common.options import Command
 
 # The published folder -> column, and its width.
 COLUMNS: Mapping[str, tuple[str, int]] = {
@@ -27,7 +29,7 @@ def link_features(features: Path, out: Path, version: str | None = None) -> dict
     Raises ValueError where `features` has none of the folders, or `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"--out {out} is not empty; choose another folder")
+        raise ValueError(f"output: {out} is not empty; choose another folder")
     linked: dict[str, int] = {}
     for name, (column, _) in COLUMNS.items():
         folder = features / name if version is None else features / f"{name}_aug" / version
@@ -44,28 +46,40 @@ def link_features(features: Path, out: Path, version: str | None = None) -> dict
     return linked
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Link, and say how to pack; returns the exit status: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser("python -m shards.adapters.author_features", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("features", type=Path, metavar="FEATURES")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--version", metavar="augN", help="an augmented version (default: the clean features)")
-    args = parser.parse_args(argv)
-    try:
-        linked = link_features(args.features, args.out, args.version)
-    except (ValueError, OSError) as error:
-        print(f"python -m shards.adapters.author_features: {error}", file=sys.stderr)
-        return 2
+@dataclass(frozen=True, kw_only=True)
+class LinkJob:
+    """The published code's feature folders, as `python -m shards pack` reads them.
+
+    The source holds NAME/SPLIT/KEY.npy, or NAME_aug/augN/SPLIT/KEY.npy with ten augmented versions; the output gets
+    COLUMN/SPLIT/KEY.npy as links to them.
+
+    Attributes:
+        source: Folder of the published features; given without an option.
+        output: A new or empty folder for the links.
+        version: An augmented version, aug1 to aug10; none: the clean features.
+    """
+
+    source: Path
+    output: Path
+    version: str | None = None
+
+
+def run(job: LinkJob) -> int:
+    """Link, and say how to pack."""
+    linked = link_features(job.source, job.output, job.version)
     print(", ".join(f"{column}: {count} files" for column, count in linked.items()))
     video = [column for column in ("video_2d", "video_3d") if column in linked]
     modalities = [f"video={','.join(video)}"] * bool(video) + [f"{m}={m}" for m in ("audio", "text") if m in linked]
     columns = " ".join(f"--column {column}" for column in linked)
     print(
-        f"python -m shards pack --source {args.out} --out SHARDS {columns} "
+        f"python -m shards pack --source {job.output} --output SHARDS {columns} "
         f"{' '.join(f'--modality {m}' for m in modalities)} --meta split --view-by split"
     )
     return 0
+
+
+COMMAND = Command("shards.adapters.author_features", LinkJob, run, was={"out": "output"}, bare="source")
+main = COMMAND.main
 
 
 if __name__ == "__main__":

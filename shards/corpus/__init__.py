@@ -9,7 +9,22 @@ labels on speakers not met before, where chance is 0.17 (seed 0, 95 % interval o
 corpora of three seeds (8 speakers, 2 takes): figures and commands are in docs/performance.md.
 """
 
-from shards.corpus.emotions import EMOTIONS
-from shards.corpus.writing import ClipPlan, ClipRow, CorpusConfig, RenderedClip, render, write_clip, write_corpus
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.corpus.emotions import EMOTIONS
+    from shards.corpus.writing import ClipPlan, ClipRow, CorpusConfig, RenderedClip, render, write_clip, write_corpus
 
 __all__ = ["EMOTIONS", "ClipPlan", "ClipRow", "CorpusConfig", "RenderedClip", "render", "write_clip", "write_corpus"]
+
+
+def __getattr__(name: str) -> Any:  # drawing takes OpenCV and PyAV, which `--help` need not wait for
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "emotions" if name == "EMOTIONS" else "writing"
+    value = getattr(importlib.import_module(f"shards.corpus.{module}"), name)
+    globals()[name] = value
+    return value

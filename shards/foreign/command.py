@@ -6,7 +6,6 @@ path; `python -m shards pack` writes fast ones.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +19,16 @@ import xxhash
 from conclugen.common.atomic import write_bytes
 from shards import names
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
+from shards.commands import IndexJob
 from shards.damage import ShardError
 from shards.doubts import Samples, classes_of
-from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label, split_assignment
+from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label
 from shards.foreign.member import MemberError, read_npy
 from shards.foreign.tarscan import Member, scan_tar
 from shards.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
 from shards.record import check_text
-from shards.schema import LABEL_KINDS, Column, Label, Schema, counted_classes
+from shards.schema import Column, Label, Schema, counted_classes
 
 # As `webdataset` groups members: the key is all before the first dot of the file's own name.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
@@ -70,11 +70,11 @@ def index_folder(
     ValueError for a folder without shards or with a manifest (unless `overwrite`), and for labels that don't fit.
     """
     refuse_url("FOLDER", folder, LOCAL_SOURCE)
-    refuse_url("--out", out, LOCAL_RESULT)
+    refuse_url("output", out, LOCAL_RESULT)
     source, folder = Path(folder).absolute(), Path(folder if out is None else out).absolute()
     mapping = mapping or MemberMapping()
     if folder != source and not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"--out {folder} is not empty; name another folder, or replace its index with --overwrite")
+        raise ValueError(f"output: {folder} is not empty; name another folder, or replace its index with --overwrite")
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         raise ValueError(f"{folder} has a manifest already; ask to overwrite it if the shards changed")
     contents = read_folder(source, mapping, progress)
@@ -473,48 +473,17 @@ def _encode(draft: _Draft, contents: FolderContents, mapping: MemberMapping) -> 
 # Command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Make shards that webdataset.TarWriter, GNU tar or bsdtar wrote readable: write an index beside each *.tar of "
-        "FOLDER, and a manifest. A SOURCE is an extension (cls, txt) or a place in a JSON member (json#labels.mood)."
-    )
-    parser.epilog = (
-        "example: python -m shards index data --column video=video.npy --column audio=audio.npy "
-        "--label mood=json#mood:class:calm,angry --group json#speaker --text txt"
-    )
-    parser.add_argument("folder", metavar="FOLDER")
-    parser.add_argument("--column", action="append", default=[], metavar="NAME=EXTENSION",
-                        help="an array of each sample; default: every .npy member")  # fmt: skip
-    parser.add_argument("--modality", action="append", default=[], metavar="NAME=COLUMN[,COLUMN]",
-                        help="default composition of modalities; default: one of each column")  # fmt: skip
-    parser.add_argument("--label", action="append", default=[], metavar="NAME=SOURCE:KIND[:CLASS,CLASS]",
-                        help=f"KIND is one of {', '.join(LABEL_KINDS)}")  # fmt: skip
-    parser.add_argument("--group", metavar="SOURCE", help="whose sample it is (speaker)")
-    parser.add_argument("--text", metavar="SOURCE", help="transcript")
-    parser.add_argument("--meta", action="append", default=[], metavar="NAME=SOURCE", help="a further string field")
-    parser.add_argument("--encoding", metavar="NAME",
-                        help="of text members that are not UTF-8, such as cp1252 (default: utf-8)")  # fmt: skip
-    parser.add_argument("--nan-row-missing", choices=("all", "any"), default="all",
-                        help="how many NaN make a column missing (default: all; fewer are refused)")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FOLDER",
-                        help="where index and manifest go (default: beside the shards)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace manifest and indexes that are there")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(job: IndexJob) -> int:
     """Index a folder; returns the exit status."""
     mapping = MemberMapping(
-        columns=dict(split_assignment("--column", text) for text in args.column),
-        modalities={
-            name: tuple(members.split(","))
-            for name, members in (split_assignment("--modality", text) for text in args.modality)
-        },
-        labels=tuple(parse_label(text) for text in args.label),
-        group=None if args.group is None else Source.parse(args.group),
-        text=None if args.text is None else Source.parse(args.text),
-        meta={name: Source.parse(s) for name, s in (split_assignment("--meta", text) for text in args.meta)},
-        nan=args.nan_row_missing,
-        encoding=args.encoding,
+        columns=job.column,
+        modalities=job.modality,
+        labels=tuple(parse_label(text) for text in job.label),
+        group=None if job.group is None else Source.parse(job.group),
+        text=None if job.text is None else Source.parse(job.text),
+        meta={name: Source.parse(text) for name, text in job.meta.items()},
+        nan=job.nan_row_missing,
+        encoding=job.encoding,
     )
 
     def tell(contents: FolderContents) -> None:
@@ -522,10 +491,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"warning: {doubt}", flush=True)
 
     manifest = index_folder(
-        args.folder,
+        job.data,
         mapping,
-        out=args.out,
-        overwrite=args.overwrite,
+        out=job.output,
+        overwrite=job.overwrite,
         progress=lambda line: print(line, flush=True),
         tell=tell,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from shards import names
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
+from shards.commands import ConvertPickleJob
 from shards.foreign.pickled import PickleError, read_pickle
 
 SPLITS = ("train", "valid", "val", "dev", "test")
@@ -147,28 +147,13 @@ def convert(source: Path, out: Path, overwrite: bool = False) -> tuple[dict[str,
 # Command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Convert a pickled feature file (MMSA, MultiBench: splits of fields of arrays) to .npz. Its opcodes are read, "
-        "not run: only arrays, numbers, text, lists, tuples and dicts are accepted."
-    )
-    parser.epilog = (
-        "example: python -m shards convert-pickle aligned_50.pkl --out mosi.npz\n"
-        "  python -m shards pack --source mosi.npz --out shards/mosi --key id --column audio --pool mean "
-        "--zero-padding --meta split --view-by split"
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the pickled file")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="where the arrays are written")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(job: ConvertPickleJob) -> int:
     """Convert; returns the exit status."""
-    arrays, left_out = convert(args.file, args.out, args.overwrite)
+    arrays, left_out = convert(job.source, job.output, job.overwrite)
     for name, array in arrays.items():
         print(f"{name}: {array.dtype} {array.shape}")
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
     counts = Counter(arrays["split"].tolist()) if "split" in arrays else {}
-    print(f"{args.out}: {len(arrays)} arrays" + "".join(f", {count} {split}" for split, count in counts.items()))
+    print(f"{job.output}: {len(arrays)} arrays" + "".join(f", {count} {split}" for split, count in counts.items()))
     return 0

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_jobs.build_shards import arguments, plan_of
+from ray_jobs.build_shards import COMMAND
+from ray_jobs.building import plan_of
 from shards import Manifest
 from shards.__main__ import main
 from shards.adapters import read_clips
@@ -137,7 +138,7 @@ def test_each_fault_is_told_by_check_and_by_the_job(
     checked = capsys.readouterr().out
     assert told in checked and status == (0 if what == "twice" else 1), checked
     job = ["--adapter", "folder", "--source", str(tmp_path), "--table", str(table), "--label", "emotion:class"]
-    plan_of(arguments().parse_args([*job, "--out", str(tmp_path / "out")]))
+    plan_of(COMMAND.parse([*job, "--output", str(tmp_path / "out")]))
     warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert warned == [line for line in checked.splitlines() if line.startswith("warning: ")]
     assert not (tmp_path / "out").exists()
@@ -152,7 +153,7 @@ def test_pack_and_split_warn_of_the_same(what: str, tmp_path: Path, capsys: pyte
               "--group", "group", "--meta", "split"]  # fmt: skip
     assert check(tmp_path / "f.npz", *joined) == 1
     assert told in capsys.readouterr().out
-    packed = ["pack", "--source", str(tmp_path / "f.npz"), "--column", "v", *joined, "--out", str(tmp_path / "out")]
+    packed = ["pack", "--source", str(tmp_path / "f.npz"), "--column", "v", *joined, "--output", str(tmp_path / "out")]
     assert main([*packed, "--allow-empty-class", "--quiet"]) == 0
     assert f"warning: {told}" in capsys.readouterr().out.replace("warning: label emotion: ", "warning: ")
     if ("part" in what and "alike" not in what) or what == "three test speakers":
@@ -194,14 +195,14 @@ def test_files_that_do_not_match_both_ways(tmp_path: Path, capsys: pytest.Captur
 def test_the_same_words_refuse_what_must_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = study(tmp_path, rows_of(2, 6))
     table.write_bytes(table.read_bytes() + b"\r\ns00/0.mp4,happy,s00\r\n")
-    job = arguments().parse_args(
-        ["--adapter", "folder", "--source", str(tmp_path), "--table", str(table), "--out", str(tmp_path / "o")]
+    job = COMMAND.parse(
+        ["--adapter", "folder", "--source", str(tmp_path), "--table", str(table), "--output", str(tmp_path / "o")]
     )
     with pytest.raises(ValueError) as refused:
         plan_of(job)
     assert "row 14: 3 fields, the head has 4" in str(refused.value)
     assert check(tmp_path, "--table", table) == 2
-    assert capsys.readouterr().err == f"python -m shards check: {refused.value}\n"
+    assert capsys.readouterr().err == f"error: {refused.value}\n"
     assert check(table) == 2 and check(tmp_path / "none") == 2
     assert check(tmp_path, "--key", "x") == 2
     assert "--key says nothing of clips" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import split
+from shards.commands import COMMANDS
 from shards.damage import ShardError
 from shards.manifest import Manifest
 from shards.reader import Reader
@@ -195,9 +195,7 @@ def test_assign_messages() -> None:
 
 
 def command(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    split.add_arguments(parser)
-    return split.run(parser.parse_args(arguments))
+    return split.run(COMMANDS["split"].parse(arguments))
 
 
 def test_split_command_by_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,10 +214,11 @@ def test_split_command_by_group(tmp_path: Path, capsys: pytest.CaptureFixture[st
         seen.append(codes)
     assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
     assert "6 rows are in no view (6 have no group)" in out
-    with pytest.raises(ValueError, match=r"has view.*train.*--replace"):
+    with pytest.raises(ValueError, match=r"has view.*train.*--overwrite"):
         command(folder, "--parts", "train=0.5,extra=0.5")
     assert "extra" not in View.names(manifest)
     assert command(folder, "--parts", "train=0.5,extra=0.5", "--replace") == 0
+    assert "note: --replace is called --overwrite now" in capsys.readouterr().err
 
 
 def test_split_command_by_other_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,10 +242,11 @@ def test_split_command_by_other_columns(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--parts", "train=0.7,train=0.3"), "part 'train' is named twice"),
-        (("--parts", "train=0.7, train =0.2,test=0.1"), "part 'train' is named twice"),
-        (("--parts", "train=0.7,test=few"), "part 'test': could not convert string to float: 'few'"),
-        (("--parts", "train=0.7,test"), "expected NAME=SHARE"),
+        (("--parts", "train=0.7,train=0.3"), "'train' is named twice"),
+        (("--parts", "train=0.7, train =0.2,test=0.1"), "'train' is named twice"),
+        (("--parts", "train=0.7,test=few"), "must be a number, got 'few'"),
+        (("--parts", "train=0.7,test"), "must be a number, got '0.7,test'"),
+        (("--parts", "0.7"), "must be a mapping, such as name=value, got '0.7'"),
         (("--take", "train=@/nowhere.txt"), "/nowhere.txt cannot be read"),
     ],
 )
@@ -254,8 +254,7 @@ def test_wrong_options_of_split(
     manifest: Manifest, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = View.names(manifest)
-    with pytest.raises(SystemExit):
-        command(manifest.folder, *arguments)
+    assert COMMANDS["split"].main([manifest.folder, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert View.names(manifest) == before
 

@@ -243,9 +243,7 @@ class _CommandLine:
                 leaf = self.leaves[name]
                 value: Any = Word(texts[-1])
                 if schema.is_mapping(leaf.hint):
-                    value = given.get(name, leaf.default)
-                    for text in texts:
-                        value = self._entries(leaf, text, value if isinstance(value, Mapping) else {}, option)
+                    value = self._entries(leaf, texts, given.get(name, leaf.default), option)
                 elif leaf.whole and not (len(texts) == 1 and texts[0].startswith("[")):
                     value = [Word(text) for text in texts]
                 elif schema.is_list(leaf.hint) and len(texts) > 1:
@@ -253,9 +251,20 @@ class _CommandLine:
                 found[name] = schema.convert(leaf.hint, value, option)
         return found
 
-    def _entries(self, leaf: Leaf, text: str, so_far: Mapping[str, Any], option: str) -> Any:
-        value = schema.convert(leaf.hint, Word(text), option)
-        return {**so_far, **value} if isinstance(value, Mapping) and not text.startswith("{") else value
+    def _entries(self, leaf: Leaf, texts: list[str], value: Any, option: str) -> Any:
+        """Pairs over those of `value`, each name once; `{...}` and what is no pair stand for the whole."""
+        seen: set[str] = set()
+        for text in texts:
+            more = schema.convert(leaf.hint, Word(text), option)
+            if not isinstance(more, Mapping) or text.startswith("{"):
+                value = more
+                continue
+            for name in more:
+                if name in seen:
+                    raise OptionsError(f"{option} {name} is given twice")
+            seen |= set(more)
+            value = {**(value if isinstance(value, Mapping) else {}), **more}
+        return value
 
     def _switched(self, group: str, text: str) -> Any:
         """`null` for a group that may be left out, `true` for one of default values."""

@@ -271,6 +271,8 @@ def pairs(hint: Any, word: str) -> dict[str, Word] | Word:
         name, equals, value = part.partition("=")
         if not equals and typing.get_args(mapping)[1] is not str:
             return Word(word)
+        if name.strip() in found:
+            raise OptionsError(f"{word!r}: {name.strip()!r} is named twice; name it once")
         found[name.strip()] = Word(value.strip() if equals else name.strip())
     return found
 

@@ -16,8 +16,8 @@ import pytest
 
 from shards.adapters import read_clips
 from shards.corpus import EMOTIONS, ClipPlan, ClipRow, CorpusConfig, render, write_clip, write_corpus
+from shards.corpus.__main__ import main
 from shards.corpus.acting import FPS, Acting, act
-from shards.corpus.command import main
 from shards.corpus.emotions import ACTION_UNITS
 from shards.corpus.face import Placing, draw_face
 from shards.corpus.recording import write_mp4

@@ -232,7 +232,7 @@ def test_labels_of_all_kinds_and_classes_that_are_found(npz: Path) -> None:
         (["--label", "score:continuous:a,b"], "has no classes"),
         (["--column", "au", "--column", "au=mfcc"], "--column au is given twice"),
         (["--shuffle-seed", "-1"], "--shuffle-seed"),
-        (["--view-by", "split"], "name it with --meta split"),
+        (["--view-by", "splt"], "splt"),
         (["--table", "nowhere.csv"], "nowhere.csv does not exist"),
     ],
 )

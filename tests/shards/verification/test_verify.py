@@ -77,7 +77,7 @@ def test_repair_keeps_the_whole_and_lists_the_rest(folder: Path, capsys: pytest.
     before = Manifest.open(folder)
     flip_bit(folder / "part-000000.tar", 5000)
     flip_bit(folder / "part-000001.index.parquet", 300)
-    assert main(["verify", str(folder), "--repair"]) == 1
+    assert main(["verify", str(folder), "--repair"]) == 3
     output = capsys.readouterr().out
     assert "left out" in output and "'part-000000'" in output and "rebuilt the index of shard 'part-000001'" in output
     after = Manifest.open(folder)
