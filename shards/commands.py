@@ -95,7 +95,7 @@ class PackJob:
         text: The field of the transcript.
         meta: A further text to keep, as NAME or NAME=FIELD; may be repeated.
         table: CSV, TSV, JSONL or Parquet file with a row for each sample.
-        pool: How a sequence (T, D) becomes a vector, over its valid rows: see below; none: it is refused.
+        pool: How a sequence (T, D) becomes a vector, over its valid rows: mean, mean-std or max; none: it is refused.
         zero_padding: With --pool: rows of zeros alone are padding, and do not count.
         csv_columns: Features of per-clip CSV files, as patterns such as AU*_r; none: all.
         table_key: Its column with the samples' keys; none: rows are in the same order.
