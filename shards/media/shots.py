@@ -24,7 +24,7 @@ _AROUND = 6  # pictures on each side that are looked at for that
 _FLASH = 0.25  # seconds after which a change that was none has gone back
 _FLAT = 4.0  # mean deviation of a picture without content
 _BLENDS = (0.5, 0.75, 1.0)  # seconds: half the lengths of dissolves that are looked for
-_BLEND_LEAST = 12.0  # difference of what lies before and after a dissolve
+_BLEND_LEAST = 20.0  # difference of what lies before and after a dissolve
 _BLEND_REST = 0.2  # of that difference, which may remain between a picture of it and the nearest mixture
 _BLEND_CONTENT = 0.6  # of that difference, which light alone may not explain
 _BLEND_RATE = 12.0  # pictures a second that are looked at for dissolves
@@ -113,6 +113,8 @@ def _cuts(pictures: np.ndarray, times: np.ndarray) -> list[int]:
 
 def _mixed(pictures: np.ndarray, first: int) -> bool:
     """Whether the picture after `first` is a mixture of those beside it, as where frame rates were converted."""
+    if difference(pictures[first], pictures[first + 2]) < _BLEND_LEAST:
+        return False
     share, rest = _mixture(*_coarse(pictures[first : first + 3]))
     return 0.1 <= share <= 0.9 and rest <= _BLEND_REST
 
