@@ -257,7 +257,7 @@ def test_jobs_over_clips_refuse_addresses_by_name(
             (["--adapter", "folder", "--source", ADDRESS, "--out", "out"], "--source"),
             (["--adapter", "folder", "--source", ".", "--out", ADDRESS], "--out"),
         ],
-        "extract_features": [(["--clips", ".", "--out", ADDRESS], "--out")],
+        "extract_features": [(["--data", ".", "--output", ADDRESS], "output")],
     }[job]
     for command, option in commands:
         assert run(command) == 2
