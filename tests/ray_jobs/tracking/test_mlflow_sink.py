@@ -275,5 +275,5 @@ def test_pauses_double_up_to_a_limit():
 
 
 def test_the_command_says_when_there_is_nothing(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     assert "no journal.jsonl" in capsys.readouterr().err
