@@ -17,7 +17,8 @@ from ray_jobs.building import build
 from ray_jobs.demo.rendering import render_in_tasks
 from ray_jobs.embedding.clips import Embedded, Windows, embed_files
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.evaluate import EvaluateJob, EvaluateResult, evaluate
+from ray_jobs.evaluate import EvaluateJob, evaluate
+from ray_jobs.evaluation import EvaluateResult
 from ray_jobs.extraction.extract import Resources, extract
 from ray_jobs.extraction.feature_shards import ExtractionSummary
 from ray_jobs.extraction.plan import EncoderChoice, Extraction

@@ -20,7 +20,7 @@ from conclugen.common.names import did_you_mean
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.probe import Probe, fit_classes, fit_labels, fit_values
 from conclugen.evaluation.solvers import Linear
-from ray_jobs import evaluate, saved_config
+from ray_jobs import evaluate, evaluation, saved_config
 from ray_jobs.extraction.plan import Recipe, recipe_of
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
@@ -178,7 +178,7 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     data = ShardsConfig(**{field.name: job["data"][field.name] for field in fields(ShardsConfig)})
     wanted = evaluate.EvaluateJob(job["run"], job["label"], data, job["test_view"], job["fusion"])
-    read = evaluate.read_labelled(wanted, embedder.modalities)
+    read = evaluation.read_labelled(wanted, embedder.modalities)
     missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
     vectors = embedder.embed(missing, job["fusion"]).astype(np.float64)
     target, at = read.target, read.fold.train_rows

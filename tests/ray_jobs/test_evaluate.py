@@ -12,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from conclugen import Pretrainer, export, load, presets
 from conclugen.common.options import OptionsError, save
 from conclugen.evaluation.config import ComparisonConfig
-from ray_jobs.evaluate import COMMAND, EvaluateJob, embed_untrained, evaluate, main, read_labelled, representations
+from ray_jobs.evaluate import COMMAND, EvaluateJob, evaluate, main
+from ray_jobs.evaluation import embed_untrained, read_labelled, representations
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import uri_of_run

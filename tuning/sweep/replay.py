@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclugen.common.options import GOOD, Command
-from tuning.sweep.folder import SweepFolder
 
 if TYPE_CHECKING:
     from tuning.sweep.population import Schedule
@@ -41,7 +40,7 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
 
     from conclugen import export
     from ray_jobs.source import Source
-    from tuning.sweep.folder import SCHEDULE
+    from tuning.sweep.folder import SCHEDULE, SweepFolder
     from tuning.sweep.job import COMMAND as SWEEP
     from tuning.sweep.population import Schedule, replay
     from tuning.sweep.sweep import identity, prepare
@@ -59,6 +58,8 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
 
 
 def run(job: ReplayJob) -> int:
+    from tuning.sweep.folder import SweepFolder
+
     schedule, value = replay_sweep(job.folder)
     print(
         f"{schedule.objective} {value:.4f}, in the sweep {schedule.value:.4f}; "

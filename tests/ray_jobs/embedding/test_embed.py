@@ -15,7 +15,7 @@ import conclugen
 from conclugen import Pretrainer, backbones, export, presets, storage
 from conclugen.common.atomic import write_json
 from conclugen.evaluation.probe import fit_classes
-from ray_jobs import embed, evaluate
+from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
 from ray_jobs.embedding.model import RunModel
@@ -130,7 +130,7 @@ def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path,
     np.testing.assert_allclose(row["embedding"], embedder.embed(features)[0], rtol=1e-5, atol=1e-6)
 
     job = evaluate.EvaluateJob("run", "mood", ShardsConfig(folder=str(root / "features"), validation_view=None))
-    read = evaluate.read_labelled(job, embedder.modalities)
+    read = evaluation.read_labelled(job, embedder.modalities)
     rows, train = read.rows, read.fold.train_rows
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
     vectors = embedder.embed(missing).astype(np.float64)[train]

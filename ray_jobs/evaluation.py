@@ -1,0 +1,317 @@
+"""Judges a pretrained run on labelled shards, beside its baselines: what `ray_jobs.evaluate` does."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import conclugen
+from conclugen import Pretrainer
+from conclugen.common.atomic import write_json
+from conclugen.common.names import did_you_mean
+from conclugen.evaluation.config import BASELINES, ProbeConfig
+from conclugen.evaluation.features import fuse, raw_features
+from conclugen.evaluation.judge import Score, check, compare
+from conclugen.evaluation.metrics import confusion_matrix
+from conclugen.evaluation.protocol import Fold, Protocol, Target, own_groups
+from conclugen.evaluation.statistics import Interval
+from ray_jobs import plots, saved_config
+from ray_jobs.evaluate import EvaluateJob
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.source import available_widths, open_reader
+from ray_jobs.tracking.destination import uri_of_run
+from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.mlflow_sink import MlflowSink
+from shards import Damage, Manifest, Rows, View
+from shards.access import SHARED_FOLDER, refuse_url
+
+_BLOCK_ROWS = 4096
+# A two-dimensional map of more points is a blot.
+_MOST_MAPPED = 3000
+# Nothing but labelled rows is looked at, as a user has no others.
+_PROBE = ProbeConfig(scaling="labelled", inner_groups="labelled")
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`."""
+
+    folder: Path
+    label: str
+    main_score: str
+    scores: list[Score]
+    damaged: list[Damage]
+
+
+def evaluate(job: EvaluateJob) -> EvaluateResult:
+    """Embed the labelled shards with the run's exported model and score it beside its baselines.
+
+    Raises:
+        ValueError: no such finished run, view or label; a label or a split from which nothing can be learned. What only
+            some draws of a few labels can't teach is a hole in the table that names the reason, and no error.
+    """
+    refuse_url("output", job.output, SHARED_FOLDER)
+    output = Path(job.output).expanduser().absolute()
+    folder = RunFolder(output / job.run)
+    if not folder.path.is_dir():
+        runs = sorted(path.parent.name for path in output.glob("*/run.json"))
+        raise ValueError(f"--run: no run {job.run!r} in {output}, {did_you_mean(job.run, runs)}")
+    if not folder.model.is_dir():
+        raise ValueError(
+            f"run {job.run!r}: no exported model in {folder.model}; finish it with python -m ray_jobs.pretrain"
+        )
+    uri = uri_of_run(folder.path, job.tracking_uri)
+    embedder = conclugen.load(folder.model)
+    check_widths(job, embedder)
+    read = read_labelled(job, embedder.modalities)
+    protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE)
+    check(protocol, job.comparison.methods, job.comparison.class_weights)
+    for sample in read.damaged:
+        print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
+    systems = dict(representations(folder, embedder, read.rows, read.fold.train_rows, job.fusion))
+
+    series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
+    place = folder.evaluation / series.replace("/", "-")
+    scores = []
+    main = protocol.target.main_score
+    for score in compare(protocol, systems, job.comparison):
+        scores.append(score)
+        print(score_line(score, main), flush=True)
+    learned = [score for score in scores if score.system not in BASELINES]
+    if not any(score.scores for score in learned):
+        first = learned[0].failures[0]
+        raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
+    result = EvaluateResult(place, job.label, main, scores, read.damaged)
+    write_results(result, job)
+    draw(result, protocol, systems["pretrained"])
+    track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
+    return result
+
+
+def check_widths(job: EvaluateJob, embedder: conclugen.Embedder) -> None:
+    """Refuse shards whose modalities are not those that the run was trained on."""
+    found = available_widths(job.data, Manifest.open(job.data.folder))
+    for modality, width in embedder.widths.items():
+        if found.get(modality) != width:
+            there = f"width {found[modality]}" if modality in found else f"only {', '.join(found)}"
+            raise ValueError(
+                f"{job.data.folder}: run {job.run!r} was trained on {modality} of width {width}, found {there}; "
+                "evaluate it on shards of the same features, or compose the modality with data.modalities"
+            )
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows of all three views.
+
+    Attributes:
+        rows: All of them, N.
+        target: Their label.
+        groups: (N,) speaker of each; a row without one is a group of its own.
+        fold: Of the rows that have the label and at least one modality, which are in which view.
+        damaged: Samples that could not be read.
+    """
+
+    rows: Rows
+    target: Target
+    groups: NDArray[np.int64]
+    fold: Fold
+    damaged: list[Damage]
+
+
+def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows:
+    """Read the views of training, validation and test, those that are one view once."""
+    manifest = Manifest.open(job.data.folder)
+    label = manifest.schema.label(job.label)
+    validation = job.data.validation_view or job.data.view
+    parts, rows, damaged, at = {}, [], [], 0
+    for name in dict.fromkeys((job.data.view, validation, job.test_view)):
+        reader = open_reader(job.data, manifest, View.open(manifest, name), modalities, (job.label,))
+        read = reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
+        damaged += list(reader.damage)
+        target = read.labels[job.label]
+        usable = np.any([read.present[m] for m in modalities], axis=0)
+        usable &= (target >= 0) if label.kind == "class" else np.isfinite(target.reshape(len(target), -1)).all(axis=1)
+        parts[name] = at + np.flatnonzero(usable)
+        rows.append(read)
+        at += len(read)
+    every = Rows.concatenate(rows)
+    values = every.labels[job.label]
+    if label.kind == "multilabel":
+        # Published rule: an emotion is there when its intensity is above 0. Rows without the label keep their NaN.
+        values = np.where(np.isnan(values), values, (values > 0).astype(np.float64))
+    sentiment = label.kind == "continuous" and job.comparison.sentiment
+    labels = Target(job.label, label.kind, values, label.classes, sentiment)  # type: ignore[arg-type]
+    fold = Fold(0, parts[job.data.view], parts[job.test_view], parts[validation])
+    return LabelledRows(every, labels, own_groups(every.group, every.row), fold, damaged)
+
+
+def representations(
+    folder: RunFolder,
+    embedder: conclugen.Embedder,
+    rows: Rows,
+    train_rows: NDArray[np.int64],
+    fusion: str,
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """The pretrained heads, the same heads before training, and the raw features, each as one matrix (N, D).
+
+    Where `fusion` names a modality, all three are of that one. Raw features have no mean over modalities, for their
+    widths differ: beside `mean` they are concatenated.
+    """
+    missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+    yield "pretrained", embedder.embed(missing, fusion).astype(np.float64)
+    yield "untrained", embed_untrained(folder, rows, fusion)
+    alone = {fusion: rows.features[fusion]} if fusion in rows.features else rows.features
+    yield "raw", raw_features(alone, rows.present, train_rows)
+
+
+def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
+    """Representations by the run's own heads as they were before the first step, standardisation included."""
+    config = saved_config.pretraining(folder.config).without_training_views()
+    widths = {m: x.shape[1] for m, x in rows.features.items()}
+    pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
+    blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
+    whole = {m: np.concatenate([block[m].cpu().numpy() for block in blocks]) for m in config.modalities}
+    fused, _ = fuse(whole, fusion, rows.present)
+    return fused
+
+
+def score_line(score: Score, main: str) -> str:
+    """`pretrained  probe  10 %  accuracy 0.71 [0.68, 0.74]`, and why a draw of labels is missing from it."""
+    value = f"{main} {_value(score, main)}" if score.scores else "not scored"
+    why = "".join(f"; draw {failure.draw}: {failure.reason}" for failure in score.failures)
+    return f"{score.system:<11} {score.method:<11} {score.fraction:>4.0%} of labels   {value}{why}"
+
+
+def _value(score: Score, main: str) -> str:
+    """`0.712 [0.680, 0.741] (2 of 3 draws)`; a dash for a hole."""
+    if not score.scores:
+        return "—"
+    done, all_ = len(score.draws), len(score.draws) + len(score.failures)
+    counted = f" ({done} of {all_} draws)" if done < all_ else ""
+    return f"{score.scores[main]:.3f}{_bracketed(score.intervals.get(main))}{counted}"
+
+
+def _named(system: str, method: str) -> str:
+    """`pretrained, fine-tune`; a baseline that is a method of its own is named once."""
+    return system if system == method else ", ".join(part for part in (system, method.replace("_", "-")) if part)
+
+
+def _bracketed(interval: Interval | None) -> str:
+    return "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
+    """`scores.json` with everything, `scores.csv` with a row for each number, `table.md` with the main score."""
+    cells = [
+        {
+            "system": s.system,
+            "method": s.method,
+            "fraction": s.fraction,
+            # JSON knows no NaN, which some scores are: a constant has no correlation.
+            "scores": {name: value if np.isfinite(value) else None for name, value in s.scores.items()},
+            "draws": [value if np.isfinite(value) else None for value in s.draws],
+            "failures": [asdict(failure) for failure in s.failures],
+            "intervals": {name: [interval.low, interval.high] for name, interval in s.intervals.items()},
+        }
+        for s in result.scores
+    ]
+    document = {
+        "job": asdict(job),
+        "main_score": result.main_score,
+        "damaged": [asdict(d) for d in result.damaged],
+        "cells": cells,
+    }
+    result.folder.mkdir(parents=True, exist_ok=True)
+    write_json(result.folder / "scores.json", document)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["system", "method", "fraction", "score", "value", "low", "high"])
+    for s in result.scores:
+        for name, value in sorted(s.scores.items()):
+            ends = [s.intervals[name].low, s.intervals[name].high] if name in s.intervals else ["", ""]
+            writer.writerow([s.system, s.method, s.fraction, name, value, *ends])
+        if not s.scores:
+            writer.writerow([s.system, s.method, s.fraction, result.main_score, "", "", ""])
+    (result.folder / "scores.csv").write_text(text.getvalue())
+    (result.folder / "table.md").write_text(table(result))
+
+
+def table(result: EvaluateResult) -> str:
+    """The main score as Markdown: a row for each system and method, a column for each share of labels; below it what
+    could not be scored, and why."""
+    fractions = sorted({s.fraction for s in result.scores})
+    lines = [
+        f"| {result.label}: {result.main_score} | "
+        + " | ".join(f"{fraction:.0%} of labels" for fraction in fractions)
+        + " |",
+        "|---" * (len(fractions) + 1) + "|",
+    ]
+    for system, method in dict.fromkeys((s.system, s.method) for s in result.scores):
+        cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
+        values = [_value(cells[f], result.main_score) if f in cells else "" for f in fractions]
+        lines.append(f"| {_named(system, method)} | " + " | ".join(values) + " |")
+    missing: dict[str, list[str]] = {}
+    for s in result.scores:
+        for failure in s.failures:
+            what = f"{s.fraction:.0%} of labels, draw {failure.draw}: {failure.reason}"
+            missing.setdefault(what, []).append(_named(s.system, s.method))
+    if missing:
+        lines += ["", "Not scored:", ""]
+        lines += [f"- {what} ({'; '.join(systems)})" for what, systems in missing.items()]
+    return "\n".join(lines) + "\n"
+
+
+def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:
+    """Bars with intervals and label-efficiency curves of the main score; of classes also a confusion matrix and a
+    map of the representations."""
+    scored = [s for s in result.scores if s.scores and s.system not in BASELINES]
+    full = max(s.fraction for s in scored)
+    shown = next((s for s in scored if (s.system, s.fraction) == ("pretrained", full)), None)
+    method = (shown or scored[-1]).method
+    target, tested = protocol.target, protocol.test_rows
+    if target.kind == "class":
+        names, folder = target.classes, result.folder
+        if shown is not None and shown.predictions is not None:
+            matrix = confusion_matrix(target.values[tested], shown.predictions, len(names))
+            title = f"pretrained, {method}, {full:.0%} of labels"
+            plots.confusion(matrix, names, folder / "confusion.png", title=title)
+        mapped = tested[:_MOST_MAPPED]
+        mapped = mapped[np.argsort(target.values[mapped], kind="stable")]  # the legend follows the order of the classes
+        of_rows = [names[i] for i in target.values[mapped]]
+        plots.representation_map(pretrained[mapped], of_rows, folder / "map.png", title="test rows, pretrained heads")
+    main = result.main_score
+    intervals = {(s.system, s.method, s.fraction): s.intervals[main] for s in result.scores if main in s.intervals}
+    if not intervals:
+        return
+    bars = {_named(system, how): i for (system, how, share), i in intervals.items() if share == full}
+    title = f"{result.label}, {full:.0%} of labels"
+    plots.interval_bars(bars, result.folder / "systems.png", ylabel=main, title=title)
+    lines: dict[str, dict[float, Interval]] = {}
+    for (system, how, share), interval in intervals.items():
+        if how == method:
+            lines.setdefault(system, {})[share] = interval
+    plots.label_efficiency(
+        lines, result.folder / "label_efficiency.png", ylabel=main, title=f"{result.label}, {_named('', method)}"
+    )
+
+
+def track(result: EvaluateResult, uri: str, folder: RunFolder, series: str, step: int) -> None:
+    """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
+    most = max(s.fraction for s in result.scores)
+    values = {
+        f"{s.system}/{s.method}/{s.fraction:g}/{name}": value
+        for s in result.scores
+        for name, value in s.scores.items()
+        # Of single classes only what one looks for: the trained heads with all labels. `scores.csv` has the rest.
+        if np.isfinite(value) and ("/" not in name or (s.system == "pretrained" and s.fraction == most))
+    }
+    with Journal(folder.journal) as journal, MlflowSink(folder.journal, uri):
+        journal.metrics(step, values, series, remeasured=True)
+        journal.artifact(result.folder, target=f"evaluation/{result.folder.name}")
