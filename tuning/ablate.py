@@ -16,125 +16,14 @@ ablation's own settings, on test speakers, by
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 
-from conclugen.common import uris
-from conclugen.common.options import GOOD, PARTIAL, Command, to_plain
-from ray_jobs.tracking.destination import remember, uri_of_run
-from ray_jobs.training import run_lock
-from tuning.ablation.cost import estimate, told
-from tuning.ablation.plan import (
-    AblateJob,
-    Plan,
-    claim,
-    plan,
-    refuse_other_configurations,
-    refuse_other_data,
-    refuse_other_settings,
-)
-from tuning.ablation.tracking import CellRuns
-from tuning.dataset import LabelledSet, open_set
-from tuning.ledger import Ledger, Record
-
-
-def ablate(job: AblateJob) -> list[Record]:
-    """Run what the ledger does not hold yet. Returns the records of cells that failed in this start.
-
-    Raises ValueError for data, settings or a folder that cannot serve, before anything runs; one that another process
-    works in among them.
-    """
-    sets = {name: _open(job, name) for name in job.datasets}
-    planned = plan(job, list(sets.values()))
-    if job.dry_run:
-        return _run(job, sets, planned)
-    with run_lock.held(job.folder, "the ablation is being run", "--run"):
-        return _run(job, sets, planned)
-
-
-def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list[Record]:
-    refuse_other_settings(job)
-    ledger = Ledger.open(job.folder)
-    records = {record.key: record for record in ledger.records()}
-    refuse_other_configurations(planned, list(records.values()))
-    refuse_other_data(list(sets.values()), list(records.values()))
-    finished = {key: record for key, record in records.items() if record.status == "finished"}
-    todo = [cell for cell in planned.cells if cell.key not in finished]
-    uri = uri_of_run(job.folder, job.tracking_uri)
-    if not job.dry_run:
-        claim(job)
-    print(_announcement(planned, len(planned.cells) - len(todo)), flush=True)
-    seconds = estimate(todo, sets, finished)
-    work = told(sum(seconds.values()))
-    print(f"{len(todo)} to run: about {work} of one core, measured on this machine", flush=True)
-    if job.dry_run:
-        for cell in todo:
-            print(f"  {cell.title}  about {told(seconds[cell.key])}")
-        return []
-
-    from tuning.ablation.run import connect, run_cells
-
-    for hole in planned.holes:
-        if hole.record.key not in records:
-            ledger.append(hole.record)
-    remember(job.folder, uri)
-    runs = CellRuns(
-        job.folder,
-        uri,
-        experiment=job.experiment,
-        name=job.name,
-        params=to_plain(job),
-        tags={"kind": "ablation", "datasets": " ".join(job.datasets)},
-    )
-    status = "FAILED"
-    try:
-        titles = {cell.key: cell.title for cell in planned.cells}
-        for key, record in finished.items():
-            if key in titles:
-                runs.cell(record, titles[key])
-        failed: list[Record] = []
-        if todo:
-            parallel = min(connect(job.parallel), len(todo))
-            print(f"{parallel} at a time: about {told(sum(seconds.values()) / parallel)}", flush=True)
-            failed = run_cells(todo, sets, seconds, ledger, runs, parallel)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        unsent = runs.close(status)
-        ledger.close()
-    if not unsent:
-        print(f"MLflow: run {job.name!r} and its children in {uris.public(uri)}")
-    return failed
-
-
-def _open(job: AblateJob, name: str) -> LabelledSet:
-    chosen = [group.strip() for group in job.train_only.get(name, "").split(",") if group.strip()]
-    try:
-        return open_set(name, job.datasets[name], job.judging, job.labels.get(name), chosen)
-    except FileNotFoundError as error:
-        raise ValueError(f"data set {name!r}: {error}") from error
-
-
-def _announcement(planned: Plan, done: int) -> str:
-    lines = [
-        f"{planned.rows} rows x seeds are {len(planned.cells)} different cells"
-        + (f", of which {done} are done" if done else "")
-    ]
-    for reason, holes in _by_reason(planned).items():
-        lines.append(f"cannot be run, a hole in the table: {', '.join(holes)}: {reason}")
-    return "\n".join(lines)
-
-
-def _by_reason(planned: Plan) -> dict[str, list[str]]:
-    found: dict[str, dict[str, None]] = {}
-    for hole in planned.holes:
-        tags = hole.record.tags
-        found.setdefault(hole.record.reason, {})[f"{tags['dataset']} {tags['rows'][0]}"] = None
-    return {reason: list(names) for reason, names in found.items()}
+from conclugen.common.options import GOOD, PARTIAL, Command
+from tuning.ablation.job import AblateJob
 
 
 def run(job: AblateJob) -> int:
+    from tuning.ablation.ablate import ablate  # torch, Ray: not before a wrong option has been refused
+
     failed = ablate(job)
     if not job.dry_run:
         print(f"report: python -m tuning.report {job.folder}")

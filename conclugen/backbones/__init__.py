@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from conclugen.backbones.encoder import Encoder, EncoderInfo, InputError, Takes
-from conclugen.backbones.weights import WeightsError
 from conclugen.common.names import did_you_mean
+
+if TYPE_CHECKING:
+    from conclugen.backbones.encoder import Encoder, EncoderInfo, InputError, Takes
+    from conclugen.backbones.weights import WeightsError
 
 __all__ = ["ENCODERS", "SETS", "Encoder", "EncoderInfo", "InputError", "Takes", "WeightsError", "create", "resolve"]
 
@@ -32,6 +34,15 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "offline": ("efficientnet-lite0", "distillmos", "prosody", "minilm-l6"),
     "random": ("random-image", "random-audio", "random-text"),
 }
+
+
+def __getattr__(name: str) -> Any:  # torch, which the names of the encoders need not wait for
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "weights" if name == "WeightsError" else "encoder"
+    value = getattr(importlib.import_module(f"conclugen.backbones.{module}"), name)
+    globals()[name] = value
+    return value
 
 
 def resolve(names: Sequence[str]) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class SpaceOptions:
             learned. Of two tasks or more.
         gradients: `sum`, or `pcgrad`: conflicting gradients projected (Yu et al. 2020). Of two tasks or more.
         weights: Ranges of the tasks' weights.
-        representation_dim: R.
+        representation_dim: Widths R of the representation.
         projection_dim: P, where an active task reads projections.
         lr: Peak learning rate.
         weight_decay: Of AdamW.

@@ -16,8 +16,8 @@ from conclugen.presets import PRESETS
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training import run_lock
 from tests.tuning.labelled_shards import TINY, write_labelled
-from tuning import ablate
 from tuning.ablate import COMMAND, main
+from tuning.ablation import ablate
 from tuning.ablation.cell import Cell, represent, run
 from tuning.ablation.cost import estimate
 from tuning.ablation.plan import (
