@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from conclugen.common.options import GOOD, PARTIAL, Command
-from conclugen.evaluation.config import ComparisonConfig
+from conclugen.evaluation.config import BLOCK_SCALES, ComparisonConfig
+from conclugen.fields import choose
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class EvaluateJob:
         data: Labelled shards; `view` is the training part, `validation_view` selects the fine-tuned head's epoch.
         test_view: View that is judged.
         fusion: `concat`, `mean`, or the name of one modality; of the raw features beside it `mean` is `concat` too.
+        block_scales: Of representations that are concatenated: `plain`, `balanced` (each modality the same share of the
+            variance, as it has already where all heads are equally wide), or `chosen` by the probe (which then is the
+            only method that serves them) on held-out training groups.
         comparison: Methods, label fractions and draws.
         output: Folder of all runs.
         tracking_uri: MLflow tracking URI; None: where the run itself is tracked.
@@ -34,9 +38,18 @@ class EvaluateJob:
     data: ShardsConfig
     test_view: str = "test"
     fusion: str = "concat"
+    block_scales: str = "plain"
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     output: str = DEFAULT_OUTPUT
     tracking_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        choose("block_scales", self.block_scales, BLOCK_SCALES)
+        if self.block_scales == "chosen" and "probe" not in self.comparison.methods:
+            raise ValueError(
+                "block_scales: 'chosen' is served by the probe alone, and comparison.methods lacks it; add probe, or "
+                "use plain or balanced"
+            )
 
 
 def evaluate(job: EvaluateJob) -> EvaluateResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import conclugen
 from conclugen import Pretrainer
 from conclugen.common.atomic import write_json
 from conclugen.common.names import did_you_mean
+from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import BASELINES, ProbeConfig
-from conclugen.evaluation.features import fuse, raw_features
-from conclugen.evaluation.judge import Score, check, compare
+from conclugen.evaluation.features import Scaling, fuse, standardise
+from conclugen.evaluation.judge import Score, check, compare, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, own_groups
 from conclugen.evaluation.statistics import Interval
@@ -32,8 +33,14 @@ from shards import Damage, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
 
 _BLOCK_ROWS = 4096
+_LEARNED = ("pretrained", "pretrained + raw", "untrained")
 # A two-dimensional map of more points is a blot.
 _MOST_MAPPED = 3000
+_SCALED: Mapping[str, Callable[[Mapping[str, NDArray[np.float64]]], Blocks]] = {
+    "plain": Blocks.plain,
+    "balanced": Blocks.balanced,
+    "chosen": Blocks.weighted,
+}
 # Nothing but labelled rows is looked at, as a user has no others.
 _PROBE = ProbeConfig(scaling="labelled", inner_groups="labelled")
 
@@ -74,22 +81,23 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     check(protocol, job.comparison.methods, job.comparison.class_weights)
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
-    systems = dict(representations(folder, embedder, read.rows, read.fold.train_rows, job.fusion))
+    raw = raw_modalities(read.rows, read.fold.train_rows, job.fusion)
+    systems = representations(folder, embedder, read, raw, job)
 
     series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
     place = folder.evaluation / series.replace("/", "-")
     scores = []
     main = protocol.target.main_score
-    for score in compare(protocol, systems, job.comparison):
+    for score in compare(protocol, systems, job.comparison, raw):
         scores.append(score)
         print(score_line(score, main), flush=True)
-    learned = [score for score in scores if score.system not in BASELINES]
+    learned = [score for score in scores if score.system not in BASELINES and score.method not in BASELINES]
     if not any(score.scores for score in learned):
         first = learned[0].failures[0]
         raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
     result = EvaluateResult(place, job.label, main, scores, read.damaged)
     write_results(result, job)
-    draw(result, protocol, systems["pretrained"])
+    draw(result, protocol, systems["pretrained"].matrix)
     track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
     return result
 
@@ -152,23 +160,40 @@ def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows
     return LabelledRows(every, labels, own_groups(every.group, every.row), fold, damaged)
 
 
+def raw_modalities(rows: Rows, train_rows: NDArray[np.int64], fusion: str) -> dict[str, NDArray[np.float64]]:
+    """(N, D_m) raw features, standardised on the training rows that have them; where `fusion` names a modality, of that
+    one. Raw features have no mean over modalities, for their widths differ: beside `mean` they stand side by side."""
+    alone = {fusion: rows.features[fusion]} if fusion in rows.features else rows.features
+    return standardise(alone, rows.present, train_rows)
+
+
 def representations(
     folder: RunFolder,
     embedder: conclugen.Embedder,
-    rows: Rows,
-    train_rows: NDArray[np.int64],
-    fusion: str,
-) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """The pretrained heads, the same heads before training, and the raw features, each as one matrix (N, D).
-
-    Where `fusion` names a modality, all three are of that one. Raw features have no mean over modalities, for their
-    widths differ: beside `mean` they are concatenated.
-    """
+    read: LabelledRows,
+    raw: Mapping[str, NDArray[np.float64]],
+    job: EvaluateJob,
+) -> dict[str, Blocks]:
+    """The pretrained heads, these beside the raw modalities (half of the variance to each side), and the same heads
+    before training; blocks of N rows."""
+    rows, train_rows = read.rows, read.fold.train_rows
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
-    yield "pretrained", embedder.embed(missing, fusion).astype(np.float64)
-    yield "untrained", embed_untrained(folder, rows, fusion)
-    alone = {fusion: rows.features[fusion]} if fusion in rows.features else rows.features
-    yield "raw", raw_features(alone, rows.present, train_rows)
+    pretrained = embedder.embed(missing, job.fusion).astype(np.float64)
+    systems = {"pretrained": _by_modality(pretrained, embedder.modalities, job)}
+    scaled = Scaling.fit(pretrained[train_rows]).apply(pretrained)
+    systems["pretrained + raw"] = Blocks.with_raw(scaled, raw)
+    if "untrained" in job.comparison.wanted:
+        untrained = embed_untrained(folder, rows, job.fusion)
+        systems["untrained"] = _by_modality(untrained, embedder.modalities, job)
+    return systems
+
+
+def _by_modality(fused: NDArray[np.float64], modalities: Sequence[str], job: EvaluateJob) -> Blocks:
+    """A concatenation as blocks, one for each modality; whatever else it is as one block."""
+    if job.fusion != "concat" or len(modalities) == 1:
+        return Blocks.plain({job.fusion: fused})
+    parts = np.split(fused, len(modalities), axis=1)  # heads are equally wide
+    return _SCALED[job.block_scales](dict(zip(modalities, parts, strict=True)))
 
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
@@ -186,7 +211,7 @@ def score_line(score: Score, main: str) -> str:
     """`pretrained  probe  10 %  accuracy 0.71 [0.68, 0.74]`, and why a draw of labels is missing from it."""
     value = f"{main} {_value(score, main)}" if score.scores else "not scored"
     why = "".join(f"; draw {failure.draw}: {failure.reason}" for failure in score.failures)
-    return f"{score.system:<11} {score.method:<11} {score.fraction:>4.0%} of labels   {value}{why}"
+    return f"{score.system:<26} {score.method:<13} {score.fraction:>4.0%} of labels   {value}{why}"
 
 
 def _value(score: Score, main: str) -> str:
@@ -216,6 +241,8 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
             "fraction": s.fraction,
             # JSON knows no NaN, which some scores are: a constant has no correlation.
             "scores": {name: value if np.isfinite(value) else None for name, value in s.scores.items()},
+            "choices": s.choices,
+            "groups": s.groups,
             "draws": [value if np.isfinite(value) else None for value in s.draws],
             "failures": [asdict(failure) for failure in s.failures],
             "intervals": {name: [interval.low, interval.high] for name, interval in s.intervals.items()},
@@ -257,6 +284,7 @@ def table(result: EvaluateResult) -> str:
         cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
         values = [_value(cells[f], result.main_score) if f in cells else "" for f in fractions]
         lines.append(f"| {_named(system, method)} | " + " | ".join(values) + " |")
+    lines += notes(result)
     missing: dict[str, list[str]] = {}
     for s in result.scores:
         for failure in s.failures:
@@ -266,6 +294,29 @@ def table(result: EvaluateResult) -> str:
         lines += ["", "Not scored:", ""]
         lines += [f"- {what} ({'; '.join(systems)})" for what, systems in missing.items()]
     return "\n".join(lines) + "\n"
+
+
+def notes(result: EvaluateResult) -> list[str]:
+    """What was chosen for rows that choose, and each share's strongest raw row with what the representation adds."""
+    lines = []
+    for s in result.scores:
+        if s.choices:
+            count = ", ".join(f"{name} ({times})" for name, times in s.choices.items())
+            lines.append(f"- {s.system}, {s.fraction:.0%} of labels: {count}")
+    if lines:
+        lines = ["", "Chosen on held-out training groups (in so many draws):", "", *lines]
+    main, compared = result.main_score, []
+    for fraction in sorted({s.fraction for s in result.scores}):
+        best = strongest_raw(result.scores, fraction, main)
+        if best is None:
+            continue
+        own = [s for s in result.scores if s.fraction == fraction and s.system in _LEARNED and s.scores]
+        differences = "; ".join(f"{_named(s.system, s.method)} {s.scores[main] - best.scores[main]:+.3f}" for s in own)
+        named = f"{_named(best.system, best.method)} ({best.scores[main]:.3f})"
+        compared.append(f"- {fraction:.0%} of labels: {named}; minus it: {differences}")
+    if compared:
+        lines += ["", "Strongest raw row, the best on the test rows themselves, in its favour:", "", *compared]
+    return lines
 
 
 def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:

@@ -17,6 +17,22 @@ CONSTANTS: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
 )
 BASELINES = tuple(name for names in CONSTANTS.values() for name in names)
 
+# Rows beside a representation: those that are cheap, and all there are.
+CHEAP_BASELINES = ("constant", "untrained", "raw", "raw_balanced", "best_modality")
+SLOW_BASELINES = (
+    "block_weights",
+    "late_fusion",
+    "shrinkage_lda",
+    "rbf_machine",
+    "boosted_trees",
+    "self_training",
+    "supervised",
+)
+# How the modalities of a concatenation share the variance.
+BLOCK_SCALES = ("plain", "balanced", "chosen")
+# Systems that hold raw features and nothing learned without labels: the strongest row of these is the one to beat.
+RAW_SYSTEMS = ("raw", "raw balanced", "best single modality", "raw, block weights chosen")
+
 # Candidates of C, the inverse of a probe's penalty: of logistic regressions, and of ridge regressions.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RIDGE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -109,6 +125,11 @@ class ComparisonConfig:
         sentiment: Score a continuous label as CMU-MOSI's: Acc-7 and both Acc-2.
         seed: Of draws, bootstrap and fine-tuning.
         fine_tune: Settings of the fine-tuned head.
+        baselines: Rows beside the representation: `constant` (the best one), `untrained` heads, `raw` features side by
+            side, `raw_balanced` (each modality the same share of the variance), `best_modality` (of raw ones, chosen
+            on held-out training groups); slower: `block_weights` (shares of the variance, chosen so), `late_fusion` (a
+            probe for each modality), `shrinkage_lda`, `rbf_machine`, `boosted_trees`, `self_training`, `supervised`
+            (a small network trained on the labels alone); or `all`.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -118,8 +139,16 @@ class ComparisonConfig:
     sentiment: bool = False
     seed: int = 127
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    baselines: tuple[str, ...] = CHEAP_BASELINES
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the baselines, `all` spelt out."""
+        return (*CHEAP_BASELINES, *SLOW_BASELINES) if "all" in self.baselines else self.baselines
 
     def __post_init__(self) -> None:
+        for baseline in self.baselines:
+            choose("comparison.baselines", baseline, (*CHEAP_BASELINES, *SLOW_BASELINES, "all"))
         require(bool(self.methods), "comparison.methods", self.methods, "at least one method")
         for method in self.methods:
             choose("comparison.methods", method, METHODS)

@@ -100,13 +100,6 @@ def standardise(
     return standardised
 
 
-def raw_features(
-    features: Mapping[str, ArrayLike], present: Mapping[str, ArrayLike], train_rows: NDArray[np.integer]
-) -> Floats:
-    """(N, sum of D_m): the baseline that learns nothing, each modality by `standardise`, side by side."""
-    return fuse(standardise(features, present, train_rows), "concat", present)[0]
-
-
 def fuse(
     representations: Mapping[str, ArrayLike],
     how: str = "concat",

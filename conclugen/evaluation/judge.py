@@ -1,7 +1,8 @@
 """Every system by every method at every share of labels: the numbers that a representation is judged by.
 
 A system is a named matrix, a row for each row of the data set; baselines are systems too. A method learns from the
-labelled rows of a split and predicts the fold's test rows. `evaluate` makes the predictions, `score` reads them: means
+labelled rows of a split and predicts the fold's test rows. Where a system is `Blocks`, columns are scaled as it says,
+after they are standardised. `evaluate` makes the predictions, `score` reads them: means
 over draws of labels, intervals by bootstrap over test groups.
 
     protocol = Protocol("ravdess", target, speakers, folds).drawn(fractions=(0.03, 1.0), draws=5, seed=127)
@@ -11,20 +12,24 @@ over draws of labels, intervals by bootstrap over test groups.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from conclugen.evaluation import checks, metrics
+from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.checks import Floats
-from conclugen.evaluation.config import CONSTANTS, PUBLISHED_WEIGHTS, ComparisonConfig, FineTuneConfig
+from conclugen.evaluation.classifiers import CLASSIFIERS, Task, classify
+from conclugen.evaluation.config import CONSTANTS, PUBLISHED_WEIGHTS, RAW_SYSTEMS, ComparisonConfig, FineTuneConfig
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.knn import neighbour_vote
 from conclugen.evaluation.probe import Probe, fit_classes, fit_labels, fit_values
-from conclugen.evaluation.protocol import Protocol, Split
+from conclugen.evaluation.protocol import Protocol, Split, group_folds
+from conclugen.evaluation.solvers import log_softmax, sigmoid
 from conclugen.evaluation.statistics import (
     DEFAULT,
     Interval,
@@ -53,6 +58,7 @@ class Predictions:
         values: (draws, N) classes, -1 in rows that no fold tests; or (draws, N) numbers or (draws, N, L) probabilities,
             NaN there. Draws that failed have no part in it.
         strengths: (draws, folds) the C that was chosen; NaN for methods without.
+        choices: Of a system with several weights of its blocks, what was chosen in each draw and fold.
         failures: The draws that taught nothing, where holes were allowed.
     """
 
@@ -63,6 +69,7 @@ class Predictions:
     values: NDArray[Any]
     strengths: Floats
     failures: tuple[Failure, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ class Score:
         predictions: For the test rows, of the first such draw; None where there is none.
         failures: The draws that could not be scored. Where they are all of them, the cell is a hole: `scores`,
             `intervals` and `draws` are empty.
+        choices: What was chosen among a system's blocks -> in how many draws and folds.
+        groups: Of classes, test group -> accuracy over its rows, mean over draws.
     """
 
     system: str
@@ -85,6 +94,8 @@ class Score:
     draws: tuple[float, ...]
     predictions: NDArray[Any] | None
     failures: tuple[Failure, ...] = ()
+    choices: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class FoldAccuracy:
 
 def evaluate(
     protocol: Protocol,
-    systems: Mapping[str, ArrayLike],
+    systems: Mapping[str, ArrayLike | Blocks],
     methods: Sequence[str] = ("probe",),
     *,
     fractions: Sequence[float] | None = None,
@@ -112,27 +123,35 @@ def evaluate(
     holes: bool = False,
 ) -> Iterator[Predictions]:
     """Yield the predictions of every fraction, system and method, in that order; methods that don't serve the kind of
-    label are left out.
+    label are left out. Where a system's blocks have several weights to choose from, the probe alone serves it.
 
-    systems: (N, D) each, learned from the training rows of the fold at most: where that differs from fold to fold,
-    evaluate `protocol.only(fold)` and put the parts together by `merge_folds`. fractions, draws: fewer of them than the
-    protocol has. class_weights: of fine-tuning. holes: a draw of labels that teaches nothing becomes a failure of its
-    cell; else its ValueError is raised.
+    systems: (N, D) each, or blocks of them, learned from the training rows of the fold at most: where that differs from
+    fold to fold, evaluate `protocol.only(fold)` and put the parts together by `merge_folds`. fractions, draws: fewer of
+    them than the protocol has. class_weights: of fine-tuning. holes: a draw of labels that teaches nothing becomes a
+    failure of its cell; else its ValueError is raised.
     """
     for method in methods:
         choose("methods", method, _METHODS)
     settings = _Settings(fine_tune or FineTuneConfig(), class_weights)
-    arrays = {name: _matrix(protocol, name, values) for name, values in systems.items()}
+    blocks = {name: _blocks(protocol, name, values) for name, values in systems.items()}
     for fraction in protocol.fractions if fractions is None else fractions:
-        for name, array in arrays.items():
+        for name, system in blocks.items():
             for method in methods:
-                if protocol.target.kind in _METHODS[method].kinds:
+                if protocol.target.kind in _METHODS[method].kinds and (method == "probe" or system.only_choice):
                     splits = list(protocol.splits(draws, (fraction,)))
-                    yield _predict(protocol, name, array, method, fraction, splits, settings, holes)
+                    yield _predict(protocol, name, system, method, fraction, splits, settings, holes)
 
 
-def compare(protocol: Protocol, systems: Mapping[str, ArrayLike], config: ComparisonConfig) -> Iterator[Score]:
-    """Yield the score of every system, method and fraction, the constant predictions first.
+def compare(
+    protocol: Protocol,
+    systems: Mapping[str, ArrayLike | Blocks],
+    config: ComparisonConfig,
+    raw: Mapping[str, ArrayLike] | None = None,
+) -> Iterator[Score]:
+    """Yield the score of every system, method and fraction, the constant predictions first, then systems, then those
+    baselines of `config.baselines` that are made of the raw modalities.
+
+    raw: modality -> (N, D) features, a missing one zero; without it there are no such baselines.
 
     A draw of a few labels may hold too little to learn from (a label that none of its rows has, speakers for fewer than
     three inner folds). It is left out of its cell, which names it in `failures`; the others go on.
@@ -143,20 +162,61 @@ def compare(protocol: Protocol, systems: Mapping[str, ArrayLike], config: Compar
     check(protocol, config.methods, config.class_weights)
     resampling = Resampling(seed=config.seed)
     nothing = np.empty((protocol.rows, 0))
-    for name in CONSTANTS[protocol.target.kind]:
+    constants = CONSTANTS[protocol.target.kind] if "constant" in config.wanted else ()
+    for name in constants:
         for predictions in evaluate(protocol.drawn((1.0,), 1, config.seed), {name: nothing}, (name,)):
             yield score(predictions, resampling)
     drawn = protocol.drawn(config.fractions, config.draws, config.seed)
-    for predictions in evaluate(
-        drawn,
-        systems,
-        config.methods,
-        fractions=config.fractions,
-        fine_tune=config.fine_tune,
-        class_weights=config.class_weights,
-        holes=True,
-    ):
-        yield score(predictions, resampling)
+    rows = [(systems, config.methods)]
+    if raw is not None:
+        rows += raw_baselines(raw, config)
+    for some, methods in rows:
+        for predictions in evaluate(
+            drawn,
+            some,
+            methods,
+            fractions=config.fractions,
+            fine_tune=config.fine_tune,
+            class_weights=config.class_weights,
+            holes=True,
+        ):
+            yield score(predictions, resampling)
+
+
+def raw_baselines(
+    raw: Mapping[str, ArrayLike], config: ComparisonConfig
+) -> list[tuple[dict[str, ArrayLike | Blocks], tuple[str, ...]]]:
+    """Systems made of raw modalities, and the methods of each, as `config.baselines` asks; of one modality there is
+    nothing to balance, choose or fuse.
+
+    Late fusion and classifiers read the balanced blocks, boosted trees (which no scale changes) among them.
+    """
+    wanted, several = config.wanted, len(raw) > 1
+    rows: list[tuple[dict[str, ArrayLike | Blocks], tuple[str, ...]]] = []
+    if "raw" in wanted:
+        rows.append(({"raw": Blocks.plain(raw)}, config.methods))
+    balanced = tuple(name for name in (*CLASSIFIERS, *(("late_fusion",) if several else ())) if name in wanted)
+    if several:
+        if "raw_balanced" in wanted:
+            balanced = (*config.methods, *balanced)
+        if "best_modality" in wanted:
+            rows.append(({"best single modality": Blocks.single(raw)}, ("probe",)))
+        if "block_weights" in wanted:
+            rows.append(({"raw, block weights chosen": Blocks.weighted(raw)}, ("probe",)))
+    if balanced:
+        rows.append(({"raw balanced" if several else "raw": Blocks.balanced(raw)}, balanced))
+    return rows
+
+
+def strongest_raw(scores: Sequence[Score], fraction: float, main: str) -> Score | None:
+    """The raw row that a system has to beat at a share of labels: the best on the test rows themselves, in its
+    favour. None where no raw row was scored."""
+    rows = [s for s in scores if s.fraction == fraction and s.system in RAW_SYSTEMS and np.isfinite(_main(s, main))]
+    return max(rows, key=lambda s: _main(s, main), default=None)
+
+
+def _main(score: Score, main: str) -> float:
+    return score.scores.get(main, float("nan"))
 
 
 def check(protocol: Protocol, methods: Sequence[str] = ("probe",), class_weights: str = "none") -> None:
@@ -222,7 +282,9 @@ def score(predictions: Predictions, resampling: Resampling = DEFAULT) -> Score:
     intervals = score_intervals(protocol.target, rows, guesses, protocol.groups[rows], resampling)
     intervals = {name: interval for name, interval in intervals.items() if np.isfinite(mean[name])}
     draws = tuple(one[protocol.target.main_score] for one in each)
-    return Score(*cell, mean, intervals, draws, guesses[0], predictions.failures)
+    chosen = dict(Counter(predictions.choices).most_common())
+    groups = group_accuracies(protocol, predictions.values) if protocol.target.kind == "class" else {}
+    return Score(*cell, mean, intervals, draws, guesses[0], predictions.failures, chosen, groups)
 
 
 def scores(predictions: Predictions) -> dict[str, float]:
@@ -282,7 +344,8 @@ def merge_folds(protocol: Protocol, parts: Sequence[Predictions]) -> Predictions
     for fold, part in zip(protocol.folds, parts, strict=True):
         values[:, fold.test_rows] = part.values[:, fold.test_rows]
     strengths = np.concatenate([part.strengths for part in parts], axis=1)
-    return replace(parts[0], protocol=protocol, values=values, strengths=strengths)
+    choices = tuple(choice for part in parts for choice in part.choices)
+    return replace(parts[0], protocol=protocol, values=values, strengths=strengths, choices=choices)
 
 
 # ---- making predictions
@@ -293,30 +356,42 @@ class _Settings:
     fine_tune: FineTuneConfig
     class_weights: str
 
+    @property
+    def seed(self) -> int:
+        return self.fine_tune.seed
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """Predictions for the fold's test rows, the C that was chosen (NaN: none) and, of several, the blocks' weights."""
+
+    predicted: NDArray[Any]
+    strength: float = float("nan")
+    choice: str = ""
+
 
 @dataclass(frozen=True)
 class _Method:
-    """`learn`: (protocol, matrix, split, settings) -> predictions for the fold's test rows, and the C that was chosen
-    (NaN: none). `kinds`: of labels that it serves."""
+    """`learn`: (protocol, blocks, split, settings) -> what was learned. `kinds`: of labels that it serves."""
 
-    learn: Callable[[Protocol, Floats, Split, _Settings], tuple[NDArray[Any], float]]
+    learn: Callable[[Protocol, Blocks, Split, _Settings], _Learned]
     kinds: tuple[str, ...] = ("class", "multilabel", "continuous")
 
 
-def _matrix(protocol: Protocol, system: str, values: ArrayLike) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
+def _blocks(protocol: Protocol, system: str, values: ArrayLike | Blocks) -> Blocks:
+    array = values.matrix if isinstance(values, Blocks) else np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or len(array) != protocol.rows:
         raise ValueError(
             f"system {system!r}: shape {array.shape}, expected ({protocol.rows}, width), one row for each of the data "
             "set"
         )
-    return array
+    return values if isinstance(values, Blocks) else Blocks.plain({system: array})
 
 
 def _predict(
     protocol: Protocol,
     system: str,
-    array: Floats,
+    blocks: Blocks,
     method: str,
     fraction: float,
     splits: Sequence[Split],
@@ -330,28 +405,42 @@ def _predict(
     strengths = np.full((draws, len(protocol.folds)), np.nan)
     place = {fold.number: index for index, fold in enumerate(protocol.folds)}
     failures: dict[int, Failure] = {}
+    choices: list[tuple[int, str]] = []
     for split in splits:
         if split.draw in failures:
             continue
         try:
-            predicted, strength = _METHODS[method].learn(protocol, array, split, settings)
+            learned = _METHODS[method].learn(protocol, blocks, split, settings)
         except ValueError as error:
             if not holes:
                 raise
             failures[split.draw] = Failure(split.draw, str(error))
             continue
-        values[split.draw, split.fold.test_rows] = predicted
-        strengths[split.draw, place[split.fold.number]] = strength
+        values[split.draw, split.fold.test_rows] = learned.predicted
+        strengths[split.draw, place[split.fold.number]] = learned.strength
+        if learned.choice:
+            choices.append((split.draw, learned.choice))
     kept = [draw for draw in range(draws) if draw not in failures]
     listed = tuple(failures[draw] for draw in sorted(failures))
-    return Predictions(protocol, system, method, fraction, values[kept], strengths[kept], listed)
+    chosen = tuple(choice for draw, choice in choices if draw not in failures)
+    return Predictions(protocol, system, method, fraction, values[kept], strengths[kept], listed, chosen)
 
 
-def _scaling(protocol: Protocol, array: Floats, split: Split) -> Scaling:
+def _scaling(protocol: Protocol, array: Floats, split: Split, factors: Floats) -> Scaling:
+    """Standardisation of the columns, then each times its factor."""
     if protocol.probe.scaling == "none":
-        return Scaling.none(array.shape[1])
-    rows = split.fold.train_rows if protocol.probe.scaling == "training" else split.labelled_rows
-    return Scaling.fit(array[rows])
+        scaling = Scaling.none(array.shape[1])
+    else:
+        rows = split.fold.train_rows if protocol.probe.scaling == "training" else split.labelled_rows
+        scaling = Scaling.fit(array[rows])
+    return Scaling(scaling.mean, scaling.deviation / factors)
+
+
+def _weighed(protocol: Protocol, blocks: Blocks, split: Split, choice: str | None = None) -> tuple[Floats, Scaling]:
+    """(N, D) columns that a choice keeps (the only one by default), and how they are scaled."""
+    columns, factors = blocks.columns(choice or next(iter(blocks.choices)))
+    array = blocks.matrix[:, columns]
+    return array, _scaling(protocol, array, split, factors)
 
 
 def _inner_groups(protocol: Protocol, split: Split) -> NDArray[Any]:
@@ -359,28 +448,59 @@ def _inner_groups(protocol: Protocol, split: Split) -> NDArray[Any]:
     return protocol.groups[rows]
 
 
-def _probe(protocol: Protocol, array: Floats, split: Split, _: _Settings) -> tuple[NDArray[Any], float]:
+def _fit(protocol: Protocol, array: Floats, split: Split, scaling: Scaling, scored: bool = False) -> Probe:
     target, rows = protocol.target, split.labelled_rows
     labelled = (array[rows], target.values[rows], protocol.groups[rows])
     shared: dict[str, Any] = {
         "inner_folds": protocol.probe.inner_folds,
         "all_groups": _inner_groups(protocol, split),
-        "scaling": _scaling(protocol, array, split),
+        "scaling": scaling,
+        "scored": scored,
     }
     if protocol.probe.strengths is not None:
         shared["strengths"] = protocol.probe.strengths
-    fitted: Probe
     if target.kind == "class":
-        fitted = fit_classes(*labelled, len(target.classes), names=target.classes, **shared)
-    elif target.kind == "multilabel":
-        fitted = fit_labels(*labelled, names=target.classes, **shared)
-    else:
-        fitted = fit_values(*labelled, **shared)
-    return fitted.judged(array[split.fold.test_rows]), fitted.strength
+        return fit_classes(*labelled, len(target.classes), names=target.classes, **shared)
+    if target.kind == "multilabel":
+        return fit_labels(*labelled, names=target.classes, **shared)
+    return fit_values(*labelled, **shared)
 
 
-def _neighbours(protocol: Protocol, array: Floats, split: Split, _: _Settings) -> tuple[NDArray[Any], float]:
+def _probe(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:
+    """Of several weights of the blocks those whose best strength scores highest on held-out groups."""
+    several = blocks.only_choice is None
+    best, best_score, choice = None, -np.inf, ""
+    for name in blocks.choices:
+        array, scaling = _weighed(protocol, blocks, split, name)
+        fitted = _fit(protocol, array, split, scaling, scored=several)
+        found = fitted.scores[fitted.strength] if several else 0.0
+        if best is None or found > best_score:
+            best, best_score, choice = (fitted, array), found, name
+    assert best is not None
+    fitted, array = best
+    return _Learned(fitted.judged(array[split.fold.test_rows]), fitted.strength, choice if several else "")
+
+
+def _late_fusion(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:
+    """A probe for each block: of classes the highest mean of their log-probabilities, else the mean of their outputs
+    (log-odds of labels, values)."""
+    tested, kind = split.fold.test_rows, protocol.target.kind
+    outputs = []
+    for name, array in blocks.arrays.items():
+        one = Blocks.plain({name: array})
+        columns, scaling = _weighed(protocol, one, split)
+        fitted = _fit(protocol, columns, split, scaling)
+        raw = fitted.raw(columns[tested])
+        outputs.append(log_softmax(raw) if kind == "class" else raw)
+    mean = np.mean(outputs, axis=0)
+    if kind == "class":
+        return _Learned(mean.argmax(axis=1))
+    return _Learned(sigmoid(mean) if kind == "multilabel" else mean[:, 0])
+
+
+def _neighbours(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:
     rows = split.labelled_rows
+    array, scaling = _weighed(protocol, blocks, split)
     vote = neighbour_vote(
         array[rows],
         protocol.target.values[rows],
@@ -389,15 +509,17 @@ def _neighbours(protocol: Protocol, array: Floats, split: Split, _: _Settings) -
         len(protocol.target.classes),
         inner_folds=protocol.probe.inner_folds,
         all_groups=_inner_groups(protocol, split),
-        scaling=_scaling(protocol, array, split),
+        scaling=scaling,
     )
-    return vote.predictions, float("nan")
+    return _Learned(vote.predictions)
 
 
-def _fine_tune(protocol: Protocol, array: Floats, split: Split, settings: _Settings) -> tuple[NDArray[Any], float]:
+def _fine_tune(protocol: Protocol, blocks: Blocks, split: Split, settings: _Settings) -> _Learned:
     from conclugen.evaluation.finetune import class_weights, fine_tune  # the only method that needs torch
 
     target, rows, validation = protocol.target, split.labelled_rows, split.fold.validation_rows
+    columns, factors = blocks.columns(next(iter(blocks.choices)))
+    array = blocks.matrix[:, columns] * factors
     head = fine_tune(
         array[rows],
         target.values[rows],
@@ -409,21 +531,40 @@ def _fine_tune(protocol: Protocol, array: Floats, split: Split, settings: _Setti
         weights=class_weights(target, rows, settings.class_weights),
         names=target.classes or None,
     )
-    return head.judged(array[split.fold.test_rows]), float("nan")
+    return _Learned(head.judged(array[split.fold.test_rows]))
 
 
-def _constant(of: Callable[[NDArray[Any]], Any]) -> Callable[..., tuple[NDArray[Any], float]]:
+def _classifier(name: str) -> _Method:
+    """One of `classifiers`, on the standardised and weighed columns; of classes."""
+
+    def learn(protocol: Protocol, blocks: Blocks, split: Split, settings: _Settings) -> _Learned:
+        target, rows = protocol.target, split.labelled_rows
+        array, scaling = _weighed(protocol, blocks, split)
+        y = checks.class_labels(target.values[rows], len(target.classes), "target", target.classes)
+        checks.trainable_classes(y, len(target.classes), target.classes)
+        scaled = scaling.apply(checks.matrix(array, "features"))
+        fold = group_folds(protocol.groups[rows], protocol.probe.inner_folds, _inner_groups(protocol, split))
+        strength = _fit(protocol, array, split, scaling).strength if name == "self_training" else float("nan")
+        unlabelled = np.setdiff1d(split.fold.train_rows, rows)
+        task = Task(scaled[rows], y, fold, scaled[unlabelled], scaled[split.fold.test_rows], strength, settings.seed)
+        return _Learned(classify(name, task), strength)
+
+    return _Method(learn, ("class",))
+
+
+def _constant(of: Callable[[NDArray[Any]], Any]) -> Callable[..., _Learned]:
     """A method that predicts for every row what `of` says of the labelled rows' targets."""
 
-    def learn(protocol: Protocol, _: Floats, split: Split, __: _Settings) -> tuple[NDArray[Any], float]:
+    def learn(protocol: Protocol, _: Blocks, split: Split, __: _Settings) -> _Learned:
         value = np.asarray(of(protocol.target.values[split.labelled_rows]))
-        return np.broadcast_to(value, (len(split.fold.test_rows), *value.shape)), float("nan")
+        return _Learned(np.broadcast_to(value, (len(split.fold.test_rows), *value.shape)))
 
     return learn
 
 
 _METHODS: Mapping[str, _Method] = {
     "probe": _Method(_probe),
+    "late_fusion": _Method(_late_fusion),
     "neighbours": _Method(_neighbours, ("class",)),
     "fine_tune": _Method(_fine_tune),
     # Of equally frequent classes the first; each label's share of the rows as its probability.
@@ -431,4 +572,4 @@ _METHODS: Mapping[str, _Method] = {
     "frequency": _Method(_constant(lambda target: target.mean(axis=0)), ("multilabel",)),
     "mean": _Method(_constant(np.mean), ("continuous",)),
     "median": _Method(_constant(np.median), ("continuous",)),
-}
+} | {name: _classifier(name) for name in CLASSIFIERS}

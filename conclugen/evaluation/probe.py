@@ -84,11 +84,13 @@ def fit_classes(
     allow_absent_classes: bool = False,
     all_groups: ArrayLike | None = None,
     scaling: Scaling | None = None,
+    scored: bool = False,
 ) -> Probe:
     """Multinomial logistic regression on (N, D) features with (N,) targets in 0..classes-1.
 
     groups (N,): speaker or video of each row (`range(N)` where there are none). `all_groups`: the training groups,
     where some of them have no labelled row. `scaling`: fitted on more rows than the labelled ones; default: on these.
+    `scored`: a single strength is scored on the inner folds too.
     An inner fold whose other groups lack a class trains without it; a class absent from all rows is refused unless
     `allow_absent_classes`, and then never predicted.
     Raises `ValueError`: NaN in features, missing or unknown label, empty class, one class only, too few groups.
@@ -119,7 +121,7 @@ def fit_classes(
         support = confusion.sum(axis=1)
         return float((np.diagonal(confusion)[support > 0] / support[support > 0]).mean())
 
-    return _fit("class", X, groups, all_groups, strengths, inner_folds, scaling, path, score)
+    return _fit("class", X, groups, all_groups, strengths, inner_folds, scaling, scored, path, score)
 
 
 def fit_labels(
@@ -133,6 +135,7 @@ def fit_labels(
     names: Sequence[str] | None = None,
     all_groups: ArrayLike | None = None,
     scaling: Scaling | None = None,
+    scored: bool = False,
 ) -> Probe:
     """One logistic regression for each of L labels; target (N, L) in {0, 1}.
 
@@ -162,7 +165,7 @@ def fit_labels(
         logits = model(X[rows])
         return -float((weight[rows] * (np.logaddexp(0.0, logits) - Y[rows] * logits)).mean())
 
-    return _fit("multilabel", X, groups, all_groups, strengths, inner_folds, scaling, path, score)
+    return _fit("multilabel", X, groups, all_groups, strengths, inner_folds, scaling, scored, path, score)
 
 
 def fit_values(
@@ -174,6 +177,7 @@ def fit_values(
     inner_folds: int = 3,
     all_groups: ArrayLike | None = None,
     scaling: Scaling | None = None,
+    scored: bool = False,
 ) -> Probe:
     """Ridge regression of (N,) or (N, T) continuous targets; C (the inverse penalty) by held-out squared error."""
     X = checks.matrix(features, "features")
@@ -187,7 +191,7 @@ def fit_values(
     def score(model: Linear, X: Floats, rows: NDArray[np.int64]) -> float:
         return -float(((model(X[rows]) - Y[rows]) ** 2).mean())
 
-    return _fit("continuous", X, groups, all_groups, strengths, inner_folds, scaling, path, score)
+    return _fit("continuous", X, groups, all_groups, strengths, inner_folds, scaling, scored, path, score)
 
 
 def _spread(model: Linear, seen: NDArray[np.int64], classes: int) -> Linear:
@@ -207,6 +211,7 @@ def _fit(
     strengths: Sequence[float],
     inner_folds: int,
     scaling: Scaling | None,
+    scored: bool,
     path: Callable[[Floats, NDArray[np.int64], list[float]], list[Linear]],
     score: Callable[[Linear, Floats, NDArray[np.int64]], float],
 ) -> Probe:
@@ -217,7 +222,7 @@ def _fit(
     scaling = Scaling.fit(X) if scaling is None else scaling
     scaled = scaling.apply(X)
     everything = np.arange(len(X))
-    if len(grid) == 1:
+    if len(grid) == 1 and not scored:
         return Probe(kind, scaling, path(scaled, everything, grid)[0], grid[0], {})
     fold = group_folds(groups, inner_folds, all_groups)
     table = np.empty((inner_folds, len(grid)))

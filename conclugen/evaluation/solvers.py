@@ -85,6 +85,11 @@ def softmax(logits: Floats) -> Floats:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
+def log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
 def sigmoid(logits: Floats) -> Floats:
     """Elementwise logistic function, without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * logits))

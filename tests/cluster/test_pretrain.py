@@ -88,7 +88,8 @@ def test_an_evaluation_joins_the_run(alone: PretrainResult, shards: Path) -> Non
         comparison=ComparisonConfig(methods=("probe",), fractions=(1.0,)),
     )
     result = evaluate(job)
-    assert [s.system for s in result.scores] == ["majority", "pretrained", "untrained", "raw"]
+    systems = ["majority", "pretrained", "pretrained + raw", "untrained", "raw", "best single modality", "raw balanced"]
+    assert [s.system for s in result.scores] == systems
     assert {path.name for path in result.folder.glob("*.png")} >= {"confusion.png", "map.png", "systems.png"}
     accuracy = {s.system: s.scores["accuracy"] for s in result.scores}
     assert accuracy["majority"] == pytest.approx(0.2) and min(accuracy["pretrained"], accuracy["raw"]) > 0.3

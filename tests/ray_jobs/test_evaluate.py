@@ -12,8 +12,9 @@ from sklearn.preprocessing import StandardScaler
 from conclugen import Pretrainer, export, load, presets
 from conclugen.common.options import OptionsError, save
 from conclugen.evaluation.config import ComparisonConfig
+from conclugen.evaluation.protocol import Fold, Target
 from ray_jobs.evaluate import COMMAND, EvaluateJob, evaluate, main
-from ray_jobs.evaluation import embed_untrained, read_labelled, representations
+from ray_jobs.evaluation import LabelledRows, embed_untrained, raw_modalities, read_labelled, representations
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import uri_of_run
@@ -120,7 +121,14 @@ def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
         keys = {key for (key,) in store.execute("select key from latest_metrics")}
     assert {"loss", "evaluation/voices/emotion/pretrained/probe/1/accuracy"} <= keys
     table = (result.folder / "table.md").read_text()
-    assert "pretrained, probe" in table and "[" in table
+    for row in ("pretrained, probe", "pretrained + raw, probe", "raw balanced, probe", "best single modality, probe"):
+        assert f"| {row} | 0." in table or f"| {row} | 1." in table
+    assert "- best single modality, 100% of labels: " in table
+    cells = {c["system"]: c for c in json.loads((result.folder / "scores.json").read_text())["cells"]}
+    raw = {name: cells[name]["scores"]["accuracy"] for name in ("raw", "raw balanced", "best single modality")}
+    best = max(raw, key=raw.get)  # type: ignore[arg-type]
+    gain = cells["pretrained"]["scores"]["accuracy"] - raw[best]
+    assert f"- 100% of labels: {best}, probe ({raw[best]:.3f}); minus it: pretrained, probe {gain:+.3f}; " in table
 
 
 @pytest.mark.parametrize(
@@ -270,11 +278,35 @@ def test_raw_features_stand_beside_a_modality_as_that_modality(tmp_path: Path, f
     x = {m: g.normal(3, 2, (12, width)).astype(np.float32) for m, width in WIDTHS.items()}
     rows = Rows(x, {m: np.ones(12, bool) for m in WIDTHS}, np.arange(12), {}, None)
     train = np.arange(8)
-    found = dict(representations(RunFolder(tmp_path), load(tmp_path / "model"), rows, train, fusion))
+    job = EvaluateJob("first", "emotion", ShardsConfig("/nowhere"), fusion=fusion)
+    target = Target("emotion", "class", np.zeros(12, np.int64), CLASSES)
+    read = LabelledRows(rows, target, np.arange(12), Fold(0, train, np.arange(8, 12)), [])
+    modalities = raw_modalities(rows, train, fusion)
+    found = representations(RunFolder(tmp_path), load(tmp_path / "model"), read, modalities, job)
     double = {m: x[m].astype(np.float64) for m in raw}
     by_sklearn = [StandardScaler().fit(values[train]).transform(values) for values in double.values()]
-    np.testing.assert_allclose(found["raw"], np.concatenate(by_sklearn, axis=1), rtol=1e-9)
-    assert {matrix.shape[1] for name, matrix in found.items() if name != "raw"} == {16 if fusion == "concat" else 8}
+    np.testing.assert_allclose(np.concatenate(list(modalities.values()), axis=1), np.hstack(by_sklearn), rtol=1e-9)
+    width = 16 if fusion == "concat" else 8
+    assert found["pretrained"].matrix.shape == found["untrained"].matrix.shape == (12, width)
+    both = found["pretrained + raw"]
+    columns, factors = both.columns("halves")
+    spread = (both.matrix[train][:, columns] * factors).var(axis=0)
+    np.testing.assert_allclose([spread[:width].sum(), spread[width:].sum()], len(columns) / 2)
+    np.testing.assert_allclose(both.matrix[:, width:], np.hstack(by_sklearn), rtol=1e-9)
+
+
+def test_block_weights_of_representations_are_chosen_by_the_probe(job: PretrainJob, shards: ShardsConfig) -> None:
+    ask = EvaluateJob(
+        "first", "emotion", shards, block_scales="chosen", output=job.run.output, tracking_uri=job.run.tracking_uri
+    )
+    result = evaluate(dataclasses.replace(ask, comparison=dataclasses.replace(_QUICK, baselines=("late_fusion",))))
+    rows = {(s.system, s.method): s for s in result.scores}
+    assert set(rows) == {("pretrained", "probe"), ("pretrained + raw", "probe"), ("raw balanced", "late_fusion")}
+    assert sum(rows["pretrained", "probe"].choices.values()) == 1
+    with pytest.raises(ValueError, match="block_scales: 'chosen' is served by the probe alone"):
+        dataclasses.replace(ask, comparison=ComparisonConfig(methods=("neighbours",)))
+    with pytest.raises(ValueError, match="block_scales"):
+        dataclasses.replace(ask, block_scales="balance")
 
 
 def test_validation_rows_are_spread_and_never_more_than_asked(manifest: Manifest) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.reproduce.evaluation import Evaluation, cell, evaluate, majority, markdown, merge, paired, table
 from benchmarks.reproduce.protocols import mosi, mosi_design, ravdess, ravdess_design, videos
+from conclugen.evaluation import judge
+from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.features import normalise
 from conclugen.evaluation.probe import fit_classes
 
@@ -188,3 +190,28 @@ def test_raw_features_of_mosi_reach_about_the_known_accuracies(real_data, column
     found = evaluate(protocol, np.hstack([arrays[name] for name in columns]))
     accuracies = [cell(protocol, found, fraction).mean for fraction in (0.03, 0.1, 1.0)]
     np.testing.assert_allclose(accuracies, expected, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("inductive", (0.532, 0.613, 0.703)),
+        pytest.param("speaker_normalised", (0.683, 0.772, 0.866), marks=pytest.mark.slow),
+    ],
+)
+def test_balanced_raw_features_of_ravdess_reach_the_known_accuracies(real_ravdess, mode, expected):
+    """From an independent run with scikit-learn on blocks divided by the root of their width, five draws."""
+    protocol, arrays = real_ravdess
+    audio = np.concatenate([arrays["audio_egemaps88"], arrays["audio_mfcc259"]], axis=1)
+    features = {"video": arrays["visual_au35"], "audio": audio}
+    fractions = (0.03, 0.1, 1.0) if mode != "inductive" else (0.03, 1.0)
+    parts = []
+    for fold in protocol.folds:
+        single = replace(protocol.only(fold), probe=replace(protocol.probe, scaling="none"))
+        raw = Blocks.balanced(normalise(features, mode, fold.train_rows, protocol.groups))
+        parts.append(list(judge.evaluate(single, {"raw balanced": raw}, fractions=fractions)))
+    known = dict(zip((0.03, 0.1, 1.0), expected, strict=True))
+    for of_folds in zip(*parts, strict=True):
+        found = judge.merge_folds(protocol, of_folds)
+        mean = judge.fold_accuracy(protocol, found.values).mean
+        assert mean == pytest.approx(known[found.fraction], abs=0.003), found.fraction

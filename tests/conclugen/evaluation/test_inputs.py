@@ -5,7 +5,7 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from conclugen.evaluation.config import PUBLISHED_WEIGHTS
-from conclugen.evaluation.features import MODES, Scaling, fuse, normalise, raw_features, standardize_by_group
+from conclugen.evaluation.features import MODES, Scaling, fuse, normalise, standardise, standardize_by_group
 from conclugen.evaluation.finetune import class_weights
 from conclugen.evaluation.protocol import Target, label_draw
 
@@ -85,10 +85,10 @@ def test_standardisation_by_group_and_with_missing_values():
 def test_raw_baseline_fills_with_the_training_mean():
     features = {"video": np.array([[1.0], [3.0], [0.0], [100.0]]), "audio": np.array([[0.0], [2.0], [4.0], [8.0]])}
     present = {"video": [True, True, False, True], "audio": [False, True, True, True]}
-    fused = raw_features(features, present, np.array([0, 1, 2]))
-    np.testing.assert_allclose(fused, [[-1, 0], [1, -1], [0, 1], [98, 5]])
+    found = standardise(features, present, np.array([0, 1, 2]))
+    np.testing.assert_allclose(np.concatenate(list(found.values()), axis=1), [[-1, 0], [1, -1], [0, 1], [98, 5]])
     with pytest.raises(ValueError, match="audio: no training row"):
-        raw_features(features, present, np.array([0]))
+        standardise(features, present, np.array([0]))
 
 
 def labelled(kind, values, classes=3):
