@@ -267,7 +267,8 @@ def pairs(hint: Any, word: str) -> dict[str, Word] | Word:
     """`a=1,b=2,3` as {"a": "1", "b": "2,3"}; of text a name alone stands for itself. The word, where it is no pairs."""
     mapping = next(option for option in _options(hint) if is_mapping(option))
     found = {}
-    for part in re.split(r",(?=[^,=\[\]{}]+=)", word):
+    # A comma parts pairs where a name follows it; others belong to the value before them.
+    for part in re.split(r",(?=[^,=\[\]{}]+=)" if "=" in word else ",", word):
         name, equals, value = part.partition("=")
         if not equals and typing.get_args(mapping)[1] is not str:
             return Word(word)

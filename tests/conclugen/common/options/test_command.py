@@ -93,6 +93,7 @@ class PlainJob:
         count: How many of 100%.
         label: Labels, each NAME:CLASS,CLASS.
         quiet: No progress.
+        renamed: Name -> its new name.
     """
 
     data: Source
@@ -100,6 +101,7 @@ class PlainJob:
     count: int = 3
     label: tuple[str, ...] = field(default=(), metadata={"whole": True})
     quiet: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 def nothing(job: Any) -> int:
@@ -293,6 +295,11 @@ def test_words_mean_what_the_type_of_their_field_says():
     assert parse("--run.profile", "--no-run.gpu").run == Place("r", False, True)
     assert parse("--run.gpu", "yes", "--run.profile=false").run == Place("r", True, False)
     assert parse("--data.columns", "video=a,b,audio=c").data.columns == {"video": ("a", "b"), "audio": ("c",)}
+    assert PLAIN.parse(["--data", "/d", "--renamed", "a,b", "--renamed", "c=d"]).renamed == {
+        "a": "a",
+        "b": "b",
+        "c": "d",
+    }
     assert parse("--pretrain.optimizer.lr", "1e-3").pretrain.optimizer.lr == 1e-3
 
 
