@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,8 +107,14 @@ def open_set(
         protocol=protocol,
         complete=learnable or tuple(rows.features),
         digest=digest,
-        judged_by=json.dumps([asdict(judging), split, sorted(train_only), held], sort_keys=True),
+        judged_by=json.dumps([_settings(judging), split, sorted(train_only), held], sort_keys=True),
     )
+
+
+def _settings(judging: JudgingConfig) -> dict[str, Any]:
+    """What decides a result. What a newer field adds at its default is left out: results from before it stay found."""
+    newer = {"class_weights": "none", "select_by": "accuracy"}
+    return {name: value for name, value in asdict(judging).items() if newer.get(name) != value}
 
 
 def _class_label(name: str, manifest: Manifest, wanted: str | None) -> str:
@@ -164,7 +171,9 @@ def _protocol(
             folds = (held_out_fold(tested, ~(tested & kept)),)
         else:
             folds = group_cross_folds(groups, judging.folds, train_only)
-        probe = ProbeConfig(inner_folds=judging.inner_folds)
+        probe = ProbeConfig(
+            inner_folds=judging.inner_folds, class_weights=judging.class_weights, select_by=judging.select_by
+        )
         protocol = Protocol(name, target, groups, folds, probe)
         check(protocol)
     except ValueError as error:

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from conclugen.fields import choose, require
 from conclugen.schedule import OptimizerConfig
 
 Kind = Literal["class", "multilabel", "continuous"]
 Fit = Literal["l1", "mse"]
+ProbeWeights = Literal["none", "balanced"]
+SelectBy = Literal["accuracy", "uar"]
+PROBE_WEIGHTS: tuple[ProbeWeights, ...] = get_args(ProbeWeights)
+SELECT_BY: tuple[SelectBy, ...] = get_args(SelectBy)
 
 METHODS = ("probe", "neighbours", "fine_tune")
 # Predictions that know the training labels alone, by kind of label: see `judge`.
@@ -69,12 +73,22 @@ class ProbeConfig:
             `none`: they are taken as they are.
         inner_groups: Groups that inner folds are dealt to: all of the fold's `training` rows, or those of the
             `labelled` ones.
+        class_weights: `none`, or `balanced`: rows of n_k among n labelled ones weigh n / (K n_k), so that every class
+            weighs the same in sum. Of class labels, as is `select_by`.
+        select_by: Score on held-out groups by which a candidate is chosen: `accuracy`, or `uar`, the unweighted
+            average recall over the classes that have rows there.
     """
 
     strengths: tuple[float, ...] | None = None
     inner_folds: int = 3
     scaling: Literal["training", "labelled", "none"] = "training"
     inner_groups: Literal["training", "labelled"] = "training"
+    class_weights: ProbeWeights = "none"
+    select_by: SelectBy = "accuracy"
+
+    def __post_init__(self) -> None:
+        choose("probe.class_weights", self.class_weights, PROBE_WEIGHTS)
+        choose("probe.select_by", self.select_by, SELECT_BY)
 
 
 def _published_optimizer() -> OptimizerConfig:
@@ -125,6 +139,8 @@ class ComparisonConfig:
         sentiment: Score a continuous label as CMU-MOSI's: Acc-7 and both Acc-2.
         seed: Of draws, bootstrap and fine-tuning.
         fine_tune: Settings of the fine-tuned head.
+        probe_weights: Of the classes in the probe's loss: `none` or `balanced`.
+        select_by: Score by which the probe's strength (and blocks) are chosen: `accuracy` or `uar`.
         baselines: Rows beside the representation: `constant` (the best one), `untrained` heads, `raw` features side by
             side, `raw_balanced` (each modality the same share of the variance), `best_modality` (of raw ones, chosen
             on held-out training groups); slower: `block_weights` (shares of the variance, chosen so), `late_fusion` (a
@@ -140,6 +156,8 @@ class ComparisonConfig:
     seed: int = 127
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     baselines: tuple[str, ...] = CHEAP_BASELINES
+    probe_weights: ProbeWeights = "none"
+    select_by: SelectBy = "accuracy"
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -147,6 +165,8 @@ class ComparisonConfig:
         return (*CHEAP_BASELINES, *SLOW_BASELINES) if "all" in self.baselines else self.baselines
 
     def __post_init__(self) -> None:
+        choose("comparison.probe_weights", self.probe_weights, PROBE_WEIGHTS)
+        choose("comparison.select_by", self.select_by, SELECT_BY)
         for baseline in self.baselines:
             choose("comparison.baselines", baseline, (*CHEAP_BASELINES, *SLOW_BASELINES, "all"))
         require(bool(self.methods), "comparison.methods", self.methods, "at least one method")
@@ -167,6 +187,8 @@ class JudgingConfig:
         folds: Folds over the groups, where the shards have no views train and test.
         inner_folds: Folds over training groups by which the probe's strength is chosen.
         draw_seed: Of the draws of labels; the same for every system and pretraining seed.
+        class_weights: Of the classes in the probe's loss: `none` or `balanced`.
+        select_by: Score by which the probe's strength is chosen: `accuracy` or `uar`.
     """
 
     fractions: tuple[float, ...] = (0.03, 0.1, 1.0)
@@ -174,8 +196,12 @@ class JudgingConfig:
     folds: int = 4
     inner_folds: int = 3
     draw_seed: int = 127
+    class_weights: ProbeWeights = "none"
+    select_by: SelectBy = "accuracy"
 
     def __post_init__(self) -> None:
+        choose("judging.class_weights", self.class_weights, PROBE_WEIGHTS)
+        choose("judging.select_by", self.select_by, SELECT_BY)
         _check_fractions("judging.fractions", self.fractions)
         for name, least in (("draws", 1), ("folds", 2), ("inner_folds", 2)):
             require(getattr(self, name) >= least, f"judging.{name}", getattr(self, name), f"{least} or more")
@@ -193,6 +219,8 @@ class MeasureConfig:
         fusion: `concat`, `mean`, or the name of one modality: what the probe sees.
         clusters: K of the k-means behind `cluster_usage`.
         test_views: Views that no search may touch, besides those with `test` in their name.
+        class_weights: Of the classes in the probe's loss: `none` or `balanced`.
+        select_by: Score by which one of several strengths is chosen: `accuracy` or `uar`.
     """
 
     label_fraction: float = 1.0
@@ -202,8 +230,12 @@ class MeasureConfig:
     fusion: str = "concat"
     clusters: int = 16
     test_views: tuple[str, ...] = ()
+    class_weights: ProbeWeights = "none"
+    select_by: SelectBy = "accuracy"
 
     def __post_init__(self) -> None:
+        choose("measure.class_weights", self.class_weights, PROBE_WEIGHTS)
+        choose("measure.select_by", self.select_by, SELECT_BY)
         require(0 < self.label_fraction <= 1, "measure.label_fraction", self.label_fraction, "above 0, at most 1")
         require(bool(self.strengths) and min(self.strengths) > 0, "measure.strengths", self.strengths, "above 0")
         require(self.inner_folds >= 2, "measure.inner_folds", self.inner_folds, "2 or more")

@@ -166,7 +166,8 @@ def compare(
     for name in constants:
         for predictions in evaluate(protocol.drawn((1.0,), 1, config.seed), {name: nothing}, (name,)):
             yield score(predictions, resampling)
-    drawn = protocol.drawn(config.fractions, config.draws, config.seed)
+    probe = replace(protocol.probe, class_weights=config.probe_weights, select_by=config.select_by)
+    drawn = replace(protocol, probe=probe).drawn(config.fractions, config.draws, config.seed)
     rows = [(systems, config.methods)]
     if raw is not None:
         rows += raw_baselines(raw, config)
@@ -460,7 +461,18 @@ def _fit(protocol: Protocol, array: Floats, split: Split, scaling: Scaling, scor
     if protocol.probe.strengths is not None:
         shared["strengths"] = protocol.probe.strengths
     if target.kind == "class":
-        return fit_classes(*labelled, len(target.classes), names=target.classes, **shared)
+        weights = None
+        if protocol.probe.class_weights == "balanced":
+            counts = np.bincount(labelled[1], minlength=len(target.classes))  # a class without rows is refused below
+            weights = (len(rows) / (len(counts) * np.maximum(counts, 1))).tolist()
+        return fit_classes(
+            *labelled,
+            len(target.classes),
+            names=target.classes,
+            class_weights=weights,
+            select_by=protocol.probe.select_by,
+            **shared,
+        )
     if target.kind == "multilabel":
         return fit_labels(*labelled, names=target.classes, **shared)
     return fit_values(*labelled, **shared)

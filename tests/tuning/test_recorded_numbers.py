@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from conclugen.evaluation.config import JudgingConfig, MeasureConfig
+from conclugen.evaluation.judge import evaluate
 from ray_jobs.run_config import DataConfig
 from shards import Manifest
 from tests.feature_corpus import write_corpus
@@ -54,3 +55,35 @@ def test_raw_cell_of_an_ablation(tmp_path: Path) -> None:
         "accuracy@0.2": {"7": 0.8125, "8": 0.875},
         "accuracy@1": {"7": 0.8125, "8": 0.9375},
     }
+
+
+def test_class_weights_and_selection_reach_the_probes_of_ablations(tmp_path: Path) -> None:
+    """Their defaults leave the key under which results are kept as it was."""
+    folder = write_labelled(tmp_path / "two", ("video", "audio"), published=True, missing=9, seed=1)
+    before = open_set("two", str(folder), JudgingConfig(fractions=(0.2, 1.0), draws=2, folds=4))
+    assert "class_weights" not in before.judged_by and "select_by" not in before.judged_by
+    judging = JudgingConfig(fractions=(0.2, 1.0), draws=2, folds=4, class_weights="balanced", select_by="uar")
+    weighted = open_set("two", str(folder), judging)
+    assert (weighted.protocol.probe.class_weights, weighted.protocol.probe.select_by) == ("balanced", "uar")
+    assert '"class_weights": "balanced"' in weighted.judged_by and weighted.judged_by != before.judged_by
+    for name, config in (("judging", JudgingConfig), ("measure", MeasureConfig)):
+        with pytest.raises(ValueError, match=rf"{name}\.select_by"):
+            config(select_by="recall")
+
+
+def test_class_weights_and_selection_reach_the_probe_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "shards", speakers=9, takes=6)
+    data = DataConfig(folder=str(tmp_path / "shards"), label="emotion")
+    config = MeasureConfig(clusters=4, strengths=(1e-3, 1.0), class_weights="balanced", select_by="uar")
+    judge = Judge.open(data, Manifest.open(data.folder), MODALITIES, config)
+    probes = []
+
+    def spy(protocol, systems):
+        probes.append(protocol.probe)
+        return evaluate(protocol, systems)
+
+    monkeypatch.setattr("tuning.sweep.objective.evaluate", spy)
+    judge.measure(Fake(lambda batch, m: batch.features[m][:, :8]))  # type: ignore[arg-type]
+    assert [(p.class_weights, p.select_by, p.strengths) for p in probes] == [("balanced", "uar", (1e-3, 1.0))]

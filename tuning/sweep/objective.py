@@ -175,7 +175,13 @@ class Judge:
             Target("label", "class", np.concatenate([train.target, held_out.target]), self.classes),
             np.concatenate([train.group, held_out.group]),
             (fold,),
-            ProbeConfig(self.config.strengths, self.config.inner_folds, scaling="labelled"),
+            ProbeConfig(
+                self.config.strengths,
+                self.config.inner_folds,
+                scaling="labelled",
+                class_weights=self.config.class_weights,
+                select_by=self.config.select_by,
+            ),
         )
         (found,) = evaluate(protocol, {"trial": np.concatenate([features, judged])})
         names = {"probe_accuracy": "accuracy", "probe_uar": "uar", "probe_macro_f1": "f1_macro"}

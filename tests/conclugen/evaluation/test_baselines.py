@@ -8,6 +8,7 @@ from scipy.special import log_softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
@@ -236,6 +237,50 @@ def test_a_comparison_names_its_baselines_and_the_strongest_raw_row(made):
     assert set(replace(config, baselines=("all",)).wanted) > set(CHEAP_BASELINES)
     with pytest.raises(ValueError, match="lda"):
         ComparisonConfig(baselines=("lda",))
+
+
+def test_balanced_class_weights_and_selection_by_recall_beside_scikit_learn():
+    """Seven rows in eight are of one class; each candidate's recall on held-out speakers is computed here."""
+    g = np.random.default_rng(0)
+    y = np.where(g.random(360) < 0.86, 0, g.integers(1, 3, 360))
+    X = np.eye(3, 12)[y] * 1.2 + g.normal(size=(360, 12))
+    speaker = np.arange(360) % 12
+    train, test = np.flatnonzero(speaker < 9), np.flatnonzero(speaker >= 9)
+    fold = Fold(0, train, test, labelled={1.0: (train,)})
+    grid = (1e-4, 1e-2, 1.0)
+    Z = StandardScaler().fit(X[train]).transform(X)
+    inner_fold = np.searchsorted(np.unique(speaker[train]), speaker[train]) % 3
+    whole = len(train) / (3 * np.bincount(y[train]))  # the weights of all labelled rows, in every inner fold
+    chosen = {}
+    for weights, select_by in (("none", "accuracy"), ("none", "uar"), ("balanced", "accuracy"), ("balanced", "uar")):
+        weight = dict(enumerate(whole)) if weights == "balanced" else None
+        measure = accuracy_score if select_by == "accuracy" else balanced_accuracy_score
+        means = []
+        for C in grid:
+            held = []
+            for number in range(3):
+                fit, judge = train[inner_fold != number], train[inner_fold == number]
+                model = LogisticRegression(C=C, class_weight=weight, tol=1e-9, max_iter=5000).fit(Z[fit], y[fit])
+                held.append(measure(y[judge], model.predict(Z[judge])))
+            means.append(np.mean(held))
+        C = grid[int(np.argmax(means))]
+        model = LogisticRegression(C=C, class_weight="balanced" if weight else None, tol=1e-9, max_iter=5000)
+        expected = model.fit(Z[train], y[train]).predict(Z[test])
+        probe = ProbeConfig(grid, class_weights=weights, select_by=select_by)
+        protocol = Protocol("made", Target("e", "class", y, CLASSES), speaker, (fold,), probe)
+        found, predicted = judged(protocol, X)
+        assert found.strengths[0, 0] == C and (predicted == expected).all(), (weights, select_by)
+        chosen[weights, select_by] = (C, balanced_accuracy_score(y[test], predicted))
+        config = ComparisonConfig(
+            methods=("probe",), fractions=(1.0,), probe_weights=weights, select_by=select_by, baselines=("constant",)
+        )
+        plain = replace(protocol, probe=ProbeConfig(grid))
+        row = next(s for s in compare(plain, {"s": X}, config) if s.system == "s")
+        assert (row.predictions == expected).all()
+    assert chosen["balanced", "uar"][1] > chosen["none", "accuracy"][1]
+    for bad in ({"probe_weights": "inverse"}, {"select_by": "f1"}):
+        with pytest.raises(ValueError, match=r"comparison\.(probe_weights|select_by)"):
+            ComparisonConfig(**bad)
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "continuous"])
