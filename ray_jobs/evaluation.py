@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from conclugen.evaluation.features import Scaling, fuse, standardise
 from conclugen.evaluation.judge import Score, check, compare, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, own_groups
-from conclugen.evaluation.statistics import Interval
+from conclugen.evaluation.statistics import Interval, paired_tests
 from ray_jobs import plots, saved_config
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.run_folder import RunFolder
@@ -33,6 +33,8 @@ from shards import Damage, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
 
 _BLOCK_ROWS = 4096
+# Classes and speakers that a table has columns for.
+_MOST_PARTS = 24
 _LEARNED = ("pretrained", "pretrained + raw", "untrained")
 # A two-dimensional map of more points is a blot.
 _MOST_MAPPED = 3000
@@ -47,13 +49,19 @@ _PROBE = ProbeConfig(scaling="labelled", inner_groups="labelled")
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`."""
+    """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`.
+
+    kind: of the label. class_rows: of classes, test rows of each. group_rows: test rows of each speaker.
+    """
 
     folder: Path
     label: str
     main_score: str
     scores: list[Score]
     damaged: list[Damage]
+    kind: str = "class"
+    class_rows: Mapping[str, int] = field(default_factory=dict)
+    group_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 def evaluate(job: EvaluateJob) -> EvaluateResult:
@@ -95,7 +103,14 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     if not any(score.scores for score in learned):
         first = learned[0].failures[0]
         raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
-    result = EvaluateResult(place, job.label, main, scores, read.damaged)
+    target, tested = protocol.target, protocol.test_rows
+    class_rows: dict[str, int] = {}
+    if target.kind == "class":
+        counts = np.bincount(target.values[tested], minlength=len(target.classes))
+        class_rows = dict(zip(target.classes, counts.tolist(), strict=True))
+    listed, rows = np.unique(protocol.groups[tested], return_counts=True)
+    group_rows = {str(group): int(count) for group, count in zip(listed, rows, strict=True)}
+    result = EvaluateResult(place, job.label, main, scores, read.damaged, target.kind, class_rows, group_rows)
     write_results(result, job)
     draw(result, protocol, systems["pretrained"].matrix)
     track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
@@ -252,6 +267,8 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
     document = {
         "job": asdict(job),
         "main_score": result.main_score,
+        "class_rows": dict(result.class_rows),
+        "group_rows": dict(result.group_rows),
         "damaged": [asdict(d) for d in result.damaged],
         "cells": cells,
     }
@@ -271,19 +288,14 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
 
 
 def table(result: EvaluateResult) -> str:
-    """The main score as Markdown: a row for each system and method, a column for each share of labels; below it what
-    could not be scored, and why."""
-    fractions = sorted({s.fraction for s in result.scores})
-    lines = [
-        f"| {result.label}: {result.main_score} | "
-        + " | ".join(f"{fraction:.0%} of labels" for fraction in fractions)
-        + " |",
-        "|---" * (len(fractions) + 1) + "|",
-    ]
-    for system, method in dict.fromkeys((s.system, s.method) for s in result.scores):
-        cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
-        values = [_value(cells[f], result.main_score) if f in cells else "" for f in fractions]
-        lines.append(f"| {_named(system, method)} | " + " | ".join(values) + " |")
+    """The main score as Markdown: a row for each system and method, a column for each share of labels; of classes UAR
+    and macro-F1 as well, recall by class and accuracy by speaker with all labels. Below it what could not be scored,
+    and why."""
+    lines = _by_fraction(result, result.main_score)
+    if result.kind == "class":
+        for score in ("uar", "f1_macro"):
+            lines += ["", *_by_fraction(result, score)]
+        lines += absent_note(result) + _by_part(result)
     lines += notes(result)
     missing: dict[str, list[str]] = {}
     for s in result.scores:
@@ -294,6 +306,58 @@ def table(result: EvaluateResult) -> str:
         lines += ["", "Not scored:", ""]
         lines += [f"- {what} ({'; '.join(systems)})" for what, systems in missing.items()]
     return "\n".join(lines) + "\n"
+
+
+def _by_fraction(result: EvaluateResult, score: str) -> list[str]:
+    fractions = sorted({s.fraction for s in result.scores})
+    lines = _head([f"{result.label}: {score}", *(f"{fraction:.0%} of labels" for fraction in fractions)])
+    for system, method in dict.fromkeys((s.system, s.method) for s in result.scores):
+        cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
+        values = [_value(cells[f], score) if f in cells else "" for f in fractions]
+        lines.append(f"| {_named(system, method)} | " + " | ".join(values) + " |")
+    return lines
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+
+
+def absent_note(result: EvaluateResult) -> list[str]:
+    """The classes that macro scores are not of."""
+    absent = [name for name, rows in result.class_rows.items() if not rows]
+    if not absent:
+        return []
+    many = len(result.class_rows) - len(absent)
+    return ["", f"No test row of class {', '.join(absent)}: macro scores are of {many} classes."]
+
+
+def _by_part(result: EvaluateResult) -> list[str]:
+    """Recall of each class, and accuracy of each speaker, of every row with the most labels."""
+    most = max(s.fraction for s in result.scores)
+    scored = [s for s in result.scores if s.fraction == most and s.scores]
+    lines: list[str] = []
+    recalls = [{name: s.scores.get(f"recall/{name}", np.nan) for name in result.class_rows} for s in scored]
+    tables: dict[str, tuple[Mapping[str, int], list[dict[str, float]]]] = {
+        "recall by class": (result.class_rows, recalls),
+        "accuracy by speaker": (result.group_rows, [s.groups for s in scored]),
+    }
+    for title, (rows, values) in tables.items():
+        parts = [name for name, count in rows.items() if count][:_MOST_PARTS]
+        left = sum(count > 0 for count in rows.values()) - len(parts)
+        if not scored or not parts:
+            continue
+        lines += ["", *_head([f"{title}, {most:.0%} of labels", *(f"{name} ({rows[name]} rows)" for name in parts)])]
+        for s, of in zip(scored, values, strict=True):
+            lines.append(
+                f"| {_named(s.system, s.method)} | " + " | ".join(_short(of.get(name)) for name in parts) + " |"
+            )
+        if left:
+            lines += ["", f"{left} more are in scores.json."]
+    return lines
+
+
+def _short(value: float | None) -> str:
+    return "—" if value is None or not np.isfinite(value) else f"{value:.2f}"
 
 
 def notes(result: EvaluateResult) -> list[str]:
@@ -311,12 +375,26 @@ def notes(result: EvaluateResult) -> list[str]:
         if best is None:
             continue
         own = [s for s in result.scores if s.fraction == fraction and s.system in _LEARNED and s.scores]
-        differences = "; ".join(f"{_named(s.system, s.method)} {s.scores[main] - best.scores[main]:+.3f}" for s in own)
+        told = _told(own, best, result.group_rows)
+        differences = "; ".join(
+            f"{_named(s.system, s.method)} {s.scores[main] - best.scores[main]:+.3f}{told[i]}"
+            for i, s in enumerate(own)
+        )
         named = f"{_named(best.system, best.method)} ({best.scores[main]:.3f})"
         compared.append(f"- {fraction:.0%} of labels: {named}; minus it: {differences}")
     if compared:
         lines += ["", "Strongest raw row, the best on the test rows themselves, in its favour:", "", *compared]
     return lines
+
+
+def _told(own: Sequence[Score], best: Score, rows: Mapping[str, int]) -> list[str]:
+    """Of classes: interval over speakers, p corrected by Holm over this list, and the verdict, of each minus the best
+    raw row; empty words of other labels and of one speaker."""
+    if len(rows) < 2 or not own or not best.groups:
+        return [""] * len(own)
+    pairs = {(f"{i} {s.system}", "raw"): (s.groups, best.groups) for i, s in enumerate(own)}
+    found = paired_tests(pairs, {name: float(count) for name, count in rows.items()})
+    return [f" [{c.interval.low:+.3f}, {c.interval.high:+.3f}], p {c.adjusted:.3f}, {c.verdict()}" for c in found]
 
 
 def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:

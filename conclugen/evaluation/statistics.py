@@ -349,23 +349,39 @@ def _ratio_of_sums(sums: Floats) -> Floats:
 @dataclass(frozen=True)
 class Comparison:
     """first minus second, in accuracy over all test rows; `interval` by bootstrap over groups, p by sign flips,
-    `adjusted` by Holm (1979) over the family of comparisons that it was made in."""
+    `adjusted` by Holm (1979) over the family of so many `comparisons` that it was made in."""
 
     first: str
     second: str
     interval: Interval
     p_value: float
     adjusted: float
+    comparisons: int = 1
 
     @property
     def difference(self) -> float:
         return self.interval.estimate
 
+    def tellable(self, level: float = 0.05) -> bool:
+        """See `tellable`."""
+        return tellable(self.interval.groups, self.comparisons, level)
+
     def verdict(self, level: float = 0.05) -> str:
-        """ "better", "worse", or "no difference shown", of the first."""
+        """ "better", "worse", "no difference shown", of the first; or "cannot be told with G speakers".
+
+        Of G groups there are 2^G choices of signs, so that no p is below 2^(1-G), and the smallest of m comparisons is
+        corrected by m: where m 2^(1-G) is above the level, no data whatever would show a difference.
+        """
+        if not self.tellable(level):
+            return f"cannot be told with {self.interval.groups} speakers"
         if self.adjusted > level or self.difference == 0:
             return "no difference shown"
         return "better" if self.difference > 0 else "worse"
+
+
+def tellable(groups: int, comparisons: int = 1, level: float = 0.05) -> bool:
+    """Whether any data of so many groups could reach the level in a family of so many corrected comparisons."""
+    return comparisons * 2.0 ** (1 - groups) <= level
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
@@ -417,7 +433,7 @@ def paired_tests(
         raw[name] = sign_flip_p(sums[:, 0])
     adjusted = holm(raw)
     named = [(" | ".join(names), names) for names in pairs]
-    return [Comparison(*names, intervals[name], raw[name], adjusted[name]) for name, names in named]
+    return [Comparison(*names, intervals[name], raw[name], adjusted[name], len(named)) for name, names in named]
 
 
 def _paired_sums(first: Scores, second: Scores, rows: Scores, name: str) -> Floats:

@@ -7,14 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
 from conclugen import Pretrainer, export, load, presets
 from conclugen.common.options import OptionsError, save
-from conclugen.evaluation.config import ComparisonConfig
-from conclugen.evaluation.protocol import Fold, Target
+from conclugen.evaluation.config import RAW_SYSTEMS, ComparisonConfig
+from conclugen.evaluation.judge import compare
+from conclugen.evaluation.protocol import Fold, Protocol, Target
 from ray_jobs.evaluate import COMMAND, EvaluateJob, evaluate, main
-from ray_jobs.evaluation import LabelledRows, embed_untrained, raw_modalities, read_labelled, representations
+from ray_jobs.evaluation import (
+    EvaluateResult,
+    LabelledRows,
+    embed_untrained,
+    raw_modalities,
+    read_labelled,
+    representations,
+    table,
+)
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import uri_of_run
@@ -128,7 +138,8 @@ def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     raw = {name: cells[name]["scores"]["accuracy"] for name in ("raw", "raw balanced", "best single modality")}
     best = max(raw, key=raw.get)  # type: ignore[arg-type]
     gain = cells["pretrained"]["scores"]["accuracy"] - raw[best]
-    assert f"- 100% of labels: {best}, probe ({raw[best]:.3f}); minus it: pretrained, probe {gain:+.3f}; " in table
+    assert f"- 100% of labels: {best}, probe ({raw[best]:.3f}); minus it: pretrained, probe {gain:+.3f} [" in table
+    assert "cannot be told with 2 speakers" in table
 
 
 @pytest.mark.parametrize(
@@ -293,6 +304,38 @@ def test_raw_features_stand_beside_a_modality_as_that_modality(tmp_path: Path, f
     spread = (both.matrix[train][:, columns] * factors).var(axis=0)
     np.testing.assert_allclose([spread[:width].sum(), spread[width:].sum()], len(columns) / 2)
     np.testing.assert_allclose(both.matrix[:, width:], np.hstack(by_sklearn), rtol=1e-9)
+
+
+def test_a_table_names_absent_classes_and_says_what_few_speakers_cannot_tell(tmp_path: Path) -> None:
+    g = np.random.default_rng(0)
+    speaker = np.arange(160) % 8
+    y = np.where((speaker < 4) & (g.random(160) < 0.3), 2, g.integers(0, 2, 160))  # nobody who is tested shows fear
+    raw = {"video": np.eye(3, 4)[y] + g.normal(size=(160, 4)), "audio": g.normal(size=(160, 6))}
+    rows = np.arange(160)
+    fold = Fold(0, rows[speaker < 4], rows[speaker >= 4])
+    protocol = Protocol("made", Target("emotion", "class", y, ("calm", "happy", "fear")), speaker, (fold,))
+    systems = {"pretrained": np.eye(3)[y] + 0.3 * g.normal(size=(160, 3))}
+    scores = list(compare(protocol, systems, _QUICK, raw))
+    counts = dict(zip(("calm", "happy", "fear"), np.bincount(y[fold.test_rows], minlength=3).tolist(), strict=True))
+    result = EvaluateResult(tmp_path, "emotion", "accuracy", scores, [], "class", counts, dict.fromkeys("4567", 20))
+    found = table(result)
+    assert "\nNo test row of class fear: macro scores are of 2 classes.\n" in found
+    own = next(s for s in scores if s.system == "pretrained")
+    truth = y[fold.test_rows]
+    each = recall_score(truth, own.predictions, average=None, labels=[0, 1])
+    f1 = f1_score(truth, own.predictions, average="macro", labels=[0, 1])
+    assert f"| pretrained, probe | {each[0]:.2f} | {each[1]:.2f} |" in found
+    for name, value in (("uar", each.mean()), ("f1_macro", f1)):
+        part = found[found.index(f"| emotion: {name} | 100% of labels |") :]
+        assert f"| pretrained, probe | {value:.3f} [" in part[: part.index("\n\n")]
+    by_speaker = [(own.predictions == truth)[speaker[fold.test_rows] == s].mean() for s in range(4, 8)]
+    assert "| pretrained, probe | " + " | ".join(f"{value:.2f}" for value in by_speaker) + " |" in found
+    assert "accuracy by speaker, 100% of labels | 4 (20 rows) | 5 (20 rows)" in found
+    best = max((s for s in scores if s.system in RAW_SYSTEMS), key=lambda s: s.scores["accuracy"])
+    gain = own.scores["accuracy"] - best.scores["accuracy"]
+    (line,) = (line for line in found.splitlines() if "; minus it: pretrained, probe" in line)
+    assert f"{best.system}, probe ({best.scores['accuracy']:.3f}); minus it: pretrained, probe {gain:+.3f} [" in line
+    assert gain > 0.1 and line.endswith("p 0.125, cannot be told with 4 speakers")
 
 
 def test_block_weights_of_representations_are_chosen_by_the_probe(job: PretrainJob, shards: ShardsConfig) -> None:

@@ -68,6 +68,11 @@ def sentences(family: Family) -> list[str]:
     place = f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels"
     if family.missing or not family.comparisons:
         return [f"{place}: nothing can be said: {family.missing or 'nothing to compare with'}."]
+    count = count_word(family.comparisons[0].first.partition(" [")[0].count(" + ") + 1)
+    question = f"{place}: {count} tasks better than each smaller combination?"
+    if not family.comparisons[0].tellable(LEVEL):  # nor any other: one family has the same groups
+        listed = ", ".join(f"{_short(c.second)} ({points(c.difference)})" for c in family.comparisons)
+        return [f"{question} {family.comparisons[0].verdict(LEVEL)}: minus {listed}."]
     parts = []
     for verdict in ("better", "worse", "no difference shown"):
         found = [c for c in family.comparisons if c.verdict(LEVEL) == verdict]
@@ -81,8 +86,7 @@ def sentences(family: Family) -> list[str]:
             parts.append(f"{told} {listed}")
     everywhere = all(c.verdict(LEVEL) == "better" for c in family.comparisons)
     answer = "yes" if everywhere else "no"
-    count = count_word(family.comparisons[0].first.partition(" [")[0].count(" + ") + 1)
-    return [f"{place}: {count} tasks better than each smaller combination? {answer}: {'; '.join(parts)}."]
+    return [f"{question} {answer}: {'; '.join(parts)}."]
 
 
 def _family(dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[System, System]]) -> Family:
@@ -122,9 +126,11 @@ def summary(families: Sequence[Family]) -> str:
     verdicts = [{c.verdict(LEVEL) for c in family.comparisons} for family in made]
     ahead = sum(found == {"better"} for found in verdicts)
     behind = sum("worse" in found for found in verdicts)
+    untold = sum(not family.comparisons[0].tellable(LEVEL) for family in made)
+    few = f" In {untold} it cannot be told with so few speakers." if untold else ""
     return (
         f"Of {len(made)} settings (data set, recipe, share of labels), all tasks are significantly better than every "
-        f"smaller combination in {ahead}, and significantly worse than at least one in {behind}."
+        f"smaller combination in {ahead}, and significantly worse than at least one in {behind}.{few}"
     )
 
 

@@ -135,7 +135,7 @@ def _comparison(family: Family | None, first: str, second: str | None = None, ki
         return Entry(_HOLE, "hole", family.missing if family is not None else "")
     c = found[0]
     text = f"{points(c.difference)} [{points(c.interval.low)}, {points(c.interval.high)}] p {p_shown(c.adjusted)}"
-    mark = "significant" if c.verdict(LEVEL) != "no difference shown" else ""
+    mark = "significant" if c.verdict(LEVEL) in ("better", "worse") else ""
     return Entry(text, mark, f"minus {c.second}; uncorrected p {p_shown(c.p_value)}; {c.verdict(LEVEL)}")
 
 

@@ -107,3 +107,16 @@ def test_verdicts_and_refusal():
     assert [c.verdict() for c in paired_tests(pairs, rows)] == ["better", "worse", "no difference shown"]
     with pytest.raises(ValueError, match=r"first system has no score of group '3'"):
         paired_tests({("short", "low"): ({"1": 0.5}, low)}, {"1": 1.0, "3": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("groups", "comparisons", "told"), [(5, 1, False), (6, 1, True), (6, 2, False), (10, 25, True)]
+)
+def test_too_few_speakers_cannot_tell(groups: int, comparisons: int, told: bool) -> None:
+    """The most extreme data there are: one system right everywhere, the others wrong everywhere."""
+    rows = {str(group): 10.0 for group in range(groups)}
+    right, wrong = dict.fromkeys(rows, 1.0), dict.fromkeys(rows, 0.0)
+    found = paired_tests({("right", f"wrong {i}"): (right, wrong) for i in range(comparisons)}, rows)
+    assert min(c.p_value for c in found) == pytest.approx(2.0 ** (1 - groups))
+    assert (min(c.adjusted for c in found) <= 0.05) is told
+    assert {c.verdict() for c in found} == {"better" if told else f"cannot be told with {groups} speakers"}
