@@ -20,7 +20,7 @@ import ray
 
 from conclugen import backbones
 from ray_jobs import embed, extract_features
-from ray_jobs.extraction.extract import Resources, extract
+from ray_jobs.extraction.extract import Resources, extract, feature_dataset
 from ray_jobs.extraction.plan import Augmentation
 from shards.adapters import read_clips
 from shards.clips.build import build_shard
@@ -60,7 +60,7 @@ def test_decoding_stays_out_of_the_encoders_actors(
     shared_ray: None, clips: ClipManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As Ray Data will run it: fused with the first encoder, decoding would wait for its few actors."""
-    extract_features.feature_dataset(make_plan(clips, tmp_path / "out"), [0], Resources()).explain()
+    feature_dataset(make_plan(clips, tmp_path / "out"), [0], Resources()).explain()
     optimized = capsys.readouterr().out.split("Physical Plan (Optimized)")[1]
     assert re.findall(r"(\w+)MapOperator\[(.+)\]", optimized) == [
         *[("ActorPool", "MapBatches(_EncoderActor)")] * len(RANDOM),

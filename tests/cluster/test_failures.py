@@ -327,7 +327,7 @@ def test_the_job_says_how_a_run_failed_in_one_line(
         raise RunFailedError("rank 1 of 2, after step 9: it broke")
 
     monkeypatch.setattr(pretrain_job, "pretrain", fails)
-    assert pretrain_job.main(["--data", "/nowhere", "--run", "x"]) == 2
+    assert pretrain_job.main(["--data", "/nowhere", "--run", "x"]) == 1
     assert capsys.readouterr().err == "error: rank 1 of 2, after step 9: it broke\n"
 
 

@@ -86,6 +86,7 @@ def test_an_evaluation_joins_the_run(alone: PretrainResult, shards: Path) -> Non
         data=ShardsConfig(folder=str(shards)),
         output=str(alone.folder.path.parent),
         comparison=ComparisonConfig(methods=("probe",), fractions=(1.0,)),
+        tracking_uri=alone.tracking_uri,
     )
     result = evaluate(job)
     systems = ["majority", "pretrained", "pretrained + raw", "untrained", "raw", "best single modality", "raw balanced"]

@@ -18,8 +18,8 @@ def cluster() -> dict[str, Any]:
 
 
 def pinned_ray() -> str:
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    [pin] = [line for line in dependencies if line.startswith("ray[")]
+    """The version that is tested: ranges are in pyproject.toml, tested versions in constraints.txt."""
+    [pin] = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray==")]
     return pin.partition("==")[2]
 
 

@@ -22,7 +22,7 @@ def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.Cap
     (thesis / "a.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no demo"):
         clear(tmp_path / "precious")
-    assert main(["--output", str(tmp_path / "precious")]) == 1
+    assert main(["--output", str(tmp_path / "precious")]) == 2
     assert "error: --output" in capsys.readouterr().err
     assert (thesis / "a.txt").read_text() == "mine"
 
@@ -47,7 +47,7 @@ def test_a_kill_while_a_demo_is_removed_does_not_lock_its_folder(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--speakers", "5"], "--speakers 5: training, validation and test need at least 6"),
+        (["--speakers", "5"], "--speakers: must be at least 6 for training, validation and test, got 5"),
         (["--takes", "0"], "takes is 0, expected 1 to 1000"),
         (["--seed", "-1"], "seed is -1, expected 0 or more"),
     ],
@@ -55,7 +55,7 @@ def test_a_kill_while_a_demo_is_removed_does_not_lock_its_folder(
 def test_bad_numbers_are_refused_before_anything_is_written(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--output", str(tmp_path / "demo"), *arguments]) == 1
+    assert main(["--output", str(tmp_path / "demo"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 

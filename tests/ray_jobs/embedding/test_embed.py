@@ -202,11 +202,11 @@ def test_other_weights_and_unknown_origins_are_refused(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "expected video files, or --clips, or --features"),
-        (["a.mp4", "b.mp4", "--text", "words"], "--text is what one clip says"),
-        (["a.mp4", "--fusion", "sum"], "--fusion 'sum' is unknown"),
+        ([], "expected video files, or --data with shards of clips or features"),
+        (["a.mp4", "b.mp4", "--text", "words"], "--text: is what one clip says; give one clip"),
+        (["a.mp4", "--fusion", "sum"], "--fusion: unknown value 'sum'; allowed: concat, mean"),
         (["a.mp4", "--label", "modd"], "did you mean 'mood'"),
-        (["a.mp4", "--window", "1", "--stride", "2"], "0 < stride <= window"),
+        (["a.mp4", "--window", "1", "--stride", "2"], "--stride: must be above 0 and within the window (1 s), got 2"),
         (["--features", "/nowhere"], "no manifest at /nowhere"),
     ],
 )

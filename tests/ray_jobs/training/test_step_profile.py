@@ -60,5 +60,5 @@ def test_what_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_negative_number_of_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"run\.profile: -1 given"):
+    with pytest.raises(ValueError, match=r"run\.profile: must be .*, got -1"):
         RunConfig(name="x", profile=-1)

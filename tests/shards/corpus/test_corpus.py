@@ -375,7 +375,7 @@ def test_an_error_does_not_wait_for_the_whole_corpus(
 ) -> None:
     monkeypatch.setattr("shards.corpus.command.write_clip", full_disk)
     assert main([str(tmp_path / "c"), "--speakers", "20", "--takes", "5", "--processes", "2"]) == 1
-    assert capsys.readouterr().err == "python -m shards.corpus: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
     assert len(list((tmp_path / "c").glob("*.tried"))) < len(CorpusConfig(20, 5).clips) / 2
 
 
