@@ -68,9 +68,9 @@ def page(sections: Sequence[Section], settings: Any, draws: int, recipes: Sequen
         "the heads give; raw features are no part of it.",
         "Cells: accuracy, mean over folds and draws ± deviation over folds, and in brackets the 95 % bootstrap "
         "interval over test speakers (videos for CMU-MOSI).",
-        "The untrained rows are the same heads from the same initialisation before the first step. A wide random layer "
-        "is a strong baseline on few labels, so a recipe minus its own untrained heads is what training adds; a recipe "
-        "minus raw features is what the whole representation adds. Every pretrained number is a mean over the seeds of "
+        "The untrained rows are the same heads from the same initialisation before the first step. A recipe "
+        "minus its own untrained heads is what training adds; a recipe minus raw features also counts how the "
+        "modalities' blocks are scaled. Every pretrained number is a mean over the seeds of "
         "pretraining as well; intervals cover the choice of test speakers, not that of the seeds, and no correction "
         "for the number of comparisons is made.",
         "What was tried on the way here, what did not help, and what has yet to be tried: "
