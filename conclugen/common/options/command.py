@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen.common import uris
+from conclugen.common.extras import needed_for
 from conclugen.common.names import closest, nearest
 from conclugen.common.options import schema
 from conclugen.common.options.schema import REQUIRED, UNSET, Leaf, OptionsError, Word
@@ -76,8 +77,9 @@ class Command:
         """Run the command; returns the exit status: 0 good, 1 failed, 2 wrong input, 3 done in part."""
         job = None
         try:
-            job = self.parse(sys.argv[1:] if argv is None else argv)
-            return self.work(job)
+            with needed_for(f"python -m {self.name}"):
+                job = self.parse(sys.argv[1:] if argv is None else argv)
+                return self.work(job)
         except JobFailedError as error:
             return _refuse(error, FAILED)
         except OSError as error:

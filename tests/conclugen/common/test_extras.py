@@ -1,6 +1,7 @@
 """Which extra brings which library; one line names it where it is missing; nothing is imported that no extra brings."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +116,30 @@ def said_without(hidden: set[str], *codes: str) -> list[str]:
     """What each piece of code raises in a fresh process that lacks some libraries."""
     command = [sys.executable, "-c", HIDE + TRY, ",".join(hidden), *codes]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("command", "library"),
+    [
+        ("ray_jobs.build_shards --adapter folder --source . --output out", "ray"),
+        ("ray_jobs.extract_features --data . --output out", "ray"),
+        ("ray_jobs.embed a.mp4 --run r", "ray"),
+        ("ray_jobs.pretrain --data . --run r", "ray"),
+    ],
+)
+def test_a_job_without_its_library_ends_in_one_line(tmp_path: Path, command: str, library: str) -> None:
+    """Whatever it would have imported first: status 2, the extra to install, no trace, nothing written."""
+    module, *arguments = command.split()
+    hidden = HIDE.replace("sys.argv[1]", repr(library))
+    run = f"{hidden}\nfrom {module} import main\nsys.exit(main({arguments!r}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command_line = [sys.executable, "-c", run]
+    ended = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert re.search(
+        rf'^error: .* needs {library}, not installed: pip install "conclugen\[\w+\]"$', ended.stderr.strip()
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_missing_is_named_in_one_line() -> None:
