@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conclugen import fields
+from conclugen.common.options import build, to_plain
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, finite, require
 from conclugen.model_config import ModelConfig
 from conclugen.schedule import OptimizerConfig
@@ -200,7 +201,7 @@ class PretrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, JSON-able. A task that is not run is left out (or null), so that the configuration of a run does
         not depend on what else is installed."""
-        data = fields.to_dict(self)
+        data = {each.name: to_plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
         for name, task in registry.registered().items():
             if data["tasks"][name] is None and not task.absent_as_null:
                 del data["tasks"][name]
@@ -210,7 +211,16 @@ class PretrainConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> PretrainConfig:
         """Strict inverse of `to_dict`: an unknown field or a wrong type raises ValueError with the nearest name, a task
         that no installed package provides with the remedy."""
-        return fields.from_dict(cls, known_tasks(data))
+        data = known_tasks(data)
+        if isinstance(data, Mapping) and isinstance(data.get("tasks"), Mapping):
+            # A task that is not named is not run, whatever the default preset runs.
+            data = {**data, "tasks": {**dict.fromkeys(registry.registered()), **data["tasks"]}}
+        return build(cls, data)
+
+    def changed(self, changes: Mapping[str, Any]) -> PretrainConfig:
+        """This configuration with plain data laid over it: a mapping given for a part changes only the fields that it
+        names. Raises ValueError as `from_dict`."""
+        return build(PretrainConfig, changes, self)
 
     def identity(self) -> dict[str, Any]:
         """The identity fields by dotted name: what must agree for a run to be the same run."""

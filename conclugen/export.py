@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conclugen import fields, storage
+from conclugen.common.options import build
 from conclugen.config import known_tasks
 from conclugen.heads import RepresentationHead
 from conclugen.model_config import ModelConfig
@@ -70,7 +71,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
         raise ExportError(f"{path / DOCUMENT}: {cause}") from cause
     tensors = storage.read_tensors(path / TENSORS, document["digest"], ExportError)
     try:
-        model = fields.from_dict(ModelConfig, document["config"]["model"], "model")
+        model = build(ModelConfig, document["config"]["model"], path="model")
         widths = {str(m): int(width) for m, width in document["widths"].items()}
         kept = {name: document["config"].get(name) for name in ("preset", "recipe", "seed", "precision")}
         info = {**document["info"], **kept}

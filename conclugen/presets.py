@@ -95,7 +95,7 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
         optimizer=optimizer,
         clip_norm=clip_norm,
     )
-    return fields.merge(config, overrides)
+    return config.changed(overrides)
 
 
 def _active(names: tuple[str, ...], overrides: Any) -> list[str]:

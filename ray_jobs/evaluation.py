@@ -22,7 +22,7 @@ from conclugen.evaluation.judge import Score, check, compare, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, own_groups
 from conclugen.evaluation.statistics import Interval, paired_tests
-from ray_jobs import plots, saved_config
+from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import available_widths, open_reader
@@ -213,7 +213,7 @@ def _by_modality(fused: NDArray[np.float64], modalities: Sequence[str], job: Eva
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
     """Representations by the run's own heads as they were before the first step, standardisation included."""
-    config = saved_config.pretraining(folder.config).without_training_views()
+    config = folder.load_pretraining().without_training_views()
     widths = {m: x.shape[1] for m, x in rows.features.items()}
     pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
     blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]

@@ -28,6 +28,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from conclugen import PretrainConfig
 from conclugen.common.atomic import atomic_path, write_json
 from conclugen.common.options import to_plain
 from ray_jobs.run_config import PretrainJob, RunConfig
@@ -112,6 +113,31 @@ class RunFolder:
     def save_config(self, job: PretrainJob) -> None:
         """Keep the resolved configuration of this start, as `--config` reads it."""
         write_json(self.config, to_plain(job))
+
+    def load_config(self) -> dict[str, Any]:
+        """The whole configuration of the last start as plain data. Raises ValueError naming a file that is not there or
+        can't be read."""
+        try:
+            content = json.loads(self.config.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError(f"must be a mapping, got {type(content).__name__}")
+        except (OSError, ValueError, RecursionError) as cause:
+            raise self._no_config(cause) from cause
+        return content
+
+    def load_pretraining(self) -> PretrainConfig:
+        """The method's part of it. Raises ValueError as `load_config`, and where that part is none."""
+        content = self.load_config()
+        try:
+            return PretrainConfig.from_dict(content.get("pretrain"))  # type: ignore[arg-type]  # it tells what it is not
+        except (TypeError, ValueError) as cause:
+            raise self._no_config(cause) from cause
+
+    def _no_config(self, cause: Exception) -> ValueError:
+        return ValueError(
+            f"{self.config}: holds no configuration of a run ({cause}); start ray_jobs.pretrain again under the run's "
+            "name, which writes it anew"
+        )
 
     def store(self, run: RunConfig) -> CheckpointStore:
         """Where the run's checkpoints lie, and which of them are kept."""

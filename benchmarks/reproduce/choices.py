@@ -17,7 +17,7 @@ from benchmarks.reproduce.evaluation import markdown, paired, table
 from benchmarks.reproduce.feature_files import read_ravdess
 from benchmarks.reproduce.page import paired_table
 from benchmarks.reproduce.reproduce import Cells, Settings
-from conclugen import PretrainConfig, fields
+from conclugen import PretrainConfig
 from conclugen.common.atomic import write_text
 from conclugen.evaluation.features import MODES
 
@@ -45,7 +45,7 @@ def configurations(settings: Settings, modalities: Sequence[str]) -> dict[str, P
     for name, (left_out, overrides) in VARIANTS.items():
         none: dict[str, Any] = dict.fromkeys(left_out)
         tasks = replace(whole.tasks, **none)
-        found[name] = fields.merge(replace(whole, tasks=tasks), overrides)
+        found[name] = replace(whole, tasks=tasks).changed(overrides)
     return found
 
 

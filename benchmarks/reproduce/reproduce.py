@@ -75,10 +75,10 @@ class Settings:
             tasks={"clustering": {"clusters": self.clusters, "queue_batches": self.queue_batches}},
         )
         if recipe == "paper":
-            config = fields.merge(config, {"optimizer": {"lr": self.paper_lr}})
+            config = config.changed({"optimizer": {"lr": self.paper_lr}})
         clustering = config.tasks.clustering
         if clustering is not None and clustering.start_epoch >= epochs:
-            config = fields.merge(config, {"tasks": {"clustering": {"start_epoch": 0}}})
+            config = config.changed({"tasks": {"clustering": {"start_epoch": 0}}})
         return config
 
 

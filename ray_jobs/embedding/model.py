@@ -20,7 +20,7 @@ from conclugen.common.names import did_you_mean
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.probe import Probe, fit_classes, fit_labels, fit_values
 from conclugen.evaluation.solvers import Linear
-from ray_jobs import evaluate, evaluation, saved_config
+from ray_jobs import evaluate, evaluation
 from ray_jobs.extraction.plan import Recipe, recipe_of
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
@@ -128,7 +128,7 @@ class RunModel:
 
 def _shards_info(folder: RunFolder) -> dict[str, Any]:
     """What the manifest of the run's own shards says, for models that were exported without it."""
-    data = saved_config.read(folder.config).get("data")
+    data = folder.load_config().get("data")
     if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
         return {}
     try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conclugen import blockwise, fields, presets
+from conclugen import blockwise, presets
 from conclugen.blockwise import Compared, Sweep, log_sums
 from conclugen.latents import Latents, Presence
 from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig, ring
@@ -120,7 +120,7 @@ def test_rows_of_a_block_are_chosen_by_the_size_of_the_batch(monkeypatch: pytest
 
 def test_block_rows_is_no_part_of_what_is_learned() -> None:
     config = presets.build("contrast_only")
-    other = fields.merge(config, {"tasks": {"contrastive": {"block_rows": 64}}})
+    other = config.changed({"tasks": {"contrastive": {"block_rows": 64}}})
     assert config.identity_digest() == other.identity_digest() and config.differences(other) == {}
     with pytest.raises(ValueError, match=r"tasks\.contrastive\.block_rows: found 0"):
         ContrastiveConfig(block_rows=0)

@@ -50,7 +50,7 @@ class SizeOptions:
                 for name in path[:-1]:
                     place = place.setdefault(name, {})
                 place[path[-1]] = getattr(self, searched.name)
-        sized = fields.merge(config, overrides)
+        sized = config.changed(overrides)
         within = {n: registry.get(n).within(task, self.epochs) for n, task in sized.tasks.active.items()}
         return replace(sized, tasks=replace(sized.tasks, **within))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen import PretrainConfig, fields
+from conclugen import PretrainConfig
 from conclugen.common.atomic import write_json
 from tuning.sweep.space import Choices, Range, Space, names
 from tuning.sweep.trial import Trial, TrialShared
@@ -48,7 +48,7 @@ class Schedule:
         """From the weights' state of a pretrainer: `configured`, and `changes` with `step` and `weights`."""
         tasks = {name: {"weight": weight} for name, weight in state["configured"].items()}
         changes = tuple((int(change["step"]), dict(change["weights"])) for change in state["changes"])
-        return cls(fields.merge(config, {"tasks": tasks}), changes, objective, value)
+        return cls(config.changed({"tasks": tasks}), changes, objective, value)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

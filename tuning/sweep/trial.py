@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conclugen import PretrainConfig, Pretrainer, checkpoint, fields
+from conclugen import PretrainConfig, Pretrainer, checkpoint
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
 from ray_jobs.tracking.journal import Journal
@@ -205,7 +205,7 @@ class Trial(Progress):
         started = time.perf_counter()
         state = checkpoint.load(Path(folder) / STATE)
         tasks = {name: {"weight": weight} for name, weight in state.meta["weights"]["configured"].items()}
-        begun_as = fields.merge(self.config, {"tasks": tasks})
+        begun_as = self.config.changed({"tasks": tasks})
         if begun_as != self.config:  # a member of a population may have its state from one that began with others
             self.config, self.pretrainer = begun_as, self.shared.pretrainer(begun_as, self.plan)
         state.restore(self.pretrainer)
