@@ -56,7 +56,7 @@ class Source:
 
     def moments(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Mean and deviation of each modality, (D_m,) both, over the rows that standardisation is fitted on."""
-        return column_moments(self.reader, self.view, self.data.standardization_rows, self.plan.seed)
+        return column_moments(self.reader, self.data.standardization_rows, self.plan.seed)
 
     @property
     def steps_per_epoch(self) -> int | Fraction:

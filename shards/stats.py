@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from shards.commands import StatsJob
 from shards.manifest import Manifest
-from shards.reader import Reader, Selection
+from shards.reader import Reader
 from shards.view import View
 from shards.writer import shuffled_start
 
@@ -21,17 +21,15 @@ _CHUNK = 64
 
 
 def column_moments(
-    reader: Reader, view: Selection | None = None, max_rows: int | None = None, seed: int = 0
+    reader: Reader, max_rows: int | None = None, seed: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Modality -> (mean, std), each (D_m,) float64, over the rows of `view` in which the modality is present.
+    """Modality -> (mean, std), each (D_m,) float64, over the reader's rows in which the modality is present.
 
-    view: rows to use (default: the reader's own); max_rows: at most about so many, in chunks of 64 consecutive rows
-    drawn by `seed` (default: all). Population deviation (divided by n). Chunks are merged by the pairwise update of
-    Chan, Golub and LeVeque (1983), in float64 and in the order of the shards, so the result depends on the arguments
-    only. Raises ValueError for a modality that no row has.
+    max_rows: at most about so many, in chunks of 64 consecutive rows drawn by `seed` (default: all). Population
+    deviation (divided by n). Chunks are merged by the pairwise update of Chan, Golub and LeVeque (1983), in float64 and
+    in the order of the shards, so the result depends on the arguments only. Raises ValueError for a modality that no
+    row has.
     """
-    if view is not None and view is not reader.view:
-        reader = reader.over(view)
     moments = {modality: _Moments(width) for modality, width in reader.widths.items()}
     for shard, start, stop in _chunks(reader.counts, max_rows, seed):
         rows = reader.read(shard, start, stop)
@@ -141,7 +139,7 @@ def describe(
     # Each column by itself, whatever modalities it belongs to; a damaged sample does not stop a description.
     own = {name: (name,) for name, count in zip(schema.column_names, present, strict=True) if count}
     reader = Reader(manifest, view, own or None, (), max_damaged_share=1.0)
-    moments = column_moments(reader, None, max_rows, seed) if view.rows and present.any() else {}
+    moments = column_moments(reader, max_rows, seed) if view.rows and present.any() else {}
     return {
         "folder": manifest.folder,
         "digest": manifest.digest,

@@ -42,8 +42,8 @@ def test_a_view_and_a_seeded_choice_of_rows(manifest: Manifest) -> None:
     view = View.where(manifest, np.arange(300) % 2 == 0)
     v2d = np.stack([s.columns["v2d"] for s in make_samples(300)])[::2]  # type: ignore[misc]
     reader = Reader(manifest, modalities={"m": ("v2d",)})
-    np.testing.assert_allclose(column_moments(reader, view)["m"][0], v2d.mean(axis=0, dtype=float), atol=1e-9)
-    some = [column_moments(reader, None, 100, seed)["m"][0] for seed in (0, 0, 1)]
+    np.testing.assert_allclose(column_moments(reader.over(view))["m"][0], v2d.mean(axis=0, dtype=float), atol=1e-9)
+    some = [column_moments(reader, 100, seed)["m"][0] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(some[0], some[1])
     assert not np.array_equal(some[0], some[2])
     assert reader.damage.rows_read <= 3 * 100

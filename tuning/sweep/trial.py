@@ -74,7 +74,7 @@ class TrialShared:
         reader = open_reader(data, manifest, view, modalities, ())
         row_bytes = sum(width * reader.dtypes[m].itemsize for m, width in reader.widths.items())
         rows = read_all(reader) if view.rows * row_bytes <= shared_bytes else None
-        moments = column_moments(reader, view, data.standardization_rows, seed)
+        moments = column_moments(reader, data.standardization_rows, seed)
         return cls(rows, reader, view.counts, data.remainder, data.chunk_rows, moments, judge)
 
     def check_batch(self, global_batch: int) -> None:

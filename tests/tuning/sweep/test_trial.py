@@ -81,7 +81,7 @@ def test_trains_on_the_batches_of_the_stream(
     view = View.open(manifest, "train")
     reader = Reader(manifest, view, {m: manifest.modalities[m] for m in modalities}, labels=())
     plan = EpochPlan(view.counts, 127, 24, remainder=remainder)
-    moments = column_moments(reader, view, data.standardization_rows, 127)
+    moments = column_moments(reader, data.standardization_rows, 127)
     peer = Pretrainer(chosen, reader.widths, plan.steps_per_epoch, moments)
     steps = plan.start_of_epoch(3)
     expected = [float(peer.step(rows)["loss"]) for rows in stream(reader, plan, 0, 1, Cursor(), steps)]
