@@ -104,11 +104,13 @@ class RunFolder:
             ) from cause
         return found
 
-    def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder this run's, unless it already is. Raises ValueError as `belongs` does."""
-        if not self.belongs(identity):
+    def claim(self, identity: Mapping[str, Any]) -> bool:
+        """Make the folder this run's; returns whether it already was. Raises ValueError as `belongs` does."""
+        resumed = self.belongs(identity)
+        if not resumed:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._record, _plain(identity))
+        return resumed
 
     def save_config(self, job: PretrainJob) -> None:
         """Keep the resolved configuration of this start, as `--config` reads it."""

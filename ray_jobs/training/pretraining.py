@@ -61,14 +61,13 @@ def _pretrain(
     total_steps: int,
     train: Callable[[Start], None],
 ) -> PretrainResult:
-    resumed = folder.belongs(identity)
     uri = uri_of_run(folder.path, job.run.tracking_uri)
     reached = check_reached(job, folder, identity, total_steps)
     moments = None
     if job.pretrain.model.standardize and not folder.standardization.is_file():
         # Before the name is taken: it stays free where the data turns out to be damaged.
         moments = source.moments()
-    folder.claim(identity)
+    resumed = folder.claim(identity)
     folder.save_config(job)
     if moments is not None:
         folder.save_standardization(moments)

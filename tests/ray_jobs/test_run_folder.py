@@ -85,14 +85,17 @@ def test_a_standardisation_that_can_t_be_read_is_named(tmp_path: Path, damage: s
 
 
 def test_a_standardisation_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes before the name, the folder that holds the name after it."""
     folder, synced = RunFolder(tmp_path), []
 
     def note(descriptor: int) -> None:
-        synced.append((os.fstat(descriptor).st_ino, folder.standardization.exists()))
+        status = os.fstat(descriptor)
+        synced.append((status.st_ino, status.st_size, folder.standardization.exists()))
 
     monkeypatch.setattr(os, "fsync", note)
     folder.save_standardization({"video": (np.zeros(3), np.ones(3))})
-    assert synced == [(folder.standardization.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    file, place = folder.standardization.stat(), tmp_path.stat()
+    assert synced == [(file.st_ino, file.st_size, False), (place.st_ino, place.st_size, True)]
 
 
 def test_workers_of_an_earlier_start_may_not_write(tmp_path: Path) -> None:
