@@ -262,6 +262,20 @@ def test_views_that_cannot_be_made_are_refused_before_anything_is_written(
     assert main([*command, "--meta", "part", "--quiet"]) == 0, "as a field it is well"
 
 
+def test_a_view_by_a_field_keeps_the_field_as_meta_does(npz: Path, tmp_path: Path) -> None:
+    common = ["pack", "--source", str(npz), "--column", "m=mfcc", "--view-by", "split", "--quiet", "--output"]
+    for name, meta in (("alone", []), ("said", ["--meta", "split"]), ("another", ["--meta", "split=said"])):
+        assert main([*common, str(tmp_path / name), *meta]) == 0
+    alone, said, another = (Manifest.open(tmp_path / name) for name in ("alone", "said", "another"))
+    order, split, words = shuffled_order(30, 0), _arrays()["split"], _arrays()["said"]
+    assert Reader(alone).metadata(0)["meta.split"].to_pylist() == [split[i] for i in order]
+    assert alone.digest == said.digest
+    assert View.open(alone, "train").rows == 20 and View.open(alone, "test").rows == 10
+    # A field of that name which --meta takes from elsewhere stays what it says.
+    assert Reader(another).metadata(0)["meta.split"].to_pylist() == [words[i] for i in order]
+    assert View.open(another, "kids").rows == 15
+
+
 def test_a_view_by_a_field_that_is_not_there_is_one_problem(npz: Path) -> None:
     with pytest.raises(ValueError) as caught:
         pack(_options(npz, meta={"part": "nope"}, view_by="part"))
