@@ -25,6 +25,7 @@ JOBS = {
     "report": "tuning.report.__main__",
     "corpus": "shards.corpus.__main__",
     "author_features": "shards.adapters.author_features",
+    "word_error_rate": "shards.transcripts.word_error_rate",
 }
 # Commands of `python -m shards`.
 SHARDS = ("check", "pack", "index", "convert-pickle", "verify", "stats", "split")

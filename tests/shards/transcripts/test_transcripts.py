@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import wave
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.adapters.grid import sentence
+from shards.clips.reader import ClipManifest, ClipSchema
+from shards.clips.writer import NewClip, write_clip_shard
 from shards.media.audio import read_audio
-from shards.transcripts.recogniser import create_recogniser, word_error_rate, word_errors, words
+from shards.transcripts.recogniser import Transcript, create_recogniser, word_error_rate, word_errors, words
 from shards.transcripts.word_error_rate import main
 
 
@@ -148,6 +153,44 @@ def test_whisper_without_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert asked == ["nobody/nothing"]  # once, and by nobody else: the loaders would try for minutes
 
 
+def test_rate_of_clips_whose_words_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Seconds of sound tell the clips apart; those with words of a recogniser, or without sound, are no measure."""
+    words = [("a b c d", "own", 1), ("a b c", "own", 2), ("told", "whisper:base", 3), ("silent", "own", 0)]
+    clips = []
+    for number, (text, source, seconds) in enumerate(words):
+        sound = io.BytesIO()
+        with wave.open(sound, "wb") as file:
+            file.setparams((1, 2, 16_000, 0, "NONE", ""))
+            file.writeframes(bytes(2 * 16_000 * seconds))
+        meta = {"split": "train", "source": f"{number}.mp4", "seconds": "1.000"}
+        details = {"video": {"seconds": 1.0}, "transcript": {"source": source}, "face": None}
+        clips.append(
+            NewClip(f"c{number}", b"video", sound.getvalue() if seconds else None, text, {}, None, meta, details)
+        )
+    entry = write_clip_shard(tmp_path, "clips-0", ClipSchema("wav", (), grouped=False), clips)
+    assert entry is not None
+    ClipManifest.assemble(tmp_path, [entry])
+    asked = []
+
+    def heard(name: str, model: str | None, grammar: str | None) -> Callable[[np.ndarray], Transcript]:
+        asked.append((name, model, grammar))
+        said = {1: "a b x d", 2: None}
+        return lambda samples: Transcript(said[round(len(samples) / 16_000)], name)
+
+    monkeypatch.setattr("shards.transcripts.recogniser.create_recogniser", heard)
+    assert main([str(tmp_path), "--grammar", "grid"]) == 0
+    assert asked == [("pocketsphinx", None, None), ("pocketsphinx", None, "grid")]
+    out = capsys.readouterr().out
+    assert "c0: said 'a b c d', heard 'a b x d'" in out and "c1: said 'a b c', heard None" in out
+    assert "pocketsphinx, free speech: word error rate 57.1% on 2 clips" in out  # 1 of 4 wrong, 3 of 3 missing
+    assert main(["--data", str(tmp_path), "--limit", "1"]) == 0
+    assert "word error rate 25.0% on 1 clips" in capsys.readouterr().out
+
+
 def test_rate_of_a_folder_without_known_words(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([str(tmp_path)]) == 2
     assert "no manifest" in capsys.readouterr().err
+    assert main([str(tmp_path), "--limit", "0"]) == 2
+    assert capsys.readouterr().err == "error: --limit: must be at least 1, got 0\n"
