@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conclugen import Pretrainer, export
+from conclugen import PretrainConfig, Pretrainer, export
 from conclugen.common.options import to_plain
 from ray_jobs import ray_cluster
 from ray_jobs.run_config import PretrainJob
@@ -24,6 +24,7 @@ from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training import run_lock, trainer
 from ray_jobs.training import worker as train_worker
+from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.progress import ProgressPrinter
 from ray_jobs.training.validation import check_validation
 from ray_jobs.training.worker import Start
@@ -45,7 +46,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> 
     source = Source.open(job.data, job.pretrain)
     source.check()
     total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
-    check_validation(job, source)
+    check_validation(source, job.pretrain, job.run.keep_by)
     folder = RunFolder(job.run.output_folder / job.run.name)
     identity = job.pretrain.identity() | source.identity()
     folder.belongs(identity)  # refused before anything is written
@@ -62,7 +63,13 @@ def _pretrain(
     train: Callable[[Start], None],
 ) -> PretrainResult:
     uri = uri_of_run(folder.path, job.run.tracking_uri)
-    reached = check_reached(job, folder, identity, total_steps)
+    store = folder.store(job.run)
+    reached = reached_step(store, identity)
+    if reached > total_steps:
+        raise ValueError(
+            f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
+            f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
+        )
     moments = None
     if job.pretrain.model.standardize and not folder.standardization.is_file():
         # Before the name is taken: it stays free where the data turns out to be damaged.
@@ -88,7 +95,7 @@ def _pretrain(
                     ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
                     with ProgressPrinter(folder.journal, total_steps):
                         trainer.fit(job, folder, total_steps, identity, train)
-                step = export_model(job, source, folder)
+                step = export_model(job.pretrain, source, store, folder)
                 for picture in plot_history(folder):
                     journal.artifact(picture, target="plots")
                 journal.model(
@@ -105,12 +112,9 @@ def _pretrain(
     return PretrainResult(folder, folder.model, step, uri, sink.run_id)
 
 
-def check_reached(job: PretrainJob, folder: RunFolder, identity: dict[str, Any], total_steps: int) -> int:
-    """The step that the run's newest checkpoint stands at, 0 without one.
-
-    Raises ValueError where that is beyond the end that is asked for, or where it is a checkpoint of another run.
-    """
-    store = folder.store(job.run)
+def reached_step(store: CheckpointStore, identity: dict[str, Any]) -> int:
+    """The step that the run's newest checkpoint stands at, 0 without one. Raises ValueError where it is a checkpoint of
+    another run."""
     newest = store.newest()
     if newest is None:
         return 0
@@ -118,13 +122,7 @@ def check_reached(job: PretrainJob, folder: RunFolder, identity: dict[str, Any],
     differing = sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
     if differing:
         raise ValueError(f"{store.location}: holds checkpoints of another run, which differs in {', '.join(differing)}")
-    reached = int(newest.meta["step_number"])
-    if reached > total_steps:
-        raise ValueError(
-            f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
-            f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
-        )
-    return reached
+    return int(newest.meta["step_number"])
 
 
 def remainder(source: Source) -> str:
@@ -175,13 +173,13 @@ def tags(job: PretrainJob, source: Source) -> dict[str, str]:
     }
 
 
-def export_model(job: PretrainJob, source: Source, folder: RunFolder) -> int:
+def export_model(config: PretrainConfig, source: Source, store: CheckpointStore, folder: RunFolder) -> int:
     """Write the model of the newest checkpoint for use elsewhere; returns its step."""
-    state = folder.store(job.run).newest()
+    state = store.newest()
     if state is None:
         raise ValueError(f"{folder.path}: the run ended without a whole checkpoint; run it again under the same name")
     pretrainer = Pretrainer(
-        job.pretrain,
+        config,
         widths=source.reader.widths,
         steps_per_epoch=source.steps_per_epoch,
         standardization=folder.load_standardization(),

@@ -13,7 +13,7 @@ from conclugen.common.names import did_you_mean
 from conclugen.evaluation import health
 from conclugen.evaluation.knn import neighbour_vote
 from conclugen.evaluation.protocol import own_groups
-from ray_jobs.run_config import DataConfig, PretrainJob
+from ray_jobs.run_config import DataConfig
 from ray_jobs.source import Source, open_reader
 from shards import Manifest, Reader, Rows, View
 
@@ -117,18 +117,18 @@ def _open_reader(data: DataConfig, manifest: Manifest, name: str, modalities: tu
     return open_reader(data, manifest, view, modalities, (data.label,)), len(label.classes)
 
 
-def check_validation(job: PretrainJob, source: Source) -> None:
+def check_validation(source: Source, config: PretrainConfig, keep_by: str | None) -> None:
     """ValueError unless the data has the validation view and label that are named, and `run.keep_by`, where it is
     given, is a measure of theirs: told before anything is started or written, not by the first checkpoint."""
-    if job.data.validation_view is not None:
-        _open_reader(job.data, source.manifest, job.data.validation_view, job.pretrain.modalities)
-    keep_by = job.run.keep_by
+    view = source.data.validation_view
     if keep_by is None:
+        if view is not None:
+            _open_reader(source.data, source.manifest, view, config.modalities)
         return
-    validation = Validation.open(job.data, source.manifest, job.pretrain.modalities)
+    validation = Validation.open(source.data, source.manifest, config.modalities)
     if validation is None:
         raise ValueError(f"run.keep_by: {keep_by!r} needs data.validation_view, which is None")
-    names = [f"validation/{name}" for name in validation.names(job.pretrain, source.reader.widths)]
+    names = [f"validation/{name}" for name in validation.names(config, source.reader.widths)]
     if keep_by not in names:
         raise ValueError(
             f"run.keep_by: {keep_by!r} is no measure of the validation view; {did_you_mean(keep_by, names)}"
