@@ -28,6 +28,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _DOTS_PER_INCH = 150
 _SMOOTHED_FROM = 200  # a curve with more points than this gets a running mean
 _STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names of classes and data sets are text: `$` begins no formula
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,

@@ -1,12 +1,16 @@
-"""Words about a name that is not known: the closest known one, and which there are."""
+"""Words about a name that is not known, and names of files for names of any kind."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import re
 from collections.abc import Iterable
 
 _CUTOFF = 0.5  # of difflib's ratio: 'contrastiv' and 'vidoe' find theirs, unrelated words find nothing
 _MOST_LISTED = 20
+_FILE_NAME = re.compile(r"[A-Za-z0-9_+=][A-Za-z0-9_+=.-]{0,79}")
+_MARKED = re.compile(r"-[0-9a-f]{10}$")
 
 
 def closest(name: object, allowed: Iterable[object]) -> str | None:
@@ -31,3 +35,15 @@ def did_you_mean(name: object, allowed: Iterable[object]) -> str:
     listed = ", ".join(names[:_MOST_LISTED]) or "none"
     close = closest(name, names)
     return f"allowed: {listed}{more}" + (f"; did you mean {close!r}?" if close else "")
+
+
+def file_name(name: str) -> str:
+    """A file's name for any text, another one for each other text: never a path, at most 91 ASCII characters.
+
+    Letters, digits and `_+=.-` stay. Where anything else had to be replaced a digest of the whole text follows, which
+    also marks texts that look as if they had one. Upper and lower case may be one on the file system: that is kept.
+    """
+    if _FILE_NAME.fullmatch(name) and not _MARKED.search(name):
+        return name
+    kept = re.sub(r"[^A-Za-z0-9_+=.-]", "_", name)[:80].lstrip(".-")
+    return f"{kept or '_'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from conclugen.common.atomic import atomic_path
+from conclugen.common.names import file_name
 from conclugen.fields import choose
 from ray_jobs import ray_cluster
 from ray_jobs.embed import EmbedJob
@@ -36,6 +39,8 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
     model.check([encoder.info for encoder in encoders])
     windows = Windows(job.window, job.stride)
     tables, failed = [], 0
+    stems = Counter(Path(path).stem for path in job.files)
+    pictures = {path: file_name(Path(path).stem if stems[Path(path).stem] == 1 else path) for path in job.files}
     classes = model.probe.classes if model.probe is not None else ()
     for result in embed_files(model, encoders, job.files, job.fusion, windows, job.text):
         if not isinstance(result, Embedded):
@@ -47,13 +52,14 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
         print(_line(result, classes), flush=True)
         if len(result.stretches) > 2:
             shown = None if result.probabilities is None else result.probabilities[1:]
-            picture = out / f"timeline-{Path(result.path).stem}.png"
+            picture = out / f"timeline-{pictures[result.path]}.png"
             title = f"{Path(result.path).name}, windows of {windows.length:g} s"
             embed_timeline.draw(result.stretches[1:], result.embeddings[1:], shown, classes, picture, title)
             print(f"  timeline: {picture}")
     if tables:
         out.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.concat_tables(tables), out / _ROWS_FILE)
+        with atomic_path(out / _ROWS_FILE) as temporary:  # what an earlier call wrote stays whole until this one is
+            pq.write_table(pa.concat_tables(tables), temporary)
         print(f"{len(tables)} of {len(job.files)} clips: {out / _ROWS_FILE}")
     return QUARANTINED if failed else COMPLETE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,6 +27,21 @@ def draw(
     middle of their window. ValueError for less than two windows."""
     if len(stretches) < 2:
         raise ValueError(f"a timeline of {len(stretches)} window(s), expected two or more")
+    with mpl.rc_context({"text.parse_math": False}):  # names of classes and files are text
+        figure = _figure(stretches, embeddings, probabilities, classes, title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        FigureCanvasAgg(figure)
+        figure.savefig(path, format="png", dpi=150)
+    return path
+
+
+def _figure(
+    stretches: Sequence[tuple[float, float]],
+    embeddings: np.ndarray,
+    probabilities: np.ndarray | None,
+    classes: Sequence[str],
+    title: str,
+) -> Figure:
     middle = np.mean(stretches, axis=1)
     figure = Figure(figsize=(8.0, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -44,10 +60,7 @@ def draw(
     axes.set(xlabel="seconds (middle of the window)", title=title)
     axes.set_xlim(stretches[0][0], stretches[-1][1])
     axes.grid(color="#DDDDDD", linewidth=0.6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=150)
-    return path
+    return figure
 
 
 def change(embeddings: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
+from ray_jobs.embedding import timeline
 
 
 @pytest.fixture
@@ -128,3 +129,19 @@ def test_colours_are_told_apart_without_red_and_green(projection):
     seen = np.clip(rgb**2.2 @ np.asarray(projection).T, 0, 1) ** (1 / 2.2)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=2) + np.eye(len(seen))
     assert distance.min() > 0.12
+
+
+@pytest.mark.parametrize("name", [r"$\bad$", "$x^2$", "a $5 b", "100 %", "_under_", "#1 {x}"])
+def test_names_are_text_and_never_formulae(tmp_path, drawn, name):
+    """A class, a system, a metric and a title of any name are drawn as they stand, in every kind of picture."""
+    value = Interval(0.5, 0.4, 0.6, 0.95, 4)
+    plots.confusion([[1, 0], [0, 1]], (name, "b"), tmp_path / "a.png", title=name)
+    plots.representation_map(np.eye(4), [name, name, "b", "b"], tmp_path / "b.png", title=name)
+    plots.curves({name: [(0, 1.0), (1, 0.5)]}, tmp_path / "c.png")
+    plots.interval_bars({name: value, "b": value}, tmp_path / "d.png", ylabel=name, title=name)
+    plots.label_efficiency({name: {0.1: value, 1.0: value}}, tmp_path / "e.png", ylabel=name, title=name)
+    timeline.draw([(0, 1), (1, 2)], np.eye(2), np.eye(2), (name, "b"), tmp_path / "f.png", name)
+    for figure in drawn:
+        named = [text for text in figure.findobj(Text) if name in text.get_text()]
+        assert named and not any(text.get_parse_math() for text in named)
+    assert len(drawn) == 6

@@ -55,14 +55,15 @@ def html(title: str, lead: str, blocks: Sequence[Block]) -> str:
 
 def markdown(title: str, lead: str, blocks: Sequence[Block]) -> str:
     """The same in GitHub's Markdown."""
-    parts = [f"# {title}", lead]
+    parts = [f"# {_plain(title)}", _plain(lead)]
     for block in blocks:
         if isinstance(block, Heading):
-            parts.append(f"## {block.text}")
+            parts.append(f"## {_plain(block.text)}")
         elif isinstance(block, Text):
-            parts.append("\n".join(f"- {item}" for item in block.items) if block.listed else "\n\n".join(block.items))
+            items = [_plain(item) for item in block.items]
+            parts.append("\n".join(f"- {item}" for item in items) if block.listed else "\n\n".join(items))
         elif isinstance(block, Charts):
-            parts += [f"![{caption}]({name})" for caption, name in block.pictures]
+            parts += [f"![{_plain(caption)}]({name})" for caption, name in block.pictures]
         else:
             parts.append(_markdown_table(block))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -137,9 +138,11 @@ def _markdown_table(table: Table) -> str:
             lines.append("| *" + _plain(section) + "* |" + " |" * len(table.head))
         cells = [_MARKDOWN.get(entry.mark, "{}").format(_plain(entry.text)) for entry in line.entries]
         lines.append("| " + " | ".join([_plain(line.name), *cells]) + " |")
-    parts = [f"### {table.title}", table.note, "\n".join(lines), "\n".join(f"- {t}" for t in table.footnotes)]
+    footnotes = "\n".join(f"- {_plain(text)}" for text in table.footnotes)
+    parts = [f"### {_plain(table.title)}", _plain(table.note), "\n".join(lines), footnotes]
     return "\n\n".join(part for part in parts if part)
 
 
 def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """On one line, without Markdown's bar and HTML's brackets: viewers differ in which tags they let through."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")

@@ -14,6 +14,7 @@ from pathlib import Path
 from conclugen import fields
 from conclugen.common import uris
 from conclugen.common.atomic import write_text
+from conclugen.common.names import file_name
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 from ray_jobs.tracking.destination import uri_of_run
@@ -273,11 +274,13 @@ def _pictures(results: Results, families: dict[str, list[Family]], place: Path) 
                     row[fraction] = Interval(value.mean, value.mean - spread, value.mean + spread, 0.68, value.seeds)
             curves[system.label] = row
         title = f"{dataset}: mean and deviation over seeds"
-        written.append(plots.label_efficiency(curves, place / f"label_efficiency_{dataset}.png", title=title))
+        written.append(
+            plots.label_efficiency(curves, place / f"{file_name(f'label_efficiency_{dataset}')}.png", title=title)
+        )
         for family in families["claim"]:
             if family.dataset == dataset and family.comparisons:
                 bars = {comparison.second: comparison.interval for comparison in family.comparisons}
-                name = f"all_tasks_{dataset}_{family.recipe}_{family.fraction:g}.png"
+                name = f"{file_name(f'all_tasks_{dataset}_{family.recipe}_{family.fraction:g}')}.png"
                 whole = " + ".join(results.tasks)
                 title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {whole} minus ..."
                 written.append(plots.interval_bars(bars, place / name, ylabel="difference in accuracy", title=title))

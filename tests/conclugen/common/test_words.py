@@ -1,11 +1,13 @@
-"""Nearest names and durations."""
+"""Nearest names, names of files, and durations."""
 
 import math
+import random
+from pathlib import Path
 
 import pytest
 
 from conclugen.common.durations import clock
-from conclugen.common.names import closest, did_you_mean, nearest
+from conclugen.common.names import closest, did_you_mean, file_name, nearest
 
 
 def test_the_nearest_name() -> None:
@@ -39,3 +41,18 @@ def test_words_about_an_unknown_name() -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert clock(seconds) == words
+
+
+def test_file_names_are_no_paths_and_one_for_each_text(tmp_path: Path) -> None:
+    """Texts that some rule would make equal, and its results, given as texts again; each name can be written."""
+    rng = random.Random(0)
+    texts = {"".join(rng.choices("ab./\\ $-é\u0301#\0\n", k=rng.randrange(6))) for _ in range(1500)}
+    texts |= {"..", ".", "", "a/../b", "/etc/passwd", "x" * 80, "x" * 81, "x" * 300, "-rf", "con", "é", "e\u0301"}
+    texts |= {file_name(text) for text in texts}
+    named = {text: file_name(text) for text in texts}
+    assert len(set(named.values())) == len(texts) > 1500
+    for text in sorted(texts)[:50]:
+        (tmp_path / named[text]).write_text(text)
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == sorted(texts)[:50]
+    assert all(len(name) <= 91 and Path(name).name == name and name[0] not in ".-" for name in named.values())
+    assert file_name("faces_v2.1+x=3") == "faces_v2.1+x=3"
