@@ -122,6 +122,7 @@ def test_twelve_trials_are_run_by_few_processes_and_the_cost_of_starting_one_is_
     assert min(overhead) > 0 and twelve.costs["overhead_seconds"] == pytest.approx(sum(overhead) / 12)
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_left_alone_and_grows_by_what_is_added(
     twelve: SweepResult, shards: Path, shared_ray: None
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_finished_sweep_is_left_alone_and_grows_by_what_is_added(
         sweep(dataclasses.replace(job, space=small_space(epochs=6)))
 
 
+@pytest.mark.slow
 def test_a_trial_that_dies_goes_on_from_its_checkpoint(
     shared_ray: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ def command(*arguments: str) -> int:
     return bench.run(parser.parse_args(arguments))
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report, picture = tmp_path / "report.json", tmp_path / "plot.png"
     skipped = [name for name in bench.METHODS if "ray" in name or name in ("read_webdataset", "webdataset_loader")]

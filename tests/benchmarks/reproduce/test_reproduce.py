@@ -71,6 +71,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, capsys):
     results = folder / "docs" / "results.md"
     reproduce(folder, folder / "out", results, draws=2, settings=TINY)
