@@ -80,7 +80,7 @@ def test_killed_and_started_again_runs_no_cell_twice_and_its_runs_are_nested(sha
                    if run.data.tags["modalities"] == " ".join(record.tags["modalities"])
                    if run.data.tags["system"] == record.tags["system"]
                    if run.data.tags["seed"] == str(record.tags["seed"])]  # fmt: skip
-        assert by_name[name].data.metrics["accuracy_0.3"] == pytest.approx(record.metrics["accuracy@0.3"])
+        assert by_name[name].data.metrics["accuracy:0.3"] == pytest.approx(record.metrics["accuracy@0.3"])
     files = report(folder)
     assert "contrastive + clustering + reconstruction" in files[0].read_text("utf-8")
 
