@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.common import uris
 from conclugen.common.atomic import atomic_file, sync_folder
 from conclugen.fields import choose
 from shards.access import LOCAL_SOURCE, refuse_url
@@ -159,6 +160,7 @@ class Ledger:
         Raises OSError where it cannot be written (a full disk); the file then holds whole records only.
         """
         values = {f.name: getattr(record, f.name) for f in fields(record)} | {"time": time.time()}
+        values["reason"] = uris.scrub(record.reason)  # what a library said, as often as not
         line = json.dumps(_encode(values), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             file = self._own_file()

@@ -7,23 +7,40 @@ URI with a user name, a password or a signature has no place in one: credentials
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sys
+import threading
+import traceback
+import warnings
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
 
 # scheme://user:password@host, also inside a longer text and behind `simplecache::`. A user name ends before the first
-# slash; a password may hold slashes and more @ where somebody forgot to quote it, unless it is a port.
+# slash; a password may hold slashes and more @ where somebody forgot to quote it, unless it is a port. `pathlib.Path`
+# takes a slash from an address.
 _USER = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)"
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://"
+    r"|\b(?:https?|ftp|sftp|ssh|s3[an]?|gc?s|abfss?|wasbs?|az|adl|hdfs|r2|oss|memcached|redis"
+    r"|(?:postgresql|postgres|mysql|mssql|mariadb|oracle)(?:\+\w+)?):/)"
     r"(?:[^\s'\"<>(){}?#/:@]*:(?!\d+(?:[/?#\s'\"<>(){}]|$))[^\s'\"<>(){}]*@|[^\s'\"<>(){}?#/]*@)"
 )
 # Signed queries: Amazon's and Google's (X-Amz-Signature ...), Azure's (sig), tokens and keys of others.
 _QUERY = re.compile(
-    r"(?P<name>[?&;](?:[\w.-]*(?:signature|credential|token|secret|password|passwd|pwd|api_?key|access_?key|auth)[\w.-]*"
+    r"(?P<name>[?&;#](?:[\w.-]*(?:signature|credential|token|secret|password|passwd|pwd|api_?key|access_?key|auth)[\w.-]*"
     r"|sig|key|awsaccesskeyid|googleaccessid|user|username)=)(?P<value>[^&;#\s'\"<>)]+)",
     re.IGNORECASE,
 )
+# What a client logs of the requests that it makes.
+_HEADER = re.compile(
+    r"(?P<name>\b(?:proxy-)?authorization['\"]?\s*[:=]\s*b?['\"]?(?:basic|bearer|digest|token|aws4-hmac-sha256)\s+)"
+    r"(?P<value>[^\s'\",;]+)",
+    re.IGNORECASE,
+)
 _HIDDEN = "***"
-_SECRET_VARIABLES = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY)", re.IGNORECASE)
+_SECRET_VARIABLES = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_?KEY|CREDENTIAL)", re.IGNORECASE)
 _SHORTEST_SECRET = 6  # shorter values of such variables are words that also mean something else
 
 
@@ -45,12 +62,55 @@ def check(field: str, uri: str) -> str:
 
 
 def scrub(text: object) -> str:
-    """A message without secrets: those in URIs, and the values of this process's environment variables that hold some.
+    """A message without secrets: those in URIs and request headers, and the values of this process's environment
+    variables that hold some.
 
     For messages after they are formatted, those of other libraries' exceptions included.
     """
-    cleaned = public(str(text))
+    cleaned = _HEADER.sub(rf"\g<name>{_HIDDEN}", public(str(text)))
     for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):  # one may be part of another
-        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLES.search(name) and value in cleaned:
-            cleaned = cleaned.replace(value, _HIDDEN)
+        secret = len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLES.search(name)
+        if secret and not os.path.exists(value):  # noqa: PTH110  # a file's path, such as RAY_AUTH_TOKEN_PATH, is none
+            for written in (value, quote(value, safe="")):
+                cleaned = cleaned.replace(written, _HIDDEN)
     return cleaned
+
+
+class _ScrubbedRecord(logging.LogRecord):
+    """A log record whose message and trace are scrubbed when a handler formats them."""
+
+    def getMessage(self) -> str:  # noqa: N802
+        return scrub(super().getMessage())
+
+    @property
+    def exc_text(self) -> str | None:
+        return self._exc_text
+
+    @exc_text.setter
+    def exc_text(self, text: str | None) -> None:
+        self._exc_text = None if text is None else scrub(text)
+
+
+def scrub_output() -> None:
+    """From now on, scrub what this process logs, warns of, and shows of errors that nothing catches.
+
+    Other libraries put addresses and headers into their messages; no logger or handler has to be known for this.
+    """
+    if logging.getLogRecordFactory() is _ScrubbedRecord:
+        return
+    logging.setLogRecordFactory(_ScrubbedRecord)
+    shown = warnings.formatwarning
+
+    def formatwarning(*arguments: Any, **more: Any) -> str:
+        return scrub(shown(*arguments, **more))
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(scrub("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+    def thread_excepthook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_type is not SystemExit and arguments.exc_value is not None:
+            excepthook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+
+    warnings.formatwarning = formatwarning
+    sys.excepthook = excepthook
+    threading.excepthook = thread_excepthook

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.names import file_name
 from conclugen.fields import choose
@@ -46,7 +47,7 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
         if not isinstance(result, Embedded):
             path, error = result
             failed += 1
-            print(f"{path}: {error.reason}: {error}", file=sys.stderr)
+            print(f"{path}: {error.reason}: {uris.scrub(error)}", file=sys.stderr)
             continue
         tables.append(_rows(result, classes))
         print(_line(result, classes), flush=True)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat, cast
 
+from conclugen.common import uris
 from conclugen.common.locks import descriptor_locked
 
 _log = logging.getLogger(__name__)
@@ -234,7 +235,9 @@ class Journal:
     def _write_changes(self, kind: str, values: dict[str, Any]) -> None:
         with self._exclusive():
             known = self._latest[kind]
-            changed = {name: value for name, value in values.items() if name not in known or known[name] != value}
+            # Jobs refuse addresses with secrets; what comes here in another way must not be published either.
+            safe = {name: uris.public(value) if isinstance(value, str) else value for name, value in values.items()}
+            changed = {name: value for name, value in safe.items() if name not in known or known[name] != value}
             if changed:
                 self._append(kind, {"values": changed})
 

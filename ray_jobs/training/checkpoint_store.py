@@ -22,6 +22,7 @@ import fsspec
 
 from conclugen import checkpoint
 from conclugen.checkpoint import Checkpoint, CheckpointError, CheckpointVersionError, Snapshot
+from conclugen.common import uris
 
 PREFIX = "step-"
 _ATTEMPTS, _FIRST_PAUSE_S = 4, 0.5
@@ -80,7 +81,7 @@ class CheckpointStore:
                 remedy = "go on with that version, give the run another name, or move its checkpoints away"
                 raise CheckpointVersionError(f"{error}; {remedy}") from error
             except CheckpointError as error:
-                print(f"passed over: {error}", flush=True)
+                print(f"passed over: {uris.scrub(error)}", flush=True)
         return None
 
     def publish(self, step: int, state: Snapshot) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from conclugen.common import uris
 from conclugen.common.options import JobFailedError
 from ray_jobs.training.checkpoint_store import CheckpointWriteError
 from shards import ShardError
@@ -138,11 +139,11 @@ class Pulse:
             self._world,
             self._step,
             error,
-            message[:2000],
+            uris.scrub(message)[:2000],
             fatal,
             waited,
             time.time(),
-            trace[-8000:],
+            uris.scrub(trace)[-8000:],
             self.announced,
             self._group,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
+from conclugen.common import uris
 from ray_jobs.run_config import RunConfig
 
 # Steps of a start that are left out: buffers are made and kernels compiled in them. One more warms the profiler.
@@ -69,7 +70,7 @@ class StepProfile:
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 partial.unlink()
-            print(f"warning: run.profile: no trace could be written to {trace}: {error}", flush=True)
+            print(f"warning: run.profile: no trace could be written to {trace}: {uris.scrub(error)}", flush=True)
             return
         seconds = time.perf_counter() - begin
         steps = f"steps {self._traced.start} to {self._traced[-1]} of rank {self._rank}"

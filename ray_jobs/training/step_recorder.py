@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conclugen import Pretrainer
+from conclugen.common import uris
 from conclugen.common.atomic import sync_file
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
@@ -95,7 +96,10 @@ class StepRecorder(SilentRecorder):
                 self._journal.metrics(values.pop("step"), values, series="train")
                 del self._unwritten[0]
         except OSError as error:
-            print(f"warning: the journal takes no more ({error}); {len(self._unwritten)} step(s) wait", flush=True)
+            print(
+                f"warning: the journal takes no more ({uris.scrub(error)}); {len(self._unwritten)} step(s) wait",
+                flush=True,
+            )
 
     def sync(self) -> None:
         """Put what is journalled on the disk. Raises OSError where steps still wait for room."""

@@ -24,6 +24,7 @@ from typing import Any
 
 from conclugen import PretrainConfig, checkpoint
 from conclugen.checkpoint import CheckpointError
+from conclugen.common import uris
 from conclugen.common.atomic import write_json
 from ray_jobs.run_folder import RunFolder
 from tuning.ledger import Ledger, Record, record_key
@@ -84,7 +85,7 @@ class SweepFolder(RunFolder):
             try:
                 checkpoint.load(path)
             except CheckpointError as error:
-                print(f"passed over: {error}", flush=True)
+                print(f"passed over: {uris.scrub(error)}", flush=True)
                 continue
             return path.parent
         return None

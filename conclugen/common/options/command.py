@@ -76,6 +76,7 @@ class Command:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns the exit status: 0 good, 1 failed, 2 wrong input, 3 done in part."""
         job = None
+        uris.scrub_output()
         try:
             with needed_for(f"python -m {self.name}"):
                 job = self.parse(sys.argv[1:] if argv is None else argv)
@@ -101,6 +102,8 @@ class Command:
         for path in words.get("config", ()):
             _lay(given, line.read(path))
         _lay(given, line.values(words, given))
+        for name, value in given.items():
+            schema.refuse_secrets(self.option(name), value)
         if "print_config" in words:
             print(line.template(given), end="")
             raise SystemExit(GOOD)

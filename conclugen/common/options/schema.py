@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from conclugen.common import uris
 from conclugen.common.names import nearest
 
 T = TypeVar("T")
@@ -175,7 +176,28 @@ def build(cls: type[T], data: Any, base: T | None = None, path: str = "") -> T:
             raise OptionsError(f"{dotted}: missing")
         else:
             values[field.name] = current
+    for name, value in values.items():
+        refuse_secrets(_join(path, name), value)
     return cls(**values)
+
+
+def refuse_secrets(path: str, value: Any) -> None:
+    """Raise OptionsError, without the secret, where any text of a value is an address that holds one.
+
+    All fields of all jobs go through here, whatever they are called: what a job is given is stored with its results.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_secrets(path, key)
+            refuse_secrets(_join(path, uris.public(str(key))), item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            refuse_secrets(path, item)
+    elif isinstance(value, str | Path):
+        try:
+            uris.check(path, str(value))
+        except ValueError as error:
+            raise OptionsError(str(error)) from None
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:

@@ -1,0 +1,126 @@
+"""No secret that an address can carry gets into any job, by any of its fields, or out of it by any message.
+
+The fields are those of the option schema: a new one is covered by being there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conclugen.common.options import OptionsError, build, command, schema
+from ray_jobs.tracking.journal import Journal
+from tuning import jobs
+from tuning.ledger import Ledger, Record
+
+MARK = "Zq7marker"
+URIS = {
+    "password": f"http://user:{MARK}@127.0.0.1:9/x",
+    "token": f"https://{MARK}@host/x",
+    "key": f"s3://KEY:{MARK}@bucket/folder",
+    "signed query": f"https://bucket.host/x?X-Amz-Signature={MARK}",
+    "behind a cache": f"simplecache::s3://KEY:{MARK}@bucket/folder",
+    "in a fragment": f"https://host/x#access_token={MARK}",
+}
+NAMES = (*jobs.JOBS, *jobs.SHARDS)
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_field_of_any_job_takes_a_secret_or_shows_it(
+    name: str, every: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By option, in a list or a mapping of it, in a file, and where the configuration is only printed; by default in
+    one of the ways for each field."""
+    job = jobs.load(name)
+    monkeypatch.chdir(tmp_path)
+    leaves = command._leaves(job)
+    monkeypatch.setattr(command, "_leaves", lambda _: leaves)
+    for number, leaf in enumerate(leaves):
+        option = job.option(leaf.name)
+        ways = []
+        for uri in URIS.values():
+            value = f"a={uri}" if schema.is_mapping(leaf.hint) else uri
+            path = tmp_path / f"{len(ways)}.json"
+            path.write_text(json.dumps(_nested(leaf, uri)))
+            ways += [[f"{option}={value}"], [f"{option}={value}", "--print-config"], ["--config", str(path)]]
+        for words in ways if every else ways[number % len(ways) :][:1]:
+            assert job.main(words) == 2, (words, capsys.readouterr())
+            said = "".join(capsys.readouterr())
+            assert MARK not in said, (words, said)
+            lines = [line for line in said.splitlines() if not line.startswith("note: ")]
+            assert len(lines) == 1 and lines[0].startswith("error: "), (words, said)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
+
+
+def _nested(leaf: schema.Leaf, uri: str) -> dict[str, object]:
+    value: object = {"a": uri} if schema.is_mapping(leaf.hint) else [uri] if schema.is_list(leaf.hint) else uri
+    for part in reversed(leaf.name.split(".")):
+        value = {part: value}
+    return value  # type: ignore[return-value]
+
+
+def test_a_job_built_without_a_command_line_is_refused_as_well() -> None:
+    from ray_jobs.evaluate import EvaluateJob
+
+    for field in ("run", "label", "test_view", "output", "tracking_uri"):
+        data = {"run": "r", "label": "l", "data": {"folder": "x"}, field: URIS["token"]}
+        with pytest.raises(OptionsError, match=f"^{field}: ") as refused:
+            build(EvaluateJob, data)
+        assert MARK not in str(refused.value)
+
+
+def test_what_reaches_journals_and_ledgers_in_other_ways_is_scrubbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{MARK}/2")
+    with Journal(tmp_path / "journal.jsonl", experiment="e", name="n") as journal:
+        journal.params({"data": {"folder": URIS["key"], "list": [URIS["token"]]}})
+        journal.tags({"reason": f"404 for {URIS['signed query']}"})
+    with Ledger.open(tmp_path) as ledger:
+        ledger.append(Record("k", "cell", "failed", reason=f"{URIS['password']} said no to {MARK}/2"))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 and not [path for path in files if MARK in path.read_text()]
+
+
+def test_other_libraries_messages_are_scrubbed_wherever_they_are_shown(tmp_path: Path) -> None:
+    """Loggers that exist already, traces, warnings, errors that nothing catches; in threads too."""
+    program = f"""
+import logging, sys, threading, warnings
+logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+theirs = logging.getLogger("theirs")
+handler = logging.FileHandler(sys.argv[1])
+theirs.addHandler(handler)
+from conclugen.common import uris
+uris.scrub_output()
+uris.scrub_output()
+uri = {URIS["password"]!r}
+theirs.warning("retry of %s", uri)
+theirs.debug("sent {{'Authorization': 'Basic {MARK}=='}} and authorization: Bearer {MARK}")
+theirs.warning("as quoted: Zq7marker%2Fx%40")
+try:
+    raise OSError("no route to " + uri)
+except OSError:
+    theirs.exception("failed")
+warnings.warn("slow " + uri)
+thread = threading.Thread(target=lambda: (_ for _ in ()).throw(ValueError("in a thread " + uri)))
+thread.start(); thread.join()
+raise RuntimeError("at the end " + uri)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "log")],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "MY_TOKEN": f"{MARK}/x@"},
+        timeout=60,
+    )
+    said = done.stdout + done.stderr + (tmp_path / "log").read_text()
+    # The lines of source that a trace shows are this program's own, without the value.
+    assert MARK not in said, said
+    for part in ("retry of http://127.0.0.1:9/x", "no route to", "slow", "in a thread", "at the end", "as quoted: ***"):
+        assert part in said, part
+    assert said.count("Traceback") == 4, said  # logged twice
