@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from conclugen.common.ending import resumable
 from ray_jobs import ray_cluster
 from ray_jobs.build_shards import BuildJob
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
@@ -41,17 +42,20 @@ def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: 
     total = sum(len(task.clips) for task in plan.tasks)
     progress = ClipProgress(total, sum(report.clips_in for report in reports.values()), quiet)
     done: dict[str, int] = {}
-    if todo:
-        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, num_returns="streaming", max_retries=3)(_build_task)
-        for shard, message in _run(remote, todo, num_cpus):
-            if isinstance(message, ShardReport):
-                reports[shard] = message
-                done[shard] = message.done
-            else:
-                done[shard] = max(message, done.get(shard, 0))  # a task that was tried again begins anew
-            progress.show(sum(done.values()))
-    progress.show(sum(done.values()), last=True)
-    return finish(plan, [reports[task.name] for task in plan.tasks], resumed)
+    with resumable(lambda: f"{len(reports)} of {len(plan.tasks)} shards are built; the same command goes on"):
+        if todo:
+            remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, num_returns="streaming", max_retries=3)(
+                _build_task
+            )
+            for shard, message in _run(remote, todo, num_cpus):
+                if isinstance(message, ShardReport):
+                    reports[shard] = message
+                    done[shard] = message.done
+                else:
+                    done[shard] = max(message, done.get(shard, 0))  # a task that was tried again begins anew
+                progress.show(sum(done.values()))
+        progress.show(sum(done.values()), last=True)
+        return finish(plan, [reports[task.name] for task in plan.tasks], resumed)
 
 
 def _build_task(task: ShardTask) -> Iterator[int | ShardReport]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from conclugen.common import uris
 from conclugen.common.options import GOOD, PARTIAL, Command
 from ray_jobs.run_config import PretrainJob, preset_with
 from ray_jobs.tracking.mlflow_environment import ui_command
@@ -39,10 +40,17 @@ def run(job: PretrainJob) -> int:
         f"\nrun {result.folder.name}: {result.step} steps done"
         f"\n  model     {result.model}    (conclugen.load(path).embed(batch))"
         f"\n  plots     {result.folder.plots}"
-        f"\n  MLflow    run {result.mlflow_run_id} in {result.tracking_uri}"
+        f"\n  MLflow    run {result.mlflow_run_id} in {uris.public(result.tracking_uri)}"
         f"\n  open it   {ui_command(result.tracking_uri)}"
     )
-    return PARTIAL if damaged else GOOD
+    for line in result.refused:
+        print(f"MLflow refused {line}")
+    model = job.run.registered_model
+    if model is not None and any(line.startswith("model:") for line in result.refused):
+        print(f"the model was not registered as {model!r}; mend the cause, and the same command registers it")
+    if result.unsent:
+        print(f"not all of it reached MLflow; it is sent by: python -m ray_jobs.tracking {result.folder.path}")
+    return PARTIAL if damaged or result.refused or (result.unsent and model is not None) else GOOD
 
 
 COMMAND = Command(

@@ -7,6 +7,7 @@ import tempfile
 
 import ray
 
+from conclugen.common import ending
 from ray_jobs import ray_loggers
 
 # A training worker reserves its CPUs, and the tasks that read data need some beside them.
@@ -23,11 +24,14 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
     """
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, logging_level="warning")
-        return
-    ray_loggers.quieten(ray_loggers.AUTHENTICATION)
-    _start_local(workers * cpus_per_worker + spare, dashboard)
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=True, logging_level="warning")
+            return
+        ray_loggers.quieten(ray_loggers.AUTHENTICATION)
+        _start_local(workers * cpus_per_worker + spare, dashboard)
+    finally:
+        ending.retake()  # Ray answers SIGTERM by itself, with status 15
 
 
 def _start_local(cpus: int, dashboard: bool) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 
 from conclugen import backbones
+from conclugen.common.ending import resumable
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extract_features import EncoderOptions, ExtractJob
@@ -56,12 +57,15 @@ def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> Extr
     collector = ShardCollector(plan)
     already = sum(report.clips_in for report in collector.reports.values())
     progress, done = ClipProgress(plan.clips.rows, already, quiet), 0
-    if collector.todo:
-        for table in feature_tables(plan, collector.todo, resources):
-            done += collector.add(table)
-            progress.show(done)
-    progress.show(done, last=True)
-    return finish(plan, collector, began)
+    with resumable(
+        lambda: f"{len(collector.reports)} of {len(plan.clips)} shards are done; the same command goes on with the rest"
+    ):
+        if collector.todo:
+            for table in feature_tables(plan, collector.todo, resources):
+                done += collector.add(table)
+                progress.show(done)
+        progress.show(done, last=True)
+        return finish(plan, collector, began)
 
 
 def feature_tables(plan: Extraction, shards: Sequence[int], resources: Resources) -> Iterator[pa.Table]:

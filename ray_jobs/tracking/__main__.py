@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conclugen.common import uris
+from conclugen.common.ending import resumable
 from conclugen.common.options import FAILED, GOOD, Command
 
 
@@ -34,15 +35,17 @@ def run(job: FlushJob) -> int:
     journals = sorted(job.output.rglob("journal.jsonl"))
     if not journals:
         raise ValueError(f"output: {job.output}: no journal.jsonl here or below")
-    status = GOOD
-    for journal in journals:
-        try:
-            name = read_identity(journal).name
-            uri = uri_of_run(journal.parent, job.tracking_uri)
-            print(f"{name}: run {flush_journal(journal, uri, job.timeout)} at {uris.public(uri)} is complete")
-        except (JournalError, SenderBusyError, TimeoutError, ValueError) as error:
-            print(f"error: {uris.scrub(error)}", file=sys.stderr)
-            status = FAILED
+    status, tried = GOOD, 0
+    with resumable(lambda: f"{tried} of {len(journals)} runs were gone through; the same command sends the rest"):
+        for journal in journals:
+            try:
+                name = read_identity(journal).name
+                uri = uri_of_run(journal.parent, job.tracking_uri)
+                print(f"{name}: run {flush_journal(journal, uri, job.timeout)} at {uris.public(uri)} is complete")
+            except (JournalError, SenderBusyError, TimeoutError, ValueError) as error:
+                print(f"error: {uris.scrub(error)}", file=sys.stderr)
+                status = FAILED
+            tried += 1
     return status
 
 

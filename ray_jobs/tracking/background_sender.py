@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 
-from conclugen.common import uris
+from conclugen.common import ending, uris
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +50,19 @@ class BackgroundSender(ABC):
         self._thread.start()
 
     def close(self, timeout_s: float) -> bool:
-        """Send what is left and stop, within a time. Returns whether everything arrived."""
+        """Send what is left and stop, within a time (a job that was told to stop has little of it). Returns whether
+        everything arrived."""
+        timeout_s = ending.patience(timeout_s)
         self._deadline = time.monotonic() + timeout_s
         self._stop.set()
         self._thread.join(timeout_s)
         if not self._complete:
             _log.warning("%s", self.unsent_message())
+        return self._complete
+
+    @property
+    def complete(self) -> bool:
+        """After `close`: whether everything arrived."""
         return self._complete
 
     @property

@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +173,26 @@ class Journal:
             if status != self._status:
                 self._append("status", {"status": status})
                 os.fsync(self._file)
+
+    @property
+    def position(self) -> int:
+        """Number of the next record."""
+        return self._seq
+
+    @contextmanager
+    def running(self, left: Callable[[], int] = lambda: 0) -> Iterator[None]:
+        """RUNNING within the block; then FINISHED, where nothing is `left` (cells or trials that have failed and would
+        be tried again), else FAILED, as after an error; KILLED where the block is interrupted."""
+        self.status("RUNNING")
+        ended = "FAILED"
+        try:
+            yield
+            ended = "FAILED" if left() else "FINISHED"
+        except KeyboardInterrupt:
+            ended = "KILLED"
+            raise
+        finally:
+            self.status(ended)
 
     def mark(self, series: str = "train") -> int:
         """The highest step written in a series, -1 when there is none."""

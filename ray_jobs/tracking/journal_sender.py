@@ -24,6 +24,7 @@ deferred, so that numbers do not wait for it. What the server refuses for good i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -282,8 +283,24 @@ class JournalSender:
     def _give_up(self, record: dict[str, Any], error: Exception) -> None:
         reason = uris.scrub(f"{type(error).__name__}: {error}")
         _log.error("%s: record %d (%s) is refused: %s", self._journal, record["seq"], record["kind"], reason)
-        with self._journal.with_name(f"{self._journal.stem}.refused.jsonl").open("a") as file:
+        with _refusals(self._journal).open("a") as file:
             file.write(json.dumps({"seq": record["seq"], "kind": record["kind"], "reason": reason}) + "\n")
+
+
+def refused(journal: Path, since: int = 0) -> list[str]:
+    """`model: Invalid name ...` of each record from number `since` on that the server has refused for good."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in _refusals(Path(journal)).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                if int(record["seq"]) >= since:
+                    found[int(record["seq"])] = uris.scrub(f"{record['kind']}: {record['reason']}")
+    return list(found.values())
+
+
+def _refusals(journal: Path) -> Path:
+    return journal.with_name(f"{journal.stem}.refused.jsonl")
 
 
 def _is_final(error: Exception) -> bool:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conclugen import PretrainConfig, Pretrainer, export
+from conclugen.common.ending import resumable
 from conclugen.common.options import to_plain
 from ray_jobs import ray_cluster
 from ray_jobs.run_config import PretrainJob
@@ -21,6 +18,7 @@ from ray_jobs.source import Source
 from ray_jobs.tracking import model_artifact
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal, metric_history
+from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training import run_lock, trainer
 from ray_jobs.training import worker as train_worker
@@ -32,13 +30,18 @@ from ray_jobs.training.worker import Start
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """Where a finished run stands: its folder, its exported model, its last step, and how to find it in MLflow."""
+    """Where a finished run stands: its folder, its exported model, its last step, and how to find it in MLflow.
+
+    refused: what MLflow has refused for good, a line each; unsent: whether it lacks something that can yet be sent.
+    """
 
     folder: RunFolder
     model: Path
     step: int
     tracking_uri: str
     mlflow_run_id: str | None
+    refused: tuple[str, ...] = ()
+    unsent: bool = False
 
 
 def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
@@ -81,35 +84,32 @@ def _pretrain(
 
     remember(folder.path, uri)
     journal = Journal(folder.journal, experiment=job.run.experiment, name=job.run.name, parent=job.run.parent_run_id)
-    with journal, MlflowSink(folder.journal, uri) as sink:
-        journal.status("RUNNING")
+    with (
+        journal,
+        MlflowSink(folder.journal, uri) as sink,
+        resumable(lambda: progress(folder, job, total_steps)),
+        journal.running(),
+    ):
+        begun = journal.position
         journal.params(to_plain(job))
         journal.tags(tags(job, source))
         journal.artifact(folder.config)
         begins = f"resuming after step {reached} of" if resumed or reached else "starting"
         size = f"{total_steps} steps, {job.run.workers} worker(s){remainder(source)}"
         print(f"{begins} run {job.run.name}: {size}", flush=True)
-        try:
-            with stop_signals():
-                if reached < total_steps:
-                    ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
-                    with ProgressPrinter(folder.journal, total_steps):
-                        trainer.fit(job, folder, total_steps, identity, train)
-                step = export_model(job.pretrain, source, store, folder)
-                for picture in plot_history(folder):
-                    journal.artifact(picture, target="plots")
-                journal.model(
-                    model_artifact.build(folder.model, folder.path / "mlflow_model"),
-                    registered_name=job.run.registered_model,
-                )
-            journal.status("FINISHED")
-        except (KeyboardInterrupt, SystemExit):
-            journal.status("KILLED")
-            raise
-        except BaseException:
-            journal.status("FAILED")
-            raise
-    return PretrainResult(folder, folder.model, step, uri, sink.run_id)
+        if reached < total_steps:
+            ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
+            with ProgressPrinter(folder.journal, total_steps):
+                trainer.fit(job, folder, total_steps, identity, train)
+        step = export_model(job.pretrain, source, store, folder)
+        for picture in plot_history(folder):
+            journal.artifact(picture, target="plots")
+        journal.model(
+            model_artifact.build(folder.model, folder.path / "mlflow_model"),
+            registered_name=job.run.registered_model,
+        )
+    not_taken = tuple(refused(folder.journal, begun))
+    return PretrainResult(folder, folder.model, step, uri, sink.run_id, not_taken, not sink.complete)
 
 
 def reached_step(store: CheckpointStore, identity: dict[str, Any]) -> int:
@@ -139,23 +139,14 @@ def remainder(source: Source) -> str:
     return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={source.plan.remainder})"
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-    """SIGTERM ends the job in order, as an interrupt does: the run is marked KILLED and can go on later."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a trial of a search; its own process takes the signals
-        return
-
-    def stop(number: int, _: Any) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM,)}
-    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)  # Ray Train puts its own there
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def progress(folder: RunFolder, job: PretrainJob, total_steps: int) -> str:
+    """Of an interrupted run: what is kept."""
+    made = f"run {folder.name}: {trainer.last_step(folder)} of {total_steps} steps were made"
+    store = folder.store(job.run)
+    if store.is_local:  # a store elsewhere may be what does not answer
+        kept = max(store.steps(), default=0)
+        made += f", the newest checkpoint is of step {kept}" if kept else ", and no checkpoint yet"
+    return f"{made}; the same command goes on from there"
 
 
 def tags(job: PretrainJob, source: Source) -> dict[str, str]:

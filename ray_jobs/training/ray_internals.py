@@ -35,6 +35,7 @@ _WITHIN_S, _ANSWER_WITHIN_S = 20.0, 5.0
 class Trainer(TorchTrainer):
     """A TorchTrainer without Ray's own cleaner of placement groups, and without its manager of data sets: one more
     process that starts and imports Ray Data each time, while no data set is given (each worker opens its own stream).
+    It also leaves signals alone: its own handler of SIGINT may end the job with status 0.
 
     Args:
         attempt: Names what Ray Train reserves for the workers, so that a later start can give it back.
@@ -47,6 +48,9 @@ class Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """`conclugen.common.ending` has the signals, and the workers end with the job."""
 
 
 def free_what_the_dead_hold() -> int:

@@ -57,7 +57,7 @@ def fit(
             _make_room(job.run, earlier)
             _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
             if total_steps not in folder.store(job.run).steps():
-                raise KeyboardInterrupt  # Ray Train takes an interrupt itself, ends the workers, and returns
+                raise RunFailedError(f"the workers ended after step {last_step(folder)} of {total_steps}")
             return
         except (TrainingFailedError, RayError) as error:
             found, at = failures.read(folder.failures, attempt), last_step(folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from conclugen.common import uris
+from conclugen.common.ending import resumable
 from conclugen.common.options import to_plain
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.training import run_lock
@@ -71,27 +73,37 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
         params=to_plain(job),
         tags={"kind": "ablation", "datasets": " ".join(job.datasets)},
     )
-    status = "FAILED"
+    failed: list[Record] = []
+    unsent: list[Path] = []
     try:
-        titles = {cell.key: cell.title for cell in planned.cells}
-        for key, record in finished.items():
-            if key in titles:
-                runs.cell(record, titles[key])
-        failed: list[Record] = []
-        if todo:
-            parallel = min(connect(job.parallel), len(todo))
-            print(f"{parallel} at a time: about {told(sum(seconds.values()) / parallel)}", flush=True)
-            failed = run_cells(todo, sets, seconds, ledger, runs, parallel)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
+        with resumable(lambda: _standing(job, planned, ledger)), runs.parent.running(lambda: len(failed)):
+            titles = {cell.key: cell.title for cell in planned.cells}
+            for key, record in finished.items():
+                if key in titles:
+                    runs.cell(record, titles[key])
+            if todo:
+                parallel = min(connect(job.parallel), len(todo))
+                print(f"{parallel} at a time: about {told(sum(seconds.values()) / parallel)}", flush=True)
+                failed += run_cells(todo, sets, seconds, ledger, runs, parallel)
     finally:
-        unsent = runs.close(status)
+        unsent += runs.close()
         ledger.close()
-    if not unsent:
+    if unsent:
+        print(
+            f"{len(unsent)} run(s) did not all reach MLflow at {uris.public(uri)}; they are sent by: "
+            f"python -m ray_jobs.tracking {job.folder}"
+        )
+    else:
         print(f"MLflow: run {job.name!r} and its children in {uris.public(uri)}")
     return failed
+
+
+def _standing(job: AblateJob, planned: Plan, ledger: Ledger) -> str:
+    done = ledger.finished()
+    count = sum(cell.key in done for cell in planned.cells)
+    return (
+        f"ablation {job.name}: {count} of {len(planned.cells)} cells are done; the same command goes on with the rest"
+    )
 
 
 def _open(job: AblateJob, name: str) -> LabelledSet:

@@ -34,7 +34,6 @@ class CellRuns:
     ) -> None:
         self._cells = folder / "runs"
         self.parent = Journal(folder / JOURNAL, experiment=experiment, name=name)
-        self.parent.status("RUNNING")
         self.parent.params(params)
         self.parent.tags(tags)
         self._sink = NestedRunsSink(folder, self._cells, tracking_uri)
@@ -53,8 +52,7 @@ class CellRuns:
             journal.status(_STATUS[record.status])
         self._sink.ended(path)
 
-    def close(self, status: str, timeout_s: float = 60.0) -> list[Path]:
-        """Write the parent's status, send what is left within a time; the journals that could not all be sent."""
-        self.parent.status(status)
+    def close(self, timeout_s: float = 60.0) -> list[Path]:
+        """Send what is left within a time; the journals that could not all be sent."""
         self.parent.close()
         return [] if self._sink.close(timeout_s) else self._sink.unsent()

@@ -121,6 +121,7 @@ class SweepBook:
         self._proposer, self._identity = proposer, dict(identity)
         self._numbers: dict[str, int] = {}  # key of a configuration -> the trial that has it
         self._waiting: list[int] = []
+        self._died: set[int] = set()
         self._recall()
 
     def _recall(self) -> None:
@@ -145,6 +146,11 @@ class SweepBook:
     def left(self) -> int:
         """Trials that have not ended."""
         return max(0, self.trials - len(self.outcomes))
+
+    @property
+    def died(self) -> list[int]:
+        """Numbers of the trials of this start that died, which the next start tries again."""
+        return sorted(self._died)
 
     def propose(self) -> Proposal | None:
         """The next trial: first those that an earlier start left unfinished. None: there is none, or no other."""
@@ -184,6 +190,8 @@ class SweepBook:
             "objective": self.objective,
             "sweep": self.folder.name,
         }
+        if outcome.state == "failed" and not diverged:
+            self._died.add(number)
         self.ledger.append(
             Record(
                 key=self.key(self.choices[number]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.tune import Callback
@@ -149,14 +151,25 @@ class Referee(Callback):
             journal.status("FAILED" if state == "failed" else "FINISHED")
         self._sink.ended(path)
 
-    def settle(self) -> None:
-        """When no actor runs any more: an attempt that Ray still had under way when its trial was given up has written
-        RUNNING after the trial's end."""
-        for number in self.costs:  # those that have ended in this start
-            path = self._book.folder.trial(number) / "journal.jsonl"
-            if path.is_file():
-                with Journal(path) as journal:
-                    journal.status("FAILED" if self._book.outcomes[number].state == "failed" else "FINISHED")
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Around the whole search. When no actor runs any more: an attempt that Ray still had under way when its trial
+        was given up has written RUNNING after the trial's end. When the search was interrupted: the trials under way
+        are KILLED, until the next start goes on with them."""
+        interrupted = False
+        try:
+            yield
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            for number in {*self.costs, *(self._begun if interrupted else ())}:  # of this start
+                path = self._book.folder.trial(number) / "journal.jsonl"
+                if path.is_file():
+                    outcome = self._book.outcomes.get(number)
+                    ended = "KILLED" if outcome is None else "FAILED" if outcome.state == "failed" else "FINISHED"
+                    with Journal(path) as journal:
+                        journal.status(ended)
 
     def _count(self, state: str) -> int:
         return sum(outcome.state == state for outcome in self._book.outcomes.values())

@@ -28,6 +28,8 @@ from tuning.sweep.trial_actor import EPOCH, TrialActor, TrialPlan
 # Tune writes its own view of the experiment, a log for each trial and more; the sweep's own files are what counts.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # With its own handler an interrupt would look like the end of the search; `conclugen.common.ending` has it.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -87,7 +89,7 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: NestedRunsSink
     else:
         members = {"search_alg": BookSearcher(book), "num_samples": book.left, "max_concurrent_trials": concurrent}
     actor = TrialActor if job.resources.workers == 1 else DistributedTrialActor
-    with _tune_settings():
+    with referee.settled(), _tune_settings():
         tune.run(
             tune.with_parameters(actor, shared=ready.shared, plan=plan),
             name=book.folder.next_start(),
@@ -104,7 +106,6 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: NestedRunsSink
             trial_dirname_creator=_name,
             **members,
         )
-    referee.settle()
     return referee
 
 

@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from conclugen.common import uris
+from conclugen.common.ending import resumable
 from conclugen.common.names import nearest
-from conclugen.common.options import FAILED, GOOD, save, to_plain
+from conclugen.common.options import FAILED, GOOD, PARTIAL, save, to_plain
 from ray_jobs.source import available_widths
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal
@@ -21,7 +23,7 @@ from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
 from tuning.sweep import population, results
-from tuning.sweep.folder import SCHEDULE, SweepBook, SweepFolder
+from tuning.sweep.folder import SCHEDULE, SweepBook, SweepFolder, trial_name
 from tuning.sweep.job import DEFAULT_TRIALS, SweepJob
 from tuning.sweep.objective import Judge, direction
 from tuning.sweep.referee import Referee
@@ -33,7 +35,8 @@ from tuning.sweep.trial import SHARED_BYTES, TrialShared
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep that is through. best: number of the best trial, None where none reached a measurement."""
+    """A sweep that is through. best: number of the best trial, None where none reached a measurement; not_run: of each
+    kind of trial without a result, one line that says why and what to do; unsent: whether MLflow lacks something."""
 
     folder: SweepFolder
     book: SweepBook
@@ -42,6 +45,8 @@ class SweepResult:
     costs: dict[str, float]
     tracking_uri: str
     mlflow_run_id: str | None
+    not_run: tuple[str, ...] = ()
+    unsent: bool = False
 
 
 def prepare(job: SweepJob) -> Prepared:
@@ -101,31 +106,49 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
     book = SweepBook(folder, space, source, count(job, source), job.objective, ready.identity)
     uri = remember(folder.path, job.tracking_uri)
     journal = Journal(folder.journal, experiment=job.experiment, name=job.name)
+    costs: dict[str, float] = {}
+    whole = False
     with journal:
-        journal.status("RUNNING")
         journal.params(to_plain(job))
         journal.tags(sweep_tags(ready))
         sink = NestedRunsSink(folder.path, folder.trials, uri)
-        costs: dict[str, float] = {}
         try:
-            if book.left:
-                referee = run(ready, book, journal, sink)
-                costs = results.costs(referee.costs, time.monotonic() - referee.began)
-                _save_schedule(ready, book, referee)
-            written = results.write(book, job, ready.mode)
-            for path in written:
-                journal.artifact(path, target="plots" if path.suffix == ".png" else "")
-            if costs:
-                journal.metrics(len(book.outcomes), costs, series="cost")
-            journal.status("FINISHED")
-        except BaseException:
-            journal.status("FAILED")
-            raise
+            with resumable(lambda: _standing(book, job)), journal.running(lambda: len(book.died)):
+                if book.left:
+                    referee = run(ready, book, journal, sink)
+                    costs = results.costs(referee.costs, time.monotonic() - referee.began)
+                    _save_schedule(ready, book, referee)
+                written = results.write(book, job, ready.mode)
+                for path in written:
+                    journal.artifact(path, target="plots" if path.suffix == ".png" else "")
+                if costs:
+                    journal.metrics(len(book.outcomes), costs, series="cost")
         finally:
-            sink.close()
+            whole = sink.close()
     order = book.ranking(ready.mode)
     text = results.table(book, ready.mode)
-    return SweepResult(folder, book, order[0] if order else None, text, costs, uri, sink.run_id)
+    best = order[0] if order else None
+    return SweepResult(folder, book, best, text, costs, uri, sink.run_id, tuple(not_run(book, job)), not whole)
+
+
+def _standing(book: SweepBook, job: SweepJob) -> str:
+    ended = len(book.outcomes) - len(book.died)
+    return f"sweep {job.name}: {ended} of {book.trials} trials have ended; the same command runs the rest"
+
+
+def not_run(book: SweepBook, job: SweepJob) -> list[str]:
+    """What a sweep that is through has not run, as lines for people."""
+    lines = []
+    if book.died:
+        numbers = ", ".join(map(trial_name, book.died[:10])) + (" ..." if len(book.died) > 10 else "")
+        lines.append(f"{len(book.died)} trial(s) died, each with its reason in the ledger: {numbers}; the same command "
+                     "tries them again")  # fmt: skip
+    if book.left:
+        lines.append(
+            f"{book.left} of {book.trials} trials were not run: {job.search} found no configuration that the sweep "
+            "does not have already; widen the space, or ask for fewer trials"
+        )
+    return lines
 
 
 def count(job: SweepJob, source: Any) -> int:
@@ -194,6 +217,12 @@ def run_job(job: SweepJob) -> int:
         f"\n  table     {result.folder.table}"
         f"\n  best      {best}"
         f"\n  plots     {result.folder.plots}"
-        f"\n  MLflow    run {result.mlflow_run_id} in {result.tracking_uri}"
+        f"\n  MLflow    run {result.mlflow_run_id} in {uris.public(result.tracking_uri)}"
     )
-    return GOOD if result.best is not None else FAILED
+    for line in result.not_run:
+        print(line)
+    if result.unsent:
+        print(f"not all of it reached MLflow; it is sent by: python -m ray_jobs.tracking {result.folder.path}")
+    if result.best is None:
+        return FAILED
+    return PARTIAL if result.book.died else GOOD

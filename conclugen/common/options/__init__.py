@@ -21,7 +21,8 @@ Any other field is an option of its dotted name, such as `--pretrain.optimizer.l
 `a,b` (or `[a, b]`, or words after each other), mappings `name=value`, `none` is no value, and a bare `--flag` is true.
 
 Exit status: 0 good, 1 failed, 2 wrong input or configuration (nothing was done), 3 done in part (what was left out is
-named). Errors are one line on stderr that begins with `error: `.
+named), 130 interrupted, 143 terminated (what is done is told, and that the same command goes on). Errors are one line
+on stderr that begins with `error: `.
 
 It stands on the standard library's argparse (help) and on PyYAML. A library that builds classes from configuration was
 in its place; what it did beyond these two had to be fenced off (it imports what a file names), rewritten (its messages)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conclugen.common import uris
+from conclugen.common import ending, uris
 from conclugen.common.extras import needed_for
 from conclugen.common.names import closest, nearest
 from conclugen.common.options import schema
@@ -74,12 +74,21 @@ class Command:
     epilog: Callable[[], str] | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run the command; returns the exit status: 0 good, 1 failed, 2 wrong input, 3 done in part."""
+        """Run the command; returns the exit status: 0 good, 1 failed, 2 wrong input, 3 done in part, 130 interrupted,
+        143 terminated."""
+        with ending.stoppable():
+            try:
+                return self._main(sys.argv[1:] if argv is None else argv)
+            except KeyboardInterrupt as stop:
+                print(f"\n{uris.scrub(ending.message(stop))}", file=sys.stderr, flush=True)
+                return ending.status()
+
+    def _main(self, argv: Sequence[str]) -> int:
         job = None
         uris.scrub_output()
         try:
             with needed_for(f"python -m {self.name}"):
-                job = self.parse(sys.argv[1:] if argv is None else argv)
+                job = self.parse(argv)
                 return self.work(job)
         except JobFailedError as error:
             return _refuse(error, FAILED)

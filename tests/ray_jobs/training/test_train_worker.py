@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -215,22 +213,3 @@ def test_ranks_that_only_waited_are_not_blamed_and_silent_ones_are() -> None:
     assert failures.describe(waited, Exception(), 8).startswith(
         "rank 1 gave no sign of life, and rank 0 of 3, after step 5"
     )
-
-
-TERMINATED = """
-import sys, time
-from ray_jobs.training.pretraining import stop_signals
-try:
-    with stop_signals():
-        print("ready", flush=True)
-        time.sleep(600)
-except SystemExit as stop:
-    print("stopped", stop.code, flush=True)
-"""
-
-
-def test_a_job_that_is_terminated_ends_in_order() -> None:
-    child = subprocess.Popen([sys.executable, "-c", TERMINATED], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    assert child.stdout is not None and child.stdout.readline() == "ready\n"
-    os.kill(child.pid, signal.SIGTERM)
-    assert child.communicate(timeout=60)[0] == f"stopped {128 + signal.SIGTERM}\n"
