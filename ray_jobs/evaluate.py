@@ -24,6 +24,7 @@ class EvaluateJob:
         label: Label to predict.
         data: Labelled shards; `view` is the training part, `validation_view` selects the fine-tuned head's epoch.
         test_view: View that is judged.
+        interval_unit: Column over whose values intervals and tests are, as `data.split_unit`; None: that one.
         fusion: `concat`, `mean`, or the name of one modality; of the raw features beside it `mean` is `concat` too.
         block_scales: Of representations that are concatenated: `plain`, `balanced` (each modality the same share of the
             variance, as it has already where all heads are equally wide), or `chosen` by the probe (which then is the
@@ -37,6 +38,7 @@ class EvaluateJob:
     label: str
     data: ShardsConfig
     test_view: str = "test"
+    interval_unit: str | None = None
     fusion: str = "concat"
     block_scales: str = "plain"
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)

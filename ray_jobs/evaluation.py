@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,13 @@ from conclugen.evaluation.config import BASELINES, ProbeConfig
 from conclugen.evaluation.features import Scaling, fuse, standardise
 from conclugen.evaluation.judge import Score, check, compare, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
-from conclugen.evaluation.protocol import Fold, Protocol, Target, own_groups
+from conclugen.evaluation.protocol import Fold, Protocol, Target, natural_order
 from conclugen.evaluation.statistics import Interval, paired_tests
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
+from ray_jobs.roles import Units, refuse_shared
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.source import available_widths, open_reader
+from ray_jobs.source import available_widths, held_out_view, note_no_validation, open_reader
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_sink import MlflowSink
@@ -51,7 +52,8 @@ _PROBE = ProbeConfig(scaling="labelled", inner_groups="labelled")
 class EvaluateResult:
     """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`.
 
-    kind: of the label. class_rows: of classes, test rows of each. group_rows: test rows of each speaker.
+    kind: of the label. class_rows: of classes, test rows of each. group_rows: test rows of each unit of intervals.
+    unit: what such a unit is called.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class EvaluateResult:
     kind: str = "class"
     class_rows: Mapping[str, int] = field(default_factory=dict)
     group_rows: Mapping[str, int] = field(default_factory=dict)
+    unit: str = "speaker"
 
 
 def evaluate(job: EvaluateJob) -> EvaluateResult:
@@ -85,18 +88,22 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     embedder = conclugen.load(folder.model)
     check_widths(job, embedder)
     read = read_labelled(job, embedder.modalities)
-    protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE)
+    protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE, read.unit_ids)
     check(protocol, job.comparison.methods, job.comparison.class_weights)
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
+    if "fine_tune" in job.comparison.methods:
+        followed = f"the fine-tuned head's epoch is chosen on {job.data.view!r}"
+        note_no_validation(job.data, Manifest.open(job.data.folder), followed)
     raw = raw_modalities(read.rows, read.fold.train_rows, job.fusion)
     systems = representations(folder, embedder, read, raw, job)
 
     series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
     place = folder.evaluation / series.replace("/", "-")
     scores = []
-    main = protocol.target.main_score
-    for score in compare(protocol, systems, job.comparison, raw):
+    main, units = protocol.target.main_score, read.unit_rows()
+    for found in compare(protocol, systems, job.comparison, raw):
+        score = replace(found, groups={units[unit][0]: value for unit, value in found.groups.items()})
         scores.append(score)
         print(score_line(score, main), flush=True)
     learned = [score for score in scores if score.system not in BASELINES and score.method not in BASELINES]
@@ -108,9 +115,10 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     if target.kind == "class":
         counts = np.bincount(target.values[tested], minlength=len(target.classes))
         class_rows = dict(zip(target.classes, counts.tolist(), strict=True))
-    listed, rows = np.unique(protocol.groups[tested], return_counts=True)
-    group_rows = {str(group): int(count) for group, count in zip(listed, rows, strict=True)}
-    result = EvaluateResult(place, job.label, main, scores, read.damaged, target.kind, class_rows, group_rows)
+    unit = read.units.noun(1).removeprefix("1 ")
+    result = EvaluateResult(
+        place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values()), unit
+    )
     write_results(result, job)
     draw(result, protocol, systems["pretrained"].matrix)
     track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
@@ -136,9 +144,11 @@ class LabelledRows:
     Attributes:
         rows: All of them, N.
         target: Their label.
-        groups: (N,) speaker of each; a row without one is a group of its own.
+        groups: (N,) unit of the split of each (`data.split_unit`); a row without one is a group of its own.
         fold: Of the rows that have the label and at least one modality, which are in which view.
         damaged: Samples that could not be read.
+        unit_ids: (N,) unit of intervals and tests.
+        units: What these are.
     """
 
     rows: Rows
@@ -146,13 +156,24 @@ class LabelledRows:
     groups: NDArray[np.int64]
     fold: Fold
     damaged: list[Damage]
+    unit_ids: NDArray[np.int64]
+    units: Units
+
+    def unit_rows(self) -> dict[str, tuple[str, int]]:
+        """Number of each test unit, as text -> its name and its test rows, in the order of numbers."""
+        tested = self.fold.test_rows
+        names = dict(zip(self.unit_ids[tested].tolist(), self.units.names(self.rows.row[tested]), strict=True))
+        listed, counts = np.unique(self.unit_ids[tested], return_counts=True)
+        return {str(unit): (str(names[int(unit)]), int(n)) for unit, n in zip(listed, counts, strict=True)}
 
 
 def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows:
     """Read the views of training, validation and test, those that are one view once."""
     manifest = Manifest.open(job.data.folder)
     label = manifest.schema.label(job.label)
-    validation = job.data.validation_view or job.data.view
+    split = Units.read(manifest, job.data.split_unit, "data.split_unit")
+    units = split if job.interval_unit is None else Units.read(manifest, job.interval_unit, "interval_unit")
+    validation = held_out_view(job.data, manifest) or job.data.view
     parts, rows, damaged, at = {}, [], [], 0
     for name in dict.fromkeys((job.data.view, validation, job.test_view)):
         reader = open_reader(job.data, manifest, View.open(manifest, name), modalities, (job.label,))
@@ -172,7 +193,10 @@ def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows
     sentiment = label.kind == "continuous" and job.comparison.sentiment
     labels = Target(job.label, label.kind, values, label.classes, sentiment)  # type: ignore[arg-type]
     fold = Fold(0, parts[job.data.view], parts[job.test_view], parts[validation])
-    return LabelledRows(every, labels, own_groups(every.group, every.row), fold, damaged)
+    train, test = every.row[fold.train_rows], every.row[fold.test_rows]
+    where = f"label {job.label!r}, views {job.data.view!r} and {job.test_view!r}"
+    refuse_shared(manifest, split, train, test, where=where, option="--data.split-unit")
+    return LabelledRows(every, labels, split.ids(every.row), fold, damaged, units.ids(every.row), units)
 
 
 def raw_modalities(rows: Rows, train_rows: NDArray[np.int64], fusion: str) -> dict[str, NDArray[np.float64]]:
@@ -339,7 +363,7 @@ def _by_part(result: EvaluateResult) -> list[str]:
     recalls = [{name: s.scores.get(f"recall/{name}", np.nan) for name in result.class_rows} for s in scored]
     tables: dict[str, tuple[Mapping[str, int], list[dict[str, float]]]] = {
         "recall by class": (result.class_rows, recalls),
-        "accuracy by speaker": (result.group_rows, [s.groups for s in scored]),
+        f"accuracy by {result.unit}": (_in_order(result.group_rows), [s.groups for s in scored]),
     }
     for title, (rows, values) in tables.items():
         parts = [name for name, count in rows.items() if count][:_MOST_PARTS]
@@ -354,6 +378,10 @@ def _by_part(result: EvaluateResult) -> list[str]:
         if left:
             lines += ["", f"{left} more are in scores.json."]
     return lines
+
+
+def _in_order(rows: Mapping[str, int]) -> dict[str, int]:
+    return {name: rows[name] for name in natural_order(list(rows))}
 
 
 def _short(value: float | None) -> str:
@@ -375,7 +403,7 @@ def notes(result: EvaluateResult) -> list[str]:
         if best is None:
             continue
         own = [s for s in result.scores if s.fraction == fraction and s.system in _LEARNED and s.scores]
-        told = _told(own, best, result.group_rows)
+        told = _told(own, best, result.group_rows, result.unit)
         differences = "; ".join(
             f"{_named(s.system, s.method)} {s.scores[main] - best.scores[main]:+.3f}{told[i]}"
             for i, s in enumerate(own)
@@ -387,14 +415,17 @@ def notes(result: EvaluateResult) -> list[str]:
     return lines
 
 
-def _told(own: Sequence[Score], best: Score, rows: Mapping[str, int]) -> list[str]:
-    """Of classes: interval over speakers, p corrected by Holm over this list, and the verdict, of each minus the best
-    raw row; empty words of other labels and of one speaker."""
+def _told(own: Sequence[Score], best: Score, rows: Mapping[str, int], unit: str) -> list[str]:
+    """Of classes: interval over speakers (units), p corrected by Holm over this list, and the verdict, of each minus
+    the best raw row; empty words of other labels and of one speaker."""
     if len(rows) < 2 or not own or not best.groups:
         return [""] * len(own)
     pairs = {(f"{i} {s.system}", "raw"): (s.groups, best.groups) for i, s in enumerate(own)}
     found = paired_tests(pairs, {name: float(count) for name, count in rows.items()})
-    return [f" [{c.interval.low:+.3f}, {c.interval.high:+.3f}], p {c.adjusted:.3f}, {c.verdict()}" for c in found]
+    return [
+        f" [{c.interval.low:+.3f}, {c.interval.high:+.3f}], p {c.adjusted:.3f}, {c.verdict(units=unit + 's')}"
+        for c in found
+    ]
 
 
 def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:

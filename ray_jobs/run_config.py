@@ -20,6 +20,7 @@ from ray_jobs.tracking.mlflow_environment import check_registered_name, check_tr
 
 DEFAULT_OUTPUT = "outputs"
 DEFAULT_RECIPE = "improved"
+DEFAULT_VALIDATION_VIEW = "valid"
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and files beside it are named after it
 
 
@@ -31,17 +32,21 @@ class ShardsConfig:
         folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards.
         view: View to learn from; `everything` is every row.
         validation_view: Held-out view, on which pretraining measures its health and evaluation selects the fine-tuned
-            head's epoch; None: no such measure, and the epoch is selected on `view`.
+            head's epoch; None, or the default one where the data has none of its name: no such measure, and the epoch
+            is selected on `view`.
         modalities: Composition of modalities from stored columns, e.g. `{"video": ["video_2d", "video_3d"]}`; None: the
             manifest's own.
         max_damaged_share: Share of damaged samples beyond which the job stops.
+        split_unit: Column whose values have rows on one side of a split only: `group` (speakers, videos), `meta.NAME`,
+            or `row`, every row by itself.
     """
 
     folder: str
     view: str = "train"
-    validation_view: str | None = "valid"
+    validation_view: str | None = DEFAULT_VALIDATION_VIEW
     modalities: dict[str, tuple[str, ...]] | None = None
     max_damaged_share: float = 0.001
+    split_unit: str = "group"
 
     def __post_init__(self) -> None:
         uris.check("data.folder", self.folder)
@@ -64,6 +69,8 @@ class DataConfig(ShardsConfig):
         read_tasks: Ray Data tasks that read at once for each worker.
         prefetch: Batches that each worker has read ahead of the step.
         standardization_rows: Rows from which the input standardisation is fitted, at most.
+        speaker: Column that says who speaks, `group` or `meta.NAME`: tasks whose negatives are of the same group take
+            those of the same speaker.
     """
 
     label: str | None = None
@@ -73,6 +80,7 @@ class DataConfig(ShardsConfig):
     read_tasks: int = 2
     prefetch: int = 2
     standardization_rows: int = 200_000
+    speaker: str = "group"
 
     def __post_init__(self) -> None:
         super().__post_init__()

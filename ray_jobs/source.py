@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conclugen import PretrainConfig
-from ray_jobs.run_config import DataConfig, ShardsConfig
+from ray_jobs.roles import GROUP
+from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.damage import Damage
 from shards.stats import check_present, column_moments
@@ -47,7 +48,7 @@ class Source:
             remainder=data.remainder,
         )
         labels: tuple[str, ...] = ()  # pretraining reads none
-        reader = open_reader(data, manifest, view, config.required_modalities, labels, quarantine)
+        reader = open_reader(data, manifest, view, config.required_modalities, labels, quarantine, data.speaker)
         return cls(manifest, view, reader, plan, data)
 
     def check(self) -> None:
@@ -65,12 +66,13 @@ class Source:
 
     def identity(self) -> dict[str, object]:
         """What must agree when a run is resumed: which rows, in which order."""
-        return {
+        identity: dict[str, object] = {
             "data.manifest": self.manifest.digest,
             "data.view": self.view.digest,
             "data.plan": self.plan.digest,
             "data.modalities": {name: list(columns) for name, columns in self.reader.modalities.items()},
         }
+        return identity if self.data.speaker == GROUP else identity | {"data.speaker": self.data.speaker}
 
     def model_info(self) -> dict[str, object]:
         """What an exported model says of the data that it learned from."""
@@ -102,14 +104,20 @@ def open_reader(
     modalities: tuple[str, ...],
     labels: tuple[str, ...] | None = None,
     quarantine: Callable[[Damage], None] | None = None,
+    speaker: str = GROUP,
 ) -> Reader:
-    """A reader of the chosen modalities, composed as the configuration says or else as the manifest does."""
+    """A reader of the chosen modalities, composed as the configuration says or else as the manifest does; speaker:
+    column that is the rows' group."""
     composition = manifest.schema.resolve(data.modalities)
     for name in modalities:
         if name not in composition:
             raise ValueError(
                 f"modality {name!r}: the data has {', '.join(composition)}; compose it with data.modalities"
             )
+    try:
+        manifest.schema.check_group_column(speaker)
+    except ValueError as error:
+        raise ValueError(f"data.speaker: {error}") from None
     return Reader(
         manifest,
         view=view,
@@ -117,4 +125,21 @@ def open_reader(
         labels=labels,
         max_damaged_share=data.max_damaged_share,
         quarantine=quarantine,
+        group=speaker,
     )
+
+
+def held_out_view(data: ShardsConfig, manifest: Manifest) -> str | None:
+    """`data.validation_view`; None where it is none, or the default one and the data has no view of its name."""
+    default = data.validation_view == DEFAULT_VALIDATION_VIEW
+    return None if default and DEFAULT_VALIDATION_VIEW not in View.names(manifest) else data.validation_view
+
+
+def note_no_validation(data: ShardsConfig, manifest: Manifest, what_follows: str) -> None:
+    """Say in a line that the default validation view is not there, and what follows."""
+    if data.validation_view is not None and held_out_view(data, manifest) is None:
+        print(
+            f"note: {manifest.folder} has no view {DEFAULT_VALIDATION_VIEW!r} (views: "
+            f"{', '.join(View.names(manifest))}): {what_follows}; --data.validation-view names another",
+            flush=True,
+        )

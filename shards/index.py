@@ -22,6 +22,7 @@ from shards.schema import Label, Schema
 
 FORMAT = 1
 INDEX_SUFFIX = ".index.parquet"
+GROUP = "group"  # the column whose values are groups (speakers) where no other is named
 _METADATA_KEY = b"conclugen.index"
 _REBUILD = "Restore the file, or rebuild it with `python -m shards verify FOLDER --repair`"
 
@@ -173,11 +174,17 @@ def read_table(name: str, data: bytes, columns: list[str] | None = None) -> pa.T
         raise ShardError(name, f"index cannot be read: {error}", remedy=_REBUILD) from None
 
 
-def decode_index(name: str, data: bytes, shard_bytes: int | None = None, schema_type: type[Any] = Schema) -> ShardIndex:
+def decode_index(
+    name: str,
+    data: bytes,
+    shard_bytes: int | None = None,
+    schema_type: type[Any] = Schema,
+    group: str = GROUP,
+) -> ShardIndex:
     """Decode and check an index file; ShardError where its own claims don't fit together.
 
     shard_bytes: size of the shard, against which every offset is checked (None: not known yet). schema_type: `Schema`,
-    or another class with what is used of it here, as `ClipSchema` has.
+    or another class with what is used of it here, as `ClipSchema` has. group: column of `ShardIndex.group`.
     """
     table = read_table(name, data)
     try:
@@ -209,7 +216,7 @@ def decode_index(name: str, data: bytes, shard_bytes: int | None = None, schema_
         checksums=table["checksum"].to_numpy(),
         present=np.stack([table[f"present.{c}"].to_numpy() for c in schema.column_names], axis=1),
         labels={label.name: _label_array(name, label, table[f"label.{label.name}"]) for label in schema.labels},
-        group=_group_array(table["group"]) if schema.grouped else None,
+        group=_group_array(table[group]) if schema.grouped or group != GROUP else None,
         members=_member_array(schema, table) if foreign else None,
     )
     _check_offsets(name, index, table["offset"].to_numpy(), shard_bytes)

@@ -9,7 +9,7 @@ import xxhash
 
 from shards.access import AccessError
 from shards.damage import ShardError
-from shards.index import INDEX_SUFFIX, ShardIndex, decode_index
+from shards.index import GROUP, INDEX_SUFFIX, ShardIndex, decode_index
 from shards.manifest import Manifest, ShardEntry
 
 
@@ -36,9 +36,10 @@ def read_index_bytes(manifest: Manifest, entry: ShardEntry) -> bytes:
     return data
 
 
-def load_index(manifest: Manifest, entry: ShardEntry) -> ShardIndex:
-    """The index of a shard, checked against the manifest and the manifest's schema; ShardError otherwise."""
-    index = decode_index(entry.name, read_index_bytes(manifest, entry), entry.bytes)
+def load_index(manifest: Manifest, entry: ShardEntry, group: str = GROUP) -> ShardIndex:
+    """The index of a shard, checked against the manifest and the manifest's schema; ShardError otherwise. group: column
+    that is its `group`."""
+    index = decode_index(entry.name, read_index_bytes(manifest, entry), entry.bytes, group=group)
     if index.schema.columns != manifest.schema.columns:
         raise ShardError(
             entry.name, "columns differ from the manifest", expected=manifest.schema.columns, found=index.schema.columns

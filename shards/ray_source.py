@@ -149,6 +149,7 @@ class _Stream:
                 max_damaged_share=1.0,
                 dtype=str(dtypes.pop()) if len(dtypes) == 1 else None,
                 threads=1,  # tasks run side by side
+                group=reader.group,
             )
         )
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from shards.damage import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, REASONS, Damage, DamageLog, ShardError
 from shards.foreign.member_columns import MemberColumns
-from shards.index import ShardIndex, read_table
+from shards.index import GROUP, ShardIndex, read_table
 from shards.index_store import IndexCache, load_index, read_index_bytes
 from shards.manifest import Manifest, ShardEntry
 from shards.rows import Rows
@@ -50,7 +50,8 @@ class Reader:
     quarantine: see `DamageLog`. index_cache_bytes bounds the memory for indexes, which a data set read in random order
     wants to hold whole (about 25 bytes a sample). connections: ranges fetched at once from a remote store, whose bytes
     wait in memory; those of a batch and of the batches ahead should be under way together. threads: ranges of a batch
-    that are read and hashed at once from local files (default: 2, or 1 on a machine with one core).
+    that are read and hashed at once from local files (default: 2, or 1 on a machine with one core). group: index column
+    that is the rows' group, `group` or `meta.<name>`.
 
     Pickled, it is a few hundred bytes and the view: files, caches and the damage log stay behind.
     """
@@ -67,13 +68,16 @@ class Reader:
         index_cache_bytes: int = 256 * 1024**2,
         connections: int = 64,
         threads: int | None = None,
+        group: str = GROUP,
     ) -> None:
         self._options = (
-            modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes, connections, threads,
+            modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes, connections, threads, group,
         )  # fmt: skip
         self.manifest = manifest
         self.view = view
         schema = manifest.schema
+        schema.check_group_column(group)
+        self.group = group
         self.modalities = schema.resolve(modalities)
         chosen = schema.labels if labels is None else tuple(schema.label(name) for name in labels)
         self.labels = tuple(label.name for label in chosen)
@@ -390,7 +394,7 @@ class Reader:
         found = self._indexes.get(shard)
         if found is None:
             entry = self.manifest.entry(shard)
-            found = entry, load_index(self.manifest, entry)
+            found = entry, load_index(self.manifest, entry, self.group)
             self._indexes.put(shard, *found)
         return found
 
@@ -403,7 +407,7 @@ class Reader:
         return read_table(entry.name, read_index_bytes(self.manifest, entry), ["key"])["key"]
 
     def _uninitialised(self, size: int, pitch: int = 0) -> Rows:
-        grouped = self.manifest.schema.grouped
+        grouped = self.manifest.schema.grouped or self.group != GROUP
         return Rows.uninitialised(size, self.widths, self.dtypes, self._label_shapes, grouped, pitch, self.offsets)
 
     def _buffer(self, size: int) -> np.ndarray:

@@ -211,6 +211,12 @@ class Schema:
                 return label
         raise ValueError(f"label {name!r} is unknown, {did_you_mean(name, [item.name for item in self.labels])}")
 
+    def check_group_column(self, name: str) -> None:
+        """ValueError unless rows can be grouped by the index column `name`: `group`, or a string field."""
+        known = ["group", *(f"meta.{field}" for field in self.meta)]
+        if name not in known:
+            raise ValueError(f"column {name!r} is unknown, {did_you_mean(name, known)}")
+
     def resolve(self, modalities: Mapping[str, Sequence[str]] | Sequence[str] | None) -> dict[str, tuple[str, ...]]:
         """Modality -> columns: None is the default composition, a sequence selects from it, a mapping composes anew."""
         if modalities is None:

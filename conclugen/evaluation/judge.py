@@ -83,7 +83,7 @@ class Score:
         failures: The draws that could not be scored. Where they are all of them, the cell is a hole: `scores`,
             `intervals` and `draws` are empty.
         choices: What was chosen among a system's blocks -> in how many draws and folds.
-        groups: Of classes, test group -> accuracy over its rows, mean over draws.
+        groups: Of classes, test unit (of intervals) -> accuracy over its rows, mean over draws.
     """
 
     system: str
@@ -280,7 +280,7 @@ def score(predictions: Predictions, resampling: Resampling = DEFAULT) -> Score:
         return Score(*cell, {}, {}, (), None, predictions.failures)
     each = [metrics.scores(protocol.target, rows, guess) for guess in guesses]
     mean = mean_scores(each)
-    intervals = score_intervals(protocol.target, rows, guesses, protocol.groups[rows], resampling)
+    intervals = score_intervals(protocol.target, rows, guesses, protocol.interval_units[rows], resampling)
     intervals = {name: interval for name, interval in intervals.items() if np.isfinite(mean[name])}
     draws = tuple(one[protocol.target.main_score] for one in each)
     chosen = dict(Counter(predictions.choices).most_common())
@@ -313,9 +313,9 @@ def hits(protocol: Protocol, predicted: NDArray[np.integer]) -> Floats:
 
 
 def group_accuracies(protocol: Protocol, predicted: NDArray[np.integer]) -> dict[str, float]:
-    """Test group -> accuracy over its rows, mean over draws."""
+    """Test unit -> accuracy over its rows, mean over draws."""
     rows = protocol.test_rows
-    right, owner = hits(protocol, predicted)[rows], protocol.groups[rows]
+    right, owner = hits(protocol, predicted)[rows], protocol.interval_units[rows]
     return {str(group): float(right[owner == group].mean()) for group in np.unique(owner)}
 
 
@@ -326,7 +326,10 @@ def fold_accuracy(protocol: Protocol, predicted: NDArray[np.integer], resampling
     rows = protocol.test_rows
     deviation = float(of_folds.std(ddof=1)) if len(of_folds) > 1 else float("nan")
     return FoldAccuracy(
-        float(of_folds.mean()), deviation, of_folds, mean_interval(right[rows], protocol.groups[rows], resampling)
+        float(of_folds.mean()),
+        deviation,
+        of_folds,
+        mean_interval(right[rows], protocol.interval_units[rows], resampling),
     )
 
 
@@ -336,7 +339,7 @@ def paired(
     """Accuracy of the first minus that of the second, (draws, N) predicted classes each, over the test groups."""
     rows = protocol.test_rows
     one, other = hits(protocol, first)[rows], hits(protocol, second)[rows]
-    return mean_difference(one, other, protocol.groups[rows], resampling)
+    return mean_difference(one, other, protocol.interval_units[rows], resampling)
 
 
 def merge_folds(protocol: Protocol, parts: Sequence[Predictions]) -> Predictions:

@@ -1,8 +1,8 @@
 """Protocols: which rows are trained on, labelled and tested, and who they belong to.
 
 A protocol is pure: from rows' labels and groups (speakers, videos) to a list of splits. It holds no features; `judge`
-says what systems make of it. Groups are the unit of everything: no group is on both sides of a fold, inner folds are
-dealt over groups, and intervals are over test groups.
+says what systems make of it. Groups are the unit of splits: no group is on both sides of a fold, and inner folds are
+dealt over groups. Intervals and tests are over units, which are the groups unless others are given.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ class Protocol:
     Attributes:
         name: Of the data set, for messages.
         target: The label that is predicted.
-        groups: (N,) speaker or video of each row: the unit of splits and of intervals.
+        groups: (N,) speaker or video of each row: the unit of splits.
         folds: Their test rows are disjoint.
         probe: How probes learn.
+        units: (N,) unit of intervals and tests; None: the groups.
 
     Raises:
         ValueError: a group on both sides of a fold, or a labelled row that is no training row.
@@ -107,13 +108,15 @@ class Protocol:
     groups: NDArray[Any]
     folds: tuple[Fold, ...]
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    units: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.groups) != len(self.target.values) or self.groups.ndim != 1:
-            raise ValueError(
-                f"{self.name}: groups of shape {self.groups.shape} and labels of shape {self.target.values.shape}; "
-                "expected one of each for every row"
-            )
+        for what, owners in (("groups", self.groups), ("units", self.interval_units)):
+            if len(owners) != len(self.target.values) or owners.ndim != 1:
+                raise ValueError(
+                    f"{self.name}: {what} of shape {owners.shape} and labels of shape {self.target.values.shape}; "
+                    "expected one of each for every row"
+                )
         for fold in self.folds:
             where = f"{self.name}, fold {fold.number}" if len(self.folds) > 1 else self.name
             checks.disjoint_groups(self.groups[fold.train_rows], self.groups[fold.test_rows], where)
@@ -125,6 +128,11 @@ class Protocol:
                             f"{where}, fraction {fraction}, draw {draw}: row {strangers[0]} is labelled but not a "
                             "training row; is the list of draws of this data set, in this row order?"
                         )
+
+    @property
+    def interval_units(self) -> NDArray[Any]:
+        """(N,) unit of intervals and tests."""
+        return self.groups if self.units is None else self.units
 
     @property
     def rows(self) -> int:

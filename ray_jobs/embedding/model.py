@@ -176,7 +176,8 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
 
 
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
-    data = ShardsConfig(**{field.name: job["data"][field.name] for field in fields(ShardsConfig)})
+    known = {field.name for field in fields(ShardsConfig)}  # an earlier version's job has fewer
+    data = ShardsConfig(**{name: value for name, value in job["data"].items() if name in known})
     wanted = evaluate.EvaluateJob(job["run"], job["label"], data, job["test_view"], job["fusion"])
     read = evaluation.read_labelled(wanted, embedder.modalities)
     missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}

@@ -14,7 +14,7 @@ from conclugen.evaluation import health
 from conclugen.evaluation.knn import neighbour_vote
 from conclugen.evaluation.protocol import own_groups
 from ray_jobs.run_config import DataConfig
-from ray_jobs.source import Source, open_reader
+from ray_jobs.source import Source, held_out_view, note_no_validation, open_reader
 from shards import Manifest, Reader, Rows, View
 
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
@@ -40,14 +40,16 @@ class Validation:
 
     @classmethod
     def open(cls, data: DataConfig, manifest: Manifest, modalities: tuple[str, ...]) -> Validation | None:
-        """The validation rows that `data` names, up to 2048 of them, spread over the view; None where it names no view.
+        """The validation rows that `data` names, up to 2048 of them, spread over the view; None where there is no such
+        view (`held_out_view`).
 
         Raises:
             ValueError: unknown view, modality or label, or a label that is not a class.
         """
-        if data.validation_view is None:
+        view = held_out_view(data, manifest)
+        if view is None:
             return None
-        reader, classes = _open_reader(data, manifest, data.validation_view, modalities)
+        reader, classes = _open_reader(data, manifest, view, modalities)
         rows = spread_rows(reader, _MOST_ROWS)
         for sample in reader.damage:
             print(f"left out of validation: sample {sample.key!r} of {sample.shard}: {sample.reason}", flush=True)
@@ -108,26 +110,29 @@ def _open_reader(data: DataConfig, manifest: Manifest, name: str, modalities: tu
     except ValueError as error:
         raise ValueError(f"data.validation_view: {error}; null measures nothing while training") from None
     if data.label is None:
-        return open_reader(data, manifest, view, modalities, ()), 0
+        return open_reader(data, manifest, view, modalities, (), speaker=data.speaker), 0
     label = manifest.schema.label(data.label)
     if label.kind != "class":
         raise ValueError(
             f"data.label: {data.label!r} is {label.kind}; validation votes among classes: name a class label"
         )
-    return open_reader(data, manifest, view, modalities, (data.label,)), len(label.classes)
+    return open_reader(data, manifest, view, modalities, (data.label,), speaker=data.speaker), len(label.classes)
 
 
 def check_validation(source: Source, config: PretrainConfig, keep_by: str | None) -> None:
     """ValueError unless the data has the validation view and label that are named, and `run.keep_by`, where it is
     given, is a measure of theirs: told before anything is started or written, not by the first checkpoint."""
-    view = source.data.validation_view
+    view = held_out_view(source.data, source.manifest)
     if keep_by is None:
+        note_no_validation(source.data, source.manifest, "nothing is measured while training")
         if view is not None:
             _open_reader(source.data, source.manifest, view, config.modalities)
         return
     validation = Validation.open(source.data, source.manifest, config.modalities)
     if validation is None:
-        raise ValueError(f"run.keep_by: {keep_by!r} needs data.validation_view, which is None")
+        name = source.data.validation_view
+        found = "which is None" if name is None else f"and the data has no view {name!r}: name one of its views"
+        raise ValueError(f"run.keep_by: {keep_by!r} needs data.validation_view, {found}")
     names = [f"validation/{name}" for name in validation.names(config, source.reader.widths)]
     if keep_by not in names:
         raise ValueError(

@@ -25,6 +25,7 @@ from ray_jobs.evaluation import (
     representations,
     table,
 )
+from ray_jobs.roles import Units
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import uri_of_run
@@ -291,7 +292,9 @@ def test_raw_features_stand_beside_a_modality_as_that_modality(tmp_path: Path, f
     train = np.arange(8)
     job = EvaluateJob("first", "emotion", ShardsConfig("/nowhere"), fusion=fusion)
     target = Target("emotion", "class", np.zeros(12, np.int64), CLASSES)
-    read = LabelledRows(rows, target, np.arange(12), Fold(0, train, np.arange(8, 12)), [])
+    every = np.arange(12)
+    units = Units(IndexValues(None, "row", tuple(map(str, every)), every))  # type: ignore[arg-type]
+    read = LabelledRows(rows, target, every, Fold(0, train, np.arange(8, 12)), [], every, units)
     modalities = raw_modalities(rows, train, fusion)
     found = representations(RunFolder(tmp_path), load(tmp_path / "model"), read, modalities, job)
     double = {m: x[m].astype(np.float64) for m in raw}
