@@ -21,7 +21,8 @@ from conclugen.evaluation.features import standardise
 from conclugen.evaluation.judge import check
 from conclugen.evaluation.protocol import Fold, Protocol, Target, group_cross_folds, held_out_fold, require_groups
 from conclugen.presets import ALL
-from shards import Manifest, Reader, View, group_id
+from ray_jobs.roles import GROUP, Units, refuse_shared
+from shards import Manifest, Reader, View
 
 TRAIN_VIEW, TEST_VIEW = "train", "test"
 
@@ -31,7 +32,8 @@ class LabelledSet:
     """Features, presence and protocol of one set; rows are those with the label and at least one modality.
 
     features: modality -> (N, D) float32, 0 where missing. present: modality -> (N,) bool. group (N,) int64: number of
-    the speaker or video, as batches carry it; the protocol's groups are names. complete: the modalities that a task
+    the speaker (of negatives), as batches carry it; the protocol's groups and units are names. unit: what a unit of
+    intervals is called. complete: the modalities that a task
     combination learns from: video, audio and text as far as the set has them (all of its modalities where it has none
     of these). digest: of the data, the label and the rows; judged_by: of how it is judged.
     """
@@ -45,6 +47,7 @@ class LabelledSet:
     complete: tuple[str, ...]
     digest: str
     judged_by: str
+    unit: str = "speaker"
 
     @property
     def widths(self) -> dict[str, int]:
@@ -67,8 +70,31 @@ class LabelledSet:
         return {m: array.astype(np.float32) for m, array in values.items()}
 
 
+@dataclass(frozen=True)
+class Roles:
+    """Columns that say whose a row is (`ray_jobs.roles`); of the second and third, None is the first.
+
+    Attributes:
+        split_unit: Unit of folds.
+        speaker: Whose negatives are taken together.
+        interval_unit: Unit of intervals and tests.
+    """
+
+    split_unit: str = GROUP
+    speaker: str | None = None
+    interval_unit: str | None = None
+
+
+_ONE_ROLE = Roles()
+
+
 def open_set(
-    name: str, folder: str, judging: JudgingConfig, label: str | None = None, train_only: Sequence[str] = ()
+    name: str,
+    folder: str,
+    judging: JudgingConfig,
+    label: str | None = None,
+    train_only: Sequence[str] = (),
+    roles: Roles = _ONE_ROLE,
 ) -> LabelledSet:
     """Read a packed set.
 
@@ -82,7 +108,12 @@ def open_set(
     if reader.damage.total_rows == 0:
         raise ValueError(f"data set {name!r}: {folder} holds no rows")
     rows = reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(manifest.counts) if count])
-    groups = _group_names(name, manifest)
+    split = Units.read(manifest, roles.split_unit, f"split_units.{name}")
+    groups = _group_names(name, split)
+    speakers = split if roles.speaker is None else Units.read(manifest, roles.speaker, f"speakers.{name}")
+    units = (
+        split if roles.interval_unit is None else Units.read(manifest, roles.interval_unit, f"interval_units.{name}")
+    )
     target = np.asarray(rows.labels[chosen])
     kept = (target >= 0) & np.any(list(rows.present.values()), axis=0)
     train, test = _published(manifest)
@@ -91,11 +122,16 @@ def open_set(
     picked = np.flatnonzero(kept)
     views = None if train is None or test is None else test[picked]
     labels = Target(chosen, "class", target[picked], manifest.schema.label(chosen).classes)
-    protocol = _protocol(name, groups[picked], labels, judging, views, train_only)
+    if views is not None:
+        where, option = f"data set {name!r}, views {TRAIN_VIEW!r} and {TEST_VIEW!r}", f"--split-units.{name}"
+        refuse_shared(manifest, split, picked[~views], picked[views], where=where, option=option)
+    protocol = _protocol(name, groups[picked], labels, judging, views, train_only, units.names(picked))
+    own = [] if speakers.column == GROUP else [speakers.column]
     digest = hashlib.sha256(
-        json.dumps([manifest.digest, chosen, hashlib.sha256(picked.tobytes()).hexdigest()]).encode()
+        json.dumps([manifest.digest, chosen, hashlib.sha256(picked.tobytes()).hexdigest(), *own]).encode()
     ).hexdigest()
-    split = "view" if views is not None else "groups"
+    by = [] if split.column == units.column == GROUP else [{"split_unit": split.column, "interval_unit": units.column}]
+    folded = "view" if views is not None else "groups"
     held = [hashlib.sha256(fold.test_rows.tobytes()).hexdigest() for fold in protocol.folds]
     learnable = tuple(m for m in ALL if m in rows.features)
     return LabelledSet(
@@ -103,11 +139,12 @@ def open_set(
         label=chosen,
         features={m: np.ascontiguousarray(x[picked], dtype=np.float32) for m, x in rows.features.items()},
         present={m: there[picked] for m, there in rows.present.items()},
-        group=np.asarray([group_id(str(group)) for group in groups[picked]], dtype=np.int64),
+        group=speakers.ids(picked),
         protocol=protocol,
         complete=learnable or tuple(rows.features),
         digest=digest,
-        judged_by=json.dumps([_settings(judging), split, sorted(train_only), held], sort_keys=True),
+        judged_by=json.dumps([_settings(judging), folded, sorted(train_only), held, *by], sort_keys=True),
+        unit=units.noun(1).removeprefix("1 "),
     )
 
 
@@ -131,18 +168,15 @@ def _class_label(name: str, manifest: Manifest, wanted: str | None) -> str:
     return labels[0]
 
 
-def _group_names(name: str, manifest: Manifest) -> NDArray[np.str_]:
-    reader = Reader(manifest)
-    found: list[str | None] = []
-    for shard in range(len(manifest)):
-        found += reader.metadata(shard).column("group").to_pylist()
-    lacking = sum(group is None for group in found)
+def _group_names(name: str, split: Units) -> NDArray[np.str_]:
+    lacking, rows = split.values.missing, len(split.values.codes)
     if lacking:
+        what = "group (speaker)" if split.column == GROUP else split.column
         raise ValueError(
-            f"data set {name!r}: {lacking} of {len(found)} rows have no group (speaker); a fair test needs it: "
-            "pack again with --group FIELD"
+            f"data set {name!r}: {lacking} of {rows} rows have no {what}; a fair test needs it: pack again with "
+            f"--group FIELD, or name another column: --split-units.{name}"
         )
-    return np.asarray(found, dtype=str)
+    return split.names(np.arange(rows))
 
 
 def _published(manifest: Manifest) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
@@ -161,6 +195,7 @@ def _protocol(
     judging: JudgingConfig,
     tested: NDArray[np.bool_] | None,
     train_only: Sequence[str],
+    units: NDArray[np.str_],
 ) -> Protocol:
     """The published fold where there is one (`tested` (N,)), else folds over the groups."""
     require_groups(f"train_only.{name}", train_only, groups)
@@ -174,7 +209,7 @@ def _protocol(
         probe = ProbeConfig(
             inner_folds=judging.inner_folds, class_weights=judging.class_weights, select_by=judging.select_by
         )
-        protocol = Protocol(name, target, groups, folds, probe)
+        protocol = Protocol(name, target, groups, folds, probe, units)
         check(protocol)
     except ValueError as error:
         raise ValueError(f"data set {name!r}: {error}") from None

@@ -221,6 +221,12 @@ class Task(Module):
         """A sentence for each sign of collapse in its `measures`: what was found, the likely cause, the remedy."""
         return []
 
+    @classmethod
+    def step_warnings(cls, metrics: Mapping[str, float]) -> list[str]:
+        """A sentence for each fault of the data that `metrics` (means over some steps) show, with the remedy; each is
+        printed once a run."""
+        return []
+
     def saved(self) -> dict[str, Any] | None:
         """JSON-able state that is no tensor; None: it has none."""
         return None

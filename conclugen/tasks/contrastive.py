@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 NEGATIVES = ("all", "same_group")
 # With fewer others of a row's group than this, telling it from them alone would teach next to nothing.
 FEWEST_MATES = 4
+# What a step reports of negatives of the same group: the share of its rows that had them.
+SHARE = "same_speaker_negatives"
 _ALL = ("video", "audio", "text")
 
 
@@ -167,6 +169,7 @@ class Contrastive(Task):
         """tf32: similarities on a GPU are multiplied out in TensorFloat-32."""
         super().__init__(config)
         self.sweep = blockwise.Sweep(config.block_rows, tf32)
+        self._share: Tensor | None = None
         self.log_scale = None
         if config.temperature is not None and config.learn_temperature:
             self.log_scale = nn.Parameter(torch.tensor(config.temperature).double().log().neg().float())
@@ -175,9 +178,24 @@ class Contrastive(Task):
         self.sweep = replace(self.sweep, compiled=True)
 
     def metrics(self) -> dict[str, Tensor]:
-        """The temperature, where it is learned."""
+        """The temperature, where it is learned; the share of compared rows whose negatives were of their own group,
+        where they are to be, mean over pairs of modalities."""
         scale = self.scale()
-        return {"temperature": 1 / scale.detach()} if isinstance(scale, torch.Tensor) else {}
+        metrics = {"temperature": 1 / scale.detach()} if isinstance(scale, torch.Tensor) else {}
+        return metrics if self._share is None else metrics | {SHARE: self._share}
+
+    @classmethod
+    def step_warnings(cls, metrics: Mapping[str, float]) -> list[str]:
+        """Of too few speakers in a batch: negatives of all speakers are told apart by voice and face."""
+        share = metrics.get(SHARE, 1.0)
+        if not share < 0.5:
+            return []
+        return [
+            f"contrastive: {share:.0%} of the rows of a batch found negatives of the same speaker (at least "
+            f"{FEWEST_MATES} others of it with the same modalities); the others are told from all speakers, which who "
+            "is speaking suffices for. Name the column of speakers (data.speaker), or give a larger "
+            "pretrain.global_batch"
+        ]
 
     def scale(self) -> Tensor | float:
         """Inverse temperature, 1 to 100."""
@@ -190,14 +208,16 @@ class Contrastive(Task):
         presence, scale = latents.presence, self.scale()
         z_MBP = functional.normalize(latents.projections, dim=2)
         z_MNP = distributed.gather(z_MBP.transpose(0, 1)).transpose(0, 1)
-        shares = []
+        shares, own = [], []
         for a, b in ring(len(latents.modalities)):
             compared, counted_N = comparisons(
                 presence.local[a] & presence.local[b],
                 presence.all[a] & presence.all[b],
                 presence.offset,
-                presence.all_group,
+                presence.all_group if self.config.negatives == "same_group" else None,
             )
+            if compared.within_all is not None:
+                own.append((compared.within_all & counted_N).sum() / counted_N.sum().clamp(min=1))
             total = pair_sum(
                 z_MBP[a],
                 z_MBP[b],
@@ -209,4 +229,5 @@ class Contrastive(Task):
                 self.sweep,
             )
             shares.append(total / counted_N.sum().clamp(min=1))
+        self._share = torch.stack(own).mean() if own else None
         return torch.stack(shares).sum()

@@ -9,7 +9,8 @@ it: a run that goes on from there would never repeat them.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from conclugen import Pretrainer
 from conclugen.common import uris
 from conclugen.common.atomic import sync_file
+from conclugen.tasks import registry
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
@@ -73,6 +75,7 @@ class StepRecorder(SilentRecorder):
         self._validation = Validation.open(job.data, manifest, job.pretrain.modalities)
         self._timer = StepTimer(job.pretrain.global_batch, self.input)
         self._wait_watch = WaitWatch(job)
+        self._unwarned = set(job.pretrain.tasks.active)
 
     def timed(self, batches: Iterable[Item], counters: StreamCounters) -> Iterator[Item]:
         """Hand the batches through, and measure what the loop waits for."""
@@ -89,7 +92,9 @@ class StepRecorder(SilentRecorder):
         later start of the run writes.
         """
         self._folder.check_attempt(self._attempt)
-        self._unwritten += self._timer.take()
+        taken = self._timer.take()
+        self._warn(taken)
+        self._unwritten += taken
         try:
             while self._unwritten:
                 values = dict(self._unwritten[0])
@@ -100,6 +105,15 @@ class StepRecorder(SilentRecorder):
                 f"warning: the journal takes no more ({uris.scrub(error)}); {len(self._unwritten)} step(s) wait",
                 flush=True,
             )
+
+    def _warn(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Print what tasks say of the data, by these steps' means; of each task once."""
+        names = {name for step in steps for name in step}
+        means = {name: statistics.fmean(step[name] for step in steps if name in step) for name in names}
+        for task in [task for task in self._unwarned if steps]:
+            for warning in registry.get(task).step_warnings(means):
+                print(f"warning: {warning}", flush=True)
+                self._unwarned.discard(task)
 
     def sync(self) -> None:
         """Put what is journalled on the disk. Raises OSError where steps still wait for room."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.options import to_plain
+from ray_jobs.roles import GROUP
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.training import run_lock
 from tuning.ablation.cost import estimate, told
@@ -21,7 +22,7 @@ from tuning.ablation.plan import (
     refuse_other_settings,
 )
 from tuning.ablation.tracking import CellRuns
-from tuning.dataset import LabelledSet, open_set
+from tuning.dataset import LabelledSet, Roles, open_set
 from tuning.ledger import Ledger, Record
 
 
@@ -108,8 +109,9 @@ def _standing(job: AblateJob, planned: Plan, ledger: Ledger) -> str:
 
 def _open(job: AblateJob, name: str) -> LabelledSet:
     chosen = [group.strip() for group in job.train_only.get(name, "").split(",") if group.strip()]
+    roles = Roles(job.split_units.get(name, GROUP), job.speakers.get(name), job.interval_units.get(name))
     try:
-        return open_set(name, job.datasets[name], job.judging, job.labels.get(name), chosen)
+        return open_set(name, job.datasets[name], job.judging, job.labels.get(name), chosen, roles)
     except FileNotFoundError as error:
         raise ValueError(f"data set {name!r}: {error}") from error
 

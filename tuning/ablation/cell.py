@@ -195,7 +195,7 @@ def table_of(representations: Mapping[str, torch.Tensor]) -> NDArray[np.float32]
 
 def _scores(cells: Sequence[Predictions]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Scores over all test rows, mean over draws, as `accuracy@0.03`; recall of each class; accuracy of each group."""
-    owner = cells[0].protocol.groups[cells[0].protocol.test_rows]
+    owner = cells[0].protocol.interval_units[cells[0].protocol.test_rows]
     listed, counts = np.unique(owner, return_counts=True)
     metrics: dict[str, float] = {}
     groups = {"rows": {str(group): float(count) for group, count in zip(listed, counts, strict=True)}}

@@ -93,6 +93,9 @@ class AblateJob:
         datasets: Name -> folder of packed shards with labels and groups: `--data.ravdess FOLDER`.
         labels: Name -> class label, where a set has several.
         train_only: Name -> groups that are never tested, comma-separated: those that designs were chosen on.
+        split_units: Name -> column whose values are on one side of a fold only: `group`, `meta.NAME` or `row`.
+        speakers: Name -> column of speakers, whose rows are each other's negatives; none: the unit of the split.
+        interval_units: Name -> column over whose values intervals and tests are; none: the unit of the split.
         configurations: Name -> file that `ray_jobs.pretrain --config` takes (a sweep's `best.yaml`, say): its
             pretraining, sizes and length included, as a row of its own beside all `tasks` at `sizes`.
         tasks: Tasks whose combinations are run, any registered ones.
@@ -113,6 +116,9 @@ class AblateJob:
     datasets: dict[str, str]
     labels: dict[str, str] = field(default_factory=dict)
     train_only: dict[str, str] = field(default_factory=dict)
+    split_units: dict[str, str] = field(default_factory=dict)
+    speakers: dict[str, str] = field(default_factory=dict)
+    interval_units: dict[str, str] = field(default_factory=dict)
     configurations: dict[str, str] = field(default_factory=dict)
     tasks: tuple[str, ...] = METHOD
     sections: tuple[str, ...] = SECTIONS
@@ -140,6 +146,9 @@ class AblateJob:
             ("tasks", self.tasks, tuple(registry.registered())),
             ("labels", tuple(self.labels), tuple(self.datasets)),
             ("train_only", tuple(self.train_only), tuple(self.datasets)),
+            ("split_units", tuple(self.split_units), tuple(self.datasets)),
+            ("speakers", tuple(self.speakers), tuple(self.datasets)),
+            ("interval_units", tuple(self.interval_units), tuple(self.datasets)),
         ):
             for name in names:
                 fields.choose(kind, name, allowed)

@@ -32,11 +32,12 @@ from conclugen.evaluation.judge import evaluate, scores
 from conclugen.evaluation.protocol import Fold, Protocol, Target, label_draw
 from conclugen.fields import choose
 from conclugen.kmeans import cosine_kmeans, draw_rows
+from ray_jobs.roles import GROUP, Units, refuse_shared
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
 from ray_jobs.training.validation import spread_rows
 from shards import Manifest, Reader, Rows, View
-from shards.view import IndexValues
+from shards.view import ROW, IndexValues
 
 LABELLED = ("probe_accuracy", "probe_uar", "probe_macro_f1")
 PAIRED = ("recall@1", "recall@5", "recall@10", "alignment", "alignment_uniformity")
@@ -53,7 +54,7 @@ _BLOCK_ROWS = 4096
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows with a class: target (N,) int64 and group (N,) int64 of the rows that have the label."""
+    """Rows with a class: target (N,) int64 and group (N,) int64, unit of the split, of the rows that have the label."""
 
     rows: Rows
     target: np.ndarray
@@ -85,9 +86,13 @@ class Judge:
         if data.validation_view is None:
             raise ValueError("data.validation_view: none given; a search needs held-out rows to judge its trials on")
         used = {"data.view": data.view, "data.validation_view": data.validation_view}
-        refuse_test_rows(manifest, used, config.test_views)
+        refuse_test_rows(manifest, used, config.test_views, data.split_unit)
         labels = () if data.label is None else (data.label,)
-        reader = open_reader(data, manifest, View.open(manifest, data.validation_view), modalities, labels)
+        try:
+            held_out = View.open(manifest, data.validation_view)
+        except ValueError as error:
+            raise ValueError(f"data.validation_view: {error}; a search needs held-out rows to judge on") from None
+        reader = open_reader(data, manifest, held_out, modalities, labels)
         if data.label is None:
             return cls(config, (), None, spread_rows(reader, _MOST_ROWS), None)
         label = manifest.schema.label(data.label)
@@ -95,13 +100,11 @@ class Judge:
             raise ValueError(f"data.label: {data.label!r} is {label.kind}; a probe's objective needs a class label")
         validation = read_all(reader)
         train = read_all(reader.over(View.open(manifest, data.view)))
-        judge = cls(
-            config,
-            tuple(label.classes),
-            _drawn(_with_label(train, data.label), config),
-            spread(validation, _MOST_ROWS),
-            _with_label(validation, data.label),
-        )
+        split = Units.read(manifest, data.split_unit, "data.split_unit")
+        taught, judged = (_with_label(rows, data.label, split) for rows in (train, validation))
+        where = f"data.view {data.view!r} and data.validation_view {data.validation_view!r}"
+        refuse_shared(manifest, split, taught.rows.row, judged.rows.row, where=where, option="--data.split-unit")
+        judge = cls(config, tuple(label.classes), _drawn(taught, config), spread(validation, _MOST_ROWS), judged)
         judge._check(data)
         return judge
 
@@ -114,12 +117,6 @@ class Judge:
             raise ValueError(
                 f"data.view {data.view!r}: no labelled row of class {missing[0]!r}; give a larger "
                 "measure.label_fraction, or a view that has it"
-            )
-        shared = np.intersect1d(self.train.group, self.labelled.group)
-        if len(shared):
-            raise ValueError(
-                f"data.view {data.view!r} and data.validation_view {data.validation_view!r} share {len(shared)} "
-                "group(s): the probe would know the speakers that it is judged on; split them by group"
             )
 
     def check_objective(self, name: str, modalities: Sequence[int]) -> None:
@@ -197,8 +194,10 @@ class Judge:
         return fuse(whole, self.config.fusion, {m: rows.present[m] for m in modalities})
 
 
-def refuse_test_rows(manifest: Manifest, used: Mapping[str, str], test_views: Sequence[str] = ()) -> None:
-    """Raise ValueError if a view that a search uses is a test view, or shares groups (or rows) with one.
+def refuse_test_rows(
+    manifest: Manifest, used: Mapping[str, str], test_views: Sequence[str] = (), split_unit: str = GROUP
+) -> None:
+    """Raise ValueError if a view that a search uses is a test view, or shares units of the split (or rows) with one.
 
     used: field that names it -> view. Test views are those given, and all whose name has `test` in it.
     """
@@ -212,7 +211,8 @@ def refuse_test_rows(manifest: Manifest, used: Mapping[str, str], test_views: Se
     tests = [View.open(manifest, name) for name in dict.fromkeys((*test_views, *named))]
     if not tests:
         return
-    codes = IndexValues.read(manifest, "group").codes if manifest.schema.grouped else None
+    several = manifest.schema.grouped if split_unit == GROUP else split_unit != ROW
+    codes = IndexValues.read(manifest, split_unit).codes if several else None
     for field, name in used.items():
         for test in tests:
             ours, theirs = _mask(View.open(manifest, name)), _mask(test)
@@ -226,8 +226,8 @@ def refuse_test_rows(manifest: Manifest, used: Mapping[str, str], test_views: Se
                 groups = np.intersect1d(codes[ours & (codes >= 0)], codes[theirs & (codes >= 0)])
                 if len(groups):
                     raise ValueError(
-                        f"{field}: {name!r} shares {len(groups)} group(s) with the test view {test.name!r}; split by "
-                        "group"
+                        f"{field}: {name!r} shares {len(groups)} group(s) of {split_unit!r} with the test view "
+                        f"{test.name!r}; split by it, or name the unit that the split divides: --data.split-unit"
                     )
 
 
@@ -259,10 +259,10 @@ def _of(rows: Rows, modalities: Sequence[str]) -> Rows:
     )
 
 
-def _with_label(rows: Rows, label: str) -> Labelled:
+def _with_label(rows: Rows, label: str, split: Units) -> Labelled:
     known = np.flatnonzero(rows.labels[label] >= 0)
     kept = take(rows, known)
-    return Labelled(kept, kept.labels[label], kept.row if kept.group is None else kept.group)
+    return Labelled(kept, kept.labels[label], split.ids(kept.row))
 
 
 def _drawn(labelled: Labelled, config: MeasureConfig) -> Labelled:
@@ -311,4 +311,14 @@ def identity(objective: str, data: DataConfig, manifest: Manifest, config: Measu
         "inner_folds": config.inner_folds,
         "fusion": config.fusion,
         "clusters": config.clusters,
+    } | {
+        # What earlier versions did not have, at its default: sweeps from before go on.
+        name: value
+        for name, value, usual in (
+            ("class_weights", config.class_weights, "none"),
+            ("select_by", config.select_by, "accuracy"),
+            ("split_unit", data.split_unit, GROUP),
+            ("speaker", data.speaker, GROUP),
+        )
+        if value != usual
     }

@@ -71,7 +71,7 @@ class TrialShared:
     ) -> TrialShared:
         """Read what fits; modalities: all that any trial uses; seed: of the trials, by which moments are drawn."""
         view = View.open(manifest, data.view)
-        reader = open_reader(data, manifest, view, modalities, ())
+        reader = open_reader(data, manifest, view, modalities, (), speaker=data.speaker)
         row_bytes = sum(width * reader.dtypes[m].itemsize for m, width in reader.widths.items())
         rows = read_all(reader) if view.rows * row_bytes <= shared_bytes else None
         moments = column_moments(reader, data.standardization_rows, seed)

@@ -3,11 +3,18 @@
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from ray_jobs.training.step_recorder import StepTimer
+from conclugen import presets
+from conclugen.tasks.contrastive import SHARE
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import Journal, metric_history
+from ray_jobs.training.step_recorder import StepRecorder, StepTimer
+from shards.stream_counters import StreamCounters
 from tests.clock import Clock
 
 
@@ -35,3 +42,24 @@ def test_values_of_each_step_and_the_period_s_timing(clock: Clock) -> None:
     assert records[2]["samples_per_second"] == pytest.approx(30 / 0.55)
     assert "input_queue_depth" not in records[2], "a source that does not read ahead has no queue"
     assert recorder.take() == []
+
+
+def test_less_than_half_is_warned_of_once_and_every_step_is_journalled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = presets.build("contrast_generative", "improved")
+    job = PretrainJob(config, DataConfig("/nowhere", validation_view=None), RunConfig("first", str(tmp_path)))
+    folder = RunFolder(tmp_path / "first")
+    folder.path.mkdir()
+    with Journal(folder.journal, experiment="e", name="first"):
+        pass
+    recorder = StepRecorder(folder, job, None, folder.begin_attempt())  # type: ignore[arg-type]
+    for step, share in enumerate((0.8, 0.3, 0.2, 0.1), 1):
+        list(recorder.timed([step], StreamCounters()))
+        recorder.add(step, {"loss": torch.tensor(1.0), SHARE: torch.tensor(share)})
+        recorder.write()
+    out = capsys.readouterr().out
+    assert out.count("warning: ") == 1
+    assert "30% of the rows of a batch found negatives of the same speaker" in out and "data.speaker" in out
+    journalled = [value for _, value in metric_history(folder.journal)[SHARE]]
+    assert journalled == pytest.approx([0.8, 0.3, 0.2, 0.1])
