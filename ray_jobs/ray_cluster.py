@@ -1,18 +1,52 @@
-"""Joins the Ray cluster that is there, or starts a local one."""
+"""Joins the Ray cluster that is there, or starts a local one: the one place where jobs get their Ray.
+
+A local Ray is this user's alone: its ports are on the loopback interface, its files in a folder that nobody else may
+enter, and who connects needs a token that lies there, mode 0600. It needs no home directory. On a machine that is busy
+or small it is given time and several tries; where it does not come up at all, the job ends with one line of advice.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import resource
+import secrets
+import shutil
+import stat
 import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import psutil
 import ray
+from ray._private import ray_constants, services  # of Ray's start alone; all else is in training/ray_internals.py
 
-from conclugen.common import ending
+from conclugen.common import ending, uris
+from conclugen.common.options import JobFailedError
 from ray_jobs import ray_loggers
 
 # A training worker reserves its CPUs, and the tasks that read data need some beside them.
 _SPARE_CPUS = 4
-_STARTS = 3
+_LEAST_TRIES = 3
+_PATIENCE_S = 600.0  # after the last try that began within it the start is given up; RAY_START_WAIT_S
+_NODE_S = 150.0  # of one try, for the node to register; Ray's own 30 s are too few where a core is shared by many
+# A socket's path has at most 107 bytes, of which the names of a session take 70.
+_LONGEST_FOLDER = 36
+_LEAST_DISK_MIB, _LEAST_MEMORY_MIB = 200, 1000  # below them a failed start is explained by them
+# What Ray waits for by itself, for a local Ray whose cores are shared with other work.
+_PATIENT = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_health_check_failure_threshold": "20",
+}
+_OPEN = "r"  # Ray lets everybody into the folder that it is given, so that one lies in the private one
+_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+class NoRayError(JobFailedError):
+    """No Ray could be joined or started; the message says what to do."""
 
 
 def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spare: int = _SPARE_CPUS) -> None:
@@ -21,42 +55,211 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
     A local Ray is told of enough logical CPUs for the workers and the tasks that read for them, also where there are
     fewer cores. dashboard: a local Ray has one, for whose start `ray.init` waits; only Ray Train inside Ray Tune needs
     it, to ask its State API which controllers have died. spare: logical CPUs beside those of the workers.
+
+    Raises NoRayError.
     """
     if ray.is_initialized():
         return
     try:
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=True, logging_level="warning")
-            return
-        ray_loggers.quieten(ray_loggers.AUTHENTICATION)
-        _start_local(workers * cpus_per_worker + spare, dashboard)
+            _join(os.environ["RAY_ADDRESS"])
+        else:
+            ray_loggers.quieten(ray_loggers.AUTHENTICATION)
+            _start_local(workers * cpus_per_worker + spare, dashboard)
     finally:
         ending.retake()  # Ray answers SIGTERM by itself, with status 15
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(log_to_driver=True, logging_level="warning")
+    except Exception as error:
+        raise NoRayError(
+            f"RAY_ADDRESS: no Ray cluster could be joined at {address} ({_first_line(error)}); correct it, start the "
+            "cluster, or unset RAY_ADDRESS to work on this machine alone"
+        ) from error
 
 
 def _start_local(cpus: int, dashboard: bool) -> None:
     """Start Ray on this machine with that many logical CPUs, or as many as there are cores.
 
-    Ray gives its own processes fixed times to come up; a machine that is busy (with what a killed job has left, for
-    instance) is given a second and a third chance.
+    Ray gives its own processes fixed times to come up. A machine that is busy (with what a killed job has left, for
+    instance) gets longer ones here, and other tries.
     """
-    for chance in range(1, _STARTS + 1):
+    folder = private_folder()
+    _own_token(folder)
+    # Nobody takes the one node of a local Ray away with a notice: Ray Train need not start a process, at each start of
+    # its workers, that waits for one. What the user has set there holds.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    for name, value in _PATIENT.items():
+        os.environ.setdefault(name, value)
+    began, tries = time.monotonic(), 0
+    while True:
+        tries += 1
         try:
-            # Nobody takes the one node of a local Ray away with a notice: Ray Train need not start a process, at each
-            # start of its workers, that waits for one. What the user has set there holds.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            ray.init(
-                # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
-                "local",
-                num_cpus=max(cpus, os.cpu_count() or 1),
-                include_dashboard=dashboard,
-                logging_level="warning",
-                # Socket paths have a length limit of about 100 bytes; the system's own temporary folder is short.
-                _temp_dir=os.environ.get("RAY_TMPDIR") or f"{tempfile.gettempdir()}/ray",
-            )
+            with _on_loopback(), _patient():
+                ray.init(
+                    # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
+                    "local",
+                    num_cpus=max(cpus, os.cpu_count() or 1),
+                    include_dashboard=dashboard,
+                    logging_level="warning",
+                    _temp_dir=str(folder / _OPEN),
+                )
             return
         except Exception as error:
-            ray.shutdown()
-            if chance == _STARTS or "timed out during startup" not in str(error):
-                raise
-            print(f"Ray did not come up in time ({chance} of {_STARTS} tries); once more", flush=True)
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            waited = time.monotonic() - began
+            if _is_lasting(error) or (tries >= _LEAST_TRIES and waited > _patience_s()):
+                raise NoRayError(_advice(error, tries, waited, folder)) from error
+            print(f"Ray did not come up ({_first_line(error)}); try {tries + 1}", flush=True)
+            time.sleep(min(5.0 * tries, 30.0))
+
+
+def private_folder() -> Path:
+    """Where a local Ray keeps its sockets, logs and token: this user's own, mode 0700, below the system's temporary
+    folder or as RAY_TMPDIR says. Raises NoRayError where there is none that serves."""
+    given = os.environ.get("RAY_TMPDIR")
+    own = f"ray-{os.getuid()}"
+    if given:
+        folder = Path(given).expanduser().absolute() / own
+        if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+            raise NoRayError(
+                f"RAY_TMPDIR: {given} is too long for the names of sockets below it; name a shorter folder"
+            )
+    else:
+        try:
+            # Long paths (batch systems have them) do not fit into a socket's name; the usual places are short.
+            places = [Path(tempfile.gettempdir()), *map(Path, ("/tmp", "/var/tmp", "/dev/shm"))]  # noqa: S108
+            fitting = (place / own for place in places if os.access(place, os.W_OK | os.X_OK))
+            folder = next(path for path in fitting if len(os.fsencode(path)) <= _LONGEST_FOLDER)
+        except (OSError, StopIteration):
+            raise NoRayError("no temporary folder with a short path can be written to; set RAY_TMPDIR to one") from None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user, or is no folder")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise NoRayError(
+            f"Ray needs a folder of its own ({error}); set RAY_TMPDIR to one that can be written"
+        ) from error
+    return folder
+
+
+def _own_token(folder: Path) -> None:
+    """Ray would write its token into the home directory, readable by all whom its umask lets in, and fail where there
+    is no home. What the user has set for it holds."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    if any(os.environ.get(name) for name in _TOKEN_VARIABLES) and not _is_stale(os.environ, folder):
+        return
+    handle, name = tempfile.mkstemp(prefix="token-", dir=folder)  # mode 0600, whatever the umask
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = name
+    for other in folder.glob("token-*"):  # of jobs that are over
+        with contextlib.suppress(OSError):
+            if other.lstat().st_mtime < time.time() - 30 * 24 * 3600:
+                other.unlink()
+
+
+def _is_stale(environment: Mapping[str, str], folder: Path) -> bool:
+    """Whether the token is one of an earlier local Ray of this process that is no longer there."""
+    path = environment.get("RAY_AUTH_TOKEN_PATH", "")
+    return Path(path).parent == folder and Path(path).name.startswith("token-") and not Path(path).is_file()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray listens on all interfaces, unless it is told, as on desktop systems by default, that no other machine will
+    ever join; there is no argument for it. Its processes read the variable, this one has read it when Ray was imported.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, was = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if was is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = was
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Give the node longer to register than the 30 s that are written into Ray, which asks for it by `get_node` and
+    looks at the clock between two questions; a raylet that has died is not waited for."""
+    ask = services.get_node
+
+    def asked_again(*arguments: object, **more: object) -> object:
+        end = time.monotonic() + _NODE_S
+        while True:
+            try:
+                return ask(*arguments, **more)
+            except RuntimeError:
+                if time.monotonic() > end or not _raylet_lives():
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = asked_again
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
+def _raylet_lives() -> bool:
+    try:
+        children = psutil.Process().children()
+        return any(c.name().startswith("raylet") and c.status() != psutil.STATUS_ZOMBIE for c in children)
+    except psutil.Error:
+        return True
+
+
+def _patience_s() -> float:
+    given = os.environ.get("RAY_START_WAIT_S", "")
+    try:
+        return float(given) if given else _PATIENCE_S
+    except ValueError:
+        raise NoRayError(f"RAY_START_WAIT_S: must be a number of seconds, got {given!r}") from None
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether another try can't help."""
+    return isinstance(error, ValueError | TypeError | PermissionError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.EDQUOT)
+    )
+
+
+def _advice(error: Exception, tries: int, waited: float, folder: Path) -> str:
+    """What happened, the figures of the machine that explain it most often, and what to do; one line."""
+    free = shutil.disk_usage(folder).free / 2**20
+    memory = psutil.virtual_memory().available / 2**20
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    remedy = "run the same command again when the machine is less busy, or join a cluster by RAY_ADDRESS"
+    if free < _LEAST_DISK_MIB:
+        remedy = f"free some space there, or set RAY_TMPDIR to a folder that has {_LEAST_DISK_MIB} MiB"
+    elif limit != resource.RLIM_INFINITY:
+        remedy = (
+            f"lift the limit on address space ({limit / 2**20:.0f} MiB; ulimit -v), which counts what Ray only maps"
+        )
+    elif memory < _LEAST_MEMORY_MIB:
+        remedy = f"free memory, or give the job at least {_LEAST_MEMORY_MIB} MiB"
+    return (
+        f"Ray could not be started on this machine in {tries} tries and {waited:.0f} s ({_first_line(error)}); load "
+        f"{load:.1f} on {cores} cores, {memory:.0f} MiB of memory and {free:.0f} MiB in {folder} free: {remedy}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return uris.scrub(
+        f"{type(error).__name__}: {lines[0].strip().rstrip('.')[:300]}" if lines else type(error).__name__
+    )

@@ -1,4 +1,5 @@
-"""Frees what a Train controller that was killed still holds. The one place where Ray's internals are touched.
+"""Frees what a Train controller that was killed still holds. The one place where Ray's internals are touched, but
+for those of a local Ray's start (`ray_jobs.ray_cluster`).
 
 *Placement groups.* One lives until both its creator, the controller, and the job are dead. The job lives on here, to
 start again: with exactly enough CPUs the next workers would wait for ever for those that the old group holds. The
