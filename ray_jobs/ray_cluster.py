@@ -41,6 +41,7 @@ _PATIENT = {
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_health_check_failure_threshold": "20",
 }
+_LEAST_ADDRESS_SPACE = 16 << 30
 _OPEN = "r"  # Ray lets everybody into the folder that it is given, so that one lies in the private one
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -86,6 +87,7 @@ def _start_local(cpus: int, dashboard: bool) -> None:
     Ray gives its own processes fixed times to come up. A machine that is busy (with what a killed job has left, for
     instance) gets longer ones here, and other tries.
     """
+    _check_address_space()
     folder = private_folder()
     _own_token(folder)
     # Nobody takes the one node of a local Ray away with a notice: Ray Train need not start a process, at each start of
@@ -237,19 +239,25 @@ def _is_lasting(error: Exception) -> bool:
     )
 
 
+def _check_address_space() -> None:
+    """Below some size Ray's processes do not fail but wait for ever: what they map counts, used or not."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    least = _LEAST_ADDRESS_SPACE + 3 * psutil.virtual_memory().total // 10  # the object store's share of the memory
+    if limit != resource.RLIM_INFINITY and limit < least:
+        raise NoRayError(
+            f"the address space is limited to {limit / 2**30:.1f} GiB (ulimit -v), and Ray maps more than it uses: "
+            f"raise it to {least / 2**30:.0f} GiB, or limit the memory itself (a cgroup, the batch system)"
+        )
+
+
 def _advice(error: Exception, tries: int, waited: float, folder: Path) -> str:
     """What happened, the figures of the machine that explain it most often, and what to do; one line."""
     free = shutil.disk_usage(folder).free / 2**20
     memory = psutil.virtual_memory().available / 2**20
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     remedy = "run the same command again when the machine is less busy, or join a cluster by RAY_ADDRESS"
     if free < _LEAST_DISK_MIB:
         remedy = f"free some space there, or set RAY_TMPDIR to a folder that has {_LEAST_DISK_MIB} MiB"
-    elif limit != resource.RLIM_INFINITY:
-        remedy = (
-            f"lift the limit on address space ({limit / 2**20:.0f} MiB; ulimit -v), which counts what Ray only maps"
-        )
     elif memory < _LEAST_MEMORY_MIB:
         remedy = f"free memory, or give the job at least {_LEAST_MEMORY_MIB} MiB"
     return (

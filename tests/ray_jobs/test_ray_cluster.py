@@ -1,0 +1,206 @@
+"""A local Ray is private, needs no home, gets the time it needs, and fails with one line."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._private import ray_constants, services
+
+from conclugen.common.options import JobFailedError
+from ray_jobs import ray_cluster
+from ray_jobs.ray_cluster import NoRayError, private_folder
+from tests.clock import Clock
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOBODY = 12345
+LATE = Exception("The current node timed out during startup. This\ncould happen because")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """RAY_TMPDIR; what else of Ray is in the environment is gone, and what the code sets there as well."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+    with tempfile.TemporaryDirectory(prefix="rt") as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        yield Path(folder)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def starts(monkeypatch: pytest.MonkeyPatch, *ends: Exception | None) -> list[dict[str, Any]]:
+    """Stands in for `ray.init`, which ends in these ways one after the other; what each call was given and met."""
+    calls: list[dict[str, Any]] = []
+
+    def init(*_: Any, **given: Any) -> None:
+        calls.append(given | {"cluster": ray_constants.ENABLE_RAY_CLUSTER, "environment": dict(os.environ)})
+        end = ends[min(len(calls), len(ends)) - 1]
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return calls
+
+
+def test_a_busy_machine_gets_other_tries_and_then_one_line(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, short: Path
+) -> None:
+    calls = starts(monkeypatch, LATE, LATE, LATE, LATE, None)
+    ray_cluster.connect(1)
+    assert len(calls) == 5
+    os.environ["RAY_START_WAIT_S"] = "100"
+    calls = starts(monkeypatch, LATE)
+    with pytest.raises(NoRayError, match=r"timed out during startup.*; load .* free: .*RAY_ADDRESS") as failed:
+        ray_cluster.connect(1)
+    assert len(calls) > 3
+    assert "\n" not in str(failed.value)
+    assert isinstance(failed.value, JobFailedError)  # status 1 and no trace, in every command
+    calls = starts(monkeypatch, ValueError("num_cpus"))
+    with pytest.raises(NoRayError, match="in 1 tries"):
+        ray_cluster.connect(1)
+    assert len(calls) == 1
+
+
+def test_a_local_ray_is_private(monkeypatch: pytest.MonkeyPatch, short: Path) -> None:
+    calls = starts(monkeypatch, None)
+    mask = os.umask(0)
+    ray_cluster.connect(1)
+    os.umask(mask)
+    given = calls[0]["environment"]
+    token = Path(given["RAY_AUTH_TOKEN_PATH"])
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) == 64
+    assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+    assert Path(calls[0]["_temp_dir"]).parent == token.parent == short / f"ray-{os.getuid()}"
+    assert calls[0]["cluster"] is False and given[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] == "0"
+    # Neither lasts: later this process may join a cluster.
+    assert ray_constants.ENABLE_RAY_CLUSTER and ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR not in os.environ
+    token.unlink()  # with the folder of an earlier Ray of this process
+    ray_cluster.connect(1)
+    assert Path(calls[1]["environment"]["RAY_AUTH_TOKEN_PATH"]).is_file()
+    os.environ["RAY_AUTH_TOKEN"] = "mine"  # noqa: S105
+    del os.environ["RAY_AUTH_TOKEN_PATH"]
+    ray_cluster.connect(1)
+    assert "RAY_AUTH_TOKEN_PATH" not in calls[2]["environment"]
+
+
+def test_the_folder_is_nobody_elses(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = short / f"ray-{os.getuid()}"
+    (tmp_path / "theirs").mkdir()
+    own.symlink_to(tmp_path / "theirs")
+    with pytest.raises(NoRayError, match=r"belongs to another user, or is no folder.*set RAY_TMPDIR"):
+        private_folder()
+    own.unlink()
+    own.mkdir(mode=0o777)
+    assert private_folder() == own and stat.S_IMODE(own.stat().st_mode) == 0o700
+    os.environ["RAY_TMPDIR"] = str(tmp_path / ("long" * 20))
+    with pytest.raises(NoRayError, match=r"RAY_TMPDIR: .* is too long"):
+        private_folder()
+    os.environ["RAY_TMPDIR"] = "/proc/x"
+    with pytest.raises(NoRayError, match="set RAY_TMPDIR to one that can be written"):
+        private_folder()
+    del os.environ["RAY_TMPDIR"]
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / ("long" * 20)))
+    assert len(str(private_folder())) < 36
+
+
+def test_a_node_is_waited_for_as_long_as_its_raylet_lives(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    asked = []
+
+    def get_node(address: str, node: str) -> str:
+        asked.append(clock.read())
+        if clock.read() - asked[0] < 100:
+            raise RuntimeError("no node info")
+        return node
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr(ray_cluster, "_raylet_lives", lambda: True)
+    with ray_cluster._patient():
+        assert services.get_node("a", "n") == "n"
+    assert services.get_node is get_node and len(asked) > 100
+    asked.clear()
+    monkeypatch.setattr(ray_cluster, "_raylet_lives", lambda: False)
+    with ray_cluster._patient(), pytest.raises(RuntimeError):
+        services.get_node("a", "n")
+    assert len(asked) == 1
+
+
+def test_a_small_address_space_and_a_cluster_that_is_not_there_are_told(
+    monkeypatch: pytest.MonkeyPatch, short: Path
+) -> None:
+    calls = starts(monkeypatch, ConnectionError("no answer\nfrom there"))
+    os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
+    with pytest.raises(NoRayError, match=r"^RAY_ADDRESS: no Ray .* at 127.0.0.1:1 \(ConnectionError: no answer\)"):
+        ray_cluster.connect(1)
+    del os.environ["RAY_ADDRESS"]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (6 << 30, 6 << 30))
+    with pytest.raises(NoRayError, match=r"limited to 6\.0 GiB \(ulimit -v\)"):
+        ray_cluster.connect(1)
+    assert len(calls) == 1  # the second was refused before any start
+
+
+PROGRAM = """
+import os, stat, sys
+import psutil
+from conclugen.common.options import JobFailedError
+from ray_jobs import ray_cluster
+ray_cluster.connect(1)
+import ray
+assert ray.get(ray.remote(lambda: 7).remote()) == 7
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+listening = {c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+print("listening", sorted(ip.removeprefix("::ffff:") for ip in listening))
+token = os.environ["RAY_AUTH_TOKEN_PATH"]
+print("token", oct(stat.S_IMODE(os.stat(token).st_mode)), oct(stat.S_IMODE(os.stat(os.path.dirname(token)).st_mode)))
+"""
+_AS_NOBODY = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
+# Files of the installation may lie where this user could not look.
+_LOOKING = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+_SMALL = 'mount -t tmpfs -o size=20m tmpfs /dev/shm && exec "$@"'
+# (shell before it, command in front)
+MACHINES = {
+    "home that cannot be written, umask 077": ("umask 077; export HOME=/proc", []),
+    "another user without a home": ("unset HOME USER LOGNAME", f"{_AS_NOBODY} {_LOOKING}".split()),
+    "/dev/shm of 20 MB": (":", ["unshare", "-m", "sh", "-c", _SMALL, "x"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_real_ray_comes_up_on_an_awkward_machine(machine: str) -> None:
+    """On loopback only; the token and the folder above it are its user's."""
+    shell, before = MACHINES[machine]
+    if before and (os.getuid() != 0 or shutil.which(before[0]) is None):
+        pytest.skip(f"{before[0]} needs root and util-linux")
+    if before and subprocess.run([*before, "true"], capture_output=True).returncode != 0:
+        pytest.skip(f"this machine allows no {before[0]}")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(REPOSITORY)}
+    with tempfile.TemporaryDirectory(prefix="ra", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o777)
+        environment["RAY_TMPDIR"] = folder
+        command = [*before, sys.executable, "-c", PROGRAM]
+        done = subprocess.run(
+            ["sh", "-c", f'{shell}; exec "$@"', "x", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=800,
+            cwd=folder,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "listening ['127.0.0.1']" in done.stdout and "token 0o600 0o700" in done.stdout, done.stdout
+    assert "Traceback" not in done.stderr
