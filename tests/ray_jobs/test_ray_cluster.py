@@ -161,7 +161,8 @@ ray_cluster.connect(1)
 import ray
 assert ray.get(ray.remote(lambda: 7).remote()) == 7
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-listening = {c.laddr.ip.removeprefix("::ffff:") for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+found = [c for process in processes for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+listening = {connection.laddr.ip.removeprefix("::ffff:") for connection in found}
 print("listening", sorted(listening))
 token = os.environ["RAY_AUTH_TOKEN_PATH"]
 print("token", oct(stat.S_IMODE(os.stat(token).st_mode)), oct(stat.S_IMODE(os.stat(os.path.dirname(token)).st_mode)))
