@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -39,11 +39,6 @@ _MOST_PARTS = 24
 _LEARNED = ("pretrained", "pretrained + raw", "untrained")
 # A two-dimensional map of more points is a blot.
 _MOST_MAPPED = 3000
-_SCALED: Mapping[str, Callable[[Mapping[str, NDArray[np.float64]]], Blocks]] = {
-    "plain": Blocks.plain,
-    "balanced": Blocks.balanced,
-    "chosen": Blocks.weighted,
-}
 # Nothing but labelled rows is looked at, as a user has no others.
 _PROBE = ProbeConfig(scaling="labelled", inner_groups="labelled")
 
@@ -232,7 +227,7 @@ def _by_modality(fused: NDArray[np.float64], modalities: Sequence[str], job: Eva
     if job.fusion != "concat" or len(modalities) == 1:
         return Blocks.plain({job.fusion: fused})
     parts = np.split(fused, len(modalities), axis=1)  # heads are equally wide
-    return _SCALED[job.block_scales](dict(zip(modalities, parts, strict=True)))
+    return Blocks.scaled(dict(zip(modalities, parts, strict=True)), job.block_scales)
 
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:

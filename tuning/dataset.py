@@ -9,7 +9,7 @@ every system. Features are standardised on the training rows of the fold (induct
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class LabelledSet:
     digest: str
     judged_by: str
     unit: str = "speaker"
+    judging: JudgingConfig = field(default_factory=JudgingConfig)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -145,13 +146,15 @@ def open_set(
         digest=digest,
         judged_by=json.dumps([_settings(judging), folded, sorted(train_only), held, *by], sort_keys=True),
         unit=units.noun(1).removeprefix("1 "),
+        judging=judging,
     )
 
 
 def _settings(judging: JudgingConfig) -> dict[str, Any]:
     """What decides a result. What a newer field adds at its default is left out: results from before it stay found."""
-    newer = {"class_weights": "none", "select_by": "accuracy"}
-    return {name: value for name, value in asdict(judging).items() if newer.get(name) != value}
+    newer = {"class_weights": "none", "select_by": "accuracy", "block_scales": "plain"}
+    # What `with_raw` adds changes no other number.
+    return {name: v for name, v in asdict(judging).items() if newer.get(name) != v and name != "with_raw"}
 
 
 def _class_label(name: str, manifest: Manifest, wanted: str | None) -> str:

@@ -86,6 +86,11 @@ class Blocks:
         return cls(blocks, choices)
 
     @classmethod
+    def scaled(cls, arrays: Mapping[str, ArrayLike], how: str) -> Blocks:
+        """`plain`, `balanced` or `chosen` (`BLOCK_SCALES`)."""
+        return {"plain": cls.plain, "balanced": cls.balanced, "chosen": cls.weighted}[how](arrays)
+
+    @classmethod
     def with_raw(cls, representation: ArrayLike, raw: Mapping[str, ArrayLike]) -> Blocks:
         """A representation (N, R) beside raw modalities: half of the variance to each side, raw ones balanced."""
         weights = {"representation": 0.5} | {f"raw {name}": 0.5 / len(raw) for name in raw}

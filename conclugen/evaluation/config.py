@@ -189,6 +189,8 @@ class JudgingConfig:
         draw_seed: Of the draws of labels; the same for every system and pretraining seed.
         class_weights: Of the classes in the probe's loss: `none` or `balanced`.
         select_by: Score by which the probe's strength is chosen: `accuracy` or `uar`.
+        block_scales: How the modalities of a representation share the variance: `plain`, `balanced` or `chosen`.
+        with_raw: Judge each representation once more beside the raw features, each half of equal total variance.
     """
 
     fractions: tuple[float, ...] = (0.03, 0.1, 1.0)
@@ -198,8 +200,11 @@ class JudgingConfig:
     draw_seed: int = 127
     class_weights: ProbeWeights = "none"
     select_by: SelectBy = "accuracy"
+    block_scales: str = "plain"
+    with_raw: bool = True
 
     def __post_init__(self) -> None:
+        choose("judging.block_scales", self.block_scales, BLOCK_SCALES)
         choose("judging.class_weights", self.class_weights, PROBE_WEIGHTS)
         choose("judging.select_by", self.select_by, SELECT_BY)
         _check_fractions("judging.fractions", self.fractions)
@@ -221,6 +226,9 @@ class MeasureConfig:
         test_views: Views that no search may touch, besides those with `test` in their name.
         class_weights: Of the classes in the probe's loss: `none` or `balanced`.
         select_by: Score by which one of several strengths is chosen: `accuracy` or `uar`.
+        block_scales: Of a concatenation, how the modalities share the variance: `plain`, `balanced` or `chosen`.
+        baselines: Rows of raw features beside the trials, judged once, as `comparison.baselines` of an evaluation has
+            them (a constant and untrained heads are none of these).
     """
 
     label_fraction: float = 1.0
@@ -232,8 +240,13 @@ class MeasureConfig:
     test_views: tuple[str, ...] = ()
     class_weights: ProbeWeights = "none"
     select_by: SelectBy = "accuracy"
+    block_scales: str = "plain"
+    baselines: tuple[str, ...] = ("raw", "raw_balanced", "best_modality")
 
     def __post_init__(self) -> None:
+        choose("measure.block_scales", self.block_scales, BLOCK_SCALES)
+        for baseline in self.baselines:
+            choose("measure.baselines", baseline, (*CHEAP_BASELINES, *SLOW_BASELINES, "all"))
         choose("measure.class_weights", self.class_weights, PROBE_WEIGHTS)
         choose("measure.select_by", self.select_by, SELECT_BY)
         require(0 < self.label_fraction <= 1, "measure.label_fraction", self.label_fraction, "above 0, at most 1")

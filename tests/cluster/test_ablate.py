@@ -54,14 +54,15 @@ def test_killed_and_started_again_runs_no_cell_twice_and_its_runs_are_nested(sha
 
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    # 7 combinations and untrained heads in two seeds, and three raw ones; presets are combinations again, or holes.
-    assert "19 different cells" in done.stdout and f"of which {len(before)} are done" in done.stdout
+    # 7 combinations and untrained heads in two seeds, three plain raw ones, and the constant,
+    # the balanced and the single raw row; presets are combinations again, or holes.
+    assert "22 different cells" in done.stdout and f"of which {len(before)} are done" in done.stdout
     assert set(before) <= set(records(folder)) and Counter(records(folder)).most_common(1)[0][1] == 1
-    assert len(records(folder)) == 19
+    assert len(records(folder)) == 22
 
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0 and "of which 19 are done" in again.stdout
-    assert len(records(folder)) == 19
+    assert again.returncode == 0 and "of which 22 are done" in again.stdout
+    assert len(records(folder)) == 22
 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("conclugen")
@@ -69,11 +70,11 @@ def test_killed_and_started_again_runs_no_cell_twice_and_its_runs_are_nested(sha
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run is not parent]
-    assert parent.info.run_name == "first" and len(children) == 19
+    assert parent.info.run_name == "first" and len(children) == 22
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
     names = {run.info.run_name for run in children}
-    assert "faces  contrastive+clustering  video+audio  improved  seed 2" in names and len(names) == 19
+    assert "faces  contrastive+clustering  video+audio  improved  seed 2" in names and len(names) == 22
     by_name = {run.info.run_name: run for run in children}
     for record in Ledger.open(folder).finished().values():
         (name,) = [n for n, run in by_name.items() if run.data.tags["tasks"] == " ".join(record.tags["tasks"])

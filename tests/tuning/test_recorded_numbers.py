@@ -51,6 +51,11 @@ def test_raw_cell_of_an_ablation(tmp_path: Path) -> None:
     }
     assert {name: outcome.metrics[name] for name in recorded} == pytest.approx(recorded, rel=1e-12)
     assert outcome.groups == {
+        "class_rows": {"calm": 16.0, "happy": 16.0},
+        "confusion/calm@0.2": {"calm": 15.0, "happy": 1.0},
+        "confusion/happy@0.2": {"calm": 4.0, "happy": 12.0},
+        "confusion/calm@1": {"calm": 15.0, "happy": 1.0},
+        "confusion/happy@1": {"calm": 3.0, "happy": 13.0},
         "rows": {"7": 16.0, "8": 16.0},
         "accuracy@0.2": {"7": 0.8125, "8": 0.875},
         "accuracy@1": {"7": 0.8125, "8": 0.9375},

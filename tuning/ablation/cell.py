@@ -1,7 +1,8 @@
-"""One cell of an ablation: a system (pretrained heads, untrained heads or raw features) judged on a set of shards.
+"""One cell of an ablation: a system (pretrained heads, untrained heads or a raw row) judged on a set of shards.
 
 A cell is run in one process. For every fold the heads are pretrained on its training rows, without labels; what
-they give for each modality, concatenated, is the representation that the probe is fitted on.
+they give for each modality, concatenated, is the representation that the probe is fitted on, alone and beside the raw
+features. Raw rows are those of an evaluation (`judge.raw_baselines`).
 """
 
 import contextlib
@@ -20,23 +21,32 @@ from threadpoolctl import threadpool_limits
 import conclugen
 from conclugen import Batch, PretrainConfig, Pretrainer
 from conclugen.evaluation import health
-from conclugen.evaluation.judge import Predictions, evaluate, group_accuracies, merge_folds, scores
+from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.config import CONSTANTS, ComparisonConfig
+from conclugen.evaluation.judge import Predictions, evaluate, group_accuracies, merge_folds, raw_baselines, scores
+from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol
 from shards import EpochPlan
 from tuning.dataset import LabelledSet
 from tuning.ledger import record_key
 
 SYSTEMS = ("pretrained", "untrained", "raw")
-SCORES = ("accuracy", "uar", "f1_weighted", "precision_weighted", "recall_weighted")
+SCORES = ("accuracy", "uar", "f1_macro", "f1_weighted", "precision_weighted", "recall_weighted")
+# Before the names of all that is of the representation beside the raw features.
+WITH_RAW = "with_raw/"
+# Of groups: what is the same of every system.
+_COUNTS = ("rows", "class_rows")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is run. config: None for raw features, whose `modalities` are concatenated as they are."""
+    """What is run. config: None for raw rows, of these `modalities`: "raw" ones are concatenated as they are, other
+    systems are named as in evaluations. method: by which it is judged, of `judge`."""
 
     system: str
     modalities: tuple[str, ...]
     config: PretrainConfig | None = None
+    method: str = "probe"
 
     @property
     def seed(self) -> int:
@@ -53,6 +63,8 @@ class Cell:
         Untrained heads do not depend on tasks, optimiser or length, for each parameter is drawn from seed and name.
         """
         content: dict[str, Any] = {"system": self.system, "modalities": list(self.modalities)}
+        if self.method != "probe":
+            content["method"] = self.method
         if self.config is None:
             return content
         whole = self.config.to_dict()
@@ -85,17 +97,26 @@ def run(cell: Cell, data: LabelledSet) -> Outcome:
     started, worked = time.perf_counter(), time.process_time()
     _forget_peak_memory()
     protocol = judged_by(cell, data)
-    parts: list[list[Predictions]] = []
+    parts: dict[str, list[list[Predictions]]] = {}
     measures: list[dict[str, float]] = []
     samples = 0
     for fold in protocol.folds:
-        representation, healthy, seen = represent(cell, data, fold)
+        systems, healthy, seen = represent(cell, data, fold)
         samples += seen
         if healthy:
             measures.append(healthy)
-        parts.append(list(evaluate(protocol.only(fold), {cell.system: representation})))
-    cells = [merge_folds(protocol, of_folds) for of_folds in zip(*parts, strict=True)]
-    metrics, groups = _scores(cells)
+        for name, system in systems.items():
+            found = evaluate(protocol.only(fold), {cell.system: system}, (cell.method,))
+            parts.setdefault(name, []).append(list(found))
+    metrics: dict[str, float] = {}
+    groups: dict[str, dict[str, float]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, folds in parts.items():
+        cells = [merge_folds(protocol, of_folds) for of_folds in zip(*folds, strict=True)]
+        numbers, by_group = _scores(cells)
+        metrics |= {f"{name}{metric}": value for metric, value in numbers.items()}
+        groups |= {metric if metric in _COUNTS else f"{name}{metric}": own for metric, own in by_group.items()}
+        arrays |= {f"{name}predicted/{found.fraction!r}": found.values for found in cells}
     metrics |= {name: float(np.mean([each[name] for each in measures])) for name in (measures[0] if measures else ())}
     cost = {
         "seconds": time.perf_counter() - started,
@@ -103,13 +124,12 @@ def run(cell: Cell, data: LabelledSet) -> Outcome:
         "samples": float(samples),
         "peak_memory_bytes": _peak_memory(),
     }
-    arrays: dict[str, NDArray[Any]] = {f"predicted/{found.fraction!r}": found.values for found in cells}
     return Outcome(metrics, groups, cost, arrays | {"target": protocol.target.values.astype(protocol.target.dtype)})
 
 
 def judged_by(cell: Cell, data: LabelledSet) -> Protocol:
     """The set's protocol; raw features are standardised already, on the training rows that have each modality."""
-    if cell.system != "raw":
+    if cell.config is not None:
         return data.protocol
     return replace(data.protocol, probe=replace(data.protocol.probe, scaling="none"))
 
@@ -126,11 +146,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[NDArray[np.float32], dict[str, float], int]:
-    """(N, width) representation of every row, measures of health on the test rows, samples seen in pretraining."""
+def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[dict[str, Blocks], dict[str, float], int]:
+    """Every row's representation, by the prefix of its numbers' names ("": alone), measures of health on the test rows,
+    samples seen in pretraining."""
+    features = data.standardised(cell.modalities, fold)
     if cell.config is None:
-        features = data.standardised(cell.modalities, fold)
-        return np.concatenate([features[m] for m in cell.modalities], axis=1), {}, 0
+        return {"": raw_system(cell, features)}, {}, 0
     pretrainer, everything = make_pretrainer(cell, data, fold)
     steps = int(pretrainer.steps_per_epoch) * cell.config.epochs if cell.system == "pretrained" else 0
     train(pretrainer, everything, fold, 0, steps)
@@ -139,7 +160,37 @@ def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[NDArray[np.flo
     present = {m: everything.present[m][tested] for m in cell.modalities}
     projections = {m: z[tested] for m, z in pretrainer.project(everything).items()}
     measures = health.report({m: r[tested] for m, r in each.items()}, projections, present)
-    return table_of(each), measures, steps * cell.config.global_batch
+    blocks = {m: r.numpy() for m, r in each.items()}
+    systems = {"": Blocks.scaled(blocks, data.judging.block_scales)}
+    if data.judging.with_raw and cell.system == "pretrained":
+        whole = np.concatenate(list(blocks.values()), axis=1)
+        systems[WITH_RAW] = Blocks.with_raw(whole, features)
+    return systems, measures, steps * cell.config.global_batch
+
+
+def raw_rows(modalities: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
+    """(system, method) of every raw row that `baselines` ask for beside the plain ones, the constant among them."""
+    rows = [(name, name) for name in CONSTANTS["class"] if "constant" in _asked(baselines).wanted]
+    nothing = {m: np.zeros((1, 1)) for m in modalities}
+    for systems, methods in raw_baselines(nothing, _asked(baselines)):
+        rows += [(name, method) for name in systems for method in methods]
+    return [row for row in rows if row != ("raw", "probe")]
+
+
+def raw_system(cell: Cell, features: Mapping[str, NDArray[np.float32]]) -> Blocks:
+    """Standardised features as the blocks of a raw row."""
+    if cell.system == cell.method:  # a constant sees nothing
+        return Blocks.plain({cell.system: np.empty((len(next(iter(features.values()))), 0))})
+    if cell.system == "raw":
+        return Blocks.plain(features)
+    every = {name: value for systems, _ in raw_baselines(features, _asked(("all",))) for name, value in systems.items()}
+    found = every[cell.system]
+    assert isinstance(found, Blocks)
+    return found
+
+
+def _asked(baselines: Sequence[str]) -> ComparisonConfig:
+    return ComparisonConfig(methods=("probe",), baselines=tuple(baselines))
 
 
 def make_pretrainer(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[Pretrainer, Batch]:
@@ -194,16 +245,25 @@ def table_of(representations: Mapping[str, torch.Tensor]) -> NDArray[np.float32]
 
 
 def _scores(cells: Sequence[Predictions]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Scores over all test rows, mean over draws, as `accuracy@0.03`; recall of each class; accuracy of each group."""
+    """Scores over all test rows, mean over draws, as `accuracy@0.03`; recall of each class; accuracy of each group, and
+    of each class what its rows were taken for (`confusion/<class>@0.03`: class -> rows, mean over draws)."""
+    target, tested = cells[0].protocol.target, cells[0].protocol.test_rows
     owner = cells[0].protocol.interval_units[cells[0].protocol.test_rows]
     listed, counts = np.unique(owner, return_counts=True)
     metrics: dict[str, float] = {}
     groups = {"rows": {str(group): float(count) for group, count in zip(listed, counts, strict=True)}}
+    support = np.bincount(target.values[tested], minlength=len(target.classes))
+    groups["class_rows"] = {name: float(n) for name, n in zip(target.classes, support, strict=True)}
     for found in cells:
         of_all = scores(found)
         wanted = [*SCORES, *(name for name in of_all if name.startswith("recall/"))]
         metrics |= {f"{name}@{found.fraction:g}": of_all[name] for name in wanted}
         groups[f"accuracy@{found.fraction:g}"] = group_accuracies(found.protocol, found.values)
+        truth, each = target.values[tested], found.values[:, tested]
+        taken = np.mean([confusion_matrix(truth, guess, len(target.classes)) for guess in each], axis=0)
+        for name, row in zip(target.classes, taken, strict=True):
+            own = dict(zip(target.classes, row.tolist(), strict=True))
+            groups[f"confusion/{name}@{found.fraction:g}"] = {other: n for other, n in own.items() if n}
     return metrics, groups
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen import PretrainConfig, fields
 from conclugen.config import DEFAULT_PRESET, RECIPES
-from conclugen.evaluation.config import JudgingConfig
+from conclugen.evaluation.config import CHEAP_BASELINES, SLOW_BASELINES, JudgingConfig
 from conclugen.presets import PRESETS
 from conclugen.tasks import registry
 from ray_jobs.run_config import DEFAULT_OUTPUT
@@ -99,6 +99,8 @@ class AblateJob:
         configurations: Name -> file that `ray_jobs.pretrain --config` takes (a sweep's `best.yaml`, say): its
             pretraining, sizes and length included, as a row of its own beside all `tasks` at `sizes`.
         tasks: Tasks whose combinations are run, any registered ones.
+        baselines: Rows beside the representations in the section of that name, each judged once a set, as
+            `comparison.baselines` of an evaluation has them.
         sections: Of `combinations` (every non-empty set of `tasks`), `presets` (the published ones), `modalities`
             (subsets), `configurations` (those named above), `baselines` (untrained heads, raw features).
         recipes: Of `improved` and `paper`; every section is run in each, named configurations in their own.
@@ -121,6 +123,7 @@ class AblateJob:
     interval_units: dict[str, str] = field(default_factory=dict)
     configurations: dict[str, str] = field(default_factory=dict)
     tasks: tuple[str, ...] = METHOD
+    baselines: tuple[str, ...] = CHEAP_BASELINES
     sections: tuple[str, ...] = SECTIONS
     recipes: tuple[str, ...] = ("improved", "paper")
     seeds: tuple[int, ...] = (127, 128, 129)
@@ -143,6 +146,7 @@ class AblateJob:
         for kind, names, allowed in (
             ("sections", self.sections, SECTIONS),
             ("recipes", self.recipes, RECIPES),
+            ("baselines", self.baselines, (*CHEAP_BASELINES, *SLOW_BASELINES, "all")),
             ("tasks", self.tasks, tuple(registry.registered())),
             ("labels", tuple(self.labels), tuple(self.datasets)),
             ("train_only", tuple(self.train_only), tuple(self.datasets)),
@@ -172,7 +176,8 @@ class AblateJob:
 
     def settings(self) -> dict[str, Any]:
         """What must not change between starts on one folder; data sets, seeds, sections and recipes may be added."""
-        return {"judging": asdict(self.judging), "sizes": asdict(self.sizes)}
+        judging = {name: value for name, value in asdict(self.judging).items() if name != "with_raw"}
+        return {"judging": judging, "sizes": asdict(self.sizes)}
 
     @property
     def ordered_tasks(self) -> tuple[str, ...]:

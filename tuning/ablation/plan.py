@@ -8,16 +8,17 @@ reason, known before anything runs.
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from conclugen import PretrainConfig, presets
 from conclugen.common.atomic import write_json
 from conclugen.config import DEFAULT_PRESET
+from conclugen.evaluation.config import JudgingConfig
 from conclugen.presets import ALL, PRESETS
 from conclugen.tasks import registry
 from ray_jobs.pretrain import COMMAND as PRETRAIN
-from tuning.ablation.cell import Cell, content_key
+from tuning.ablation.cell import Cell, content_key, raw_rows
 from tuning.ablation.job import CONFIGURED, METHOD, AblateJob, SizesConfig
 from tuning.dataset import LabelledSet
 from tuning.ledger import Record, record_key
@@ -74,7 +75,7 @@ def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
                 f"batch {job.sizes.global_batch}; lower --sizes.global_batch"
             )
         for row in itertools.chain.from_iterable(_rows(section, job, data, named) for section in job.sections):
-            for seed in job.seeds if row.system != "raw" else (0,):
+            for seed in job.seeds if row.recipe else (0,):
                 rows += 1
                 try:
                     cell = row.cell(data, seed, job.sizes)
@@ -106,13 +107,13 @@ def refuse_other_settings(job: AblateJob) -> None:
     if not path.is_file():
         return
     there = json.loads(path.read_text(encoding="utf-8"))
-    mine = json.loads(json.dumps(job.settings()))
+    mine, usual = (json.loads(json.dumps(settings)) for settings in (job.settings(), asdict(JudgingConfig())))
     differing = [
         f"{group}.{name}: {there[group].get(name)!r} there, {value!r} now"
         for group, values in mine.items()
         for name, value in values.items()
-        # A size of a task that was not installed then: no cell there has it.
-        if there.get(group, {}).get(name, value if group == "sizes" else None) != value
+        # Of a task that was not installed then no cell there has a size; what judging did not have, was at its default.
+        if there.get(group, {}).get(name, value if group == "sizes" else usual[name]) != value
     ]
     if differing:
         raise ValueError(
@@ -167,8 +168,9 @@ def _digest(content: Mapping[str, Any]) -> str:
 def title(tags: Mapping[str, Any]) -> str:
     """`mosi  TASK+TASK  video+audio+text  improved  seed 127`, or of a baseline."""
     what = "+".join(tags["tasks"]) if tags["tasks"] else f"{tags['system']} {'features' * (tags['system'] == 'raw')}"
-    parts = [tags["dataset"], tags.get("configuration", ""), what.strip(), "+".join(tags["modalities"])]
-    if tags["system"] != "raw":
+    parts = [tags["dataset"], tags.get("configuration", ""), what.strip(), tags.get("method", "")]
+    parts.append("+".join(tags["modalities"]))
+    if tags["recipe"]:
         parts += [tags["recipe"], f"seed {tags['seed']}"]
     return "  ".join(part for part in parts if part)
 
@@ -176,7 +178,8 @@ def title(tags: Mapping[str, Any]) -> str:
 @dataclass(frozen=True)
 class _Row:
     """preset: of which the row takes the tasks, or None and the `tasks` are as the recipe has them.
-    configuration: taken as it is, seed apart."""
+    configuration: taken as it is, seed apart. recipe: empty for raw rows, which have no seed either. method: of the
+    judge."""
 
     name: str
     system: str
@@ -185,11 +188,12 @@ class _Row:
     preset: str | None = None
     tasks: tuple[str, ...] = ()
     configuration: PretrainConfig | None = None
+    method: str = "probe"
 
     def cell(self, data: LabelledSet, seed: int, sizes: SizesConfig) -> Cell:
         """Raises ValueError where the data set lacks a modality, or the tasks cannot run on these."""
-        if self.system == "raw":
-            return Cell("raw", self.modalities)
+        if not self.recipe:
+            return Cell(self.system, self.modalities, method=self.method)
         if self.configuration is not None:
             return _as_it_is(self.configuration, data, seed)
         if self.preset is not None:
@@ -217,7 +221,7 @@ def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, P
             for subset in _subsets(data.complete):
                 tasks = _able(every, subset)
                 yield _Row(f"modalities/{'+'.join(subset)}", "pretrained", recipe, subset, tasks=tasks)
-        elif section == "baselines":
+        elif section == "baselines" and {"untrained", "all"} & set(job.baselines):
             tasks = _able(every, data.complete)
             yield _Row("baselines/untrained", "untrained", recipe, data.complete, tasks=tasks)
         elif section == "configurations" and named:  # what they are compared with
@@ -228,9 +232,11 @@ def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, P
             row = f"{CONFIGURED}{name}"
             yield _Row(row, "pretrained", config.recipe, config.modalities, tasks=tasks, configuration=config)
     if section == "baselines":
-        for subset in _subsets(data.complete):
+        for subset in _subsets(data.complete) if {"raw", "all"} & set(job.baselines) else ():
             if len(subset) in (1, len(data.complete)):
                 yield _Row(f"baselines/raw {'+'.join(subset)}", "raw", "", subset)
+        for system, method in raw_rows(data.complete, job.baselines):
+            yield _Row(f"baselines/{system} {method}", system, "", data.complete, method=method)
 
 
 def _read(name: str, file: str) -> PretrainConfig:
@@ -283,6 +289,8 @@ def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dic
         "modalities": list(cell.modalities),
         "complete": set(cell.modalities) == set(data.complete),
         "seed": cell.seed,
+        **({} if cell.method == "probe" else {"method": cell.method}),
+        "unit": data.unit,
         "rows": list(names),
         "presets": [name.removeprefix("presets/") for name in names if name.startswith("presets/")],
         "configuration": _configured(names),

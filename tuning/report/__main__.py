@@ -23,14 +23,14 @@ class ReportJob:
     Attributes:
         output: Folder of an ablation (or of a sweep), where the report goes too; given without an option.
         sweep: Folders of sweeps whose trials are added.
-        scores: Scores of the tables.
+        scores: Scores of the tables; none: accuracy, unweighted average recall and macro F1, as far as there are.
         tracking: Log the files to MLflow as well.
         tracking_uri: MLflow tracking URI; none: `mlflow.db` beside the folder.
     """
 
     output: Path
     sweep: tuple[Path, ...] = ()
-    scores: tuple[str, ...] = ("accuracy", "f1_weighted")
+    scores: tuple[str, ...] | None = None
     tracking: bool = True
     tracking_uri: str | None = None
 

@@ -4,20 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conclugen.evaluation.statistics import Comparison, paired_tests
-from tuning.report.systems import Results, System, best, count_word
+from tuning.report.systems import WITH_RAW_SYSTEM, Results, System, best, count_word
 
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Family:
-    """Comparisons corrected together: of one data set, recipe and fraction. missing: why there are none."""
+    """Comparisons corrected together: of one data set, recipe and fraction. missing: why there are none. unit: what a
+    unit of their intervals is called."""
 
     dataset: str
     recipe: str
     fraction: float
     comparisons: tuple[Comparison, ...]
     missing: str = ""
+    unit: str = "speaker"
 
 
 def all_against_fewer(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
@@ -37,15 +39,18 @@ def all_against_fewer(results: Results, dataset: str, recipe: str, fraction: flo
 
 
 def against_references(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
-    """Every pretrained system of a recipe against the best single task, untrained heads and the best raw features.
+    """Every pretrained system of a recipe, and all tasks beside the raw features, against the best single task,
+    untrained heads and the strongest raw row.
 
-    Which single task and which raw features are best is judged on the test speakers themselves, in their favour.
+    Which single task and which raw row are best is judged on the test speakers themselves, in their favour.
     """
     metric = f"accuracy@{fraction:g}"
     own = [s for s in results.of_set(dataset) if s.system == "pretrained" and s.recipe == recipe]
     single = best((s for s in own if s.complete and _is_single(s, results.tasks)), metric)
     untrained = [s for s in results.of_set(dataset) if s.system == "untrained" and s.recipe == recipe and s.complete]
-    raw = best((s for s in results.of_set(dataset) if s.system == "raw"), metric)
+    raw = results.strongest_raw(dataset, metric)
+    whole = set(results.tasks)
+    own += [s for s in results.of_set(dataset) if _beside_raw(s, recipe) and s.complete and set(s.tasks) == whole]
     references = [system for system in (single, *untrained, raw) if system is not None]
     place = {task: i for i, task in enumerate(results.tasks)}
     own.sort(key=lambda s: (not s.complete, len(s.tasks), [place.get(task, len(place)) for task in s.tasks]))
@@ -63,6 +68,25 @@ def configured_against_all(results: Results, dataset: str, recipe: str, fraction
     return _family(dataset, recipe, fraction, [(system, whole) for system in named])
 
 
+def against_raw(results: Results, family: Family) -> list[str]:
+    """In words: all tasks, and these beside the raw features, against the strongest raw row of that set and share."""
+    raw = results.strongest_raw(family.dataset, f"accuracy@{family.fraction:g}")
+    whole = " + ".join(results.tasks)
+    firsts = {f"{name} [{family.recipe}]": name for name in (whole, f"{whole} + raw")}
+    found = [c for c in family.comparisons if raw is not None and c.first in firsts and c.second == raw.label]
+    units = f"{results.unit(family.dataset)}s"
+    return [
+        f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels: {firsts[c.first]} minus {c.second}, the "
+        f"strongest raw row: {points(c.difference)} [{points(c.interval.low)}, {points(c.interval.high)}], "
+        f"p {_p(c.adjusted)}, {c.verdict(LEVEL, units)}."
+        for c in found
+    ]
+
+
+def _beside_raw(system: System, recipe: str) -> bool:
+    return system.system == WITH_RAW_SYSTEM and system.recipe == recipe and not system.configuration
+
+
 def sentences(family: Family) -> list[str]:
     """In words: where all tasks are better, worse, or not shown to differ; at most one sentence of each kind."""
     place = f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels"
@@ -72,7 +96,7 @@ def sentences(family: Family) -> list[str]:
     question = f"{place}: {count} tasks better than each smaller combination?"
     if not family.comparisons[0].tellable(LEVEL):  # nor any other: one family has the same groups
         listed = ", ".join(f"{_short(c.second)} ({points(c.difference)})" for c in family.comparisons)
-        return [f"{question} {family.comparisons[0].verdict(LEVEL)}: minus {listed}."]
+        return [f"{question} {family.comparisons[0].verdict(LEVEL, f'{family.unit}s')}: minus {listed}."]
     parts = []
     for verdict in ("better", "worse", "no difference shown"):
         found = [c for c in family.comparisons if c.verdict(LEVEL) == verdict]
@@ -98,15 +122,17 @@ def _family(dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[Sy
             usable[first.label, second.label] = scores
     if not usable:
         return Family(dataset, recipe, fraction, (), "no two finished systems with a common seed")
-    rows = next(first for first, second in pairs if (first.label, second.label) in usable).finished[0].groups["rows"]
+    record = next(first for first, second in pairs if (first.label, second.label) in usable).finished[0]
+    rows = record.groups["rows"]
     if len(rows) < 2:
         return Family(dataset, recipe, fraction, (), "fewer than two test groups")
-    return Family(dataset, recipe, fraction, tuple(paired_tests(usable, rows)))
+    unit = str(record.tags.get("unit", "speaker"))
+    return Family(dataset, recipe, fraction, tuple(paired_tests(usable, rows)), unit=unit)
 
 
 def _common(first: System, second: System, metric: str) -> tuple[dict[str, float], dict[str, float]]:
     """Accuracies by group over the seeds that both have; raw features have none and stand beside any."""
-    if "raw" in (first.system, second.system):
+    if not (first.recipe and second.recipe):
         return first.groups(metric), second.groups(metric)
     seeds = first.seeds & second.seeds
     return first.groups(metric, seeds), second.groups(metric, seeds)

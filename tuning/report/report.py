@@ -32,6 +32,7 @@ from tuning.report.tables import (
     Table,
     claim_table,
     class_table,
+    confusion_table,
     cost_table,
     group_table,
     main_systems,
@@ -42,15 +43,16 @@ from tuning.report.tables import (
 )
 
 _log = logging.getLogger(__name__)
-_SCORES = ("accuracy", "f1_weighted")
+_SCORES = ("accuracy", "uar", "f1_macro")
 _TAGS = ("dataset", "system", "recipe", "configuration", "tasks", "modalities", "seed")
 _COLUMNS = ("kind", "key", "status", *_TAGS, "metric", "value")
 _TRACKING_S = 30.0
 
 
-def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] = _SCORES) -> list[Path]:
+def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] | None = None) -> list[Path]:
     """Write the report of a folder; returns the files.
 
+    scores: of the tables; None: accuracy, unweighted average recall and macro F1, as far as the ledger has them.
     Raises ValueError: no ledger, no finished cell or trial, a score that nothing has.
     """
     records = [record for place in (folder, *sweeps) for record in Ledger.open(place, must_exist=True).records()]
@@ -60,8 +62,9 @@ def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] = _S
         raise ValueError(f"{folder}: none of {len(records)} cells and trials is finished; let the ablation go on")
     known = {score for dataset in results.datasets for score in results.scores(dataset)}
     if results.systems:
-        for score in scores:
+        for score in scores or ():
             fields.choose("--scores", score, sorted(known))
+    scores = scores or [score for score in _SCORES if score in known]
     place = folder / "report"
     place.mkdir(exist_ok=True)
     families = _families(results)
@@ -171,13 +174,19 @@ def _ablation(
     ):
         if rows:
             yield results_table(results, rows, title, scores, explained)
+    beside = results.with_raw()
+    if beside:
+        yield results_table(results, beside, "Representation + raw, each half of the variance", scores, explained)
     yield Heading("Label efficiency", "labels")
     yield Charts(_efficiency(results), tuple((name.removesuffix(".png"), name) for name in pictures))
     yield Heading("Significance against references", "significance")
+    told = [line for family in families["references"] for line in report_findings.against_raw(results, family)]
+    if told:
+        yield Text(tuple(told), listed=True)
     yield reference_table(
         families["references"],
-        "Every system against the best single task, untrained heads and raw features",
-        unit + " Which single task and which raw features are best is judged on the test speakers, in their favour.",
+        "Every system against the best single task, untrained heads and the strongest raw row",
+        unit + " Which single task and which raw row are best is judged on the test speakers, in their favour.",
     )
     yield Heading("By speaker and class", "groups")
     for dataset in results.datasets:
@@ -186,6 +195,10 @@ def _ablation(
         if chosen:
             yield group_table(results, dataset, chosen, fraction)
             yield class_table(dataset, chosen, fraction)
+        for system in [s for s in chosen if s.recipe][:1] + [s for s in chosen if s.is_raw][-1:]:
+            confusion = confusion_table(dataset, system, fraction)
+            if confusion is not None:
+                yield confusion
     retrieval = retrieval_table(results)
     if retrieval is not None:
         yield Heading("Retrieval", "retrieval")

@@ -1,5 +1,6 @@
 """From the records of a ledger to systems: every row of a report, over its seeds, with the holes marked."""
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,11 +8,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from conclugen.config import DEFAULT_PRESET
+from conclugen.evaluation.config import RAW_SYSTEMS
 from conclugen.evaluation.protocol import natural_order
 from conclugen.presets import ALL, PRESETS
 from conclugen.tasks import registry
 from tuning.ledger import Record
 
+# What an ablation puts before the names of numbers that are of a representation beside the raw features.
+WITH_RAW = "with_raw/"
+WITH_RAW_SYSTEM = "pretrained + raw"
+RAW_NAMES = {"raw": "raw features"}
 METHOD = PRESETS[DEFAULT_PRESET][1]
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _AT = re.compile(r"^(?P<score>[^@]+)@(?P<fraction>[0-9.e-]+)$")
@@ -36,7 +42,8 @@ class Value:
 @dataclass(frozen=True)
 class System:
     """One row: what was trained and judged on a data set, in all its seeds. configuration: its name where it is a row
-    of its own, with other settings than the rest of the ablation. finished, failed: its records."""
+    of its own, with other settings than the rest of the ablation. finished, failed: its records. method: by which it is
+    judged."""
 
     dataset: str
     system: str
@@ -47,14 +54,25 @@ class System:
     configuration: str = ""
     finished: tuple[Record, ...] = ()
     failed: tuple[Record, ...] = ()
+    method: str = "probe"
+
+    @property
+    def is_raw(self) -> bool:
+        """A row that a learned representation has to beat."""
+        return self.system in RAW_SYSTEMS
 
     @property
     def name(self) -> str:
         """Without modalities, where they are all that the data set has."""
-        if self.system == "raw":
-            return f"raw features: {'+'.join(self.modalities)}"
+        if not self.recipe:
+            how = "" if self.method in ("probe", self.system) else f", {self.method.replace('_', ' ')}"
+            return f"{RAW_NAMES.get(self.system, self.system)}{how}" + self._of_modalities()
         name = "untrained heads" if self.system == "untrained" else self.configuration or " + ".join(self.tasks)
+        name += " + raw" * (self.system == WITH_RAW_SYSTEM)
         return name if self.complete else f"{name} ({'+'.join(self.modalities)})"
+
+    def _of_modalities(self) -> str:
+        return f": {'+'.join(self.modalities)}" if self.system == "raw" else ""
 
     @property
     def label(self) -> str:
@@ -99,29 +117,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a report shows. datasets: names, in the order met. trials: of sweeps."""
+    """All that a report shows. datasets: names, in the order met. trials, baselines: of sweeps."""
 
     systems: tuple[System, ...]
     unserved: tuple[Record, ...]
     trials: tuple[Record, ...]
+    baselines: tuple[Record, ...] = ()
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Results":
         found: dict[System, list[Record]] = {}
-        unserved, trials = [], []
-        for record in records:
+        unserved, trials, baselines = [], [], []
+        for record in itertools.chain.from_iterable(map(_apart, records)):
             if record.kind == "trial":
                 trials.append(record)
+            elif record.kind == "baseline":
+                baselines.append(record)
             elif record.tags.get("unserved"):
                 unserved.append(record)
             else:
                 tags = record.tags
                 learned = (tuple(tags["tasks"]), tuple(tags["modalities"]), bool(tags["complete"]))
                 named = str(tags.get("configuration", ""))
-                system = System(tags["dataset"], tags["system"], tags["recipe"], *learned, named)
+                method = str(tags.get("method", "probe"))
+                system = System(tags["dataset"], tags["system"], tags["recipe"], *learned, named, method=method)
                 found.setdefault(system, []).append(record)
         systems = [_with_records(system, own) for system, own in found.items()]
-        return cls(tuple(systems), tuple(unserved), tuple(trials))
+        return cls(tuple(systems), tuple(unserved), tuple(trials), tuple(baselines))
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -184,6 +206,20 @@ class Results:
                 return system
         return None
 
+    def strongest_raw(self, dataset: str, metric: str) -> System | None:
+        """The raw row that the others are compared with: the best on the test rows themselves, in its favour."""
+        return best((system for system in self.of_set(dataset) if system.is_raw), metric)
+
+    def absent(self, dataset: str) -> tuple[str, ...]:
+        """Classes without a test row."""
+        counted = [r.groups["class_rows"] for s in self.of_set(dataset) for r in s.finished if "class_rows" in r.groups]
+        return tuple(name for name, rows in counted[0].items() if not rows) if counted else ()
+
+    def unit(self, dataset: str) -> str:
+        """What a unit of intervals is called."""
+        units = [r.tags["unit"] for s in self.of_set(dataset) for r in s.finished if "unit" in r.tags]
+        return str(units[0]) if units else "speaker"
+
     # ------------------------------------------------------------------ tables
 
     def combinations(self) -> list[Row]:
@@ -198,6 +234,15 @@ class Results:
             for tasks in combinations:
                 rows += self._row(" + ".join(tasks), recipe, tasks, None, f"combinations/{'+'.join(tasks)}")
         return rows
+
+    def with_raw(self) -> list[Row]:
+        """Representations beside the raw features, of every combination of tasks that was run, below the raw rows."""
+        rows: dict[tuple[str, str], dict[str, System]] = {}
+        for system in self.systems:
+            if system.system == WITH_RAW_SYSTEM and system.complete and not system.configuration:
+                rows.setdefault((system.name, system.recipe), {})[system.dataset] = system
+        listed = [Row(name, recipe, systems) for (name, recipe), systems in rows.items()]
+        return [row for row in self._baselines() if not row.recipe] + listed if listed else []
 
     def presets(self) -> list[Row]:
         """The published presets that were run, or found unserved, for each recipe."""
@@ -247,10 +292,10 @@ class Results:
 
     def _baselines(self) -> list[Row]:
         rows: dict[tuple[str, str], dict[str, System]] = {}
-        order = {"raw": 0, "untrained": 1}
-        for system in sorted(self.systems, key=lambda s: (order.get(s.system, 2), not s.complete)):
-            if system.system == "raw":
-                name = "raw features: all modalities" if system.complete else system.name
+        for system in sorted(self.systems, key=lambda s: (bool(s.recipe), not s.complete)):
+            if not system.recipe:
+                plain = (system.system, system.method) == ("raw", "probe")
+                name = "raw features: all modalities" if plain and system.complete else system.name
                 rows.setdefault((name, ""), {})[system.dataset] = system
             elif system.system == "untrained" and system.complete:
                 rows.setdefault((system.name, system.recipe), {})[system.dataset] = system
@@ -295,6 +340,22 @@ def best(systems: Iterable[System], metric: str) -> System | None:
     """The system with the highest mean; of equal ones the first; None where no system has the metric."""
     known = [(value.mean, system) for system in systems if (value := system.value(metric)) is not None]
     return max(known, key=lambda entry: entry[0])[1] if known else None
+
+
+def _apart(record: Record) -> list[Record]:
+    """A cell of a representation that was judged beside the raw features as well is a record of each."""
+    if not any(name.startswith(WITH_RAW) for name in record.metrics):
+        return [record]
+    own = {name: value for name, value in record.metrics.items() if not name.startswith(WITH_RAW)}
+    groups = {name: value for name, value in record.groups.items() if not name.startswith(WITH_RAW)}
+    beside = {name.removeprefix(WITH_RAW): v for name, v in record.metrics.items() if name.startswith(WITH_RAW)}
+    counts = {name: value for name, value in groups.items() if name in ("rows", "class_rows")}
+    theirs = {name.removeprefix(WITH_RAW): v for name, v in record.groups.items() if name.startswith(WITH_RAW)}
+    tags = {**record.tags, "system": WITH_RAW_SYSTEM}
+    return [
+        replace(record, metrics=own, groups=groups),
+        replace(record, metrics=beside, groups=counts | theirs, tags=tags, cost={}, arrays=None),
+    ]
 
 
 def _with_records(system: System, records: Iterable[Record]) -> System:

@@ -6,17 +6,19 @@ from dataclasses import dataclass, field
 from tuning.ledger import Record
 from tuning.report.findings import LEVEL, Family, points
 from tuning.report.sweep_response import stopped
-from tuning.report.systems import Results, Row, System, Value, best
+from tuning.report.systems import WITH_RAW_SYSTEM, Results, Row, System, Value, best
 from tuning.sweep.objective import OBJECTIVES
 
 SCORE_NAMES = {
     "accuracy": "accuracy",
     "uar": "unweighted average recall",
+    "f1_macro": "F1 (macro)",
     "f1_weighted": "F1 (weighted)",
     "precision_weighted": "precision (weighted)",
     "recall_weighted": "recall (weighted)",
 }
-REFERENCES = ("best single task", "untrained heads", "best raw features")
+REFERENCES = ("best single task", "untrained heads", "strongest raw row")
+MACRO = ("uar", "f1_macro")
 _HOLE = "—"
 _MOST_GROUPS = 40
 _MOST_TRIALS = 10
@@ -81,6 +83,12 @@ def results_table(results: Results, rows: Sequence[Row], title: str, scores: Seq
         (dataset, SCORE_NAMES.get(score, score), f"{fraction:.0%} of labels") for dataset, score, fraction in columns
     )
     footnotes = tuple(f"{mark} {reason}" for reason, mark in reasons.items())
+    if set(MACRO) & set(scores):
+        footnotes += tuple(
+            f"{dataset}: no test row of class {', '.join(absent)}; macro scores are of the other classes."
+            for dataset in results.datasets
+            if (absent := results.absent(dataset))
+        )
     return Table(title, "representation", head, tuple(lines), note, footnotes)
 
 
@@ -121,7 +129,9 @@ def _by_place(families: Sequence[Family]) -> dict[tuple[str, str], dict[float, F
 
 def _kind(label: str) -> str:
     single, untrained, raw = REFERENCES
-    return raw if label.startswith("raw features") else untrained if label.startswith("untrained heads") else single
+    if not label.endswith("]"):  # raw rows have no recipe
+        return raw
+    return untrained if label.startswith("untrained heads") else single
 
 
 def _comparison(family: Family | None, first: str, second: str | None = None, kind: str | None = None) -> Entry:
@@ -136,7 +146,8 @@ def _comparison(family: Family | None, first: str, second: str | None = None, ki
     c = found[0]
     text = f"{points(c.difference)} [{points(c.interval.low)}, {points(c.interval.high)}] p {p_shown(c.adjusted)}"
     mark = "significant" if c.verdict(LEVEL) in ("better", "worse") else ""
-    return Entry(text, mark, f"minus {c.second}; uncorrected p {p_shown(c.p_value)}; {c.verdict(LEVEL)}")
+    units = "speakers" if family is None else f"{family.unit}s"
+    return Entry(text, mark, f"minus {c.second}; uncorrected p {p_shown(c.p_value)}; {c.verdict(LEVEL, units)}")
 
 
 def group_table(results: Results, dataset: str, systems: Sequence[System], fraction: float) -> Table:
@@ -163,7 +174,8 @@ def group_table(results: Results, dataset: str, systems: Sequence[System], fract
         spread.append(Entry(f"{100 * min(each):.1f} to {100 * max(each):.1f}"))
     lines.append(Line("lowest to highest", tuple(spread)))
     head = (("rows",), *((system.label,) for system in systems))
-    return Table(f"{dataset}: accuracy by speaker, {fraction:.0%} of labels", "speaker", head, tuple(lines), note)
+    unit = results.unit(dataset)
+    return Table(f"{dataset}: accuracy by {unit}, {fraction:.0%} of labels", unit, head, tuple(lines), note)
 
 
 def class_table(dataset: str, systems: Sequence[System], fraction: float) -> Table:
@@ -177,6 +189,27 @@ def class_table(dataset: str, systems: Sequence[System], fraction: float) -> Tab
         lines.append(Line(metric.removeprefix("recall/").removesuffix(suffix), tuple(entries)))
     head = tuple((system.label,) for system in systems)
     return Table(f"{dataset}: recall by class, {fraction:.0%} of labels", "class", head, tuple(lines))
+
+
+def confusion_table(dataset: str, system: System, fraction: float) -> Table | None:
+    """What the rows of each class were taken for, in % of its rows; means over draws and seeds. None without numbers of
+    it (a ledger of an earlier version)."""
+    suffix = f"@{fraction:g}"
+    each = [r.groups for r in system.finished if any(name.startswith("confusion/") for name in r.groups)]
+    if not each:
+        return None
+    rows = each[0]["class_rows"]
+    lines = []
+    for name, count in rows.items():
+        own = [groups.get(f"confusion/{name}{suffix}", {}) for groups in each]
+        entries = [Entry(f"{count:.0f}")]
+        for other in rows:
+            share = 100 * sum(one.get(other, 0.0) for one in own) / (len(own) * count) if count else 0.0
+            entries.append(Entry(f"{share:.1f}" if count else _HOLE, "" if count else "hole"))
+        lines.append(Line(name, tuple(entries)))
+    head = (("rows",), *((f"taken for {name}",) for name in rows))
+    title = f"{dataset}: confusion of {system.label}, {fraction:.0%} of labels"
+    return Table(title, "class", head, tuple(lines), "In % of the rows of each class; the diagonal is its recall.")
 
 
 def retrieval_table(results: Results) -> Table | None:
@@ -235,7 +268,7 @@ def cost_table(results: Results) -> Table:
     """What each system cost."""
     lines = []
     for system in results.systems:
-        if not system.finished:
+        if not system.finished or system.system == WITH_RAW_SYSTEM:  # whose cost is in the representation's own
             continue
         seconds, work = system.cost("seconds"), system.cost("cpu_seconds")
         samples, memory = system.cost("samples"), system.cost("peak_memory_bytes")
@@ -266,7 +299,7 @@ def p_shown(value: float) -> str:
 def main_systems(results: Results, dataset: str, fraction: float) -> list[System]:
     """Those that single tables and curves show: all tasks, the best two and single task, and the references."""
     metric = f"accuracy@{fraction:g}"
-    own = [s for s in results.of_set(dataset) if (s.finished and s.complete) or s.system == "raw"]
+    own = [s for s in results.of_set(dataset) if s.finished and s.complete]
     chosen: list[System | None] = []
     every = set(results.tasks)
     for recipe in results.recipes:
@@ -274,11 +307,13 @@ def main_systems(results: Results, dataset: str, fraction: float) -> list[System
         for count in dict.fromkeys((len(results.tasks), 2, 1)):
             pool = [s for s in mine if s.system == "pretrained" and len(s.tasks) == count and set(s.tasks) <= every]
             chosen.append(best(pool, metric))
+        beside = (s for s in mine if s.system == WITH_RAW_SYSTEM and set(s.tasks) == every)
+        chosen.append(best(beside, metric))
         chosen.append(best((s for s in mine if s.system == "untrained"), metric))
         named = [s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe and s.finished]
         named.sort(key=lambda s: s.configuration)
         chosen += named
-    chosen.append(best((s for s in own if s.system == "raw"), metric))
+    chosen.append(results.strongest_raw(dataset, metric))
     return [system for system in chosen if system is not None]
 
 

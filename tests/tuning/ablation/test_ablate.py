@@ -1,24 +1,28 @@
 """What an ablation plans and what one cell does: equal cells once, holes with reasons, folds that never meet."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix, f1_score
 
 from benchmarks.reproduce import reproduce
 from conclugen import presets
 from conclugen.common.options import save
-from conclugen.evaluation.config import JudgingConfig
+from conclugen.evaluation.config import STRENGTHS, JudgingConfig
 from conclugen.evaluation.judge import fold_accuracy
-from conclugen.evaluation.protocol import natural_order
+from conclugen.evaluation.protocol import group_folds, natural_order
 from conclugen.presets import PRESETS
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training import run_lock
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning.ablate import COMMAND, main
 from tuning.ablation import ablate
-from tuning.ablation.cell import Cell, represent, run
+from tuning.ablation.cell import Cell, raw_rows, represent, run
 from tuning.ablation.cost import estimate
 from tuning.ablation.plan import (
     AblateJob,
@@ -138,6 +142,10 @@ def test_all_seven_combinations_and_all_presets_with_equal_cells_once(folders, s
     assert by_name["two", 1, "presets/contrast_only_video_audio"] == by_name["two", 1, "combinations/contrastive"]
     raw = [p.cell.modalities for p in planned.cells if p.cell.system == "raw" and p.dataset == "three"]
     assert sorted(raw) == sorted([("video",), ("audio",), ("text",), ("video", "audio", "text")])
+    others = [(p.cell.system, p.cell.method) for p in planned.cells if not p.cell.config and p.cell.system != "raw"]
+    assert sorted(others) == sorted(  # once a set, whatever the seeds
+        2 * [("majority", "majority"), ("raw balanced", "probe"), ("best single modality", "probe")]
+    )
     assert planned.rows == len([n for p in planned.cells for n in p.names]) + len(planned.holes)
 
 
@@ -255,11 +263,11 @@ def test_untrained_heads_are_the_same_whatever_they_would_be_trained_for(sets):
     ]
     assert len({cell.key(data) for cell in cells}) == 1
     fold = data.protocol.folds[0]
-    tables = [represent(cell, data, fold)[0] for cell in cells]
+    tables = [represent(cell, data, fold)[0][""].matrix for cell in cells]
     np.testing.assert_array_equal(tables[0], tables[1])
     np.testing.assert_array_equal(tables[0], tables[2])
     other = Cell("untrained", data.complete, SIZES.apply(presets.build("conclugen", seed=4)))
-    assert not np.array_equal(tables[0], represent(other, data, fold)[0])
+    assert not np.array_equal(tables[0], represent(other, data, fold)[0][""].matrix)
 
 
 def test_refusals_say_what_to_change(folders, sets, tmp_path):
@@ -338,7 +346,7 @@ def test_a_cell_learns_what_the_other_implementation_learns(sets):
     features = {m: x.astype(np.float64) for m, x in data.standardised(data.complete, fold).items()}
     *_, parts = reproduce.pretrained(config, features, data.group, fold)
     expected = np.concatenate([parts[m] for m in data.complete], axis=1)
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[""].matrix, expected, rtol=1e-4, atol=1e-5)
     assert samples == 2 * (96 // 24) * 24
     assert {"recall@1/video-audio", "effective_rank/text", "uniformity/video"} <= set(measures)
 
@@ -362,6 +370,99 @@ def test_scores_groups_and_predictions_of_a_cell_agree(sets):
     assert outcome.groups["rows"] == {"7": 16.0, "8": 16.0}
     assert outcome.cost["seconds"] > 0 and outcome.cost["peak_memory_bytes"] > 2**20
     assert run(Cell("pretrained", data.complete, config), data).metrics == outcome.metrics
+
+
+def test_a_raw_row_is_what_an_evaluation_has_of_that_name(sets):
+    """Each by scikit-learn: both blocks standardised on training rows, divided by the square root of their widths."""
+    data = sets["two"]
+    (fold,) = data.protocol.folds
+    scaled = data.standardised(data.complete, fold)
+    labelled = fold.labelled[1.0][0]
+    y, groups = data.protocol.target.values, data.protocol.groups
+    inner = group_folds(groups[labelled], 3, groups[fold.train_rows])
+
+    def by_hand(x):
+        """C by three inner folds over groups, then the accuracy of each row."""
+
+        def fitted(c, rows):
+            return LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x[rows], y[rows])
+
+        held = {
+            c: np.mean(
+                [
+                    fitted(c, labelled[inner != i]).score(x[labelled[inner == i]], y[labelled[inner == i]])
+                    for i in range(3)
+                ]
+            )
+            for c in STRENGTHS
+        }
+        best = min(held, key=lambda c: (-round(held[c], 12), c))
+        return held[best], fitted(best, labelled).predict(x[fold.test_rows])
+
+    blocks = [scaled[m].astype(np.float64) for m in data.complete]
+    balanced = np.hstack([b * np.sqrt(sum(x.shape[1] for x in blocks) / (len(blocks) * b.shape[1])) for b in blocks])
+    truth = y[fold.test_rows]
+    outcome = run(Cell("raw balanced", data.complete), data)
+    guess = by_hand(balanced)[1]
+    assert outcome.metrics["accuracy@1"] == pytest.approx((guess == truth).mean())
+    assert outcome.metrics["f1_macro@1"] == pytest.approx(f1_score(truth, guess, average="macro"))
+    names = ("calm", "happy")
+    for name, row in zip(names, confusion_matrix(truth, guess), strict=True):
+        expected = {other: float(n) for other, n in zip(names, row, strict=True) if n}
+        assert outcome.groups[f"confusion/{name}@1"] == expected
+    single = max((by_hand(b) for b in blocks), key=lambda found: found[0])[1]
+    found = run(Cell("best single modality", data.complete), data)
+    assert found.metrics["accuracy@1"] == pytest.approx((single == truth).mean())
+    constant = run(Cell("majority", data.complete, method="majority"), data)
+    assert constant.metrics["uar@1"] == pytest.approx(0.5) and constant.groups["class_rows"] == {
+        "calm": 16,
+        "happy": 16,
+    }
+    assert raw_rows(("video",), ("raw", "raw_balanced", "rbf_machine")) == [("raw", "rbf_machine")]
+    every = raw_rows(data.complete, ("all",))
+    assert {("raw, block weights chosen", "probe"), ("raw balanced", "late_fusion")} <= set(every)
+    outcome = run(Cell("raw balanced", data.complete, method="shrinkage_lda"), data)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(balanced[labelled], y[labelled])
+    assert outcome.metrics["accuracy@1"] == pytest.approx(lda.score(balanced[fold.test_rows], truth))
+
+
+def test_a_representation_beside_raw_features_has_half_of_the_variance(sets):
+    data = sets["two"]
+    config = SIZES.apply(presets.build("contrast_cluster", seed=1, modalities=data.complete))
+    (fold,) = data.protocol.folds
+    systems, _, _ = represent(Cell("pretrained", data.complete, config), data, fold)
+    assert set(systems) == {"", "with_raw/"}
+    both = systems["with_raw/"]
+    columns, factors = both.columns("halves")
+    train = both.matrix[fold.train_rows][:, columns]
+    spread = (train / train.std(axis=0) * factors).var(axis=0)  # as the probe standardises
+    width = 2 * TINY["representation_dim"]
+    np.testing.assert_allclose([spread[:width].sum(), spread[width:].sum()], len(columns) / 2)
+    features = data.standardised(data.complete, fold)
+    np.testing.assert_allclose(both.matrix[:, width:], np.hstack([features[m] for m in data.complete]))
+    outcome = run(Cell("pretrained", data.complete, config), data)
+    alone = run(Cell("pretrained", data.complete, config), replace(data, judging=replace(JUDGING, with_raw=False)))
+    beside = {name for name in outcome.metrics if name.startswith("with_raw/")}
+    assert {name.removeprefix("with_raw/") for name in beside} <= set(alone.metrics)
+    assert {name: value for name, value in outcome.metrics.items() if name not in beside} == alone.metrics
+    predicted = outcome.arrays["with_raw/predicted/1.0"][0, fold.test_rows]
+    hits = predicted == data.protocol.target.values[fold.test_rows]
+    assert outcome.metrics["with_raw/accuracy@1"] == pytest.approx(hits.mean())
+    scaled = replace(data, judging=replace(JUDGING, block_scales="chosen"))
+    assert len(represent(Cell("untrained", data.complete, config), scaled, fold)[0][""].choices) == 6
+
+
+def test_a_folder_of_a_version_with_fewer_settings_goes_on(folders, tmp_path):
+    mine = job(folders, output=str(tmp_path), name="first")
+    claim(mine)
+    path = mine.folder / "ablation.json"
+    there = json.loads(path.read_text())
+    for name in ("class_weights", "select_by", "block_scales"):
+        del there["judging"][name]
+    path.write_text(json.dumps(there))
+    claim(mine)
+    with pytest.raises(ValueError, match=r"judging\.class_weights: None there, 'balanced' now"):
+        claim(replace(mine, judging=replace(JUDGING, class_weights="balanced")))
 
 
 def test_a_raw_cell_is_the_probe_of_standardised_features(sets):

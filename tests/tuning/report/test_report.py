@@ -219,12 +219,58 @@ def test_references_are_the_best_single_task_untrained_heads_and_best_raw_featur
 def test_the_reference_table_names_each_reference_in_its_column(folder):
     families = [against_references(results(folder), "faces", "improved", fraction) for fraction in (0.03, 1.0)]
     made = reference_table(families, "t", "")
-    kinds = ("minus best single task", "minus untrained heads", "minus best raw features")
+    kinds = ("minus best single task", "minus untrained heads", "minus strongest raw row")
     assert made.head == tuple((kind, share) for kind in kinds for share in ("3% of labels", "100% of labels"))
     lines = {line.name: line.entries for line in made.lines}
     assert lines["contrastive"][0].mark == "hole"  # with itself
     assert lines["contrastive"][2].text.startswith("+7.0 [") and "untrained heads" in lines["contrastive"][2].hint
     assert lines["contrastive"][4].text.startswith("+5.0 [") and "raw features: audio" in lines["contrastive"][4].hint
+
+
+def test_raw_rows_and_representation_beside_raw_stand_in_tables_and_sentences(tmp_path):
+    """The strongest raw row is named with every comparison; few units can tell nothing; absent classes are named."""
+    confusion = {"confusion/calm@0.03": {"calm": 6.0, "happy": 2.0}, "confusion/happy@0.03": {"happy": 4.0}}
+    counts = {"class_rows": {"calm": 8.0, "happy": 4.0, "fear": 0.0}}
+    few = {"rows": dict.fromkeys("abcd", 3.0)}
+    own = {"accuracy@0.03": dict(zip("abcd", (0.5, 0.6, 0.7, 0.8), strict=True))}
+    other = {"accuracy@0.03": dict(zip("abcd", (0.4, 0.5, 0.6, 0.7), strict=True))}
+    with Ledger.open(tmp_path / "first") as ledger:
+        for seed, accuracy in ((1, 0.6), (2, 0.7)):
+            record = cell(TASKS, accuracy, seed, unit="dialogue")
+            beside = {"with_raw/accuracy@0.03": accuracy + 0.1, "with_raw/uar@0.03": 0.5, "uar@0.03": accuracy - 0.1}
+            groups = few | own | counts | confusion | {"with_raw/accuracy@0.03": own["accuracy@0.03"]}
+            metrics = {"accuracy@0.03": accuracy, **beside}
+            ledger.append(replace(record, metrics=metrics, groups=groups))
+        for system, method, accuracy in (
+            ("raw", "", 0.41),
+            ("raw balanced", "", 0.55),
+            ("raw balanced", "rbf_machine", 0.5),
+        ):
+            record = cell((), accuracy, 0, system=system, **({"method": method} if method else {}))
+            key = record_key({"s": system, "m": method}, dataset="faces", seed=0, protocol="p")
+            tags = {**record.tags, "recipe": ""}
+            metrics = {"accuracy@0.03": accuracy, "uar@0.03": accuracy - 0.2}
+            ledger.append(replace(record, key=key, tags=tags, metrics=metrics, groups=few | other | counts))
+    files = {path.name: path for path in report(tmp_path / "first")}
+    page = files["report.md"].read_text()
+    whole = "contrastive + clustering + reconstruction"
+    table = page[page.index("Representation + raw, each half of the variance") :]
+    assert f"| {whole} + raw | **75.0 ± 7.1** | **50.0 ± 0.0** |" in table
+    for name, accuracy, uar in (("raw balanced", "55.0", "35.0"), ("raw balanced, rbf machine", "50.0", "30.0")):
+        assert f"| {name} | " in table and f"{accuracy}" in table and uar in table
+    assert "| raw features: all modalities | 41.0 | 21.0 |" in table
+    assert "faces: no test row of class fear; macro scores are of the other classes." in page
+    for first in (whole, f"{whole} + raw"):
+        line = next(
+            text for text in page.splitlines() if text.startswith(f"- faces, improved, 3% of labels: {first} minus")
+        )
+        assert "minus raw balanced, the strongest raw row: +10.0 [10.0, 10.0], p " in line.replace(
+            "+10.0 [+10.0, +10.0]", "+10.0 [10.0, 10.0]"
+        )
+        assert line.endswith("cannot be told with 4 dialogues.")
+    taken = page[page.index("confusion of") :]
+    assert "| calm | 8 | 75.0 | 25.0 | 0.0 |" in taken and "| happy | 4 | 0.0 | 100.0 | 0.0 |" in taken
+    assert "accuracy by dialogue, 3% of labels" in page
 
 
 class Page(HTMLParser):
