@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from conclugen.common.atomic import write_bytes
+from shards import publication
 from shards.access import AccessError, is_url, reaching
 from shards.damage import UNREADABLE, ManifestError, ShardError
 from shards.files import read_whole
@@ -184,6 +185,8 @@ class Manifest:
         except AccessError:
             raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            if not is_url(folder):
+                publication.refuse_unfinished(folder, "read")
             raise FileNotFoundError(
                 f"no manifest at {where}; pack one with `python -m shards pack`, or make foreign shards readable with "
                 "`python -m shards index`"

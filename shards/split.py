@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conclugen.common.ending import resumable
+from conclugen.common.locks import folder_held
+from conclugen.common.options import to_plain
+from shards import publication
+from shards.access import is_url
 from shards.commands import SplitJob
 from shards.doubts import of_groups, of_parts
 from shards.manifest import Manifest
+from shards.publication import Publication
 from shards.view import ROW, IndexValues, View, check_view_name
 
 _MAX_OWN_VIEWS = 100
@@ -62,6 +69,8 @@ def assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> 
 
 def run(job: SplitJob) -> int:
     """Make the views, save them, print a summary. Raises ValueError before anything is written."""
+    of = {"split": to_plain(replace(job, overwrite=False))}
+    finished = not is_url(job.data) and publication.finish_same(job.data, of)
     manifest = Manifest.open(job.data)
     views, lines = make_views(
         manifest,
@@ -72,13 +81,40 @@ def run(job: SplitJob) -> int:
         job.seed,
         allow_leak=job.allow_leak,
     )
-    there = sorted({view.name for view in views} & set(View.names(manifest)))
-    if there and not job.overwrite:
-        raise ValueError(f"{manifest.folder} has view(s) {', '.join(there)} already; give --overwrite or other names")
-    for view in views:
-        view.save()
+    if finished:
+        print("the same split was stopped while it published its views, which is done now", flush=True)
+    else:
+        save_views(manifest, views, job.overwrite, of)
     print("\n".join(lines))
     return 0
+
+
+def save_views(
+    manifest: Manifest, views: Sequence[View], overwrite: bool = False, of: Mapping[str, Any] | None = None
+) -> None:
+    """Write views beside the shards, all of them or none (`shards.publication`), over those of their names.
+
+    Raises ValueError where some are there and not to be replaced, FolderInUseError where another process writes there.
+    """
+    if not manifest.is_local:
+        raise ValueError(f"{manifest.folder}: views are written to local folders; copy the folder afterwards")
+    folder = Path(manifest.folder)
+    with folder_held(folder, "shards or views are being written here", "another time"):
+        publication.finish(folder)
+        there = sorted({view.name for view in views} & set(View.names(manifest)))
+        if there and not overwrite:
+            raise ValueError(f"{folder} has view(s) {', '.join(there)} already; give --overwrite or other names")
+        if Manifest.open(folder).digest != manifest.digest:
+            raise ValueError(f"{folder}: holds other shards than when the views were made; start again")
+        staging = publication.discard(folder)
+        for view in views:
+            view.save(staging)
+        publication.commit(folder, Publication(publication.staged_names(staging), replaces=False, of=of))
+        with resumable(lambda: "the views were being published; the same command finishes that"):
+            publication.finish(folder)
+        for view in views:
+            if View.open(manifest, view.name).digest != view.digest:
+                raise ValueError(f"{folder}: view {view.name!r} is not the one that was just written; start again")
 
 
 def make_views(

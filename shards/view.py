@@ -18,6 +18,7 @@ import xxhash
 
 from conclugen.common.atomic import write_bytes
 from conclugen.common.names import did_you_mean
+from shards import publication
 from shards.access import AccessError, reaching
 from shards.damage import ShardError
 from shards.index import read_table
@@ -128,12 +129,16 @@ class View:
 
     # ---- keeping ----------------------------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write `views/<name>.parquet` beside the shards (temporary name, fsync, rename), over one of that name."""
+    def save(self, beside: Path | None = None) -> Path:
+        """Write `views/<name>.parquet` beside the shards (temporary name, fsync, rename), over one of that name. Views
+        that belong together are saved by `shards.split.save_views`.
+
+        beside: another folder in the place of the shards' own.
+        """
         check_view_name(self.name)
         if not self.manifest.is_local:
             raise ValueError(f"{self.manifest.folder}: views are written to local folders; copy the folder afterwards")
-        folder = Path(self.manifest.folder) / FOLDER
+        folder = Path(self.manifest.folder if beside is None else beside) / FOLDER
         folder.mkdir(exist_ok=True)
         bits = self._bits
         if bits is None:
@@ -168,6 +173,8 @@ class View:
             return cls.everything(manifest)
         check_view_name(name)
         file = f"{FOLDER}/{name}.parquet"
+        if manifest.is_local:
+            publication.refuse_unfinished(manifest.folder, f"opened by view {name!r}")
         try:
             data = manifest.read_bytes(file)
         except AccessError:

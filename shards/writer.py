@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,21 +17,22 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from conclugen.common.atomic import atomic_file, sync_folder, write_bytes
-from conclugen.common.locks import Lock, LockHeldError
+from conclugen.common.atomic import atomic_file, write_bytes
+from conclugen.common.ending import resumable
+from conclugen.common.locks import folder_held
+from shards import publication
 from shards.access import LOCAL_RESULT, refuse_url
 from shards.damage import ShardError
 from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
 from shards.layout import SlotLayout, archive_bytes
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry, plain_info
+from shards.publication import Publication
 from shards.record import Record, decode, encode
 from shards.schema import Sample, Schema, check_name
 
 DEFAULT_MAX_SHARD_BYTES = 256 * 1024**2
 _WRITE_BLOCK = 2 * 1024**2  # filled, hashed and written while it lies in a cache
 _DRAW_BLOCK = 1 << 18  # numbers drawn at once
-_STAGING = ".staging"
-_LOCK = "lock"
 
 
 def shuffled_order(count: int, seed: int) -> np.ndarray:
@@ -106,10 +108,14 @@ class ShardWriter:
     keys and one shard. A source with random access saves the spool: give its samples in `shuffled_order` and leave
     `shuffle_seed` out.
 
-    Everything is written into a hidden folder inside `folder`, the manifest too, and moved at the end, the manifest
-    last, so an exception leaves neither manifest nor shards. A folder that holds a data set already is refused unless
+    Everything is written into a hidden folder inside `folder`, the manifest too, and published at the end
+    (`shards.publication`), so an exception leaves neither manifest nor shards, and a writer that is killed while it
+    publishes leaves a whole data set to whoever comes next. A folder that holds a data set already is refused unless
     `overwrite`; the old one is removed when the new one is whole. `notes` lists keys that had to be renamed. `info` is
     kept in the manifest (outside its digest); ValueError where JSON cannot hold it.
+
+    of: what the data set is made of, JSON-able, by which a publication that was cut short is known again
+    (`publication.finish_same`). views: called with the staged manifest; what it saves is published with the shards.
     """
 
     def __init__(
@@ -122,6 +128,8 @@ class ShardWriter:
         prefix: str = "part",
         overwrite: bool = False,
         info: Mapping[str, Any] | None = None,
+        of: Mapping[str, Any] | None = None,
+        views: Callable[[Manifest], None] = lambda manifest: None,
     ) -> None:
         refuse_url("--out", os.fspath(folder), LOCAL_RESULT)
         check_name("shard prefix", prefix)
@@ -137,31 +145,26 @@ class ShardWriter:
         self._pending: list[Record] = []
         self._longest_json = 0
         self._spool: _Spool | None = None
-        self._lock: Lock | None = None
-        self._staging = self.folder / _STAGING
+        self._of, self._views = of, views
+        self._held: ExitStack | None = None
+        self._staging = self.folder / publication.STAGING
 
     def __enter__(self) -> ShardWriter:
-        _refuse_occupied(self.folder, self.overwrite)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._staging.mkdir(exist_ok=True)
-        lock = Lock(self._staging / _LOCK)
-        try:
-            lock.acquire()
-        except LockHeldError as error:
-            raise ValueError(
-                f"{self.folder}: {error.holder} is writing here; {error.remedy}, or write to another folder"
-            ) from None
-        self._lock = lock
-        for path in self._staging.iterdir():  # what a killed writer left
-            if not path.name.startswith(_LOCK):
-                path.unlink()
-        if self.shuffle_seed is not None:
-            self._spool = _Spool(self._staging / "spool", self.schema)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file, expected a folder")
+        with ExitStack() as held:
+            held.enter_context(folder_held(self.folder, "shards are being written here", "another folder"))
+            publication.finish(self.folder)
+            _refuse_occupied(self.folder, self.overwrite)
+            publication.discard(self.folder)
+            if self.shuffle_seed is not None:
+                self._spool = _Spool(self._staging / "spool", self.schema)
+            self._held = held.pop_all()
         return self
 
     def append(self, sample: Sample) -> None:
         """Add a sample. Raises ValueError, naming it, for what the schema refuses and for a key used before."""
-        if self._lock is None:
+        if self._held is None:
             raise ValueError("ShardWriter is used as a context manager: `with ShardWriter(...) as writer:`")
         record = encode(self.schema, sample)
         if record.key in self._keys:
@@ -177,18 +180,17 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._lock is not None
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            if self._spool is not None:
-                self._spool.close()
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._lock.release()
-            self._lock = None
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
+        assert self._held is not None
+        with self._held:
+            self._held = None
+            try:
+                if kind is None:
+                    self._finish()
+            finally:
+                if self._spool is not None:
+                    self._spool.close()
+                if publication.pending(self.folder) is None:
+                    shutil.rmtree(self._staging, ignore_errors=True)
 
     def _add(self, record: Record) -> None:
         longest = max(self._longest_json, len(record.text_json))
@@ -216,32 +218,27 @@ class ShardWriter:
         info = self.info | ({} if self.shuffle_seed is None else {"shuffle_seed": self.shuffle_seed})
         # Keys were compared while they were appended.
         staged = Manifest.assemble(self._staging, self.entries, info, check_keys=False)
-        if self.overwrite:
-            _remove_data_set(self.folder)
-        self._publish()
-        self.manifest = Manifest(str(self.folder), staged.schema, staged.shards, staged.info)
-
-    def _publish(self) -> None:
-        """Move shards, then the manifest, out of the hidden folder: all or none."""
-        names = [f"{entry.name}{suffix}" for entry in self.entries for suffix in (TAR_SUFFIX, INDEX_SUFFIX)]
-        moved: list[Path] = []
-        try:
-            for name in (*names, MANIFEST_NAME):
-                if name == MANIFEST_NAME:
-                    sync_folder(self.folder)  # a power cut must not leave a manifest that promises missing shards
-                moved.append((self._staging / name).rename(self.folder / name))
-            sync_folder(self.folder)
-        except BaseException:
-            for path in reversed(moved):
-                path.unlink()
-            raise
+        self._views(staged)
+        shards = [f"{entry.name}{suffix}" for entry in self.entries for suffix in (TAR_SUFFIX, INDEX_SUFFIX)]
+        names = publication.staged_names(self._staging, shards)
+        publication.commit(self.folder, Publication(names, self.overwrite, self._of, staged.digest))
+        with resumable(lambda: "the data set was being published; the same command finishes that"):
+            publication.finish(self.folder)
+        self.manifest = Manifest.open(self.folder)
+        if self.manifest.digest != staged.digest:
+            raise ShardError(
+                MANIFEST_NAME,
+                "is not the one that was just written: another process writes into this folder",
+                expected=staged.digest,
+                found=self.manifest.digest,
+                remedy="Write to a folder of its own",
+            )
 
 
 def _refuse_occupied(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder")
-    if overwrite or not folder.is_dir():
+    if overwrite:
         return
+    publication.refuse_unfinished(folder, "added to")
     if (folder / MANIFEST_NAME).exists():
         raise ValueError(f"{folder} holds a data set already; choose another folder, or ask to overwrite it")
     stray = sorted(path.name for path in folder.iterdir() if path.name.endswith((TAR_SUFFIX, INDEX_SUFFIX)))
@@ -250,16 +247,6 @@ def _refuse_occupied(folder: Path, overwrite: bool) -> None:
             f"{folder} holds shards without a manifest ({stray[0]} and {len(stray) - 1} more); run `python -m shards "
             "verify --repair` or `index` on them, choose another folder, or ask to overwrite"
         )
-
-
-def _remove_data_set(folder: Path) -> None:
-    """Remove manifest first, so that a crash midway leaves no manifest that promises missing shards."""
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    sync_folder(folder)
-    for path in folder.iterdir():
-        if path.is_file() and path.name.endswith((TAR_SUFFIX, INDEX_SUFFIX)):
-            path.unlink()
-    shutil.rmtree(folder / "views", ignore_errors=True)
 
 
 class _Spool:

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 _QUIET_S = 10.0  # who waits longer says for whom
 _POLL_S = 0.05
+FOLDER_LOCK = ".lock"
 _told: set[Path] = set()
 
 
@@ -76,16 +77,17 @@ class LockHeldError(ValueError):
 
 
 class Lock:
-    """A lock on a file, which is made if it is not there and stays when the lock is released.
+    """A lock on a file, which is made if it is not there.
 
     Not reentrant: a second `Lock` on the same file waits, or is refused, in the same process too.
 
     Args:
-        path: of the lock file; folders above it are made.
+        path: of the lock file.
+        keep: whether the file stays when the lock is released.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, keep: bool = True) -> None:
+        self.path, self._keep = Path(path), keep
         self._marker = self.path.with_name(f"{self.path.name}.marker")
         self._held: filelock.BaseFileLock | None = None
         self._note: Owner | None = None
@@ -112,7 +114,11 @@ class Lock:
         """Let the lock go. Releasing twice is allowed."""
         if self._held is not None:
             if self.owner() == self._note:  # the file may be gone, or another's, if its folder was removed
-                self._write("")
+                if self._keep:
+                    self._write("")
+                else:  # who waits for it finds that the file has lost its name, and makes another (`filelock`)
+                    with contextlib.suppress(OSError):
+                        self.path.unlink()
             self._held.release()
             self._held = None
 
@@ -176,6 +182,46 @@ class Lock:
                 os.pwrite(descriptor, note.encode(), 0)
             finally:
                 os.close(descriptor)
+
+
+class FolderInUseError(ValueError):
+    """Another process works in the folder now."""
+
+
+@contextlib.contextmanager
+def folder_held(
+    folder: str | Path, doing: str, choose: str, *, file: str = FOLDER_LOCK, keep: bool = False
+) -> Iterator[None]:
+    """Hold a folder (made if it is not there) for one job; every job that writes into a folder of results or of data
+    takes this one lock.
+
+    Args:
+        folder: that is written to.
+        doing: what the holder does, for the message of whoever is refused: "shards are being written".
+        choose: by what another folder is chosen, such as `another --output`.
+        file: name of the lock in the folder.
+        keep: whether the lock file stays. If not, nothing of the lock is left, nor the folder if it was made here and
+            is empty.
+
+    Raises:
+        FolderInUseError: it is held; says by which process, on which host, since when.
+        OSError: the folder can't be made or written to.
+    """
+    folder = Path(folder)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder / file, keep)
+    try:
+        lock.acquire()
+    except LockHeldError as error:
+        raise FolderInUseError(f"{folder}: {doing} by {error.holder}; {error.remedy}, or choose {choose}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and not keep:
+            with contextlib.suppress(OSError):  # there is something in it, as there should be
+                folder.rmdir()
 
 
 @contextlib.contextmanager

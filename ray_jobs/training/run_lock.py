@@ -6,11 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from conclugen.common.locks import Lock, LockHeldError
-
-
-class RunInUseError(ValueError):
-    """Another job works in the folder now."""
+from conclugen.common.locks import folder_held
 
 
 @contextlib.contextmanager
@@ -23,15 +19,7 @@ def held(folder: Path, doing: str = "the run is being trained", name: str = "run
         name: field by which the user would choose another folder.
 
     Raises:
-        RunInUseError: it is held; says by which process, on which host, since when.
+        FolderInUseError: it is held; says by which process, on which host, since when.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder / ".lock")
-    try:
-        lock.acquire()
-    except LockHeldError as error:
-        raise RunInUseError(f"{folder}: {doing} by {error.holder}; {error.remedy}, or choose another {name}") from None
-    try:
+    with folder_held(folder, doing, f"another {name}", keep=True):
         yield
-    finally:
-        lock.release()

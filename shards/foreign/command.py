@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 import xxhash
 
 from conclugen.common.atomic import write_bytes
-from shards import names
+from conclugen.common.ending import resumable
+from conclugen.common.locks import FOLDER_LOCK, folder_held
+from shards import names, publication
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.commands import IndexJob
 from shards.damage import ShardError
@@ -27,6 +30,7 @@ from shards.foreign.member import MemberError, read_npy
 from shards.foreign.tarscan import Member, scan_tar
 from shards.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
+from shards.publication import Publication
 from shards.record import check_text
 from shards.schema import Column, Label, Schema, counted_classes
 
@@ -73,23 +77,58 @@ def index_folder(
     refuse_url("output", out, LOCAL_RESULT)
     source, folder = Path(folder).absolute(), Path(folder if out is None else out).absolute()
     mapping = mapping or MemberMapping()
-    if folder != source and not overwrite and folder.is_dir() and any(folder.iterdir()):
+    of = {"index": mapping.to_dict(), "source": str(source)}
+    if publication.finish_same(folder, of):
+        return Manifest.open(folder)
+    with folder_held(folder, "shards or their index are being written here", "another --output"):
+        return _index_folder(source, folder, mapping, overwrite, progress, tell, of)
+
+
+def _index_folder(
+    source: Path,
+    folder: Path,
+    mapping: MemberMapping,
+    overwrite: bool,
+    progress: Callable[[str], None] | None,
+    tell: Callable[[FolderContents], None],
+    of: Mapping[str, Any],
+) -> Manifest:
+    own = (FOLDER_LOCK, publication.STAGING)
+    publication.finish(folder)
+    if not overwrite or folder == source:
+        publication.refuse_unfinished(folder, "indexed")
+    if folder != source and not overwrite and any(path.name not in own for path in folder.iterdir()):
         raise ValueError(f"output: {folder} is not empty; name another folder, or replace its index with --overwrite")
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         raise ValueError(f"{folder} has a manifest already; ask to overwrite it if the shards changed")
     contents = read_folder(source, mapping, progress)
     tell(contents)
-    if folder != source:
-        folder.mkdir(parents=True, exist_ok=True)
+    staging = publication.discard(folder)
+    try:
         for draft in contents.drafts:
-            link = folder / f"{draft.name}{TAR_SUFFIX}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(source / link.name)
-    encoded = [(draft.name, _encode(draft, contents, mapping)) for draft in contents.drafts]
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for name, data in encoded:
-        write_bytes(folder / f"{name}{INDEX_SUFFIX}", data)
-    return Manifest.assemble(folder, [draft.name for draft in contents.drafts], {"indexed": mapping.to_dict()})
+            (staging / f"{draft.name}{TAR_SUFFIX}").symlink_to(source / f"{draft.name}{TAR_SUFFIX}")
+            write_bytes(staging / f"{draft.name}{INDEX_SUFFIX}", _encode(draft, contents, mapping))
+        shards = [draft.name for draft in contents.drafts]
+        staged = Manifest.assemble(staging, shards, {"indexed": mapping.to_dict()})
+        links = [f"{name}{TAR_SUFFIX}" for name in shards] if folder != source else []
+        files = publication.staged_names(staging, links)
+        publication.commit(folder, Publication(files, replaces=False, of=of, digest=staged.digest))
+    except BaseException:
+        if publication.pending(folder) is None:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    with resumable(lambda: "the index was being published; the same command finishes that"):
+        publication.finish(folder)
+    manifest = Manifest.open(folder)
+    if manifest.digest != staged.digest:
+        raise ShardError(
+            MANIFEST_NAME,
+            "is not the one that was just written: another process writes into this folder",
+            expected=staged.digest,
+            found=manifest.digest,
+            remedy="Index into a folder of its own, with --output",
+        )
+    return manifest
 
 
 @dataclass

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from conclugen.common.durations import clock
+from shards import publication
 from shards.commands import PackJob
 from shards.manifest import Manifest
 from shards.packing.inputs import PackInput, PackOptions, read_input
@@ -31,6 +35,10 @@ def pack(
     or not numeric, differing numbers of rows, rows that are partly NaN or infinite, a column or modality that is
     missing everywhere, labels that don't fit, classes without samples, values of `view_by` that can't name views.
     """
+    of = {"pack": _work(options)}
+    if publication.finish_same(options.out, of):
+        print("the same pack was stopped while it published its shards, which is done now", flush=True)
+        return Manifest.open(options.out), []
     data = read_input(options)
     tell(data)
     order = np.arange(data.count) if options.shuffle_seed is None else shuffled_order(data.count, options.shuffle_seed)
@@ -41,12 +49,31 @@ def pack(
         max_shard_bytes=options.max_shard_bytes,
         overwrite=options.overwrite,
         info=info,
+        of=of,
+        views=lambda staged: _save_views(options, staged),
     ) as writer:
         for done, number in enumerate(order.tolist()):
             writer.append(data.sample(number))
             progress(done + 1, data.count)
     assert writer.manifest is not None
     return writer.manifest, writer.notes
+
+
+def _save_views(options: PackOptions, manifest: Manifest) -> None:
+    if options.view_by is not None:
+        for view in make_views(manifest, by=f"meta.{options.view_by}")[0]:
+            view.save()
+
+
+def _work(options: PackOptions) -> str:
+    """Digest of what decides the data set: the options, and names, sizes and times of the files that are read."""
+    digest = xxhash.xxh3_128(repr(replace(options, overwrite=False, out=Path())).encode())
+    for place in (options.source, *([options.table] if options.table is not None else [])):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file():
+                status = path.stat()
+                digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def run(job: PackJob) -> int:
@@ -75,10 +102,7 @@ def run(job: PackJob) -> int:
     if len(notes) > _SHOWN_NOTES:
         print(f"note: and {len(notes) - _SHOWN_NOTES} more; each sample's JSON keeps its original name")
     if job.view_by is not None:
-        views, lines = make_views(manifest, by=f"meta.{job.view_by}")
-        for view in views:
-            view.save()
-        print("\n".join(lines))
+        print("\n".join(make_views(manifest, by=f"meta.{job.view_by}")[1]))
     print(f"{manifest.folder}: {manifest.rows} samples in {len(manifest)} shards, digest {manifest.digest}")
     return 0
 

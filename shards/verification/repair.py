@@ -9,6 +9,8 @@ import numpy as np
 import xxhash
 
 from conclugen.common.atomic import write_bytes
+from conclugen.common.locks import folder_held
+from shards import publication
 from shards.access import AccessError, reaching, refuse_url
 from shards.damage import ManifestError, ShardError
 from shards.files import read_whole
@@ -43,6 +45,18 @@ def repair(folder: str | Path) -> Outcome:
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise ValueError(f"{folder} is no local folder; copy the data set there to repair it")
+    with folder_held(folder, "shards are being written here", "another time"):
+        finished = publication.finish(folder)
+        publication.refuse_unfinished(folder, "repaired")
+        outcome = _repair(folder)
+    if finished is not None:
+        outcome.notes.insert(
+            0, f"{finished.words} were being published when their writer was stopped: that is done now"
+        )
+    return outcome
+
+
+def _repair(folder: Path) -> Outcome:
     try:
         old: Manifest | None = Manifest.open(folder)
     except FileNotFoundError:

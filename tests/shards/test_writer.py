@@ -140,7 +140,7 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_works(tmp_path: Pat
 def test_two_writers_do_not_share_a_folder(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a", SCHEMA) as writer:
         with (
-            pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is writing here; wait"),
+            pytest.raises(ValueError, match=rf"shards are being written here by process {os.getpid()} on .*; wait"),
             ShardWriter(tmp_path / "a", SCHEMA),
         ):
             pass

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from conclugen.common.locks import FolderInUseError
 from ray_jobs.training import run_lock
-from ray_jobs.training.run_lock import RunInUseError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HOLD = "import sys, time; from pathlib import Path; from ray_jobs.training import run_lock\n"
@@ -28,7 +28,7 @@ def test_a_second_job_is_refused_by_name_until_the_first_is_killed(tmp_path: Pat
     child = hold(tmp_path / "run")
     with (
         pytest.raises(
-            RunInUseError,
+            FolderInUseError,
             match=rf"run: the run is being trained by process {child.pid} on {socket.gethostname()} since \S+ \S+; "
             "wait for its end, stop it, or choose another run.name",
         ),
@@ -37,7 +37,7 @@ def test_a_second_job_is_refused_by_name_until_the_first_is_killed(tmp_path: Pat
         pass
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with run_lock.held(tmp_path / "run"), pytest.raises(RunInUseError), run_lock.held(tmp_path / "run"):
+    with run_lock.held(tmp_path / "run"), pytest.raises(FolderInUseError), run_lock.held(tmp_path / "run"):
         pass
     with run_lock.held(tmp_path / "run"):
         pass
