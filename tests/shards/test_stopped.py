@@ -65,7 +65,7 @@ def packed(stops: Stops, source: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @_EVERY
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_pack_stopped_at_any_rename(
     stops: Stops, source: Path, packed: tuple[Ended, Path], tmp_path: Path, number: signal.Signals, every: int
 ) -> None:
@@ -178,7 +178,7 @@ def test_split_replaces_all_views_or_none(stops: Stops, packed: tuple[Ended, Pat
 
 
 @_EVERY
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("beside", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_index_stopped_at_any_rename(
     stops: Stops, packed: tuple[Ended, Path], tmp_path: Path, beside: bool, every: int
 ) -> None:
