@@ -11,11 +11,14 @@ from typing import Any
 import ray
 
 from conclugen.common.ending import resumable
+from conclugen.common.locks import folder_held
+from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster
 from ray_jobs.build_shards import BuildJob
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.adapters import read_clips
 from shards.check_clips import describe_clips, doubt_clips
+from shards.claim import ClaimLostError
 from shards.clips.build import ShardReport, build_shard, load_report
 from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import BuildOptions, BuildPlan, ShardTask
@@ -148,8 +151,12 @@ def plan_of(job: BuildJob) -> BuildPlan:
 def run(job: BuildJob) -> int:
     """Run the job; returns the exit status."""
     plan = plan_of(job)
-    plan.claim(job.overwrite)
-    connect(job.cpus)
-    summary = build(plan, job.cpus, job.gpus, job.quiet)
+    with folder_held(plan.out, "clip shards are being built here", "another --output"):
+        plan.claim(job.overwrite)
+        connect(job.cpus)
+        try:
+            summary = build(plan, job.cpus, job.gpus, job.quiet)
+        except ClaimLostError as error:  # also as Ray hands it on from a task
+            raise JobFailedError(str(error).splitlines()[-1]) from error
     print("\n".join(summary.lines(plan.out)))
     return summary.exit_status

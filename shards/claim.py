@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from conclugen.common.atomic import is_remnant, write_json
+from conclugen.common.locks import FOLDER_LOCK
 from shards.manifest import MANIFEST_NAME
 
 
@@ -21,9 +24,20 @@ def owned(folder: Path, record: str, what: str) -> bool:
         return True
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(not is_remnant(entry.name, record) for entry in folder.iterdir()):
+    if folder.is_dir() and any(
+        not is_remnant(entry.name, record) and not entry.name.startswith(FOLDER_LOCK) for entry in folder.iterdir()
+    ):
         raise ValueError(f"{folder} is not empty and holds no {what}; name an empty or a new folder")
     return False
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """Of what makes a job the same job: what its tasks know it by."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
+
+
+class ClaimLostError(ValueError):
+    """The folder has become another job's while this one, or a task that it left behind, was at work."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,22 @@ class Claim:
             self._remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, identity, indent=1)
+
+    def check(self, folder: Path, digest: str) -> None:
+        """Raise ClaimLostError unless the folder is still the job's whose identity has this digest. Whoever writes into
+        it asks before anything gets its final name: tasks outlive a job that was killed, and locks end with it."""
+        path = folder / self.record
+        try:
+            found = digest_of(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ClaimLostError(
+                f"{path} can't be read any more ({error}), so the folder may be another's; nothing was written"
+            ) from None
+        if found != digest:
+            raise ClaimLostError(
+                f"{folder} belongs to another {self.what} by now, which was started with --overwrite; this one writes "
+                "nothing more there. Choose another folder for one of them"
+            )
 
     def _problem(self, folder: Path, path: Path, identity: dict[str, Any]) -> str | None:
         """Why the job that is there can't be gone on with."""

@@ -354,6 +354,29 @@ class Manifest:
         write_bytes(Path(self.folder) / MANIFEST_NAME, sink.getvalue())
 
 
+def written_entries(
+    kind: type[Manifest], folder: Path, names: Iterable[str], contents: Mapping[str, str]
+) -> list[ShardEntry]:
+    """The entries of shards that a job wrote, each compared with what it says that it wrote.
+
+    contents: shard name -> content digest in hex (empty: of a report that has none yet). Raises ShardError for a shard
+    of other content: another job has written there, or a task that one has left behind.
+    """
+    entries = []
+    for name in names:
+        entry, _, _ = _read_entry(folder, name, kind.schema_type)
+        if name not in contents or contents[name] not in ("", entry.digest.hex()):
+            raise ShardError(
+                name,
+                "is not the shard that this job wrote: another one, or a task that it left behind, writes there too",
+                expected=contents.get(name, "a shard of this job"),
+                found=entry.digest.hex(),
+                remedy=f"Wait for the other's end, remove {name}{TAR_SUFFIX}, and start the same command again",
+            )
+        entries.append(entry)
+    return entries
+
+
 def plain_info(info: Mapping[str, Any]) -> dict[str, Any]:
     """`info` as it is read back from JSON; ValueError for what JSON cannot hold."""
     try:

@@ -19,6 +19,7 @@ import ray
 
 from conclugen import backbones
 from conclugen.common.ending import resumable
+from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extract_features import EncoderOptions, ExtractJob
@@ -26,6 +27,7 @@ from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, uni
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
+from shards.claim import ClaimLostError
 from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
 
@@ -199,11 +201,12 @@ def run(job: ExtractJob) -> int:
     """Run the job; returns the exit status."""
     plan = plan_of(job)
     resources = resources_of(job, [choice.name for choice in plan.choices])
-    plan.claim(job.overwrite)
-    ray_cluster.connect(len(plan.choices))
-    try:
-        summary = extract(plan, resources, job.quiet)
-    except AccessError as error:  # also as Ray hands it on from a task
-        raise JobFailedError(str(error).splitlines()[-1]) from error
+    with folder_held(plan.out, "features are being extracted here", "another --output"):
+        plan.claim(job.overwrite)
+        ray_cluster.connect(len(plan.choices))
+        try:
+            summary = extract(plan, resources, job.quiet)
+        except (AccessError, ClaimLostError) as error:  # also as Ray hands it on from a task
+            raise JobFailedError(str(error).splitlines()[-1]) from error
     print("\n".join(summary.lines(plan.out)))
     return summary.exit_status

@@ -19,12 +19,12 @@ import pyarrow as pa
 
 from conclugen.common.atomic import write_json
 from ray_jobs.extraction.clip_features import ALL_REASONS
-from ray_jobs.extraction.plan import REPORTS, SEQUENCES, Extraction
+from ray_jobs.extraction.plan import CLAIM, REPORTS, SEQUENCES, Extraction
 from ray_jobs.extraction.sequences import write_sequences
 from shards import quarantine
 from shards.clips.reader import ClipReader
 from shards.index import INDEX_SUFFIX
-from shards.manifest import TAR_SUFFIX, Manifest
+from shards.manifest import TAR_SUFFIX, Manifest, written_entries
 from shards.schema import Sample
 from shards.view import FOLDER, View, check_view_name
 from shards.writer import write_shard
@@ -34,7 +34,7 @@ from shards.writer import write_shard
 class ShardReport:
     """What became of a shard's clips: clips_in = written + len(quarantined). missing: column -> written rows without
     it; rows: numbers of the written clips within the clip shard; sequence_bytes: of the archive of sequences, 0 for
-    none."""
+    none; content: digest of what the shard holds."""
 
     shard: str
     digest: str
@@ -45,6 +45,7 @@ class ShardReport:
     missing: dict[str, int]
     rows: list[int]
     sequence_bytes: int = 0
+    content: str = ""
 
 
 class ShardCollector:
@@ -97,12 +98,14 @@ class ShardCollector:
             missing.update(name for name, value in values.items() if value is None)
             written.append(row)
             samples.append(_sample(index, row, values, [label.name for label in self._plan.clips.labels]))
-        out, size, sequence_bytes = self._plan.out, 0, 0
+        out, size, sequence_bytes, content = self._plan.out, 0, 0, ""
+        CLAIM.check(out, self._plan.digest)
         if samples and self._plan.sequences:
             kept = [(sample.key, self._sequences(records[row])) for sample, row in zip(samples, written, strict=True)]
             sequence_bytes = write_sequences(out / SEQUENCES / f"{entry.name}{TAR_SUFFIX}", kept)
         if samples:
-            size = write_shard(out, entry.name, self._schema, samples).bytes
+            made = write_shard(out, entry.name, self._schema, samples)
+            size, content = made.bytes, made.digest.hex()
         report = ShardReport(
             entry.name,
             self._plan.digest,
@@ -113,6 +116,7 @@ class ShardCollector:
             dict(missing),
             written,
             sequence_bytes,
+            content,
         )
         write_json(_report_path(out, entry.name), asdict(report), indent=1, sort_keys=False)
         self.reports[shard] = report
@@ -192,7 +196,9 @@ def finish(plan: Extraction, collector: ShardCollector, began: float) -> Extract
     names = [report.shard for report in reports if report.written]
     views: dict[str, int] = {}
     if names:
-        manifest = Manifest.assemble(plan.out, names, plan.info)
+        CLAIM.check(plan.out, plan.digest)
+        written_as = {report.shard: report.content for report in reports}
+        manifest = Manifest.assemble(plan.out, written_entries(Manifest, plan.out, names, written_as), plan.info)
         if manifest.rows != written:
             raise RuntimeError(f"{written} rows were written, but the shards hold {manifest.rows}")
         views = _carry_views(plan, manifest, reports)

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from conclugen import backbones
 from conclugen.backbones import Encoder, EncoderInfo
 from conclugen.backbones.views import STRENGTHS
 from conclugen.common.names import did_you_mean
-from shards.claim import Claim
+from shards.claim import Claim, digest_of
 from shards.clips.reader import ClipManifest
 from shards.media.face_track import CROPS
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
@@ -28,7 +26,7 @@ FORMAT = 1
 PLAN_NAME = "extraction.json"
 REPORTS, SEQUENCES = "reports", "sequences"
 DTYPES = ("float32", "float16")
-_CLAIM = Claim(
+CLAIM = Claim(
     "extraction",
     PLAN_NAME,
     (
@@ -173,7 +171,7 @@ class Extraction:
     @property
     def digest(self) -> str:
         """Of the identity."""
-        return xxhash.xxh3_128_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
+        return digest_of(self.identity)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -183,7 +181,7 @@ class Extraction:
 
     def claim(self, overwrite: bool = False) -> None:
         """Make the folder this extraction's, or go on with the same one: see `shards.claim.Claim.take`."""
-        _CLAIM.take(self.out, self.identity, overwrite)
+        CLAIM.take(self.out, self.identity, overwrite)
         for name in (REPORTS, SEQUENCES)[: 1 + self.sequences]:
             (self.out / name).mkdir(exist_ok=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 from conclugen.common.atomic import write_json
 from shards.adapters.clip_set import Clip
 from shards.adapters.files import shown
-from shards.clips.plan import REPORTS, ShardTask
+from shards.clips.plan import CLAIM, REPORTS, ShardTask
 from shards.clips.writer import NewClip, write_clip_shard
 from shards.index import INDEX_SUFFIX
 from shards.manifest import TAR_SUFFIX
@@ -31,13 +31,15 @@ _LEAST_HOLE = 0.04  # seconds: a picture's length
 
 @dataclass
 class ShardReport:
-    """What became of a task's clips: clips_in = written + len(quarantined). counts: clips by what they have."""
+    """What became of a task's clips: clips_in = written + len(quarantined). content: digest of what the shard holds;
+    counts: clips by what they have."""
 
     shard: str
     digest: str
     clips_in: int
     written: int = 0
     bytes: int = 0
+    content: str = ""
     seconds: float = 0.0
     quarantined: list[dict[str, str]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -71,7 +73,8 @@ def build_shard(
     """Write the task's shard, its index and, last, its report. `progress` is called after every clip.
 
     isolated: whether clips are prepared in a process that can be killed (else in this one, which a hostile file may
-    hang or crash). Raises ValueError for a recogniser that can't be had, OSError where nothing can be written.
+    hang or crash). Raises ValueError for a recogniser that can't be had, OSError where nothing can be written, and
+    ClaimLostError where the folder has become another build's.
     """
     began = time.monotonic()
     report = ShardReport(task.name, task.digest, len(task.clips))
@@ -94,11 +97,14 @@ def build_shard(
                     counts.update(_features(ready))
                     yield ready
                 progress(report)
+            CLAIM.check(Path(task.out), task.digest)  # before the shard gets its name
 
         entry = write_clip_shard(task.out, task.name, task.schema, clips())
-    report.bytes = 0 if entry is None else entry.bytes
+    if entry is not None:
+        report.bytes, report.content = entry.bytes, entry.digest.hex()
     report.counts = dict(counts)
     report.seconds = round(time.monotonic() - began, 3)
+    CLAIM.check(Path(task.out), task.digest)
     write_json(report_path(task), asdict(report), indent=1, sort_keys=False)
     return report
 

@@ -13,7 +13,7 @@ import xxhash
 from conclugen.common.names import did_you_mean
 from shards.adapters.clip_set import Clip, ClipSet, Rejected
 from shards.adapters.files import shown
-from shards.claim import Claim
+from shards.claim import Claim, digest_of
 from shards.clips.reader import KEY_LIMIT, ClipSchema
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
 from shards.media.limits import AUDIO_LENGTHS, Limits
@@ -25,7 +25,7 @@ from shards.writer import shuffled_order
 FACES = ("keep", "drop", "off")
 PLAN_NAME, REPORTS = "build.json", "reports"
 _FORMAT = 2
-_CLAIM = Claim(
+CLAIM = Claim(
     "build",
     PLAN_NAME,
     ("clips-*.tar", "clips-*.index.parquet", f"{REPORTS}/*.json", FILE_NAME, SUMMARY_NAME),
@@ -122,7 +122,7 @@ class BuildPlan:
             "per_shard": per_shard,
             **options.identity(),
         }
-        digest = xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
+        digest = digest_of(identity)
         tasks = tuple(
             ShardTask(
                 f"clips-{number:06d}",
@@ -139,7 +139,7 @@ class BuildPlan:
 
     def claim(self, overwrite: bool = False) -> None:
         """Make the folder this build's, or go on with a build of the same plan: see `shards.claim.Claim.take`."""
-        _CLAIM.take(self.out, self.identity, overwrite)
+        CLAIM.take(self.out, self.identity, overwrite)
         (self.out / REPORTS).mkdir(exist_ok=True)
 
 

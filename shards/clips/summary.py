@@ -9,8 +9,9 @@ from pathlib import Path
 
 from shards import quarantine
 from shards.clips.build import ShardReport
-from shards.clips.plan import BuildPlan
+from shards.clips.plan import CLAIM, BuildPlan
 from shards.clips.reader import LIMITS, ClipManifest
+from shards.manifest import written_entries
 from shards.media.limits import REASONS
 
 
@@ -45,7 +46,9 @@ class BuildSummary:
 def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) -> BuildSummary:
     """Write `quarantine.jsonl`, `manifest.parquet` (only if clips were written) and, last, `summary.json`.
 
-    reports: of all tasks, in their order. Raises RuntimeError where the counts do not add up: a clip was lost.
+    reports: of all tasks, in their order. Raises RuntimeError where the counts do not add up: a clip was lost; and
+    where a shard is not the one that its report is of, ClaimLostError where the folder is another build's: nothing is
+    listed then.
     """
     assert [report.shard for report in reports] == [task.name for task in plan.tasks]
     entries = [
@@ -57,9 +60,11 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
         raise RuntimeError(f"{plan.found} clips were found, but {written} written and {len(entries)} quarantined")
     quarantined = quarantine.write_list(plan.out, entries)
     names = [report.shard for report in reports if report.written]
+    CLAIM.check(plan.out, plan.digest)
     if names:
         info = {"set": plan.name, "plan": plan.digest, LIMITS: plan.identity["limits"]}
-        manifest = ClipManifest.assemble(plan.out, names, info)
+        written_as = {report.shard: report.content for report in reports if report.digest == plan.digest}
+        manifest = ClipManifest.assemble(plan.out, written_entries(ClipManifest, plan.out, names, written_as), info)
         if manifest.rows != written:
             raise RuntimeError(f"{written} clips were written, but the shards hold {manifest.rows}")
     counts: Counter[str] = Counter()

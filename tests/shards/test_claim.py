@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from shards.claim import Claim
+from conclugen.common.locks import FolderInUseError, folder_held
+from shards.claim import Claim, ClaimLostError, digest_of
 
 JOB = Claim("job", "job.json", ("*.tar", "reports/*.json"))
 
@@ -73,3 +75,28 @@ def test_folders_of_somebody_else_are_never_taken(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file; name a folder"):
         JOB.take(tmp_path / "file", {"seed": 1})
+
+
+def test_what_another_job_has_taken_over_is_told(tmp_path: Path) -> None:
+    """A task that outlives its job must not write into what the folder has become since."""
+    JOB.take(tmp_path, {"seed": 1, "size": (2, 3)})
+    JOB.check(tmp_path, digest_of({"size": (2, 3), "seed": 1}))
+    JOB.take(tmp_path, {"seed": 2}, overwrite=True)
+    JOB.check(tmp_path, digest_of({"seed": 2}))
+    with pytest.raises(ClaimLostError, match=r"belongs to another job by now, .*writes nothing more there"):
+        JOB.check(tmp_path, digest_of({"seed": 1, "size": [2, 3]}))
+    (tmp_path / "job.json").unlink()
+    with pytest.raises(ClaimLostError, match="can't be read any more"):
+        JOB.check(tmp_path, digest_of({"seed": 2}))
+
+
+def test_a_lock_makes_a_folder_nobodys(tmp_path: Path) -> None:
+    with folder_held(tmp_path / "out", "a job is run here", "another"):
+        JOB.take(tmp_path / "out", {"seed": 1})
+        with pytest.raises(FolderInUseError, match=r"a job is run here by process \d+ on .*; wait"), held(tmp_path):
+            pass
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["job.json"]
+
+
+def held(folder: Path) -> AbstractContextManager[None]:
+    return folder_held(folder / "out", "a job is run here", "another")

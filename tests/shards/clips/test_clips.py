@@ -12,6 +12,7 @@ import pytest
 import webdataset
 
 from shards.adapters import read_clips
+from shards.claim import ClaimLostError
 from shards.clips.build import build_shard, load_report
 from shards.clips.decode import decode_clip
 from shards.clips.plan import BuildOptions, BuildPlan
@@ -293,3 +294,30 @@ def test_low_confidence_transcripts_are_marked_and_not_handed_out(
 def test_options_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(ValueError, match="--"):
         BuildOptions(**wrong)
+
+
+def test_what_a_build_left_behind_does_not_reach_the_next_one(source: Path, tmp_path: Path) -> None:
+    """Job A is killed, its tasks live on; job B takes the folder with --overwrite, at another rate. Before, shards of A
+    stood in B's data set, which said that all was B's."""
+    clips, out = read_clips("folder", source), tmp_path / "out"
+    first = BuildPlan.make(clips, out, BuildOptions(clips_per_shard=4))
+    first.claim()
+    build_shard(first.tasks[0], isolated=False)
+    second = BuildPlan.make(clips, out, BuildOptions(clips_per_shard=4, audio_rate=8000))
+    second.claim(overwrite=True)
+    reports = [build_shard(task, isolated=False) for task in second.tasks]
+    before = {path.name: path.read_bytes() for path in out.glob("clips-*")}
+    with pytest.raises(ClaimLostError, match="belongs to another build by now"):
+        build_shard(first.tasks[1], isolated=False)
+    assert {path.name: path.read_bytes() for path in out.glob("clips-*")} == before
+    # Even a shard that got through in between two looks is found in the end.
+    stranger = BuildPlan.make(clips, tmp_path / "other", BuildOptions(clips_per_shard=4))
+    stranger.claim()
+    build_shard(stranger.tasks[0], isolated=False)
+    for path in (tmp_path / "other").glob("clips-000000.*"):
+        path.replace(out / path.name)
+    with pytest.raises(ShardError, match="is not the shard that this job wrote"):
+        finish(second, reports)
+    assert not (out / "manifest.parquet").exists()
+    with pytest.raises(ClaimLostError):
+        finish(first, reports)
