@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conclugen import fields, storage
+from conclugen.beside_raw import FUSION as RAW_FUSION
+from conclugen.beside_raw import BesideRaw
 from conclugen.common.options import build
 from conclugen.config import known_tasks
 from conclugen.heads import RepresentationHead
@@ -21,22 +23,31 @@ from conclugen.tasks import registry
 SCHEMA, VERSION = "conclugen-model", 2
 TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"
 _CHUNK_ROWS = 4096
+_BESIDE = "beside_raw"  # in the document, and before the tensors' names
 
 
 class ExportError(ValueError):
     """A folder that is no complete exported model, is damaged, or was written in an unknown version."""
 
 
-def save(folder: str | Path, pretrainer: Pretrainer, info: Mapping[str, Any] | None = None) -> None:
+def save(
+    folder: str | Path,
+    pretrainer: Pretrainer,
+    info: Mapping[str, Any] | None = None,
+    beside_raw: BesideRaw | None = None,
+) -> None:
     """Write the representation heads and the standardisation as `folder`, whole or not at all.
 
-    info: JSON-able facts for the reader (data digest, metrics). Raises NonFiniteLossError for a state that a bad step
+    info: JSON-able facts for the reader (data digest, metrics). beside_raw: scales of the fusion `concat+raw`, fitted
+    on training rows; without them the model does not offer it. Raises NonFiniteLossError for a state that a bad step
     has touched.
     """
     state, _ = pretrainer.state()
     prefix = "model/"
     kept = ("heads.", "standardize.")
     tensors = {name.removeprefix(prefix): x for name, x in state.items() if name.removeprefix(prefix).startswith(kept)}
+    if beside_raw is not None:
+        tensors |= {f"{_BESIDE}.{name}": x for name, x in beside_raw.state_dict().items()}
     config = pretrainer.config
     document = {
         "schema": SCHEMA,
@@ -44,6 +55,7 @@ def save(folder: str | Path, pretrainer: Pretrainer, info: Mapping[str, Any] | N
         "digest": storage.tensors_digest(tensors),
         "widths": {m: pretrainer.widths[m] for m in config.modalities},
         "config": config.to_dict(),
+        _BESIDE: beside_raw is not None,
         "providers": registry.providers(config.tasks.active),
         "info": {
             **(info or {}),
@@ -77,7 +89,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
         info = {**document["info"], **kept}
         # On no device: sizes that the document claims take no memory before the tensors are found to have them.
         with torch.device("meta"):
-            embedder = Embedder(model, widths, info)
+            embedder = Embedder(model, widths, info, bool(document.get(_BESIDE)))
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as cause:
         raise ExportError(f"{path / DOCUMENT}: {cause}; export the model again") from cause
     dtype = torch.float64 if info["precision"] == "float64" else torch.float32
@@ -91,19 +103,45 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
 
 
 class Embedder:
-    """Frozen features in, representations out. widths: modality -> expected feature width; info: what the model is."""
+    """Frozen features in, representations out. widths: modality -> expected feature width; info: what the model is;
+    beside_raw: it holds the scales of the fusion `concat+raw`."""
 
-    def __init__(self, config: ModelConfig, widths: dict[str, int], info: dict[str, Any]) -> None:
+    def __init__(
+        self, config: ModelConfig, widths: dict[str, int], info: dict[str, Any], beside_raw: bool = False
+    ) -> None:
         self.widths, self.info = widths, info
         self.representation_dim = config.representation_dim
         activation, own = config.representation_activation, config.own_width_modalities
         heads = {m: RepresentationHead(w, config.representation_dim, activation, m in own) for m, w in widths.items()}
         scalers = {m: Standardize(w, config.input_clip) for m, w in widths.items() if config.standardize}
-        self.modules = nn.ModuleDict({"heads": nn.ModuleDict(heads), "standardize": nn.ModuleDict(scalers)}).eval()
+        parts: dict[str, nn.Module] = {"heads": nn.ModuleDict(heads), "standardize": nn.ModuleDict(scalers)}
+        if beside_raw:
+            parts[_BESIDE] = BesideRaw(len(widths) * self.representation_dim, widths)
+        self.modules = nn.ModuleDict(parts).eval()
 
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(self.widths)
+
+    @property
+    def fusions(self) -> tuple[str, ...]:
+        """What `embed` knows."""
+        return ("concat", "mean", *((RAW_FUSION,) if _BESIDE in self.modules else ()), *self.modalities)
+
+    def width(self, fusion: str = "concat") -> int:
+        """Numbers of a row that `embed` gives."""
+        self.check_fusion(fusion)
+        whole = len(self.widths) * self.representation_dim
+        return {"concat": whole, RAW_FUSION: whole + sum(self.widths.values())}.get(fusion, self.representation_dim)
+
+    def check_fusion(self, fusion: str) -> None:
+        """Raise ValueError unless `embed` knows it."""
+        if fusion == RAW_FUSION and fusion not in self.fusions:
+            raise ValueError(
+                f"fusion: {fusion!r} needs scales of training rows, which this model was exported without; run "
+                "ray_jobs.pretrain of its run again: it exports the model anew"
+            )
+        fields.choose("fusion", fusion, self.fusions)
 
     def represent(self, features: Any) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
         """Each modality's representation (B, R) and presence (B,).
@@ -113,7 +151,14 @@ class Embedder:
         the model does not know. Representations of missing rows are 0. Raises ValueError for unknown modalities, wrong
         widths, unequal rows, TypeError for anything else than a mapping or a batch.
         """
-        arrays = self._checked(features if isinstance(features, Mapping) else self._of_batch(features))
+        return self._represent(self._arrays(features))
+
+    def _arrays(self, features: Any) -> dict[str, NDArray[Any]]:
+        return self._checked(features if isinstance(features, Mapping) else self._of_batch(features))
+
+    def _represent(
+        self, arrays: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
         rows = len(next(iter(arrays.values())))
         representations, present = {}, {}
         for modality in self.modalities:
@@ -127,13 +172,17 @@ class Embedder:
     def embed(self, features: Any, fusion: str = "concat") -> NDArray[Any]:
         """One vector for each row.
 
-        fusion: "concat" (B, M R), missing modalities 0; "mean" (B, R) over the modalities present; or one modality's
-        name (B, R). features as in `represent`.
+        fusion: "concat" (B, M R), missing modalities 0; "mean" (B, R) over the modalities present; "concat+raw"
+        (B, M R + sum of D), the first beside the raw features, each half of equal total variance on training rows
+        (`conclugen.beside_raw`); or one modality's name (B, R). features as in `represent`.
         """
-        fields.choose("fusion", fusion, ["concat", "mean", *self.modalities])
-        representations, present = self.represent(features)
-        if fusion == "concat":
-            return np.concatenate([representations[m] for m in self.modalities], axis=1)
+        self.check_fusion(fusion)
+        arrays = self._arrays(features)
+        representations, present = self._represent(arrays)
+        if fusion in ("concat", RAW_FUSION):
+            whole = np.concatenate([representations[m] for m in self.modalities], axis=1)
+            beside = self.modules[_BESIDE] if fusion == RAW_FUSION else None
+            return beside.join(whole, arrays) if isinstance(beside, BesideRaw) else whole
         if fusion == "mean":
             count = np.stack([present[m] for m in self.modalities]).sum(0)
             total = np.stack([representations[m] for m in self.modalities]).sum(0)
@@ -206,12 +255,18 @@ def _numpy(x: Any) -> NDArray[Any]:
 def _card(document: dict[str, Any]) -> str:
     config = document["config"]
     widths = ", ".join(f"{m} ({w})" for m, w in document["widths"].items())
+    dim, raw = config["model"]["representation_dim"], sum(document["widths"].values())
+    beside = f"""
+Beside the raw features (`fusion="concat+raw"`): {dim * len(document["widths"])} + {raw} numbers, each half of equal
+total variance on training rows. It is the safe choice where labels are many, the representation alone where they are
+few.
+"""
     return f"""# ConCluGen representation heads
 
 Preset `{config["preset"]}`, recipe `{config["recipe"]}`, {document["info"]["steps"]} optimiser steps at a global batch
-of {config["global_batch"]}. Input: frozen features {widths}. Output: {config["model"]["representation_dim"]} numbers
+of {config["global_batch"]}. Input: frozen features {widths}. Output: {dim} numbers
 for each modality.
-
+{beside * document[_BESIDE]}
     import conclugen
     vectors = conclugen.load("this folder").embed({{"{next(iter(document["widths"]))}": features}})
 

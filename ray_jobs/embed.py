@@ -28,7 +28,8 @@ class EmbedJob(EncoderOptions):
         output: Folder of all runs.
         embeddings: Folder where embeddings and pictures go; none: `embeddings` in the run's folder.
         label: Evaluated label whose probe gives probabilities; none: the only one.
-        fusion: How modalities become one vector: `concat`, `mean`, or one modality.
+        fusion: How modalities become one vector: `concat`, `mean`, `concat+raw` (beside the raw features, each half of
+            the variance), or one modality.
         window: Length of a timeline's window in seconds.
         stride: Seconds from the start of one window to that of the next.
         text: What is said in the clip (in the clip as a whole).

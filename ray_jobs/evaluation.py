@@ -83,6 +83,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     embedder = conclugen.load(folder.model)
     check_widths(job, embedder)
     read = read_labelled(job, embedder.modalities)
+    check_split(job, read)
     protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE, read.unit_ids)
     check(protocol, job.comparison.methods, job.comparison.class_weights)
     for sample in read.damaged:
@@ -188,10 +189,16 @@ def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows
     sentiment = label.kind == "continuous" and job.comparison.sentiment
     labels = Target(job.label, label.kind, values, label.classes, sentiment)  # type: ignore[arg-type]
     fold = Fold(0, parts[job.data.view], parts[job.test_view], parts[validation])
-    train, test = every.row[fold.train_rows], every.row[fold.test_rows]
+    return LabelledRows(every, labels, split.ids(every.row), fold, damaged, units.ids(every.row), units)
+
+
+def check_split(job: EvaluateJob, read: LabelledRows) -> None:
+    """Raise ValueError where units of the split have training and test rows."""
+    manifest = Manifest.open(job.data.folder)
+    train, test = (read.rows.row[rows] for rows in (read.fold.train_rows, read.fold.test_rows))
+    split = Units.read(manifest, job.data.split_unit, "data.split_unit")
     where = f"label {job.label!r}, views {job.data.view!r} and {job.test_view!r}"
     refuse_shared(manifest, split, train, test, where=where, option="--data.split-unit")
-    return LabelledRows(every, labels, split.ids(every.row), fold, damaged, units.ids(every.row), units)
 
 
 def raw_modalities(rows: Rows, train_rows: NDArray[np.int64], fusion: str) -> dict[str, NDArray[np.float64]]:

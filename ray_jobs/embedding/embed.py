@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.names import file_name
-from conclugen.fields import choose
 from ray_jobs import ray_cluster
 from ray_jobs.embed import EmbedJob
 from ray_jobs.embedding import timeline as embed_timeline
@@ -61,7 +60,8 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_path(out / _ROWS_FILE) as temporary:  # what an earlier call wrote stays whole until this one is
             pq.write_table(pa.concat_tables(tables), temporary)
-        print(f"{len(tables)} of {len(job.files)} clips: {out / _ROWS_FILE}")
+        width = model.embedder.width(job.fusion)
+        print(f"{len(tables)} of {len(job.files)} clips, {width} numbers each ({job.fusion}): {out / _ROWS_FILE}")
     return QUARANTINED if failed else COMPLETE
 
 
@@ -106,6 +106,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
         ray_cluster.connect(len(choices) + 1)
         count, without = embed_clips(plan, rows, resources, out)
     print(f"{count} clips = {count - without} with an embedding + {without} without (see the column reason): {out}")
+    print(f"an embedding is {model.embedder.width(job.fusion)} numbers ({job.fusion})")
     return QUARANTINED if without else COMPLETE
 
 
@@ -142,7 +143,7 @@ def run(job: EmbedJob) -> int:
         refuse_url("files", file, LOCAL_SOURCE)
     folder = RunFolder(job.output.expanduser().absolute() / job.run)
     model = RunModel.open(folder, job.label)
-    choose("fusion", job.fusion, ("concat", "mean", *model.embedder.modalities))
+    model.embedder.check_fusion(job.fusion)
     out = job.embeddings.expanduser().absolute() if job.embeddings else folder.path / "embeddings"
     if job.data is not None and out.exists() and any(out.iterdir()):
         raise ValueError(f"embeddings: {out} is not empty; choose another folder")

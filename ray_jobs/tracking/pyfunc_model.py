@@ -12,7 +12,7 @@ import numpy as np
 class EmbeddingModel(mlflow.pyfunc.PythonModel):
     """`predict({modality: (B, D) float32})` -> (B, R') float32; a row with a NaN counts as a missing modality.
 
-    The parameter `fusion` is `concat`, `mean` or the name of one modality.
+    The parameter `fusion` is `concat`, `mean`, `concat+raw` or the name of one modality.
     """
 
     # MLflow asks for a type hint of `model_input`, to make a schema of it, and knows none for a dict of arrays.

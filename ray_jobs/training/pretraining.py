@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conclugen import PretrainConfig, Pretrainer, export
+from conclugen.beside_raw import BesideRaw
 from conclugen.common.ending import resumable
 from conclugen.common.options import to_plain
+from conclugen.evaluation.features import fuse
 from ray_jobs import ray_cluster
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
@@ -24,8 +28,11 @@ from ray_jobs.training import run_lock, trainer
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.progress import ProgressPrinter
-from ray_jobs.training.validation import check_validation
+from ray_jobs.training.validation import check_validation, spread_rows
 from ray_jobs.training.worker import Start
+
+# Rows over which the scales of `concat+raw` are fitted, at most, and how many are embedded at once.
+_SCALED_ROWS, _BLOCK_ROWS = 8192, 2048
 
 
 @dataclass(frozen=True)
@@ -176,8 +183,19 @@ def export_model(config: PretrainConfig, source: Source, store: CheckpointStore,
         standardization=folder.load_standardization(),
     )
     state.restore(pretrainer)
-    export.save(folder.model, pretrainer, source.model_info())
+    export.save(folder.model, pretrainer, source.model_info(), beside_raw(pretrainer, source))
     return pretrainer.step_number
+
+
+def beside_raw(pretrainer: Pretrainer, source: Source) -> BesideRaw:
+    """Scales of `concat+raw` over training rows, spread over the view."""
+    modalities = pretrainer.config.modalities
+    rows = spread_rows(source.reader, _SCALED_ROWS)
+    blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
+    whole = {m: np.concatenate([block[m].cpu().numpy() for block in blocks]) for m in modalities}
+    fused, usable = fuse(whole, "concat", rows.present)
+    features = {m: rows.features[m][usable] for m in modalities}
+    return BesideRaw.fit(fused[usable], features, {m: rows.present[m][usable] for m in modalities})
 
 
 def plot_history(folder: RunFolder) -> list[Path]:

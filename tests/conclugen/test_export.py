@@ -11,6 +11,7 @@ import torch
 
 import conclugen
 from conclugen import Batch, Embedder, Pretrainer, export, storage
+from conclugen.beside_raw import BesideRaw
 from conclugen.export import ExportError
 from tests.conclugen.runs import WIDTHS, fresh, rows, small_config
 
@@ -55,6 +56,55 @@ def test_what_it_is(trained: Pretrainer, embedder: Embedder) -> None:
     assert embedder.widths == WIDTHS
     assert embedder.info["preset"] == "conclugen" and embedder.info["steps"] == 4 and embedder.info["data"] == "abc"
     assert embedder.info["recipe"] == trained.config.recipe
+
+
+def test_beside_raw_is_what_is_worked_out_by_hand(trained: Pretrainer, tmp_path: Path) -> None:
+    """Means and deviations of training rows alone; halves of equal total variance; a missing modality is its mean."""
+    train = rows(5, 40, 0.3)
+    there = {m: np.asarray(x).copy() for m, x in train.present.items()}
+    raw = {m: np.asarray(x) for m, x in train.features.items()}
+    known = np.concatenate([trained.embed(train)[m].double().numpy() for m in WIDTHS], axis=1)
+    export.save(tmp_path / "m", trained, beside_raw=BesideRaw.fit(known, raw, there))
+    embedder = conclugen.load(tmp_path / "m")
+    width, columns = known.shape[1], known.shape[1] + sum(WIDTHS.values())
+    assert embedder.width("concat+raw") == columns and embedder.width() == width
+    assert embedder.width("audio") == embedder.width("mean") == embedder.representation_dim
+
+    def by_hand(vectors: np.ndarray, x: dict[str, np.ndarray], present: dict[str, np.ndarray]) -> np.ndarray:
+        deviation = known.std(axis=0)
+        parts = [
+            (vectors - known.mean(axis=0)) / np.where(deviation > 1e-9, deviation, 1) * np.sqrt(columns / 2 / width)
+        ]
+        for m, d in WIDTHS.items():
+            mean = raw[m][there[m]].astype(np.float64).mean(axis=0)
+            filled = np.where(there[m][:, None], raw[m], mean)
+            share = columns / 2 / len(WIDTHS) / d
+            parts.append(np.where(present[m][:, None], x[m] - mean, 0) / filled.std(axis=0) * np.sqrt(share))
+        return np.concatenate(parts, axis=1)
+
+    missing = {m: np.where(there[m][:, None], raw[m], np.nan) for m in WIDTHS}
+    made = embedder.embed(missing, "concat+raw")
+    np.testing.assert_allclose(made, by_hand(known, raw, there), rtol=1e-3, atol=1e-4)
+    spread = made.var(axis=0)
+    dead = known.std(axis=0) <= 1e-9  # heads that end in ReLU may have columns of zeros
+    np.testing.assert_allclose(spread[:width].sum(), columns / 2 * (1 - dead.mean()), rtol=1e-3)
+    np.testing.assert_allclose(spread[width:].sum(), columns / 2, rtol=1e-3)
+    other = features(missing=True)
+    here = {m: ~np.isnan(x).any(axis=1) for m, x in other.items()}
+    shifted = {m: x + 3 for m, x in other.items()}  # other rows change no scale
+    expected = by_hand(embedder.embed(shifted).astype(np.float64), shifted, here)
+    np.testing.assert_allclose(embedder.embed(shifted, "concat+raw"), expected, rtol=1e-3, atol=1e-3)
+    alone = embedder.embed({"audio": shifted["audio"]}, "concat+raw")
+    assert alone.shape == (N, columns) and (alone[:, width : width + WIDTHS["video"]] == 0).all()
+    assert f"{width} + {columns - width} numbers" in (tmp_path / "m" / "MODEL_CARD.md").read_text()
+
+
+def test_a_model_without_scales_says_how_to_get_them(embedder: Embedder) -> None:
+    with pytest.raises(
+        ValueError, match=r"'concat\+raw' needs scales of training rows.*ray_jobs\.pretrain of its run again"
+    ):
+        embedder.embed(features(), "concat+raw")
+    assert "concat+raw" not in embedder.fusions
 
 
 def test_missing_rows_are_zero_and_do_not_count_in_the_mean(embedder: Embedder) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from conclugen.evaluation.statistics import Comparison, Interval
 from ray_jobs.evaluate import EvaluateJob
-from ray_jobs.evaluation import read_labelled
+from ray_jobs.evaluation import check_split, read_labelled
 from ray_jobs.roles import Units, refuse_shared
 from ray_jobs.run_config import DataConfig, ShardsConfig
 from ray_jobs.source import held_out_view, open_reader
@@ -47,7 +47,7 @@ def ask(manifest: Manifest, interval_unit: str | None = None, **data: str) -> Ev
 
 def test_a_split_with_speakers_in_common_is_refused_with_what_to_give(manifest: Manifest) -> None:
     with pytest.raises(ValueError) as caught:
-        read_labelled(ask(manifest), ("audio", "text"))
+        check_split(ask(manifest), read_labelled(ask(manifest), ("audio", "text")))
     told = str(caught.value)
     assert told.startswith("label 'emotion', views 'train' and 'test': 4 of 6 values of 'group' ('speaker0', ")
     assert "20 of the 24 test rows are theirs" in told  # i % 5 < 4 of 24 rows
@@ -57,6 +57,7 @@ def test_a_split_with_speakers_in_common_is_refused_with_what_to_give(manifest: 
 
 def test_the_official_split_is_judged_by_dialogue(manifest: Manifest) -> None:
     read = read_labelled(ask(manifest, split_unit="meta.dialogue"), ("audio", "text"))
+    check_split(ask(manifest, split_unit="meta.dialogue"), read)
     assert len(read.fold.train_rows) == len(read.fold.test_rows) == PER
     dialogues = [f"test_dia{n}" for n in range(6)]
     expected = {name: (3 if name == "test_dia1" else 4) for name in dialogues} | {"row 29": 1}

@@ -1,12 +1,19 @@
 """What is measured on held-out rows: by which names, and that a collapsed representation is said so."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from conclugen import Pretrainer, presets
+from conclugen import Pretrainer, export, presets
+from ray_jobs.embedding.model import RunModel
 from ray_jobs.run_config import DataConfig
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.source import Source, open_reader
+from ray_jobs.training.pretraining import beside_raw
 from ray_jobs.training.validation import Validation
-from shards import Manifest
+from shards import Manifest, Rows, View
 from tests.feature_corpus import write_corpus
 
 
@@ -50,3 +57,39 @@ def test_names_are_known_before_the_first_step(preset: str, manifest: Manifest) 
     measured = validation.measure(pretrainer)
     assert sorted(validation.names(pretrainer.config, pretrainer.widths)) == sorted(measured)
     assert {"effective_rank/video", "warnings", "neighbour_accuracy"} <= measured.keys()
+
+
+def test_scales_of_concat_and_raw_are_of_training_rows_alone(manifest: Manifest, tmp_path: Path) -> None:
+    """Read by hand through the training view; exported, they come back with the model that embedding jobs open."""
+    pretrainer = untrained("contrast_generative", manifest)
+    modalities = pretrainer.config.modalities
+    source = Source.open(DataConfig(folder=manifest.folder), pretrainer.config)
+    export.save(tmp_path / "run" / "model", pretrainer, source.model_info(), beside_raw(pretrainer, source))
+    (tmp_path / "run" / "config.json").write_text("{}")  # no shards named: how features were made is not known
+    model = RunModel.open(RunFolder(tmp_path / "run"))
+    views = {name: rows_of(manifest, name, modalities) for name in ("train", "test")}
+    made = {}
+    for name, rows in views.items():
+        x = {m: np.where(rows.present[m][:, None], rows.features[m], np.nan) for m in modalities}
+        made[name], _ = model.represent(x, "concat+raw")
+    width = 8 * len(modalities)
+    spread = made["train"].astype(np.float64).var(axis=0)
+    assert made["train"].shape[1] == model.embedder.width("concat+raw") == width + sum(model.embedder.widths.values())
+    np.testing.assert_allclose(made["train"].mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose([spread[:width].sum(), spread[width:].sum()], len(spread) / 2, rtol=1e-3)
+    assert abs(made["test"].mean(axis=0)).max() > 0.05  # other speakers: no scale was fitted on them
+    train, test = views["train"], views["test"]
+    at = width  # the first raw column of the first modality, by hand
+    first = modalities[0]
+    column, here = train.features[first][:, 0].astype(np.float64), train.present[first]
+    filled = np.where(here, column, column[here].mean())
+    factor = np.sqrt(len(spread) / 2 / len(modalities) / train.features[first].shape[1]) / filled.std()
+    expected = (
+        np.where(test.present[modalities[0]], test.features[modalities[0]][:, 0] - column[here].mean(), 0) * factor
+    )
+    np.testing.assert_allclose(made["test"][:, at], expected, rtol=1e-3, atol=1e-4)
+
+
+def rows_of(manifest: Manifest, view: str, modalities: tuple[str, ...]) -> Rows:
+    reader = open_reader(DataConfig(manifest.folder), manifest, View.open(manifest, view), modalities)
+    return reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
