@@ -136,6 +136,7 @@ def _hear(
     """Decode from where the file stands; keep what lies between begin and stop, and a little around it."""
     heard = _Heard()
     count = good = bad = 0
+    follows: Fraction | None = None  # when a frame is heard that has no time of its own: ADPCM packets hold several
     for packet in _packets(container, stream):
         if packet is None:
             bad += 1
@@ -145,17 +146,18 @@ def _hear(
             good += 1
         except av.error.EOFError:
             break
-        except av.error.InvalidDataError:
+        except (av.error.InvalidDataError, av.error.ArgumentError):
             # A seek may land amid a packet, and what decoders are given first may need what lies before it.
             bad += heard.any or from_begin
             continue
         for frame in frames:
             heard.rate = heard.rate or frame.sample_rate
-            time = None if frame.pts is None else frame.pts * Fraction(frame.time_base)
+            time = follows if frame.pts is None else frame.pts * Fraction(frame.time_base)
+            follows = None if time is None else time + Fraction(frame.samples, frame.sample_rate)
             if not heard.any:
                 heard.any, heard.first = True, time
             if time is not None:
-                if begin is not None and time + Fraction(frame.samples, frame.sample_rate) <= begin - _WARM_UP:
+                if begin is not None and follows is not None and follows <= begin - _WARM_UP:
                     continue
                 if stop is not None and time >= stop + _WARM_UP:
                     heard.goes_on = True

@@ -127,8 +127,10 @@ def _audio_details(source: Sound, sound: Sound, picture: Fraction) -> dict[str, 
 
 @dataclass(frozen=True)
 class _View:
-    """What the pictures of a cut clip show. times: seconds of the good ones; width, height: as shown."""
+    """What the pictures of a cut clip show. length: seconds that the clip lasts; times: seconds of the good ones;
+    width, height: as shown."""
 
+    length: Fraction
     tally: Tally
     times: list[Fraction]
     width: int
@@ -138,7 +140,8 @@ class _View:
     @property
     def picture(self) -> Fraction:
         """A picture's length, on average."""
-        return self.tally.end / max(1, self.tally.good)
+        # At a variable rate what a decoder says of the last picture's length may be one tick.
+        return max(self.length, self.tally.end) / max(1, self.tally.good)
 
     def seconds(self, cut: CutVideo) -> Fraction:
         """Of the clip; where its last pictures are damaged, until the last good one ends."""
@@ -199,7 +202,7 @@ def _look(cut: CutVideo, request: Request) -> _View:
         if search is not None:
             search.add(picture, until)
     face = search.faces(float(tally.end), width / height) if search is not None and width else None
-    return _View(tally, shown, width, height, face)
+    return _View(cut.length, tally, shown, width, height, face)
 
 
 def _sound(request: Request, cut: CutVideo, seconds: Fraction) -> Sound | None:

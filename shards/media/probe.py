@@ -26,6 +26,8 @@ _FORMATS = (
 )
 # Formats that find a time by guessing at positions in the file.
 _UNINDEXED = frozenset({"mpeg", "mpegts", "mpegvideo", "h264", "hevc", "m4v", "asf", "mp3", "aac", "ac3"})
+# Formats whose seeks go by bytes a second: exact for PCM alone. What follows is stamped as if the seek had been exact.
+_BY_BYTES = frozenset({"wav", "w64", "aiff", "au"})
 _NEAR = 10  # seconds
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _SPECIAL_SOUND = (
@@ -210,9 +212,11 @@ def seconds_of(stream: Any, container: Any) -> float | None:
     """Announced length of a stream, else of the container, in seconds."""
     if stream.duration is not None and stream.duration > 0 and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if container.duration is not None and container.duration > 0:
-        return container.duration / av.time_base
-    return None
+    if container.duration is None or container.duration <= 0:
+        return None
+    # Matroska as FFmpeg writes it says when the file ends, on its own clock, which need not begin at 0.
+    begin = container.start_time or 0 if "matroska" in container.format.name else 0
+    return (container.duration - (begin if 0 < begin < container.duration else 0)) / av.time_base
 
 
 def exact(seconds: float) -> Fraction:
@@ -250,9 +254,13 @@ def steps_back(container: Any, ahead: Fraction) -> tuple[Fraction | None, ...]:
     None: read from the file's begin. ahead: seconds from the file's begin to the target.
 
     Formats without an index (MPEG streams) land amid a packet, and their first time stamps after that are guesses:
-    there reading begins some seconds earlier, and from the file's begin if that is not far.
+    there reading begins some seconds earlier, and from the file's begin if that is not far. Compressed sound in WAV and
+    the like (ADPCM) is always read from its begin.
     """
-    indexed = not _UNINDEXED & set(container.format.name.split(","))
+    names = set(container.format.name.split(","))
+    if names & _BY_BYTES and not all(s.codec_context and s.codec_context.name.startswith("pcm_") for s in container.streams):
+        return (None,)
+    indexed = not _UNINDEXED & names
     if ahead <= (0 if indexed else _NEAR):
         return (None,)
     return (*(Fraction(step) for step in ((0, 2, 8, 32, 128) if indexed else (4, 16, 64, 256)) if step < ahead), None)

@@ -170,6 +170,26 @@ def test_intervals_that_the_pictures_do_not_reach(tmp_path: Path) -> None:
         assert caught.value.reason == "bad_interval"
 
 
+def test_a_clock_that_begins_after_an_hour(tmp_path: Path) -> None:
+    """Matroska says when it ends, not how long it lasts."""
+    path = make(tmp_path / "a.mkv", Recipe(steady(75), [(0.0, 3.0)], shift=Fraction(3600), sound_codec="flac"))
+    kind = Kind("mkv", lambda _: Recipe(steady(75)), seconds=3.0)
+    for interval in (None, (1.0, 2.0)):
+        check(path, kind, interval)
+
+
+def test_one_picture_of_a_variable_rate_is_as_long_as_it_is_shown(tmp_path: Path) -> None:
+    """With B pictures the MP4 that the picture is copied to gives it a tick."""
+    times = [Fraction(number, 25) for number in range(250) if number % 7 and number % 3]
+    options = {"preset": "veryfast", "bf": "3", "sc_threshold": "0"}
+    path = make(tmp_path / "a.ts", Recipe(times, [(0.0, 10.0)], sound_codec="mp2", options=options))
+    for number in range(20, 40):
+        begin = float(times[number]) - 0.02
+        clip = cut(path, (begin, begin + 0.06))
+        assert clip.details["video"]["pictures"] == len(shown(clip.video)) >= 1
+        assert clip.details["video"]["seconds"] == pytest.approx(0.04, abs=0.021)
+
+
 def test_a_cut_that_shows_something_else_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(tmp_path / "a.mp4", Recipe(steady(100), [(0.0, 4.0)]))
     real = cut_video

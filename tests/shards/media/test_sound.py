@@ -21,7 +21,7 @@ from shards.media.mel import mel_bands, min_max
 from shards.media.prepare import Request, prepare
 from tests.campaigns.media_matrix import read_wav
 from tests.shards.media.make_media import make_sound, make_video, sine
-from tests.shards.media.timed_media import Recipe, make, shown, sound, steady, time_heard
+from tests.shards.media.timed_media import RATE, Recipe, make, shown, sound, steady, time_heard
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
@@ -54,6 +54,34 @@ def test_interval_is_that_of_the_whole(tmp_path: Path) -> None:
     whole, part = read_audio(path, rate=None), read_audio(path, rate=None, start=1.0, end=2.0, origin=Fraction(0))
     assert whole is not None and part is not None and len(part.samples) == 44_100
     assert np.array_equal(part.samples[100:-100], whole.samples[44_200:88_100])
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "adpcm_ima_wav", "adpcm_ms"])
+def test_an_interval_of_compressed_sound_in_wav(codec: str, tmp_path: Path) -> None:
+    """A packet of ADPCM holds several frames, of which the first alone has a time; seeks land seconds beside it."""
+    path = tmp_path / "a.wav"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=RATE, layout="mono")
+        stream.codec_context.open()
+        size = stream.codec_context.frame_size or 1024
+        samples = (sound(0.0, 30.0) * 32767).astype(np.int16)
+        for at in range(0, len(samples) - size, size):
+            frame = av.AudioFrame.from_ndarray(samples[None, at : at + size], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = RATE, at, Fraction(1, RATE)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    for start, end in ((0.0, 2.0), (3.0, 5.0), (24.3, 26.0)):
+        part = read_audio(path, start=start, end=end)
+        assert part is not None and part.seconds == pytest.approx(end - start, abs=1e-3)
+        for at in (0.02, 0.7, 1.4):
+            assert time_heard(part.samples, part.rate, at) == pytest.approx(start + at, abs=5e-3)
+
+
+def test_packets_that_the_decoder_does_not_take_are_counted_as_damaged(tmp_path: Path) -> None:
+    """NUT with FLAC ends in an empty packet, which is refused with another error than damage is."""
+    path = make(tmp_path / "a.nut", Recipe(steady(50), [(0.0, 2.0)], sound_codec="flac"))
+    whole = read_audio(path)
+    assert whole is not None and time_heard(whole.samples, whole.rate, 1.0) == pytest.approx(1.0, abs=5e-3)
 
 
 def test_sound_that_begins_late_is_silent_before(tmp_path: Path) -> None:
