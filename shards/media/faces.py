@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,8 @@ class FaceFinder:
 
     def __init__(self) -> None:
         self._cascades = {
-            "frontal": _cascade("haarcascade_frontalface_alt2.xml"),
-            "profile": _cascade("haarcascade_profileface.xml"),
+            "frontal": _cascade("haarcascade_frontalface_alt2.xml", threading.get_ident()),
+            "profile": _cascade("haarcascade_profileface.xml", threading.get_ident()),
         }
         self._view = _VIEWS[0]
         self._last = np.empty((0, 4))
@@ -111,7 +113,9 @@ class FaceFinder:
         return np.concatenate([centres - half, centres + half], axis=1)[order]
 
 
-def _cascade(name: str) -> Any:
+@lru_cache(maxsize=8)
+def _cascade(name: str, thread: int) -> Any:
+    """One for each thread: reading it takes longer than searching a picture, and it holds the search's state."""
     folder = getattr(getattr(cv2, "data", None), "haarcascades", "")
     path = Path(folder) / name
     if not path.is_file():

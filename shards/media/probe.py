@@ -258,7 +258,9 @@ def steps_back(container: Any, ahead: Fraction) -> tuple[Fraction | None, ...]:
     the like (ADPCM) is always read from its begin.
     """
     names = set(container.format.name.split(","))
-    if names & _BY_BYTES and not all(s.codec_context and s.codec_context.name.startswith("pcm_") for s in container.streams):
+    if names & _BY_BYTES and not all(
+        s.codec_context and s.codec_context.name.startswith("pcm_") for s in container.streams
+    ):
         return (None,)
     indexed = not _UNINDEXED & names
     if ahead <= (0 if indexed else _NEAR):

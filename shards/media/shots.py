@@ -19,6 +19,7 @@ _WIDTH, _HEIGHT = 32, 18  # of the small pictures
 _LEAST = 6.0  # of a cut
 _STANDS_OUT = 3.0  # times the mean of the differences around it
 _LASTS = 20.0  # that the pictures before and after still differ by, where a flash is brighter than both
+_REPEAT = 0.5  # at most, of a picture that is shown again, as where frame rates were converted
 _BESIDE = 2.0  # times the differences right before and after it
 _AROUND = 6  # pictures on each side that are looked at for that
 _FLASH = 0.25  # seconds after which a change that was none has gone back
@@ -37,18 +38,28 @@ class ShotFinder:
         self._reformatter = VideoReformatter()
         self._pictures: list[np.ndarray] = []
         self._times: list[float] = []
-        self._step = 0.0  # difference between the last two pictures
 
     def add(self, frame: Any, time: float) -> bool:
         """Take the next picture (a PyAV frame); whether it may be the first of a shot, as far as can be told yet."""
         small = self._reformatter.reformat(
             frame, _WIDTH, _HEIGHT, "rgb24", interpolation=Interpolation.AREA, threads=1
         ).to_ndarray()
-        before, step = self._step, float(difference(self._pictures[-1], small)) if self._pictures else 0.0
         self._pictures.append(small)
         self._times.append(time)
-        self._step = step
-        return len(self._pictures) == 1 or step >= max(_LEAST, _BESIDE * before)
+        if len(self._pictures) == 1:
+            return True
+        if _most(*self._pictures[-2:]) < _LEAST:
+            return False
+        step = float(difference(*self._pictures[-2:]))
+        return step >= max(_LEAST, _BESIDE * self._before())
+
+    def _before(self) -> float:
+        """The difference between the two pictures before the last one; where they are the same picture, shown again,
+        between the two before these."""
+        early = self._pictures[-4:-1]
+        if len(early) > 1 and _most(*early[-2:]) < _REPEAT:
+            early = early[:-1]
+        return float(difference(*early[-2:])) if len(early) > 1 else 0.0
 
     def cuts(self) -> list[float]:
         """Times (seconds, rising) of the first picture of every shot but the first."""
@@ -62,6 +73,14 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(...) mean difference of pictures (..., H, W, 3) uint8: each cell's to the most similar of the nine around it, so
     that movement by a cell counts for nothing; the larger of both directions."""
     return np.maximum(_one_way(a, b), _one_way(b, a))
+
+
+def _most(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(...) what `difference` is at most: it looks for the most similar of nine cells, this at the one in place."""
+    apart = np.maximum(a, b) - np.minimum(a, b)
+    colours = np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2])
+    mean: np.ndarray = colours.mean(axis=(-2, -1))
+    return mean
 
 
 def _one_way(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -87,7 +106,12 @@ def shot_changes(pictures: np.ndarray, times: np.ndarray) -> list[int]:
 
 
 def _cuts(pictures: np.ndarray, times: np.ndarray) -> list[int]:
-    steps = difference(pictures[1:], pictures[:-1])
+    steps = _most(pictures[1:], pictures[:-1])
+    # The difference itself where it can matter: of what may be a cut, and of the steps around it.
+    likely = np.flatnonzero(steps >= _LEAST)
+    near = (likely[:, None] + np.arange(-_AROUND - 1, _AROUND + 2)).reshape(-1)
+    exact = np.unique(near[(near >= 0) & (near < len(steps))])
+    steps[exact] = difference(pictures[exact + 1], pictures[exact])
     cuts = []
     for step in np.flatnonzero(steps >= _LEAST).tolist():
         before, after = step, step + 1
@@ -97,6 +121,7 @@ def _cuts(pictures: np.ndarray, times: np.ndarray) -> list[int]:
             continue
         height = float(difference(pictures[before], pictures[after]))
         around = np.concatenate([steps[max(0, before - _AROUND) : before], steps[after : after + _AROUND]])
+        around = around[around >= _REPEAT]  # pictures shown again stand still, and every other step would stand out
         beside = steps[max(0, before - 1) : before].tolist() + steps[after : after + 1].tolist()
         if height < _STANDS_OUT * around.sum() / max(len(around), 1) or height < _BESIDE * max(beside, default=0.0):
             continue

@@ -137,6 +137,17 @@ def write(path: Path, pictures: Sequence[np.ndarray]) -> Path:
     return path
 
 
+def test_real_clips_of_one_shot_have_no_cut(real_data: Path) -> None:
+    """One of them is 24 pictures a second shown as 30: beside a picture that stands still, a turn of the head seems to
+    stand out."""
+    for path in sorted((real_data / "clips").glob("*.mp[4g]")):
+        finder = ShotFinder()
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                finder.add(frame, float(frame.time))
+        assert finder.cuts() == [], path.name
+
+
 def test_faces_of_a_cut_video_stay_with_their_shots(real_data: Path, tmp_path: Path) -> None:
     """A face at the left, a second and a half of no face, another face at the right: crops hold the one, nothing, and
     the other, to the picture, at the rates of encoders as well."""
