@@ -97,7 +97,7 @@ def _info(digest: str) -> EncoderInfo:
         "video_3d",
         WIDTH,
         TAKES,
-        "frames / 255, Kinetics mean and deviation; windows of 16, stride 16, the last one shorter",
+        "frames / 255, Kinetics mean and deviation; windows of 16 within a shot, stride 16, the last one shorter",
         _PUBLISHED.where,
         "not stated with the weights; trained on Kinetics-400",
         digest,

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from conclugen.backbones import Encoder, InputError
+from conclugen.backbones.encoder import FRAMES, time_mean
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extraction.clip_features import Decoded, unique
+from ray_jobs.extraction.clip_features import Decoded, encode_within_breaks, unique
 from shards.clips.reader import StoredClip
 from shards.media.isolated import IsolatedPreparer
 from shards.media.limits import MediaError
@@ -73,16 +74,23 @@ def _embed(
     assert model.recipe is not None
     decoding = model.recipe.decoding
     prepared = preparer.prepare(Request(str(Path(path).absolute()), faces=decoding.crop != "none"))
-    info = {"face": prepared.details["face"], "transcript": None}
+    info = {"video": prepared.details["video"], "face": prepared.details["face"], "transcript": None}
     clip = StoredClip(Path(path).stem, 0, prepared.video, prepared.sound, text, info)
     decoded = Decoded.of(clip, unique([encoder.info.takes for encoder in encoders]), decoding)
     seconds = float(prepared.details["video"]["seconds"])
     parts: list[tuple[float, float] | None] = [None, *windows.over(seconds)]
     columns: dict[str, list[np.ndarray | None]] = {encoder.info.column: [] for encoder in encoders}
     for start in range(0, len(parts), _BATCH):
-        inputs = [decoded.inputs(part) for part in parts[start : start + _BATCH]]
+        batch = parts[start : start + _BATCH]
+        inputs = [decoded.inputs(part) for part in batch]
         for encoder in encoders:
-            columns[encoder.info.column] += _vectors(encoder, [item.get(encoder.info.takes.key) for item in inputs])
+            take = encoder.info.takes
+            items = [item.get(take.key) for item in inputs]
+            lengths = [
+                decoded.lengths(take, part) if take.kind == FRAMES and item is not None else None
+                for item, part in zip(items, batch, strict=True)
+            ]
+            columns[encoder.info.column] += _vectors(encoder, items, lengths)
     features = model.features(columns, len(parts))
     embeddings, probabilities = model.represent(features, fusion)
     present = {name: ~np.isnan(x).any(axis=1) for name, x in features.items()}
@@ -90,12 +98,15 @@ def _embed(
     return Embedded(path, stretches, embeddings, probabilities, present)
 
 
-def _vectors(encoder: Encoder, inputs: Sequence[Any]) -> list[np.ndarray | None]:
+def _vectors(
+    encoder: Encoder, inputs: Sequence[Any], lengths: Sequence[Sequence[int] | None]
+) -> list[np.ndarray | None]:
     there = [i for i, item in enumerate(inputs) if item is not None]
     vectors: list[np.ndarray | None] = [None] * len(inputs)
     try:
-        for i, vector in zip(there, encoder.encode([inputs[i] for i in there]), strict=True):
-            vectors[i] = vector
+        found = encode_within_breaks(encoder, [inputs[i] for i in there], [lengths[i] for i in there])
+        for i, sequence in zip(there, found, strict=True):
+            vectors[i] = time_mean(sequence)
     except InputError as error:
         raise MediaError("damaged", f"{encoder.info.name}: {error}") from None
     return vectors

@@ -22,6 +22,7 @@ from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, view
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader, StoredClip
 from shards.damage import ShardError
+from shards.media.face_track import TIME_ROUNDING
 from shards.media.frames import Frames
 from shards.media.limits import REASONS, Limits, MediaError
 from shards.media.mel import BANDS, mel_bands, min_max
@@ -40,12 +41,14 @@ _RATE = 16_000
 @dataclass(frozen=True)
 class Decoded:
     """A decoded clip. frames: of each input of frames, by its key; samples: (N,) float32 at 16 kHz or None; text: or
-    None."""
+    None; breaks: seconds, rising, before and after which frames are not one movement: cuts, and where frames without a
+    face are left out the begin of every face's track."""
 
     takes: tuple[Takes, ...]
     frames: Mapping[str, Frames]
     samples: np.ndarray | None
     text: str | None
+    breaks: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, clip: StoredClip, takes: Sequence[Takes], decoding: Decoding, limits: Limits | None = None) -> Decoded:
@@ -68,13 +71,24 @@ class Decoded:
         if any(take.kind != FRAMES for take in takes):
             rest = decode_clip(clip, (), sample_rate=_RATE, low_confidence=decoding.low_confidence, limits=limits)
             samples, text = rest.samples, rest.text
-        return cls(tuple(takes), frames, samples, text)
+        breaks = set(clip.cuts)
+        if clip.faces is not None and decoding.crop != "none" and not decoding.whole_frames:
+            breaks |= {track.start for track in clip.faces.tracks}
+        return cls(tuple(takes), frames, samples, text, tuple(sorted(breaks)))
 
     @property
     def seconds(self) -> float:
         """Time of the last frame, or length of the sound."""
         ends = [float(frames.times[-1]) for frames in self.frames.values()]
         return max(ends, default=0.0) if self.samples is None else max([*ends, len(self.samples) / _RATE])
+
+    def lengths(self, take: Takes, stretch: tuple[float, float] | None = None) -> list[int]:
+        """How many of the frames that `inputs` gives lie between one break and the next, in order."""
+        times = self.frames[take.key].times
+        if stretch is not None:
+            times = times[_shown(self.frames[take.key], take.rate, *stretch)]
+        part = np.searchsorted(np.array(self.breaks), times + TIME_ROUNDING, "right") if self.breaks else times * 0
+        return np.unique(part, return_counts=True)[1].tolist()
 
     def inputs(self, stretch: tuple[float, float] | None = None) -> dict[str, Any]:
         """Input key -> array or string, for each input that the clip has; of the whole clip, or of a stretch [start,
@@ -105,14 +119,38 @@ def without_sound(clip: StoredClip) -> StoredClip:
 
 def decode_inputs(
     clip: StoredClip, takes: Sequence[Takes], decoding: Decoding, limits: Limits | None = None
-) -> dict[str, bytes]:
-    """Input key -> bytes, for each input that the clip has. Raises MediaError for a clip that can't be decoded."""
-    found = Decoded.of(clip, takes, decoding, limits).inputs()
-    return {
+) -> tuple[dict[str, bytes], dict[str, list[int]]]:
+    """Input key -> bytes, for each input that the clip has; and `Decoded.lengths` of those of frames. Raises MediaError
+    for a clip that can't be decoded."""
+    decoded = Decoded.of(clip, takes, decoding, limits)
+    found = decoded.inputs()
+    inputs = {
         take.key: found[take.key].encode() if take.kind == TEXT else _bytes(found[take.key], take)
         for take in takes
         if take.key in found
     }
+    return inputs, {take.key: decoded.lengths(take) for take in takes if take.kind == FRAMES and take.key in found}
+
+
+def encode_within_breaks(
+    encoder: Encoder, items: Sequence[Any], lengths: Sequence[Sequence[int] | None]
+) -> list[np.ndarray]:
+    """`encode_sequence` of each item, an item of several lengths (`Decoded.lengths`) part by part: an encoder that sees
+    several frames at once never sees both sides of a cut. InputError has the item's position."""
+    parts: list[Any] = []
+    owners: list[int] = []
+    for number, (item, own) in enumerate(zip(items, lengths, strict=True)):
+        pieces = [item] if own is None or len(own) < 2 else np.split(item, np.cumsum(own)[:-1])
+        parts += pieces
+        owners += [number] * len(pieces)
+    try:
+        sequences = encoder.encode_sequence(parts)
+    except InputError as error:
+        raise InputError(owners[error.position], str(error)) from None
+    joined: list[list[np.ndarray]] = [[] for _ in items]
+    for owner, sequence in zip(owners, sequences, strict=True):
+        joined[owner].append(sequence)
+    return [own[0] if len(own) == 1 else np.concatenate(own) for own in joined]
 
 
 def _bytes(array: np.ndarray, take: Takes) -> bytes:
@@ -162,9 +200,10 @@ class Decoder:
 
     def _one(self, shard: int, row: int, key: str) -> pa.Table:
         inputs: Mapping[str, bytes] = {}
+        lengths: Mapping[str, list[int]] = {}
         reason = message = None
         try:
-            inputs = decode_inputs(self.reader.read(shard, row), self.takes, self.decoding, self._limits)
+            inputs, lengths = decode_inputs(self.reader.read(shard, row), self.takes, self.decoding, self._limits)
             if not inputs:
                 reason, message = "nothing_to_encode", "neither its sound nor its text is there"
         except MediaError as error:
@@ -183,6 +222,8 @@ class Decoder:
         }
         for take in self.takes:
             columns[f"in.{take.key}"] = pa.array([inputs.get(take.key)], pa.large_binary())
+            if take.kind == FRAMES:
+                columns[f"in.{take.key}.lengths"] = pa.array([lengths.get(take.key)], pa.list_(pa.int32()))
         return pa.table(columns)
 
 
@@ -215,11 +256,12 @@ class EncoderStage:
         rows = [i for i in range(table.num_rows) if reasons[i] is None and column[i].is_valid]
         inputs = {i: input_of(info.takes, column[i].as_buffer()) for i in rows}
         keys = {i: table["key"][i].as_py() for i in rows}
+        lengths = table[f"{name}.lengths"].to_pylist() if info.takes.kind == FRAMES else [None] * table.num_rows
         for view in self.augmentation.numbers:
             keeps = self.sequences and not view
             good = [i for i in rows if reasons[i] is None]
             items = [self._view(inputs[i], keys[i], view) for i in good]
-            encoded, refused = self._encode(items, keeps)
+            encoded, refused = self._encode(items, [lengths[i] for i in good], keeps)
             values: list[bytes | None] = [None] * table.num_rows
             sequences: list[bytes | None] = [None] * table.num_rows
             for place, i in enumerate(good):
@@ -237,7 +279,8 @@ class EncoderStage:
                 table = table.append_column(f"sequence.{info.column}", pa.array(sequences, pa.large_binary()))
         table = table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
         table = table.set_column(table.column_names.index("message"), "message", pa.array(messages, pa.string()))
-        spent = [n for n in table.column_names if n.startswith("in.") and n.removeprefix("in.") not in self.keep]
+        kept = {f"in.{key}{rest}" for key in self.keep for rest in ("", ".lengths")}
+        spent = [n for n in table.column_names if n.startswith("in.") and n not in kept]
         return table.drop_columns(spent) if spent else table
 
     def _view(self, item: Any, key: str, view: int) -> Any:
@@ -246,16 +289,18 @@ class EncoderStage:
         how = self.augmentation
         return augment(self.encoder.info.takes.kind, item, seed=how.seed, key=key, view=view, strength=how.strength)
 
-    def _encode(self, items: Sequence[Any], sequences: bool) -> tuple[list[np.ndarray | None], dict[int, str]]:
+    def _encode(
+        self, items: Sequence[Any], lengths: Sequence[list[int] | None], sequences: bool
+    ) -> tuple[list[np.ndarray | None], dict[int, str]]:
         """A vector (or a sequence of them) for each item; None, and why, for one that the encoder refuses."""
-        encode = self.encoder.encode_sequence if sequences else self.encoder.encode
         vectors: list[np.ndarray | None] = [None] * len(items)
         refused: dict[int, str] = {}
         left = list(range(len(items)))
         while left:
             try:
-                for place, vector in zip(left, encode([items[i] for i in left]), strict=True):
-                    vectors[place] = vector
+                found = encode_within_breaks(self.encoder, [items[i] for i in left], [lengths[i] for i in left])
+                for place, sequence in zip(left, found, strict=True):
+                    vectors[place] = sequence if sequences else time_mean(sequence)
                 break
             except InputError as error:
                 place = left.pop(error.position)

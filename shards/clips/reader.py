@@ -153,6 +153,17 @@ class StoredClip:
         return None if face is None else Faces.from_dict(face)
 
     @property
+    def cuts(self) -> tuple[float, ...]:
+        """Seconds at which another shot begins; none where faces, and with them shots, were not looked for."""
+        video = self.info.get("video")
+        cuts = video.get("cuts") if isinstance(video, dict) else None
+        if cuts is None:
+            return () if self.faces is None else self.faces.cuts
+        if not isinstance(cuts, list) or not all(isinstance(cut, float | int) for cut in cuts):
+            raise ValueError(f"the cuts are {cuts!r}, expected a list of seconds")
+        return tuple(float(cut) for cut in cuts)
+
+    @property
     def low_confidence(self) -> bool:
         """Whether the transcript was recognised by a machine that was unsure of it."""
         transcript = self.info.get("transcript")

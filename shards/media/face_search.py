@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -36,6 +37,11 @@ class FaceSearch:
             self._times.append(time)
             self._found.append(self._finder(picture.rgb()))
 
-    def faces(self, end: float, aspect: float) -> Faces | None:
-        """The faces of the clip, which ends at `end` (seconds); None where there is none. aspect: width / height."""
-        return track_faces(self._times, self._found, self._shots.cuts(), end, aspect)
+    def cuts(self) -> list[float]:
+        """Seconds, rising, at which another shot begins."""
+        return self._shots.cuts()
+
+    def faces(self, cuts: Sequence[float], end: float, aspect: float) -> Faces | None:
+        """The faces of the clip, which has these cuts and ends at `end` (seconds); None where there is none. aspect:
+        width / height."""
+        return track_faces(self._times, self._found, cuts, end, aspect)

@@ -97,6 +97,7 @@ def prepare(request: Request) -> Prepared:
             "damaged": view.tally.damaged + cut.damaged,
             "seconds": round(float(seconds), 6),
             "copied": cut.copied,
+            "cuts": None if view.cuts is None else [round(time, 4) for time in view.cuts],
         },
         "audio": None if source is None or sound is None else _audio_details(source, sound, view.picture),
         "face": None if view.face is None else view.face.to_dict(),
@@ -128,13 +129,14 @@ def _audio_details(source: Sound, sound: Sound, picture: Fraction) -> dict[str, 
 @dataclass(frozen=True)
 class _View:
     """What the pictures of a cut clip show. length: seconds that the clip lasts; times: seconds of the good ones;
-    width, height: as shown."""
+    width, height: as shown; cuts: seconds at which another shot begins (None: not looked for)."""
 
     length: Fraction
     tally: Tally
     times: list[Fraction]
     width: int
     height: int
+    cuts: list[float] | None
     face: Faces | None
 
     @property
@@ -201,8 +203,11 @@ def _look(cut: CutVideo, request: Request) -> _View:
             height, width = picture.size
         if search is not None:
             search.add(picture, until)
-    face = search.faces(float(tally.end), width / height) if search is not None and width else None
-    return _View(cut.length, tally, shown, width, height, face)
+    cuts = face = None
+    if search is not None and width:
+        cuts = search.cuts()
+        face = search.faces(cuts, float(tally.end), width / height)
+    return _View(cut.length, tally, shown, width, height, cuts, face)
 
 
 def _sound(request: Request, cut: CutVideo, seconds: Fraction) -> Sound | None:

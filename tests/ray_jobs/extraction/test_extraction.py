@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,16 +18,24 @@ from conclugen import backbones
 from conclugen.backbones.views import augment
 from ray_jobs import extract_features
 from ray_jobs.extraction import clip_features as extraction_clips
-from ray_jobs.extraction.clip_features import ALL_REASONS, Decoded
+from ray_jobs.extraction.clip_features import (
+    ALL_REASONS,
+    Decoded,
+    EncoderStage,
+    decode_inputs,
+    encode_within_breaks,
+    input_of,
+)
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, recipe_of
 from shards.adapters import read_clips
 from shards.clips.build import build_shard
 from shards.clips.decode import decode_clip
 from shards.clips.plan import BuildOptions, BuildPlan
-from shards.clips.reader import ClipManifest, ClipReader
+from shards.clips.reader import ClipManifest, ClipReader, StoredClip
 from shards.clips.summary import finish as build_clips
 from shards.damage import ManifestError
 from shards.manifest import Manifest
+from shards.media.face_track import Faces, FaceTrack
 from shards.media.frames import Frames
 from shards.media.limits import Limits
 from shards.reader import Reader
@@ -273,6 +283,65 @@ def test_stretches_of_a_clip() -> None:
     decoded = Decoded((take, wave, text), {take.key: with_face}, np.arange(160_000, dtype=np.float32), None)
     assert decoded.inputs((0.5, 0.9))[take.key][:, 0, 0, 0].tolist() == [0]
     assert set(decoded.inputs((7.5, 8.5))) == {take.key, wave.key}
+
+
+class Windowed:
+    """Gives the darkest and the brightest of every 16 frames: what a 3D network sees at once."""
+
+    info = backbones.create("random-video").info
+
+    def encode_sequence(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        greys = [frames.mean(axis=(1, 2, 3)) for frames in batch]
+        return [np.array([[g[i : i + 16].min(), g[i : i + 16].max()] for i in range(0, len(g), 16)]) for g in greys]
+
+
+def cut_video(path: Path) -> bytes:
+    """0.8 s of dark, then bright pictures."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(63):
+            grey = np.full((64, 64, 3), 30 if number < 20 else 220, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def test_windows_of_frames_lie_within_a_shot(tmp_path: Path) -> None:
+    """In the job's stages and in embedding; without the cut one window has pictures of both shots."""
+    video, encoder = cut_video(tmp_path / "a.mp4"), Windowed()
+    take = encoder.info.takes
+    plain = {"width": 64, "height": 64, "pictures": 63, "damaged": 0, "seconds": 2.52, "copied": True}
+    for cuts, mixed in ((None, 1), ([], 1), ([0.8], 0)):
+        info = {"video": plain if cuts is None else {**plain, "cuts": cuts}, "face": None, "transcript": None}
+        clip = StoredClip("a", 0, video, None, None, info)
+        inputs, lengths = decode_inputs(clip, [take], Decoding())
+        assert lengths == {take.key: [13, 28] if cuts else [41]}
+        (sequence,) = encode_within_breaks(encoder, [input_of(take, inputs[take.key])], [lengths[take.key]])
+        assert (np.ptp(sequence, axis=1) > 100).sum() == mixed and len(sequence) == 3
+        columns = {f"in.{take.key}": pa.array([inputs[take.key]], pa.large_binary())}
+        columns[f"in.{take.key}.lengths"] = pa.array([lengths[take.key]], pa.list_(pa.int32()))
+        columns |= {name: pa.array([value]) for name, value in (("key", "a"), ("reason", None), ("message", None))}
+        stage = EncoderStage(EncoderChoice("random-video"), Augmentation(), frozenset(), "float32", _encoder=encoder)
+        made = stage(pa.table(columns))
+        assert not [name for name in made.column_names if name.startswith("in.")]
+        vector = np.frombuffer(made[f"out.{encoder.info.column}"][0].as_py(), np.float32)
+        assert vector == pytest.approx(sequence.mean(axis=0), abs=1e-3)
+        decoded = Decoded.of(clip, [take], Decoding())
+        for stretch in ((0.0, 2.5), (0.5, 1.6), (1.2, 2.0)):
+            assert sum(decoded.lengths(take, stretch)) == len(decoded.inputs(stretch)[take.key])
+        assert len(decoded.lengths(take, (0.5, 1.6))) == (2 if cuts else 1)
+
+
+def test_windows_end_where_frames_without_the_face_are_left_out(tmp_path: Path) -> None:
+    times = np.arange(63) / 25
+    box = np.tile([0.2, 0.2, 0.8, 0.8], (63, 1))
+    tracks = tuple(FaceTrack(a, b, times, box) for a, b in ((0.0, 0.6), (1.5, 2.52)))
+    face = Faces(tracks, (), 1.0, 0).to_dict()
+    clip = StoredClip("a", 0, cut_video(tmp_path / "a.mp4"), None, None, {"face": face, "transcript": None})
+    take = Windowed.info.takes
+    for whole, expected in ((False, 2), (True, 1)):
+        assert len(decode_inputs(clip, [take], Decoding(whole_frames=whole))[1][take.key]) == expected
 
 
 def test_shards_say_which_encoders_made_them(clips: ClipManifest, tmp_path: Path) -> None:
