@@ -41,7 +41,7 @@ from shards.access import LOCAL_SOURCE, refuse_url
 
 _log = logging.getLogger(__name__)
 
-KINDS = ("cell", "trial")
+KINDS = ("cell", "trial", "baseline")
 STATUSES = ("finished", "failed")
 _LINES, _ARRAYS = "ledger", "predictions"
 # JSON has no numbers for these; a diverged trial's metrics must be kept all the same.
@@ -56,13 +56,14 @@ class LedgerError(ValueError):
 class Record:
     """One finished or failed cell or trial.
 
-    key: `record_key`. kind: "cell" (of an ablation) or "trial" (of a sweep). status: "finished" or "failed", then with
-    a `reason`, one sentence. configuration: all that was resolved, plain data. tags: what it is found by: str, number,
-    list or mapping of these (tasks, modalities, weights, recipe, preset, seed, dataset, ...). metrics: name -> number,
-    the names of which are the same everywhere (`accuracy@0.03`, `recall@1/audio-video`, `effective_rank/video`).
-    groups: metric name -> {group: number}: a score of each speaker or video, besides `rows` -> {group: rows tested}.
-    cost: `seconds` (of the clock), `cpu_seconds`, `samples`, `peak_memory_bytes`. arrays: of large arrays, the path
-    below the ledger's folder (`put_arrays`). time: seconds since 1970, set by `append`.
+    key: `record_key`. kind: "cell" (of an ablation), "trial" or "baseline" (a raw row, of a sweep). status:
+    "finished" or "failed", then with a `reason`, one sentence. configuration: all that was resolved, plain data.
+    tags: what it is found by: str, number, list or mapping of these (tasks, modalities, weights, recipe, preset,
+    seed, dataset, ...). metrics: name -> number, the names of which are the same everywhere (`accuracy@0.03`,
+    `recall@1/audio-video`, `effective_rank/video`). groups: metric name -> {group: number}: a score of each speaker
+    or video, besides `rows` -> {group: rows tested}. cost: `seconds` (of the clock), `cpu_seconds`, `samples`,
+    `peak_memory_bytes`. arrays: of large arrays, the path below the ledger's folder (`put_arrays`). time: seconds
+    since 1970, set by `append`.
     """
 
     key: str

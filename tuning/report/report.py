@@ -36,6 +36,7 @@ from tuning.report.tables import (
     cost_table,
     group_table,
     main_systems,
+    raw_rows_table,
     reference_table,
     results_table,
     retrieval_table,
@@ -135,7 +136,7 @@ def _blocks(
     if results.systems:
         yield from _ablation(results, families, scores, pictures)
     if results.trials:
-        yield from _sweep(results.trials)
+        yield from _sweep(results.trials, results.baselines)
 
 
 def _ablation(
@@ -220,7 +221,7 @@ def _efficiency(results: Results) -> tuple[str, ...]:
     return tuple(charts)
 
 
-def _sweep(trials: Sequence[Record]) -> Iterator[Block]:
+def _sweep(trials: Sequence[Record], baselines: Sequence[Record]) -> Iterator[Block]:
     yield Heading("Loss weights and hyper-parameters", "weights")
     sweeps: dict[tuple[str, str], list[Record]] = {}
     for trial in trials:
@@ -231,6 +232,9 @@ def _sweep(trials: Sequence[Record]) -> Iterator[Block]:
         return
     for (sweep, name), own in sorted(sweeps.items()):
         yield trials_table(own, name, sweep)
+        raw = raw_rows_table(own, [record for record in baselines if record.tags["sweep"] == sweep], name, sweep)
+        if raw is not None:
+            yield raw
         charts = sweep_response.weight_response(own).items()
         yield Charts(tuple(_response(f"{sweep}: weight of {task}", points, name) for task, points in charts if points))
         yield from _importance(f"{sweep}: {name}", "", own)

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tuning.ledger import Record
 from tuning.report.findings import LEVEL, Family, points
 from tuning.report.sweep_response import stopped
 from tuning.report.systems import WITH_RAW_SYSTEM, Results, Row, System, Value, best
-from tuning.sweep.objective import OBJECTIVES
+from tuning.sweep.objective import LABELLED, OBJECTIVES
 
 SCORE_NAMES = {
     "accuracy": "accuracy",
@@ -262,6 +264,30 @@ def trials_table(trials: Sequence[Record], name: str, sweep: str) -> Table:
     head = (("state",), (name,), ("tasks",), ("modalities",), ("weights",))
     title = f"{sweep}: best trials by {name} ({'least' if least else 'most'} first)"
     return Table(title, "trial", head, tuple(lines), note)
+
+
+def raw_rows_table(trials: Sequence[Record], rows: Sequence[Record], name: str, sweep: str) -> Table | None:
+    """The raw rows of a sweep beside its best trial (by its objective `name`), by every score of a probe."""
+    if not rows:
+        return None
+    measured = [r for r in trials if r.status == "finished" and not stopped(r) and np.isfinite(r.metrics[name])]
+    least = OBJECTIVES.get(name) == "min"
+    measured.sort(key=lambda record: record.metrics[name] * (1 if least else -1))
+    named = [(f"trial {r.tags.get('number', '')}, the best", r.metrics) for r in measured[:1]]
+    named += [(str(record.tags["row"]), record.metrics) for record in rows]
+    lines = []
+    for label, metrics in named:
+        entries = [Entry(f"{metrics[s]:.4f}") if s in metrics else Entry(_HOLE, "hole") for s in LABELLED]
+        lines.append(Line(label, tuple(entries)))
+    score = name if name in LABELLED else LABELLED[0]
+    raw = max(rows, key=lambda record: record.metrics[score])
+    note = f"Strongest raw row by {score}: {raw.tags['row']} ({raw.metrics[score]:.4f})"
+    if measured and score in measured[0].metrics:
+        note += f"; the best trial minus it: {measured[0].metrics[score] - raw.metrics[score]:+.4f}"
+        note += ", on the rows that chose the trial, in its favour"
+    return Table(
+        f"{sweep}: raw rows beside the best trial", "row", tuple((s,) for s in LABELLED), tuple(lines), f"{note}."
+    )
 
 
 def cost_table(results: Results) -> Table:

@@ -28,6 +28,7 @@ from conclugen.common import uris
 from conclugen.common.atomic import write_json
 from ray_jobs.run_folder import RunFolder
 from tuning.ledger import Ledger, Record, record_key
+from tuning.sweep.objective import Judge
 from tuning.sweep.search import Outcome, Proposer
 from tuning.sweep.space import Choices, Space, names
 from tuning.sweep.trial import STATE
@@ -117,6 +118,7 @@ class SweepBook:
         self.choices: dict[int, Choices] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.metrics: dict[int, dict[str, float]] = {}
+        self.raw_rows: dict[str, dict[str, float]] = {}
         self.exhausted = False
         self._proposer, self._identity = proposer, dict(identity)
         self._numbers: dict[str, int] = {}  # key of a configuration -> the trial that has it
@@ -137,6 +139,19 @@ class SweepBook:
                 int(epoch): value for epoch, value in zip(record.tags["epochs"], record.tags["curve"], strict=True)
             }
             self._end(number, Outcome(curve, record.tags["state"]), dict(record.metrics))
+
+    def judge_raw(self, judge: Judge) -> None:
+        """Have the raw rows judged that the ledger does not hold yet; `raw_rows`: name -> scores."""
+        protocol = json.dumps({**self._identity, "objective": None, "baselines": list(judge.config.baselines)})
+        key = record_key({"baseline": "all"}, dataset=self._identity["manifest"], seed=0, protocol=protocol)
+        known = [r for r in self.ledger.records() if r.kind == "baseline" and str(r.tags["asked"]) == key]
+        if not known:
+            for number, ((system, method), metrics) in enumerate(judge.raw_rows().items()):
+                row = system if method == "probe" else f"{system}, {method.replace('_', ' ')}"
+                tags = {"asked": key, "sweep": self.folder.name, "row": row, "system": system, "method": method}
+                known.append(Record(f"{key}-{number}", "baseline", "finished", tags=tags, metrics=metrics))
+                self.ledger.append(known[-1])
+        self.raw_rows = {str(record.tags["row"]): dict(record.metrics) for record in known}
 
     @property
     def resumed(self) -> bool:

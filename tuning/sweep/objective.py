@@ -4,7 +4,8 @@ A `Judge` holds the labelled training rows and the validation rows, read once; i
 `OBJECTIVES` says by which measure a search may decide, and whether more is better.
 
     probe_accuracy, probe_uar, probe_macro_f1   logistic probe of the frozen representations, fitted on labelled
-                                                training groups and judged on the validation groups
+                                                training groups and judged on the validation groups (beside them
+                                                probe_recall/<class>)
     recall@1, recall@5, recall@10               cross-modal retrieval, mean over the pairs of modalities
     effective_rank                              RankMe, mean over modalities
     alignment, uniformity, and their sum        Wang & Isola 2020, means over pairs and modalities; less is better
@@ -16,19 +17,22 @@ representation of a model that has no projection. Test groups are never read (`r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from conclugen import Batch, Pretrainer
 from conclugen.common.names import nearest
 from conclugen.evaluation import health
-from conclugen.evaluation.config import MeasureConfig, ProbeConfig
-from conclugen.evaluation.features import fuse
-from conclugen.evaluation.judge import evaluate, scores
+from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.config import ComparisonConfig, MeasureConfig, ProbeConfig
+from conclugen.evaluation.features import fuse, standardise
+from conclugen.evaluation.judge import evaluate, raw_baselines, scores
 from conclugen.evaluation.protocol import Fold, Protocol, Target, label_draw
 from conclugen.fields import choose
 from conclugen.kmeans import cosine_kmeans, draw_rows
@@ -46,6 +50,7 @@ OBJECTIVES: dict[str, str] = {
     **dict.fromkeys(("recall@1", "recall@5", "recall@10", "effective_rank", "cluster_usage"), "max"),
     **dict.fromkeys(("alignment", "uniformity", "alignment_uniformity"), "min"),
 }
+_SCORES = {"probe_accuracy": "accuracy", "probe_uar": "uar", "probe_macro_f1": "f1_macro"}
 _MEANS = ("recall@1", "recall@5", "recall@10", "alignment", "uniformity", "effective_rank")
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048
@@ -165,9 +170,49 @@ class Judge:
         judged, seen = self._embed(pretrainer, held_out.rows)
         if not np.isfinite(features).all() or not np.isfinite(judged).all():
             raise FloatingPointError("representations are not finite")
-        rows = len(features)
+        whole = np.concatenate([features, judged])
+        modalities = pretrainer.config.modalities
+        blocks = Blocks.plain({self.config.fusion: whole})
+        if self.config.fusion == "concat" and len(modalities) > 1:  # heads are equally wide
+            parts = np.split(whole, len(modalities), axis=1)
+            blocks = Blocks.scaled(dict(zip(modalities, parts, strict=True)), self.config.block_scales)
+        (found,) = evaluate(self._protocol(train, held_out, usable, seen), {"trial": blocks})
+        of_all = scores(found)
+        recalls = {f"probe_{name}": value for name, value in of_all.items() if name.startswith("recall/")}
+        return {name: of_all[score] for name, score in _SCORES.items()} | recalls
+
+    def raw_rows(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(system, method) -> scores of each row of raw features that `config.baselines` ask for, as a trial's probe
+        has them; none where there is no label. They depend on no trial."""
+        if self.train is None or self.labelled is None:
+            return {}
+        both = (self.train.rows, self.labelled.rows)
+        features = {m: np.concatenate([rows.features[m] for rows in both]) for m in self.train.rows.features}
+        present = {m: np.concatenate([rows.present[m] for rows in both]) for m in features}
+        usable = np.any(list(present.values()), axis=0)
+        count = len(self.train.target)
+        protocol = self._protocol(self.train, self.labelled, usable[:count], usable[count:])
+        raw = standardise(features, present, np.arange(count))
+        wanted = ComparisonConfig(methods=("probe",), baselines=self.config.baselines)
+        found = {}
+        for systems, methods in raw_baselines(raw, wanted):
+            for (name, blocks), method in itertools.product(systems.items(), methods):
+                try:
+                    (made,) = evaluate(protocol, {name: blocks}, (method,))
+                except ValueError as error:  # the search goes on without this row
+                    print(f"raw row {name}, {method}: not judged: {error}", flush=True)
+                    continue
+                of_all = scores(made)
+                found[name, method] = {measure: of_all[score] for measure, score in _SCORES.items()}
+        return found
+
+    def _protocol(
+        self, train: Labelled, held_out: Labelled, usable: NDArray[np.bool_], seen: NDArray[np.bool_]
+    ) -> Protocol:
+        """Held-out rows behind the training rows; usable, seen: those of each that have any modality."""
+        rows = len(train.target)
         fold = Fold(0, np.arange(rows), rows + np.flatnonzero(seen), labelled={1.0: (np.flatnonzero(usable),)})
-        protocol = Protocol(
+        return Protocol(
             "data.view and data.validation_view",
             Target("label", "class", np.concatenate([train.target, held_out.target]), self.classes),
             np.concatenate([train.group, held_out.group]),
@@ -180,10 +225,6 @@ class Judge:
                 select_by=self.config.select_by,
             ),
         )
-        (found,) = evaluate(protocol, {"trial": np.concatenate([features, judged])})
-        names = {"probe_accuracy": "accuracy", "probe_uar": "uar", "probe_macro_f1": "f1_macro"}
-        of_all = scores(found)
-        return {name: of_all[score] for name, score in names.items()}
 
     def _embed(self, pretrainer: Pretrainer, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """(N, R') representations and which rows have any, in blocks that fit memory."""
@@ -317,6 +358,7 @@ def identity(objective: str, data: DataConfig, manifest: Manifest, config: Measu
         for name, value, usual in (
             ("class_weights", config.class_weights, "none"),
             ("select_by", config.select_by, "accuracy"),
+            ("block_scales", config.block_scales, "plain"),
             ("split_unit", data.split_unit, GROUP),
             ("speaker", data.speaker, GROUP),
         )

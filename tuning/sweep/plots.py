@@ -17,12 +17,14 @@ from tuning.sweep.space import names
 # Okabe & Ito (2008), "Color Universal Design"; marks differ in shape as well.
 _MARKS = {"stopped": ("x", "#E69F00"), "finished": ("o", "#0072B2")}
 _BEST = "#009E73"
+_RAW = "#CC79A7"
 _MOST_SLICES = 12
 _FIRST = ("modalities", "tasks", "recipe")
 
 
-def history(book: SweepBook, mode: str, path: Path) -> Path:
-    """The objective of every trial in the order of their numbers, and the best so far of those that were finished."""
+def history(book: SweepBook, mode: str, path: Path, raw: tuple[str, str, float] | None = None) -> Path:
+    """The objective of every trial in the order of their numbers, the best so far of those that were finished, and a
+    line at the strongest raw row (name, score, value), where the objective is its score."""
     ended = {n: o for n, o in sorted(book.outcomes.items()) if o.curve and np.isfinite(book.value(n))}
     pick = max if mode == "max" else min
     figure = Figure(figsize=(7.0, 3.8), layout="constrained")
@@ -37,6 +39,8 @@ def history(book: SweepBook, mode: str, path: Path) -> Path:
             best.append((n, pick([book.value(n), *(value for _, value in best[-1:])])))
     if best:
         axes.step(*zip(*best, strict=True), where="post", color=_BEST, label="best so far")
+    if raw is not None and raw[1] == book.objective:
+        axes.axhline(raw[2], color=_RAW, linestyle="--", label=raw[0])
     axes.set(xlabel="trial", ylabel=book.objective, title="objective over trials")
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.legend()

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conclugen.common.options import save
 from ray_jobs.run_config import PretrainJob, RunConfig
 from tuning.sweep import plots as sweep_plots
 from tuning.sweep.folder import SweepBook, trial_name
 from tuning.sweep.job import SweepJob
+from tuning.sweep.objective import LABELLED
 
 _SHOWN = 10
 
@@ -34,7 +37,35 @@ def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
         cells += [f"{metrics[name]:.3f}" if name in metrics else "" for name in measures]
         cells += [_shown(choices.get(name)) for name in varied]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    for name, metrics in book.raw_rows.items():
+        own = [f"{metrics[book.objective]:.4f}" if book.objective in metrics else ""]
+        own += [f"{metrics[measure]:.3f}" if measure in metrics else "" for measure in measures]
+        lines.append("| " + " | ".join([name, "raw row", *own, *[""] * len(varied)]) + " |")
+    return "\n".join([*lines, *_notes(book, order[0])]) + "\n"
+
+
+def strongest_raw(book: SweepBook) -> tuple[str, str, float] | None:
+    """Name of the raw row that trials are compared with, the score, and its value: the best by the objective, or by
+    accuracy where that needs no label. None where there is no label."""
+    score = book.objective if book.objective in LABELLED else LABELLED[0]
+    rows = {name: metrics[score] for name, metrics in book.raw_rows.items() if np.isfinite(metrics[score])}
+    best = max(rows, key=rows.__getitem__, default=None)
+    return None if best is None else (best, score, rows[best])
+
+
+def _notes(book: SweepBook, best: int) -> list[str]:
+    """What the best trial adds to the strongest raw row, and its recall of each class."""
+    metrics, raw, notes = book.metrics[best], strongest_raw(book), []
+    if raw is not None and raw[1] in metrics:
+        name, score, value = raw
+        told = f"Trial {trial_name(best)} minus {name}, the strongest raw row, {score}: {metrics[score] - value:+.3f}"
+        notes += ["", f"{told} (on the rows that chose the trial, in its favour)."]
+    prefix = "probe_recall/"
+    recalls = {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)}
+    if recalls:
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in recalls.items())
+        notes += ["", f"Recall by class, trial {trial_name(best)}: {listed}."]
+    return notes
 
 
 def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
@@ -66,7 +97,7 @@ def write(book: SweepBook, job: SweepJob, mode: str) -> list[Path]:
     return [
         *written,
         folder.best,
-        sweep_plots.history(book, mode, folder.plots / "objective.png"),
+        sweep_plots.history(book, mode, folder.plots / "objective.png", strongest_raw(book)),
         sweep_plots.slices(book, folder.plots / "slices.png"),
     ]
 

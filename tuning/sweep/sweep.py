@@ -104,6 +104,9 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
         "random" if job.scheduler == "pbt" else job.search, space, job.search_seed, ready.mode, folder.path
     )
     book = SweepBook(folder, space, source, count(job, source), job.objective, ready.identity)
+    book.judge_raw(ready.shared.judge)
+    if strongest := results.strongest_raw(book):
+        print(f"strongest raw row: {strongest[0]}, {strongest[1]} {strongest[2]:.4f}", flush=True)
     uri = remember(folder.path, job.tracking_uri)
     journal = Journal(folder.journal, experiment=job.experiment, name=job.name)
     costs: dict[str, float] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
@@ -88,6 +89,47 @@ def test_the_probe_is_the_logistic_regression_of_another_library(judge: Judge) -
     assert peer is not None, found
 
 
+def test_raw_rows_are_what_scikit_learn_makes_of_raw_features(judge: Judge) -> None:
+    """Each modality standardised on the training rows that have it, zero where missing; balanced by its width."""
+    judge = dataclasses.replace(judge, config=MeasureConfig(baselines=("raw", "raw_balanced", "shrinkage_lda")))
+    train, held = judge.train, judge.labelled
+    assert train is not None and held is not None
+    blocks = []
+    for m in train.rows.features:
+        there = train.rows.present[m]
+        scaler = StandardScaler().fit(train.rows.features[m][there].astype(np.float64))
+        parts = [
+            np.where(x.present[m][:, None], scaler.transform(x.features[m].astype(np.float64)), 0)
+            for x in (train.rows, held.rows)
+        ]
+        blocks.append(np.concatenate(parts))
+    count, columns = len(train.target), sum(b.shape[1] for b in blocks)
+    weighed = {
+        "raw": np.hstack([b / b[:count].std(axis=0) for b in blocks]),
+        "raw balanced": np.hstack(
+            [b / b[:count].std(axis=0) * np.sqrt(columns / len(blocks) / b.shape[1]) for b in blocks]
+        ),
+    }
+    found = judge.raw_rows()
+    assert set(found) == {("raw", "probe"), ("raw balanced", "probe"), ("raw balanced", "shrinkage_lda")}
+    for name, x in weighed.items():
+        model = LogisticRegression(C=1e-2 / np.sqrt(1), max_iter=5000, tol=1e-8)
+        near = []
+        for c in (1e-2, 1e-2 / count, 1e-2 * count):  # whose penalty is by row, by mean
+            model.set_params(C=c).fit(x[:count], train.target)
+            near.append(abs(model.score(x[count:], held.target) - found[name, "probe"]["probe_accuracy"]))
+        assert min(near) < 0.01
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(weighed["raw balanced"][:count], train.target)
+    predicted = lda.predict(weighed["raw balanced"][count:])
+    expected = {
+        "probe_accuracy": accuracy_score(held.target, predicted),
+        "probe_uar": balanced_accuracy_score(held.target, predicted),
+        "probe_macro_f1": f1_score(held.target, predicted, average="macro"),
+    }
+    assert found["raw balanced", "shrinkage_lda"] == pytest.approx(expected, abs=1e-9)
+    assert dataclasses.replace(judge, train=None).raw_rows() == {}
+
+
 def test_measures_of_known_representations(judge: Judge) -> None:
     same = measure(judge, lambda batch, m: torch.ones(batch.rows, 6, dtype=torch.float64))
     assert same["effective_rank"] == pytest.approx(1, abs=1e-3)
@@ -126,7 +168,9 @@ def test_every_objective_is_measured_and_one_without_labels_too(
     assert set(OBJECTIVES) <= set(found)
     bare = Judge.open(dataclasses.replace(data, label=None), manifest, MODALITIES, MeasureConfig(clusters=4))
     unlabelled = measure(bare, lambda batch, m: batch.features[m][:, :8])
-    assert set(found) - set(unlabelled) == {"probe_accuracy", "probe_uar", "probe_macro_f1"}
+    recalls = {f"probe_recall/{name}" for name in judge.classes}
+    assert set(found) - set(unlabelled) == {"probe_accuracy", "probe_uar", "probe_macro_f1"} | recalls
+    assert found["probe_uar"] == pytest.approx(np.mean([found[name] for name in recalls]))
     with pytest.raises(ValueError, match=r"'probe_uar' needs labels; give data.label"):
         bare.check_objective("probe_uar", [3])
     with pytest.raises(ValueError, match=r"'probe_acuracy' is measured by no trial \(did you mean 'probe_accuracy'"):

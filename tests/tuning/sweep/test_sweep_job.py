@@ -12,10 +12,12 @@ import torch
 import conclugen
 from conclugen import Batch
 from conclugen.common.options import save
+from conclugen.evaluation.config import MeasureConfig
 from ray_jobs.training import run_lock
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
 from tests.feature_corpus import write_corpus
-from tuning.sweep import replay
+from tuning.report.report import report
+from tuning.sweep import replay, results
 from tuning.sweep.folder import SweepBook, SweepFolder
 from tuning.sweep.job import COMMAND, ScheduleConfig, SweepJob
 from tuning.sweep.population import Schedule, check_space
@@ -119,6 +121,43 @@ class Kit:
 
     def end(self, number: int, value: float, state: str = "finished", reason: str = "") -> None:
         self.book.finish(number, Outcome({9: value}, state), {"probe_accuracy": value}, {"seconds": 1.0}, reason)
+
+
+class RawJudge:
+    """Counts how often raw rows are asked for."""
+
+    def __init__(self) -> None:
+        self.config, self.asked = MeasureConfig(), 0
+
+    def raw_rows(self) -> dict[tuple[str, str], dict[str, float]]:
+        self.asked += 1
+        scores = {"probe_uar": 0.4, "probe_macro_f1": 0.35}
+        rows = {("raw", "probe"): 0.55, ("raw balanced", "probe"): 0.62, ("raw balanced", "rbf_machine"): 0.6}
+        return {row: {"probe_accuracy": value, **scores} for row, value in rows.items()}
+
+
+def test_raw_rows_are_judged_once_and_stand_beside_the_best_trial(tmp_path: Path) -> None:
+    kit, judge = Kit(tmp_path / "s", small_space().resolve(WIDTHS)), RawJudge()
+    for _ in range(2):
+        kit.book.judge_raw(judge)  # type: ignore[arg-type]
+    assert judge.asked == 1 and list(kit.book.raw_rows) == ["raw", "raw balanced", "raw balanced, rbf machine"]
+    proposal = kit.book.propose()
+    assert proposal is not None
+    measures = {"probe_accuracy": 0.7, "probe_uar": 0.5, "probe_recall/calm": 0.75, "probe_recall/sad": 0.25}
+    kit.book.finish(proposal.number, Outcome({9: 0.7}, "finished"), measures, {"seconds": 1.0})
+    assert results.strongest_raw(kit.book) == ("raw balanced", "probe_accuracy", 0.62)
+    told = results.table(kit.book, "max")
+    assert "| raw balanced, rbf machine | raw row | 0.6000 | 0.400 |" in told
+    assert "Trial 0000 minus raw balanced, the strongest raw row, probe_accuracy: +0.080 (" in told
+    assert "Recall by class, trial 0000: calm 0.75, sad 0.25." in told
+    again = Kit(tmp_path / "s", small_space().resolve(WIDTHS))
+    again.book.judge_raw(judge)  # type: ignore[arg-type]
+    assert judge.asked == 1 and again.book.raw_rows == kit.book.raw_rows and len(again.book.outcomes) == 1
+    page = report(tmp_path / "s")[1].read_text()
+    assert (
+        "| trial 0, the best | 0.7000 | 0.5000 | — |" in page and "| raw balanced | 0.6200 | 0.4000 | 0.3500 |" in page
+    )
+    assert "Strongest raw row by probe_accuracy: raw balanced (0.6200); the best trial minus it: +0.0800" in page
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
