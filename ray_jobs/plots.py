@@ -176,6 +176,38 @@ def interval_bars(
         return _write(figure, path)
 
 
+def paired_differences(
+    systems: Mapping[str, Mapping[float, Interval]],
+    path: Path | str,
+    *,
+    xlabel: str = "difference in accuracy",
+    title: str = "",
+) -> Path:
+    """A panel for each share of labels, in it a dot for each system and its interval as a whisker, beside a line at
+    zero; full where the interval leaves zero out. The panels share their scale."""
+    shares = sorted({share for row in systems.values() for share in row})
+    if not shares:
+        raise ValueError("paired_differences: no system given")
+    with mpl.rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(2.6 * len(shares) + 2.4, 0.34 * len(systems) + 1.4), layout="constrained")
+        panels = figure.subplots(1, len(shares), squeeze=False, sharex=True, sharey=True).ravel()
+        for panel, share in zip(panels, shares, strict=True):
+            panel.axvline(0, color="black", linewidth=1.0)
+            for place, row in enumerate(systems.values()):
+                if share not in row:
+                    continue
+                value = row[share]
+                colour = _COLOURS[0] if not value.excludes_zero else _COLOURS[2 if value.estimate > 0 else 3]
+                panel.plot([value.low, value.high], [place, place], color=colour, linewidth=1.8)
+                face = colour if value.excludes_zero else "white"
+                panel.plot(value.estimate, place, "o", color=colour, markerfacecolor=face, markersize=6)
+            panel.set(title=f"{share:.0%} of labels", xlabel=xlabel)
+        panels[0].set_yticks(range(len(systems)), list(systems))
+        panels[0].invert_yaxis()
+        figure.suptitle(title)
+        return _write(figure, path)
+
+
 def label_efficiency(
     systems: Mapping[str, Mapping[float, Interval]], path: Path | str, *, ylabel: str = "accuracy", title: str = ""
 ) -> Path:

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reproduce.differences import signed
 from benchmarks.reproduce.evaluation import markdown, paired, table
 from benchmarks.reproduce.feature_files import read_ravdess
-from benchmarks.reproduce.page import paired_table
-from benchmarks.reproduce.reproduce import Cells, Settings
+from benchmarks.reproduce.reproduce import Cells, Settings, heads
 from conclugen import PretrainConfig
 from conclugen.common.atomic import write_text
 from conclugen.evaluation.features import MODES
@@ -65,6 +65,7 @@ def choices(
     data_set = read_ravdess(data, protocol_file, design_draws=draws)
     configs = configurations(settings, tuple(data_set.features))
     cells = Cells(output / "cells", draws, settings.seeds)
+    rows = [row for name in configs for row in heads(name)]
     parts = [
         "# Choices of the improved recipe",
         f"Written by `python -m benchmarks.reproduce.choices --data folder` on {datetime.now(UTC).date()}. RAVDESS, "
@@ -74,18 +75,20 @@ def choices(
         "might give, and 100 % of labels is a single draw.",
     ]
     for mode in MODES:
-        systems = cells.systems(data_set, mode, configs)
-        pairs = {
-            (name, _ALL): {
-                f: paired(data_set.protocol, systems[name], systems[_ALL], f) for f in systems[_ALL].predicted
-            }
-            for name in configs
-            if name != _ALL
-        }
+        for seed in settings.seeds:
+            cells.make(data_set, mode, rows, configs, seed)
+        systems = cells.systems(data_set, mode, rows, configs)
+        fractions = list(systems[_ALL].predicted)
+        heading = ["paired difference in accuracy", *(f"{fraction:.0%} of labels" for fraction in fractions)]
+        lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+        for name in configs:
+            if name != _ALL:
+                found = [paired(data_set.protocol, systems[name], systems[_ALL], f) for f in fractions]
+                lines.append(f"| {name} minus {_ALL} | {' | '.join(signed(value) for value in found)} |")
         parts += [
             f"## {mode.replace('_', '-').capitalize()}",
             markdown(table(data_set.protocol, systems)),
-            paired_table(pairs),
+            "\n".join(lines),
         ]
         results.parent.mkdir(parents=True, exist_ok=True)
         write_text(results, "\n\n".join(parts) + "\n")

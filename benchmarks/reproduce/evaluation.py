@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from conclugen.evaluation import judge
+from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.config import FineTuneConfig
 from conclugen.evaluation.judge import FoldAccuracy
 from conclugen.evaluation.protocol import Protocol, Target
 from conclugen.evaluation.statistics import DEFAULT, Interval, Resampling
@@ -22,7 +25,8 @@ class Evaluation:
     `predicted[fraction]` (draws, N) int16: class predicted for each test row, -1 for rows that no fold tests.
     `strengths[fraction]` (draws, folds): the C that was chosen. `seeds`: of pretraining; where there are several, the
     draws of one seed follow those of the other. `values` (seeds, N): a continuous label as predicted from all labels,
-    NaN for rows that no fold tests; None where the set has none.
+    NaN for rows that no fold tests; None where the set has none. `seconds`: of CPU time that judging took, all folds
+    and seeds together.
     """
 
     protocol: str
@@ -30,6 +34,12 @@ class Evaluation:
     strengths: Mapping[float, NDArray[np.float64]]
     seeds: int = 1
     values: NDArray[np.float64] | None = None
+    seconds: float = 0.0
+
+    def by_seed(self, protocol: Protocol, fraction: float) -> NDArray[np.int16]:
+        """(seeds, draws, N) predictions at a fraction."""
+        predicted = self.of(protocol, fraction)
+        return predicted.reshape(self.seeds, -1, predicted.shape[1])
 
     def draws(self, fraction: float) -> int:
         """Draws of labels at a fraction, each counted once for all seeds."""
@@ -40,6 +50,7 @@ class Evaluation:
         arrays: dict[str, NDArray[np.generic]] = {
             "protocol": np.asarray(self.protocol),
             "seeds": np.asarray(self.seeds),
+            "seconds": np.asarray(self.seconds),
         }
         for fraction, predicted in self.predicted.items():
             arrays[f"predicted/{fraction!r}"] = predicted
@@ -56,7 +67,8 @@ class Evaluation:
             predicted = {float(fraction): stored[f"predicted/{fraction}"] for fraction in fractions}
             strengths = {float(fraction): stored[f"strengths/{fraction}"] for fraction in fractions}
             values = stored["values"] if "values" in stored.files else None
-            return cls(str(stored["protocol"]), predicted, strengths, int(stored["seeds"]), values)
+            seconds = float(stored["seconds"])
+            return cls(str(stored["protocol"]), predicted, strengths, int(stored["seeds"]), values, seconds)
 
     def of(self, protocol: Protocol, fraction: float) -> NDArray[np.int16]:
         """(draws, N) predictions at a fraction; ValueError where they are of another protocol, or there are none."""
@@ -69,21 +81,26 @@ class Evaluation:
 
 def evaluate(
     protocol: Protocol,
-    representation: ArrayLike,
+    representation: ArrayLike | Blocks,
     draws: int | None = None,
     standardized: bool = False,
     values: ArrayLike | None = None,
     method: str = "probe",
+    seed: int = 127,
 ) -> Evaluation:
-    """Predictions of one (N, R) representation of every row, by logistic probes.
+    """Predictions of one (N, R) representation of every row, or of blocks, by logistic probes or another method.
 
     standardized: it is taken as it is (raw features after `normalise`), not standardised on the fold's training rows.
-    values (N,): a continuous label, predicted by ridge regression from those of all the fold's training rows.
+    values (N,): a continuous label, predicted by ridge regression from those of all the fold's training rows. seed: of
+    methods that draw.
     """
+    started = time.process_time()
     probe = replace(protocol.probe, scaling="none") if standardized else protocol.probe
     protocol = replace(protocol, probe=probe)
+    settings = FineTuneConfig(seed=seed)
     cells = {
-        found.fraction: found for found in judge.evaluate(protocol, {method: representation}, (method,), draws=draws)
+        found.fraction: found
+        for found in judge.evaluate(protocol, {method: representation}, (method,), draws=draws, fine_tune=settings)
     }
     regressed = None
     if values is not None:
@@ -96,6 +113,7 @@ def evaluate(
         {fraction: found.values for fraction, found in cells.items()},
         {fraction: found.strengths for fraction, found in cells.items()},
         values=regressed,
+        seconds=time.process_time() - started,
     )
 
 
@@ -134,6 +152,7 @@ def merge(folds: Sequence[Evaluation]) -> Evaluation:
         {f: np.concatenate([part.strengths[f] for part in folds], axis=1) for f in fractions},
         folds[0].seeds,
         _together([part.values for part in folds], lambda values: np.fmax.reduce(values)),
+        sum(part.seconds for part in folds),
     )
 
 
@@ -145,6 +164,7 @@ def stack(seeds: Sequence[Evaluation]) -> Evaluation:
         {f: np.concatenate([one.strengths[f] for one in seeds]) for f in seeds[0].strengths},
         sum(one.seeds for one in seeds),
         _together([one.values for one in seeds], np.concatenate),
+        sum(one.seconds for one in seeds),
     )
 
 

@@ -1,4 +1,5 @@
-"""The protocols of RAVDESS and CMU-MOSI: folds, draws of labels and probes, from a protocol file or a published split.
+"""The protocols of RAVDESS, CMU-MOSI and MELD's development part: folds, draws of labels and probes, from a protocol
+file, a published split, or dealt over dialogues.
 
 Raw and pretrained representations are judged by the same protocol in two modes that are never mixed: see
 `conclugen.evaluation.features.normalise`.
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from conclugen.evaluation.config import STRENGTHS, ProbeConfig
-from conclugen.evaluation.protocol import Fold, Protocol, Target, held_out_fold
+from conclugen.evaluation.protocol import Fold, Protocol, Target, group_cross_folds, held_out_fold
 
 # Draws of a protocol that lists none in a file.
-_DRAW_SEED = 127
+DRAW_SEED = 127
 _FRACTIONS = (0.03, 0.1, 1.0)
 
 
@@ -49,7 +50,7 @@ def ravdess_design(
     emotion: ArrayLike,
     names: Sequence[str],
     draws: int = 5,
-    seed: int = _DRAW_SEED,
+    seed: int = DRAW_SEED,
 ) -> Protocol:
     """For every choice of design: trains on all other actors, tests on the file's design actors only.
 
@@ -64,7 +65,7 @@ def ravdess_design(
 
 
 def mosi(
-    identifiers: ArrayLike, positive: ArrayLike, split: ArrayLike, draws: int = 5, seed: int = _DRAW_SEED
+    identifiers: ArrayLike, positive: ArrayLike, split: ArrayLike, draws: int = 5, seed: int = DRAW_SEED
 ) -> Protocol:
     """The published train/test split, seeded draws by class; group: the video, an identifier up to its last `_`."""
     fold = held_out_fold(np.asarray(split) == "test")
@@ -74,7 +75,7 @@ def mosi(
 
 
 def mosi_design(
-    identifiers: ArrayLike, positive: ArrayLike, split: ArrayLike, draws: int = 5, seed: int = _DRAW_SEED
+    identifiers: ArrayLike, positive: ArrayLike, split: ArrayLike, draws: int = 5, seed: int = DRAW_SEED
 ) -> Protocol:
     """For every choice of design: inside the training part, every fifth video (sorted) is the test.
 
@@ -87,6 +88,17 @@ def mosi_design(
     return _protocol("mosi_design", "sentiment", positive, names, groups, [fold], STRENGTHS).drawn(
         _FRACTIONS, draws, seed
     )
+
+
+def meld(
+    dialogues: ArrayLike, emotion: ArrayLike, names: Sequence[str], draws: int = 5, seed: int = DRAW_SEED
+) -> Protocol:
+    """Four folds over dialogues, seeded draws by class. Nearly half of the rows are neutral, and one class has 22:
+    classes weigh the same in every loss, and strengths are chosen by unweighted average recall."""
+    groups = np.asarray(dialogues).astype(str)
+    protocol = _protocol("meld", "emotion", emotion, names, groups, group_cross_folds(groups, 4), STRENGTHS)
+    probe = replace(protocol.probe, class_weights="balanced", select_by="uar")
+    return replace(protocol, probe=probe).drawn(_FRACTIONS, draws, seed)
 
 
 def videos(identifiers: ArrayLike) -> NDArray[np.str_]:

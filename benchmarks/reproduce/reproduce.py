@@ -1,19 +1,20 @@
-"""The result tables: frozen-feature pretraining judged against the raw features and against its own untrained heads.
+"""The result tables: frozen-feature pretraining judged against every row that needs none, and its own untrained heads.
 
     python -m benchmarks.reproduce --data FOLDER --output outputs/reproduce --results docs/results.md
 
-FOLDER holds `ravdess_features.npz`, `mosi_features.npz` and `ravdess_protocol.json`. For each fold heads are pretrained
-on its training rows, without labels, in this process. Every cell (set, mode, fold, system) is kept below the output
-folder under a digest of its configuration and data, so that a killed run goes on where it stopped.
+FOLDER holds `ravdess_features.npz`, `mosi_features.npz`, `meld_dev_features.npz` and `ravdess_protocol.json`. For each
+fold heads are pretrained on its training rows, without labels, in this process. Every cell (table, mode, fold, system,
+seed) is kept below the output folder under a digest of its configuration and data, so that a killed run goes on where
+it stopped; what costs most comes last. `--kept` writes the page of the cells there are.
 """
 
 import argparse
-import functools
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,24 @@ from numpy.typing import NDArray
 
 import conclugen
 from benchmarks.reproduce import page as results_page
-from benchmarks.reproduce.evaluation import Evaluation, evaluate, majority, merge, stack, table
-from benchmarks.reproduce.feature_files import PROTOCOL_FILE, DataSet, read_mosi, read_ravdess
+from benchmarks.reproduce.evaluation import Evaluation, evaluate, majority, merge, stack
+from benchmarks.reproduce.feature_files import PROTOCOL_FILE, DataSet, read_meld, read_mosi, read_ravdess
 from conclugen import Batch, PretrainConfig, Pretrainer, fields, presets
 from conclugen.common.atomic import atomic_path
+from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.config import ComparisonConfig
 from conclugen.evaluation.features import normalise
+from conclugen.evaluation.judge import raw_baselines
 from conclugen.evaluation.protocol import Fold
-from ray_jobs import plots
 from shards import EpochPlan
 
-SETS = ("ravdess", "mosi")
+SETS = ("ravdess", "mosi_audio_text", "mosi_text", "mosi_all", "meld")
 RECIPES = ("improved", "paper")
-_CELL_CONTENT = 2  # what a kept cell holds; raise it when `Evaluation` keeps more, so that older cells are made anew
+CONSTANT = "best constant"
+_CELL_CONTENT = 3  # what a kept cell holds; raise it when `Evaluation` keeps more, so that older cells are made anew
+# What takes longest is judged last: a page of what there is then lacks whole rows, not parts of each.
+_LATER = {"self_training": 1, "supervised": 1, "boosted_trees": 2}
+_PASSES = 4
 
 
 @dataclass(frozen=True)
@@ -114,76 +121,190 @@ def pretrained(
     yield _representation(pretrainer, everything)
 
 
+@dataclass(frozen=True)
+class System:
+    """A row of a table.
+
+    Attributes:
+        name: Of the row.
+        blocks: What is judged, from the raw modalities and the heads' representations (empty for raw rows).
+        method: Of the judge.
+        recipe: Of the pretraining, or None.
+        trained: The heads after pretraining, not before.
+        seeded: What is judged, or how, is drawn from a seed.
+        order: In which pass over the tables it is judged.
+    """
+
+    name: str
+    blocks: Callable[[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], Blocks]
+    method: str = "probe"
+    recipe: str | None = None
+    trained: bool = False
+    seeded: bool = False
+    order: int = 0
+
+
+def raw_systems(modalities: Sequence[str]) -> list[System]:
+    """Rows that need no pretraining, those of the judge."""
+    empty = {name: np.empty((1, 1)) for name in modalities}
+    config = ComparisonConfig(methods=("probe",), baselines=("all",))
+    found = []
+    for at, (systems, methods) in enumerate(raw_baselines(empty, config)):
+        for name, method in [(name, method) for name in systems for method in methods]:
+
+            def blocks(raw: Mapping[str, Any], _: Mapping[str, Any], at: int = at, name: str = name) -> Blocks:
+                made = raw_baselines(raw, config)[at][0][name]
+                assert isinstance(made, Blocks)
+                return made
+
+            label = name if method == "probe" else f"{name}, {method.replace('_', ' ')}"
+            order = 1 if name.endswith("chosen") else _LATER.get(method, 0)
+            found.append(System(label, blocks, method, seeded=method == "supervised", order=order))
+    return found
+
+
+def heads(recipe: str, order: int = 0) -> list[System]:
+    """The heads of a configuration before and after pretraining, side by side as they are."""
+    return [
+        System(name, lambda _, parts: Blocks.plain(parts), recipe=recipe, trained=trained, seeded=True, order=order)
+        for name, trained in ((untrained(recipe), False), (recipe, True))
+    ]
+
+
+def learned_systems(recipe: str, several: bool) -> list[System]:
+    """The heads of a recipe before and after pretraining; those after it with weights of the blocks that are chosen as
+    raw ones are, and beside the raw modalities."""
+    chosen = System(
+        f"{recipe}, block weights chosen",
+        lambda _, parts: Blocks.weighted(parts),
+        recipe=recipe,
+        trained=True,
+        seeded=True,
+        order=2,
+    )
+    order = RECIPES.index(recipe) * (_PASSES - 1)
+    with_raw = System(
+        f"{recipe} + raw",
+        lambda raw, parts: Blocks.with_raw(np.concatenate(list(parts.values()), axis=1), raw),
+        recipe=recipe,
+        trained=True,
+        seeded=True,
+        order=order,
+    )
+    return [*heads(recipe, order), *([chosen] if several and recipe == RECIPES[0] else []), with_raw]
+
+
 class Cells:
     """Evaluations of one system on one fold each, made once and kept as files of a folder.
 
-    configs: name of a system -> its configuration; each is pretrained from every one of `seeds`.
+    configs: name of a recipe (or of a variant) -> its configuration; each is pretrained from every one of `seeds`.
+    kept: make none, and leave out what is not there.
     """
 
-    def __init__(self, folder: Path, draws: int, seeds: Sequence[int]) -> None:
-        self.folder, self.draws, self.seeds = folder, draws, tuple(seeds)
+    def __init__(self, folder: Path, draws: int, seeds: Sequence[int], kept: bool = False) -> None:
+        self.folder, self.draws, self.seeds, self.kept = folder, draws, tuple(seeds), kept
         self.started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def systems(self, data: DataSet, mode: str, configs: Mapping[str, PretrainConfig]) -> dict[str, Evaluation]:
-        """Every system of a set in one mode, all folds together, in the order of the table.
-
-        A pretrained system has each draw of labels once for each seed.
-        """
-        parts: dict[str, list[Evaluation]] = {}
+    def make(
+        self,
+        data: DataSet,
+        mode: str,
+        rows: Sequence[System],
+        configs: Mapping[str, PretrainConfig],
+        seed: int,
+        order: int | None = None,
+    ) -> None:
+        """Judge the rows (of a pass) that are not there yet."""
         for fold in data.protocol.folds:
-            for name, evaluation in self._fold(data, mode, fold, configs):
-                parts.setdefault(name, []).append(evaluation)
-        merged = {name: merge(evaluations) for name, evaluations in parts.items()}
-        stages = [_judged(name, data) for name in configs]
-        order = [*data.baselines, *(name for stage in zip(*stages, strict=True) for names in stage for name in names)]
-        return {"majority class": majority(data.protocol, self.draws)} | {name: merged[name] for name in order}
+            place = f"{data.protocol.name}-{mode}-{fold.number}"
+            features: dict[str, NDArray[np.float64]] = {}
+            for row in rows:
+                path = self._path(place, row, data, configs, seed)
+                if path.exists() or order not in (None, row.order):
+                    continue
+                features = features or normalise(data.features, mode, fold.train_rows, data.protocol.groups)
+                parts: dict[str, NDArray[np.float32]] = {}
+                if row.recipe is not None:
+                    config = replace(configs[row.recipe], seed=seed)
+                    both = self._representations(place, data, mode, config, features, fold)
+                    parts = {m: both[int(row.trained)][m] for m in data.shown}
+                blocks = row.blocks({m: features[m] for m in data.shown}, parts)
+                values = data.values if row.method == "probe" else None
+                single = data.protocol.only(fold)
+                found = evaluate(single, blocks, self.draws, row.recipe is None, values, row.method, seed)
+                with atomic_path(path) as temporary:
+                    found.save(temporary)
+                self._tell(place, row.name, seed if row.seeded else None, found.seconds)
 
-    def _fold(
-        self, data: DataSet, mode: str, fold: Fold, configs: Mapping[str, PretrainConfig]
-    ) -> Iterator[tuple[str, Evaluation]]:
-        single = data.protocol.only(fold)
-        features = normalise(data.features, mode, fold.train_rows, data.protocol.groups)
-        place = f"{data.protocol.name}-{mode}-{fold.number}"
-        for name, modalities in data.baselines.items():
-            path = self._path(place, name, data, None)
-            if not path.exists():
-                raw = _concatenated(features, modalities)
-                _keep(path, evaluate(single, raw, self.draws, standardized=True, values=data.values))
-            yield name, self._done(path, place, name)
-        for system, config in configs.items():
-            of_seeds: dict[str, list[Evaluation]] = {}
-            for seed in self.seeds:
-                seeded = replace(config, seed=seed)
-                judged = _judged(system, data)
-                paths = {name: self._path(place, name, data, seeded) for stage in judged for name in stage}
-                if not all(path.exists() for path in paths.values()):
-                    for stage, parts in zip(judged, pretrained(seeded, features, data.group, fold), strict=True):
-                        for name, modalities in stage.items():
-                            if not paths[name].exists():
-                                whole = _concatenated(parts, modalities)
-                                _keep(paths[name], evaluate(single, whole, self.draws, values=data.values))
-                for name, path in paths.items():
-                    of_seeds.setdefault(name, []).append(self._done(path, place, f"{name}, seed {seed}"))
-            for name, kept in of_seeds.items():
-                yield name, stack(kept)
+    def systems(
+        self, data: DataSet, mode: str, rows: Sequence[System], configs: Mapping[str, PretrainConfig]
+    ) -> dict[str, Evaluation]:
+        """Every row, all folds and seeds together; of kept cells alone those seeds that every fold has."""
+        found = {CONSTANT: majority(data.protocol, self.draws)}
+        for row in rows:
+            of_seeds = []
+            for seed in self.seeds if row.seeded else self.seeds[:1]:
+                places = [f"{data.protocol.name}-{mode}-{fold.number}" for fold in data.protocol.folds]
+                paths = [self._path(place, row, data, configs, seed) for place in places]
+                if all(path.exists() for path in paths) or not self.kept:
+                    of_seeds.append(merge([Evaluation.load(path) for path in paths]))
+            if of_seeds:
+                found[row.name] = stack(of_seeds)
+        return found
 
-    def _path(self, place: str, system: str, data: DataSet, config: PretrainConfig | None) -> Path:
+    def _path(self, place: str, row: System, data: DataSet, configs: Mapping[str, PretrainConfig], seed: int) -> Path:
         # The whole configuration, not its identity alone: learning rate and epochs decide the result here as well.
+        config = None if row.recipe is None else replace(configs[row.recipe], seed=seed).to_dict()
+        labelled = [[r.tolist() for r in d] for f in data.protocol.folds for _, d in sorted(f.labelled.items())]
         what = [
-            _CELL_CONTENT,
-            data.digest,
-            self.draws,
-            data.values is not None,
-            system,
-            None if config is None else config.to_dict(),
+            *(_CELL_CONTENT, data.digest, self.draws, data.values is not None, data.shown, row.name, row.method),
+            *(config, seed if row.seeded else None, asdict(data.protocol.probe), labelled),
         ]
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{place}-{system.replace(', ', '+').replace(' ', '_')}-{digest}.npz"
+        return self.folder / f"{place}-{row.name.replace(', ', '+').replace(' ', '_')}-{digest}.npz"
 
-    def _done(self, path: Path, place: str, system: str) -> Evaluation:
-        print(f"[{time.monotonic() - self.started:7.1f} s] {place}: {system}", flush=True)
-        return Evaluation.load(path)
+    def _heads(self, data: DataSet, mode: str, config: PretrainConfig, fold: Fold) -> Path:
+        what = [data.digest, mode, fold.train_rows.tolist(), config.to_dict()]
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / f"heads-{config.recipe}-{digest}.npz"
+
+    def _representations(
+        self,
+        place: str,
+        data: DataSet,
+        mode: str,
+        config: PretrainConfig,
+        features: Mapping[str, NDArray[np.float64]],
+        fold: Fold,
+    ) -> list[dict[str, NDArray[np.float32]]]:
+        """Of the heads before and after pretraining, kept as well: several rows are judged from one."""
+        path = self._heads(data, mode, config, fold)
+        if not path.exists():
+            started = time.process_time()
+            stages = pretrained(config, features, data.group, fold)
+            arrays = {f"{at}/{m}": array for at, parts in enumerate(stages) for m, array in parts.items()}
+            seconds = time.process_time() - started
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, seconds=np.asarray(seconds), **arrays)  # type: ignore[arg-type]
+            self._tell(place, f"pretraining, {config.recipe}", config.seed, seconds)
+        with np.load(path, allow_pickle=False) as stored:
+            return [{m: stored[f"{at}/{m}"] for m in config.modalities} for at in (0, 1)]
+
+    def seconds(self, data: DataSet, mode: str, config: PretrainConfig) -> float:
+        """Mean CPU time of one kept pretraining by a recipe, of folds and seeds; NaN where there is none."""
+        found = []
+        for seed in self.seeds:
+            for fold in data.protocol.folds:
+                path = self._heads(data, mode, replace(config, seed=seed), fold)
+                if path.exists():
+                    with np.load(path, allow_pickle=False) as stored:
+                        found.append(float(stored["seconds"]))
+        return float(np.mean(found)) if found else float("nan")
+
+    def _tell(self, place: str, what: str, seed: int | None, seconds: float) -> None:
+        of_seed = "" if seed is None else f", seed {seed}"
+        print(f"[{time.monotonic() - self.started:7.1f} s] {place}: {what}{of_seed} ({seconds:.1f} s)", flush=True)
 
 
 def untrained(system: str) -> str:
@@ -191,10 +312,12 @@ def untrained(system: str) -> str:
     return f"untrained heads, {system}"
 
 
-def _judged(system: str, data: DataSet) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """What is judged before and after pretraining: name of a system -> the modalities whose representation it is."""
-    trained = {system: tuple(data.features)} | {f"{system}, {part}": names for part, names in data.parts.items()}
-    return {untrained(name): modalities for name, modalities in trained.items()}, trained
+def read(name: str, data: Path, draws: int, protocol_file: Path | None = None, draw_seed: int | None = None) -> DataSet:
+    """The set of a table. draw_seed: of labels; without it RAVDESS has those of its protocol file."""
+    seed = {} if draw_seed is None else {"seed": draw_seed}
+    if name == "ravdess":
+        return read_ravdess(data, protocol_file, draws, draw_seed)
+    return read_meld(data, draws, **seed) if name == "meld" else read_mosi(data, draws, name, **seed)
 
 
 def reproduce(
@@ -206,8 +329,12 @@ def reproduce(
     sets: Sequence[str] = SETS,
     recipes: Sequence[str] = RECIPES,
     settings: Settings | None = None,
+    draw_seed: int | None = None,
+    kept: bool = False,
 ) -> None:
-    """Evaluate every system of every set; write tables and comparisons to `results` after each set, plots beside it.
+    """Judge every row of every set, the quick ones first, and write the page to `results`, its plots beside it.
+
+    kept: judge nothing, and write the page of the cells that are there.
 
     Raises ValueError for an unknown set or recipe, and for a missing file, array or value.
     """
@@ -215,47 +342,29 @@ def reproduce(
         for name in chosen:
             fields.choose(kind, name, allowed)
     settings = settings or Settings()
-    cells = Cells(output / "cells", draws, settings.seeds)
-    sections: list[results_page.Section] = []
-    readers = {
-        "ravdess": functools.partial(read_ravdess, data, protocol_file),
-        "mosi": functools.partial(read_mosi, data, draws),
-    }
-    for data_set in [readers[name]() for name in sets]:
-        for mode in data_set.modes:
-            configs = {recipe: settings.config(recipe, tuple(data_set.features)) for recipe in recipes}
-            systems = cells.systems(data_set, mode, configs)
-            shown = table(data_set.protocol, systems)
-            first = next(iter(data_set.baselines))
-            pairs = [
-                (name, other)
-                for recipe in recipes
-                for name in _judged(recipe, data_set)[1]
-                for other in (first, untrained(name))
-            ]
-            figure = Path("figures") / f"{data_set.protocol.name}_{mode}.png"
-            sections.append(
-                results_page.Section(
-                    data_set.title,
-                    data_set.note,
-                    mode,
-                    data_set.protocol,
-                    systems,
-                    shown,
-                    pairs,
-                    data_set.aims.get(mode, {}) if "improved" in recipes else {},
-                    data_set.values,
-                    figure,
-                )
-            )
-            lines = {
-                name: {fraction: cell.interval for fraction, cell in row.items()}
-                for name, row in shown.items()
-                if name != "majority class"
-            }
-            title = f"{data_set.title} ({mode.replace('_', '-')})"
-            plots.label_efficiency(lines, results.parent / figure, title=title)
-        results_page.write(results, sections, settings, draws, recipes)
+    cells = Cells(output / "cells", draws, settings.seeds, kept)
+    tables = []
+    for name in sets:
+        data_set = read(name, data, draws, protocol_file, draw_seed)
+        configs = {recipe: settings.config(recipe, tuple(data_set.features)) for recipe in recipes}
+        learned = [row for recipe in recipes for row in learned_systems(recipe, len(data_set.shown) > 1)]
+        tables += [(data_set, mode, raw_systems(data_set.shown) + learned, configs) for mode in data_set.modes]
+    if not kept:
+        for order, seed in itertools.product(range(_PASSES), settings.seeds):
+            for data_set, mode, rows, configs in tables:
+                cells.make(data_set, mode, rows, configs, seed, order)
+    sections = [
+        results_page.Section(
+            data_set,
+            mode,
+            cells.systems(data_set, mode, rows, configs),
+            {row.name: row.recipe for row in rows if row.recipe is not None},
+            tuple(row.name for row in rows),
+            {recipe: cells.seconds(data_set, mode, config) for recipe, config in configs.items()},
+        )
+        for data_set, mode, rows, configs in tables
+    ]
+    results_page.write(results, sections, settings, draws, draw_seed)
 
 
 def _select(batch: Batch, rows: NDArray[np.int64]) -> Batch:
@@ -270,15 +379,6 @@ def _select(batch: Batch, rows: NDArray[np.int64]) -> Batch:
 
 def _representation(pretrainer: Pretrainer, batch: Batch) -> dict[str, NDArray[np.float32]]:
     return {m: r.numpy() for m, r in pretrainer.embed(batch).items()}
-
-
-def _concatenated(parts: Mapping[str, NDArray[Any]], modalities: Sequence[str]) -> NDArray[Any]:
-    return np.concatenate([parts[m] for m in modalities], axis=1)
-
-
-def _keep(path: Path, evaluation: Evaluation) -> None:
-    with atomic_path(path) as temporary:
-        evaluation.save(temporary)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -298,10 +398,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated")
     parser.add_argument("--seeds", default="127", help="comma-separated seeds of pretraining; every one is run")
+    parser.add_argument("--draw-seed", type=int, help="of the draws of labels; default: RAVDESS's file, else 127")
+    parser.add_argument("--kept", action="store_true", help="judge nothing; write the page of the cells there are")
     given = parser.parse_args(arguments)
     try:
         sets, recipes = given.sets.split(","), given.recipes.split(",")
         settings = Settings(seeds=tuple(int(seed) for seed in given.seeds.split(",")))
-        reproduce(given.data, given.output, given.results, given.protocol, given.draws, sets, recipes, settings)
+        places = (given.data, given.output, given.results, given.protocol)
+        reproduce(*places, given.draws, sets, recipes, settings, given.draw_seed, given.kept)
     except ValueError as error:
         parser.error(str(error))

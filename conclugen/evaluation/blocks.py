@@ -77,7 +77,8 @@ class Blocks:
         blocks = _blocks(arrays)
         choices: dict[str, Weights] = {"plain": _plain(blocks)}
         if len(blocks) > 1:
-            choices["balanced"] = dict.fromkeys(blocks, 1.0)
+            if len({array.shape[1] for array in blocks.values()}) > 1:  # equally wide blocks are balanced as they are
+                choices["balanced"] = dict.fromkeys(blocks, 1.0)
             rest = (1 - LEADING) / (len(blocks) - 1)
             for leader in blocks:
                 choices[f"{leader} leading"] = {name: LEADING if name == leader else rest for name in blocks}
@@ -106,6 +107,11 @@ class Blocks:
         return np.concatenate(list(self.arrays.values()), axis=1)
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Columns of each block, in the order of `matrix`."""
+        return {name: array.shape[1] for name, array in self.arrays.items()}
+
+    @property
     def only_choice(self) -> str | None:
         """The name of the choice where there is one alone."""
         return next(iter(self.choices)) if len(self.choices) == 1 else None
@@ -113,7 +119,7 @@ class Blocks:
     def columns(self, choice: str) -> tuple[NDArray[np.int64], Floats]:
         """Columns of `matrix` that a choice keeps, and the factor of each after standardisation."""
         weights = self.choices[choice]
-        widths = {name: array.shape[1] for name, array in self.arrays.items()}
+        widths = self.widths
         starts = dict(zip(widths, np.cumsum([0, *widths.values()]), strict=False))
         kept = [name for name in self.arrays if name in weights]
         total, columns = sum(weights.values()), sum(widths[name] for name in kept)

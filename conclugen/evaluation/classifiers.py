@@ -1,7 +1,8 @@
 """The field's simple classifiers as baselines, by scikit-learn: (N, D) features and (N,) classes in, classes out.
 
 Each takes the standardised labelled rows, their inner folds (held-out training groups, which choose what is chosen),
-the standardised test rows and the training rows without labels, and a seed. All are of classes.
+the standardised test rows and the training rows without labels, and a seed. All are of classes, and weigh them and
+select as the linear probe beside them does.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from numpy.typing import NDArray
 
 from conclugen.common.extras import require
 from conclugen.evaluation.checks import Floats, Integers
+from conclugen.evaluation.config import ProbeWeights, SelectBy
 
-# Candidates of an RBF machine's C, and of the penalty of a network's weights.
+# Candidates of an RBF machine's C.
 MACHINE_STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-NETWORK_PENALTIES = (1e-3, 1e-1, 10.0)
-NETWORK_WIDTH = 64
 # A row joins the labelled ones when its most likely class is at least this likely.
 SELF_TRAINING_THRESHOLD = 0.75
 
@@ -35,6 +35,9 @@ class Task:
     test: (t, D) rows to predict.
     strength: C of the linear probe on the same rows.
     seed: Of what is drawn.
+    widths: Columns of each block of X, one after the other.
+    class_weights: `none`, or `balanced`: every class weighs the same in sum.
+    select_by: Score on held-out groups by which a candidate is chosen: `accuracy` or `uar`.
     """
 
     X: Floats
@@ -44,6 +47,22 @@ class Task:
     test: Floats
     strength: float
     seed: int
+    widths: tuple[int, ...] = ()
+    class_weights: ProbeWeights = "none"
+    select_by: SelectBy = "accuracy"
+
+    @property
+    def weighing(self) -> str | None:
+        """As scikit-learn names it."""
+        return "balanced" if self.class_weights == "balanced" else None
+
+    def score(self, true: Integers, guess: Integers) -> float:
+        """Of classes predicted for held-out rows."""
+        from sklearn.metrics import accuracy_score, recall_score
+
+        if self.select_by == "accuracy":
+            return float(accuracy_score(true, guess))
+        return float(recall_score(true, guess, labels=np.unique(true), average="macro"))
 
 
 def shrinkage_lda(task: Task) -> Integers:
@@ -53,7 +72,9 @@ def shrinkage_lda(task: Task) -> Integers:
     with warnings.catch_warnings():
         # Constant columns make the covariance singular until it is shrunk; scikit-learn warns all the same.
         warnings.simplefilter("ignore")
-        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(task.X, task.y)
+        classes = len(np.unique(task.y))
+        priors = np.full(classes, 1 / classes) if task.weighing else None  # its form of class weights
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors).fit(task.X, task.y)
     return np.asarray(model.predict(task.test))
 
 
@@ -61,14 +82,14 @@ def rbf_machine(task: Task) -> Integers:
     """Support vector machine with a Gaussian kernel, gamma 1 / (D variance), C by inner folds."""
     from sklearn.svm import SVC
 
-    return _chosen(task, MACHINE_STRENGTHS, lambda strength: SVC(C=strength))
+    return _chosen(task, MACHINE_STRENGTHS, lambda strength: SVC(C=strength, class_weight=task.weighing))
 
 
 def boosted_trees(task: Task) -> Integers:
     """Gradient-boosted trees on binned columns, scikit-learn's defaults. No block scale changes them."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    model = HistGradientBoostingClassifier(early_stopping=False, random_state=task.seed)
+    model = HistGradientBoostingClassifier(early_stopping=False, random_state=task.seed, class_weight=task.weighing)
     return np.asarray(model.fit(task.X, task.y).predict(task.test))
 
 
@@ -78,7 +99,7 @@ def self_training(task: Task) -> Integers:
     from sklearn.linear_model import LogisticRegression
     from sklearn.semi_supervised import SelfTrainingClassifier
 
-    base = LogisticRegression(C=task.strength, max_iter=2000)
+    base = LogisticRegression(C=task.strength, max_iter=2000, class_weight=task.weighing)
     if not len(task.unlabelled):
         return np.asarray(base.fit(task.X, task.y).predict(task.test))
     model = SelfTrainingClassifier(base, threshold=SELF_TRAINING_THRESHOLD)
@@ -90,20 +111,20 @@ def self_training(task: Task) -> Integers:
 
 
 def supervised(task: Task) -> Integers:
-    """A small fusion network trained on the labels alone: the concatenated blocks, one hidden layer of 64 rectified
-    units, softmax; Adam; the penalty of its weights by inner folds."""
-    from sklearn.neural_network import MLPClassifier
+    """The product's own heads and their fusion, trained on the labels alone: see `supervised.fusion_network`."""
+    from conclugen.evaluation.supervised import fusion_network  # the only one that needs torch
 
-    def make(penalty: float) -> Any:
-        return MLPClassifier((NETWORK_WIDTH,), alpha=penalty, max_iter=200, random_state=task.seed)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 200 passes are its length, converged or not
-        return _chosen(task, NETWORK_PENALTIES, make)
+    counts = np.bincount(task.y)
+    weights = len(task.y) / (len(counts) * counts) if task.weighing else None
+    widths = task.widths or (task.X.shape[1],)
+    predicted, _ = fusion_network(
+        task.X, task.y, task.fold, task.test, widths, task.score, weights=weights, seed=task.seed
+    )
+    return predicted
 
 
 def _chosen(task: Task, grid: Sequence[float], make: Callable[[float], Any]) -> Integers:
-    """Predictions of the candidate that is right most often on held-out groups, of equals the first."""
+    """Predictions of the candidate that scores best on held-out groups, of equals the first."""
     right = np.zeros(len(grid))
     for held_out in np.unique(task.fold):
         kept, judged = task.fold != held_out, task.fold == held_out
@@ -111,7 +132,7 @@ def _chosen(task: Task, grid: Sequence[float], make: Callable[[float], Any]) -> 
             continue
         for i, candidate in enumerate(grid):
             model = make(candidate).fit(task.X[kept], task.y[kept])
-            right[i] += (model.predict(task.X[judged]) == task.y[judged]).mean()
+            right[i] += task.score(task.y[judged], model.predict(task.X[judged]))
     return np.asarray(make(grid[int(right.argmax())]).fit(task.X, task.y).predict(task.test))
 
 

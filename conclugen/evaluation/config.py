@@ -145,7 +145,7 @@ class ComparisonConfig:
             side, `raw_balanced` (each modality the same share of the variance), `best_modality` (of raw ones, chosen
             on held-out training groups); slower: `block_weights` (shares of the variance, chosen so), `late_fusion` (a
             probe for each modality), `shrinkage_lda`, `rbf_machine`, `boosted_trees`, `self_training`, `supervised`
-            (a small network trained on the labels alone); or `all`.
+            (the heads and their fusion, trained on the labels alone); or `all`.
     """
 
     methods: tuple[str, ...] = METHODS

@@ -190,13 +190,15 @@ def raw_baselines(
     """Systems made of raw modalities, and the methods of each, as `config.baselines` asks; of one modality there is
     nothing to balance, choose or fuse.
 
-    Late fusion and classifiers read the balanced blocks, boosted trees (which no scale changes) among them.
+    Late fusion and classifiers read the balanced blocks, boosted trees (which no scale changes) among them; the
+    supervised network has a head for each modality and reads them as they are.
     """
     wanted, several = config.wanted, len(raw) > 1
     rows: list[tuple[dict[str, ArrayLike | Blocks], tuple[str, ...]]] = []
     if "raw" in wanted:
         rows.append(({"raw": Blocks.plain(raw)}, config.methods))
-    balanced = tuple(name for name in (*CLASSIFIERS, *(("late_fusion",) if several else ())) if name in wanted)
+    of_balanced = (*(name for name in CLASSIFIERS if name != "supervised"), *(("late_fusion",) if several else ()))
+    balanced = tuple(name for name in of_balanced if name in wanted)
     if several:
         if "raw_balanced" in wanted:
             balanced = (*config.methods, *balanced)
@@ -206,6 +208,8 @@ def raw_baselines(
             rows.append(({"raw, block weights chosen": Blocks.weighted(raw)}, ("probe",)))
     if balanced:
         rows.append(({"raw balanced" if several else "raw": Blocks.balanced(raw)}, balanced))
+    if "supervised" in wanted:
+        rows.append(({"raw": Blocks.plain(raw)}, ("supervised",)))
     return rows
 
 
@@ -561,7 +565,12 @@ def _classifier(name: str) -> _Method:
         fold = group_folds(protocol.groups[rows], protocol.probe.inner_folds, _inner_groups(protocol, split))
         strength = _fit(protocol, array, split, scaling).strength if name == "self_training" else float("nan")
         unlabelled = np.setdiff1d(split.fold.train_rows, rows)
-        task = Task(scaled[rows], y, fold, scaled[unlabelled], scaled[split.fold.test_rows], strength, settings.seed)
+        task = Task(
+            *(scaled[rows], y, fold, scaled[unlabelled], scaled[split.fold.test_rows], strength, settings.seed),
+            widths=tuple(width for width in blocks.widths.values() if width),
+            class_weights=protocol.probe.class_weights,
+            select_by=protocol.probe.select_by,
+        )
         return _Learned(classify(name, task), strength)
 
     return _Method(learn, ("class",))

@@ -130,6 +130,61 @@ def mean_difference(
     return bootstrap_interval(sums, _ratio_of_sums, resampling, difference=True)
 
 
+def crossed_interval(
+    first: Floats, statistic: Statistic, resampling: Resampling = DEFAULT, second: Floats | None = None
+) -> Interval:
+    """Interval of a mean over seeds of pretraining and draws of labels, which other seeds, draws and test groups would
+    have given: all three are drawn with replacement, each by itself, and crossed (Owen 2007, "The pigeonhole
+    bootstrap", Annals of Applied Statistics 1(2)).
+
+    first (S, L, G, ...): sums over the rows of each group, by seed and draw; what there is one of (100 % of the labels
+    are one draw, raw features have no seed) stands still. second: of another system, of the same groups and draws; the
+    value is then the first one's mean minus its own, with the same resample for both. Three seeds say little of others:
+    a resample that draws each of three once or twice spreads by two thirds of their variance.
+    Resamples in which the statistic is undefined are left out.
+
+    Raises:
+        ValueError: fewer than two groups; other groups or draws in the second; seeds that are neither as many nor one.
+    """
+    systems = [first] if second is None else [first, second]
+    shapes = [system.shape[:3] for system in systems]
+    seeds = max(shape[0] for shape in shapes)
+    draws, groups = shapes[0][1:]
+    if any(shape[1:] != (draws, groups) or shape[0] not in (1, seeds) for shape in shapes):
+        raise ValueError(f"sums (seeds, draws, groups): {shapes[0]} and {shapes[-1]} cannot be paired")
+    if groups < 2:
+        raise ValueError(f"groups: an interval over groups needs at least 2, got {groups}")
+
+    def mean(times: Sequence[Floats]) -> Floats:
+        """(B,) values of resamples in which each seed (B, S), draw (B, L) and group (B, G) counts so many times."""
+        of_seeds, of_draws, of_groups = times
+        value = np.zeros(len(of_groups))
+        for system, sign in zip(systems, (1.0, -1.0), strict=False):
+            for seed, draw in np.ndindex(system.shape[:2]):
+                sums = system[seed, draw]
+                totals = (of_groups @ sums.reshape(groups, -1)).reshape(len(of_groups), *sums.shape[1:])
+                counted = of_draws[:, draw] / draws * (of_seeds[:, seed] / seeds if len(system) > 1 else 1.0)
+                # What a resample does not hold must not spoil it where it is undefined there.
+                value += np.where(counted > 0, sign * counted * statistic(totals), 0.0)
+        return value
+
+    generator = np.random.Generator(np.random.PCG64(resampling.seed))
+    counts = [
+        generator.multinomial(count, np.full(count, 1 / count), size=resampling.resamples).astype(np.float64)
+        for count in (seeds, draws, groups)
+    ]
+    widest = max(int(np.prod(system.shape[3:])) for system in systems)
+    step = max(1, _BLOCK // max(groups, widest))
+    blocks = [[count[at : at + step] for count in counts] for at in range(0, resampling.resamples, step)]
+    values = np.concatenate([mean(block) for block in blocks])
+    values = values[np.isfinite(values)]
+    estimate = float(mean([np.ones((1, count)) for count in (seeds, draws, groups)])[0])
+    if not len(values):
+        return Interval(estimate, float("nan"), float("nan"), resampling.level, groups)
+    low, high = np.quantile(values, [(1 - resampling.level) / 2, (1 + resampling.level) / 2])
+    return Interval(estimate, float(low), float(high), resampling.level, groups)
+
+
 def statistic_difference(
     first: Floats, second: Floats, statistic: Statistic, resampling: Resampling = DEFAULT
 ) -> Interval:
@@ -177,7 +232,7 @@ def class_intervals(
     In a resample that lacks a class, `uar` and `f1_macro` are means over the classes it has.
     """
     sums = np.stack([confusion_sums(target, guess, classes, groups) for guess in draws], axis=1)  # (G, draws, K, K)
-    statistics = {"accuracy": _accuracy, "uar": unweighted_average_recall, "f1_macro": macro_f1}
+    statistics = {"accuracy": accuracy, "uar": unweighted_average_recall, "f1_macro": macro_f1}
     return _intervals(statistics, sums, resampling)
 
 
@@ -237,9 +292,9 @@ def sentiment_intervals(
     seven_sums = group_sums(np.stack(sevens, axis=1), groups)  # (G, draws, 2)
     polarity_sums = group_sums(np.stack(polarities, axis=1), groups)  # (G, draws, 2 readings, 2, 2)
     readings: dict[str, Statistic] = {
-        "accuracy2_nonnegative": lambda sums: _accuracy(sums[:, 0]),
+        "accuracy2_nonnegative": lambda sums: accuracy(sums[:, 0]),
         "f1_nonnegative": lambda sums: _f1_weighted(sums[:, 0]),
-        "accuracy2_positive": lambda sums: _accuracy(sums[:, 1]),
+        "accuracy2_positive": lambda sums: accuracy(sums[:, 1]),
         "f1_positive": lambda sums: _f1_weighted(sums[:, 1]),
     }
     return (
@@ -268,7 +323,8 @@ def _mean_of_draws(statistic: Statistic) -> Callable[[Floats], Floats]:
     return mean
 
 
-def _accuracy(confusion: Floats) -> Floats:
+def accuracy(confusion: Floats) -> Floats:
+    """(B, K, K) -> (B,): share of the rows on the diagonal; NaN of no rows."""
     return _quotient(np.trace(confusion, axis1=1, axis2=2), confusion.sum(axis=(1, 2)))
 
 

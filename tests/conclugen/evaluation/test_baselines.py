@@ -10,14 +10,13 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit
-from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.svm import SVC
 
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import CHEAP_BASELINES, ComparisonConfig, ProbeConfig
-from conclugen.evaluation.judge import compare, evaluate, merge_folds, score, strongest_raw
+from conclugen.evaluation.judge import compare, evaluate, merge_folds, raw_baselines, score, strongest_raw
 from conclugen.evaluation.protocol import Fold, Protocol, Target, group_folds
 
 CLASSES = ("a", "b", "c")
@@ -86,6 +85,8 @@ def test_scales_in_closed_form():
         *("plain", "balanced", "video leading", "audio leading", "text leading"),
         *("video alone", "audio alone", "text alone"),
     ]
+    alike = Blocks.weighted({"video": np.ones((2, 3)), "audio": np.ones((2, 3))})
+    assert "balanced" not in alike.choices  # equally wide blocks are balanced as they are
     _, factors = weighted.columns("text leading")
     np.testing.assert_allclose([(factors[s] ** 2).sum() / 9 for s in np.s_[:2, 2:8, 8:]], [0.1, 0.1, 0.8])
     columns, factors = Blocks.with_raw(np.ones((2, 5)), raw).columns("halves")
@@ -194,19 +195,49 @@ def test_classifiers_are_those_of_scikit_learn(made):
     assert (found[1] == probe[1]).mean() > 0.98 and found[0].strengths == probe[0].strengths
 
 
-@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
-def test_the_supervised_network_is_an_early_fusion_of_the_labelled_rows(made):
-    protocol, raw, labelled = made
-    X = scaled(raw, protocol.folds[0].train_rows)
-    B = np.concatenate([x / np.sqrt(x.shape[1]) for x in X.values()], axis=1) * np.sqrt(22)
-    candidates = [
-        MLPClassifier((64,), alpha=alpha, random_state=127)
-        .fit(B[labelled], protocol.target.values[labelled])
-        .predict(B[protocol.folds[0].test_rows])
-        for alpha in (1e-3, 1e-1, 10.0)
-    ]
-    predicted = judged(protocol, Blocks.balanced(raw), "supervised")[1]
-    assert any((predicted == one).all() for one in candidates)
+def test_classifiers_weigh_classes_and_select_by_recall_as_the_probe_does():
+    """Five rows in six are of one class; scikit-learn, told so itself, predicts the same."""
+    g = np.random.default_rng(1)
+    y = np.where(g.random(ROWS) < 0.84, 0, g.integers(1, 3, ROWS))
+    raw = {"video": np.eye(3, 4)[y] + g.normal(size=(ROWS, 4)), "audio": np.eye(3, 8)[y] + g.normal(size=(ROWS, 8))}
+    speaker = np.arange(ROWS) % SPEAKERS
+    train, test = np.flatnonzero(speaker < 8), np.flatnonzero(speaker >= 8)
+    labelled = train[train % 5 != 0]
+    fold = Fold(0, train, test, labelled={0.5: (labelled,)})
+    probe = ProbeConfig(PENALTIES, class_weights="balanced", select_by="uar")
+    protocol = Protocol("made", Target("e", "class", y, CLASSES), speaker, (fold,), probe)
+    B = np.concatenate([x / np.sqrt(x.shape[1]) for x in scaled(raw, train).values()], axis=1) * np.sqrt(6)
+    folds = PredefinedSplit(inner(protocol, labelled))
+
+    def recall(make, grid):
+        return [
+            np.mean([
+                balanced_accuracy_score(
+                    y[labelled[b]], make(c).fit(B[labelled[a]], y[labelled[a]]).predict(B[labelled[b]])
+                )
+                for a, b in folds.split()
+            ])
+            for c in grid
+        ]  # fmt: skip
+
+    grid = (0.1, 1.0, 10.0, 100.0)
+    strength = grid[int(np.argmax(recall(lambda c: SVC(C=c, class_weight="balanced"), grid)))]
+    C = judged(protocol, Blocks.balanced(raw), "self_training")[0].strengths[0, 0]
+    rest = np.setdiff1d(train, labelled)
+    taught = SelfTrainingClassifier(
+        LogisticRegression(C=C, max_iter=2000, class_weight="balanced"), threshold=0.75
+    ).fit(np.concatenate([B[labelled], B[rest]]), np.concatenate([y[labelled], np.full(len(rest), -1)]))
+    fitted = {
+        "rbf_machine": SVC(C=strength, class_weight="balanced"),
+        "shrinkage_lda": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[1 / 3] * 3),
+        "boosted_trees": HistGradientBoostingClassifier(random_state=127, class_weight="balanced"),
+    }
+    expected = {name: model.fit(B[labelled], y[labelled]).predict(B[test]) for name, model in fitted.items()}
+    expected["self_training"] = taught.predict(B[test])
+    plain = replace(protocol, probe=ProbeConfig(PENALTIES))
+    for name, predicted in expected.items():
+        assert (judged(protocol, Blocks.balanced(raw), name)[1] == predicted).all(), name
+        assert (judged(plain, Blocks.balanced(raw), name)[1] != predicted).any(), name
 
 
 def test_a_comparison_names_its_baselines_and_the_strongest_raw_row(made):
@@ -230,6 +261,8 @@ def test_a_comparison_names_its_baselines_and_the_strongest_raw_row(made):
     assert rows == [("raw, block weights chosen", "probe")] + [
         ("raw balanced", m) for m in ("shrinkage_lda", "late_fusion")
     ]
+    named = raw_baselines(raw, replace(few, baselines=("supervised",)))
+    assert [(list(blocks), methods) for blocks, methods in named] == [(["raw"], ("supervised",))]
     alone = compare(protocol, {}, replace(few, baselines=(*CHEAP_BASELINES, *quick)), {"video": raw["video"]})
     assert [(s.system, s.method) for s in alone] == [
         *(("majority", "majority"), ("raw", "probe"), ("raw", "shrinkage_lda"))

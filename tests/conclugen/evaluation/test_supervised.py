@@ -1,0 +1,107 @@
+"""The supervised network: data that its heads separate and no linear row does, and what it may not look at."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.config import FineTuneConfig, ProbeConfig
+from conclugen.evaluation.judge import evaluate
+from conclugen.evaluation.protocol import Fold, Protocol, Target
+from conclugen.evaluation.supervised import Fusion, fusion_network
+
+ROWS, SPEAKERS = 240, 12
+QUICK = Fusion(width=16, epochs=30, patience=8, dropout=0.2)
+
+
+def accuracy(true, predicted):
+    return float((true == predicted).mean())
+
+
+@pytest.fixture(scope="module")
+def crossed():
+    """A class that is the product of two signs in one modality: no column says anything of it alone."""
+    g = np.random.default_rng(1)
+    signs = g.choice([-1.0, 1.0], (ROWS, 2))
+    raw = {"video": np.hstack([signs + 0.2 * g.normal(size=(ROWS, 2)), g.normal(size=(ROWS, 2))]) + 5}
+    raw["audio"] = g.normal(size=(ROWS, 6)) * 3
+    y = (signs.prod(axis=1) > 0).astype(np.int64)
+    speaker = np.arange(ROWS) % SPEAKERS
+    train, test = np.flatnonzero(speaker < 9), np.flatnonzero(speaker >= 9)
+    fold = Fold(0, train, test, labelled={1.0: (train,)})
+    target = Target("e", "class", y, ("no", "yes"))
+    return Protocol("made", target, speaker, (fold,), ProbeConfig((0.1, 1.0))), raw
+
+
+def predicted(protocol, raw, seed=127):
+    (found,) = evaluate(protocol, {"s": Blocks.plain(raw)}, ("supervised",), fine_tune=FineTuneConfig(seed=seed))
+    return found.values[0, protocol.folds[0].test_rows]
+
+
+def test_it_learns_what_no_linear_row_can(crossed):
+    protocol, raw = crossed
+    true = protocol.target.values[protocol.folds[0].test_rows]
+    assert accuracy(true, predicted(protocol, raw)) > 0.95
+    (probe,) = evaluate(protocol, {"s": Blocks.plain(raw)}, ("probe",))
+    assert accuracy(true, probe.values[0, protocol.folds[0].test_rows]) < 0.7
+
+
+def test_labels_of_test_rows_and_order_of_calls_change_nothing(crossed):
+    protocol, raw = crossed
+    test = protocol.folds[0].test_rows
+    first = predicted(protocol, raw)
+    hidden = protocol.target.values.copy()
+    hidden[test] = 1 - hidden[test]
+    target = replace(protocol.target, values=hidden)
+    np.testing.assert_array_equal(predicted(replace(protocol, target=target), raw), first)
+    # Nor does what other test rows hold.
+    changed = {m: x.copy() for m, x in raw.items()}
+    for x in changed.values():
+        x[test[1:]] = 0.0
+    assert predicted(protocol, changed)[0] == first[0]
+    with_noise = {m: x + np.random.default_rng(0).normal(size=x.shape) * 2 for m, x in raw.items()}
+    assert (predicted(protocol, with_noise, 1) != predicted(protocol, with_noise, 2)).any()
+
+
+def test_its_length_is_chosen_on_held_out_groups(crossed):
+    """Every score is of the rows that one inner fold leaves out, and the epoch with the best mean is taken."""
+    protocol, raw = crossed
+    rows = protocol.folds[0].train_rows
+    X = np.hstack(list(raw.values()))
+    X = (X - X[rows].mean(0)) / X[rows].std(0)
+    y, fold = protocol.target.values[rows], protocol.groups[rows] % 3
+    asked = []
+
+    def score(true, guess):
+        asked.append((true.copy(), accuracy(true, guess)))
+        return asked[-1][1]
+
+    _, epochs = fusion_network(X[rows], y, fold, X[:5], (4, 6), score, config=QUICK)
+    assert len(asked) % 3 == 0
+    for at, (true, _) in enumerate(asked):
+        np.testing.assert_array_equal(true, y[fold == at % 3])
+    means = np.reshape([value for _, value in asked], (-1, 3)).mean(axis=1)
+    assert means[epochs - 1] == pytest.approx(means.max())
+    assert len(means) == QUICK.epochs or len(means) - epochs >= QUICK.patience
+
+
+def test_class_weights_turn_it_to_the_rare_class():
+    g = np.random.default_rng(3)
+    y = (g.random(300) < 0.1).astype(np.int64)
+    X = 0.8 * y[:, None] + g.normal(size=(300, 4))
+    fold = np.arange(200) % 3
+    counts = np.bincount(y[:200])
+    recalls = []
+    for weights in (None, 200 / (2 * counts)):
+        found, _ = fusion_network(
+            X[:200], y[:200], fold, X[200:], (4,), lambda t, p: 0.0, weights=weights, config=QUICK
+        )
+        recalls.append((found[y[200:] == 1] == 1).mean())
+    assert recalls[1] > recalls[0] + 0.3
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    X = np.full((12, 2), 1e60)  # more than single precision holds
+    with pytest.raises(ValueError, match=r"supervised network: held-out loss .* in epoch 0"):
+        fusion_network(X, np.arange(12) % 2, np.arange(12) % 3, X, (2,), accuracy)
