@@ -36,7 +36,7 @@ demo: $(VENV)/installed-demo
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy conclugen shards ray_jobs tuning benchmarks
+	$(BIN)/mypy --num-workers=2 conclugen shards ray_jobs tuning benchmarks
 	$(BIN)/lint-imports
 	$(PYTEST) -m "not slow"
 

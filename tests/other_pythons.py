@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ("3.12", "3.13")
 TESTS = ("tests/conclugen", "tests/shards")
 # What these tests import besides the extras `data` and `evaluation`.
-LIBRARIES = ("pytest", "pytest-timeout", "hypothesis", "pandas", "webdataset")
+LIBRARIES = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pandas", "webdataset")
+PROCESSES = ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
 # Of encoders, clips and media, which need further extras, and of the wheel's own making.
 LEFT_OUT = (
     "tests/conclugen/backbones",
@@ -69,7 +70,7 @@ def main() -> int:
         own = prepare(python, options.venvs / version)
         print(f"Python {version}: {own}", flush=True)
         ignored = [f"--ignore={path}" for path in LEFT_OUT]
-        tests = [own, "-m", "pytest", "-q", "-m", "not slow", *ignored, *TESTS]
+        tests = [own, "-m", "pytest", "-q", *PROCESSES, "-m", "not slow", *ignored, *TESTS]
         if subprocess.run(tests, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
             failed.append(version)
     if failed:

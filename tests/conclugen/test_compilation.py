@@ -28,7 +28,7 @@ def learned(name: str = "conclugen", recipe: str = "improved", **overrides: Any)
 
 @pytest.mark.parametrize(
     ("recipe", "precision", "tolerance", "regions"),
-    [("paper", "float64", 1e-9, 5), ("improved", "bfloat16", 2e-2, 6)],
+    [("paper", "float64", 1e-9, 5), pytest.param("improved", "bfloat16", 2e-2, 6, marks=pytest.mark.slow)],
 )
 def test_each_region_is_one_graph_compiled_once(
     traced: None, recipe: str, precision: str, tolerance: float, regions: int
@@ -95,8 +95,8 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("recipe", "precision", "options"),
     [
         ("paper", "float32", {}),
-        ("improved", "bfloat16", {}),
-        ("paper", "bfloat16", {"micro_batch": 5}),
+        pytest.param("improved", "bfloat16", {}, marks=pytest.mark.slow),
+        pytest.param("paper", "bfloat16", {"micro_batch": 5}, marks=pytest.mark.slow),
         ("improved", "float32", {"micro_batch": 5}),
         ("improved", "bfloat16", {"tasks": {"weighting": "uncertainty"}}),
     ],

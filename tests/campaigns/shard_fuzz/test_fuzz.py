@@ -22,7 +22,7 @@ from tests.campaigns.shard_fuzz.runner import OUTCOMES, plan_case, run_case
 from tests.campaigns.shard_fuzz.sealed import Lie
 from tests.campaigns.shard_fuzz.targets import Target, targets
 
-SEED, ROUNDS = 20, 5
+SEED = 20
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,12 @@ def place(folder: Path, target: Target, damage: Damage | None = None) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    "rounds", [range(2), pytest.param(range(2, 8), marks=pytest.mark.slow)], ids=["two", "six more"]
+)
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=list(KINDS))
-def test_a_kind_of_damage(made: list[Target], tmp_path: Path, number: int) -> None:
-    for i in range(ROUNDS):
+def test_a_kind_of_damage(made: list[Target], tmp_path: Path, number: int, rounds: range) -> None:
+    for i in rounds:
         result = run_case(SEED, number + i * len(KINDS), made, tmp_path / "case", repair=i < 2)
         assert result.outcome in OUTCOMES, result
 
