@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+import conclugen
 from conclugen import backbones
 from ray_jobs import embed, extract_features
 from ray_jobs.extraction.extract import Resources, extract, feature_dataset
@@ -28,6 +29,7 @@ from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest
 from shards.clips.summary import finish
 from shards.manifest import Manifest
+from shards.reader import Reader
 from tests.ray_jobs.embedding.test_embed import NAMES, arguments, make_run
 from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
 
@@ -68,6 +70,29 @@ def test_decoding_stays_out_of_the_encoders_actors(
     ]
 
 
+def test_features_are_embedded_as_the_model_gives_them_row_by_row(
+    shared_ray: None, clips: ClipManifest, tmp_path: Path
+) -> None:
+    run_loop(make_plan(clips, tmp_path / "features", NAMES))
+    run = make_run(tmp_path, "run", ("video", "audio"))
+    out = tmp_path / "out"
+    features = str(tmp_path / "features")
+    assert embed.main(arguments(tmp_path, "--features", features, "--out", str(out), "--cpus", str(_SHARE))) == 0
+    table = pq.read_table(out).sort_by("key").to_pydict()
+    model = conclugen.load(run.model)
+    manifest = Manifest.open(features)
+    reader = Reader(manifest, modalities={m: manifest.modalities[m] for m in model.modalities})
+    expected = {}
+    for shard in range(len(manifest)):
+        for i, key in enumerate(reader.metadata(shard)["key"].to_pylist()):
+            rows = reader.read(shard, i, i + 1)
+            values = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+            expected[key] = model.embed(values)[0]
+    assert table["key"] == sorted(expected) == sorted(f"c{i}" for i in range(15))
+    np.testing.assert_allclose(table["embedding"], [expected[key] for key in table["key"]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_corpus_is_embedded_as_its_features_are(shared_ray: None, clips: ClipManifest, tmp_path: Path) -> None:
     """From clip shards and from feature shards: the same rows, each clip once, damaged ones with the reason."""
     run_loop(make_plan(clips, tmp_path / "features", NAMES))
