@@ -178,7 +178,8 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     known = {field.name for field in fields(ShardsConfig)}  # an earlier version's job has fewer
     data = ShardsConfig(**{name: value for name, value in job["data"].items() if name in known})
-    wanted = evaluate.EvaluateJob(job["run"], job["label"], data, job["test_view"], job["fusion"])
+    own = {name: job[name] for name in ("run", "label", "test_view", "fusion", "interval_unit") if name in job}
+    wanted = evaluate.EvaluateJob(data=data, **own)
     read = evaluation.read_labelled(wanted, embedder.modalities)
     missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
     vectors = embedder.embed(missing, job["fusion"]).astype(np.float64)
