@@ -485,19 +485,46 @@ def _fit(protocol: Protocol, array: Floats, split: Split, scaling: Scaling, scor
     return fit_values(*labelled, **shared)
 
 
-def _probe(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:
-    """Of several weights of the blocks those whose best strength scores highest on held-out groups."""
+@dataclass(frozen=True)
+class FittedProbe:
+    """A probe of a system's blocks, which reads other rows of the same blocks too.
+
+    Attributes:
+        choice: Which of the blocks' weights it was fitted with.
+        columns: (d,) of the blocks' matrix, those that the choice keeps.
+    """
+
+    probe: Probe
+    choice: str
+    columns: NDArray[np.int64]
+
+    def on(self, blocks: Blocks) -> Floats:
+        """(n, d) the columns that the probe takes, of n rows in blocks of the same names and widths."""
+        return blocks.matrix[:, self.columns]
+
+
+def fit_probe(protocol: Protocol, blocks: Blocks, split: Split) -> FittedProbe:
+    """The probe of (N, D) blocks from a split's labelled rows, as `evaluate` fits it.
+
+    Of several weights of the blocks those whose best strength scores highest on held-out groups.
+    Raises ValueError where the labelled rows teach nothing.
+    """
     several = blocks.only_choice is None
-    best, best_score, choice = None, -np.inf, ""
+    best, best_score = None, -np.inf
     for name in blocks.choices:
         array, scaling = _weighed(protocol, blocks, split, name)
         fitted = _fit(protocol, array, split, scaling, scored=several)
         found = fitted.scores[fitted.strength] if several else 0.0
         if best is None or found > best_score:
-            best, best_score, choice = (fitted, array), found, name
+            best, best_score = FittedProbe(fitted, name, blocks.columns(name)[0]), found
     assert best is not None
-    fitted, array = best
-    return _Learned(fitted.judged(array[split.fold.test_rows]), fitted.strength, choice if several else "")
+    return best
+
+
+def _probe(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:
+    fitted = fit_probe(protocol, blocks, split)
+    predicted = fitted.probe.judged(fitted.on(blocks)[split.fold.test_rows])
+    return _Learned(predicted, fitted.probe.strength, "" if blocks.only_choice else fitted.choice)
 
 
 def _late_fusion(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:

@@ -232,8 +232,12 @@ def class_intervals(
     In a resample that lacks a class, `uar` and `f1_macro` are means over the classes it has.
     """
     sums = np.stack([confusion_sums(target, guess, classes, groups) for guess in draws], axis=1)  # (G, draws, K, K)
-    statistics = {"accuracy": accuracy, "uar": unweighted_average_recall, "f1_macro": macro_f1}
-    return _intervals(statistics, sums, resampling)
+    return _intervals(class_statistics(), sums, resampling)
+
+
+def class_statistics() -> dict[str, Statistic]:
+    """Score of classes -> it as a statistic of (B, K, K) confusion matrices."""
+    return {"accuracy": accuracy, "uar": unweighted_average_recall, "f1_macro": macro_f1}
 
 
 def multilabel_intervals(
@@ -311,11 +315,11 @@ def _cells(true: NDArray[np.bool_], guess: NDArray[np.bool_]) -> Floats:
 
 
 def _intervals(statistics: Mapping[str, Statistic], sums: Floats, resampling: Resampling) -> dict[str, Interval]:
-    return {name: bootstrap_interval(sums, _mean_of_draws(one), resampling) for name, one in statistics.items()}
+    return {name: bootstrap_interval(sums, mean_of_draws(one), resampling) for name, one in statistics.items()}
 
 
-def _mean_of_draws(statistic: Statistic) -> Callable[[Floats], Floats]:
-    """Of (B, draws, ...) sums."""
+def mean_of_draws(statistic: Statistic) -> Callable[[Floats], Floats]:
+    """A statistic of (B, ...) sums as its mean over the draws of (B, draws, ...) ones."""
 
     def mean(sums: Floats) -> Floats:
         return mean_of_defined([statistic(sums[:, draw]) for draw in range(sums.shape[1])])

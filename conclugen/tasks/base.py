@@ -33,9 +33,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from conclugen.common import deferred
 from conclugen.fields import finite, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks import deferred
 
 if TYPE_CHECKING:
     from torch import Tensor

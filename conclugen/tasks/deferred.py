@@ -12,9 +12,9 @@ Files outside this package may do the same, or import torch at the top: then it 
 
 from __future__ import annotations
 
-import importlib
-import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from conclugen.common.deferred import Deferred
 
 if TYPE_CHECKING:
     import torch as torch
@@ -28,23 +28,9 @@ if TYPE_CHECKING:
     from conclugen import kmeans as kmeans
 
 
-class _Deferred(types.ModuleType):
-    """Stands for the module of its name."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-def bind(namespace: dict[str, Any]) -> None:
-    """Put the modules themselves where a namespace (a module's `__dict__`) still has what stands for them."""
-    for name, value in namespace.items():
-        if isinstance(value, _Deferred):
-            namespace[name] = importlib.import_module(value.__name__)
-
-
 if not TYPE_CHECKING:
-    torch, nn, functional = map(_Deferred, ("torch", "torch.nn", "torch.nn.functional"))
-    checkpoint = _Deferred("torch.utils.checkpoint")
+    torch, nn, functional = map(Deferred, ("torch", "torch.nn", "torch.nn.functional"))
+    checkpoint = Deferred("torch.utils.checkpoint")
     blockwise, distributed, heads, kmeans = (
-        _Deferred(f"conclugen.{name}") for name in ("blockwise", "distributed", "heads", "kmeans")
+        Deferred(f"conclugen.{name}") for name in ("blockwise", "distributed", "heads", "kmeans")
     )
