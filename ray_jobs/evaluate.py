@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from conclugen.common.options import GOOD, PARTIAL, Command
 from conclugen.evaluation.config import BLOCK_SCALES, ComparisonConfig
+from conclugen.evaluation.protocols import registry
+from conclugen.evaluation.protocols.registry import ProtocolsConfig
 from conclugen.fields import choose
 from ray_jobs.run_config import DEFAULT_OUTPUT, ShardsConfig
 
@@ -29,6 +31,9 @@ class EvaluateJob:
             variance, as it has already where all heads are equally wide), or `chosen` by the probe (which then is the
             only method that serves them) on held-out training groups.
         comparison: Methods, label fractions and draws.
+        protocol: Protocols that are asked instead of making the table of systems, or `all`: see below, and
+            docs/protocols.md.
+        protocols: Their options.
         output: Folder of all runs.
         tracking_uri: MLflow tracking URI; None: where the run itself is tracked.
         interval_unit: Column over whose values intervals and tests are, as `data.split_unit`; None: that one.
@@ -41,6 +46,8 @@ class EvaluateJob:
     fusion: str = "concat"
     block_scales: str = "plain"
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    protocol: tuple[str, ...] = ()
+    protocols: ProtocolsConfig = field(default_factory=ProtocolsConfig)
     output: str = DEFAULT_OUTPUT
     tracking_uri: str | None = None
     interval_unit: str | None = None
@@ -52,6 +59,7 @@ class EvaluateJob:
                 "fusion: 'concat+raw' is a row of every evaluation already, pretrained + raw; give concat, mean, or a "
                 "modality"
             )
+        registry.chosen(self.protocol)
         if self.block_scales == "chosen" and "probe" not in self.comparison.methods:
             raise ValueError(
                 "block_scales: 'chosen' is served by the probe alone, and comparison.methods lacks it; add probe, or "
@@ -71,11 +79,28 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
 
 
 def run(job: EvaluateJob) -> int:
+    if job.protocol:
+        from ray_jobs import protocols
+
+        answers = protocols.ask(job)
+        print(f"\ntables and pictures: {answers.folder}")
+        return GOOD if answers.whole else PARTIAL
+
     from ray_jobs.evaluation import table  # torch, matplotlib: not before a wrong option has been refused
 
     result = evaluate(job)
     print(f"\n{table(result)}\nfigures and pictures: {result.folder}")
     return PARTIAL if result.damaged else GOOD
+
+
+def _listed() -> str:
+    """The protocols, for `--help`."""
+    width = max(map(len, registry.registered()))
+    lines = [
+        f"  {name:<{width}}  {(protocol.Config.__doc__ or '').strip().splitlines()[0]}"
+        for name, protocol in registry.registered().items()
+    ]
+    return "\n".join(["protocols (docs/protocols.md):", *lines])
 
 
 COMMAND = Command(
@@ -90,7 +115,11 @@ COMMAND = Command(
         "draws": "comparison.draws",
         "seed": "comparison.seed",
     },
-    shown=("run", "label", "data", "view", "test-view", "output", "fusion", "methods", "fractions", "draws", "seed"),
+    shown=(
+        *("run", "label", "data", "view", "test-view", "output", "fusion", "methods", "fractions", "draws", "seed"),
+        "protocol",
+    ),
+    epilog=_listed,
 )
 main = COMMAND.main
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -62,12 +62,32 @@ class EvaluateResult:
     unit: str = "speaker"
 
 
-def evaluate(job: EvaluateJob) -> EvaluateResult:
-    """Embed the labelled shards with the run's exported model and score it beside its baselines.
+@dataclass(frozen=True)
+class Opened:
+    """A run and the labelled rows that it is judged on.
+
+    place: the evaluation's folder. series: its name in MLflow. uri: where the run is tracked.
+    """
+
+    folder: RunFolder
+    embedder: conclugen.Embedder
+    read: LabelledRows
+    protocol: Protocol
+    place: Path
+    series: str
+    uri: str
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that the model took."""
+        return int(self.embedder.info["steps"])
+
+
+def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
+    """The run's model and the rows of the job's views, checked for these methods; damaged rows are left out aloud.
 
     Raises:
-        ValueError: no such finished run, view or label; a label or a split from which nothing can be learned. What only
-            some draws of a few labels can't teach is a hole in the table that names the reason, and no error.
+        ValueError: no such finished run, view or label; a label or a split from which nothing can be learned.
     """
     refuse_url("output", job.output, SHARED_FOLDER)
     output = Path(job.output).expanduser().absolute()
@@ -85,17 +105,29 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     read = read_labelled(job, embedder.modalities)
     check_split(job, read)
     protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE, read.unit_ids)
-    check(protocol, job.comparison.methods, job.comparison.class_weights)
+    check(protocol, methods, job.comparison.class_weights)
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
+    series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
+    place = folder.evaluation / series.replace("/", "-")
+    return Opened(folder, embedder, read, protocol, place, f"evaluation/{series}", uri)
+
+
+def evaluate(job: EvaluateJob) -> EvaluateResult:
+    """Embed the labelled shards with the run's exported model and score it beside its baselines.
+
+    Raises:
+        ValueError: as `open_run`. What only some draws of a few labels can't teach is a hole in the table that names
+            the reason, and no error.
+    """
+    opened = open_run(job, job.comparison.methods)
+    folder, read, protocol, place = opened.folder, opened.read, opened.protocol, opened.place
     if "fine_tune" in job.comparison.methods:
         followed = f"the fine-tuned head's epoch is chosen on {job.data.view!r}"
         note_no_validation(job.data, Manifest.open(job.data.folder), followed)
     raw = raw_modalities(read.rows, read.fold.train_rows, job.fusion)
-    systems = representations(folder, embedder, read, raw, job)
+    systems = representations(folder, opened.embedder, read, raw, job)
 
-    series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
-    place = folder.evaluation / series.replace("/", "-")
     scores = []
     main, units = protocol.target.main_score, read.unit_rows()
     for found in compare(protocol, systems, job.comparison, raw):
@@ -117,7 +149,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     )
     write_results(result, job)
     draw(result, protocol, systems["pretrained"].matrix)
-    track(result, uri, folder, f"evaluation/{series}", int(embedder.info["steps"]))
+    track(result, opened)
     return result
 
 
@@ -239,13 +271,21 @@ def _by_modality(fused: NDArray[np.float64], modalities: Sequence[str], job: Eva
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
     """Representations by the run's own heads as they were before the first step, standardisation included."""
-    config = folder.load_pretraining().without_training_views()
-    widths = {m: x.shape[1] for m, x in rows.features.items()}
-    pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
-    blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
-    whole = {m: np.concatenate([block[m].cpu().numpy() for block in blocks]) for m in config.modalities}
-    fused, _ = fuse(whole, fusion, rows.present)
+    fused, _ = fuse(untrained_heads(folder, rows)(rows), fusion, rows.present)
     return fused
+
+
+def untrained_heads(folder: RunFolder, like: Rows) -> Callable[[Rows], dict[str, NDArray[np.float32]]]:
+    """From rows to each modality's (N, R) representation by the heads of the run before its first step."""
+    config = folder.load_pretraining().without_training_views()
+    widths = {m: x.shape[1] for m, x in like.features.items()}
+    pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
+
+    def represent(rows: Rows) -> dict[str, NDArray[np.float32]]:
+        blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
+        return {m: np.concatenate([block[m].cpu().numpy() for block in blocks]) for m in config.modalities}
+
+    return represent
 
 
 def score_line(score: Score, main: str) -> str:
@@ -464,7 +504,7 @@ def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.floa
     )
 
 
-def track(result: EvaluateResult, uri: str, folder: RunFolder, series: str, step: int) -> None:
+def track(result: EvaluateResult, opened: Opened) -> None:
     """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
     most = max(s.fraction for s in result.scores)
     values = {
@@ -474,6 +514,6 @@ def track(result: EvaluateResult, uri: str, folder: RunFolder, series: str, step
         # Of single classes only what one looks for: the trained heads with all labels. `scores.csv` has the rest.
         if np.isfinite(value) and ("/" not in name or (s.system == "pretrained" and s.fraction == most))
     }
-    with Journal(folder.journal) as journal, MlflowSink(folder.journal, uri):
-        journal.metrics(step, values, series, remeasured=True)
+    with Journal(opened.folder.journal) as journal, MlflowSink(opened.folder.journal, opened.uri):
+        journal.metrics(opened.steps, values, opened.series, remeasured=True)
         journal.artifact(result.folder, target=f"evaluation/{result.folder.name}")

@@ -242,6 +242,58 @@ def label_efficiency(
         return _write(figure, path)
 
 
+def interval_lines(
+    series: Mapping[str, Sequence[tuple[float, float, float | None, float | None]]],
+    path: Path | str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log: bool = False,
+    diagonal: bool = False,
+    ticks: Mapping[float, str] | None = None,
+) -> Path:
+    """Lines of (x, y, low, high), the interval as a whisker where there is one; points that are not finite are gaps.
+
+    log: of x. diagonal: the line x = y, for reliability, and both axes from 0 to 1. ticks: place on x -> its name.
+    """
+    if not series or not all(series.values()):
+        raise ValueError("interval_lines: every line needs at least one point")
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 4.2)
+        xs = [point[0] for line in series.values() for point in line]
+        reach = (max(xs) - min(xs)) or 1.0
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
+            axes.set(xlim=(0, 1), ylim=(0, 1))
+        for index, (name, line) in enumerate(series.items()):
+            place = index - (len(series) - 1) / 2  # side by side, so that whiskers at one x do not hide each other
+            points = np.asarray([[np.nan if v is None else v for v in point] for point in line], dtype=np.float64)
+            x, y, low, high = points.T
+            if not diagonal:
+                x = x * 1.02**place if log else x + 0.006 * reach * place
+            whiskers = np.nan_to_num(np.maximum(np.stack([y - low, high - y]), 0))
+            axes.errorbar(
+                x,
+                y,
+                yerr=whiskers,
+                color=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                capsize=2.5,
+                linewidth=1.4,
+                markersize=5,
+                label=name,
+            )
+        if log:
+            axes.set_xscale("log")
+        if ticks:
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.minorticks_off()
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        return _write(figure, path)
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
