@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 from conclugen import PretrainConfig
 from conclugen.common.atomic import atomic_path, write_json
 from conclugen.common.options import to_plain
+from conclugen.common.reading import parse_json, read_lines, read_mapping
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from shards import Damage
@@ -94,10 +95,8 @@ class RunFolder:
 
     def _identity(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._record.read_text())
-            if not isinstance(found, dict):
-                raise ValueError(f"found {found!r}")
-        except (ValueError, RecursionError) as cause:
+            found = read_mapping(self._record)
+        except (OSError, ValueError) as cause:
             raise ValueError(
                 f"{self._record}: holds no run's identity ({cause}); restore it from a backup, or choose another "
                 "run.name"
@@ -120,12 +119,9 @@ class RunFolder:
         """The whole configuration of the last start as plain data. Raises ValueError naming a file that is not there or
         can't be read."""
         try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError(f"must be a mapping, got {type(content).__name__}")
-        except (OSError, ValueError, RecursionError) as cause:
+            return read_mapping(self.config)
+        except (OSError, ValueError) as cause:
             raise self._no_config(cause) from cause
-        return content
 
     def load_pretraining(self) -> PretrainConfig:
         """The method's part of it. Raises ValueError as `load_config`, and where that part is none."""
@@ -154,7 +150,10 @@ class RunFolder:
 
     def last_attempt(self) -> str | None:
         """The newest start of training, None before the first."""
-        return str(json.loads(self._attempt.read_text())["attempt"]) if self._attempt.exists() else None
+        try:
+            return str(read_mapping(self._attempt).get("attempt"))
+        except FileNotFoundError:
+            return None
 
     def check_attempt(self, attempt: str) -> None:
         """Raises SupersededError where a later start has begun: its workers write, and this process must not.
@@ -171,12 +170,11 @@ class RunFolder:
     def quarantined(self) -> list[Damage]:
         """Damaged samples that any rank has met in any start, each once, in order of rows."""
         files = self.path.glob("quarantine/*.jsonl")
-        lines = [line for path in files for line in path.read_text(errors="replace").splitlines()]
         by_row = {}
-        for line in lines:
+        for line in (line for path in files for line, _ in read_lines(path) if line is not None):
             try:
-                sample = Damage(**json.loads(line))
-            except (ValueError, TypeError, RecursionError):
+                sample = Damage(**parse_json(line))
+            except (ValueError, TypeError):
                 continue  # torn by a crash; the sample is met again
             if isinstance(sample.row, int):
                 by_row[sample.row] = sample
@@ -203,7 +201,7 @@ class RunFolder:
             flat = load_file(self.standardization)
             names = sorted({name.partition("/")[0] for name in flat})
             return {name: (flat[f"{name}/mean"], flat[f"{name}/deviation"]) for name in names}
-        except (SafetensorError, KeyError) as cause:
+        except (OSError, ValueError, SafetensorError, KeyError) as cause:
             raise ValueError(
                 f"{self.standardization}: holds no standardisation ({cause}); restore it from a backup, or remove it "
                 "and start the run again, which fits it to the same rows"

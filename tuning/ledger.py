@@ -26,6 +26,7 @@ import os
 import secrets
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,6 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_file, sync_folder
+from conclugen.common.reading import UnreadableError, inside, parse_json, read_lines
 from conclugen.fields import choose
 from shards.access import LOCAL_SOURCE, refuse_url
 
@@ -43,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 KINDS = ("cell", "trial", "baseline")
 STATUSES = ("finished", "failed")
+_MOST = 1 << 62  # of whole numbers: servers and tables keep them in 64 bits
 _LINES, _ARRAYS = "ledger", "predictions"
 # JSON has no numbers for these; a diverged trial's metrics must be kept all the same.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -123,6 +126,7 @@ class Ledger:
 
     def history(self) -> Iterator[Record]:
         """Every record that was written, oldest first. Damaged lines are left out, with a warning."""
+        inside(self.folder, _LINES)
         found = [
             (record.time, path.name, number, record)
             for path in sorted((self.folder / _LINES).glob("*.jsonl"))
@@ -150,8 +154,11 @@ class Ledger:
         path = (self.folder / record.arrays).resolve()
         if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
             raise LedgerError(f"{self.folder}: arrays {record.arrays!r} of record {record.key} are not in this folder")
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise LedgerError(f"{path}: holds no arrays ({error})") from error
 
     # ------------------------------------------------------------------ writing
 
@@ -178,7 +185,7 @@ class Ledger:
     def put_arrays(self, key: str, arrays: Mapping[str, ArrayLike]) -> str:
         """Write large arrays of a record as a whole file or not at all; returns the path for `Record.arrays`."""
         name = f"{_ARRAYS}/{key}.npz"
-        path = self.folder / name
+        path = inside(self.folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
@@ -200,7 +207,7 @@ class Ledger:
     def _own_file(self) -> int:
         # A forked process must not write to its parent's file.
         if self._file < 0 or self._owner != os.getpid():
-            folder = self.folder / _LINES
+            folder = inside(self.folder, _LINES)
             folder.mkdir(parents=True, exist_ok=True)
             # Time first, so that files list in the order in which their writers began.
             name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
@@ -212,14 +219,56 @@ class Ledger:
 
 def _read(path: Path) -> Iterator[Record]:
     known = {f.name for f in fields(Record)}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        try:
-            if not line.endswith(b"\n"):
-                raise ValueError("incomplete: its writer was stopped")
-            values = _decode(json.loads(line))
-            yield Record(**{name: value for name, value in values.items() if name in known})
-        except (ValueError, TypeError, AttributeError) as error:
-            _log.warning("%s: left out line %d: %s", path, number, error)
+    try:
+        for number, (line, _) in enumerate(read_lines(path), 1):
+            try:
+                if line is None or not line.endswith(b"\n"):
+                    raise ValueError("too long" if line is None else "incomplete: its writer was stopped")
+                values = _decode(parse_json(line))
+                yield _checked(Record(**{name: value for name, value in values.items() if name in known}))
+            except (ValueError, TypeError, AttributeError, OverflowError) as error:
+                _log.warning("%s: left out line %d: %s", path, number, f"{error}"[:200])
+    except (OSError, UnreadableError) as error:
+        _log.warning("left out: %s", error)
+
+
+def _checked(record: Record) -> Record:
+    """The record, if its fields are what they should be; its writer may be somebody else. Raises ValueError."""
+    kinds = {"configuration": Mapping, "tags": Mapping, "reason": str, "arrays": str | None, "time": int | float}
+    for name, kind in kinds.items():
+        value = getattr(record, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name}: wrong type, {value!r:.40}")
+    if not math.isfinite(record.time):
+        raise ValueError(f"time: {record.time}")
+    for name, numbers in (("metrics", record.metrics), ("cost", record.cost), *record.groups.items()):
+        if not all(_is_number(number) for number in numbers.values()):
+            raise ValueError(f"{name}: holds something that is no number")
+    _check_tags(record.tags)
+    return record
+
+
+def _check_tags(tags: Mapping[str, Any]) -> None:
+    """Of a cell those that reports go by, of a trial those that a sweep does."""
+    for name in ("dataset", "system", "recipe", "configuration", "sweep", "objective", "state"):
+        if not isinstance(tags.get(name, ""), str):
+            raise ValueError(f"tags.{name}: must be text, got {tags[name]!r:.40}")
+    for name in ("tasks", "modalities", "rows"):
+        value = tags.get(name, [])
+        if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            raise ValueError(f"tags.{name}: must be a list of names, got {value!r:.40}")
+    for name in ("seed", "number"):
+        value = tags.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _MOST):
+            raise ValueError(f"tags.{name}: must be a whole number, got {value!r:.40}")
+    for name in ("epochs", "curve"):
+        value = tags.get(name, [])
+        if not (isinstance(value, list) and all(map(_is_number, value))):
+            raise ValueError(f"tags.{name}: must be numbers, got {value!r:.40}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST)
 
 
 def _canonical(value: Any) -> Any:

@@ -23,8 +23,11 @@ from pathlib import Path
 
 import filelock
 
+from conclugen.common.reading import read_mapping
+
 _log = logging.getLogger(__name__)
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+_LONGEST_NOTE = 4096
 _QUIET_S = 10.0  # who waits longer says for whom
 _POLL_S = 0.05
 FOLDER_LOCK = ".lock"
@@ -125,9 +128,9 @@ class Lock:
     def owner(self) -> Owner | None:
         """Who holds the lock, by its note; None where there is none (or none that can be read)."""
         try:
-            note = json.loads(self.path.read_text())
+            note = read_mapping(self.path, _LONGEST_NOTE)
             return Owner(str(note["host"]), int(note["pid"]), str(note["began"]), float(note["since"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
     @contextlib.contextmanager
@@ -176,7 +179,7 @@ class Lock:
     def _write(self, note: str, flags: int = 0) -> None:
         """The note is for people: a full disk must not turn it into an error."""
         with contextlib.suppress(OSError):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o666)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
             try:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, note.encode(), 0)

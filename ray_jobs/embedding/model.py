@@ -17,6 +17,7 @@ from conclugen import storage
 from conclugen.backbones import EncoderInfo
 from conclugen.common.atomic import write_json
 from conclugen.common.names import did_you_mean
+from conclugen.common.reading import read_json
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.probe import Probe, fit_classes, fit_labels, fit_values
 from conclugen.evaluation.solvers import Linear
@@ -164,11 +165,15 @@ def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -
 def _evaluation_of(path: Path) -> dict[str, Any]:
     """The job that an evaluation's scores are of."""
     try:
-        job: dict[str, Any] = json.loads(path.read_text())["job"]
+        job: dict[str, Any] = read_json(path, nan=True)["job"]
         absent = {"run", "label", "data", "test_view", "fusion"} - set(job)
         if absent:
             raise ValueError(f"job has no {min(absent)}")
-    except (ValueError, KeyError, TypeError, RecursionError) as cause:
+        if not all(isinstance(job[name], str) for name in ("run", "label", "test_view", "fusion")):
+            raise ValueError("job: a name is no text")
+        if not isinstance(job["data"], dict):
+            raise ValueError("job.data: must be a mapping")
+    except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ValueError(
             f"{path}: holds no evaluation ({cause!r}); evaluate the run again, or remove {path.parent}"
         ) from cause

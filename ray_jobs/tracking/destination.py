@@ -9,16 +9,17 @@ A folder may come from somebody else. Then its files must not decide where this 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from conclugen.common import uris
 from conclugen.common.atomic import write_json
+from conclugen.common.reading import read_mapping
 from ray_jobs.tracking.mlflow_environment import check_tracking_uri, default_tracking_uri
 
 FILE = "tracking.json"
 _LONGEST = 4096  # bytes of such a file; no URI is longer
+_LONGEST_CONFIG = 16 << 20
 _LEVELS = 3  # a trial lies two folders below its sweep: <sweep>/trials/<trial>
 
 
@@ -63,7 +64,7 @@ def _nearest(folder: Path) -> tuple[Path, str | None]:
     """The folder that says where this one is tracked (itself, or one it is nested in), and what it says."""
     for owner in (folder, *list(folder.parents)[: _LEVELS - 1]):
         file = owner / FILE
-        if file.is_file():
+        if os.path.lexists(file):  # whatever it is: a pipe or a broken link is no reason to look elsewhere
             return owner, _read(file)
         if (owner / "config.json").is_file():  # a run of version 0.1, which kept it there
             return owner, _read(owner / "config.json", "run")
@@ -72,14 +73,12 @@ def _nearest(folder: Path) -> tuple[Path, str | None]:
 
 def _read(file: Path, section: str | None = None) -> str | None:
     try:
-        if section is None and file.stat().st_size > _LONGEST:
-            raise ValueError(f"{file.stat().st_size} bytes, more than {_LONGEST}")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_mapping(file, _LONGEST if section is None else _LONGEST_CONFIG)
         part = content if section is None else content.get(section, {})
         stored = part.get("tracking_uri")
         if not (stored is None or isinstance(stored, str)):
             raise ValueError(f"tracking_uri: must be text or null, got {stored!r:.80}")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file}: does not say where the folder is tracked ({error}); give --tracking_uri, or start the job again "
             "under its name, which writes the file anew"

@@ -31,12 +31,15 @@ from typing import Any, SupportsFloat, cast
 
 from conclugen.common import uris
 from conclugen.common.locks import descriptor_locked
+from conclugen.common.reading import UnreadableError, parse_json, read_lines
 
 _log = logging.getLogger(__name__)
 
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 _REPAIR_BLOCK = 1 << 16
 # Ids become part of queries to the server; MLflow's own and ours are hex digits, with dashes in some stores.
+_MOST = 1 << 62  # of numbers that a server keeps in 64 bits
+_LONGEST_NAME = 500
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FIELDS: dict[str, dict[str, Any]] = {
     "run": {"run_id": str, "experiment": str, "name": str},
@@ -83,7 +86,11 @@ class Journal:
     def __init__(
         self, path: str | Path, *, experiment: str | None = None, name: str | None = None, parent: str | None = None
     ) -> None:
+        if Path(path).is_symlink():
+            raise JournalError(f"{path}: is a link; a journal is written to, and lies in its own folder: move it there")
         self.path = Path(path).resolve()
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise JournalError(f"{path}: is no regular file; move it away")
         if experiment is None or name is None:
             read_identity(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,37 +298,50 @@ def read_records(path: str | Path, offset: int = 0) -> Iterator[tuple[dict[str, 
     An incomplete last line is left for later; a complete line that is no record is skipped with a warning. Metrics come
     as floats, non-finite ones included.
     """
-    with Path(path).open("rb") as file:
-        file.seek(offset)
-        while (line := file.readline()).endswith(b"\n"):
-            start, offset = offset, offset + len(line)
-            record = _record(line)
-            if record is None:
-                _log.warning("%s: skipped a damaged record at byte %d", path, start)
-            else:
-                yield record, offset
+    start = offset
+    for line, end in read_lines(path, offset):
+        if line is not None and not line.endswith(b"\n"):
+            return
+        record = None if line is None else _record(line)
+        if record is None:
+            _log.warning("%s: skipped a damaged record at byte %d", path, start)
+        else:
+            yield record, end
+        start = end
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record of a line; None where it is damaged, which may be as little as a field by another name."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         kind = record["kind"]
         fields = {"seq": int, "time": int, "kind": str, **_FIELDS.get(kind, {})}
         if not all(isinstance(record[name], type_) for name, type_ in fields.items()):
             return None
+        if not all(abs(record.get(name, 0)) < _MOST for name in ("seq", "time", "step")):
+            return None
         if kind == "metrics":
             record["values"] = {name: float(value) for name, value in record["values"].items()}
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        elif kind in ("params", "tags"):
+            plain = str if kind == "tags" else str | int | float | None
+            if not all(isinstance(value, plain) for value in record["values"].values()):
+                return None
+        elif kind == "status" and record["status"] not in STATUSES:
+            return None
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
     return cast(dict[str, Any], record)
 
 
 def read_identity(path: str | Path) -> RunIdentity:
     """The identity in a journal's first record. Raises JournalError when there is no such file or record."""
-    if Path(path).is_file():
+    try:
         for record, _ in read_records(path):
             return _identity(record, path)
+    except FileNotFoundError:
+        pass
+    except UnreadableError as error:
+        raise JournalError(str(error)) from None
     raise JournalError(f"{path}: no journal here yet; give the run's experiment and name to begin one")
 
 
@@ -372,6 +392,12 @@ def _identity(record: Mapping[str, Any], path: str | Path) -> RunIdentity:
         if value is not None and not (isinstance(value, str) and _RUN_ID.fullmatch(value)):
             raise JournalError(
                 f"{path}: {field} is {value!r:.80}, not an id of letters, digits, - and _; not a journal of ours"
+            )
+    for field, value in (("experiment", identity.experiment), ("name", identity.name)):
+        if not 0 < len(value) <= _LONGEST_NAME or not value.isprintable():
+            raise JournalError(
+                f"{path}: {field} is {value!r:.80}, not 1 to {_LONGEST_NAME} printable characters; not a journal of "
+                "ours"
             )
     return identity
 

@@ -36,6 +36,7 @@ from typing import Any
 from conclugen.common import uris
 from conclugen.common.atomic import sync_file, write_json
 from conclugen.common.locks import Lock, LockHeldError
+from conclugen.common.reading import UnreadableError, parse_json, read_lines, read_mapping
 from ray_jobs.tracking.journal import read_identity, read_records
 from ray_jobs.tracking.mlflow_environment import (
     bounded_calls,
@@ -56,6 +57,7 @@ _log = logging.getLogger(__name__)
 
 # A store may refuse for a passing reason (SQLite reports some collisions so): a record is given up when that goes on.
 _REFUSALS_BEFORE_GIVING_UP = 3
+_LARGEST_STATE = 16 << 20
 _FILE_KINDS = ("artifact", "model")
 
 Entry = tuple[dict[str, Any], int]  # a record, and the offset of the one behind it
@@ -160,9 +162,12 @@ class JournalSender:
 
     def _load_state(self) -> dict[str, Any]:
         try:
-            state = json.loads(self._state_path.read_text())
-            return {"run_id": str(state["run_id"]), "offset": int(state["offset"]), "deferred": list(state["deferred"])}
-        except (OSError, ValueError, KeyError, TypeError):
+            state = read_mapping(self._state_path, _LARGEST_STATE)
+            offset, deferred = int(state["offset"]), [int(start) for start in state["deferred"]]
+            if min([offset, *deferred]) < 0 or max([offset, *deferred]) > self._journal.stat().st_size:
+                raise ValueError(f"no offsets of this journal: {offset}, {deferred}")
+            return {"run_id": str(state["run_id"]), "offset": offset, "deferred": deferred}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return {"run_id": None, "offset": 0, "deferred": []}  # all is doubtful then, and compared with the server
 
     def _note(self, offset: int) -> None:
@@ -283,17 +288,19 @@ class JournalSender:
     def _give_up(self, record: dict[str, Any], error: Exception) -> None:
         reason = uris.scrub(f"{type(error).__name__}: {error}")
         _log.error("%s: record %d (%s) is refused: %s", self._journal, record["seq"], record["kind"], reason)
-        with _refusals(self._journal).open("a") as file:
+        # The folder may be somebody else's: what lies there under this name must not be followed or waited for.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(_refusals(self._journal), flags, 0o666), "a") as file:
             file.write(json.dumps({"seq": record["seq"], "kind": record["kind"], "reason": reason}) + "\n")
 
 
 def refused(journal: Path, since: int = 0) -> list[str]:
     """`model: Invalid name ...` of each record from number `since` on that the server has refused for good."""
     found = {}
-    with contextlib.suppress(OSError):
-        for line in _refusals(Path(journal)).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
+    with contextlib.suppress(OSError, UnreadableError):
+        for line, _ in read_lines(_refusals(Path(journal))):
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+                record = parse_json(line or b"")
                 if int(record["seq"]) >= since:
                     found[int(record["seq"])] = uris.scrub(f"{record['kind']}: {record['reason']}")
     return list(found.values())

@@ -22,6 +22,7 @@ import ray
 
 from conclugen.common import uris
 from conclugen.common.options import JobFailedError
+from conclugen.common.reading import parse_json, read_lines
 from ray_jobs.training.checkpoint_store import CheckpointWriteError
 from shards import ShardError
 from shards.access import AccessError
@@ -165,9 +166,9 @@ def read(path: Path, attempt: str) -> list[Failure]:
     if not path.is_file():
         return []
     records: list[Failure] = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line, _ in read_lines(path):
         try:
-            record = json.loads(line)
+            record = parse_json(line or b"")
             if record["attempt"] != attempt:
                 continue
             group = record["begun"] if "begun" in record else record.get("group")

@@ -13,6 +13,7 @@ from typing import Any
 
 from conclugen import PretrainConfig, presets
 from conclugen.common.atomic import write_json
+from conclugen.common.reading import read_mapping
 from conclugen.config import DEFAULT_PRESET
 from conclugen.evaluation.config import JudgingConfig
 from conclugen.presets import ALL, PRESETS
@@ -106,10 +107,12 @@ def refuse_other_settings(job: AblateJob) -> None:
     path = job.folder / _SETTINGS_FILE
     if not path.is_file():
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = read_mapping(path)
+    if not all(isinstance(group, dict) for group in there.values()):
+        raise ValueError(f"{path}: holds no settings of an ablation; restore it, or give another --run")
     mine, usual = (json.loads(json.dumps(settings)) for settings in (job.settings(), asdict(JudgingConfig())))
     differing = [
-        f"{group}.{name}: {there[group].get(name)!r} there, {value!r} now"
+        f"{group}.{name}: {there.get(group, {}).get(name)!r} there, {value!r} now"
         for group, values in mine.items()
         for name, value in values.items()
         # Of a task that was not installed then no cell there has a size; what judging did not have, was at its default.

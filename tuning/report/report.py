@@ -15,6 +15,7 @@ from conclugen import fields
 from conclugen.common import uris
 from conclugen.common.atomic import write_text
 from conclugen.common.names import file_name
+from conclugen.common.reading import inside
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 from ray_jobs.tracking.destination import uri_of_run
@@ -66,7 +67,7 @@ def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] | No
         for score in scores or ():
             fields.choose("--scores", score, sorted(known))
     scores = scores or [score for score in _SCORES if score in known]
-    place = folder / "report"
+    place = inside(folder, "report")
     place.mkdir(exist_ok=True)
     families = _families(results)
     pictures = _pictures(results, families, place)

@@ -26,6 +26,7 @@ from conclugen import PretrainConfig, checkpoint
 from conclugen.checkpoint import CheckpointError
 from conclugen.common import uris
 from conclugen.common.atomic import write_json
+from conclugen.common.reading import read_mapping
 from ray_jobs.run_folder import RunFolder
 from tuning.ledger import Ledger, Record, record_key
 from tuning.sweep.objective import Judge
@@ -77,7 +78,10 @@ class SweepFolder(RunFolder):
     def proposals(self) -> Iterator[tuple[int, Choices]]:
         """(number, choices) of every trial that was proposed, in order."""
         for path in sorted(self.trials.glob("*/choices.json")):
-            yield int(path.parent.name), json.loads(path.read_text())
+            try:
+                yield int(path.parent.name), read_mapping(path)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{path}: no choices of a trial ({error}); restore it, or remove its folder") from None
 
     def newest_trial_checkpoint(self, number: int) -> Path | None:
         """The newest whole checkpoint that any start has written of a trial."""

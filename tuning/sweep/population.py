@@ -11,7 +11,6 @@ written down, and replayed in one plain trial that ends with the very same model
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from conclugen import PretrainConfig
 from conclugen.common.atomic import write_json
+from conclugen.common.reading import read_mapping
 from tuning.sweep.space import Choices, Range, Space, names
 from tuning.sweep.trial import Trial, TrialShared
 
@@ -60,13 +60,13 @@ class Schedule:
     def load(cls, path: Path | str) -> Schedule:
         """Raises ValueError for a file that is no schedule."""
         try:
-            content = json.loads(Path(path).read_text())
+            content = read_mapping(path)
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}, expected {_FORMAT}")
             changes = tuple((int(change["step"]), dict(change["weights"])) for change in content["changes"])
             config = PretrainConfig.from_dict(content["config"])
             return cls(config, changes, content["objective"], float(content["value"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}: no schedule of a population-based sweep: {error}") from error
 
 
