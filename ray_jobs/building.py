@@ -108,6 +108,8 @@ def plan_of(job: BuildJob) -> BuildPlan:
     """Read the set and plan the build; prints what is missing or left out. ValueError for wrong input."""
     refuse_url("source", job.source, LOCAL_SOURCE)
     refuse_url("table", job.table, LOCAL_SOURCE)
+    refuse_url("folds", job.folds, LOCAL_SOURCE)
+    refuse_url("unpack", job.unpack, LOCAL_RESULT)
     refuse_url("output", job.output, LOCAL_RESULT)
     options = BuildOptions(
         clips_per_shard=job.clips_per_shard,

@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from pathlib import Path
 
+from shards.access import LOCAL_SOURCE, refuse_url
 from shards.adapters import read_clips
 from shards.adapters.files import VIDEO_SUFFIXES
 from shards.adapters.folder import table_labels
@@ -22,6 +23,7 @@ from shards.manifest import TAR_SUFFIX
 from shards.names import suffix
 from shards.packing.inputs import PackOptions, read_input
 from shards.packing.labels import LabelSpec
+from shards.packing.pooling import Pooling
 from shards.packing.source import open_source
 from shards.tables import SUFFIXES, read_table
 
@@ -31,6 +33,8 @@ KINDS = ("clips", "features", "archives", "table")
 
 def run(job: CheckJob) -> int:
     """Print; returns the exit status."""
+    for name in ("source", "table", "folds", "unpack"):
+        refuse_url(name, getattr(job, name), LOCAL_SOURCE)
     kind = job.kind or kind_of(job.source)
     _refuse_other_options(job, kind)
     lines, doubts, refused = {
@@ -62,7 +66,10 @@ def kind_of(source: Path) -> str:
 
 _OPTIONS = {
     "clips": {"table", "label", "adapter", "field", "folds"},
-    "features": {"table", "label", "column", "key", "table_key", "group", "text", "meta", "view_by", "nan_row_missing"},
+    "features": {
+        *("table", "label", "column", "key", "table_key", "group", "text", "meta", "view_by", "nan_row_missing"),
+        *("pool", "zero_padding", "csv_columns"),
+    },
     "archives": {"label", "column", "group", "text", "meta", "nan_row_missing"},
     "table": {"label"},
 }
@@ -71,7 +78,7 @@ _OPTIONS = {
 def _refuse_other_options(job: CheckJob, kind: str) -> None:
     defaults = {"adapter": "folder", "nan_row_missing": "all"}
     for name in sorted(set().union(*_OPTIONS.values()) - _OPTIONS[kind]):
-        if getattr(job, name) not in (None, (), {}, defaults.get(name)):
+        if getattr(job, name) not in (None, (), {}, False, defaults.get(name)):
             raise ValueError(
                 f"--{name.replace('_', '-')} says nothing of {kind}, as which {job.source} is read; leave it out, or "
                 f"say what it is with --kind ({', '.join(KINDS)})"
@@ -97,7 +104,8 @@ def _clips(job: CheckJob) -> tuple[list[str], list[str], int]:
 
 
 def _features(job: CheckJob) -> tuple[list[str], list[str], int]:
-    columns = job.column or _all_columns(job.source)
+    pooling = Pooling(job.pool, job.zero_padding)
+    columns = job.column or _all_columns(job.source, pooling, job.csv_columns)
     options = PackOptions(
         source=job.source,
         out=Path(),
@@ -113,14 +121,16 @@ def _features(job: CheckJob) -> tuple[list[str], list[str], int]:
         nan=job.nan_row_missing,
         allow_empty_class=True,
         view_by=job.view_by,
+        pooling=pooling,
+        csv_columns=job.csv_columns,
     )
     data = read_input(options)
     return data.lines(), data.doubts(), 0
 
 
-def _all_columns(path: Path) -> dict[str, str]:
+def _all_columns(path: Path, pooling: Pooling, csv_columns: tuple[str, ...]) -> dict[str, str]:
     """Everything in the source that can be a column, under its own name."""
-    source = open_source(path)
+    source = open_source(path, pooling, csv_columns)
     columns = {}
     for name in source.names:
         try:

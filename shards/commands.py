@@ -45,6 +45,9 @@ class CheckJob:
         meta: Features, archives: a further text, as NAME or NAME=FIELD.
         view_by: Features: the --meta field whose values name views; none: split.
         nan_row_missing: Features, archives: how many NaN make a row missing.
+        pool: Features: how a sequence (T, D) becomes a vector: mean, mean-std or max.
+        zero_padding: Features: with --pool, rows of zeros alone are padding.
+        csv_columns: Features: those of per-clip CSV files, as patterns such as AU*_r; none: all.
     """
 
     source: Path
@@ -64,6 +67,9 @@ class CheckJob:
     meta: dict[str, str] = dataclasses.field(default_factory=dict)
     view_by: str | None = None
     nan_row_missing: Literal["all", "any"] = "all"
+    pool: str | None = None
+    zero_padding: bool = False
+    csv_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import to_plain
 from shards import publication
-from shards.access import is_url
+from shards.access import refuse_url
 from shards.commands import SplitJob
 from shards.doubts import of_groups, of_parts
 from shards.manifest import Manifest
@@ -69,8 +69,9 @@ def assign(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> 
 
 def run(job: SplitJob) -> int:
     """Make the views, save them, print a summary. Raises ValueError before anything is written."""
+    refuse_url("FOLDER", job.data, "Views are written beside the shards: make them in a local copy and copy them back")
     of = {"split": to_plain(replace(job, overwrite=False))}
-    finished = not is_url(job.data) and publication.finish_same(job.data, of)
+    finished = publication.finish_same(job.data, of)
     manifest = Manifest.open(job.data)
     views, lines = make_views(
         manifest,

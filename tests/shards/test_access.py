@@ -231,6 +231,12 @@ ADDRESS = "s3://bucket/data"
         (["pack", "--source", "SET", "--out", ADDRESS, "--column", "x"], "--out"),
         (["pack", "--source", "SET", "--out", "OUT", "--column", "x", "--table", "s3://bucket/t.csv"], "--table"),
         (["index", ADDRESS], "FOLDER"),
+        (["index", ADDRESS, "--output", "OUT"], "FOLDER"),
+        (["split", ADDRESS], "FOLDER"),
+        (["check", ADDRESS], "source"),
+        (["check", "SET", "--table", "s3://bucket/t.csv"], "table"),
+        (["convert-pickle", ADDRESS, "--output", "OUT"], "FILE"),
+        (["convert-pickle", "SET", "--output", ADDRESS], "--out"),
         (["verify", ADDRESS, "--repair"], "FOLDER"),
     ],
 )
@@ -241,27 +247,45 @@ def test_shards_commands_refuse_addresses_by_name(
     command = [{"SET": str(tmp_path / "f.npz"), "OUT": str(tmp_path / "out")}.get(part, part) for part in command]
     assert main(command) == 2
     told = capsys.readouterr().err
-    address = "s3://bucket/t.csv" if option == "--table" else ADDRESS
+    address = "s3://bucket/t.csv" if option.endswith("table") else ADDRESS
     assert f"{option} {address}: must be a local path, got an address" in told and "copy" in told.lower()
     assert not Path("s3:").exists() and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("job", ["build_shards", "extract_features"])
-def test_jobs_over_clips_refuse_addresses_by_name(
-    job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+BUILD = ["--adapter", "mosei", "--source", ".", "--output", "out"]
+
+
+@pytest.mark.parametrize(
+    ("job", "command", "option"),
+    [
+        ("ray_jobs.build_shards", ["--adapter", "folder", "--source", ADDRESS, "--output", "out"], "source"),
+        ("ray_jobs.build_shards", ["--adapter", "folder", "--source", ".", "--output", ADDRESS], "output"),
+        ("ray_jobs.build_shards", [*BUILD, "--table", ADDRESS], "table"),
+        ("ray_jobs.build_shards", [*BUILD, "--folds", ADDRESS], "folds"),
+        ("ray_jobs.build_shards", [*BUILD, "--unpack", ADDRESS], "unpack"),
+        ("ray_jobs.extract_features", ["--data", ".", "--output", ADDRESS], "output"),
+        ("ray_jobs.embed", [ADDRESS, "--run", "r"], "files"),
+        ("ray_jobs.embed", ["a.mp4", "--run", "r", "--output", ADDRESS], "output"),
+        ("ray_jobs.embed", ["a.mp4", "--run", "r", "--embeddings", ADDRESS], "embeddings"),
+        ("ray_jobs.evaluate", ["--run", "r", "--label", "y", "--data", ADDRESS, "--output", ADDRESS], "output"),
+        ("tuning.sweep.job", ["--run", "r", "--data", ADDRESS, "--output", ADDRESS], "output"),
+        ("tuning.ablate", ["--data.s", ADDRESS, "--output", ADDRESS], "output"),
+        ("tuning.report.__main__", [ADDRESS], "FOLDER"),
+    ],
+)
+def test_jobs_refuse_addresses_by_name(
+    job: str,
+    command: list[str],
+    option: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In one line, before anything is written."""
     import importlib
 
     monkeypatch.chdir(tmp_path)
-    run = importlib.import_module(f"ray_jobs.{job}").main
-    commands = {
-        "build_shards": [
-            (["--adapter", "folder", "--source", ADDRESS, "--out", "out"], "source"),
-            (["--adapter", "folder", "--source", ".", "--out", ADDRESS], "output"),
-        ],
-        "extract_features": [(["--data", ".", "--output", ADDRESS], "output")],
-    }[job]
-    for command, option in commands:
-        assert run(command) == 2
-        assert f"{option} {ADDRESS}: must be a local path, got an address" in capsys.readouterr().err
+    assert importlib.import_module(job).COMMAND.main(command) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {option} {ADDRESS}: must be a local path, got an address") and told.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -208,6 +208,20 @@ def test_the_same_words_refuse_what_must_be_refused(tmp_path: Path, capsys: pyte
     assert "--key says nothing of clips" in capsys.readouterr().err
 
 
+def test_sequences_are_checked_as_they_would_be_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "f.npz", x=np.ones((6, 5, 3), np.float32), y=np.array(["a", "b"] * 3))
+    command = ["--column", "x", "--label", "y:class"]
+    packing = ["pack", "--source", str(tmp_path / "f.npz"), "--output", str(tmp_path / "out"), *command]
+    assert check(tmp_path / "f.npz", *command) == 2 == main(packing)
+    first, second = capsys.readouterr().err.split("error: ")[1:]
+    assert first == second and "--pool" in first
+    assert check(tmp_path / "f.npz", *command, "--pool", "mean-std", "--zero-padding") == 1
+    assert "6" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert check(tmp_path / "f.npz", "--pool", "mode") == 2
+    assert check(tmp_path, "--kind", "clips", "--pool", "mean") == 2
+    assert "--pool says nothing of clips" in capsys.readouterr().err
+
+
 def test_a_table_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(4, 6)
     rows[0]["emotion"] = "Happy"
