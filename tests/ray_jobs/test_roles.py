@@ -12,6 +12,8 @@ from ray_jobs.roles import Units, refuse_shared
 from ray_jobs.run_config import DataConfig, ShardsConfig
 from ray_jobs.source import held_out_view, open_reader
 from shards import Column, Label, Manifest, Sample, Schema, ShardWriter, View, group_id
+from shards.adapters import read_clips
+from shards.adapters.meld import FOLDERS
 from shards.split import make_views
 
 SPLITS, PER = ("train", "test"), 24
@@ -71,6 +73,45 @@ def test_the_official_split_is_judged_by_dialogue(manifest: Manifest) -> None:
     assert dict(apart.unit_rows().values()) == {"test guest": 4} | {f"speaker{n}": 5 for n in range(4)}
     rows = read_labelled(ask(manifest, split_unit="row"), ("audio", "text"))
     assert len(np.unique(rows.groups)) == 2 * PER and rows.units.noun(1) == "1 row"
+
+
+def test_meld_as_its_adapter_reads_it_is_judged_on_its_official_parts(tmp_path: Path) -> None:
+    """Six friends are in every part, and dialogue 0 of one part is another than dialogue 0 of the next."""
+    g = np.random.default_rng(0)
+    friends = ("Chandler", "Joey", "Monica", "Phoebe", "Rachel", "Ross")
+    for part, folder in FOLDERS.items():
+        (tmp_path / "MELD" / part / folder).mkdir(parents=True)
+        lines = ["Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID"]
+        for i in range(30):
+            name = f"dia{i // 6}_utt{i % 6}"
+            lines.append(f"{i},Oh,{friends[(i + i // 6) % 6]},{('joy', 'anger')[i % 2]},neutral,{i // 6},{i % 6}")
+            (tmp_path / "MELD" / part / folder / f"{name}.mp4").touch()
+        (tmp_path / "MELD" / f"{part}_sent_emo.csv").write_text("\n".join(lines) + "\n")
+    found = read_clips("meld", tmp_path / "MELD", allow_incomplete=True)
+    columns = (Column("audio", 3), Column("text", 4))
+    schema = Schema(columns, labels=found.labels, grouped=True, meta=("split", *found.meta))
+    with ShardWriter(tmp_path / "features", schema, max_shard_bytes=400_000) as writer:  # as extraction keeps them
+        for clip in found.clips:
+            arrays = {c.name: g.normal(size=c.width).astype(np.float32) for c in columns}
+            meta = {"split": clip.split, **clip.meta}
+            writer.append(Sample(clip.key, arrays, clip.labels, clip.group, meta=meta))
+    made = Manifest.open(tmp_path / "features")
+    for view in make_views(made, by="meta.split")[0]:
+        view.save()
+    plain = ask(made)
+    with pytest.raises(
+        ValueError, match=r"6 of 6 values of 'group' .*30 of the 30 test rows.*--data.split-unit meta.dialogue$"
+    ):
+        check_split(plain, read_labelled(plain, ("audio", "text")))
+    job = ask(made, split_unit="meta.dialogue", validation_view="dev")
+    read = read_labelled(job, ("audio", "text"))
+    check_split(job, read)
+    assert dict(read.unit_rows().values()) == {f"test_dia{n}": 6 for n in range(5)}
+    assert [len(rows) for rows in (read.fold.train_rows, read.fold.validation_rows, read.fold.test_rows)] == [30] * 3
+    data = DataConfig(made.folder)
+    reader = open_reader(data, made, View.open(made, "train"), ("audio",), speaker=data.speaker)
+    group = reader.read_ranges([(0, 0, 30)]).group  # negatives stay by speaker
+    assert group is not None and set(group) == {group_id(name) for name in friends}
 
 
 @pytest.mark.parametrize(
