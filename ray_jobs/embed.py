@@ -19,7 +19,8 @@ class EmbedJob(EncoderOptions):
     """Representations of new clips by a pretrained run: of video files, or of shards of clips or features.
 
     Clips go through the very encoders that made the run's features; other weights are refused. Probabilities are those
-    of a probe of one of the run's evaluations (`ray_jobs.evaluate`). Results are Parquet files.
+    of a probe of one of the run's evaluations (`ray_jobs.evaluate`). Results are Parquet files: of video files one, to
+    which later calls add; of shards one for each, and a job that was stopped goes on with those that are missing.
 
     Attributes:
         run: A finished pretraining run in `output`.
@@ -33,6 +34,7 @@ class EmbedJob(EncoderOptions):
         window: Length of a timeline's window in seconds.
         stride: Seconds from the start of one window to that of the next.
         text: What is said in the clip (in the clip as a whole).
+        overwrite: Replace embeddings of another run, label or corpus that stand in the folder.
     """
 
     run: str
@@ -45,6 +47,7 @@ class EmbedJob(EncoderOptions):
     window: float = 2.0
     stride: float = 0.5
     text: str | None = None
+    overwrite: bool = False
 
 
 def run(job: EmbedJob) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from numpy.typing import NDArray
 
 import conclugen
 from conclugen import Pretrainer
-from conclugen.common.atomic import write_json
+from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, sync_folder, write_json
+from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import BASELINES, ProbeConfig
@@ -34,6 +37,7 @@ from shards import Damage, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
 
 _BLOCK_ROWS = 4096
+_SCORES = "scores.json"
 # Classes and speakers that a table has columns for.
 _MOST_PARTS = 24
 _LEARNED = ("pretrained", "pretrained + raw", "untrained")
@@ -108,9 +112,32 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     check(protocol, methods, job.comparison.class_weights)
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
-    series = "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
-    place = folder.evaluation / series.replace("/", "-")
-    return Opened(folder, embedder, read, protocol, place, f"evaluation/{series}", uri)
+    series = series_of(job)
+    return Opened(folder, embedder, read, protocol, place_of(folder, series), f"evaluation/{series}", uri)
+
+
+def series_of(job: EvaluateJob) -> str:
+    """The evaluation's name."""
+    return "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
+
+
+def place_of(folder: RunFolder, series: str) -> Path:
+    """The evaluation's folder."""
+    return folder.evaluation / series.replace("/", "-")
+
+
+@contextlib.contextmanager
+def being_written(job: EvaluateJob) -> Iterator[None]:
+    """Hold the evaluation's folder alone, before anything is computed for it. Raises FolderInUseError, and OSError
+    where it cannot be written to."""
+    folder = RunFolder(Path(job.output).expanduser().absolute() / job.run)
+    if "://" in job.output or not folder.model.is_dir():
+        yield  # `open_run` says what is wrong
+        return
+    place = place_of(folder, series_of(job))
+    with folder_held(folder.evaluation, f"{place.name} is being evaluated", "another --run", file=f".{place.name}.lock"):
+        remove_remnants(place)
+        yield
 
 
 def evaluate(job: EvaluateJob) -> EvaluateResult:
@@ -120,6 +147,11 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
         ValueError: as `open_run`. What only some draws of a few labels can't teach is a hole in the table that names
             the reason, and no error.
     """
+    with being_written(job):
+        return _evaluate(job)
+
+
+def _evaluate(job: EvaluateJob) -> EvaluateResult:
     opened = open_run(job, job.comparison.methods)
     folder, read, protocol, place = opened.folder, opened.read, opened.protocol, opened.place
     if "fine_tune" in job.comparison.methods:
@@ -147,10 +179,29 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
     result = EvaluateResult(
         place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values()), unit
     )
-    write_results(result, job)
-    draw(result, protocol, systems["pretrained"].matrix)
+    with replaced(place) as whole:
+        write_results(replace(result, folder=whole), job)
+        draw(replace(result, folder=whole), protocol, systems["pretrained"].matrix)
     track(result, opened)
     return result
+
+
+@contextlib.contextmanager
+def replaced(place: Path) -> Iterator[Path]:
+    """A folder to write an evaluation into; its files then replace those of its last time, beside what else is there.
+    `scores.json` goes first and comes last: numbers and pictures are of one evaluation, or there is none."""
+    whole = hidden_beside(place)
+    whole.mkdir(parents=True)
+    try:
+        yield whole
+        place.mkdir(exist_ok=True)
+        (place / _SCORES).unlink(missing_ok=True)
+        for path in sorted(whole.iterdir(), key=lambda path: (path.name == _SCORES, path.name)):
+            sync_file(path)
+            path.replace(place / path.name)
+        sync_folder(place)
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
 
 
 def check_widths(job: EvaluateJob, embedder: conclugen.Embedder) -> None:
@@ -339,7 +390,7 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
         "cells": cells,
     }
     result.folder.mkdir(parents=True, exist_ok=True)
-    write_json(result.folder / "scores.json", document)
+    write_json(result.folder / _SCORES, document)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["system", "method", "fraction", "score", "value", "low", "high"])

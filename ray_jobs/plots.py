@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.common.atomic import atomic_path
 from conclugen.common.extras import needed_for
 from conclugen.evaluation.statistics import Interval
 
@@ -304,7 +305,8 @@ def _write(figure: Figure, path: Path | str) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(target, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.1)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.1)
     return target
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
+from conclugen.common.atomic import write_text
 from shards.commands import StatsJob
 from shards.manifest import Manifest
 from shards.reader import Reader
@@ -213,7 +213,7 @@ def run(job: StatsJob) -> int:
         print(text)
         return 0
     if job.json:
-        Path(job.json).write_text(text + "\n", encoding="utf-8")
+        write_text(job.json, text + "\n")
     print("\n".join(_lines(summary)))
     return 0
 

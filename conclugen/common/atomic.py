@@ -142,6 +142,11 @@ def remove_remnants(path: str | Path) -> None:
                 entry.unlink()
 
 
+def hidden_beside(path: str | Path) -> Path:
+    """A name for a temporary file or folder beside `path`, which `is_remnant` knows; nothing is made."""
+    return _hidden(Path(path), _PARTIAL)
+
+
 def _hidden(target: Path, suffix: str) -> Path:
     return target.with_name(f".{_stem(target.name)}.{secrets.token_hex(8)}.{suffix}")
 

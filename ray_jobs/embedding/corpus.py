@@ -1,7 +1,8 @@
 """A whole corpus to Parquet through Ray Data: clip shards by way of the run's encoders, or feature shards as they are.
 
-A row for each clip: key, shard, row, `embedding` (list of float32), `p.<class>`, `present.<modality>`, `reason`
-(why a clip has no embedding; null for the others).
+Each shard becomes a Parquet file of its name, written when all its rows have come; killed, the job goes on with those
+that are missing. A row for each clip: key, shard, row, `embedding` (list of float32), `p.<class>`,
+`present.<modality>`, `reason` (why a clip has no embedding; null for the others).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from conclugen.common.atomic import atomic_path
+from conclugen.common.ending import resumable
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.extract import Resources, data_settings, feature_dataset
 from ray_jobs.extraction.plan import Extraction
@@ -110,27 +114,90 @@ class _EmbedRanges:
 
 def embed_clips(plan: Extraction, rows: RowEmbedder, resources: Resources, out: Path) -> tuple[int, int]:
     """Clip shards to Parquet files in `out`; (rows, rows without an embedding). RuntimeError where rows were lost."""
-    dataset = feature_dataset(plan, list(range(len(plan.clips))), resources)
-    return _write(dataset, _EmbedTables, (rows,), resources, out, plan.clips.rows)
+    parts = _Parts.of(plan.clips, out)
+    if parts.todo:
+        parts.write(_mapped(feature_dataset(plan, parts.todo, resources), _EmbedTables, (rows,), resources))
+    return parts.counted()
 
 
 def embed_features(manifest: Manifest, rows: RowEmbedder, resources: Resources, out: Path) -> tuple[int, int]:
     """As `embed_clips`, of feature shards."""
+    parts = _Parts.of(manifest, out)
     ranges = [
-        (shard, start, min(start + _ROWS, int(count)))
-        for shard, count in enumerate(manifest.counts)
-        for start in range(0, int(count), _ROWS)
+        (shard, start, min(start + _ROWS, parts.counts[shard]))
+        for shard in parts.todo
+        for start in range(0, parts.counts[shard], _ROWS)
     ]
-    with data_settings(resources):
-        dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
-    return _write(dataset, _EmbedRanges, (rows, manifest, ranges), resources, out, manifest.rows)
+    if ranges:
+        with data_settings(resources):
+            dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
+        parts.write(_mapped(dataset, _EmbedRanges, (rows, manifest, ranges), resources))
+    return parts.counted()
 
 
-def _write(
-    dataset: Any, actor: type[Any], arguments: tuple[Any, ...], resources: Resources, out: Path, expected: int
-) -> tuple[int, int]:
+@dataclass
+class _Parts:
+    """The files of a corpus: one for each shard. names, counts: of the shards and their rows; todo: shards that have no
+    whole file."""
+
+    out: Path
+    names: list[str]
+    counts: list[int]
+    todo: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, manifest: Any, out: Path) -> _Parts:
+        names = [manifest.entry(shard).name for shard in range(len(manifest))]
+        parts = cls(out, names, [int(count) for count in manifest.counts])
+        parts.todo = [shard for shard, count in enumerate(parts.counts) if count and parts._rows(shard) != count]
+        return parts
+
+    def path(self, shard: int) -> Path:
+        return self.out / f"{self.names[shard]}.parquet"
+
+    def _rows(self, shard: int) -> int:
+        """Rows of a shard's file, -1 where there is none that can be read."""
+        try:
+            return int(pq.read_metadata(self.path(shard)).num_rows)
+        except (OSError, pa.ArrowException):
+            return -1
+
+    def write(self, dataset: Any) -> None:
+        """Take the rows of all shards to do as they come. RuntimeError where some never do."""
+        waiting: dict[int, list[pa.Table]] = {}
+        done = len(self.names) - len(self.todo)
+
+        def words() -> str:
+            return f"{done} of {len(self.names)} shards are embedded; the same command goes on with the rest"
+
+        with resumable(words):
+            for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                for shard in pc.unique(table["shard"]).to_pylist():
+                    own = waiting.setdefault(shard, [])
+                    own.append(table.filter(pc.equal(table["shard"], shard)))
+                    if sum(part.num_rows for part in own) == self.counts[shard]:
+                        whole = pa.concat_tables(waiting.pop(shard), promote_options="permissive").sort_by("row")
+                        with atomic_path(self.path(shard)) as temporary:
+                            pq.write_table(whole, temporary)
+                        done += 1
+        if done != len(self.names):
+            raise RuntimeError(f"{len(self.names) - done} of {len(self.names)} shards did not come whole")
+
+    def counted(self) -> tuple[int, int]:
+        """(rows, rows without an embedding) of all files."""
+        rows = without = 0
+        for shard, count in enumerate(self.counts):
+            if count:
+                reasons = pq.read_table(self.path(shard), columns=["reason"])["reason"]
+                rows, without = rows + len(reasons), without + len(reasons) - reasons.null_count
+        if rows != sum(self.counts):
+            raise RuntimeError(f"{sum(self.counts)} clips came in, but {self.out} holds {rows} rows")
+        return rows, without
+
+
+def _mapped(dataset: Any, actor: type[Any], arguments: tuple[Any, ...], resources: Resources) -> Any:
     numpy_batches = actor is _EmbedRanges
-    dataset = dataset.map_batches(
+    return dataset.map_batches(
         actor,
         fn_constructor_args=arguments,
         batch_size=None,
@@ -138,8 +205,3 @@ def _write(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.actors.get("model", 1)),
         num_cpus=resources.cpus,
     )
-    dataset.write_parquet(str(out))
-    table = pq.read_table(out, columns=["key", "reason"])
-    if table.num_rows != expected:
-        raise RuntimeError(f"{expected} clips came in, but {out} holds {table.num_rows} rows")
-    return table.num_rows, table.num_rows - table["reason"].null_count

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
+from conclugen.common.locks import folder_held
 from conclugen.common.names import file_name
 from ray_jobs import ray_cluster
 from ray_jobs.embed import EmbedJob
@@ -26,17 +29,22 @@ from ray_jobs.extraction.plan import Extraction, recipe_of
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
+from shards.claim import Claim
 from shards.clips.reader import ClipManifest
 from shards.quarantine import COMPLETE, QUARANTINED
 from shards.verification.clips import open_manifest
 
 _ROWS_FILE = "embeddings.parquet"
+_METADATA = b"conclugen.embeddings"
+# Names that begin with _ are not read where somebody opens the folder as one table.
+_CLAIM = Claim("corpus of embeddings", "_embedding.json", ("*.parquet",))
 
 
 def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
     """Embed video files; writes `embeddings.parquet` and a picture for each clip of two windows or more."""
     encoders = [choice.create("cpu") for choice in choices_of(model.encoder_names, job.weights, job.mirror)]
     model.check([encoder.info for encoder in encoders])
+    kept = _kept(out / _ROWS_FILE, model.identity(job.fusion), job.overwrite)
     windows = Windows(job.window, job.stride)
     tables, failed = [], 0
     stems = Counter(Path(path).stem for path in job.files)
@@ -58,11 +66,40 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
             print(f"  timeline: {picture}")
     if tables:
         out.mkdir(parents=True, exist_ok=True)
+        if kept is not None:
+            named = pa.array([table["path"][0].as_py() for table in tables])
+            tables = [kept.filter(pc.invert(pc.is_in(kept["path"], named))), *tables]
+        table = pa.concat_tables(tables, promote_options="permissive")
+        metadata = {_METADATA: json.dumps(model.identity(job.fusion), sort_keys=True)}
         with atomic_path(out / _ROWS_FILE) as temporary:  # what an earlier call wrote stays whole until this one is
-            pq.write_table(pa.concat_tables(tables), temporary)
-        width = model.embedder.width(job.fusion)
-        print(f"{len(tables)} of {len(job.files)} clips, {width} numbers each ({job.fusion}): {out / _ROWS_FILE}")
+            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        width, held = model.embedder.width(job.fusion), pc.sum(table["whole"]).as_py()
+        print(
+            f"{len(job.files) - failed} of {len(job.files)} clips, {width} numbers each ({job.fusion}); {held} in "
+            f"{out / _ROWS_FILE}"
+        )
     return QUARANTINED if failed else COMPLETE
+
+
+def _kept(path: Path, identity: Mapping[str, Any], overwrite: bool) -> pa.Table | None:
+    """The rows of earlier calls; None where there are none. ValueError where they are of another model or probe."""
+    if overwrite or not path.exists():
+        return None
+    try:
+        kept = pq.read_table(path)
+        of = json.loads((kept.schema.metadata or {})[_METADATA])
+    except (OSError, pa.ArrowException, KeyError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"embeddings: {path} does not say whose embeddings it holds ({error!r}); choose another folder, or replace "
+            "it with --overwrite"
+        ) from None
+    differing = sorted(name for name in {*identity, *of} if identity.get(name) != of.get(name))
+    if differing:
+        raise ValueError(
+            f"embeddings: {path} holds embeddings that differ in {', '.join(differing)}; choose another folder, or "
+            "replace them with --overwrite"
+        )
+    return kept
 
 
 def _rows(result: Embedded, classes: Sequence[str]) -> pa.Table:
@@ -92,6 +129,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
     """Embed clip shards or feature shards."""
     rows = RowEmbedder(str(model.folder), job.label, job.fusion)
     manifest = open_manifest(data)
+    _CLAIM.take(out, model.identity(job.fusion) | {"data": manifest.digest}, job.overwrite)
     if not isinstance(manifest, ClipManifest):
         _check_features(model, manifest)
         resources = resources_of(job, ["model"])
@@ -145,6 +183,5 @@ def run(job: EmbedJob) -> int:
     model = RunModel.open(folder, job.label)
     model.embedder.check_fusion(job.fusion)
     out = job.embeddings.expanduser().absolute() if job.embeddings else folder.path / "embeddings"
-    if job.data is not None and out.exists() and any(out.iterdir()):
-        raise ValueError(f"embeddings: {out} is not empty; choose another folder")
-    return embed_paths(model, job, out) if job.data is None else embed_corpus(model, job, job.data, out)
+    with folder_held(out, "embeddings are being written here", "another --embeddings"):
+        return embed_paths(model, job, out) if job.data is None else embed_corpus(model, job, job.data, out)

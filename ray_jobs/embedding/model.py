@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from safetensors.numpy import save_file
 
 import conclugen
 from conclugen import storage
 from conclugen.backbones import EncoderInfo
-from conclugen.common.atomic import write_json
+from conclugen.common.atomic import atomic_path, write_json
 from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_json
 from conclugen.evaluation.features import Scaling
@@ -95,6 +96,15 @@ class RunModel:
                 raise ValueError(f"run {self.name!r}: column {column!r} is an augmented view, or of unknown origin")
         return tuple(name for column, name in made.items() if column in used)
 
+    def identity(self, fusion: str) -> dict[str, Any]:
+        """What embeddings and probabilities depend on, as plain data: those of another are not put beside them."""
+        exported = json.loads((self.folder / "model" / "config.json").read_text())
+        probe = None
+        if self.probe is not None:
+            numbers = self.probe.probe.model.weight.tobytes() + self.probe.probe.model.bias.tobytes()
+            probe = {"label": self.probe.label, "digest": xxhash.xxh3_128_hexdigest(numbers)}
+        return {"model": exported["digest"], "fusion": fusion, "probe": probe}
+
     def check(self, infos: Sequence[EncoderInfo]) -> None:
         """Raise ValueError where these encoders are not those that made the model's features."""
         assert self.recipe is not None
@@ -142,7 +152,7 @@ def _shards_info(folder: RunFolder) -> dict[str, Any]:
 def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -> LabelProbe | None:
     """The probe of the evaluation of a label: as it was kept, or fitted again on the evaluation's own training rows."""
     records: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for path in sorted(folder.evaluation.glob(f"*/{_SCORES}")):
+    for path in sorted(folder.evaluation.glob(f"[!.]*/{_SCORES}")):  # hidden is what a killed evaluation left
         job = _evaluation_of(path)
         records.setdefault(job["label"], (path.parent, job))
     if label is None:
@@ -211,9 +221,8 @@ def _save(place: Path, fitted: LabelProbe, model: str) -> None:
         "bias": probe.model.bias,
     }
     tensors = {name: np.array(array, np.float64) for name, array in parts.items()}
-    temporary = place / f".{_TENSORS}"
-    save_file(tensors, temporary)
-    temporary.replace(place / _TENSORS)
+    with atomic_path(place / _TENSORS) as temporary:
+        save_file(tensors, temporary)
     document = {
         "schema": _SCHEMA,
         "version": _VERSION,

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from conclugen.common.atomic import atomic_path
+
 _STYLES = ("-", "--", "-.", ":")
 # Okabe & Ito (2008), told apart with red-green blindness too.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -31,7 +33,8 @@ def draw(
         figure = _figure(stretches, embeddings, probabilities, classes, title)
         path.parent.mkdir(parents=True, exist_ok=True)
         FigureCanvasAgg(figure)
-        figure.savefig(path, format="png", dpi=150)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
     return path
 
 

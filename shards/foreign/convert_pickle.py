@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.atomic import atomic_file
 from shards import names
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.commands import ConvertPickleJob
@@ -135,12 +136,8 @@ def convert(source: Path, out: Path, overwrite: bool = False) -> tuple[dict[str,
         arrays, left_out = arrays_of(read_pickle(source))
     except PickleError as error:
         raise ValueError(f"{source} is not converted: {error}") from None
-    temporary = out.with_name(f".{out.name}.tmp.npz")
-    try:
-        np.savez(temporary, allow_pickle=False, **arrays)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(out) as file:
+        np.savez(file, allow_pickle=False, **arrays)
     return arrays, left_out
 
 

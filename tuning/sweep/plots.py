@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from conclugen.common.atomic import atomic_path
 from tuning.sweep.folder import SweepBook
 from tuning.sweep.space import names
 
@@ -104,5 +105,6 @@ def _short(option: Any) -> str:
 def _write(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", pad_inches=0.1)
     return path

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen.common.atomic import write_text
 from conclugen.common.options import save
 from ray_jobs.run_config import PretrainJob, RunConfig
 from tuning.sweep import plots as sweep_plots
@@ -85,8 +86,8 @@ def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
 def write(book: SweepBook, job: SweepJob, mode: str) -> list[Path]:
     """`table.md`, `best.yaml` and the plots, into the sweep's folder; the files written."""
     folder = book.folder
-    folder.table.write_text(
-        f"# {job.name}: {len(book.outcomes)} trials by {book.objective} ({mode})\n\n" + table(book, mode)
+    write_text(
+        folder.table, f"# {job.name}: {len(book.outcomes)} trials by {book.objective} ({mode})\n\n" + table(book, mode)
     )
     written = [folder.table]
     order = book.ranking(mode)

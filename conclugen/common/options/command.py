@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen.common import ending, uris
+from conclugen.common.atomic import write_text
 from conclugen.common.extras import needed_for
 from conclugen.common.names import closest, nearest
 from conclugen.common.options import schema
@@ -572,4 +573,4 @@ def save(job: Any, path: str | Path) -> None:
 
     plain, path = schema.to_plain(job), Path(path)
     text = json.dumps(plain, indent=2) + "\n" if path.suffix == ".json" else strict_yaml.dump(plain)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)

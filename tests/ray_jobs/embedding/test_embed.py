@@ -14,6 +14,7 @@ import pytest
 import conclugen
 from conclugen import Pretrainer, backbones, export, presets, storage
 from conclugen.common.atomic import write_json
+from conclugen.common.locks import folder_held
 from conclugen.evaluation.probe import fit_classes
 from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import timeline as embed_timeline
@@ -55,7 +56,7 @@ def make_run(root: Path, name: str, modalities: tuple[str, ...]) -> RunFolder:
     composition = {m: list(manifest.modalities[m]) for m in modalities}
     export.save(folder.model, pretrainer, {"modalities": composition, "features": manifest.info["features"]})
     write_json(folder.config, {"data": {"folder": str(root / "features")}})
-    data = ShardsConfig(folder=str(root / "features"), validation_view=None)
+    data = ShardsConfig(folder=str(root / "features"), validation_view=None, split_unit="row")
     job = evaluate.EvaluateJob(name, "mood", data)
     (folder.evaluation / "features-mood").mkdir(parents=True)
     write_json(folder.evaluation / "features-mood/scores.json", {"job": asdict(job), "cells": []})
@@ -129,7 +130,9 @@ def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path,
     features = {"video": np.concatenate(parts[:2])[None], "audio": parts[2][None]}
     np.testing.assert_allclose(row["embedding"], embedder.embed(features)[0], rtol=1e-5, atol=1e-6)
 
-    job = evaluate.EvaluateJob("run", "mood", ShardsConfig(folder=str(root / "features"), validation_view=None))
+    job = evaluate.EvaluateJob(
+        "run", "mood", ShardsConfig(folder=str(root / "features"), validation_view=None, split_unit="row")
+    )
     read = evaluation.read_labelled(job, embedder.modalities)
     rows, train = read.rows, read.fold.train_rows
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
@@ -229,3 +232,26 @@ def test_the_timeline_without_a_probe_shows_change(tmp_path: Path) -> None:
     assert path.stat().st_size > 1000
     with pytest.raises(ValueError, match="two or more"):
         embed_timeline.draw([(0, 1)], x[:1], None, (), tmp_path / "c.png", "")
+
+
+def test_a_later_call_adds_its_clips_and_mixes_nothing(
+    root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before, a second call replaced the rows of the first without a word."""
+    other = shutil.copy(video, tmp_path / "other.mp4")
+    out, once = tmp_path / "out", ["--window", "9", "--stride", "1"]
+    for file in (video, other, video):
+        assert embed.main(arguments(root, str(file), "--embeddings", str(out), *once)) == 0
+    table = pq.read_table(out / "embeddings.parquet")
+    assert sorted(table["path"].to_pylist()) == sorted([str(video), str(other)])
+    capsys.readouterr()
+    mean = arguments(root, str(video), "--embeddings", str(out), "--fusion", "mean", *once)
+    assert embed.main(mean) == 2
+    assert "embeddings.parquet holds embeddings that differ in fusion; choose another folder" in capsys.readouterr().err
+    assert pq.read_table(out / "embeddings.parquet").equals(table)
+    assert embed.main([*mean, "--overwrite"]) == 0
+    assert pq.read_table(out / "embeddings.parquet")["path"].to_pylist() == [str(video)]
+    with folder_held(out, "embeddings are being written here", "another --embeddings"):
+        assert embed.main([*mean, "--overwrite"]) == 2
+    assert "embeddings are being written here by process" in capsys.readouterr().err
+    assert not list(out.glob(".*"))
