@@ -16,7 +16,7 @@ from typing import Any, Literal
 from conclugen import PretrainConfig, presets
 from conclugen.common import uris
 from conclugen.config import DEFAULT_PRESET, known_tasks
-from ray_jobs.tracking.mlflow_environment import check_registered_name, check_tracking_uri
+from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, check_tracking_uri
 
 DEFAULT_OUTPUT = "outputs"
 DEFAULT_RECIPE = "improved"
@@ -160,6 +160,7 @@ class RunConfig:
                 raise ValueError(f"run.{name}: must be at least 1, got {getattr(self, name)}")
         if self.max_failures < -1:
             raise ValueError(f"run.max_failures: must be at least 0 (-1: without limit), got {self.max_failures}")
+        check_experiment("run.experiment", self.experiment)
         if self.tracking_uri is not None:
             check_tracking_uri(self.tracking_uri, "run.tracking_uri")
         if self.registered_model is not None:

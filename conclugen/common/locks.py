@@ -14,7 +14,9 @@ import json
 import logging
 import math
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ _LONGEST_NOTE = 4096
 _QUIET_S = 10.0  # who waits longer says for whom
 _POLL_S = 0.05
 FOLDER_LOCK = ".lock"
+_LEAST_FREE = 1 << 20  # bytes: less is not enough for any job's records
 _told: set[Path] = set()
 
 
@@ -187,13 +190,46 @@ class Lock:
                 os.close(descriptor)
 
 
+def check_room(what: str, folder: str | Path, needed: int = 0) -> None:
+    """Raise OSError unless a folder, which need not be there yet, can be written to and has room for so many bytes.
+
+    what: field or option that names it, for messages.
+    """
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise _plain(NotADirectoryError, errno.ENOTDIR, f"{what}: {there} is a file, where a folder is needed")
+    try:
+        descriptor, probe = tempfile.mkstemp(prefix=".room-", dir=there)
+        os.close(descriptor)
+        Path(probe).unlink()
+    except OSError as error:
+        raise _plain(type(error), error.errno, f"{what}: {folder} cannot be written to ({error.strerror})") from None
+    free = shutil.disk_usage(there).free
+    if free < max(needed, _LEAST_FREE):
+        raise _plain(
+            OSError,
+            errno.ENOSPC,
+            f"{what}: {folder} has {free / 2**20:,.1f} MiB free, and {max(needed, _LEAST_FREE) / 2**20:,.1f} MiB are "
+            "needed; make room, or choose another folder",
+        )
+
+
+def _plain(kind: type[OSError], number: int | None, message: str) -> OSError:
+    """An error of that number that reads as the message alone."""
+    error = kind(message)
+    error.errno = number
+    return error
+
+
 class FolderInUseError(ValueError):
     """Another process works in the folder now."""
 
 
 @contextlib.contextmanager
 def folder_held(
-    folder: str | Path, doing: str, choose: str, *, file: str = FOLDER_LOCK, keep: bool = False
+    folder: str | Path, doing: str, choose: str, *, file: str = FOLDER_LOCK, keep: bool = False, needed: int = 0
 ) -> Iterator[None]:
     """Hold a folder (made if it is not there) for one job; every job that writes into a folder of results or of data
     takes this one lock.
@@ -208,10 +244,11 @@ def folder_held(
 
     Raises:
         FolderInUseError: it is held; says by which process, on which host, since when.
-        OSError: the folder can't be made or written to.
+        OSError: the folder can't be made or written to, or has too little room.
     """
     folder = Path(folder)
     made = not folder.exists()
+    check_room(choose.removeprefix("another "), folder, needed)
     folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder / file, keep)
     try:

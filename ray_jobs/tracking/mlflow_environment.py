@@ -27,6 +27,7 @@ _CALL_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 REGISTERED_NAME_LENGTH = 256
+EXPERIMENT_LENGTH = 256  # of MLflow's SQL stores
 _NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.tracking")
 
 _settings_lock = threading.Lock()
@@ -103,6 +104,14 @@ def check_registered_name(field: str, name: str) -> None:
         raise ValueError(
             f"{field}: must be 1 to {REGISTERED_NAME_LENGTH} printable characters without / : ' \" % or `, "
             f"got {name!r:.80}; the model registry refuses it"
+        )
+
+
+def check_experiment(field: str, name: str) -> None:
+    """Raise ValueError unless MLflow's stores take the name of an experiment."""
+    if not name.strip() or len(name) > EXPERIMENT_LENGTH or not name.isprintable():
+        raise ValueError(
+            f"{field}: must be 1 to {EXPERIMENT_LENGTH} printable characters, got {name!r:.80}; MLflow takes no other"
         )
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from conclugen import PretrainConfig, Pretrainer, export
 from conclugen.beside_raw import BesideRaw
 from conclugen.common.ending import resumable
+from conclugen.common.locks import check_room
 from conclugen.common.options import to_plain
 from conclugen.evaluation.features import fuse
 from ray_jobs import ray_cluster
+from ray_jobs.preflight import check_tracking
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
@@ -73,6 +75,9 @@ def _pretrain(
     train: Callable[[Start], None],
 ) -> PretrainResult:
     uri = uri_of_run(folder.path, job.run.tracking_uri)
+    check_tracking(uri, job.run.experiment, job.run.registered_model)
+    if job.run.storage is not None and "://" not in job.run.storage:
+        check_room("run.storage", job.run.storage)
     store = folder.store(job.run)
     reached = reached_step(store, identity)
     if reached > total_steps:

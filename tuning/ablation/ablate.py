@@ -8,6 +8,7 @@ from pathlib import Path
 from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.options import to_plain
+from ray_jobs.preflight import check_tracking
 from ray_jobs.roles import GROUP
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.training import run_lock
@@ -50,6 +51,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
     todo = [cell for cell in planned.cells if cell.key not in finished]
     uri = uri_of_run(job.folder, job.tracking_uri)
     if not job.dry_run:
+        check_tracking(uri, job.experiment)
         claim(job)
     print(_announcement(planned, len(planned.cells) - len(todo)), flush=True)
     seconds = estimate(todo, sets, finished)

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from conclugen.common.options import Command, Leaf, build
 from conclugen.evaluation.config import MeasureConfig
 from conclugen.fields import choose, require
-from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig
+from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig, RunConfig
 from shards.access import SHARED_FOLDER, refuse_url
 from tuning.sweep.space import Space
 from tuning.sweep.space_presets import SPACES, laptop
 
 DEFAULT_SPACE = "laptop"
 DEFAULT_TRIALS = 64
+_BEST = "-best"
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,28 @@ class SweepJob:
                 "reach the scheduler, and nothing would ever be exchanged"
             )
 
+        self.best_run()  # what the end will build is refused now
+
     @property
     def folder(self) -> Path:
         return Path(self.output).expanduser().absolute() / self.name
+
+    def best_run(self) -> RunConfig:
+        """The run that trains the best configuration, as `best.yaml` has it. Raises ValueError for a name, an
+        experiment or a tracking URI that no run can have."""
+        try:
+            return RunConfig(
+                name=f"{self.name}{_BEST}",
+                output=self.output,
+                workers=self.resources.workers,
+                gpu=self.resources.gpu,
+                cpus_per_worker=self.resources.cpus_per_worker,
+                tracking_uri=self.tracking_uri,
+                experiment=self.experiment,
+            )
+        except ValueError as error:
+            message = str(error).removeprefix("run.")
+            raise ValueError(f"{message} (of the run of the best configuration, {self.name[:40]}...{_BEST})") from None
 
 
 def space_with(fields: Mapping[str, Any]) -> Space:

@@ -10,7 +10,7 @@ import numpy as np
 
 from conclugen.common.atomic import write_text
 from conclugen.common.options import save
-from ray_jobs.run_config import PretrainJob, RunConfig
+from ray_jobs.run_config import PretrainJob
 from tuning.sweep import plots as sweep_plots
 from tuning.sweep.folder import SweepBook, trial_name
 from tuning.sweep.job import SweepJob
@@ -71,16 +71,7 @@ def _notes(book: SweepBook, best: int) -> list[str]:
 
 def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
     """The pretraining of a trial, whole, as `ray_jobs.pretrain --config` takes it."""
-    run = RunConfig(
-        name=f"{job.name}-best",
-        output=job.output,
-        workers=job.resources.workers,
-        gpu=job.resources.gpu,
-        cpus_per_worker=job.resources.cpus_per_worker,
-        tracking_uri=job.tracking_uri,
-        experiment=job.experiment,
-    )
-    return PretrainJob(book.config(number), job.data, run)
+    return PretrainJob(book.config(number), job.data, job.best_run())
 
 
 def write(book: SweepBook, job: SweepJob, mode: str) -> list[Path]:

@@ -15,6 +15,7 @@ from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.names import nearest
 from conclugen.common.options import FAILED, GOOD, PARTIAL, save, to_plain
+from ray_jobs.preflight import check_tracking
 from ray_jobs.source import available_widths
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal
@@ -89,7 +90,7 @@ def sweep(job: SweepJob) -> SweepResult:
         ValueError: input or configuration that can't work, found before any trial starts; a folder of another sweep,
             or one that another process works in.
     """
-    uri_of_run(job.folder, job.tracking_uri)
+    check_tracking(uri_of_run(job.folder, job.tracking_uri), job.experiment)
     ready = prepare(job)
     folder = SweepFolder(job.folder)
     folder.claim(identity(ready))

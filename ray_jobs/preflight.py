@@ -1,0 +1,63 @@
+"""What a job needs at its end, looked at before its first work: where it is tracked, and under which names.
+
+Names are refused while the job is parsed, folders that cannot be written to where the job takes their lock
+(`conclugen.common.locks.folder_held`). Here stands what only a look outside tells.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import urllib.error
+import urllib.request
+
+from conclugen.common import uris
+from conclugen.common.locks import check_room
+from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, store_folder
+
+_ANSWER_WITHIN_S = 3.0
+
+
+def check_tracking(uri: str, experiment: str, registered_model: str | None = None) -> None:
+    """Look at where a job is to be tracked, within seconds.
+
+    A server that does not answer stops no job: it is told, in one line, and gets everything when it is back. Raises
+    ValueError or OSError for names that it would refuse, and for a local store that cannot be written.
+    """
+    check_experiment("experiment", experiment)
+    if registered_model is not None:
+        check_registered_name("registered_model", registered_model)
+    below = store_folder(uri)
+    if below is not None:
+        check_room("tracking_uri", below)
+        return
+    reason = why_silent(uri)
+    if reason is not None:
+        also = "" if registered_model is None else f", and whether model {registered_model!r} can be registered is open"
+        print(
+            f"warning: MLflow at {uris.public(uri)} does not answer now ({reason}){also}; the job goes on, and what is "
+            "tracked is sent when the server is back",
+            flush=True,
+        )
+
+
+def why_silent(uri: str, within_s: float = _ANSWER_WITHIN_S) -> str | None:
+    """Why a server gives no answer, None where it gives any (also one that wants a password, which is not sent)."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    found: list[str | None] = [f"no answer within {within_s:g} s"]
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(f"{uri.rstrip('/')}/health", method="GET")  # noqa: S310 - http(s) only
+            with urllib.request.urlopen(request, timeout=within_s):  # noqa: S310
+                found[0] = None
+        except urllib.error.HTTPError:
+            found[0] = None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            found[0] = uris.scrub(getattr(error, "reason", None) or error or type(error).__name__)
+
+    asking = threading.Thread(target=ask, name="preflight", daemon=True)  # names may take longer to be looked up
+    asking.start()
+    asking.join(within_s)
+    return found[0]
