@@ -135,7 +135,9 @@ def being_written(job: EvaluateJob) -> Iterator[None]:
         yield  # `open_run` says what is wrong
         return
     place = place_of(folder, series_of(job))
-    with folder_held(folder.evaluation, f"{place.name} is being evaluated", "another --run", file=f".{place.name}.lock"):
+    with folder_held(
+        folder.evaluation, f"{place.name} is being evaluated", "another --run", file=f".{place.name}.lock"
+    ):
         remove_remnants(place)
         yield
 

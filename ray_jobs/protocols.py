@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conclugen.common.atomic import atomic_folder, write_json, write_text
+from conclugen.common.ending import resumable
 from conclugen.common.names import file_name
 from conclugen.common.options import to_plain
 from conclugen.evaluation.blocks import Blocks
@@ -29,7 +30,7 @@ from conclugen.evaluation.protocols.base import Cell, Corpus, Material, Outcome,
 from conclugen.evaluation.protocols.registry import Done
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
-from ray_jobs.evaluation import Opened, open_run, untrained_heads
+from ray_jobs.evaluation import Opened, being_written, open_run, untrained_heads
 from ray_jobs.roles import Units
 from ray_jobs.source import open_reader
 from ray_jobs.tracking.journal import Journal
@@ -71,13 +72,18 @@ def ask(job: EvaluateJob) -> Answers:
         ValueError: as `evaluation.open_run`, or no protocol could be answered.
     """
     names = registry.chosen(job.protocol, job.protocols)
-    opened = open_run(job, ("probe",))
-    asked = material(job, opened)
     done: list[Done] = []
-    for one in registry.run(names, asked, job.protocols):
-        done.append(one)
-        write(one, job, opened, asked)
-        print(_line(one), flush=True)
+
+    def words() -> str:
+        return f"{len(done)} of {len(names)} protocols are answered and kept; the same command asks all again"
+
+    with being_written(job), resumable(words):
+        opened = open_run(job, ("probe",))
+        asked = material(job, opened)
+        for one in registry.run(names, asked, job.protocols):
+            done.append(one)
+            write(one, job, opened, asked)
+            print(_line(one), flush=True)
     if all(one.outcome is None for one in done):
         raise ValueError("; ".join(f"protocol {one.name}: {one.reason}" for one in done))
     track(done, opened)
