@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    ?= outputs
-# One thread in each process: more than there are cores wait for each other. Who runs what: tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
+# One thread in each process: more than there are cores wait for each other. Modules are compiled once, not by each of
+# the processes that Ray starts. Who runs what: tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
 
 .PHONY: demo test test-slow test-pythons reproduce install constraints clean
 .DELETE_ON_ERROR:
