@@ -11,7 +11,7 @@
 
     class Margin(Task):
         '''Equation and source.'''
-        name, short, title = "margin", "M", "margin between matching and other rows"
+        name, title = "margin", "margin between matching and other rows"
         Config = MarginConfig
 
         @classmethod
@@ -106,10 +106,8 @@ class Task(Module):
 
     name: ClassVar[str]
     """In configurations, flags, metrics (`loss/NAME`): letters, digits and _."""
-    short: ClassVar[str]
-    """A letter or two for tight tables."""
     title: ClassVar[str]
-    """What help and documentation call it, in a few words."""
+    """What reports call it, in a few words; help has the first sentence of `Config`."""
     Config: ClassVar[type[Any]]
     """Frozen dataclass: each field with a kind (`conclugen.fields`), a default and an entry under `Attributes:`. It has
     a schedulable `weight`."""

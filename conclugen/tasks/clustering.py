@@ -97,7 +97,7 @@ def assignment_sum(
 class Clustering(Task):
     """Owns the cluster head, the centroids and the queue; the last two are the same on every rank."""
 
-    name, short, title = "clustering", "K", "multi-modal clustering"
+    name, title = "clustering", "multi-modal clustering"
     Config = ClusteringConfig
     order = 20
     absent_as_null = True

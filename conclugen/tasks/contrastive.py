@@ -118,7 +118,7 @@ def pair_sum(
 class Contrastive(Task):
     """The loss over all pairs of the ring; owns the temperature where it is learned."""
 
-    name, short, title = "contrastive", "C", "multi-modal contrastive loss"
+    name, title = "contrastive", "multi-modal contrastive loss"
     Config = ContrastiveConfig
     order = 10
     similarities = True

@@ -55,7 +55,7 @@ def squared_error_sum(prediction_BD: Tensor, target_BD: Tensor, valid_B: Tensor)
 class Reconstruction(Task):
     """One decoder for each modality."""
 
-    name, short, title = "reconstruction", "R", "multi-modal reconstruction of the frozen features"
+    name, title = "reconstruction", "multi-modal reconstruction of the frozen features"
     Config = ReconstructionConfig
     order = 30
     row_wise = True

@@ -172,7 +172,7 @@ def _check(task: Any, name: str, known: Mapping[str, type[Task]], own: bool) -> 
     """Raise ValueError where a task lacks something that the project derives from it, or takes what another has."""
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise ValueError(f"it is {task!r}, expected a class derived from conclugen.tasks.Task")
-    for attribute in ("name", "short", "title"):
+    for attribute in ("name", "title"):
         value = getattr(task, attribute, None)
         fields.require(isinstance(value, str) and bool(value), f"{task.__name__}.{attribute}", value, "a text")
     fields.require(task.name == name, f"{task.__name__}.name", task.name, f"{name!r}, as its entry point is called")

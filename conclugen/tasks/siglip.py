@@ -70,7 +70,7 @@ def block_sum(
 class Siglip(Task):
     """The loss over all pairs of the ring; owns the logarithm of the inverse temperature and the bias."""
 
-    name, short, title = "siglip", "G", "multi-modal sigmoid loss (SigLIP)"
+    name, title = "siglip", "multi-modal sigmoid loss (SigLIP)"
     Config = SiglipConfig
     order = 50
     searched = (

@@ -77,7 +77,7 @@ def nt_xent_sum(
 class Simclr(Task):
     """The loss over the rows that have both views."""
 
-    name, short, title = "simclr", "S", "contrast of two views of one modality (SimCLR)"
+    name, title = "simclr", "contrast of two views of one modality (SimCLR)"
     Config = SimclrConfig
     order = 40
     similarities = True

@@ -71,7 +71,7 @@ def global_covariance(z_MBP: Tensor, present_MB: Tensor, count_M: Tensor) -> Ten
 class Vicreg(Task):
     """The three terms over all modalities; nothing of its own is learned."""
 
-    name, short, title = "vicreg", "V", "variance, invariance and covariance of modalities (VICReg)"
+    name, title = "vicreg", "variance, invariance and covariance of modalities (VICReg)"
     Config = VicregConfig
     order = 60
     weights = (Range(1e-4, 1.1), Range(0.01, 0.5))

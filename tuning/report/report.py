@@ -17,6 +17,7 @@ from conclugen.common.atomic import write_text
 from conclugen.common.names import file_name
 from conclugen.common.reading import inside
 from conclugen.evaluation.statistics import Interval
+from conclugen.tasks import registry
 from ray_jobs import plots
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
@@ -169,6 +170,8 @@ def _ablation(
             unit,
         )
     yield Heading("Task combinations", "combinations")
+    known = registry.registered()
+    yield Text(tuple(f"{name}: {known[name].title}" for name in results.tasks if name in known), listed=True)
     yield results_table(results, results.combinations(), "Every combination of tasks", scores, explained)
     for rows, title in (
         (results.presets(), "The published presets"),

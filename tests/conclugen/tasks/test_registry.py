@@ -32,7 +32,7 @@ class PlainConfig:
 class Plain(Task):
     """What a package needs at least."""
 
-    name, short, title = "plain", "P", "nothing"
+    name, title = "plain", "nothing"
     Config = PlainConfig
 
 
@@ -43,7 +43,7 @@ class Another(Plain):
 class NotAll(Task):
     """Has no title."""
 
-    name, short = "not_all", "N"
+    name = "not_all"
     Config = PlainConfig
 
 

@@ -40,7 +40,7 @@ class AlignmentConfig:
 class Alignment(Task):
     """The distance over all pairs of the ring."""
 
-    name, short, title = "alignment", "A", "alignment of modalities"
+    name, title = "alignment", "alignment of modalities"
     Config = AlignmentConfig
     searched = (
         Searched(

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from conclugen.tasks import registry
 from ray_jobs.tracking.journal import Journal, read_records
 from tuning.ledger import Ledger, LedgerError, Record, record_key
 from tuning.report.__main__ import main
@@ -321,6 +322,8 @@ def test_the_page_is_whole_and_needs_nothing_besides_itself(folder):
 def test_markdown_tables_have_one_width_and_the_same_numbers(folder):
     report(folder)
     text = (folder / "report" / "report.md").read_text("utf-8")
+    for task in TASKS:
+        assert f"- {task}: {registry.get(task).title}" in text
     for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1
