@@ -83,7 +83,7 @@ def submit(head: str, environment: dict[str, str], *arguments: str) -> subproces
         *("python", "-m", "ray_jobs.pretrain", *arguments),
     ]
     for _ in range(20):
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
         if "No available agent to submit job" not in done.stderr:
             return done
         time.sleep(1)  # the head answers before its agent has come up
