@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,6 +30,7 @@ from conclugen.evaluation.protocols.registry import Done
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.evaluation import Opened, being_written, open_run, untrained_heads
+from ray_jobs.protocol_document import DOCUMENT, FOLDER, PAGE, earlier, page, plain
 from ray_jobs.roles import Units
 from ray_jobs.source import open_reader
 from ray_jobs.tracking.journal import Journal
@@ -38,8 +38,6 @@ from ray_jobs.tracking.mlflow_sink import MlflowSink
 from shards import Manifest, Rows, View
 from shards.view import IndexValues
 
-DOCUMENT, PAGE, FOLDER = "protocols.json", "protocols.md", "protocols"
-SCHEMA, VERSION = "conclugen-protocols", 1
 _RAW: Mapping[str, tuple[str, Callable[[Mapping[str, NDArray[np.float64]]], Blocks], int]] = {
     # Baseline -> name of the system, how a probe may weigh its blocks, fewest modalities.
     "raw": ("raw", Blocks.plain, 1),
@@ -269,7 +267,11 @@ def write(one: Done, job: EvaluateJob, opened: Opened, asked: Material) -> None:
             draw(one.outcome, folder)
     options = getattr(job.protocols, registry.option(one.name))
     shared = {name: value for name, value in asdict(job.protocols).items() if not isinstance(value, Mapping)}
-    document = read(opened.place / DOCUMENT)
+    document = earlier(opened.place / DOCUMENT)
+    before = document["protocols"].get(one.name)
+    if one.outcome is None and before is not None and not before["reason"]:
+        print(f"note: {PAGE} keeps what {one.name} found before", flush=True)
+        return
     document["protocols"][one.name] = plain(one) | {
         "label": job.label,
         "data": {"folder": job.data.folder, "train": job.data.view, "test": job.test_view},
@@ -279,41 +281,8 @@ def write(one: Done, job: EvaluateJob, opened: Opened, asked: Material) -> None:
         "steps": opened.steps,
         "options": shared | to_plain(options),
     }
-    write_json(opened.place / DOCUMENT, document)
+    write_json(opened.place / DOCUMENT, document, sort_keys=False)
     write_text(opened.place / PAGE, page(document))
-
-
-def plain(one: Done) -> dict[str, Any]:
-    """Of an answer what JSON holds."""
-    answer: dict[str, Any] = {"title": one.title, "reason": one.reason}
-    if one.outcome is not None:
-        answer |= json.loads(json.dumps(_finite(asdict(one.outcome))))
-    return answer
-
-
-def _finite(value: Any) -> Any:
-    """None for every number that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The document of earlier protocols; an empty one where there is none that can be read."""
-    empty: dict[str, Any] = {"schema": SCHEMA, "version": VERSION, "protocols": {}}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return empty
-    except (OSError, ValueError, RecursionError):
-        found = None
-    known = isinstance(found, dict) and (found.get("schema"), found.get("version")) == (SCHEMA, VERSION)
-    if not known or not isinstance(found.get("protocols"), dict):
-        print(f"note: {path} holds no protocols of this version and is replaced", flush=True)
-        return empty
-    return dict(found)
 
 
 def draw(outcome: Outcome, folder: Path) -> None:
@@ -329,51 +298,6 @@ def draw(outcome: Outcome, folder: Path) -> None:
             diagonal=chart.diagonal,
             ticks=chart.ticks,
         )
-
-
-def page(document: Mapping[str, Any]) -> str:
-    """Every protocol of a document as Markdown."""
-    parts = ["# Protocols", "What each answers, and by which formulae: docs/protocols.md."]
-    for name, answer in document["protocols"].items():
-        parts.append(f"## {_text(answer['title'])}")
-        data = answer["data"]
-        parts.append(
-            _text(
-                f"Label {answer['label']} of {Path(data['folder']).name}, trained on {data['train']}, judged on "
-                f"{data['test']}; intervals over {answer['units']} units ({answer['unit']})."
-            )
-        )
-        if answer["reason"]:
-            parts.append(f"Not measured: {_text(answer['reason'])}")
-            continue
-        for table in answer["tables"]:
-            parts.append(f"**{_text(table['name'])}**")
-            lines = [_row(table["columns"]), "|" + "---|" * len(table["columns"])]
-            parts.append("\n".join([*lines, *(_row([shown(cell) for cell in row]) for row in table["rows"])]))
-        parts += [
-            f"![{_text(chart['title'])}]({FOLDER}/{name}/{file_name(chart['name'])}.png)" for chart in answer["charts"]
-        ]
-        parts.append("\n".join(f"- {_text(rule)}" for rule in answer["rules"]))
-        if answer["holes"]:
-            parts.append("\n".join(["Not measured:", "", *(f"- {_text(hole)}" for hole in answer["holes"])]))
-    return "\n\n".join(parts) + "\n"
-
-
-def shown(cell: Cell) -> str:
-    """A cell as people read it; a dash for a hole."""
-    if cell is None:
-        return "—"
-    if isinstance(cell, str | int):
-        return str(cell)
-    return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.1f}" if abs(cell) >= 10 else f"{cell:.3f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_text(cell) for cell in cells) + " |"
-
-
-def _text(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 KINDS = ("cell", "trial", "baseline")
 STATUSES = ("finished", "failed")
 _MOST = 1 << 62  # of whole numbers: servers and tables keep them in 64 bits
-_LINES, _ARRAYS = "ledger", "predictions"
+LINES, _ARRAYS = "ledger", "predictions"
 # JSON has no numbers for these; a diverged trial's metrics must be kept all the same.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -116,9 +116,9 @@ class Ledger:
         Raises LedgerError where `must_exist` and there is none.
         """
         refuse_url("FOLDER", folder, LOCAL_SOURCE)
-        if must_exist and not (Path(folder) / _LINES).is_dir():
+        if must_exist and not (Path(folder) / LINES).is_dir():
             raise LedgerError(
-                f"{folder}: no results here (no folder {_LINES!r}); name the output folder of an ablation or a sweep"
+                f"{folder}: no results here (no folder {LINES!r}); name the output folder of an ablation or a sweep"
             )
         return cls(folder)
 
@@ -126,10 +126,10 @@ class Ledger:
 
     def history(self) -> Iterator[Record]:
         """Every record that was written, oldest first. Damaged lines are left out, with a warning."""
-        inside(self.folder, _LINES)
+        inside(self.folder, LINES)
         found = [
             (record.time, path.name, number, record)
-            for path in sorted((self.folder / _LINES).glob("*.jsonl"))
+            for path in sorted((self.folder / LINES).glob("*.jsonl"))
             for number, record in enumerate(_read(path))
         ]
         yield from (record for *_, record in sorted(found, key=lambda entry: entry[:3]))
@@ -207,7 +207,7 @@ class Ledger:
     def _own_file(self) -> int:
         # A forked process must not write to its parent's file.
         if self._file < 0 or self._owner != os.getpid():
-            folder = inside(self.folder, _LINES)
+            folder = inside(self.folder, LINES)
             folder.mkdir(parents=True, exist_ok=True)
             # Time first, so that files list in the order in which their writers began.
             name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"

@@ -26,5 +26,15 @@ def test_configurations_and_tasks_need_no_torch() -> None:
     assert not {"torch", "numpy", "ray", "mlflow"} & found
 
 
+def test_evaluation_and_its_protocols_are_read_without_numpy() -> None:
+    """Every protocol's file is imported for its options."""
+    found = modules_after(
+        "from ray_jobs.evaluate import COMMAND\n"
+        "from conclugen.evaluation.protocols import registry\n"
+        "COMMAND.parse(['--run', 'r', '--label', 'l', '--data', '/d', '--protocol', ','.join(registry.registered())])"
+    )
+    assert "conclugen" in found and not {"torch", "numpy", "ray", "mlflow", "sklearn"} & found
+
+
 def test_this_check_sees_torch() -> None:
     assert "torch" in modules_after("import conclugen\nconclugen.Pretrainer")

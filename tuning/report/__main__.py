@@ -2,6 +2,7 @@
 
 python -m tuning.report outputs/first
 python -m tuning.report outputs/first --sweep outputs/search
+python -m tuning.report outputs/first --protocols outputs/run
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from conclugen.common.options import GOOD, Command
 class ReportJob:
     """What an ablation (and sweeps) came to, as a page, tables and pictures.
 
-    Reads the ledgers of the folders alone. Writes `report.html` (one file that needs no other), `report.md`,
-    `report.csv` (every number) and pictures into the folder's `report`, and logs them to its MLflow run, if it has one.
+    Reads the ledgers of the folders, and protocols that were asked of runs. Writes `report.html` (one file that needs
+    no other), `report.md`, `report.csv` and `protocols.csv` (every number) and pictures into the folder's `report`, and
+    logs them to its MLflow run, if it has one.
 
     Attributes:
-        output: Folder of an ablation (or of a sweep), where the report goes too; given without an option.
+        output: Folder of an ablation (of a sweep, of a run whose protocols were asked), where the report goes too;
+            given without an option.
         sweep: Folders of sweeps whose trials are added.
         scores: Scores of the tables; none: accuracy, unweighted average recall and macro F1, as far as there are.
+        protocols: Folders of runs whose protocols (`ray_jobs.evaluate --protocol`) are added.
         tracking: Log the files to MLflow as well.
         tracking_uri: MLflow tracking URI; none: `mlflow.db` beside the folder.
     """
@@ -31,6 +35,7 @@ class ReportJob:
     output: Path
     sweep: tuple[Path, ...] = ()
     scores: tuple[str, ...] | None = None
+    protocols: tuple[Path, ...] = ()
     tracking: bool = True
     tracking_uri: str | None = None
 
@@ -38,7 +43,7 @@ class ReportJob:
 def run(job: ReportJob) -> int:
     from tuning.report.report import report, track
 
-    files = report(job.output, job.sweep, job.scores)
+    files = report(job.output, job.sweep, job.scores, job.protocols)
     print("\n".join(str(path) for path in files))
     where = track(job.output, files, job.tracking_uri) if job.tracking else None
     if where:

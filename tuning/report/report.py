@@ -22,8 +22,10 @@ from ray_jobs import plots
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_sink import flush_journal
+from tuning.ledger import LINES as LEDGER
 from tuning.ledger import Ledger, Record
 from tuning.report import findings as report_findings
+from tuning.report import protocols as report_protocols
 from tuning.report import svg, sweep_response
 from tuning.report.findings import LEVEL, Family
 from tuning.report.page import Block, Charts, Heading, Text, html, markdown
@@ -52,16 +54,21 @@ _COLUMNS = ("kind", "key", "status", *_TAGS, "metric", "value")
 _TRACKING_S = 30.0
 
 
-def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] | None = None) -> list[Path]:
+def report(
+    folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] | None = None, asked: Sequence[Path] = ()
+) -> list[Path]:
     """Write the report of a folder; returns the files.
 
     scores: of the tables; None: accuracy, unweighted average recall and macro F1, as far as the ledger has them.
-    Raises ValueError: no ledger, no finished cell or trial, a score that nothing has.
+    asked: folders of runs whose protocols were asked; the folder's own, where it is a run's, are in it too.
+    Raises ValueError: no ledger and no protocols, no finished cell or trial, a score that nothing has.
     """
-    records = [record for place in (folder, *sweeps) for record in Ledger.open(place, must_exist=True).records()]
+    found = report_protocols.found_in(asked, folder)
+    ledgers = [place for place in (folder, *sweeps) if place is not folder or not found or (place / LEDGER).is_dir()]
+    records = [record for place in ledgers for record in Ledger.open(place, must_exist=True).records()]
     results = Results.of(records)
     finished = [record for record in records if record.status == "finished"]
-    if not finished:
+    if not finished and not found:
         raise ValueError(f"{folder}: none of {len(records)} cells and trials is finished; let the ablation go on")
     known = {score for dataset in results.datasets for score in results.scores(dataset)}
     if results.systems:
@@ -72,13 +79,18 @@ def report(folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] | No
     place.mkdir(exist_ok=True)
     families = _families(results)
     pictures = _pictures(results, families, place)
-    title = f"Ablation {folder.resolve().name}" if results.systems else f"Sweep {folder.resolve().name}"
-    blocks, lead = list(_blocks(results, families, scores, [p.name for p in pictures])), _lead(results, records)
+    kind = "Ablation" if results.systems else "Sweep" if results.trials or not found else "Protocols of"
+    title = f"{kind} {folder.resolve().name}"
+    blocks = [*_blocks(results, families, scores, [p.name for p in pictures]), *report_protocols.blocks(found)]
+    lead = _lead(results, records) if records else f"{datetime.now(UTC):%Y-%m-%d}. Made from protocols.json alone."
+    pictures += report_protocols.pictures(found, place)
     texts = {
         "report.html": html(title, lead, blocks),
         "report.md": markdown(title, lead, blocks),
         "report.csv": _csv(records),
     }
+    if found:
+        texts["protocols.csv"] = report_protocols.as_csv(found)
     written = []
     for name, text in texts.items():
         write_text(place / name, text)

@@ -40,6 +40,40 @@ def lines(
     return _svg(title, body, list(series))
 
 
+def interval_lines(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float | None, float | None, float | None]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+    diagonal: bool = False,
+    ticks: Mapping[float, str] | None = None,
+) -> str:
+    """Lines of (x, y, low, high) with the interval as a whisker; points without y are gaps. log: of x. diagonal: the
+    line x = y, and both axes from 0 to 1. ticks: place on x -> its name; none: five round places, or the lines' own."""
+    points = [point for own in series.values() for point in own]
+    ys = [v for point in points for v in point[1:] if v is not None] or [0.0, 1.0]
+    xs = sorted({point[0] for point in points})
+    scale = _Scale.of([0.0, 1.0] if diagonal else xs, [0.0, 1.0] if diagonal else ys, log)
+    named = dict(ticks or {x: f"{x:.3g}" for x in ([0.0, 0.25, 0.5, 0.75, 1.0] if diagonal else xs)})
+    body = [_frame(title, scale, xlabel, ylabel, False), _x_ticks(scale, list(named), list(named.values()))]
+    if diagonal:
+        body.append(f'<path class="axis" d="M{scale.x(0):.1f} {scale.y(0):.1f}L{scale.x(1):.1f} {scale.y(1):.1f}"/>')
+    for number, own in enumerate(series.values()):
+        kind = f"s{number % _MARKS}"
+        shift = 0.0 if diagonal else (number - (len(series) - 1) / 2) * 3.0
+        places = [(scale.x(x) + shift, y, low, high) for x, y, low, high in own if y is not None]
+        path = " ".join(f"{'L' if i else 'M'}{x:.1f} {scale.y(y):.1f}" for i, (x, y, _, _) in enumerate(places))
+        body.append(f'<path class="line {kind}" d="{path}"/>' if places else "")
+        for x, y, low, high in places:
+            if low is not None and high is not None:
+                ends = f"M{x:.1f} {scale.y(low):.1f}V{scale.y(high):.1f}"
+                body.append(f'<path class="whisker {kind}" d="{ends}"/>')
+            body.append(_mark(number, x, scale.y(y)))
+    return _svg(title, body, list(series))
+
+
 def scatter(
     title: str,
     points: Sequence[tuple[float, float]],
@@ -106,23 +140,30 @@ def bars(title: str, values: Mapping[str, tuple[float, float]], *, xlabel: str) 
 
 
 class _Scale:
-    """x logarithmic, y linear, with room around the points."""
+    """x logarithmic, or linear where it says so, y linear, with room around the points."""
 
-    def __init__(self, low: float, high: float, bottom: float, top: float, step: float) -> None:
-        self.low, self.high, self.bottom, self.top, self.step = low, high, bottom, top, step
+    def __init__(self, low: float, high: float, bottom: float, top: float, step: float, log: bool = True) -> None:
+        self.low, self.high, self.bottom, self.top, self.step, self.log = low, high, bottom, top, step, log
 
     @classmethod
-    def of(cls, xs: Sequence[float], ys: Sequence[float]) -> "_Scale":
+    def of(cls, xs: Sequence[float], ys: Sequence[float], log: bool = True) -> "_Scale":
         low, high = min(xs), max(xs)
+        step = _nice((max(ys) - min(ys) or 0.1) / 5)
+        bottom, top = math.floor(min(ys) / step) * step, math.ceil(max(ys) / step) * step
+        top = max(top, bottom + step)
+        if not log:
+            margin = 0.06 * ((high - low) or 1.0)
+            return cls(low - margin, high + margin, bottom, top, step, log)
         if low == high:
             low, high = low / 2, high * 2
         margin = (high / low) ** 0.06
-        step = _nice((max(ys) - min(ys) or 0.1) / 5)
-        bottom, top = math.floor(min(ys) / step) * step, math.ceil(max(ys) / step) * step
-        return cls(low / margin, high * margin, bottom, max(top, bottom + step), step)
+        return cls(low / margin, high * margin, bottom, top, step)
 
     def x(self, value: float) -> float:
-        share = math.log(value / self.low) / math.log(self.high / self.low)
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:

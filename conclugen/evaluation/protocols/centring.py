@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from conclugen.evaluation.protocol import Fold
 
 INDUCTIVE, ALL_MEAN, NORMALISED = "0 (inductive)", "all, mean alone", "all (speaker-normalised)"
+_TICKS = {INDUCTIVE: "0", ALL_MEAN: "all: mean", NORMALISED: "all"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Centring(EvaluationProtocol):
                 series[system.name] = tuple(points)
         if not series:
             raise ValueError(f"no probe could be learned; {holes[-1]}")
-        ticks = {float(at): name.replace(" (", "\n(").replace(", ", "\n") for at, name in enumerate(steps)}
+        ticks = {float(at): _TICKS.get(name, name) for at, name in enumerate(steps)}
         chart = Chart(
             "clips", "score by clips of a new speaker", "unlabelled clips", material.score, series, ticks=ticks
         )

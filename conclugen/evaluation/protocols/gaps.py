@@ -18,7 +18,7 @@ resampled), and draws of labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from conclugen.evaluation.checks import Floats
 
 _DEALS = 1000
-_BLOCK = 200
+_BLOCK = 25  # resamples at a time: tens of megabytes of confusion sums
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,9 @@ class Gaps(EvaluationProtocol):
                     continue
                 for name, rows, value in cells.scores(material.score):
                     scores.append((system.name, column, name, rows, finite(value)))
-                few = []
-                for what in (material.score, *(f"recall/{name}" for name in material.target.classes)):
-                    gap = cells.gap(what)
-                    if gap is None:
-                        few.append(what.removeprefix("recall/"))
-                        continue
+                readings = (material.score, *(f"recall/{name}" for name in material.target.classes))
+                found = cells.gaps(readings)
+                for what, gap in found.items():
                     gaps.append(
                         (
                             system.name,
@@ -130,8 +127,9 @@ class Gaps(EvaluationProtocol):
                             gap.p_value,
                         )
                     )
-                    if what == material.score:
-                        headline[f"{system.name}/{column}"] = gap.estimate
+                if material.score in found:
+                    headline[f"{system.name}/{column}"] = found[material.score].estimate
+                few = [what.removeprefix("recall/") for what in readings if what not in found]
                 if few:
                     told.add(
                         f"column {column!r}, recall of {', '.join(few)}: fewer than two values have "
@@ -158,7 +156,7 @@ class Cells:
     Attributes:
         names: The values, V.
         sums: (units, draws, K, K).
-        owner: (units,) position of each unit's value.
+        owner: (units,) position of each unit's value, ascending.
         alike: (units,) units that chance may exchange: all of one number.
         classes: Names, K.
         least: Fewest rows by which a value, or a class of it, is scored.
@@ -199,35 +197,53 @@ class Cells:
         ]
         first = np.unique(unit, return_index=True)[1] if len(unit) else np.empty(0, np.int64)
         alike = truth[kept][first] if single else np.zeros(len(first), np.int64)
-        return cls(names, np.stack(sums, axis=1), value[first], alike, classes, least, material.resampling, tuple(left))
+        order = np.argsort(value[first], kind="stable")
+        whole, owner = np.stack(sums, axis=1)[order], value[first][order]
+        return cls(names, whole, owner, alike[order], classes, least, material.resampling, tuple(left))
 
-    def totals(self, weights: Floats, owner: NDArray[np.int64] | None = None) -> Floats:
-        """(B, V, draws, K, K) of (B, units) weights; owner: (units,) or (B, units)."""
-        where = self.owner if owner is None else owner
-        out = np.empty((len(weights), len(self.names), *self.sums.shape[1:]))
-        for v in range(len(self.names)):
-            out[:, v] = np.tensordot(weights * (where == v), self.sums, axes=1)
-        return out
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(V,) first unit of each value."""
+        return np.searchsorted(self.owner, np.arange(len(self.names)))
+
+    @property
+    def totals(self) -> Floats:
+        """(1, V, draws, K, K) of the values."""
+        return np.add.reduceat(self.sums, self.starts, axis=0)[None]
 
     def scores(self, score: str) -> list[tuple[str, int, float]]:
         """Value, its rows and its score."""
-        whole = self.totals(np.ones((1, len(self.sums))))
+        whole = self.totals
         values = self._read(whole, score)[0].mean(axis=-1)
         rows = whole[0, :, 0].sum(axis=(1, 2)).astype(int)
         return [(name, int(n), float(v)) for name, n, v in zip(self.names, rows, values, strict=True)]
 
-    def gap(self, what: str) -> Gap | None:
-        """Of a score, or of `recall/CLASS` over the values that have enough rows of it; None where fewer than two."""
-        whole = self.totals(np.ones((1, len(self.sums))))
-        kept = np.ones(len(self.names), dtype=bool)
-        if what.startswith("recall/"):
-            label = self.classes.index(what.removeprefix("recall/"))
-            kept = whole[0, :, 0, label].sum(axis=1) >= self.least
-        if kept.sum() < 2:
-            return None
-        own = self._read(whole, what)[0].mean(axis=-1)
-        own = np.where(kept, own, np.nan)
-        resampled, dealt = self._resampled(what, kept), self._dealt(what, kept)
+    def gaps(self, readings: Sequence[str]) -> dict[str, Gap]:
+        """Of scores, and of `recall/CLASS` over the values that have enough rows of it; without those of fewer than two
+        values."""
+        whole = self.totals
+        kept = {what: self._kept(whole, what) for what in readings}
+        kept = {what: mask for what, mask in kept.items() if mask.sum() > 1}
+        resampled: dict[str, list[Floats]] = {what: [] for what in kept}
+        dealt: dict[str, list[Floats]] = {what: [] for what in kept}
+        for totals, weights in self._resampled():
+            for what, mask in kept.items():
+                values = (self._read(totals, what) * weights[:, None]).sum(axis=-1)
+                resampled[what].append(_spread(values, mask))
+        for totals in self._dealt():
+            for what, mask in kept.items():
+                dealt[what].append(_spread(self._read(totals, what).mean(axis=-1), mask))
+        return {
+            what: self._gap(
+                np.where(mask, self._read(whole, what)[0].mean(axis=-1), np.nan),
+                np.concatenate(resampled[what]),
+                np.concatenate(dealt[what]),
+            )
+            for what, mask in kept.items()
+        }
+
+    def _gap(self, own: Floats, resampled: Floats, dealt: Floats) -> Gap:
+        """own (V,), NaN for values that are left out."""
         estimate = float(np.nanmax(own) - np.nanmin(own))
         ends = [(1 - self.resampling.level) / 2, (1 + self.resampling.level) / 2]
         low, high = np.nanquantile(resampled, ends) if np.isfinite(resampled).any() else (np.nan, np.nan)
@@ -241,6 +257,13 @@ class Cells:
             self.names[int(np.nanargmin(own))],
         )
 
+    def _kept(self, whole: Floats, what: str) -> NDArray[np.bool_]:
+        """(V,) values that have enough rows of what is read."""
+        if not what.startswith("recall/"):
+            return np.ones(len(self.names), dtype=bool)
+        label = self.classes.index(what.removeprefix("recall/"))
+        return np.asarray(whole[0, :, 0, label].sum(axis=1) >= self.least)
+
     def _read(self, totals: Floats, what: str) -> Floats:
         """(B, V, draws) of confusion sums; NaN where a class has no row."""
         flat = totals.reshape(-1, *totals.shape[-2:])
@@ -253,33 +276,27 @@ class Cells:
             values = np.where(flat.sum(axis=(1, 2)) > 0, values, np.nan)
         return values.reshape(totals.shape[:3])
 
-    def _resampled(self, what: str, kept: NDArray[np.bool_]) -> Floats:
-        """(B,) gaps of resamples of units within their values, and of draws of labels."""
+    def _resampled(self) -> Iterator[tuple[Floats, Floats]]:
+        """(b, V, draws, K, K) sums of resamples of units within their values, and (b, draws) weights of draws."""
         generator = np.random.Generator(np.random.PCG64([self.resampling.seed, 2]))
         draws = self.sums.shape[1]
-        found = []
+        parts = np.split(self.sums, self.starts[1:])
         for size in _sizes(self.resampling.resamples):
-            weights = np.zeros((size, len(self.owner)))
-            for v in range(len(self.names)):
-                units = np.flatnonzero(self.owner == v)
-                weights[:, units] = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=size)
-            label_draws = generator.multinomial(draws, np.full(draws, 1 / draws), size=size) / draws
-            values = (self._read(self.totals(weights), what) * label_draws[:, None]).sum(axis=-1)
-            found.append(_spread(values, kept))
-        return np.concatenate(found)
+            totals = []
+            for part in parts:
+                times = generator.multinomial(len(part), np.full(len(part), 1 / len(part)), size=size)
+                totals.append(np.tensordot(times.astype(np.float64), part, axes=1))
+            yield np.stack(totals, axis=1), generator.multinomial(draws, np.full(draws, 1 / draws), size=size) / draws
 
-    def _dealt(self, what: str, kept: NDArray[np.bool_]) -> Floats:
-        """(B,) gaps where units are dealt to the values at random among those that are alike."""
+    def _dealt(self) -> Iterator[Floats]:
+        """(b, V, draws, K, K) sums where units are dealt to the values at random among those that are alike."""
         generator = np.random.Generator(np.random.PCG64([self.resampling.seed, 3]))
-        found = []
         for size in _sizes(min(_DEALS, self.resampling.resamples)):
-            owners = np.empty((size, len(self.owner)), dtype=np.int64)
+            dealt = np.empty((size, len(self.owner)), dtype=np.int64)
             for kind in np.unique(self.alike):
                 units = np.flatnonzero(self.alike == kind)
-                owners[:, units] = generator.permuted(np.tile(self.owner[units], (size, 1)), axis=1)
-            values = self._read(self.totals(np.ones(owners.shape), owners), what).mean(axis=-1)
-            found.append(_spread(values, kept))
-        return np.concatenate(found)
+                dealt[:, units] = generator.permuted(np.tile(units, (size, 1)), axis=1)
+            yield np.add.reduceat(self.sums[dealt], self.starts, axis=1)
 
 
 def _spread(values: Floats, kept: NDArray[np.bool_]) -> Floats:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from conclugen.evaluation.checks import Floats
 
+NOT_REACHED = "not reached"
 _TIE = 1e-12
 
 
@@ -102,7 +103,7 @@ class LabelsToTarget(EvaluationProtocol):
             for name, values in smooth.items():
                 found = answer(labels, values, goal, material.resampling.level)
                 saved = labels[at] / found.labels
-                told = "not reached" if math.isinf(found.labels) else "at most" if found.at_most else ""
+                told = NOT_REACHED if math.isinf(found.labels) else "at most" if found.at_most else ""
                 rows.append(
                     (
                         name,
@@ -233,9 +234,8 @@ def answer(labels: NDArray[Any], curves: Floats, goals: Floats, level: float) ->
     return Answer(float(found[0]), bool(least[0]), float(ends[0]), float(ends[1]), float(np.isfinite(found[1:]).mean()))
 
 
-def _number(value: float) -> float | None:
-    """None: not reached."""
-    return None if math.isinf(value) else float(value)
+def _number(value: float) -> float | str:
+    return NOT_REACHED if math.isinf(value) else float(value)
 
 
 def _ends(values: Floats, level: float) -> tuple[float, float]:
