@@ -108,7 +108,7 @@ def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, dr
             if other == section.strongest[fraction]:
                 rows.setdefault(name, {})[fraction] = one.interval
         label = f"{_NAMES[section.data.measure]} minus strongest"
-        if rows:
+        if rows and len(section.systems) > 1:
             plots.paired_differences(rows, path.parent / _figure(section), xlabel=label, title=section.name)
     write_text(path, page(sections, settings, draws, draw_seed))
 
@@ -119,6 +119,8 @@ def _figure(section: Section) -> Path:
 
 def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int | None) -> str:
     """The whole page in Markdown."""
+    empty = [section.name for section in sections if len(section.systems) == 1]  # of the constant alone
+    sections = [section for section in sections if len(section.systems) > 1]
     seeds = ", ".join(map(str, settings.seeds))
     flags = f"--seeds {','.join(map(str, settings.seeds))}" + ("" if draw_seed is None else f" --draw-seed {draw_seed}")
     parts = [
@@ -164,6 +166,8 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
     ]
     for section in sections:
         parts += _table(section)
+    if empty:
+        parts.append(f"Not run at all: {'; '.join(empty)}.")
     parts += [
         "## Recipes, time, commands",
         _recipes(sections),
@@ -234,11 +238,12 @@ def _table(section: Section) -> list[str]:
                 shown = f"**{shown}**"
             rest = [f"{beside.mean(protocol, evaluation, fraction, other):.3f}" for other in measures[1:]]
             cells.append(" / ".join([f"{shown} [{first.low:.3f}, {first.high:.3f}]", *rest]))
-        seeds = len_seeds(section, evaluation)
+        seeded = name in section.recipes or name.endswith("supervised")
+        seeds = f" ({evaluation.seeds} seed{'s' * (evaluation.seeds > 1)})" if seeded else ""
         lines.append(f"| {name}{seeds} | {' | '.join(cells)} |")
     parts = [f"## {section.name}", data.note, "\n".join(lines), "Bold: the strongest row without pretraining."]
     if section.missing:
-        parts.append(f"Not run for want of time: {', '.join(section.missing)}.")
+        parts.append(f"Not run: {', '.join(f'`{name}`' for name in section.missing)}.")
     if section.learned:
         parts += [_beside(section), f"![paired differences]({_figure(section).as_posix()})"]
     if data.protocol.name == "ravdess" and section.mode == "inductive":
@@ -246,12 +251,6 @@ def _table(section: Section) -> list[str]:
     if data.values is not None:
         parts += _sentiment(section, data.values)
     return parts
-
-
-def len_seeds(section: Section, evaluation: Evaluation) -> str:
-    """Said where a seeded row has fewer seeds than the others."""
-    most = max(one.seeds for one in section.systems.values())
-    return f" ({evaluation.seeds} of {most} seeds)" if 1 < evaluation.seeds < most else ""
 
 
 def _beside(section: Section) -> str:

@@ -144,7 +144,7 @@ def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, caps
     kept._path("meld-inductive-3", heads("improved")[1], data, configs, 128).unlink()
     reproduce(folder, folder / "out", results, draws=2, settings=tiny, draw_seed=3, kept=True)
     page = results.read_text()
-    assert page.count("Not run for want of time: raw balanced, boosted trees.") == len(SETS)
+    assert page.count("Not run: `raw balanced, boosted trees`.") == len(SETS)
     assert kept.systems(data, "inductive", heads("improved"), configs)["improved"].seeds == 1
 
 
