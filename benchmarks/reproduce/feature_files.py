@@ -23,7 +23,8 @@ class DataSet:
     """Features, rows and protocol of one table.
 
     Attributes:
-        title: Of the set.
+        title: Of the table.
+        short: The same in a few words.
         protocol: Its name is that of the table.
         features: Modality -> (N, D); those that are pretrained on together.
         group: (N,) number of the speaker or video, as a batch carries it: whom negatives are of.
@@ -43,6 +44,7 @@ class DataSet:
     modes: tuple[str, ...]
     digest: str
     note: str
+    short: str
     judged: tuple[str, ...] = ()
     values: NDArray[np.float64] | None = None
     measure: Measure = "accuracy"
@@ -83,6 +85,7 @@ def read_ravdess(
         "Livingstone & Russo 2018; 35 numbers of video (action units) and 347 of audio (eGeMAPS, MFCC statistics). "
         "Actors 1 to 20 are tested, in four folds of five; actors 21 to 24, which design choices were made on, only "
         "train.",
+        "RAVDESS",
     )
 
 
@@ -119,9 +122,8 @@ def read_mosi(folder: Path, draws: int, table: str = "mosi_audio_text", seed: in
         np.asarray([group_id(str(video)) for video in videos], dtype=np.int64),
         ("inductive",),
         digest,
-        f"Zadeh et al. 2016; {note} The published split: one fold, speakers of 31 videos are tested."
-        if table != "mosi_all"
-        else note,
+        f"Zadeh et al. 2016. {note} The published split: one fold, 31 videos are tested.",
+        f"MOSI {what}",
         ("text",) if table == "mosi_text" else (),
         arrays["sentiment"].astype(np.float64),
         units="videos",
@@ -148,6 +150,7 @@ def read_meld(folder: Path, draws: int, seed: int = protocols.DRAW_SEED) -> Data
         "development part. The same speakers are in training and test. Nearly half of the rows are neutral, and 22 "
         "are disgust: classes weigh the same in every loss, and unweighted average recall (UAR) chooses and compares. "
         "The official test is not part of this page.",
+        "MELD dev",
         measure="uar",
         units="dialogues",
     )

@@ -64,6 +64,11 @@ class Section:
         return f"{self.data.title}{normalised}"
 
     @property
+    def short(self) -> str:
+        normalised = f" {_MODES[self.mode]}" if len(self.data.modes) > 1 else ""
+        return f"{self.data.short}{normalised}"
+
+    @property
     def learned(self) -> list[str]:
         return [name for name in self.systems if name in self.recipes]
 
@@ -132,7 +137,7 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         _when(sections),
         "Accuracy (of MELD: UAR), mean over seeds and draws. *Strongest*: the row without pretraining that scores best "
         "on the test rows of that table at that share of labels. *Take*: the pretrained row with the highest mean "
-        "among those that are better than the strongest beyond doubt; else the strongest, which is quicker.",
+        "among those shown to be better than the strongest; else the strongest, which is quicker.",
         "## Set-up",
         f"Preset `conclugen`, pretrained for each fold on its training rows alone, without labels, in one process on a "
         f"CPU; a recipe may use which rows are of one speaker (or video). R {settings.representation_dim}, "
@@ -158,14 +163,17 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         "- One judge: logistic regression, its strength chosen by three inner folds over training groups; other "
         "methods choose in the same way.\n"
         "- Cells: the score over all test rows, mean over draws and seeds. Intervals of 95 % draw test groups, draws "
-        "of labels and pretraining seeds anew, crossed; three seeds say little of others.\n"
+        "of labels and pretraining seeds anew, crossed; a row of one seed says nothing of others, and three say "
+        "little.\n"
         "- Differences are paired. p flips the signs of test groups (exact up to 40 groups) and is corrected by Holm "
         "within a table; *better* or *worse* asks for p of 0.05 and an interval without 0. Where so few groups could "
         "never reach that, it says *cannot be told*.\n"
         "- The strongest row is chosen on the test rows themselves, so a comparison with it errs against pretraining.",
     ]
+    noted: set[str] = set()
     for section in sections:
-        parts += _table(section)
+        parts += _table(section, section.data.title not in noted)
+        noted.add(section.data.title)
     if empty:
         parts.append(f"Not run at all: {'; '.join(empty)}.")
     parts += [
@@ -194,7 +202,9 @@ def taken(sections: Sequence[Section]) -> str:
             of.setdefault(_take(section, fraction), []).append(f"{fraction:.0%}")
         for system, shares in of.items():
             every = len(shares) == len(section.data.protocol.fractions)
-            where.setdefault(system, []).append(f"{section.name} at {'every share' if every else ' and '.join(shares)}")
+            where.setdefault(system, []).append(
+                f"{section.short} at {'every share' if every else ' and '.join(shares)}"
+            )
     told = "; ".join(f"`{system}` on {', '.join(places)}" for system, places in where.items())
     return f"**Take** {told}." if told else ""
 
@@ -219,12 +229,12 @@ def _when(sections: Sequence[Section]) -> str:
             told = ["—", "—"] if best is None else [
                 f"`{best.system}` {signed(best.interval)}", best.verdict(section.data.units)
             ]  # fmt: skip
-            cells = [section.name, f"{fraction:.0%}", f"`{name}` {mean:.3f}", *told, f"`{_take(section, fraction)}`"]
+            cells = [section.short, f"{fraction:.0%}", f"`{name}` {mean:.3f}", *told, f"`{_take(section, fraction)}`"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _table(section: Section) -> list[str]:
+def _table(section: Section, noted: bool) -> list[str]:
     data, protocol = section.data, section.data.protocol
     measures = sorted(_NAMES, key=lambda name: (name != data.measure, list(_NAMES).index(name)))
     order = " / ".join(_NAMES[name] for name in measures)
@@ -241,7 +251,12 @@ def _table(section: Section) -> list[str]:
         seeded = name in section.recipes or name.endswith("supervised")
         seeds = f" ({evaluation.seeds} seed{'s' * (evaluation.seeds > 1)})" if seeded else ""
         lines.append(f"| {name}{seeds} | {' | '.join(cells)} |")
-    parts = [f"## {section.name}", data.note, "\n".join(lines), "Bold: the strongest row without pretraining."]
+    parts = [
+        f"## {section.name}",
+        data.note if noted else "",
+        "\n".join(lines),
+        "Bold: the strongest row without pretraining.",
+    ]
     if section.missing:
         parts.append(f"Not run: {', '.join(f'`{name}`' for name in section.missing)}.")
     if section.learned:
@@ -313,11 +328,11 @@ def _recipes(sections: Sequence[Section]) -> str:
     )
     judge = "python -m ray_jobs.evaluate --run NAME --label LABEL --data SHARDS"
     commands = {
-        "improved": pretrain.format("improved", 40) + f"; {judge} (row `pretrained`)",
-        "improved + raw": f"the same; {judge} (row `pretrained + raw`)",
-        "paper": pretrain.format("paper", 65) + f" --pretrain.optimizer.lr 1e-3; {judge}",
-        "raw balanced": f"{judge} (row `raw balanced`)",
-        "raw, supervised": f"{judge} --comparison.baselines supervised",
+        "improved": f"`{pretrain.format('improved', 40)}`, `{judge}`: row `pretrained`",
+        "improved + raw": "the same: row `pretrained + raw`",
+        "paper": f"`{pretrain.format('paper', 65)} --pretrain.optimizer.lr 1e-3`, `{judge}`: row `pretrained`",
+        "raw balanced": f"`{judge}`: row `raw balanced`",
+        "raw, supervised": f"`{judge} --comparison.baselines supervised`: row `raw, supervised`",
     }
     for system, command in commands.items():
         results, times = [], []
@@ -327,13 +342,13 @@ def _recipes(sections: Sequence[Section]) -> str:
                 continue
             protocol, measure = section.data.protocol, section.data.measure
             scores = [f"{beside.mean(protocol, found, f, measure):.3f}" for f in protocol.fractions]
-            results.append(f"{section.name}: {' / '.join(scores)}")
+            results.append(f"{section.short}: {' / '.join(scores)}")
             if system in section.recipes:
                 times.append(section.seconds.get(section.recipes[system], float("nan")))
         known = [second for second in times if np.isfinite(second)]
         took = f"{min(known):.0f} to {max(known):.0f} s" if known else "no pretraining"
         if results:
-            lines.append(f"| `{system}` | {'<br>'.join(results)} | {took} | `{command}` |")
+            lines.append(f"| `{system}` | {'<br>'.join(results)} | {took} | {command} |")
     return "\n".join(lines)
 
 

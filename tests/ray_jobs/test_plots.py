@@ -123,6 +123,29 @@ DEUTERANOPIA = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234
 PROTANOPIA = [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]
 
 
+def test_differences_stand_beside_zero_full_where_it_is_left_out(tmp_path, drawn):
+    rows = {
+        "new": {0.03: Interval(0.05, 0.02, 0.08, 0.95, 20), 1.0: Interval(0.01, -0.02, 0.04, 0.95, 20)},
+        "old": {0.03: Interval(-0.05, -0.08, -0.02, 0.95, 20)},
+    }
+    plots.paired_differences(rows, tmp_path / "d.png", xlabel="x", title="t")
+    few, every = drawn[0].axes
+    assert [few.get_title(), every.get_title()] == ["3% of labels", "100% of labels"]
+    assert [label.get_text() for label in few.get_yticklabels()] == ["new", "old"]
+    dots = [[line for line in panel.lines if line.get_marker() == "o"] for panel in (few, every)]
+    assert [[(*dot.get_xdata(), *dot.get_ydata()) for dot in row] for row in dots] == [
+        [(0.05, 0), (-0.05, 1)],
+        [(0.01, 0)],
+    ]
+    assert [dot.get_markerfacecolor() != "white" for row in dots for dot in row] == [True, True, False]
+    assert dots[0][0].get_color() != dots[0][1].get_color()
+    assert [list(line.get_xdata()) for line in few.lines if len(line.get_xdata()) == 2] == [
+        *([0, 0], [0.02, 0.08], [-0.08, -0.02])
+    ]
+    with pytest.raises(ValueError, match="no system given"):
+        plots.paired_differences({}, tmp_path / "e.png")
+
+
 @pytest.mark.parametrize("projection", [DEUTERANOPIA, PROTANOPIA])
 def test_colours_are_told_apart_without_red_and_green(projection):
     rgb = np.asarray([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in plots._COLOURS])
