@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from conclugen.common import uris
@@ -30,19 +31,26 @@ def run(job: FlushJob) -> int:
     from ray_jobs.tracking.destination import uri_of_run
     from ray_jobs.tracking.journal import JournalError, read_identity
     from ray_jobs.tracking.journal_sender import SenderBusyError
-    from ray_jobs.tracking.mlflow_sink import flush_journal
+    from ray_jobs.tracking.mlflow_sink import IncompleteError, flush_journal
 
     journals = sorted(job.output.rglob("journal.jsonl"))
     if not journals:
         raise ValueError(f"output: {job.output}: no journal.jsonl here or below")
     status, tried = GOOD, 0
+    waiting: list[Path] = []  # runs whose parent may be sent behind them
     with resumable(lambda: f"{tried} of {len(journals)} runs were gone through; the same command sends the rest"):
-        for journal in journals:
+        for journal in chain(journals, waiting):
             try:
                 name = read_identity(journal).name
                 uri = uri_of_run(journal.parent, job.tracking_uri)
                 print(f"{name}: run {flush_journal(journal, uri, job.timeout)} at {uris.public(uri)} is complete")
-            except (JournalError, SenderBusyError, TimeoutError, ValueError) as error:
+            except IncompleteError as error:
+                if tried < len(journals):
+                    waiting.append(journal)
+                else:
+                    print(f"error: {uris.scrub(error)}", file=sys.stderr)
+                    status = FAILED
+            except (JournalError, SenderBusyError, TimeoutError, OSError, ValueError) as error:
                 print(f"error: {uris.scrub(error)}", file=sys.stderr)
                 status = FAILED
             tried += 1

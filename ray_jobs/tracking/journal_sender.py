@@ -37,7 +37,7 @@ from conclugen.common import uris
 from conclugen.common.atomic import sync_file, write_json
 from conclugen.common.locks import Lock, LockHeldError
 from conclugen.common.reading import UnreadableError, parse_json, read_lines, read_mapping
-from ray_jobs.tracking.journal import read_identity, read_records
+from ray_jobs.tracking.journal import JournalError, read_identity, read_records
 from ray_jobs.tracking.mlflow_environment import (
     bounded_calls,
     check_tracking_uri,
@@ -81,6 +81,8 @@ class JournalSender:
     """
 
     def __init__(self, journal: Path, tracking_uri: str, connect_to: Callable[[str], Any] = connect) -> None:
+        if Path(journal).is_symlink():
+            raise JournalError(f"{journal}: is a link; a journal lies in its own folder: move it there")
         self._journal = Path(journal).resolve()
         self._uri = check_tracking_uri(tracking_uri)
         self._connect = connect_to
@@ -121,6 +123,23 @@ class JournalSender:
                 run.nest()
                 return False
         return True
+
+    def missing(self) -> list[str]:
+        """What the server lacks of the journal by its own word, in words; to be asked when nothing is left to send.
+
+        The state file says what was sent; a server may have been set back since, or the run deleted.
+        """
+        with bounded_calls():
+            run = self._attach()
+            if self._offset == 0:
+                return ["the run was deleted there"]
+            given_up = _refused_numbers(self._journal)
+            return run.missing(record for record, _ in read_records(self._journal) if record["seq"] not in given_up)
+
+    def begin_again(self) -> None:
+        """Compare everything with the server once more, and send what is not there."""
+        self._doubtful_until = self._journal.stat().st_size
+        self._note(0)
 
     def close(self) -> None:
         """Let another sender have the journal."""
@@ -296,14 +315,17 @@ class JournalSender:
 
 def refused(journal: Path, since: int = 0) -> list[str]:
     """`model: Invalid name ...` of each record from number `since` on that the server has refused for good."""
-    found = {}
+    return [words for number, words in _refused_numbers(journal).items() if number >= since]
+
+
+def _refused_numbers(journal: Path) -> dict[int, str]:
+    found: dict[int, str] = {}
     with contextlib.suppress(OSError, UnreadableError):
         for line, _ in read_lines(_refusals(Path(journal))):
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 record = parse_json(line or b"")
-                if int(record["seq"]) >= since:
-                    found[int(record["seq"])] = uris.scrub(f"{record['kind']}: {record['reason']}")
-    return list(found.values())
+                found[int(record["seq"])] = uris.scrub(f"{record['kind']}: {record['reason']}")
+    return found
 
 
 def _refusals(journal: Path) -> Path:

@@ -109,6 +109,41 @@ class MlflowRun:
             self._client.set_tag(self.run_id, MLFLOW_PARENT_TAG, run_id)
             self._parent_is_set = True
 
+    def missing(self, records: Iterable[Mapping[str, Any]]) -> list[str]:
+        """What the server lacks, asked anew: the run, its place under its parent, its status, its metrics up to their
+        last steps, its parameters. Artifacts are not compared; names that the server refused count as missing too."""
+        self.forget()
+        found = self._get_run(self.run_id)
+        if found is None or found.info.lifecycle_stage != "active":
+            return ["the run"]
+        lacking = []
+        if self._identity.parent is not None and MLFLOW_PARENT_TAG not in found.data.tags:
+            lacking.append("its place under its parent, which is not there (send the parent's folder)")
+        steps: dict[str, int] = {}
+        status, params = None, set()
+        for record in records:
+            if record["kind"] == "metrics":
+                for name in record["values"]:
+                    key = allowed_name(tracked_name(record["series"], name))
+                    steps[key] = max(record["step"], steps.get(key, record["step"]))
+            elif record["kind"] == "params":
+                params |= {allowed_name(name) for name in record["values"]}
+            elif record["kind"] == "status":
+                status = record["status"]
+        if status is not None and found.info.status != status:
+            lacking.append(f"its status, {status}")
+        there = found.data.metrics
+        late = [key for key, step in steps.items() if key not in there or not self._has_step(key, step)]
+        absent = sorted(params - set(found.data.params))
+        for what, names in (("metric", late), ("parameter", absent)):
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                lacking.append(f"{what} {names[0]!r}{more}")
+        return lacking
+
+    def _has_step(self, key: str, step: int) -> bool:
+        return any(found >= step for found, _ in self._history(key, step))
+
     def forget(self) -> None:
         """Forget what the server was seen to have: after a request of unknown outcome it may have more."""
         self._params = None

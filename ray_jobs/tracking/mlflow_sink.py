@@ -70,12 +70,19 @@ class MlflowSink(BackgroundSender):
         )
 
 
-def flush_journal(journal: str | Path, tracking_uri: str, timeout_s: float = 60.0) -> str:
-    """Send what a server has missed of a journal, now, in this thread. Returns the run's id on the server.
+class IncompleteError(ValueError):
+    """All was sent, and the server does not have it."""
 
-    Raises: TimeoutError naming the last error when the server could not take everything in time; SenderBusyError.
+
+def flush_journal(journal: str | Path, tracking_uri: str, timeout_s: float = 60.0) -> str:
+    """Send what a server has missed of a journal, now, in this thread. Returns the run's id on the server, which then
+    says that it has the run, under its parent, with everything but what it refused.
+
+    Raises: TimeoutError naming the last error when the server could not take everything in time; SenderBusyError;
+        IncompleteError naming what the server lacks all the same.
     """
     sender = JournalSender(Path(journal), tracking_uri)
+    again = False
     deadline = time.monotonic() + timeout_s
     failures = 0
     try:
@@ -83,9 +90,17 @@ def flush_journal(journal: str | Path, tracking_uri: str, timeout_s: float = 60.
             try:
                 while sender.send_some():
                     failures = 0
-                assert sender.run_id is not None
-                return sender.run_id
-            except SenderBusyError:
+                lacking = sender.missing()
+                if not lacking:
+                    assert sender.run_id is not None
+                    return sender.run_id
+                if again:
+                    raise IncompleteError(
+                        f"{journal}: run {sender.run_id} at {uris.public(tracking_uri)} lacks {'; '.join(lacking)}"
+                    )
+                again = True
+                sender.begin_again()
+            except (SenderBusyError, IncompleteError):
                 raise
             except Exception as error:
                 failures += 1

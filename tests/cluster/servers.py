@@ -53,19 +53,26 @@ def serving(command: list[str], url: str, environment: dict[str, str] | None = N
             process.kill()
 
 
-def mlflow_server(folder: Path, port: int | None = None) -> contextlib.AbstractContextManager[str]:
-    """MLflow's server over a SQLite file, at a port that is free where none is given."""
+def mlflow_server(
+    folder: Path,
+    port: int | None = None,
+    *,
+    backend: str | None = None,
+    options: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+) -> contextlib.AbstractContextManager[str]:
+    """MLflow's server over a SQLite file or another `backend`, at a port that is free where none is given."""
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "files"),
+        backend or f"sqlite:///{folder}/server.db",
+        *(options or ("--artifacts-destination", str(folder / "files"))),
     ]
     # Half a dozen processes for jobs of its own (evaluations of language models) would start beside it.
-    return serving(command, f"http://127.0.0.1:{port}", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return serving(command, f"http://127.0.0.1:{port}", own | (environment or {}))
 
 
 def s3_server() -> contextlib.AbstractContextManager[str]:
