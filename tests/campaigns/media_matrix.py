@@ -1,8 +1,9 @@
 """Prints what is cut out of files of all kinds beside what `ffmpeg -ss -to` gives, values read back from both.
 
     python -m tests.campaigns.media_matrix [--checkout FOLDER] [--only TEXT] [--long] > matrix.md
+    python -m tests.campaigns.media_matrix [--checkout FOLDER] --cost CLIPS
 
---checkout: a working tree whose `shards` package is measured (default: this one); --long: also files of three hours.
+--checkout: a working tree whose `shards` package is measured (default: this one); --long: also files of three hours; --cost: instead, CPU seconds that preparing a folder's clips takes in this process.
 Needs the `ffmpeg` program for the columns beside it; without it they are empty.
 """
 
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import wave
 from pathlib import Path
 
@@ -32,9 +34,13 @@ def main() -> None:
     parser.add_argument("--checkout", type=Path, help="a working tree whose `shards` package is measured")
     parser.add_argument("--only", default="", metavar="TEXT", help="kinds whose name holds the text")
     parser.add_argument("--long", action="store_true", help="also files of three hours")
+    parser.add_argument("--cost", type=Path, metavar="CLIPS", help="CPU seconds that a folder's clips take, instead")
     args = parser.parse_args()
     if args.checkout is not None:
         sys.path.insert(0, str(args.checkout.absolute()))
+    if args.cost is not None:
+        print(cost(args.cost))
+        return
     print("| file | interval | stored: pictures (count) | sound says | right | ffmpeg: pictures (count) | sound says |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +50,7 @@ def main() -> None:
             path = kind.make(Path(folder), "file")
             for interval in kind.intervals:
                 asked = "whole" if interval is None else f"{interval[0]:g} to {interval[1]:g}"
-                truth = told([number for time, number in shown(path) if inside(float(time), interval)])
+                truth = told([number for at, number in shown(path) if inside(float(at), interval)])
                 print(
                     f"| {name} | {asked} | {stored(path, interval)} | {truth} | {by_ffmpeg(path, interval)} |",
                     flush=True,
@@ -52,8 +58,23 @@ def main() -> None:
             path.unlink()
 
 
-def inside(time: float, interval: Interval) -> bool:
-    return interval is None or interval[0] - 1e-6 <= time < interval[1] - 1e-6
+def cost(clips: Path) -> str:
+    """CPU seconds of all clips of a folder, with faces looked for and without; a first clip warms up."""
+    from shards.media.prepare import Request, prepare
+
+    paths = [str(path) for path in sorted(clips.iterdir()) if path.suffix in (".mp4", ".mpg", ".avi", ".mov", ".mkv")]
+    prepare(Request(paths[0]))
+    told = []
+    for faces in (True, False):
+        began = time.process_time()
+        for path in paths:
+            prepare(Request(path, faces=faces))
+        told.append(f"{time.process_time() - began:.2f} CPU s {'with' if faces else 'without'} faces")
+    return f"{len(paths)} clips: {', '.join(told)}"
+
+
+def inside(at: float, interval: Interval) -> bool:
+    return interval is None or interval[0] - 1e-6 <= at < interval[1] - 1e-6
 
 
 def told(numbers: list[int]) -> str:

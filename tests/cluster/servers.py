@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -80,6 +82,45 @@ def s3_server() -> contextlib.AbstractContextManager[str]:
     port = free_port()
     main = "from moto.server import main; import sys; main(sys.argv[1:])"
     return serving([sys.executable, "-c", main, "-H", "127.0.0.1", "-p", str(port)], f"http://127.0.0.1:{port}")
+
+
+class Faulty:
+    """An S3 store that answers every request with one error, or with none at all."""
+
+    def __init__(self) -> None:
+        self.status, self.code, self.silent = 403, "AccessDenied", False
+        store = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                if store.silent:
+                    threading.Event().wait(3)
+                    return
+                body = f"<Error><Code>{store.code}</Code><Message>told by the store</Message></Error>".encode()
+                self.send_response(store.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_HEAD = do_PUT = answer  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        return {
+            "key": "k",
+            "secret": "s",
+            "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{self.server.server_port}", "region_name": "x"},
+            "config_kwargs": {"retries": {"max_attempts": 1}, "read_timeout": 0.5, "connect_timeout": 0.5},
+            "skip_instance_cache": True,
+            **more,
+        }
 
 
 class Gate:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import pickle
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from shards.access import AccessError, access_error, refuse_url
 from shards.damage import ShardError
 from shards.verification.check import verify
 from shards.verification.repair import repair
-from tests.cluster.servers import S3_KEYS, s3_server
+from tests.cluster.servers import S3_KEYS, Faulty, s3_server
 
 SCHEMA = Schema((Column("x", 4, "float32"),), {"x": ("x",)})
 ADVICE = ("repair", "pack", "restore", "rebuild", "anew")
@@ -36,45 +34,6 @@ def write(folder: Path, rows: int = 8) -> Manifest:
 
 def no_advice(error: BaseException) -> bool:
     return not any(word in str(error).lower() for word in ADVICE)
-
-
-class Faulty:
-    """An S3 store that answers every request with one error, or with none at all."""
-
-    def __init__(self) -> None:
-        self.status, self.code, self.silent = 403, "AccessDenied", False
-        store = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                if store.silent:
-                    threading.Event().wait(3)
-                    return
-                body = f"<Error><Code>{store.code}</Code><Message>told by the store</Message></Error>".encode()
-                self.send_response(store.status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            do_GET = do_HEAD = do_PUT = answer  # noqa: N815
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def options(self, **more: Any) -> dict[str, Any]:
-        return {
-            "key": "k",
-            "secret": "s",
-            "client_kwargs": {"endpoint_url": f"http://127.0.0.1:{self.server.server_port}", "region_name": "x"},
-            "config_kwargs": {"retries": {"max_attempts": 1}, "read_timeout": 0.5, "connect_timeout": 0.5},
-            "skip_instance_cache": True,
-            **more,
-        }
 
 
 @pytest.fixture(scope="module")
