@@ -3,7 +3,8 @@
     python -m tests.campaigns.media_matrix [--checkout FOLDER] [--only TEXT] [--long] > matrix.md
     python -m tests.campaigns.media_matrix [--checkout FOLDER] --cost CLIPS
 
---checkout: a working tree whose `shards` package is measured (default: this one); --long: also files of three hours; --cost: instead, CPU seconds that preparing a folder's clips takes in this process.
+--checkout: a working tree whose `shards` package is measured (default: this one); --long: also files of three hours;
+--cost: instead, CPU seconds that preparing a folder's clips takes in this process.
 Needs the `ffmpeg` program for the columns beside it; without it they are empty.
 """
 
