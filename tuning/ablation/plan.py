@@ -171,7 +171,8 @@ def _digest(content: Mapping[str, Any]) -> str:
 def title(tags: Mapping[str, Any]) -> str:
     """`mosi  TASK+TASK  video+audio+text  improved  seed 127`, or of a baseline."""
     what = "+".join(tags["tasks"]) if tags["tasks"] else f"{tags['system']} {'features' * (tags['system'] == 'raw')}"
-    parts = [tags["dataset"], tags.get("configuration", ""), what.strip(), tags.get("method", "")]
+    method = "" if tags.get("method") == tags["system"] else tags.get("method", "").replace("_", " ")
+    parts = [tags["dataset"], tags.get("configuration", ""), what.strip(), method]
     parts.append("+".join(tags["modalities"]))
     if tags["recipe"]:
         parts += [tags["recipe"], f"seed {tags['seed']}"]

@@ -49,8 +49,8 @@ def against_references(results: Results, dataset: str, recipe: str, fraction: fl
     single = best((s for s in own if s.complete and _is_single(s, results.tasks)), metric)
     untrained = [s for s in results.of_set(dataset) if s.system == "untrained" and s.recipe == recipe and s.complete]
     raw = results.strongest_raw(dataset, metric)
-    whole = set(results.tasks)
-    own += [s for s in results.of_set(dataset) if _beside_raw(s, recipe) and s.complete and set(s.tasks) == whole]
+    most = max((len(s.tasks) for s in own if s.complete), default=0)
+    own += [s for s in results.of_set(dataset) if _beside_raw(s, recipe) and s.complete and len(s.tasks) == most]
     references = [system for system in (single, *untrained, raw) if system is not None]
     place = {task: i for i, task in enumerate(results.tasks)}
     own.sort(key=lambda s: (not s.complete, len(s.tasks), [place.get(task, len(place)) for task in s.tasks]))
@@ -69,18 +69,20 @@ def configured_against_all(results: Results, dataset: str, recipe: str, fraction
 
 
 def against_raw(results: Results, family: Family) -> list[str]:
-    """In words: all tasks, and these beside the raw features, against the strongest raw row of that set and share."""
+    """In words: the strongest raw row of that set and share, by name, and every system of all modalities minus it."""
     raw = results.strongest_raw(family.dataset, f"accuracy@{family.fraction:g}")
-    whole = " + ".join(results.tasks)
-    firsts = {f"{name} [{family.recipe}]": name for name in (whole, f"{whole} + raw")}
-    found = [c for c in family.comparisons if raw is not None and c.first in firsts and c.second == raw.label]
-    units = f"{results.unit(family.dataset)}s"
-    return [
-        f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels: {firsts[c.first]} minus {c.second}, the "
-        f"strongest raw row: {points(c.difference)} [{points(c.interval.low)}, {points(c.interval.high)}], "
-        f"p {_p(c.adjusted)}, {c.verdict(LEVEL, units)}."
-        for c in found
+    suffix = f" [{family.recipe}]"
+    named = {c.first.removesuffix(suffix): c for c in family.comparisons if raw is not None and c.second == raw.label}
+    told = [
+        f"{name} {points(c.difference)} [{points(c.interval.low)}, {points(c.interval.high)}], p {_p(c.adjusted)}, "
+        f"{c.verdict(LEVEL, f'{family.unit}s')}"
+        for name, c in named.items()
+        if not name.endswith(")")  # of some modalities: those are in the table
     ]
+    if raw is None or not told:
+        return []
+    place = f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels"
+    return [f"{place}: strongest raw row {raw.label}; minus it: {'; '.join(told)}."]
 
 
 def _beside_raw(system: System, recipe: str) -> bool:
