@@ -33,6 +33,12 @@ def check_name(what: str, name: object) -> None:
         )
 
 
+def named_by_number(classes: Sequence[str]) -> bool:
+    """Whether listed classes are whole numbers by name, such as "1", "2", "3": then a number in the data is the class
+    of that name, and not the one at that place of the list. Codes of data sets often begin at 1."""
+    return bool(classes) and all(re.fullmatch(r"-?(0|[1-9][0-9]*)", name) is not None for name in classes)
+
+
 def counted_classes(highest: int) -> tuple[str, ...]:
     """The classes "0", "1", ... up to the highest number found in data that lists none.
 

@@ -84,8 +84,9 @@ def trainable_classes(
     if not allow_absent and len(present) < classes:
         absent = ", ".join(class_name(int(index), names) for index in np.flatnonzero(support == 0))
         raise ValueError(
-            f"training labels: no row of class {absent}; label more rows, draw them by class, "
-            "or pass allow_absent_classes=True to train on the others"
+            f"training labels: no row of class {absent}; label more rows, draw them by class, or pack the label with "
+            "the classes that there are (python -m shards pack --label NAME=FIELD:class:A,B,...); in code "
+            "allow_absent_classes=True trains on the others"
         )
 
 

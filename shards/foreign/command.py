@@ -32,7 +32,7 @@ from shards.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
 from shards.publication import Publication
 from shards.record import check_text
-from shards.schema import Column, Label, Schema, counted_classes
+from shards.schema import Column, Label, Schema, counted_classes, named_by_number
 
 # As `webdataset` groups members: the key is all before the first dot of the file's own name.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
@@ -471,9 +471,12 @@ def _label_values(draft: _Draft, label: Label) -> list[Any]:
 
 
 def _class_in(label: Label, draft: _Draft, key: str, value: Any) -> Any:
-    """Text such as "3" is the class of that name where there is one, and else its number."""
+    """Text such as "3" is the class of that name where there is one, and else its number; numbers are names where all
+    listed classes are."""
     found = _class_value(label.name, draft, key, value)
-    named = isinstance(value, str) and found is not None and str(found) in label.classes
+    if found is None or (found == -1 and "-1" not in label.classes):
+        return found
+    named = named_by_number(label.classes) or (isinstance(value, str) and str(found) in label.classes)
     return str(found) if named else found
 
 

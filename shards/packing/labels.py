@@ -10,7 +10,9 @@ import numpy as np
 
 from conclugen.common.names import did_you_mean
 from shards import names
-from shards.schema import LABEL_KINDS, Label, counted_classes
+from shards.schema import LABEL_KINDS, Label, counted_classes, named_by_number
+
+_MOST_SHOWN = 400  # characters of a list of classes
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class LabelSpec:
         names_from = classes.removeprefix("names=") if classes.startswith("names=") else None
         listed = () if names_from or not classes else tuple(classes.split(","))
         return cls(name, tuple(fields.split(",")) if fields else (name,), kind, listed, names_from)
+
+    @property
+    def option(self) -> str:
+        """As it is given, but for the classes."""
+        fields = "" if self.fields == (self.name,) else f"={','.join(self.fields)}"
+        return f"{self.name}{fields}:{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,11 @@ def read_label(
         raise ValueError(f"label {spec.name!r}: no sample has one")
     classes = _named(spec, constants)
     # Whole numbers are class numbers, unless they are names: those of the listed classes, or some beside text.
-    numeric = all(not isinstance(value, str) for value in known)
-    by_number = numeric and not (classes and all(str(value) in classes for value in known) and _as_text(arrays[0]))
+    numeric, listed = all(not isinstance(value, str) for value in known), bool(classes)
+    named = named_by_number(classes) or (
+        listed and all(str(value) in classes for value in known) and _as_text(arrays[0])
+    )
+    by_number = numeric and not named
     if not classes:
         classes = _counted(spec, raw, place) if numeric else tuple(sorted({str(value) for value in known}))
     label = Label(spec.name, "class", classes)
@@ -93,9 +104,15 @@ def read_label(
         only = classes[int(counts.argmax())]
         raise ValueError(f"label {spec.name!r}: all samples are of the class {only!r}; leave the label out")
     if empty and not allow_empty_class:
+        there = ",".join(name for name, count in zip(classes, counts, strict=True) if count)
         raise ValueError(
-            f"label {spec.name!r}: no sample is of the class {empty[0]!r}; leave the class out, or say "
-            "--allow-empty-class if other data has it"
+            f"label {spec.name!r}: no sample is of the class {empty[0]!r}; "
+            + (
+                f"leave the class out: --label {spec.option}:{there}"
+                if len(there) <= _MOST_SHOWN and (not by_number or not listed)
+                else "leave the class out"
+            )
+            + ", or say --allow-empty-class if other data has it"
         )
     return LabelValues(label, values)
 

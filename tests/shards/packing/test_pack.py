@@ -306,3 +306,39 @@ def test_packing_is_deterministic_and_overwrites_only_on_request(npz: Path) -> N
     assert {p.name: p.read_bytes() for p in Path(first.folder).iterdir()} == bytes_before and len(first) > 1
     other, _ = pack(_options(npz, shuffle_seed=4, overwrite=True))
     assert other.digest != first.digest and other.info == {"source": "in.npz", "shuffle_seed": 4}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, str])
+@pytest.mark.parametrize("first", [1, 3])
+def test_codes_that_do_not_begin_at_0_are_classes_by_name(
+    tmp_path: Path, kind: type, first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RAVDESS's codes are 1 to 8. Before, listing them ended in `class 4, expected 0..3`, and not listing them in a
+    class without rows, which evaluation then refused."""
+    codes = np.array([first + i % 4 for i in range(24)])
+    np.savez(tmp_path / "x.npz", v=np.random.default_rng(0).normal(size=(24, 3)), code=codes.astype(kind))
+
+    def pack_with(label: str) -> int:
+        options = ["--source", str(tmp_path / "x.npz"), "--output", str(tmp_path / "out"), "--column", "v", "--quiet"]
+        return main(["pack", *options, "--label", label, "--overwrite"])
+
+    names = [str(first + i) for i in range(4)]
+    listed = f"mood=code:class:{','.join(names)}"
+    if kind is not str:
+        assert pack_with("mood=code:class") == 2
+        error = capsys.readouterr().err
+        assert f"no sample is of the class '0'; leave the class out: --label {listed}, or say" in error
+    assert pack_with(listed) == 0, "the command that the message names"
+    manifest = Manifest.open(tmp_path / "out")
+    read = Reader(manifest, labels=("mood",)).read_ranges([(0, 0, 24)])
+    assert manifest.schema.label("mood").classes == tuple(names)
+    stored = {int(key): int(value) for key, value in zip(index_keys(manifest), read.labels["mood"], strict=True)}
+    assert stored == {i: i % 4 for i in range(24)}
+    assert pack_with(f"mood=code:class:{','.join(names[:3])}") == 2
+    assert f"class '{names[3]}' is unknown, allowed: {', '.join(names[:3])}" in capsys.readouterr().err
+
+
+def index_keys(manifest: Manifest) -> list[str]:
+    reader = Reader(manifest)
+    keys = [key for shard in range(len(manifest)) for key in reader.metadata(shard)["key"].to_pylist()]
+    return [key.removeprefix("row-") for key in keys]
