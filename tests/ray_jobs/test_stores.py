@@ -17,6 +17,7 @@ from tests.cluster.servers import S3_KEYS, Faulty
 
 DATA = "s3://bucket/data"
 WIDTHS = {"video": 6, "audio": 5}
+SMALL = {"representation_dim": 8, "projection_dim": 4, "reconstruction_hidden_dim": 8, "standardize": False}
 ADVICE = ("repair", "python -m shards pack", "damaged", "restore", "build it")
 ANSWERS = {
     "wrong key": (403, "InvalidAccessKeyId", "does not accept the credentials"),
@@ -47,11 +48,11 @@ def store() -> Iterator[Faulty]:
 def folder(tmp_path: Path, store: Faulty, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of commands, with a finished run; addresses lead to the faulty store."""
     s3fs = pytest.importorskip("s3fs")  # an extra; `make test` installs it
-    config = presets.build("contrast_only", modalities=tuple(WIDTHS), global_batch=8, model={"standardize": False})
+    config = presets.build("contrast_only", modalities=tuple(WIDTHS), global_batch=8, model=SMALL)
     run = RunFolder(tmp_path / "first")
     run.path.mkdir()
     save(PretrainJob(config, DataConfig(DATA), RunConfig("first", str(tmp_path))), run.config)
-    export.save(run.model, Pretrainer(config, WIDTHS, steps_per_epoch=4), {})
+    export.save(run.model, Pretrainer(config, WIDTHS, steps_per_epoch=4), {"modalities": {m: [m] for m in WIDTHS}})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     for name, value in S3_KEYS.items():
