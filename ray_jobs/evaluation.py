@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +20,7 @@ from conclugen import Pretrainer
 from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, sync_folder, write_json
 from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
+from conclugen.common.reading import read_mapping
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import BASELINES, ProbeConfig
 from conclugen.evaluation.features import Scaling, fuse, standardise
@@ -112,13 +115,43 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     check(protocol, methods, job.comparison.class_weights)
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
-    series = series_of(job)
+    series = series_of(folder, job)
+    take_name(place_of(folder, series), job)
     return Opened(folder, embedder, read, protocol, place_of(folder, series), f"evaluation/{series}", uri)
 
 
-def series_of(job: EvaluateJob) -> str:
-    """The evaluation's name."""
-    return "/".join([Path(job.data.folder).name, job.label] + [job.fusion] * (job.fusion != "concat"))
+def series_of(folder: RunFolder, job: EvaluateJob) -> str:
+    """The evaluation's name: data set and label, and a digest where an evaluation of other data, other views or another
+    label has this name in the run's folder already."""
+    identity = identity_of(job)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    rest = [job.label] + [job.fusion] * (job.fusion != "concat")
+    name = Path(job.data.folder).name
+    series = "/".join([name, *rest])
+    with contextlib.suppress(FileNotFoundError):
+        if read_mapping(_identity_file(place_of(folder, series))) != identity:
+            return "/".join([f"{name}-{digest}", *rest])
+    return series
+
+
+def identity_of(job: EvaluateJob) -> dict[str, str]:
+    """What makes an evaluation the same evaluation: the data's digest, those of its views, label and fusion."""
+    manifest = Manifest.open(job.data.folder)
+    names = {"view": job.data.view, "validation_view": job.data.validation_view, "test_view": job.test_view}
+    views = {role: View.open(manifest, name).digest for role, name in names.items() if name is not None}
+    return {"data": manifest.digest, **views, "label": job.label, "fusion": job.fusion}
+
+
+def take_name(place: Path, job: EvaluateJob) -> None:
+    """Make the name this evaluation's, and say where it replaces an earlier one."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json(_identity_file(place), identity_of(job))
+    if (place / "scores.json").is_file():
+        print(f"evaluated before with the same data, views and label: {place} is replaced", flush=True)
+
+
+def _identity_file(place: Path) -> Path:
+    return place.with_name(f".{place.name}.identity.json")
 
 
 def place_of(folder: RunFolder, series: str) -> Path:
@@ -134,7 +167,7 @@ def being_written(job: EvaluateJob) -> Iterator[None]:
     if "://" in job.output or not folder.model.is_dir():
         yield  # `open_run` says what is wrong
         return
-    place = place_of(folder, series_of(job))
+    place = place_of(folder, series_of(folder, job))
     with folder_held(
         folder.evaluation, f"{place.name} is being evaluated", "another --run", file=f".{place.name}.lock"
     ):

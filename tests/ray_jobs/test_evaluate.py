@@ -15,6 +15,7 @@ from conclugen.common.options import OptionsError, save
 from conclugen.evaluation.config import RAW_SYSTEMS, ComparisonConfig
 from conclugen.evaluation.judge import compare
 from conclugen.evaluation.protocol import Fold, Protocol, Target
+from ray_jobs import evaluation
 from ray_jobs.evaluate import COMMAND, EvaluateJob, evaluate, main
 from ray_jobs.evaluation import (
     EvaluateResult,
@@ -116,6 +117,27 @@ def test_damaged_rows_are_left_out_and_named(
 
 
 _QUICK = ComparisonConfig(methods=("probe",), fractions=(1.0,))
+
+
+def test_another_view_of_the_same_data_and_label_is_another_evaluation(
+    job: PretrainJob, shards: ShardsConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither takes the other's folder or metrics; the same one again takes its own, and says so."""
+    folder = RunFolder(job.run.output_folder / "first")
+    first = EvaluateJob("first", "emotion", shards, output=job.run.output)
+    second = dataclasses.replace(first, test_view="valid")
+    names = []
+    for ask in (first, second, first, second):
+        series = evaluation.series_of(folder, ask)
+        place = evaluation.place_of(folder, series)
+        evaluation.take_name(place, ask)
+        place.mkdir(exist_ok=True)
+        (place / "scores.json").write_text("{}")
+        names.append((series, place))
+    assert names[:2] == names[2:]
+    assert names[0][0] == "voices/emotion"
+    assert names[1][0].startswith("voices-") and names[1][0].endswith("/emotion") and names[0][1] != names[1][1]
+    assert capsys.readouterr().out.count("is replaced") == 2
 
 
 def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
