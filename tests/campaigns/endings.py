@@ -1,0 +1,224 @@
+"""How jobs end that are stopped, as a table: each job x {interrupt, terminate, kill -9} x {start, middle, publication},
+each followed by the same command.
+
+    python -m tests.campaigns.endings                       # commands without Ray: minutes
+    python -m tests.campaigns.endings --jobs pretrain,ablate,sweep    # these start a Ray for every cell
+
+`start`: the command line is read, the work begins; `middle`: before half of the renames that an undisturbed run makes;
+`publication`: before the last one. A cell holds the status of the stopped job, what it says, and what the same command
+comes to: `same` is what an undisturbed run leaves. Anything else is a fault, and the campaign ends with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_jobs.tracking.journal import read_records
+from shards import Manifest, View
+from tests.feature_corpus import write_corpus
+from tests.shards.small_data import make_samples, write
+from tests.stops import Ended, Stops
+from tuning.ledger import Ledger
+
+SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": signal.SIGKILL}
+STATUSES = {"interrupt": 130, "terminate": 143, "kill -9": -9}
+POINTS = ("start", "middle", "publication")
+_RAY = ("pretrain", "ablate", "sweep")
+
+
+@dataclass(frozen=True)
+class Job:
+    """prepare: makes what the job reads in a new folder; arguments: of the command there; result: what it left, in a
+    form that can be compared."""
+
+    command: str
+    prepare: Callable[[Path], None]
+    arguments: Callable[[Path], list[object]]
+    result: Callable[[Path], Any]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _arrays(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    np.savez(
+        folder / "x.npz",
+        v=random.normal(size=(60, 500)).astype(np.float32),
+        speaker=np.array([f"s{i % 6}" for i in range(60)]),
+        part=np.array(["train" if i % 6 < 4 else "test" for i in range(60)]),
+    )
+
+
+def _shards(folder: Path) -> None:
+    write(folder / "data", make_samples(35))
+
+
+def _tars(folder: Path) -> None:
+    _shards(folder)
+    for path in (folder / "data").iterdir():
+        if not path.name.endswith(".tar"):
+            path.unlink()
+
+
+def _without_an_index(folder: Path) -> None:
+    _shards(folder)
+    (folder / "data" / "part-000001.index.parquet").unlink()
+
+
+def _views(folder: Path) -> dict[str, str]:
+    manifest = Manifest.open(folder / "data")
+    return {name: View.open(manifest, name).digest for name in View.names(manifest)}
+
+
+def _corpus(folder: Path) -> None:
+    write_corpus(folder / "data", speakers=9, takes=6)
+
+
+def _statuses(journal: Path) -> list[str]:
+    return [record["status"] for record, _ in read_records(journal) if record["kind"] == "status"]
+
+
+def _run(folder: Path) -> Any:
+    steps = [record["step"] for record, _ in read_records(folder / "out/a/journal.jsonl") if record["kind"] == "metrics"
+             and record["series"] == "train"]  # fmt: skip
+    weights = (folder / "out/a/model/model.safetensors").read_bytes()
+    return steps, weights, _statuses(folder / "out/a/journal.jsonl")[-1]
+
+
+def _ledger(folder: Path) -> Any:
+    records = list(Ledger.open(folder / "out/a").history())
+    finished = sorted(record.key for record in records if record.status == "finished")
+    return finished, len(set(finished)) == len(finished), _statuses(folder / "out/a/journal.jsonl")[-1]
+
+
+_SMALL = ["--pretrain.model.representation-dim", 16, "--pretrain.model.projection-dim", 8]
+JOBS: dict[str, Job] = {
+    "pack": Job(
+        "pack",
+        _arrays,
+        lambda folder: [
+            *("--source", folder / "x.npz", "--output", folder / "out", "--column", "v", "--group", "speaker"),
+            *("--meta", "part", "--view-by", "part", "--max-shard-mb", "0.09", "--quiet"),
+        ],
+        lambda folder: content(folder / "out"),
+    ),
+    "split": Job(
+        "split",
+        _shards,
+        lambda folder: [folder / "data", "--parts", "train=0.6,test=0.4"],
+        _views,
+    ),
+    "index": Job(
+        "index", _tars, lambda folder: [folder / "data"], lambda folder: Manifest.open(folder / "data").digest
+    ),
+    "verify --repair": Job(
+        "verify",
+        _without_an_index,
+        lambda folder: [folder / "data", "--repair", "--quiet"],
+        # A kill may leave a hidden temporary file.
+        lambda folder: {name: data for name, data in content(folder / "data").items() if not name.startswith(".")},
+    ),
+    "stats": Job(
+        "stats",
+        _shards,
+        lambda folder: [folder / "data", "--json", folder / "stats.json"],
+        lambda folder: (folder / "stats.json").read_text().replace(str(folder), ""),
+    ),
+    "pretrain": Job(
+        "pretrain",
+        _corpus,
+        lambda folder: [
+            *("--data", folder / "data", "--run", "a", "--output", folder / "out", "--batch", 60, "--epochs", 3),
+            *("--run.checkpoint-every", 3, "--view", "everything", "--data.validation-view", "none", *_SMALL),
+        ],
+        _run,
+    ),
+    "ablate": Job(
+        "ablate",
+        _corpus,
+        lambda folder: [
+            *("--data.faces", folder / "data", "--run", "a", "--output", folder / "out", "--seeds", "1,2"),
+            *("--sections", "baselines", "--recipes", "improved", "--epochs", 1, "--sizes.global-batch", 60),
+            *("--judging.draws", 1, "--judging.fractions", "0.3"),
+        ],
+        _ledger,
+    ),
+    "sweep": Job(
+        "sweep",
+        _corpus,
+        lambda folder: [
+            *("--data", folder / "data", "--label", "emotion", "--run", "a", "--output", folder / "out"),
+            *("--trials", 3, "--search", "random", "--scheduler", "none", "--epochs", 2, "--space.global-batch", 60),
+            *("--space.representation-dim", 16, "--objective", "effective_rank"),
+        ],
+        _ledger,
+    ),
+}
+
+
+def cell(stops: Stops, job: Job, folder: Path, how: str, point: str, renames: int, expected: Any) -> tuple[bool, str]:
+    """(whether all is as it should be, what happened)."""
+    job.prepare(folder)
+    place = {"start": 1, "middle": max(1, renames // 2), "publication": renames}[point]
+    at = "work" if point == "start" else "rename"
+    ended = stops.run(job.command, job.arguments(folder), SIGNALS[how], at, place)
+    again = stops.run(job.command, job.arguments(folder))
+    said = _said(ended) if how != "kill -9" else ""
+    right = ended.status == STATUSES[how] and again.status == 0 and job.result(folder) == expected
+    right &= how == "kill -9" or bool(said)
+    outcome = "same" if right else f"**status {again.status}, {again.error.strip()[-200:] or 'another result'}**"
+    return right, f"{ended.status}; {outcome}" + (f"; “{said}”" if said else "")
+
+
+def _said(ended: Ended) -> str:
+    lines = [line for line in ended.error.splitlines() if line.startswith(("interrupted: ", "terminated: "))]
+    return lines[-1].partition(": ")[2] if lines else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", default=",".join(name for name in JOBS if name not in _RAY))
+    parser.add_argument("--signals", default=",".join(SIGNALS))
+    parser.add_argument("--points", default=",".join(POINTS))
+    given = parser.parse_args(arguments)
+    points = given.points.split(",")
+    print(f"| job | signal | {' | '.join(points)} |\n{'|---' * (2 + len(points))}|", flush=True)
+    whole = True
+    with tempfile.TemporaryDirectory(prefix="ends-") as base, Stops(Path(base), {"RAY_worker_niceness": "0"}) as stops:
+        for name in given.jobs.split(","):
+            job, reference = JOBS[name], Path(base) / "reference"
+            reference.mkdir()
+            job.prepare(reference)
+            undisturbed = stops.run(job.command, job.arguments(reference))
+            if undisturbed.status != 0:
+                print(f"{name}: {undisturbed.error}", file=sys.stderr)
+                return 1
+            expected = job.result(reference)
+            for how in given.signals.split(","):
+                cells = []
+                for point in points:
+                    folder = Path(base) / "case"
+                    folder.mkdir()
+                    right, told = cell(stops, job, folder, how, point, undisturbed.renames, expected)
+                    whole &= right
+                    cells.append(told)
+                    shutil.rmtree(folder)
+                print(f"| {name} | {how} | {' | '.join(cells)} |", flush=True)
+            shutil.rmtree(reference)
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
