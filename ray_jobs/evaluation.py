@@ -116,7 +116,6 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
     series = series_of(folder, job)
-    take_name(place_of(folder, series), job)
     return Opened(folder, embedder, read, protocol, place_of(folder, series), f"evaluation/{series}", uri)
 
 
@@ -144,10 +143,15 @@ def identity_of(job: EvaluateJob) -> dict[str, str]:
 
 def take_name(place: Path, job: EvaluateJob) -> None:
     """Make the name this evaluation's, and say where it replaces an earlier one."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(_identity_file(place), identity_of(job))
+    note_identity(place, job)
     if (place / "scores.json").is_file():
         print(f"evaluated before with the same data, views and label: {place} is replaced", flush=True)
+
+
+def note_identity(place: Path, job: EvaluateJob) -> None:
+    """Beside the evaluation's folder, of what it is."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json(_identity_file(place), identity_of(job))
 
 
 def _identity_file(place: Path) -> Path:
@@ -214,6 +218,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
     result = EvaluateResult(
         place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values()), unit
     )
+    take_name(result.folder, job)
     with replaced(place) as whole:
         write_results(replace(result, folder=whole), job)
         draw(replace(result, folder=whole), protocol, systems["pretrained"].matrix)

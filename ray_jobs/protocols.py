@@ -29,7 +29,7 @@ from conclugen.evaluation.protocols.base import Cell, Corpus, Material, Outcome,
 from conclugen.evaluation.protocols.registry import Done
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
-from ray_jobs.evaluation import Opened, being_written, open_run, untrained_heads
+from ray_jobs.evaluation import Opened, being_written, note_identity, open_run, untrained_heads
 from ray_jobs.protocol_document import DOCUMENT, FOLDER, PAGE, earlier, page, plain
 from ray_jobs.roles import Units
 from ray_jobs.source import open_reader
@@ -259,6 +259,7 @@ def _made(manifest: Manifest) -> dict[str, Any]:
 
 def write(one: Done, job: EvaluateJob, opened: Opened, asked: Material) -> None:
     """The protocol's folder, and the document and the page of all that were asked so far."""
+    note_identity(opened.place, job)
     opened.place.mkdir(parents=True, exist_ok=True)
     if one.outcome is not None:
         with atomic_folder(opened.place / FOLDER / one.name) as folder:
