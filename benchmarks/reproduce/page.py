@@ -144,7 +144,8 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         f"P {settings.projection_dim}, H {settings.reconstruction_hidden_dim}, K {settings.clusters}, global batch "
         f"{settings.global_batch}; `improved` {settings.epochs} epochs; `paper` {settings.paper_epochs} epochs at a "
         f"peak rate of {settings.paper_lr:g}, the top of its published search range (its own is made for far more "
-        f"clips); nothing of it was searched here. Pretraining seeds {seeds}, which no choice was made on; each row says how many of them it has. What was "
+        f"clips); nothing of it was searched here. Pretraining seeds {seeds}, which no "
+        "choice was made on; each row says how many of them it has. What was "
         "chosen for `improved` was chosen on RAVDESS actors 21 to 24.",
         "Rows without pretraining: raw features side by side (`raw`), each modality with the same share of the "
         "variance (`raw balanced`), the best single modality and block weights, both chosen on held-out training "
