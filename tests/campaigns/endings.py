@@ -160,7 +160,7 @@ JOBS: dict[str, Job] = {
         _corpus,
         lambda folder: [
             *("--data", folder / "data", "--label", "emotion", "--run", "a", "--output", folder / "out"),
-            *("--trials", 3, "--search", "random", "--scheduler", "none", "--epochs", 2, "--space.global-batch", 60),
+            *("--trials", 3, "--search", "random", "--scheduler", "none", "--epochs", 4, "--space.global-batch", 60),
             *("--space.representation-dim", 16, "--objective", "effective_rank"),
         ],
         _ledger,
