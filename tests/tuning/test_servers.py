@@ -8,6 +8,7 @@ import http.server
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -102,16 +103,12 @@ def on_postgresql(folder: Path) -> Iterator[str]:
     tool = Path(shutil.which("initdb") or (found[-1] if found else "")).resolve()
     if tool.name != "initdb":
         pytest.skip("PostgreSQL's server is not installed (Debian's package postgresql)")
-    data, port = folder / "pg", free_port()
-    data.mkdir(parents=True)
+    # Not below pytest's own folder, into which another session's start lets no other user.
+    data, port = Path(tempfile.mkdtemp(prefix="pg")), free_port()
     # It refuses to run as root.
     before = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.getuid() == 0 else []
     if before:
-        for above in (data, *data.parents):
-            if above.is_relative_to(Path("/tmp")) and above != Path("/tmp"):
-                above.chmod(0o755)
         shutil.chown(data, "nobody", "nogroup")
-    data.chmod(0o700)
     run = [*before, str(tool)]
     subprocess.run([*run, "-D", str(data), "-U", "conclugen", "-A", "trust"], check=True, capture_output=True)
     listening = ["-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(data)]
@@ -128,6 +125,7 @@ def on_postgresql(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+        shutil.rmtree(data, ignore_errors=True)
 
 
 @contextlib.contextmanager
