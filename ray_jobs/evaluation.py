@@ -136,7 +136,7 @@ def series_of(folder: RunFolder, job: EvaluateJob) -> str:
 def identity_of(job: EvaluateJob) -> dict[str, str]:
     """What makes an evaluation the same evaluation: the data's digest, those of its views, label and fusion."""
     manifest = Manifest.open(job.data.folder)
-    names = {"view": job.data.view, "validation_view": job.data.validation_view, "test_view": job.test_view}
+    names = {"view": job.data.view, "validation_view": held_out_view(job.data, manifest), "test_view": job.test_view}
     views = {role: View.open(manifest, name).digest for role, name in names.items() if name is not None}
     return {"data": manifest.digest, **views, "label": job.label, "fusion": job.fusion}
 

@@ -1,4 +1,4 @@
-"""A pretraining run that is killed with its Ray, and goes on through `ray job submit`, as on a cluster: uploaded copy,
+"""A pretraining run that is killed, and goes on through `ray job submit`, as on a cluster: uploaded copy,
 exit status, one MLflow run.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+import ray
 import torch
 
 from ray_jobs.run_folder import RunFolder
@@ -113,13 +114,14 @@ def flags_of(shards: Path, output: Path) -> list[str]:
     return [text for name, value in small.items() for text in (f"--{name}", value)]
 
 
-def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_folder: str) -> int:
-    """Start the job in a process and a Ray of its own, and kill it once there are steps that no checkpoint has; returns
-    the last step that was journalled. Ray's processes end with the one that started them."""
+def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_of_it: dict[str, str]) -> int:
+    """Start the job in a process, and kill it once there are steps that no checkpoint has; returns the last step that
+    was journalled. ray_of_it: variables that lead to a Ray, or give one of its own a folder; the processes of that end
+    with the one that started them."""
     Plan(pace_s=0.2).give(run.path)
     command = [sys.executable, "-m", "tests.cluster.runs", "--shards", str(shards), "--read-tasks", "1"]
     command += ["--output", str(run.path.parent), "--name", run.name]
-    environment = without_ray_of_the_test() | {"RAY_TMPDIR": ray_folder}
+    environment = without_ray_of_the_test() | ray_of_it
     log = run.path.parent / "killed.log"
     with log.open("wb") as out:
         first = subprocess.Popen(
@@ -139,6 +141,7 @@ def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_folder: str) -> int:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["alone", "with its Ray"])
 def test_a_run_killed_in_mid_epoch_and_submitted_is_one_finished_run_with_the_same_weights(
     reference: PretrainResult,
     shards: Path,
@@ -146,10 +149,12 @@ def test_a_run_killed_in_mid_epoch_and_submitted_is_one_finished_run_with_the_sa
     environment: dict[str, str],
     tmp_path: Path,
     short_folder: str,
+    alone: bool,
 ) -> None:
-    """Killed with its whole Ray; compared with the run that nothing disturbed, of as many workers."""
+    """Killed alone, or with its whole Ray; compared with the run that nothing disturbed, of as many workers."""
     killed = RunFolder(tmp_path / "killed")
-    interrupted_at = kill_in_mid_epoch(killed, shards, short_folder)
+    shared = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"} if alone else {}
+    interrupted_at = kill_in_mid_epoch(killed, shards, shared or {"RAY_TMPDIR": short_folder})
     assert interrupted_at < reference.step, "the kill came too late to prove anything"
 
     flags = flags_of(shards, tmp_path)

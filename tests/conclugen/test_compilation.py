@@ -97,7 +97,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("paper", "float32", {}),
         pytest.param("improved", "bfloat16", {}, marks=pytest.mark.slow),
         pytest.param("paper", "bfloat16", {"micro_batch": 5}, marks=pytest.mark.slow),
-        ("improved", "float32", {"micro_batch": 5}),
+        pytest.param("improved", "float32", {"micro_batch": 5}, marks=pytest.mark.slow),
         ("improved", "bfloat16", {"tasks": {"weighting": "uncertainty"}}),
     ],
 )

@@ -42,7 +42,7 @@ def test_twenty_steps_on_any_number_of_ranks(workers: Pool, case: str) -> None:
     check_twenty_steps(workers, CASES[case], WORLDS)
 
 
-@pytest.mark.parametrize("case", ["total, paper", "total, improved, clipped"])
+@pytest.mark.parametrize("case", [pytest.param("total, paper", marks=pytest.mark.slow), "total, improved, clipped"])
 def test_in_single_precision_the_loss_stays_within_a_band(workers: Pool, case: str) -> None:
     """Weights drift apart there, for AdamW divides rounding noise by its own size; the curve of the loss does not."""
     single = {**CASES[case], "precision": "float32"}

@@ -134,6 +134,7 @@ def test_every_protocol_stands_in_files_in_mlflow_and_in_the_report(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_systems_are_those_of_the_table(place: Path) -> None:
     """With all labels each system scores what the table of systems says of it."""
     shards = ShardsConfig(str(place / "voices"))

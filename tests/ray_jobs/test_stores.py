@@ -45,7 +45,7 @@ def store() -> Iterator[Faulty]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, store: Faulty, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, store: Faulty, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder of commands, with a finished run; addresses lead to the faulty store."""
     s3fs = pytest.importorskip("s3fs")  # an extra; `make test` installs it
     config = presets.build("contrast_only", modalities=tuple(WIDTHS), global_batch=8, model=SMALL)
@@ -60,11 +60,19 @@ def folder(tmp_path: Path, store: Faulty, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server.server_port}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
-    return tmp_path
+    yield tmp_path
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("answer", ANSWERS)
+# Each answer and each command once by default, all pairs in the slow run.
+PAIRS = [
+    pytest.param(command, answer, marks=() if i == j else pytest.mark.slow)
+    for i, command in enumerate(COMMANDS)
+    for j, answer in enumerate(ANSWERS)
+]
+
+
+@pytest.mark.parametrize(("command", "answer"), PAIRS)
 def test_access_is_told_as_access(
     command: str, answer: str, folder: Path, store: Faulty, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -64,7 +64,9 @@ def expected(made, systems, score):
     return np.quantile(values, [0.025, 0.975])
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "uar" else pytest.mark.slow) for name in STATISTICS]
+)
 def test_it_is_that_of_resamples_written_out(made, name):
     statistic, score = STATISTICS[name]
     _, _, first, second = made

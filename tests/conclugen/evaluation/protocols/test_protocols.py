@@ -76,6 +76,7 @@ def test_intervals_of_labels_keep_what_is_censored() -> None:
     assert answer(labels, curves, goals, 0.9).high == math.inf
 
 
+@pytest.mark.slow
 def test_labels_to_target_on_the_judge_s_own_numbers() -> None:
     given = material(draws=3)
     config = LabelsToTargetConfig(targets=(0.1, 1.0), fractions=(0.1, 0.3, 1.0))
