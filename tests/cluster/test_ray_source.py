@@ -127,7 +127,10 @@ def test_equals_the_one_process_stream(
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize(
     ("world", "remainder", "execution"),
-    [(1, "carry", Execution(task_bytes=1 << 20)), (2, "pad", Execution(task_bytes=100_000, window_tasks=9))],
+    [
+        pytest.param(1, "carry", Execution(task_bytes=1 << 20), marks=pytest.mark.slow),
+        (2, "pad", Execution(task_bytes=100_000, window_tasks=9)),
+    ],
 )
 def test_equals_it_with_whole_samples_in_the_store(
     wide: Manifest, payload: str, world: int, remainder: str, execution: Execution
