@@ -15,20 +15,22 @@ from shards.adapters import read_clips
 from shards.adapters.files import VIDEO_SUFFIXES
 from shards.adapters.folder import table_labels
 from shards.check_clips import describe_clips, doubt_clips
+from shards.check_stored import stored_lines, stored_samples
 from shards.commands import CheckJob
 from shards.doubts import Samples, classes_of, of_names
 from shards.foreign.command import read_folder
 from shards.foreign.mapping import MemberMapping, Source, parse_label
-from shards.manifest import TAR_SUFFIX
+from shards.manifest import MANIFEST_NAME, TAR_SUFFIX
 from shards.names import suffix
 from shards.packing.inputs import PackOptions, read_input
 from shards.packing.labels import LabelSpec
 from shards.packing.pooling import Pooling
 from shards.packing.source import open_source
 from shards.tables import SUFFIXES, read_table
+from shards.verification.clips import open_manifest
 
 _SHOWN_VALUES = 8
-KINDS = ("clips", "features", "archives", "table")
+KINDS = ("clips", "features", "archives", "table", "shards")
 
 
 def run(job: CheckJob) -> int:
@@ -38,7 +40,8 @@ def run(job: CheckJob) -> int:
     kind = job.kind or kind_of(job.source)
     _refuse_other_options(job, kind)
     lines, doubts, refused = {
-        "clips": _clips, "features": _features, "archives": _archives, "table": _table
+        "clips": _clips, "features": _features, "archives": _archives, "table": _table,
+        "shards": _shards,
     }[kind](job)  # fmt: skip
     print("\n".join(lines))
     for doubt in doubts:
@@ -54,6 +57,8 @@ def kind_of(source: Path) -> str:
         raise ValueError(f"{source} does not exist")
     if source.is_file():
         return "table" if suffix(source) in SUFFIXES else "features"
+    if (source / MANIFEST_NAME).exists():
+        return "shards"
     tars = False
     for path in source.iterdir():
         if path.suffix == ".npy" or (path.is_dir() and any(itertools.chain(path.glob("*.npy"), path.glob("*/*.npy")))):
@@ -72,6 +77,7 @@ _OPTIONS = {
     },
     "archives": {"label", "column", "group", "text", "meta", "nan_row_missing"},
     "table": {"label"},
+    "shards": set(),
 }
 
 
@@ -155,6 +161,12 @@ def _archives(job: CheckJob) -> tuple[list[str], list[str], int]:
     )
     contents = read_folder(job.source.absolute(), mapping)
     return contents.lines(), contents.doubts(), 0
+
+
+def _shards(job: CheckJob) -> tuple[list[str], list[str], int]:
+    manifest = open_manifest(str(job.source))
+    samples = stored_samples(manifest)
+    return stored_lines(manifest) + samples.lines(), samples.doubts(), 0
 
 
 def _table(job: CheckJob) -> tuple[list[str], list[str], int]:

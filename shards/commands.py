@@ -51,7 +51,7 @@ class CheckJob:
     """
 
     source: Path
-    kind: Literal["clips", "features", "archives", "table"] | None = None
+    kind: Literal["clips", "features", "archives", "table", "shards"] | None = None
     table: Path | None = None
     encoding: str | None = None
     label: tuple[str, ...] = dataclasses.field(default=(), metadata=_EACH)

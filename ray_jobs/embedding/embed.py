@@ -29,6 +29,7 @@ from ray_jobs.extraction.plan import Extraction, recipe_of
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
+from shards.check_stored import warn_of_stored
 from shards.claim import Claim
 from shards.clips.reader import ClipManifest
 from shards.quarantine import COMPLETE, QUARANTINED
@@ -129,6 +130,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
     """Embed clip shards or feature shards."""
     rows = RowEmbedder(str(model.folder), job.label, job.fusion)
     manifest = open_manifest(data)
+    warn_of_stored(manifest)
     _CLAIM.take(out, model.identity(job.fusion) | {"data": manifest.digest}, job.overwrite)
     if not isinstance(manifest, ClipManifest):
         _check_features(model, manifest)

@@ -27,6 +27,7 @@ from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, uni
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
+from shards.check_stored import warn_of_stored
 from shards.claim import ClaimLostError
 from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
@@ -201,6 +202,7 @@ def run(job: ExtractJob) -> int:
     """Run the job; returns the exit status."""
     plan = plan_of(job)
     resources = resources_of(job, [choice.name for choice in plan.choices])
+    warn_of_stored(plan.clips)
     with folder_held(plan.out, "features are being extracted here", "another --output"):
         plan.claim(job.overwrite)
         ray_cluster.connect(len(plan.choices))

@@ -14,12 +14,11 @@ import pytest
 
 from ray_jobs.build_shards import COMMAND
 from ray_jobs.building import plan_of
-from shards import Manifest
+from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
 from shards.__main__ import main
 from shards.adapters import read_clips
 from shards.doubts import Samples, classes_of, of_groups
 from shards.packing.labels import LabelSpec
-from shards.schema import Label
 from tests.shards.foreign.foreign_tars import npy, write_tar
 
 EMOTIONS = ("happy", "neutral", "sad")
@@ -303,3 +302,25 @@ def test_a_folder_of_archives_and_videos_is_clips(tmp_path: Path, capsys: pytest
     (tmp_path / "a.mp4").touch()
     assert check(tmp_path) == 0 and "checked as clips" in capsys.readouterr().out
     assert check(tmp_path, "--kind", "archives") == 2
+
+
+def test_shards_are_described_and_doubted_by_their_indexes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over several shards; a multilabel and a number beside the class are passed over."""
+    labels = (Label("emotion", "class", EMOTIONS), Label("size", "continuous"))
+    schema = Schema((Column("v", 4),), labels=labels, grouped=True, meta=("split",))
+    rows = [row for row in rows_of(18, 6) if row["split"] == "train" or row["emotion"] != "sad"]
+    with ShardWriter(tmp_path / "data", schema, max_shard_bytes=20_000) as writer:
+        for number, row in enumerate(rows):
+            values = {"emotion": None if number == 5 else EMOTIONS.index(row["emotion"]), "size": 1.0}
+            meta = {"split": row["split"]}
+            writer.append(Sample(f"k{number:03}", {"v": np.ones(4)}, values, row["group"], meta=meta))
+    before = sorted(tmp_path.rglob("*"))
+    assert check(tmp_path / "data") == 1
+    said = capsys.readouterr().out
+    counts = Counter(row["emotion"] for number, row in enumerate(rows) if number != 5)
+    assert f"{tmp_path / 'data'}: 96 rows in {len(Manifest.open(tmp_path / 'data'))} shards\n" in said
+    assert "label emotion (class): " + ", ".join(f"{e} {counts[e]}" for e in EMOTIONS) + "; 1 without\n" in said
+    assert "speakers: 18 " in said and "part train: 72 of 12 speakers\npart test: 24 of 6 speakers\n" in said
+    assert said.count("warning: ") == 2 and "sad" in said.split("warning: ")[1]
+    assert "warning: without a label emotion: 1 of 96 rows\n" in said
+    assert sorted(tmp_path.rglob("*")) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import shutil
@@ -28,6 +29,7 @@ from ray_jobs.extraction.clip_features import (
 )
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, recipe_of
 from shards.adapters import read_clips
+from shards.check_stored import stored_samples
 from shards.clips.build import build_shard
 from shards.clips.decode import decode_clip
 from shards.clips.plan import BuildOptions, BuildPlan
@@ -40,6 +42,7 @@ from shards.media.frames import Frames
 from shards.media.limits import Limits
 from shards.reader import Reader
 from shards.view import View
+from tests.ray_jobs.embedding.test_embed import NAMES, make_run
 from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video
 
@@ -398,3 +401,29 @@ def test_no_row_comes_twice(clips: ClipManifest, tmp_path: Path) -> None:
     collector.add(table)
     with pytest.raises(RuntimeError, match="twice"):
         collector.add(table)
+
+
+@pytest.mark.parametrize("job", ["extract_features", "embed"])
+def test_what_is_doubtful_in_the_clips_is_said_before_any_work(
+    job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose test part has a single speaker."""
+    clips = make_clips(tmp_path / "clips", 1, 8)
+
+    def connect(*_: object) -> None:
+        raise OSError("work begins here")
+
+    monkeypatch.setattr("ray_jobs.ray_cluster.connect", connect)
+    if job == "extract_features":
+        arguments = ["--encoders", "random", "--output", str(tmp_path / "out")]
+    else:
+        run_loop(make_plan(clips, tmp_path / "features", NAMES))
+        make_run(tmp_path, "run", ("video", "audio"))
+        arguments = ["--run", "run", "--output", str(tmp_path / "runs"), "--embeddings", str(tmp_path / "out")]
+    main = importlib.import_module(f"ray_jobs.{job}").COMMAND.main
+    assert main(["--data", clips.folder, *arguments]) == 1
+    told = capsys.readouterr()
+    assert [line for line in told.out.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {doubt}" for doubt in stored_samples(clips).doubts()
+    ]
+    assert "part 'test' has 1 speaker" in told.out and "work begins here" in told.err
