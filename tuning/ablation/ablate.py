@@ -12,10 +12,12 @@ from ray_jobs.preflight import check_tracking
 from ray_jobs.roles import GROUP
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.training import run_lock
+from tuning.ablation.cell import WITH_RAW
 from tuning.ablation.cost import estimate, told
 from tuning.ablation.plan import (
     AblateJob,
     Plan,
+    PlannedCell,
     claim,
     plan,
     refuse_other_configurations,
@@ -41,6 +43,12 @@ def ablate(job: AblateJob) -> list[Record]:
         return _run(job, sets, planned)
 
 
+def _lacks_raw(cell: PlannedCell, record: Record | None, job: AblateJob) -> bool:
+    """Whether a finished cell of an earlier version, or of `judging.with_raw: false`, lacks what this one asks for."""
+    wanted = job.judging.with_raw and cell.cell.system == "pretrained"
+    return record is not None and wanted and not any(name.startswith(WITH_RAW) for name in record.metrics)
+
+
 def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list[Record]:
     refuse_other_settings(job)
     ledger = Ledger.open(job.folder)
@@ -49,6 +57,10 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
     refuse_other_data(list(sets.values()), list(records.values()))
     finished = {key: record for key, record in records.items() if record.status == "finished"}
     todo = [cell for cell in planned.cells if cell.key not in finished]
+    lacking = [cell for cell in planned.cells if _lacks_raw(cell, finished.get(cell.key), job)]
+    if lacking:
+        print(f"{len(lacking)} cells are run again: they were judged without `representation + raw`", flush=True)
+        todo += lacking
     uri = uri_of_run(job.folder, job.tracking_uri)
     if not job.dry_run:
         check_tracking(uri, job.experiment)

@@ -156,11 +156,12 @@ def _blocks(
 def _ablation(
     results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: Sequence[str]
 ) -> Iterator[Block]:
+    units = ", ".join(f"{dataset}: {results.unit(dataset)}" for dataset in results.datasets)
     unit = (
-        "Differences in percentage points over all test rows, 95 % bootstrap interval over speakers (groups), and the "
-        "p-value of an exact paired sign-flip test over speakers, seeds and draws averaged, corrected by Holm "
-        f"within one data set, recipe and fraction. Bold: p at most {LEVEL}. The unit is the speaker: neither covers "
-        "the choice of pretraining seed."
+        f"Differences in percentage points over all test rows, 95 % bootstrap interval over units ({units}), and the "
+        "p-value of an exact paired sign-flip test over units, seeds and draws averaged, corrected by Holm "
+        f"within one data set, recipe and fraction. Bold: p at most {LEVEL}. Neither covers the choice of pretraining "
+        "seed."
     )
     named = results.configurations()
     if not named or any(family.comparisons for family in families["claim"]):
@@ -203,9 +204,9 @@ def _ablation(
     yield reference_table(
         families["references"],
         "Every system against the best single task, untrained heads and the strongest raw row",
-        unit + " Which single task and which raw row are best is judged on the test speakers, in their favour.",
+        unit + " Which single task and which raw row are best is judged on the test rows, in their favour.",
     )
-    yield Heading("By speaker and class", "groups")
+    yield Heading("By unit and class", "groups")
     for dataset in results.datasets:
         fraction = min(results.scores(dataset).get("accuracy", [1.0]))
         chosen = main_systems(results, dataset, fraction)

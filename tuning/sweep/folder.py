@@ -149,12 +149,18 @@ class SweepBook:
         protocol = json.dumps({**self._identity, "objective": None, "baselines": list(judge.config.baselines)})
         key = record_key({"baseline": "all"}, dataset=self._identity["manifest"], seed=0, protocol=protocol)
         known = [r for r in self.ledger.records() if r.kind == "baseline" and str(r.tags["asked"]) == key]
-        if not known:
-            for number, ((system, method), metrics) in enumerate(judge.raw_rows().items()):
+        if not any(record.tags.get("last") for record in known):  # none, or a start was killed amid them
+            rows = judge.raw_rows()
+            kept = {record.key for record in known}
+            for number, ((system, method), metrics) in enumerate(rows.items()):
                 row = system if method == "probe" else f"{system}, {method.replace('_', ' ')}"
                 tags = {"asked": key, "sweep": self.folder.name, "row": row, "system": system, "method": method}
-                known.append(Record(f"{key}-{number}", "baseline", "finished", tags=tags, metrics=metrics))
-                self.ledger.append(known[-1])
+                last = number == len(rows) - 1
+                if f"{key}-{number}" not in kept:
+                    known.append(
+                        Record(f"{key}-{number}", "baseline", "finished", tags={**tags, "last": last}, metrics=metrics)
+                    )
+                    self.ledger.append(known[-1])
         self.raw_rows = {str(record.tags["row"]): dict(record.metrics) for record in known}
 
     @property

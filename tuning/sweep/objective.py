@@ -192,6 +192,11 @@ class Judge:
         usable = np.any(list(present.values()), axis=0)
         count = len(self.train.target)
         protocol = self._protocol(self.train, self.labelled, usable[:count], usable[count:])
+        for unseen in [m for m in features if not present[m][:count].any()]:
+            print(f"raw rows are without {unseen}: no labelled training row has it", flush=True)
+            del features[unseen], present[unseen]
+        if not features:
+            return {}
         raw = standardise(features, present, np.arange(count))
         wanted = ComparisonConfig(methods=("probe",), baselines=self.config.baselines)
         found = {}

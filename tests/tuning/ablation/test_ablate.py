@@ -466,6 +466,22 @@ def test_a_folder_of_a_version_with_fewer_settings_goes_on(folders, tmp_path):
         claim(replace(mine, judging=replace(JUDGING, class_weights="balanced")))
 
 
+def test_cells_that_were_judged_without_raw_features_beside_are_run_again(folders, sets, tmp_path, capsys):
+    mine = job({"two": folders["two"]}, sections=("combinations",), output=str(tmp_path), name="first", dry_run=True)
+    cells = plan(mine, [sets["two"]]).cells
+    ledger = Ledger.open(tmp_path / "first")
+    for cell in cells:
+        beside = {"with_raw/accuracy@1": 0.5} if "seed 1" in cell.title else {}
+        ledger.append(
+            Record(cell.key, "cell", "finished", cell.cell.content(), cell.tags, metrics={"accuracy@1": 0.5, **beside})
+        )
+    again = sum(cell.cell.system == "pretrained" and "seed 2" in cell.title for cell in cells)
+    assert 0 < again < len(cells)
+    for with_raw, count in ((False, 0), (True, again)):
+        ablate.ablate(replace(mine, judging=replace(JUDGING, with_raw=with_raw)))
+        assert f"\n{count} to run: " in capsys.readouterr().out
+
+
 def test_a_raw_cell_is_the_probe_of_standardised_features(sets):
     data = sets["three"]
     outcome = run(Cell("raw", ("audio", "video")), data)

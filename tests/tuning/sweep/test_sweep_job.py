@@ -153,6 +153,12 @@ def test_raw_rows_are_judged_once_and_stand_beside_the_best_trial(tmp_path: Path
     again = Kit(tmp_path / "s", small_space().resolve(WIDTHS))
     again.book.judge_raw(judge)  # type: ignore[arg-type]
     assert judge.asked == 1 and again.book.raw_rows == kit.book.raw_rows and len(again.book.outcomes) == 1
+    for file in (tmp_path / "s" / "ledger").glob("*.jsonl"):  # as a start leaves it that was killed amid the raw rows
+        file.write_text("".join(line for line in file.read_text().splitlines(True) if "rbf_machine" not in line))
+    again = Kit(tmp_path / "s", small_space().resolve(WIDTHS))
+    again.book.judge_raw(judge)  # type: ignore[arg-type]
+    assert judge.asked == 2 and again.book.raw_rows == kit.book.raw_rows
+    assert sum(record.kind == "baseline" for record in again.book.ledger.history()) == 3
     page = report(tmp_path / "s")[1].read_text()
     assert (
         "| trial 0, the best | 0.7000 | 0.5000 | — |" in page and "| raw balanced | 0.6200 | 0.4000 | 0.3500 |" in page
