@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import resource
 import secrets
@@ -62,7 +63,7 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
     if ray.is_initialized():
         return
     try:
-        if os.environ.get("RAY_ADDRESS"):
+        if joins():
             _join(os.environ["RAY_ADDRESS"])
         else:
             ray_loggers.quieten(ray_loggers.AUTHENTICATION)
@@ -71,13 +72,18 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
         ending.retake()  # Ray answers SIGTERM by itself, with status 15
 
 
+def joins() -> bool:
+    """Whether `connect` joins a cluster; RAY_ADDRESS=local is Ray's word for one of its own on this machine."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
 def _join(address: str) -> None:
     try:
         ray.init(log_to_driver=True, logging_level="warning")
     except Exception as error:
         raise NoRayError(
-            f"RAY_ADDRESS: no Ray cluster could be joined at {address} ({_first_line(error)}); correct it, start the "
-            "cluster, or unset RAY_ADDRESS to work on this machine alone"
+            f"RAY_ADDRESS: no Ray cluster could be joined at {uris.public(address)} ({_first_line(error)}); correct "
+            "it, start the cluster, or unset RAY_ADDRESS to work on this machine alone"
         ) from error
 
 
@@ -88,6 +94,7 @@ def _start_local(cpus: int, dashboard: bool) -> None:
     instance) gets longer ones here, and other tries.
     """
     _check_address_space()
+    patience_s = _patience_s()
     folder = private_folder()
     _own_token(folder)
     # Nobody takes the one node of a local Ray away with a notice: Ray Train need not start a process, at each start of
@@ -113,7 +120,7 @@ def _start_local(cpus: int, dashboard: bool) -> None:
             with contextlib.suppress(Exception):
                 ray.shutdown()
             waited = time.monotonic() - began
-            if _is_lasting(error) or (tries >= _LEAST_TRIES and waited > _patience_s()):
+            if _is_lasting(error) or (tries >= _LEAST_TRIES and waited > patience_s):
                 raise NoRayError(_advice(error, tries, waited, folder)) from error
             print(f"Ray did not come up ({_first_line(error)}); try {tries + 1}", flush=True)
             time.sleep(min(5.0 * tries, 30.0))
@@ -225,11 +232,14 @@ def _raylet_lives() -> bool:
 
 
 def _patience_s() -> float:
-    given = os.environ.get("RAY_START_WAIT_S", "")
+    given = os.environ.get("RAY_START_WAIT_S") or str(_PATIENCE_S)
     try:
-        return float(given) if given else _PATIENCE_S
+        seconds = float(given)
     except ValueError:
-        raise NoRayError(f"RAY_START_WAIT_S: must be a number of seconds, got {given!r}") from None
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise NoRayError(f"RAY_START_WAIT_S: must be a number of seconds, at least 0, got {given!r}")
+    return seconds
 
 
 def _is_lasting(error: Exception) -> bool:

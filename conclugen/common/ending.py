@@ -9,9 +9,11 @@ noted on the way, and ends with 130 or 143. What must be waited for at the end a
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +22,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 1.5
 _ENOUGH = 3  # so many signals mean: now, whatever is open
 
-_received: list[int] = []
+_received: list[tuple[int, float]] = []  # signals, and when they came by the monotonic clock
+_ours: set[int] = set()  # signals that `stoppable` has taken
 
 
 @contextlib.contextmanager
@@ -30,26 +33,29 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if _ours:  # the outer block has them, and knows what came
+        yield
+        return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _received.clear()
-    retake(ignored=False)
+    # What the process was started to ignore stays ignored, as SIGINT is in jobs that a shell runs in the background.
+    _ours.update(number for number, handler in before.items() if handler != signal.SIG_IGN)
+    retake()
     try:
         yield
     finally:
+        _ours.clear()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def retake(ignored: bool = True) -> None:
-    """Take the signals (back) from a library that has put its own handlers there, as Ray does when it starts.
-
-    ignored: also where the process was started to ignore them, as a shell does with SIGINT for jobs in the background.
-    """
+def retake() -> None:
+    """Take the signals of `stoppable` back from a library that has put its own handlers there, as Ray does when it
+    starts. Outside of `stoppable`, as in a notebook, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in SIGNALS:
-        if ignored or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
+    for number in _ours:
+        signal.signal(number, _stop)
 
 
 def stopped() -> bool:
@@ -59,7 +65,7 @@ def stopped() -> bool:
 
 def status() -> int:
     """The exit status of a process that was told to stop: 130 or 143."""
-    return 128 + (_received[0] if _received else signal.SIGINT)
+    return 128 + (_received[0][0] if _received else signal.SIGINT)
 
 
 def patience(seconds: float) -> float:
@@ -70,25 +76,61 @@ def patience(seconds: float) -> float:
 @contextlib.contextmanager
 def resumable(words: Callable[[], str]) -> Iterator[None]:
     """Note, where the block is interrupted, what is done and what the same command will do: `words()`, such as
-    `3 of 8 trials have ended; the same command goes on with the rest`. Of nested blocks the innermost is heard."""
+    `3 of 8 trials have ended; the same command goes on with the rest`. Of nested blocks the innermost is heard.
+
+    An error on the way out (of `words` too) does not take the interrupt's place: see `interrupt_first`."""
     try:
-        yield
+        with interrupt_first():
+            yield
     except KeyboardInterrupt as stop:
         if not getattr(stop, "__notes__", ()):
-            stop.add_note(words())
+            with contextlib.suppress(Exception):
+                stop.add_note(words())
         raise
 
 
+@contextlib.contextmanager
+def interrupt_first() -> Iterator[None]:
+    """Where this process was told to stop and an error leaves the block, raise the interrupt, with the error as its
+    cause: on the way out a pipe may be broken, a disk full, a connection gone."""
+    try:
+        yield
+    except Exception as error:
+        if not stopped():
+            raise
+        raise _behind(error) or KeyboardInterrupt() from error
+
+
 def message(stop: KeyboardInterrupt) -> str:
-    """One line for people: `interrupted: ...` or `terminated: ...`."""
+    """One line for people: `interrupted: ...` or `terminated: ...`, and the error on the way out, if there was one."""
     how = "terminated" if status() == 128 + signal.SIGTERM else "interrupted"
     notes = getattr(stop, "__notes__", ())
-    return f"{how}: {notes[0] if notes else 'nothing was finished; the same command begins anew'}"
+    text = f"{how}: {notes[0] if notes else 'nothing was finished; the same command begins anew'}"
+    if stop.__cause__ is None:
+        return text
+    lines = str(stop.__cause__).strip().splitlines()
+    return f"{text} (on the way out: {': '.join([type(stop.__cause__).__name__, *lines[:1]])})"
+
+
+def _behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt during whose handling an error was raised."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if isinstance(found, KeyboardInterrupt):
+            return found
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def _stop(number: int, _: Any) -> None:
-    _received.append(number)
-    if len(_received) == 1:
-        raise KeyboardInterrupt
+    before = _received[-1][1] if _received else -math.inf
+    _received.append((number, time.monotonic()))
     if len(_received) >= _ENOUGH:
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopped at once: the third signal\n")
         os._exit(status())
+    # The second leaves the end alone, unless so much time has passed that the first was swallowed somewhere.
+    if _received[-1][1] - before > GRACE_S:
+        raise KeyboardInterrupt

@@ -37,12 +37,24 @@ from shards.verification.clips import open_manifest
 
 _ROWS_FILE = "embeddings.parquet"
 _METADATA = b"conclugen.embeddings"
+_KEPT_COLUMNS = {
+    "path": pa.types.is_string,
+    "start": pa.types.is_floating,
+    "end": pa.types.is_floating,
+    "whole": pa.types.is_boolean,
+    "embedding": lambda kind: pa.types.is_list(kind) and kind.value_type == pa.float32(),
+}
 # Names that begin with _ are not read where somebody opens the folder as one table.
 _CLAIM = Claim("corpus of embeddings", "_embedding.json", ("*.parquet",))
 
 
 def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
     """Embed video files; writes `embeddings.parquet` and a picture for each clip of two windows or more."""
+    if (out / _CLAIM.record).exists():
+        raise ValueError(
+            f"embeddings: {out} holds the embeddings of a corpus, which --overwrite would remove together with those "
+            "of files; choose another folder"
+        )
     encoders = [choice.create("cpu") for choice in choices_of(model.encoder_names, job.weights, job.mirror)]
     model.check([encoder.info for encoder in encoders])
     kept = _kept(out / _ROWS_FILE, model.identity(job.fusion), job.overwrite)
@@ -88,7 +100,7 @@ def _kept(path: Path, identity: Mapping[str, Any], overwrite: bool) -> pa.Table 
         return None
     try:
         kept = pq.read_table(path)
-        of = json.loads((kept.schema.metadata or {})[_METADATA])
+        of = _identity_of(kept.schema)
     except (OSError, pa.ArrowException, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
             f"embeddings: {path} does not say whose embeddings it holds ({error!r}); choose another folder, or replace "
@@ -101,6 +113,19 @@ def _kept(path: Path, identity: Mapping[str, Any], overwrite: bool) -> pa.Table 
             "replace them with --overwrite"
         )
     return kept
+
+
+def _identity_of(schema: pa.Schema) -> dict[str, Any]:
+    """Whose embeddings a table holds. KeyError or ValueError for one that this job has not written."""
+    of = json.loads((schema.metadata or {})[_METADATA])
+    if not isinstance(of, dict):
+        raise ValueError(f"{_METADATA.decode()} is {type(of).__name__}, not a mapping")
+    for name, check in _KEPT_COLUMNS.items():
+        if schema.names.count(name) != 1:
+            raise ValueError(f"{schema.names.count(name)} columns {name!r}, where there should be one")
+        if not check(schema.field(name).type):
+            raise ValueError(f"column {name!r} is of {schema.field(name).type}")
+    return of
 
 
 def _rows(result: Embedded, classes: Sequence[str]) -> pa.Table:
@@ -130,6 +155,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
     """Embed clip shards or feature shards."""
     rows = RowEmbedder(str(model.folder), job.label, job.fusion)
     manifest = open_manifest(data)
+    _refuse_rows_of_files(out / _ROWS_FILE)
     warn_of_stored(manifest)
     _CLAIM.take(out, model.identity(job.fusion) | {"data": manifest.digest}, job.overwrite)
     if not isinstance(manifest, ClipManifest):
@@ -148,6 +174,17 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
     print(f"{count} clips = {count - without} with an embedding + {without} without (see the column reason): {out}")
     print(f"an embedding is {model.embedder.width(job.fusion)} numbers ({job.fusion})")
     return QUARANTINED if without else COMPLETE
+
+
+def _refuse_rows_of_files(path: Path) -> None:
+    """ValueError where the folder of a corpus also holds embeddings of files, which --overwrite would remove. A shard's
+    own file may have the same name; it does not say whose embeddings it holds."""
+    try:
+        of_files = _METADATA in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return  # not there, or not whole: a shard's file that is made again
+    if of_files:
+        raise ValueError(f"embeddings: {path} holds embeddings of files; choose another folder, or move it elsewhere")
 
 
 def _check_features(model: RunModel, manifest: Manifest) -> None:

@@ -191,15 +191,16 @@ class Journal:
         """RUNNING within the block; then FINISHED, where nothing is `left` (cells or trials that have failed and would
         be tried again), else FAILED, as after an error; KILLED where the block is interrupted."""
         self.status("RUNNING")
-        ended = "FAILED"
         try:
             yield
             ended = "FAILED" if left() else "FINISHED"
-        except KeyboardInterrupt:
-            ended = "KILLED"
+        except BaseException as error:
+            try:
+                self.status("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            except (OSError, JournalError) as unwritten:  # which is not what the run has ended of
+                _log.warning("%s: the run's end could not be written (%s)", self.path, unwritten)
             raise
-        finally:
-            self.status(ended)
+        self.status(ended)
 
     def mark(self, series: str = "train") -> int:
         """The highest step written in a series, -1 when there is none."""

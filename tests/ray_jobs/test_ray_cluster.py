@@ -69,6 +69,13 @@ def test_a_busy_machine_gets_other_tries_and_then_one_line(
     assert len(calls) > 3
     assert "\n" not in str(failed.value)
     assert isinstance(failed.value, JobFailedError)  # status 1 and no trace, in every command
+    for wrong in ("nan", "inf", "-1", "soon"):
+        os.environ["RAY_START_WAIT_S"] = wrong
+        calls = starts(monkeypatch, LATE)
+        with pytest.raises(NoRayError, match=rf"^RAY_START_WAIT_S: must be .*, at least 0, got '{wrong}'$"):
+            ray_cluster.connect(1)
+        assert not calls  # not after ten minutes
+    del os.environ["RAY_START_WAIT_S"]
     calls = starts(monkeypatch, ValueError("num_cpus"))
     with pytest.raises(NoRayError, match="in 1 tries"):
         ray_cluster.connect(1)
@@ -95,6 +102,17 @@ def test_a_local_ray_is_private(monkeypatch: pytest.MonkeyPatch, short: Path) ->
     del os.environ["RAY_AUTH_TOKEN_PATH"]
     ray_cluster.connect(1)
     assert "RAY_AUTH_TOKEN_PATH" not in calls[2]["environment"]
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_rays_word_for_a_local_one_gives_a_private_one(
+    monkeypatch: pytest.MonkeyPatch, short: Path, address: str
+) -> None:
+    os.environ["RAY_ADDRESS"] = address
+    calls = starts(monkeypatch, None)
+    ray_cluster.connect(1)
+    assert not ray_cluster.joins() and Path(calls[0]["_temp_dir"]).is_relative_to(short)
+    assert calls[0]["cluster"] is False and calls[0]["environment"]["RAY_AUTH_TOKEN_PATH"]
 
 
 def test_the_folder_is_nobody_elses(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +163,14 @@ def test_a_small_address_space_and_a_cluster_that_is_not_there_are_told(
     os.environ["RAY_ADDRESS"] = "127.0.0.1:1"
     with pytest.raises(NoRayError, match=r"^RAY_ADDRESS: no Ray .* at 127.0.0.1:1 \(ConnectionError: no answer\)"):
         ray_cluster.connect(1)
+    os.environ["RAY_ADDRESS"] = "ray://me:mine@127.0.0.1:1"
+    with pytest.raises(NoRayError, match=r"at ray://127.0.0.1:1 \("):
+        ray_cluster.connect(1)
     del os.environ["RAY_ADDRESS"]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (6 << 30, 6 << 30))
     with pytest.raises(NoRayError, match=r"limited to 6\.0 GiB \(ulimit -v\)"):
         ray_cluster.connect(1)
-    assert len(calls) == 1  # the second was refused before any start
+    assert len(calls) == 2  # the third was refused before any start
 
 
 PROGRAM = """

@@ -28,7 +28,7 @@ def connect(parallel: int | None) -> int:
     ray_cluster.connect(parallel or 1)
     if parallel is not None:
         return parallel
-    if os.environ.get("RAY_ADDRESS"):
+    if ray_cluster.joins():
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
     return os.cpu_count() or 1  # a local Ray is told of more CPUs than there are cores
 

@@ -58,7 +58,7 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: NestedRunsSink
     from ray import tune
 
     job = ready.job
-    local = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    local = not ray.is_initialized() and not ray_cluster.joins()
     # With trainers in it, the dashboard's State API tells them which controllers have died.
     ray_cluster.connect(job.resources.workers, job.resources.cpus_per_worker, dashboard=job.resources.workers > 1)
     concurrent = concurrency(job, os.cpu_count() or 1 if local else None)

@@ -13,9 +13,11 @@ What does the work imports what it needs when all of that is read and found righ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
+import os
 import re
 import shutil
 import sys
@@ -81,19 +83,23 @@ class Command:
             try:
                 return self._main(sys.argv[1:] if argv is None else argv)
             except KeyboardInterrupt as stop:
-                print(f"\n{uris.scrub(ending.message(stop))}", file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):
+                    print(f"\n{uris.scrub(ending.message(stop))}", file=sys.stderr, flush=True)
+                _let_go_of_broken_pipes()
                 return ending.status()
 
     def _main(self, argv: Sequence[str]) -> int:
         job = None
         uris.scrub_output()
         try:
-            with needed_for(f"python -m {self.name}"):
+            with ending.interrupt_first(), needed_for(f"python -m {self.name}"):
                 job = self.parse(argv)
                 return self.work(job)
         except JobFailedError as error:
             return _refuse(error, FAILED)
         except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                _let_go_of_broken_pipes()
             return _refuse(self._named(error, job), WRONG_INPUT if isinstance(error, _WRONG_FILES) else FAILED)
         except ValueError as error:
             if type(error).__module__.partition(".")[0] == "ray":
@@ -470,6 +476,18 @@ def _leaves(command: Command) -> list[Leaf]:
         group = leaf.name.rpartition(".")[0] + "."
         found.insert(next((i for i, other in enumerate(found) if other.name.startswith(group)), 0), leaf)
     return found
+
+
+def _let_go_of_broken_pipes() -> None:
+    """Whoever read the output may have been stopped first; Python would fail to write the rest, with status 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
 
 
 def _refuse(message: object, status: int) -> int:

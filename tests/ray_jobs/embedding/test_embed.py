@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +20,7 @@ from conclugen.evaluation.probe import fit_classes
 from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
+from ray_jobs.embedding.embed import _METADATA, _kept
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.plan import Augmentation
 from ray_jobs.run_config import ShardsConfig
@@ -255,3 +257,49 @@ def test_a_later_call_adds_its_clips_and_mixes_nothing(
         assert embed.main([*mean, "--overwrite"]) == 2
     assert "embeddings are being written here by process" in capsys.readouterr().err
     assert not list(out.glob(".*"))
+
+
+def test_files_and_a_corpus_do_not_share_a_folder(
+    root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before, --overwrite of the corpus removed the embeddings of files as well."""
+    out = tmp_path / "out"
+    assert embed.main(arguments(root, str(video), "--embeddings", str(out), "--window", "9", "--stride", "1")) == 0
+    corpus = arguments(root, "--data", str(root / "features"), "--embeddings", str(out))
+    write_json(out / "_embedding.json", {"of": "an earlier corpus"})  # both, as an earlier version left them
+    capsys.readouterr()
+    whole = (out / "embeddings.parquet").read_bytes()
+    assert embed.main([*corpus, "--overwrite"]) == 2
+    assert f"{out}/embeddings.parquet holds embeddings of files; choose another" in capsys.readouterr().err
+    assert embed.main(arguments(root, str(video), "--embeddings", str(out), "--overwrite")) == 2
+    assert f"--embeddings: {out} holds the embeddings of a corpus" in capsys.readouterr().err
+    assert (out / "embeddings.parquet").read_bytes() == whole
+
+
+def test_a_table_of_something_else_is_refused(root: Path, tmp_path: Path) -> None:
+    """By what it says of itself, and by its columns."""
+    identity = {"run": "ab"}
+    columns = {
+        "path": pa.array(["a"]),
+        "start": pa.array([0.0]),
+        "end": pa.array([1.0]),
+        "whole": pa.array([True]),
+        "embedding": pa.array([[0.5]], pa.list_(pa.float32())),
+    }
+
+    def kept(columns: dict[str, pa.Array], said: str | None) -> pa.Table | None:
+        metadata = None if said is None else {_METADATA: said}
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / "a.parquet")
+        return _kept(tmp_path / "a.parquet", identity, False)
+
+    whole = kept(columns, json.dumps(identity))
+    assert whole is not None and whole["path"].to_pylist() == ["a"]
+    for said in (None, "5", "[]", "null", '"ab"', "{", "[" * 100_000):
+        with pytest.raises(ValueError, match="does not say whose embeddings it holds"):
+            kept(columns, said)
+    for name in columns:
+        for changed in ({n: c for n, c in columns.items() if n != name}, columns | {name: pa.array([7])}):
+            with pytest.raises(ValueError, match=f"does not say whose .*column.* '{name}'"):
+                kept(changed, json.dumps(identity))
+    with pytest.raises(ValueError, match="differ in run"):
+        kept(columns, '{"run": "cd"}')

@@ -199,6 +199,25 @@ def test_unchanged_params_tags_and_status_are_not_repeated(tmp_path):
     assert lines(tmp_path)[-1]["values"] == {"deep.b": "[1, 3]"}
 
 
+@pytest.mark.parametrize(("error", "ended"), [(KeyboardInterrupt(), "KILLED"), (ValueError("bad data"), "FAILED")])
+def test_a_full_disk_does_not_hide_how_a_run_ended(tmp_path, monkeypatch, caplog, error, ended):
+    tried = []
+
+    def full(status):
+        tried.append(status)
+        raise OSError(28, "No space left on device")
+
+    with open_journal(tmp_path) as journal:
+        with pytest.raises(type(error)) as raised, journal.running():
+            monkeypatch.setattr(journal, "status", full)
+            raise error
+        assert raised.value is error and tried == [ended]
+        assert "the run's end could not be written ([Errno 28] No space left on device)" in caplog.text
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space"), journal.running():  # finished, and not to be said
+            monkeypatch.setattr(journal, "status", full)
+
+
 def test_unknown_status_names_the_allowed_ones(tmp_path):
     with (
         open_journal(tmp_path) as journal,
