@@ -37,12 +37,14 @@ MEASURES: Mapping[str, Statistic] = {
 @dataclass(frozen=True)
 class Beside:
     """A system minus another at one share of labels, in one score. `comparison`: of a family, corrected; its interval
-    crosses groups, draws and seeds, and its p flips the signs of groups."""
+    crosses groups, draws and seeds, and its p flips the signs of groups. `seeds`: those of pretraining that were
+    paired, where they are not all that both have; else empty."""
 
     system: str
     other: str
     fraction: float
     comparison: Comparison
+    seeds: tuple[int, ...] = ()
 
     @property
     def interval(self) -> Interval:
@@ -91,24 +93,38 @@ def differences(
     pairs: Sequence[tuple[str, str, float]],
     measure: str,
     resampling: Resampling = DEFAULT,
-) -> list[Beside]:
+) -> list[Beside | None]:
     """Every (first, second, share of labels) as one family, corrected by Holm.
+
+    Systems that were both pretrained are paired at the seeds that both have; None, and no part of the family, where
+    they share none.
 
     The p is of sign flips over groups, means over draws and seeds, of what each group adds to the score: a hit counts
     1 / N in accuracy, and 1 / (K n_k) in a row of class k in unweighted average recall.
     """
     weights = _weights(protocol, measure)
-    intervals, p_values = [], {}
+    intervals, p_values, seeds = {}, {}, {}
     for at, (first, second, fraction) in enumerate(pairs):
-        one, other = (confusions(protocol, systems[name], fraction) for name in (first, second))
-        intervals.append(crossed_interval(one, MEASURES[measure], resampling, other))
+        evaluations = [systems[first], systems[second]]
+        if all(evaluation.seed_names for evaluation in evaluations):
+            shared = [name for name in evaluations[0].seed_names if name in evaluations[1].seed_names]
+            if not shared:
+                continue
+            if any(len(shared) < evaluation.seeds for evaluation in evaluations):
+                seeds[at] = tuple(shared)
+            evaluations = [evaluation.of_seeds(shared) for evaluation in evaluations]
+        one, other = (confusions(protocol, evaluation, fraction) for evaluation in evaluations)
+        intervals[at] = crossed_interval(one, MEASURES[measure], resampling, other)
         hits = [np.diagonal(sums, axis1=3, axis2=4).mean(axis=(0, 1)) for sums in (one, other)]  # (G, K)
         p_values[str(at)] = sign_flip_p((hits[0] - hits[1]) @ weights)
     adjusted = holm(p_values)
-    return [
-        Beside(*pair, Comparison(*pair[:2], intervals[at], p_values[str(at)], adjusted[str(at)], len(pairs)))
-        for at, pair in enumerate(pairs)
-    ]
+
+    def beside(at: int) -> Beside:
+        p = p_values[str(at)], adjusted[str(at)]
+        comparison = Comparison(*pairs[at][:2], intervals[at], *p, len(intervals))
+        return Beside(*pairs[at], comparison, seeds.get(at, ()))
+
+    return [beside(at) if at in intervals else None for at in range(len(pairs))]
 
 
 def _weights(protocol: Protocol, measure: str) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,9 +25,10 @@ class Evaluation:
 
     `predicted[fraction]` (draws, N) int16: class predicted for each test row, -1 for rows that no fold tests.
     `strengths[fraction]` (draws, folds): the C that was chosen. `seeds`: of pretraining; where there are several, the
-    draws of one seed follow those of the other. `values` (seeds, N): a continuous label as predicted from all labels,
-    NaN for rows that no fold tests; None where the set has none. `seconds`: of CPU time that judging took, all folds
-    and seeds together.
+    draws of one seed follow those of the other; `seed_names`: which they are, in that order, empty where nothing is
+    drawn from one or it is not known. `values` (seeds, N): a continuous label as predicted from all labels, NaN for
+    rows that no fold tests; None where the set has none. `seconds`: of CPU time that judging took, all folds and seeds
+    together.
     """
 
     protocol: str
@@ -35,6 +37,28 @@ class Evaluation:
     seeds: int = 1
     values: NDArray[np.float64] | None = None
     seconds: float = 0.0
+    seed_names: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.seed_names and len(self.seed_names) != self.seeds:
+            raise ValueError(f"seed_names: {self.seed_names} name {len(self.seed_names)} seeds, expected {self.seeds}")
+
+    def of_seeds(self, names: Sequence[int]) -> Evaluation:
+        """The draws of these of its seeds, in this order. Time is theirs in proportion."""
+        at = [self.seed_names.index(name) for name in names]
+
+        def taken(array: NDArray[Any]) -> NDArray[Any]:
+            return array.reshape(self.seeds, -1, array.shape[1])[at].reshape(-1, array.shape[1])
+
+        return replace(
+            self,
+            predicted={f: taken(predicted) for f, predicted in self.predicted.items()},
+            strengths={f: taken(strengths) for f, strengths in self.strengths.items()},
+            seeds=len(at),
+            values=None if self.values is None else self.values[at],
+            seconds=self.seconds * len(at) / self.seeds,
+            seed_names=tuple(names),
+        )
 
     def by_seed(self, protocol: Protocol, fraction: float) -> NDArray[np.int16]:
         """(seeds, draws, N) predictions at a fraction."""
@@ -153,6 +177,7 @@ def merge(folds: Sequence[Evaluation]) -> Evaluation:
         folds[0].seeds,
         _together([part.values for part in folds], lambda values: np.fmax.reduce(values)),
         sum(part.seconds for part in folds),
+        folds[0].seed_names,
     )
 
 
@@ -165,6 +190,7 @@ def stack(seeds: Sequence[Evaluation]) -> Evaluation:
         sum(one.seeds for one in seeds),
         _together([one.values for one in seeds], np.concatenate),
         sum(one.seconds for one in seeds),
+        tuple(name for one in seeds for name in one.seed_names),
     )
 
 

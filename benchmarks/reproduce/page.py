@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,6 +16,7 @@ from benchmarks.reproduce import differences as beside
 from benchmarks.reproduce.differences import Beside, signed
 from benchmarks.reproduce.evaluation import Evaluation
 from benchmarks.reproduce.feature_files import DataSet
+from conclugen import presets
 from conclugen.common.atomic import write_text
 from conclugen.evaluation.metrics import sentiment
 from conclugen.evaluation.statistics import Interval
@@ -45,7 +46,7 @@ class Section:
     Attributes:
         data: The set.
         mode: Its normalisation.
-        systems: Row -> its predictions, the best constant first.
+        systems: Row -> its predictions, the constant (most frequent labelled class) first.
         recipes: Row that pretraining has a part in -> its recipe; the first of a recipe are its untrained heads.
         rows: Every row there is to judge; those that are not in `systems` were not.
         seconds: Recipe -> CPU time of one pretraining.
@@ -84,9 +85,9 @@ class Section:
         return {f: beside.strongest(protocol, raw, f, self.data.measure) for f in protocol.fractions}
 
     @cached_property
-    def differences(self) -> dict[tuple[str, str, float], Beside]:
+    def differences(self) -> dict[tuple[str, str, float], Beside | None]:
         """Every row with pretraining, or its untrained heads, minus the strongest row without; and each recipe minus
-        its untrained heads. One family."""
+        its untrained heads. One family. None: of seeds of which the two share none."""
         fractions = self.data.protocol.fractions
         pairs = [(name, self.strongest[f], f) for name in self.learned for f in fractions]
         for recipe in dict.fromkeys(self.recipes.values()):
@@ -101,20 +102,25 @@ class Section:
         untrained = {next(n for n, of in self.recipes.items() if of == recipe) for recipe in self.recipes.values()}
         rows = [name for name in self.learned if name not in untrained and (not after or name in after)]
         found = [self.differences[name, self.strongest[fraction], fraction] for name in rows]
-        return max(found, key=lambda one: one.interval.estimate, default=None)
+        return max((one for one in found if one), key=lambda one: one.interval.estimate, default=None)
+
+    @property
+    def shown(self) -> dict[str, dict[float, Interval]]:
+        """Row -> share of labels -> its difference to the strongest row without pretraining."""
+        rows: dict[str, dict[float, Interval]] = {}
+        for (name, other, fraction), one in self.differences.items():
+            if one is not None and other == self.strongest[fraction]:
+                rows.setdefault(name, {})[fraction] = one.interval
+        return rows
 
 
 def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, draw_seed: int | None) -> None:
     """Write the page, and a picture of each table's differences below `figures` beside it. settings: of pretraining."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for section in sections:
-        rows: dict[str, dict[float, Interval]] = {}
-        for (name, other, fraction), one in section.differences.items():
-            if other == section.strongest[fraction]:
-                rows.setdefault(name, {})[fraction] = one.interval
         label = f"{_NAMES[section.data.measure]} minus strongest"
-        if rows and len(section.systems) > 1:
-            plots.paired_differences(rows, path.parent / _figure(section), xlabel=label, title=section.name)
+        if section.shown:
+            plots.paired_differences(section.shown, path.parent / _figure(section), xlabel=label, title=section.name)
     write_text(path, page(sections, settings, draws, draw_seed))
 
 
@@ -130,14 +136,15 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
     flags = f"--seeds {','.join(map(str, settings.seeds))}" + ("" if draw_seed is None else f" --draw-seed {draw_seed}")
     parts = [
         "# Results",
-        f"Written by `python -m benchmarks.reproduce` on {datetime.now(UTC).date()}; no number of a table, and no "
-        "verdict, is typed by hand.",
+        f"Written by `python -m benchmarks.reproduce` on {datetime.now(UTC).date()}; no number of a table (but "
+        "the published), and no verdict, is typed by hand.",
         "## When to use this, and when not",
-        taken(sections),
+        "\n\n".join(told for told in (taken(sections), _unrun(sections)) if told),
         _when(sections),
-        "Accuracy (of MELD: UAR), mean over seeds and draws. *Strongest*: the row without pretraining that scores best "
-        "on the test rows of that table at that share of labels. *Take*: the pretrained row with the highest mean "
-        "among those shown to be better than the strongest; else the strongest, which is quicker.",
+        "Accuracy (of MELD: UAR), mean over seeds and draws. *Strongest*: of the rows without pretraining that "
+        "were run, the one that scores best on the test rows of that table at that share of labels. *Take*: the "
+        "pretrained row with the highest mean among those shown to be better than the strongest; else the strongest, "
+        "which is quicker.",
         "## Set-up",
         f"Preset `conclugen`, pretrained for each fold on its training rows alone, without labels, in one process on a "
         f"CPU; a recipe may use which rows are of one speaker (or video). R {settings.representation_dim}, "
@@ -147,13 +154,14 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         f"clips); nothing of it was searched here. Pretraining seeds {seeds}, which no "
         "choice was made on; each row says how many of them it has. What was "
         "chosen for `improved` was chosen on RAVDESS actors 21 to 24.",
-        "Rows without pretraining: raw features side by side (`raw`), each modality with the same share of the "
-        "variance (`raw balanced`), the best single modality and block weights, both chosen on held-out training "
-        "groups; on balanced features late fusion, shrinkage LDA, a Gaussian support vector machine, boosted trees, "
-        "self-training on the unlabelled training rows; and the heads and their fusion trained on the labels alone "
-        "(`raw, supervised`), once for each seed. Rows with: the untrained heads; the heads after pretraining, side by "
-        "side; the same with chosen block weights; and `+ raw`, half of the variance to the heads and half to "
-        "balanced raw features. What was tried on the way: [experiments.md](experiments.md).",
+        "Rows without pretraining: the most frequent class of the labelled rows; raw features side by side (`raw`), "
+        "each modality with the same share of the variance (`raw balanced`), the best single modality and block "
+        "weights, both chosen on held-out training groups; on balanced features late fusion, shrinkage LDA, a "
+        "Gaussian support vector machine, boosted trees, self-training on the unlabelled training rows; and the "
+        "heads and their fusion trained on the labels alone (`raw, supervised`), once for each seed. Rows with: the "
+        "untrained heads; the heads after pretraining, side by side; the same with chosen block weights; and `+ "
+        "raw`, half of the variance to the heads and half to balanced raw features. Rows that were not run are "
+        "named below each table. What was tried on the way: [experiments.md](experiments.md).",
         "## Protocol",
         "- Groups (speakers, videos, dialogues) are never on both sides of a fold. Features are standardised on the "
         "training rows (*inductive*), or each speaker's by that speaker's own unlabelled clips (*speaker-normalised*: "
@@ -179,14 +187,19 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         parts.append(f"Not run at all: {'; '.join(empty)}.")
     parts += [
         "## Recipes, time, commands",
-        _recipes(sections),
-        "Time: CPU seconds on one core, pretraining of one fold and seed; judging all shares and draws of one fold "
-        "comes to about as much. This page again (cells are kept, a killed run goes on):",
+        _recipes(sections, settings),
+        "Time: CPU seconds on one core, of one fold and seed; judging is of all shares and draws of that row. "
+        f"MODALITIES: {_modalities(sections)}. SEED: {seeds}. SHARDS: a set packed with views of one fold; LABEL: its "
+        "column.",
+        "The commands make such heads and such rows, not these numbers. `ray_jobs.evaluate` is another protocol: one "
+        "split, its own draws of labels, features standardised on the labelled rows alone (here: on all training rows "
+        "of the fold). It weighs classes and chooses by UAR, as here for MELD, with `--comparison.probe-weights "
+        "balanced --comparison.select-by uar`. The numbers of this page again (cells are kept, a killed run goes on):",
         f"    python -m benchmarks.reproduce --data FOLDER --output outputs/reproduce {flags}",
         "## Limits",
         "- Frozen, hand-made or small features; one corpus at a time, pretrained on the clips that are judged (without "
         "labels); acted speech and television. Nothing here speaks of deep encoders or of transfer to other corpora.\n"
-        "- 20 actors, 31 videos, 114 dialogues: differences of one or two points cannot be told.\n"
+        f"{_resolution(sections)}"
         "- `improved` was designed on four RAVDESS actors that are not tested here, but of the same corpus.\n"
         "- Until 2026-11-29 this page compared with plain raw features alone, in which the widest modality counts "
         "most, and took most of what balancing gives for learning; which of its claims hold: [claims.md](claims.md).",
@@ -217,7 +230,35 @@ def _take(section: Section, fraction: float) -> str:
 
 
 def _verdict(section: Section, name: str, fraction: float) -> str:
-    return section.differences[name, section.strongest[fraction], fraction].verdict(section.data.units)
+    one = section.differences[name, section.strongest[fraction], fraction]
+    return "no common seed" if one is None else one.verdict(section.data.units)
+
+
+def _unrun(sections: Sequence[Section]) -> str:
+    """How much of what could be the strongest row was not run."""
+    most = max((sum(name not in section.recipes for name in section.missing) for section in sections), default=0)
+    if not most:
+        return ""
+    rows = "1 row" if most == 1 else f"up to {most} rows"
+    return f"That is of the rows that were run: a table lacks {rows} without pretraining, named below it."
+
+
+def _resolution(sections: Sequence[Section]) -> str:
+    """How many groups are tested, and how far the intervals of differences to the strongest row reach."""
+    halves = [
+        50 * (interval.high - interval.low)
+        for section in sections
+        for row in section.shown.values()
+        for interval in row.values()
+    ]
+    if not halves:
+        return ""
+    tested = {s.data.units: len(np.unique(s.data.protocol.interval_units[s.data.protocol.test_rows])) for s in sections}
+    return (
+        f"- {', '.join(f'{count} {units}' for units, count in tested.items())}: the interval of a difference to the "
+        f"strongest row is {min(halves):.1f} to {max(halves):.1f} points (median {np.median(halves):.1f}) to either "
+        "side; what is smaller than its own cannot be told.\n"
+    )
 
 
 def _when(sections: Sequence[Section]) -> str:
@@ -228,7 +269,7 @@ def _when(sections: Sequence[Section]) -> str:
             mean = beside.mean(section.data.protocol, section.systems[name], fraction, section.data.measure)
             best = section.best_learned(fraction)
             told = ["—", "—"] if best is None else [
-                f"`{best.system}` {signed(best.interval)}", best.verdict(section.data.units)
+                f"`{best.system}` {signed(best.interval)}{_paired(best)}", best.verdict(section.data.units)
             ]  # fmt: skip
             cells = [section.short, f"{fraction:.0%}", f"`{name}` {mean:.3f}", *told, f"`{_take(section, fraction)}`"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -261,7 +302,9 @@ def _table(section: Section, noted: bool) -> list[str]:
     if section.missing:
         parts.append(f"Not run: {', '.join(f'`{name}`' for name in section.missing)}.")
     if section.learned:
-        parts += [_beside(section), f"![paired differences]({_figure(section).as_posix()})"]
+        parts.append(_beside(section))
+    if section.shown:
+        parts.append(f"![paired differences]({_figure(section).as_posix()})")
     if data.protocol.name == "ravdess" and section.mode == "inductive":
         parts.append(_published())
     if data.values is not None:
@@ -276,11 +319,19 @@ def _beside(section: Section) -> str:
     rows: dict[str, list[str]] = {}
     for (name, other, fraction), one in section.differences.items():
         label = name if other == section.strongest[fraction] else f"{name} minus {other}"
+        if one is None:
+            rows.setdefault(label, []).append("— (no common seed)")
+            continue
         said = one.verdict(section.data.units)
         p = "< 0.001" if one.comparison.adjusted < 0.001 else f"{one.comparison.adjusted:.3f}"
-        rows.setdefault(label, []).append(f"{signed(one.interval)}, p {p}: {said}")
+        rows.setdefault(label, []).append(f"{signed(one.interval)}{_paired(one)}, p {p}: {said}")
     lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in rows.items()]
     return "\n".join(lines)
+
+
+def _paired(one: Beside) -> str:
+    """Of how many seeds a difference is, where both rows have not the same ones."""
+    return f" ({len(one.seeds)} common seed{'s' * (len(one.seeds) > 1)})" if one.seeds else ""
 
 
 def _published() -> str:
@@ -322,21 +373,54 @@ def _sentiment(section: Section, truth: NDArray[np.float64]) -> list[str]:
     ]
 
 
-def _recipes(sections: Sequence[Section]) -> str:
+def pretrain_command(settings: Any, recipe: str, modalities: Sequence[str]) -> str:
+    """The command that pretrains a recipe at these settings, from what they change of the preset."""
+    config = settings.config(recipe, tuple(modalities))
+    changed = dict(_leaves(config.to_dict()))
+    default = dict(_leaves(presets.build(config.preset, recipe, modalities=config.modalities).to_dict()))
+    short = {"global_batch": "batch", "epochs": "epochs", "optimizer.lr": "lr"}
+    options = [
+        f"--{short.get(name, f'pretrain.{name}').replace('_', '-')} {value}"
+        for name, value in changed.items()
+        if name != "seed" and value != default[name]
+    ]
+    fixed = f"--preset {config.preset} --recipe {recipe} --modalities MODALITIES --seed SEED"
+    return f"python -m ray_jobs.pretrain {fixed} {' '.join(options)} --data SHARDS --run NAME"
+
+
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _modalities(sections: Sequence[Section]) -> str:
+    """Those of each set, as an option takes them."""
+    sets: dict[str, list[str]] = {}
+    for section in sections:
+        sets.setdefault(",".join(section.data.features), []).append(section.data.short)
+    return "; ".join(f"`{modalities}` of {', '.join(dict.fromkeys(names))}" for modalities, names in sets.items())
+
+
+def _recipes(sections: Sequence[Section], settings: Any) -> str:
     lines = _head(["recipe", "result (3 / 10 / 100 % of labels)", "time", "command"])
-    pretrain = (
-        "python -m ray_jobs.pretrain --preset conclugen --recipe {} --batch 256 --epochs {} --data SHARDS --run NAME"
-    )
     judge = "python -m ray_jobs.evaluate --run NAME --label LABEL --data SHARDS"
-    commands = {
-        "improved": f"`{pretrain.format('improved', 40)}`, `{judge}`: row `pretrained`",
-        "improved + raw": "the same: row `pretrained + raw`",
-        "paper": f"`{pretrain.format('paper', 65)} --pretrain.optimizer.lr 1e-3`, `{judge}`: row `pretrained`",
+    made = {
+        recipe: f"`{pretrain_command(settings, recipe, tuple(section.data.features))}`, `{judge}`: row `pretrained`"
+        for section in sections
+        for recipe in dict.fromkeys(section.recipes.values())
+    }
+    commands: dict[str, str] = {}
+    for recipe, command in made.items():
+        commands |= {recipe: command, f"{recipe} + raw": f"that of `{recipe}`: row `pretrained + raw`"}
+    commands |= {
         "raw balanced": f"`{judge}`: row `raw balanced`",
         "raw, supervised": f"`{judge} --comparison.baselines supervised`: row `raw, supervised`",
     }
     for system, command in commands.items():
-        results, times = [], []
+        results, times, judged = [], [], []
         for section in sections:
             found = section.systems.get(system)
             if found is None:
@@ -344,13 +428,19 @@ def _recipes(sections: Sequence[Section]) -> str:
             protocol, measure = section.data.protocol, section.data.measure
             scores = [f"{beside.mean(protocol, found, f, measure):.3f}" for f in protocol.fractions]
             results.append(f"{section.short}: {' / '.join(scores)}")
+            judged.append(found.seconds / (found.seeds * len(protocol.folds)))
             if system in section.recipes:
                 times.append(section.seconds.get(section.recipes[system], float("nan")))
         known = [second for second in times if np.isfinite(second)]
-        took = f"{min(known):.0f} to {max(known):.0f} s" if known else "no pretraining"
         if results:
+            took = f"{f'pretraining {_span(known)}' if known else 'no pretraining'}, judging {_span(judged)}"
             lines.append(f"| `{system}` | {'<br>'.join(results)} | {took} | {command} |")
     return "\n".join(lines)
+
+
+def _span(seconds: Sequence[float]) -> str:
+    low, high = f"{min(seconds):.0f}", f"{max(seconds):.0f}"
+    return f"{low} s" if low == high else f"{low} to {high} s"
 
 
 def _head(names: Sequence[str]) -> list[str]:

@@ -37,7 +37,7 @@ from shards import EpochPlan
 
 SETS = ("ravdess", "mosi_audio_text", "mosi_text", "mosi_all", "meld")
 RECIPES = ("improved", "paper")
-CONSTANT = "best constant"
+CONSTANT = "most frequent labelled class"
 _CELL_CONTENT = 3  # what a kept cell holds; raise it when `Evaluation` keeps more, so that older cells are made anew
 # What takes longest is judged last: a page of what there is then lacks whole rows, not parts of each.
 _LATER = {"self_training": 1, "supervised": 1, "boosted_trees": 2}
@@ -248,7 +248,8 @@ class Cells:
                 places = [f"{data.protocol.name}-{mode}-{fold.number}" for fold in data.protocol.folds]
                 paths = [self._path(place, row, data, configs, seed) for place in places]
                 if all(path.exists() for path in paths) or not self.kept:
-                    of_seeds.append(merge([Evaluation.load(path) for path in paths]))
+                    merged = merge([Evaluation.load(path) for path in paths])
+                    of_seeds.append(replace(merged, seed_names=(seed,) if row.seeded else ()))
             if of_seeds:
                 found[row.name] = stack(of_seeds)
         return found

@@ -1,5 +1,7 @@
 """Scores and paired differences of a page, recounted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
@@ -82,6 +84,31 @@ def test_differences_are_a_family_corrected_by_holm(measure):
     assert [one.comparison.p_value for one in found] == pytest.approx(p_values)
     assert [one.comparison.adjusted for one in found] == pytest.approx(adjusted)
     assert [one.verdict("speakers") for one in found] == ["better", "no difference shown", "worse"]
+
+
+def test_pretrained_rows_are_paired_at_the_seeds_that_both_have():
+    protocol, systems = made()
+    g = np.random.default_rng(1)
+    systems["learned"] = replace(systems["learned"], seed_names=(1, 2, 3))
+    systems["other"] = replace(system(protocol, 0.4, 2, g), seed_names=(4, 3))
+    systems["apart"] = replace(system(protocol, 0.4, 1, g), seed_names=(5,))
+    pairs = [(name, other, FRACTION) for name, other in (("learned", "other"), ("apart", "other"), ("learned", "raw"))]
+    common, hole, whole = differences(protocol, systems, pairs, "accuracy", FEW)
+    assert hole is None
+    assert (common.seeds, whole.seeds, common.comparison.comparisons, whole.comparison.comparisons) == ((3,), (), 2, 2)
+    rows = protocol.test_rows
+    hits = [systems[n].predicted[FRACTION][:, rows] == protocol.target.values[rows] for n in ("learned", "other")]
+    # Two draws a seed: seed 3 is the last of three there, and of two here.
+    assert common.interval.estimate == pytest.approx(hits[0][4:6].mean() - hits[1][2:4].mean())
+    assert list(holm({"a": common.comparison.p_value, "b": whole.comparison.p_value}).values()) == pytest.approx([
+        common.comparison.adjusted, whole.comparison.adjusted
+    ])  # fmt: skip
+
+
+def test_seeds_are_named_as_many_as_there_are():
+    _, systems = made()
+    with pytest.raises(ValueError, match=r"seed_names: .* name 2 seeds, expected 3"):
+        replace(systems["learned"], seed_names=(1, 2))
 
 
 def test_of_few_groups_nothing_is_told():

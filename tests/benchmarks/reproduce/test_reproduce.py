@@ -8,6 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from benchmarks.reproduce import differences, evaluation
+from benchmarks.reproduce import page as results_page
 from benchmarks.reproduce import reproduce as module
 from benchmarks.reproduce.evaluation import Evaluation
 from benchmarks.reproduce.feature_files import find_protocol, read_meld, read_mosi, read_ravdess
@@ -24,6 +25,7 @@ from benchmarks.reproduce.reproduce import (
 )
 from conclugen.evaluation.config import RIDGE_STRENGTHS
 from conclugen.evaluation.features import normalise
+from ray_jobs import pretrain
 
 ACTORS = 8
 TINY = Settings(
@@ -183,6 +185,47 @@ def test_a_cell_is_the_mean_over_seeds_and_draws(folder):
     assert len(kept) == 2 and found.by_seed(mosi.protocol, 0.1).shape == (2, 1, 600)
     mean = np.mean([(rows[:, tested] == mosi.protocol.target.values[tested]).mean() for rows in kept])
     assert differences.mean(mosi.protocol, found, 0.1, "accuracy") == pytest.approx(mean)
+
+
+def test_a_page_of_a_partly_finished_run_pairs_the_seeds_that_both_rows_have(folder):
+    settings = replace(TINY, seeds=(127, 128, 129))
+    mosi = read_mosi(folder, draws=1)
+    configs = {"improved": settings.config("improved", tuple(mosi.features))}
+    cells = Cells(folder / "out" / "cells", 1, settings.seeds)
+    raw, (before, after), with_raw = raw_systems(mosi.shown)[0], heads("improved"), learned_systems("improved", True)[3]
+    for seed, rows in ((127, [raw, before, after]), (128, [before, after]), (129, [before, with_raw])):
+        cells.make(mosi, "inductive", rows, configs, seed)
+    what = (folder, folder / "out", folder / "results.md", None, 1, ["mosi_audio_text"], ["improved"], settings)
+    reproduce(*what, kept=True)
+    page = (folder / "results.md").read_text()
+    tested, truth = mosi.protocol.test_rows, mosi.protocol.target.values[mosi.protocol.test_rows]
+
+    def hits(row, seed):
+        path = cells._path("mosi_audio_text-inductive-0", row, mosi, configs, seed)
+        return (Evaluation.load(path).predicted[0.1][:, tested] == truth).mean()
+
+    gain = np.mean([hits(after, seed) - hits(before, seed) for seed in (127, 128)])
+    line = page.partition("| improved minus untrained heads, improved |")[2].partition("\n")[0].split(" | ")[1]
+    assert line.startswith(f"{gain:+.3f} [") and "(2 common seeds)" in line
+    assert "a table lacks up to 9 rows without pretraining, named below it" in page
+    # Raw features have no seed: a row of any seed stands beside them.
+    assert "common" not in page.partition("\n| improved + raw | ")[2].partition("\n")[0]
+    for seed in (127, 128):
+        cells._path("mosi_audio_text-inductive-0", before, mosi, configs, seed).unlink()
+    reproduce(*what, kept=True)
+    page = (folder / "results.md").read_text()
+    assert "| improved minus untrained heads, improved | — (no common seed) | — (no common seed) |" in page
+
+
+@pytest.mark.parametrize("recipe", ["improved", "paper"])
+@pytest.mark.parametrize("settings", [Settings(), TINY])
+def test_the_printed_commands_are_those_of_the_settings(recipe, settings):
+    modalities = ("video", "audio")
+    command = results_page.pretrain_command(settings, recipe, modalities)
+    for name, value in (("MODALITIES", ",".join(modalities)), ("SEED", settings.seeds[0])):
+        command = command.replace(name, str(value))
+    job = pretrain.COMMAND.parse(command.split()[3:])
+    assert job.pretrain == settings.config(recipe, modalities)
 
 
 def test_sentiment_of_the_text_head_is_scored_as_recomputed(folder):
