@@ -11,7 +11,7 @@ from typing import Any
 import xxhash
 
 from conclugen.common.atomic import is_remnant, write_json
-from conclugen.common.locks import FOLDER_LOCK
+from conclugen.common.locks import is_of_lock
 from shards.manifest import MANIFEST_NAME
 
 
@@ -25,7 +25,7 @@ def owned(folder: Path, record: str, what: str) -> bool:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(
-        not is_remnant(entry.name, record) and not entry.name.startswith(FOLDER_LOCK) for entry in folder.iterdir()
+        not is_remnant(entry.name, record) and not is_of_lock(entry.name) for entry in folder.iterdir()
     ):
         raise ValueError(f"{folder} is not empty and holds no {what}; name an empty or a new folder")
     return False

@@ -300,20 +300,22 @@ class Manifest:
         shards: Iterable[str | ShardEntry],
         info: Mapping[str, Any] | None = None,
         check_keys: bool = True,
+        tars: Path | None = None,
     ) -> Self:
         """Write the manifest of shards that lie in a local folder with their indexes, in the order given.
 
         A shard is given by name (its entry is made from its index, which is read and checked) or as the `ShardEntry`
-        that `write_shard` returned. Raises ShardError for a missing or unusable index, a schema that differs between
-        shards, a size that differs, and, with `check_keys`, for a key that occurs in two samples; ValueError for
-        `info` that JSON cannot hold.
+        that `write_shard` returned. tars: folder of the shards themselves, if only their indexes lie in this one.
+
+        Raises ShardError for a missing or unusable index, a schema that differs between shards, a size that differs,
+        and, with `check_keys`, for a key that occurs in two samples; ValueError for `info` that JSON cannot hold.
         """
         folder = Path(folder).absolute()
         entries, schema, keys = [], None, []
         for item in shards:
             name = item if isinstance(item, str) else item.name
             check_shard_name(name)
-            entry, own_schema, own_keys = _read_entry(folder, name, cls.schema_type)
+            entry, own_schema, own_keys = _read_entry(folder, name, cls.schema_type, tars)
             if not isinstance(item, str) and item != entry:
                 raise ShardError(name, "is not the shard that was written", expected=item, found=entry)
             if schema is not None and own_schema != schema:
@@ -401,11 +403,13 @@ def table_of(entries: Iterable[ShardEntry]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=_TABLE)
 
 
-def _read_entry(folder: Path, name: str, schema_type: Any) -> tuple[ShardEntry, Any, pa.Array]:
-    tar, index_path = folder / f"{name}{TAR_SUFFIX}", folder / f"{name}{INDEX_SUFFIX}"
+def _read_entry(
+    folder: Path, name: str, schema_type: Any, tars: Path | None = None
+) -> tuple[ShardEntry, Any, pa.Array]:
+    tar, index_path = (tars or folder) / f"{name}{TAR_SUFFIX}", folder / f"{name}{INDEX_SUFFIX}"
     for path in (tar, index_path):
         if not path.is_file():
-            raise ShardError(name, f"file {path.name} is missing in {folder}")
+            raise ShardError(name, f"file {path.name} is missing in {path.parent}")
     size, data = tar.stat().st_size, read_whole(index_path)
     index = decode_index(name, data, size, schema_type)
     keys = read_table(name, data, ["key"])["key"]

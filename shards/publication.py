@@ -8,7 +8,9 @@ last. Before that file is there, what was staged is nothing, and the next writer
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from conclugen.common.atomic import sync_file, sync_folder, write_json
-from conclugen.common.locks import folder_held
+from conclugen.common.ending import resumable
+from conclugen.common.locks import folder_held, is_of_lock
 from shards.files import read_whole
 
 STAGING = ".staging"
 _PLAN = "publish.json"
 _MANIFEST, _VIEWS = "manifest.parquet", "views"
+_INDEX = ".index.parquet"
+_REPLACED = ("*.tar", f"*{_INDEX}", f"{_VIEWS}/*.parquet")  # what a data set consists of, but for its manifest
 # Names that a plan may have: a folder may come from somebody else, and its plan must not reach beyond it.
 _NAME = re.compile(rf"({_VIEWS}/)?[A-Za-z0-9_+=@,~-][A-Za-z0-9_.+=@,~-]*(\.tar|\.parquet)")
 
@@ -46,18 +51,44 @@ class Publication:
     def words(self) -> str:
         if self.digest is None:
             return f"{len(self.names)} views"
-        return f"a data set of {sum(name.endswith('.index.parquet') for name in self.names)} shards"
+        return f"a data set of {sum(name.endswith(_INDEX) for name in self.names)} shards"
+
+
+def publish(folder: Path, publication: Publication) -> None:
+    """Put what lies staged, whole, in its places. The caller holds the folder's lock.
+
+    Raises what `commit` does before anything is changed, and what `finish` does.
+    """
+
+    def words() -> str:
+        if pending(folder) is not None:
+            return f"publishing {publication.words}; the same command finishes that"
+        if any((folder / STAGING / name).is_file() for name in publication.names):
+            return "nothing was published; the same command begins anew"
+        return f"published {publication.words}"
+
+    with resumable(words):
+        commit(folder, publication)
+        finish(folder)
 
 
 def commit(folder: Path, publication: Publication) -> None:
     """Make what lies staged, whole, the content that counts; `finish` must follow, now or by whoever comes next.
 
-    Raises IsADirectoryError where a folder stands in a file's place; nothing has been changed then.
+    Raises, before anything is changed, ValueError for names that `finish` would refuse and for views behind a link,
+    IsADirectoryError where a folder stands in a file's place, and NotADirectoryError where a file stands in a folder's.
     """
     staging = folder / STAGING
+    fault = _fault(publication.names)
+    if fault is not None:
+        raise ValueError(f"{folder}: can't be published to: {fault}")
+    _refuse_links(folder, publication)
     for name in publication.names:
         if (folder / name).is_dir():
-            raise IsADirectoryError(21, "Is a directory", str(folder / name))
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+        above = (folder / name).parent
+        if above.exists() and not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
         sync_file(staging / name)
     for inner in {(staging / name).parent for name in publication.names}:
         sync_folder(inner)
@@ -87,9 +118,9 @@ def pending(folder: str | Path) -> Publication | None:
             raise ValueError(f"{STAGING} is a link")
         plan = json.loads(read_whole(path))
         names = tuple(plan["names"])
-        wrong = [name for name in names if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name]
-        if wrong or not names:
-            raise ValueError(f"it names {wrong[0]!r:.80}" if wrong else "it names nothing")
+        fault = _fault(names)
+        if fault is not None:
+            raise ValueError(fault)
         digest = plan["digest"]
         if not (digest is None or isinstance(digest, str)):
             raise ValueError("its digest is no text")
@@ -104,12 +135,13 @@ def finish(folder: str | Path) -> Publication | None:
     """Put everything where it belongs; returns what was published, None where nothing was pending. The caller holds
     the folder's lock. Stopped anywhere, it can be called again.
 
-    Raises UnfinishedError where a file of it is neither staged nor in its place.
+    Raises UnfinishedError where a file of it is neither staged nor in its place, ValueError for views behind a link.
     """
     folder = Path(folder)
     publication = pending(folder)
     if publication is None:
         return None
+    _refuse_links(folder, publication)
     staging = folder / STAGING
     lost = [name for name in publication.names if not (staging / name).is_file() and not (folder / name).is_file()]
     if lost:
@@ -138,10 +170,42 @@ def finish(folder: str | Path) -> Publication | None:
 def _remove_others(folder: Path, publication: Publication) -> None:
     if not publication.replaces:
         return
-    for pattern in ("*.tar", "*.index.parquet", f"{_VIEWS}/*.parquet"):
+    for pattern in _REPLACED:
         for path in folder.glob(pattern):
-            if path.relative_to(folder).as_posix() not in publication.names:
+            # A folder named like a shard is somebody else's.
+            if not path.is_dir() and path.relative_to(folder).as_posix() not in publication.names:
                 path.unlink()
+
+
+def _fault(names: Sequence[Any]) -> str | None:
+    """Why a plan of these names can't be followed. The pattern lets none leave the folder: at most one slash, and no
+    part that begins with a dot."""
+    if not names:
+        return "it names nothing"
+    wrong = [name for name in names if not isinstance(name, str) or not _NAME.fullmatch(name)]
+    return f"it names {wrong[0]!r:.80}" if wrong else None
+
+
+def _refuse_links(folder: Path, publication: Publication) -> None:
+    if publication.replaces or any(name.startswith(f"{_VIEWS}/") for name in publication.names):
+        refuse_linked_views(folder)
+        refuse_linked_views(folder / STAGING)
+
+
+def refuse_linked_views(folder: Path) -> None:
+    """Raise ValueError where the folder's views lie behind a link: what is written or removed there is elsewhere."""
+    if (folder / _VIEWS).is_symlink():
+        raise ValueError(
+            f"{folder / _VIEWS}: is a link, and views are written in the data set's own folder; put a folder there"
+        )
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file, given by its path below a folder, is one that publications into the folder write or work with."""
+    if path.parts[0] == STAGING or is_of_lock(path.parts[0]):
+        return True
+    patterns = (*_REPLACED, _MANIFEST)
+    return any(len(path.parts) == len(Path(pattern).parts) and path.match(pattern) for pattern in patterns)
 
 
 def discard(folder: Path) -> Path:
@@ -170,7 +234,11 @@ def refuse_unfinished(folder: str | Path, doing: str) -> None:
     # Left by a version that had no plan: the staged manifest says what there was to be.
     staging = folder / STAGING
     promised = (staging / _MANIFEST).is_file() and not (folder / _MANIFEST).is_file()
-    if promised and any(not (staging / path.name).exists() for path in folder.glob("*.tar")):
+    tars = [path.name for path in folder.glob("*.tar") if path.is_file()] if promised else []
+    # An index of shards in place stages no shards, and the index of each; they are whole.
+    indexed = all((staging / f"{name.removesuffix('.tar')}{_INDEX}").is_file() for name in tars)
+    moved = any(not (staging / name).exists() for name in tars)
+    if moved and (any(staging.glob("*.tar")) or not indexed):
         raise UnfinishedError(
             f"{folder}: the shards here may be a part: {staging} holds the manifest of a data set that was "
             f"being published when its writer was stopped, and can't be {doing}. Pack it again with --overwrite, or "

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import to_plain
 from shards import publication
@@ -100,7 +99,7 @@ def save_views(
     if not manifest.is_local:
         raise ValueError(f"{manifest.folder}: views are written to local folders; copy the folder afterwards")
     folder = Path(manifest.folder)
-    with folder_held(folder, "shards or views are being written here", "another time"):
+    with folder_held(folder, "shards or views are being written here", "another time", field="FOLDER"):
         publication.finish(folder)
         there = sorted({view.name for view in views} & set(View.names(manifest)))
         if there and not overwrite:
@@ -110,9 +109,7 @@ def save_views(
         staging = publication.discard(folder)
         for view in views:
             view.save(staging)
-        publication.commit(folder, Publication(publication.staged_names(staging), replaces=False, of=of))
-        with resumable(lambda: "the views were being published; the same command finishes that"):
-            publication.finish(folder)
+        publication.publish(folder, Publication(publication.staged_names(staging), replaces=False, of=of))
         for view in views:
             if View.open(manifest, view.name).digest != view.digest:
                 raise ValueError(f"{folder}: view {view.name!r} is not the one that was just written; start again")

@@ -133,12 +133,14 @@ class View:
         """Write `views/<name>.parquet` beside the shards (temporary name, fsync, rename), over one of that name. Views
         that belong together are saved by `shards.split.save_views`.
 
-        beside: another folder in the place of the shards' own.
+        beside: another folder in the place of the shards' own. Raises ValueError where its `views` is a link.
         """
         check_view_name(self.name)
         if not self.manifest.is_local:
             raise ValueError(f"{self.manifest.folder}: views are written to local folders; copy the folder afterwards")
-        folder = Path(self.manifest.folder if beside is None else beside) / FOLDER
+        above = Path(self.manifest.folder if beside is None else beside)
+        publication.refuse_linked_views(above)
+        folder = above / FOLDER
         folder.mkdir(exist_ok=True)
         bits = self._bits
         if bits is None:

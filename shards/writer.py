@@ -18,7 +18,6 @@ import numpy as np
 import xxhash
 
 from conclugen.common.atomic import atomic_file, write_bytes
-from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from shards import publication
 from shards.access import LOCAL_RESULT, refuse_url
@@ -221,9 +220,7 @@ class ShardWriter:
         self._views(staged)
         shards = [f"{entry.name}{suffix}" for entry in self.entries for suffix in (TAR_SUFFIX, INDEX_SUFFIX)]
         names = publication.staged_names(self._staging, shards)
-        publication.commit(self.folder, Publication(names, self.overwrite, self._of, staged.digest))
-        with resumable(lambda: "the data set was being published; the same command finishes that"):
-            publication.finish(self.folder)
+        publication.publish(self.folder, Publication(names, self.overwrite, self._of, staged.digest))
         self.manifest = Manifest.open(self.folder)
         if self.manifest.digest != staged.digest:
             raise ShardError(

@@ -32,7 +32,7 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSU
 _LONGEST_NOTE = 4096
 _QUIET_S = 10.0  # who waits longer says for whom
 _POLL_S = 0.05
-FOLDER_LOCK = ".lock"
+FOLDER_LOCK, _PROBE = ".lock", ".room-"
 _LEAST_FREE = 1 << 20  # bytes: less is not enough for any job's records
 _told: set[Path] = set()
 
@@ -190,8 +190,13 @@ class Lock:
                 os.close(descriptor)
 
 
-def check_room(what: str, folder: str | Path, needed: int = 0) -> None:
-    """Raise OSError unless a folder, which need not be there yet, can be written to and has room for so many bytes.
+def is_of_lock(name: str) -> bool:
+    """Whether a file is of this module: a folder's lock, its marker, or a probe that a killed `check_room` left."""
+    return name.startswith((FOLDER_LOCK, _PROBE))
+
+
+def check_room(what: str, folder: str | Path) -> None:
+    """Raise OSError unless a folder, which need not be there yet, can be written to and has a little room left.
 
     what: field or option that names it, for messages.
     """
@@ -201,17 +206,16 @@ def check_room(what: str, folder: str | Path, needed: int = 0) -> None:
     if not there.is_dir():
         raise _plain(NotADirectoryError, errno.ENOTDIR, f"{what}: {there} is a file, where a folder is needed")
     try:
-        descriptor, probe = tempfile.mkstemp(prefix=".room-", dir=there)
-        os.close(descriptor)
-        Path(probe).unlink()
+        # A file without a name where the system has such; nothing is left of it then, however the process ends.
+        tempfile.TemporaryFile(prefix=_PROBE, dir=there).close()
     except OSError as error:
         raise _plain(type(error), error.errno, f"{what}: {folder} cannot be written to ({error.strerror})") from None
     free = shutil.disk_usage(there).free
-    if free < max(needed, _LEAST_FREE):
+    if free < _LEAST_FREE:
         raise _plain(
             OSError,
             errno.ENOSPC,
-            f"{what}: {folder} has {free / 2**20:,.1f} MiB free, and {max(needed, _LEAST_FREE) / 2**20:,.1f} MiB are "
+            f"{what}: {folder} has {free / 2**20:,.1f} MiB free, and {_LEAST_FREE / 2**20:,.1f} MiB are "
             "needed; make room, or choose another folder",
         )
 
@@ -229,7 +233,7 @@ class FolderInUseError(ValueError):
 
 @contextlib.contextmanager
 def folder_held(
-    folder: str | Path, doing: str, choose: str, *, file: str = FOLDER_LOCK, keep: bool = False, needed: int = 0
+    folder: str | Path, doing: str, choose: str, *, field: str = "", file: str = FOLDER_LOCK, keep: bool = False
 ) -> Iterator[None]:
     """Hold a folder (made if it is not there) for one job; every job that writes into a folder of results or of data
     takes this one lock.
@@ -238,17 +242,18 @@ def folder_held(
         folder: that is written to.
         doing: what the holder does, for the message of whoever is refused: "shards are being written".
         choose: by what another folder is chosen, such as `another --output`.
+        field: that gives the folder, for the message where it can't be written to, if `choose` does not name it.
         file: name of the lock in the folder.
         keep: whether the lock file stays. If not, nothing of the lock is left, nor the folder if it was made here and
             is empty.
 
     Raises:
         FolderInUseError: it is held; says by which process, on which host, since when.
-        OSError: the folder can't be made or written to, or has too little room.
+        OSError: the folder can't be made or written to, or has no room.
     """
     folder = Path(folder)
     made = not folder.exists()
-    check_room(choose.removeprefix("another "), folder, needed)
+    check_room(field or choose.removeprefix("another "), folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder / file, keep)
     try:

@@ -18,8 +18,7 @@ import numpy as np
 import xxhash
 
 from conclugen.common.atomic import write_bytes
-from conclugen.common.ending import resumable
-from conclugen.common.locks import FOLDER_LOCK, folder_held
+from conclugen.common.locks import folder_held, is_of_lock
 from shards import names, publication
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.commands import IndexJob
@@ -93,11 +92,14 @@ def _index_folder(
     tell: Callable[[FolderContents], None],
     of: Mapping[str, Any],
 ) -> Manifest:
-    own = (FOLDER_LOCK, publication.STAGING)
     publication.finish(folder)
     if not overwrite or folder == source:
         publication.refuse_unfinished(folder, "indexed")
-    if folder != source and not overwrite and any(path.name not in own for path in folder.iterdir()):
+    if (
+        folder != source
+        and not overwrite
+        and any(not is_of_lock(path.name) and path.name != publication.STAGING for path in folder.iterdir())
+    ):
         raise ValueError(f"output: {folder} is not empty; name another folder, or replace its index with --overwrite")
     if (folder / MANIFEST_NAME).exists() and not overwrite:
         raise ValueError(f"{folder} has a manifest already; ask to overwrite it if the shards changed")
@@ -106,19 +108,18 @@ def _index_folder(
     staging = publication.discard(folder)
     try:
         for draft in contents.drafts:
-            (staging / f"{draft.name}{TAR_SUFFIX}").symlink_to(source / f"{draft.name}{TAR_SUFFIX}")
+            if folder != source:
+                (staging / f"{draft.name}{TAR_SUFFIX}").symlink_to(source / f"{draft.name}{TAR_SUFFIX}")
             write_bytes(staging / f"{draft.name}{INDEX_SUFFIX}", _encode(draft, contents, mapping))
         shards = [draft.name for draft in contents.drafts]
-        staged = Manifest.assemble(staging, shards, {"indexed": mapping.to_dict()})
+        staged = Manifest.assemble(staging, shards, {"indexed": mapping.to_dict()}, tars=source)
         links = [f"{name}{TAR_SUFFIX}" for name in shards] if folder != source else []
         files = publication.staged_names(staging, links)
-        publication.commit(folder, Publication(files, replaces=False, of=of, digest=staged.digest))
+        publication.publish(folder, Publication(files, replaces=False, of=of, digest=staged.digest))
     except BaseException:
         if publication.pending(folder) is None:
             shutil.rmtree(staging, ignore_errors=True)
         raise
-    with resumable(lambda: "the index was being published; the same command finishes that"):
-        publication.finish(folder)
     manifest = Manifest.open(folder)
     if manifest.digest != staged.digest:
         raise ShardError(

@@ -70,10 +70,18 @@ def _work(options: PackOptions) -> str:
     digest = xxhash.xxh3_128(repr(replace(options, overwrite=False, out=Path())).encode())
     for place in (options.source, *([options.table] if options.table is not None else [])):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.is_file():
+            if path.is_file() and not _is_result(path, options.out):
                 status = path.stat()
                 digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _is_result(path: Path, out: Path) -> bool:
+    """Whether a file belongs to what is written, where that lies in a folder that is read, or around it."""
+    path, out = path.absolute(), out.resolve()
+    # Links within the source are its own business; those of the way to it are not.
+    path = path.parent.resolve() / path.name
+    return out in path.parents and publication.is_part(path.relative_to(out))
 
 
 def run(job: PackJob) -> int:

@@ -45,7 +45,7 @@ def repair(folder: str | Path) -> Outcome:
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise ValueError(f"{folder} is no local folder; copy the data set there to repair it")
-    with folder_held(folder, "shards are being written here", "another time"):
+    with folder_held(folder, "shards are being written here", "another time", field="FOLDER"):
         finished = publication.finish(folder)
         publication.refuse_unfinished(folder, "repaired")
         outcome = _repair(folder)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,8 +40,10 @@ def test_a_folder_without_room_or_permission_is_told_before_the_work(
 ) -> None:
     check_room("output", tmp_path / "new" / "folder")
     assert not list(tmp_path.iterdir()), "a look leaves nothing"
-    with pytest.raises(OSError, match=r"^output: .* MiB free, and [\d,.]+ MiB are needed") as full:
-        check_room("output", tmp_path, needed=shutil.disk_usage(tmp_path).total * 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**19))
+        with pytest.raises(OSError, match=r"^output: .* has 0\.5 MiB free, and 1\.0 MiB are needed") as full:
+            check_room("output", tmp_path)
     assert full.value.errno == errno.ENOSPC
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"output: .*file is a file"):
@@ -50,10 +52,15 @@ def test_a_folder_without_room_or_permission_is_told_before_the_work(
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("tempfile.mkstemp", refused)
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
     with (
         pytest.raises(PermissionError, match=r"--output: .* cannot be written to \(Permission denied\)"),
         folder_held(tmp_path / "x", "work is done", "another --output"),
+    ):
+        pass
+    with (
+        pytest.raises(PermissionError, match=r"^FOLDER: .* cannot be written to"),
+        folder_held(tmp_path / "x", "work is done", "another time", field="FOLDER"),
     ):
         pass
     assert not (tmp_path / "x").exists()

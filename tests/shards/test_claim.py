@@ -65,7 +65,10 @@ def test_a_record_that_cannot_be_read(content: str, tmp_path: Path) -> None:
 
 
 def test_folders_of_somebody_else_are_never_taken(tmp_path: Path) -> None:
-    (tmp_path / ".job.json.00000000000000ff.partial").touch()  # a claim that was killed leaves the folder free
+    for name in (".job.json.00000000000000ff.partial", ".room-0123abcd", ".lock"):  # what was killed leaves it free
+        (tmp_path / name).touch()
+    JOB.take(tmp_path, {"seed": 1})
+    (tmp_path / "job.json").unlink()
     (tmp_path / "a.tar").touch()
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="is not empty and holds no job"):

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import Manifest, View
-from shards.publication import STAGING
+from shards import Manifest, View, publication
+from shards.packing.command import _work
+from shards.packing.inputs import PackOptions
+from shards.publication import STAGING, Publication
+from shards.split import save_views
 from tests.shards.small_data import make_samples, write
 from tests.stops import Ended, Stops
 
@@ -205,6 +208,116 @@ def test_index_stopped_at_any_rename(
         assert again.status == 0, (place, again.error)
         digest = Manifest.open(reference).digest
         assert Manifest.open(folder).digest == digest and content(folder).keys() == content(reference).keys()
+
+
+def test_pack_into_its_own_source_knows_its_work_again(
+    stops: Stops, packed: tuple[Ended, Path], source: Path, tmp_path: Path
+) -> None:
+    """What lies in the output is no part of the work, wherever the output is; a file of the source always is."""
+    with np.load(source) as arrays:
+        kept = dict(arrays)
+    for name, below in (("around", "shards"), ("same", ".")):
+        folder = tmp_path / name
+        folder.mkdir()
+        for column, values in kept.items():
+            np.save(folder / f"{column}.npy", values)
+        out = folder / below
+        stopped = stops.run("pack", packing(folder, out), signal.SIGKILL, "rename", packed[0].renames - 2)
+        assert stopped.status == -9 and (out / STAGING / "publish.json").is_file(), stopped
+        again = stops.run("pack", packing(folder, out))
+        assert again.status == 0 and "was stopped while it published" in again.out, (name, again)
+        assert Manifest.open(out).digest == Manifest.open(packed[1]).digest
+
+    options = PackOptions(folder, folder, {"video": "video"})
+    before = _work(options)
+    (folder / "notes.txt").touch()
+    assert _work(options) != before
+    assert _work(PackOptions(source, source, {"video": "video"}))  # refused later, in words
+
+
+def test_folders_and_files_that_stand_in_the_way(tmp_path: Path) -> None:
+    """Nothing of what is no shard is removed, and nothing is begun that could not be finished."""
+    folder = tmp_path / "data"
+    old = write(folder, make_samples(20))
+    (folder / "raw.tar").mkdir()
+    (folder / "raw.tar" / "kept").touch()
+    new = write(folder, make_samples(30), overwrite=True)
+    assert Manifest.open(folder).digest == new.digest != old.digest
+    assert (folder / "raw.tar" / "kept").exists()
+
+    (folder / "views").touch()
+    with pytest.raises(NotADirectoryError, match=r"Not a directory: .*views"):
+        save_views(new, [View.where(new, np.arange(30) < 9, "train")])
+    (folder / "views").unlink()
+    (folder / "part-000000.tar").rename(folder / "kept")
+    (folder / "part-000000.tar").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"part-000000\.tar"):
+        write(folder, make_samples(10), overwrite=True)
+    (folder / "part-000000.tar").rmdir()
+    (folder / "kept").rename(folder / "part-000000.tar")
+    assert Manifest.open(folder).digest == new.digest and publication.pending(folder) is None
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_views_behind_a_link_are_left_alone(tmp_path: Path, committed: bool) -> None:
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "train.parquet").write_bytes(b"somebody's")
+    manifest = write(folder, make_samples(20))
+    view = View.where(manifest, np.arange(20) < 9, "train")
+    if committed:  # and the link is put there before anybody finishes
+        view.save(publication.discard(folder))
+        publication.commit(folder, Publication(("views/train.parquet",), replaces=True))
+    (folder / "views").symlink_to(elsewhere)
+    told = r"views: is a link, and views are written in the data set's own folder; put a folder there"
+    for writes in (
+        lambda: save_views(manifest, [view], overwrite=True),
+        lambda: write(folder, make_samples(5), overwrite=True),
+        view.save,
+    ):
+        with pytest.raises(ValueError, match=told):
+            writes()
+    assert content(elsewhere) == {"train.parquet": b"somebody's"}
+    (folder / "views").unlink()
+    if committed:
+        publication.finish(folder)
+    else:
+        save_views(manifest, [view])
+    assert View.open(manifest, "train").digest == view.digest
+
+
+def test_every_name_that_a_view_may_have_is_published(tmp_path: Path) -> None:
+    manifest = write(tmp_path, make_samples(20))
+    names = ["a..b", "a.", "0+-_", "x" * 100]
+    save_views(manifest, [View.where(manifest, np.arange(20) < n, name) for n, name in enumerate(names)])
+    assert [View.open(manifest, name).rows for name in names] == [0, 1, 2, 3]
+    for name in ("../x.tar", "views/../x.tar", "views/.x.parquet", "/x.tar", "views/a/b.parquet", "x.txt"):
+        with pytest.raises(ValueError, match="it names"):
+            publication.commit(tmp_path, Publication((name,), replaces=False))
+    assert not publication.pending(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        ("sync_file", "nothing was published; the same command begins anew"),
+        ("_remove_others", "publishing a data set of 3 shards; the same command finishes that"),
+    ],
+)
+def test_what_a_stop_while_publishing_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, told: str
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publication, at, stopped)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        write(tmp_path, make_samples(20))
+    assert stop.value.__notes__ == [told]
+    monkeypatch.undo()
+    finished = publication.finish(tmp_path)
+    assert (finished is not None) == ("finishes" in told)
+    assert (tmp_path / "manifest.parquet").exists() == (finished is not None) and not (tmp_path / STAGING).exists()
 
 
 def copied(folder: Path, target: Path) -> Path:

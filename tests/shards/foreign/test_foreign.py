@@ -140,6 +140,42 @@ def test_the_same_data_index_alike_and_a_second_time_only_on_request(tmp_path: P
     assert index_folder(tmp_path, labelled, overwrite=True).digest != digest
 
 
+def test_a_folder_with_nothing_but_traces_of_locks_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in" / "t.tar", plain_members())
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".lock", ".lock.marker", ".room-0123abcd"):
+        (out / name).touch()
+    digest = index_folder(tmp_path / "in", out=out).digest
+    (out / "manifest.parquet").unlink()
+    with pytest.raises(ValueError, match=r"^output: .* is not empty"):
+        index_folder(tmp_path / "in", out=out)
+    assert index_folder(tmp_path / "in", out=out, overwrite=True).digest == digest
+
+
+def test_shards_in_place_need_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many file systems of disks and shares have none."""
+    for name in ("t", "u"):
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}{member}", data) for member, data in plain_members()])
+
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shards.publication.sync_file", stopped)  # all is staged, nothing published
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)  # as a kill leaves it
+        index_folder(tmp_path)
+    assert (tmp_path / ".staging" / "manifest.parquet").is_file()
+    manifest = index_folder(tmp_path)
+    assert manifest.rows == 8 and Reader(manifest).read(0, 0, 4).features["a"][:, 0].tolist() == [0, 1, 2, 3]
+    assert not [path for path in tmp_path.iterdir() if path.is_symlink()]
+
+
 def test_damage_after_indexing(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", plain_members())
     manifest = index_folder(tmp_path)
