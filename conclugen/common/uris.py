@@ -14,17 +14,19 @@ import sys
 import threading
 import traceback
 import warnings
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 # scheme://user:password@host, also inside a longer text and behind `simplecache::`. A user name ends before the first
-# slash; a password may hold slashes and more @ where somebody forgot to quote it, unless it is a port. `pathlib.Path`
-# takes a slash from an address.
+# slash; a password may hold slashes and more @ where somebody forgot to quote it, unless it is a port. A numeric host
+# in brackets, with its port, has no user. `pathlib.Path` takes a slash from an address.
 _USER = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://"
     r"|\b(?:https?|ftp|sftp|ssh|s3[an]?|gc?s|abfss?|wasbs?|az|adl|hdfs|r2|oss|memcached|redis"
     r"|(?:postgresql|postgres|mysql|mssql|mariadb|oracle)(?:\+\w+)?):/)"
+    r"(?!\[[\da-fA-F:.]+(?:%[\w.%~-]+)?\](?::\d*)?(?:[/?#\s'\"<>(){}]|$))"
     r"(?:[^\s'\"<>(){}?#/:@]*:(?!\d+(?:[/?#\s'\"<>(){}]|$))[^\s'\"<>(){}]*@|[^\s'\"<>(){}?#/]*@)"
 )
 # Signed queries: Amazon's and Google's (X-Amz-Signature ...), Azure's (sig), tokens and keys of others.
@@ -33,14 +35,17 @@ _QUERY = re.compile(
     r"|sig|key|awsaccesskeyid|googleaccessid|user|username)=)(?P<value>[^&;#\s'\"<>)]+)",
     re.IGNORECASE,
 )
-# What a client logs of the requests that it makes.
+# Only an address has a query: other text that a user gives (a transcript, a class, a file's name) may hold the same.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+.-]+:/")
+# What a client logs of the requests that it makes; a shorter word is one of a sentence.
 _HEADER = re.compile(
     r"(?P<name>\b(?:proxy-)?authorization['\"]?\s*[:=]\s*b?['\"]?(?:basic|bearer|digest|token|aws4-hmac-sha256)\s+)"
-    r"(?P<value>[^\s'\",;]+)",
+    r"(?P<value>(?=[\w+/=.~-]{8})[^\s'\",;]+)",
     re.IGNORECASE,
 )
 _HIDDEN = "***"
 _SECRET_VARIABLES = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_?KEY|CREDENTIAL)", re.IGNORECASE)
+_PLACES = re.compile(r"(_PATH|_FILE|_DIR|CREDENTIALS)$", re.IGNORECASE)  # where a secret lies, if an absolute path
 _SHORTEST_SECRET = 6  # shorter values of such variables are words that also mean something else
 
 
@@ -51,7 +56,7 @@ def public(uri: str) -> str:
 
 def check(field: str, uri: str) -> str:
     """Return the URI if it may be stored. Raises ValueError, without the secret, where it holds one."""
-    shown = public(uri)
+    shown = public(uri) if _ADDRESS.search(uri) else uri
     if shown != uri:
         raise ValueError(
             f"{field}: {shown!r} was given with a user, password, key or signature, which would be stored with the run "
@@ -69,9 +74,10 @@ def scrub(text: object) -> str:
     """
     cleaned = _HEADER.sub(rf"\g<name>{_HIDDEN}", public(str(text)))
     for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):  # one may be part of another
-        secret = len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLES.search(name)
-        if secret and not os.path.exists(value):  # noqa: PTH110  # a file's path, such as RAY_AUTH_TOKEN_PATH, is none
-            for written in (value, quote(value, safe="")):
+        place = _PLACES.search(name) and Path(value).is_absolute()
+        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLES.search(name) and not place:
+            # The environment may hold bytes that are no text.
+            for written in {value, quote(os.fsencode(value), safe=""), repr(value)[1:-1]}:
                 cleaned = cleaned.replace(written, _HIDDEN)
     return cleaned
 

@@ -1,5 +1,7 @@
 """No secret of a URI is stored or printed: every way to write one into it is refused, and cut out of messages."""
 
+import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,6 +28,10 @@ WITH_SECRETS = [
     f"https://host/x?PASSWORD={MARK}",
     f"https://host/x?client_secret={MARK}",
     f"https://host/x?user=a&password={MARK}",
+    f"http://[::1]:{MARK}@host/x",
+    f"http://user:{MARK}@[::1]:5000/x",
+    f"https:/host/x?token={MARK}",  # as `pathlib.Path` writes it
+    f"simplecache::myown:/host/x?token={MARK}",
 ]
 WITHOUT = [
     "http://host:5000",
@@ -35,6 +41,9 @@ WITHOUT = [
     "/plain/folder@home",
     "file:///x?view=train",
     "https://host/x?keyboard=1&monkey=2",
+    "http://[::1]:5000/a@b",
+    "http://[2001:db8::7]/runs/me@home",
+    "http://[fe80::1%eth0]:80/a@b",
     "",
 ]
 
@@ -65,3 +74,35 @@ def test_secrets_of_the_environment_are_cut_out_of_messages(monkeypatch: pytest.
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{MARK}/2")
     monkeypatch.setenv("SHORT_TOKEN", "abc")
     assert uris.scrub(f"sent {MARK}/2 and {MARK} as abc") == "sent *** and *** as abc"
+
+
+def test_secrets_that_are_no_text_are_cut_out_however_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = os.fsdecode(b"p\xe4ss\\wort")
+    monkeypatch.setenv("MY_PASSWORD", value)
+    assert uris.scrub("a plain message") == "a plain message"
+    assert uris.scrub(f"sent {value}, {value!r} and p%E4ss%5Cwort") == "sent ***, '***' and ***"
+
+
+def test_variables_that_say_where_a_secret_lies_hide_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "hunter22").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
+    monkeypatch.setenv("DB_PASSWORD_FILE", "/run/secrets/db")
+    monkeypatch.setenv("DB_PASSWORD", "hunter22")  # a secret, though a file is called so
+    monkeypatch.setenv("MY_TOKEN", "/slash+first")
+    monkeypatch.setenv("AWS_CREDENTIALS", "id:secret")
+    message = "no /nowhere/key.json, /nowhere/token, /run/secrets/db; hunter22 /slash+first id:secret"
+    assert uris.scrub(message) == "no /nowhere/key.json, /nowhere/token, /run/secrets/db; *** *** ***"
+
+
+@pytest.mark.parametrize("text", ["key;user=bob said", "a;key=3", "a?key=b.mp4", "/clips/a#token=1.mp4", "you&user=me"])
+def test_text_that_is_no_address_is_taken(text: str) -> None:
+    assert uris.check("text", text) == text
+
+
+def test_sentences_about_authorization_stay_whole() -> None:
+    for text in ("authorization: token was missing", "Authorization: bearer of it", "authorization: basic is off"):
+        assert uris.scrub(text) == text
+    for value in ("dTpwdw==", f"{MARK}", f"a.b-c_d~e:{MARK}"):
+        assert uris.scrub(f"{{'Authorization': 'Basic {value}'}}") == "{'Authorization': 'Basic ***'}"
