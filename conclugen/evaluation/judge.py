@@ -27,7 +27,7 @@ from conclugen.evaluation.classifiers import CLASSIFIERS, Task, classify
 from conclugen.evaluation.config import CONSTANTS, PUBLISHED_WEIGHTS, RAW_SYSTEMS, ComparisonConfig, FineTuneConfig
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.knn import neighbour_vote
-from conclugen.evaluation.probe import Probe, fit_classes, fit_labels, fit_values
+from conclugen.evaluation.probe import Probe, balanced_weights, fit_classes, fit_labels, fit_values
 from conclugen.evaluation.protocol import Protocol, Split, group_folds
 from conclugen.evaluation.solvers import log_softmax, sigmoid
 from conclugen.evaluation.statistics import (
@@ -470,8 +470,7 @@ def _fit(protocol: Protocol, array: Floats, split: Split, scaling: Scaling, scor
     if target.kind == "class":
         weights = None
         if protocol.probe.class_weights == "balanced":
-            counts = np.bincount(labelled[1], minlength=len(target.classes))  # a class without rows is refused below
-            weights = (len(rows) / (len(counts) * np.maximum(counts, 1))).tolist()
+            weights = balanced_weights(labelled[1], len(target.classes))
         return fit_classes(
             *labelled,
             len(target.classes),

@@ -70,6 +70,15 @@ class Probe(Readout):
         return self.model(self.scaling.apply(X))
 
 
+def balanced_weights(target: ArrayLike, classes: int) -> list[float]:
+    """n / (K n_k) of each class k: the weights of rows by which every class weighs the same in sum.
+
+    target (n,): class of each row, in 0..K-1. A class without rows weighs n / K, which nothing reads.
+    """
+    counts = np.bincount(np.asarray(target), minlength=classes)
+    return [float(weight) for weight in counts.sum() / (classes * np.maximum(counts, 1))]
+
+
 def fit_classes(
     features: ArrayLike,
     target: ArrayLike,

@@ -19,8 +19,9 @@ from conclugen.backbones import EncoderInfo
 from conclugen.common.atomic import atomic_path, write_json
 from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_json
+from conclugen.evaluation.config import ProbeConfig
 from conclugen.evaluation.features import Scaling
-from conclugen.evaluation.probe import Probe, fit_classes, fit_labels, fit_values
+from conclugen.evaluation.probe import Probe, balanced_weights, fit_classes, fit_labels, fit_values
 from conclugen.evaluation.solvers import Linear
 from ray_jobs import evaluate, evaluation
 from ray_jobs.extraction.plan import Recipe, recipe_of
@@ -101,7 +102,9 @@ class RunModel:
         exported = json.loads((self.folder / "model" / "config.json").read_text())
         probe = None
         if self.probe is not None:
-            numbers = self.probe.probe.model.weight.tobytes() + self.probe.probe.model.bias.tobytes()
+            scaling, linear = self.probe.probe.scaling, self.probe.probe.model
+            arrays = (scaling.mean, scaling.deviation, linear.weight, linear.bias)
+            numbers = b"".join(np.asarray(array, np.float64).tobytes() for array in arrays)
             probe = {"label": self.probe.label, "digest": xxhash.xxh3_128_hexdigest(numbers)}
         return {"model": exported["digest"], "fusion": fusion, "probe": probe}
 
@@ -164,11 +167,11 @@ def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -
         raise ValueError(f"run {folder.name!r} was not evaluated on a label {label!r}, {hint}; run ray_jobs.evaluate")
     place, job = records[label]
     model = json.loads((folder.model / "config.json").read_text())["digest"]
-    kept = _load(place, model)
+    kept = _load(place, model, _settings(job))
     if kept is not None:
         return kept
     fitted = _fit(job, embedder)
-    _save(place, fitted, model)
+    _save(place, fitted, model, _settings(job))
     return fitted
 
 
@@ -181,13 +184,25 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
             raise ValueError(f"job has no {min(absent)}")
         if not all(isinstance(job[name], str) for name in ("run", "label", "test_view", "fusion")):
             raise ValueError("job: a name is no text")
-        if not isinstance(job["data"], dict):
-            raise ValueError("job.data: must be a mapping")
+        for name in ("data", "comparison"):
+            if not isinstance(job.get(name, {}), dict):
+                raise ValueError(f"job.{name}: must be a mapping")
+        ProbeConfig(class_weights=_settings(job)["class_weights"], select_by=_settings(job)["select_by"])
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ValueError(
             f"{path}: holds no evaluation ({cause!r}); evaluate the run again, or remove {path.parent}"
         ) from cause
     return job
+
+
+def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
+    """By which the evaluation's probe was fitted, beside its rows; an earlier version's job has the defaults."""
+    comparison = job.get("comparison", {})
+    return {
+        "class_weights": comparison.get("probe_weights", ProbeConfig.class_weights),
+        "select_by": comparison.get("select_by", ProbeConfig.select_by),
+        "split_unit": job["data"].get("split_unit", ShardsConfig.split_unit),
+    }
 
 
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
@@ -202,7 +217,15 @@ def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     train = (vectors[at], target.values[at], read.groups[at])
     names = target.classes
     if target.kind == "class":
-        probe = fit_classes(*train, len(names), names=names, allow_absent_classes=True)
+        settings = _settings(job)
+        probe = fit_classes(
+            *train,
+            len(names),
+            names=names,
+            class_weights=balanced_weights(train[1], len(names)) if settings["class_weights"] == "balanced" else None,
+            select_by=settings["select_by"],
+            allow_absent_classes=True,
+        )
     elif target.kind == "multilabel":
         probe = fit_labels(*train, names=names)
     else:
@@ -212,7 +235,7 @@ def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     return LabelProbe(target.name, names, job["fusion"], probe)
 
 
-def _save(place: Path, fitted: LabelProbe, model: str) -> None:
+def _save(place: Path, fitted: LabelProbe, model: str, settings: Mapping[str, Any]) -> None:
     probe = fitted.probe
     parts = {
         "mean": probe.scaling.mean,
@@ -233,16 +256,18 @@ def _save(place: Path, fitted: LabelProbe, model: str) -> None:
         "kind": probe.kind,
         "strength": probe.strength,
         "model": model,
+        "settings": dict(settings),
     }
     write_json(place / _DOCUMENT, json.loads(storage.document_text(document)))
 
 
-def _load(place: Path, model: str) -> LabelProbe | None:
-    """The kept probe; None where there is none for this very model, or it is damaged: it can be fitted again."""
+def _load(place: Path, model: str, settings: Mapping[str, Any]) -> LabelProbe | None:
+    """The kept probe; None where there is none for this very model and these settings, or it is damaged: it can be
+    fitted again."""
     required = ("digest", "label", "classes", "fusion", "kind", "strength", "model")
     try:
         said = storage.read_document(place / _DOCUMENT, _SCHEMA, _VERSION, required, ValueError)
-        if said["model"] != model:
+        if said["model"] != model or said.get("settings") != settings:
             return None
         x = {name: t.numpy() for name, t in storage.read_tensors(place / _TENSORS, said["digest"], ValueError).items()}
         linear, scaling = Linear(x["weight"], x["bias"]), Scaling(x["mean"], x["deviation"])

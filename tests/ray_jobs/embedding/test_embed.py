@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import asdict
@@ -16,6 +17,7 @@ import conclugen
 from conclugen import Pretrainer, backbones, export, presets, storage
 from conclugen.common.atomic import write_json
 from conclugen.common.locks import folder_held
+from conclugen.evaluation.config import ComparisonConfig
 from conclugen.evaluation.probe import fit_classes
 from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import timeline as embed_timeline
@@ -25,6 +27,7 @@ from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.plan import Augmentation
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
+from shards import View
 from shards.manifest import Manifest
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video, sine
@@ -158,6 +161,60 @@ def test_a_kept_probe_is_read_back_and_a_stale_one_is_not(root: Path, monkeypatc
     with pytest.raises(pytest.fail.Exception, match="fitted again"):
         RunModel.open(folder, "mood")
     write_json(document, said)
+
+
+def test_the_probe_is_the_evaluation_s_own_in_weights_selection_and_unit(root: Path, tmp_path: Path) -> None:
+    """Classes of unlike size, balanced, chosen by UAR: beside the fit by hand. Other settings are another probe."""
+    run = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "run"))
+    manifest = Manifest.open(root / "features")
+    mood = evaluation.read_labelled(_job(root), ("video", "audio"))
+    train, classes = mood.rows.row[mood.fold.train_rows], mood.target.values[mood.fold.train_rows]
+    fewer = np.setdiff1d(train, train[classes == 1][4:])
+    View.where(manifest, np.isin(np.arange(manifest.rows), fewer), "unlike").save()
+    scores = run.evaluation / "features-mood/scores.json"
+
+    def opened(unit: str, **settings: str) -> RunModel:
+        job = _job(root, view="unlike", split_unit=unit, comparison=ComparisonConfig(**settings))  # type: ignore[arg-type]
+        write_json(scores, {"job": asdict(job), "cells": []})
+        return RunModel.open(run, "mood")
+
+    found = opened("row", probe_weights="balanced", select_by="uar").probe
+    embedder = conclugen.load(run.model)
+    read = evaluation.read_labelled(_job(root, view="unlike"), embedder.modalities)
+    at, y = read.fold.train_rows, read.target.values[read.fold.train_rows]
+    missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
+    vectors = embedder.embed(missing).astype(np.float64)[at]
+    weights = [len(y) / (2 * (y == k).sum()) for k in (0, 1)]
+    assert weights[1] > 1.3 * weights[0]
+    by_hand = fit_classes(vectors, y, read.groups[at], 2, class_weights=weights, select_by="uar")
+    assert found is not None
+    np.testing.assert_allclose(found.probe.model.weight, by_hand.model.weight, rtol=1e-9)
+    plain = opened("row").probe
+    assert plain is not None and not np.allclose(plain.probe.model.weight, by_hand.model.weight)
+    document = run.evaluation / "features-mood/probe.json"
+    kept = json.loads(document.read_text())["settings"]
+    assert kept == {"class_weights": "none", "select_by": "accuracy", "split_unit": "row"}
+    opened("group")
+    assert json.loads(document.read_text())["settings"]["split_unit"] == "group"
+    write_json(scores, {"job": {**asdict(_job(root)), "comparison": {"select_by": "f1"}}, "cells": []})
+    with pytest.raises(ValueError, match=r"holds no evaluation.*select_by"):
+        RunModel.open(run, "mood")
+
+
+def test_embeddings_by_other_scaling_are_of_another_probe(root: Path) -> None:
+    model = RunModel.open(RunFolder(root / "runs/run"), "mood")
+    assert model.probe is not None
+    own = model.probe.probe
+    for part in ("mean", "deviation"):
+        scaling = dataclasses.replace(own.scaling, **{part: getattr(own.scaling, part) + 1})
+        changed = dataclasses.replace(model.probe, probe=dataclasses.replace(own, scaling=scaling))
+        other = dataclasses.replace(model, probe=changed)
+        assert other.identity("concat")["probe"]["digest"] != model.identity("concat")["probe"]["digest"]
+
+
+def _job(root: Path, view: str = "train", split_unit: str = "row", **more: object) -> evaluate.EvaluateJob:
+    data = ShardsConfig(folder=str(root / "features"), view=view, validation_view=None, split_unit=split_unit)
+    return evaluate.EvaluateJob("run", "mood", data, **more)  # type: ignore[arg-type]
 
 
 def test_bad_files_are_told_by_name_and_the_rest_goes_on(
