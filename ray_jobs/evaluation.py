@@ -89,6 +89,11 @@ class Opened:
         """Optimiser steps that the model took."""
         return int(self.embedder.info["steps"])
 
+    @property
+    def model(self) -> str:
+        """Digest of the model that is judged."""
+        return str(read_mapping(self.folder.model / "config.json")["digest"])
+
 
 def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     """The run's model and the rows of the job's views, checked for these methods; damaged rows are left out aloud.
@@ -110,7 +115,7 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     embedder = conclugen.load(folder.model)
     check_widths(job, embedder)
     read = read_labelled(job, embedder.modalities)
-    check_split(job, read)
+    check_split(job, read, methods)
     protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE, read.unit_ids)
     check(protocol, methods, job.comparison.class_weights)
     for sample in read.damaged:
@@ -214,7 +219,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
     if target.kind == "class":
         counts = np.bincount(target.values[tested], minlength=len(target.classes))
         class_rows = dict(zip(target.classes, counts.tolist(), strict=True))
-    unit = read.units.noun(1).removeprefix("1 ")
+    unit = read.units.singular
     result = EvaluateResult(
         place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values()), unit
     )
@@ -315,13 +320,26 @@ def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows
     return LabelledRows(every, labels, split.ids(every.row), fold, damaged, units.ids(every.row), units)
 
 
-def check_split(job: EvaluateJob, read: LabelledRows) -> None:
-    """Raise ValueError where units of the split have training and test rows."""
+def check_split(job: EvaluateJob, read: LabelledRows, methods: Sequence[str] = ()) -> None:
+    """Raise ValueError where units of the split have training and test rows, or, of `fine_tune` among the methods,
+    validation and test rows: its epoch is chosen on the former."""
     manifest = Manifest.open(job.data.folder)
     train, test = (read.rows.row[rows] for rows in (read.fold.train_rows, read.fold.test_rows))
     split = Units.read(manifest, job.data.split_unit, "data.split_unit")
     where = f"label {job.label!r}, views {job.data.view!r} and {job.test_view!r}"
     refuse_shared(manifest, split, train, test, where=where, option="--data.split-unit")
+    held_out = held_out_view(job.data, manifest)
+    if "fine_tune" not in methods or held_out is None:
+        return
+    chosen = read.rows.row[read.fold.validation_rows]
+    both = len(np.intersect1d(chosen, test))
+    if both:
+        raise ValueError(
+            f"data.validation_view: {held_out!r} holds {both} of the {len(test)} test rows, and the fine-tuned head's "
+            "epoch would be chosen on them; name another, or null for the training rows"
+        )
+    where = f"label {job.label!r}, views {held_out!r} and {job.test_view!r}"
+    refuse_shared(manifest, split, chosen, test, where=where, option="--data.split-unit", side="validation")
 
 
 def raw_modalities(rows: Rows, train_rows: NDArray[np.int64], fusion: str) -> dict[str, NDArray[np.float64]]:

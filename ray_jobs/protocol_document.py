@@ -113,12 +113,16 @@ def in_order(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 
 
 def told(answer: Mapping[str, Any]) -> str:
-    """What one protocol was asked of, in a sentence."""
-    data = answer["data"]
-    return (
+    """What one protocol was asked of, of which model and by which settings; earlier documents do not tell the last."""
+    data, settings = answer["data"], answer.get("settings")
+    asked = (
         f"Label {answer['label']} of {Path(str(data['folder'])).name}, trained on {data['train']}, judged on "
-        f"{data['test']}; intervals over {answer['units']} units ({answer['unit']})."
+        f"{answer.get('judged') or data['test']}; intervals over {answer['units']} units ({answer['unit']})."
     )
+    if not isinstance(settings, Mapping):
+        return asked
+    shown_ = "; ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    return f"{asked} Model of {answer.get('steps')} steps; {shown_}."
 
 
 def _cell(value: Any) -> Cell:

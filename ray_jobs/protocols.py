@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,7 +33,7 @@ from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.evaluation import Opened, being_written, note_identity, open_run, untrained_heads
 from ray_jobs.protocol_document import DOCUMENT, FOLDER, PAGE, earlier, page, plain
-from ray_jobs.roles import Units
+from ray_jobs.roles import GROUP, Units
 from ray_jobs.source import open_reader
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_sink import MlflowSink
@@ -184,8 +186,13 @@ def _column(manifest: Manifest, rows: NDArray[np.int64], name: str) -> NDArray[n
     return np.array([*values.names, ""], dtype=object)[values.codes[rows]].astype(str)
 
 
-def _corpus(job: EvaluateJob, own: Manifest, modalities: Sequence[str], folder: str, label: str, view: str) -> Corpus:
-    """The rows of another corpus that have the label and one of the modalities that mean the same in both."""
+def _corpus(
+    job: EvaluateJob, own: Manifest, modalities: Sequence[str], folder: str, label: str, view: str, unit: str | None
+) -> Corpus:
+    """The rows of another corpus that have the label and one of the modalities that mean the same in both.
+
+    unit: column of its units; None: the job's own, or `group` where the corpus lacks that one.
+    """
     data = replace(job.data, folder=folder, view=view)
     manifest = Manifest.open(data.folder)
     name = Path(data.folder).name
@@ -206,7 +213,10 @@ def _corpus(job: EvaluateJob, own: Manifest, modalities: Sequence[str], folder: 
     rows = reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
     values = rows.labels[label]
     kept = np.flatnonzero((values >= 0) & np.any([rows.present[m] for m in same], axis=0))
-    units = Units.read(manifest, job.interval_unit or data.split_unit, "interval_unit")
+    column = job.interval_unit or data.split_unit
+    field = column.removeprefix("meta.")
+    lacking = unit is None and field != column and field not in manifest.schema.meta
+    units = Units.read(manifest, unit or (GROUP if lacking else column), "protocols.transfer.unit")
     features = {m: x[kept] for m, x in with_nan(rows).items()}
     told = (
         "compared by the encoders that made them"
@@ -215,8 +225,10 @@ def _corpus(job: EvaluateJob, own: Manifest, modalities: Sequence[str], folder: 
     )
     if reader.damage:
         told += f"; {len(reader.damage)} damaged sample(s) of {name} are left out"
+    if lacking:
+        told += f"; {name} has no column {column}, and its units are of {GROUP!r}"
     found = replace(target, values=values[kept])
-    return Corpus(name, found, units.ids(rows.row)[kept], features, unlike, told)
+    return Corpus(name, found, units.ids(rows.row)[kept], features, unlike, told, units.singular)
 
 
 def unlikeness(own: Manifest, other: Manifest, composition: Any, modality: str) -> str:
@@ -269,21 +281,57 @@ def write(one: Done, job: EvaluateJob, opened: Opened, asked: Material) -> None:
     options = getattr(job.protocols, registry.option(one.name))
     shared = {name: value for name, value in asdict(job.protocols).items() if not isinstance(value, Mapping)}
     document = earlier(opened.place / DOCUMENT)
+    model, settings = opened.model, settings_of(job)
+    drop_others(document, opened.place, model)
     before = document["protocols"].get(one.name)
-    if one.outcome is None and before is not None and not before["reason"]:
+    if one.outcome is None and before is not None and not before["reason"] and _alike(before, settings, shared):
         print(f"note: {PAGE} keeps what {one.name} found before", flush=True)
         return
-    document["protocols"][one.name] = plain(one) | {
+    answer = plain(one)
+    document["protocols"][one.name] = answer | {
         "label": job.label,
         "data": {"folder": job.data.folder, "train": job.data.view, "test": job.test_view},
         "score": asked.score,
-        "unit": opened.read.units.noun(1).removeprefix("1 "),
-        "units": len(np.unique(asked.units[asked.protocol.test_rows])),
+        "unit": answer.get("unit") or opened.read.units.singular,
+        "units": answer["units"] if answer.get("unit") else len(np.unique(asked.units[asked.protocol.test_rows])),
         "steps": opened.steps,
+        "model": model,
+        "settings": settings,
         "options": shared | to_plain(options),
     }
     write_json(opened.place / DOCUMENT, document, sort_keys=False)
     write_text(opened.place / PAGE, page(document))
+
+
+def settings_of(job: EvaluateJob) -> dict[str, Any]:
+    """What an answer depends on beside data, label, fusion and the protocol's own options."""
+    comparison = job.comparison
+    return {
+        "probe_weights": comparison.probe_weights,
+        "select_by": comparison.select_by,
+        "seed": comparison.seed,
+        "block_scales": job.block_scales,
+        "split_unit": job.data.split_unit,
+        "interval_unit": job.interval_unit,
+    }
+
+
+def drop_others(document: dict[str, Any], place: Path, model: str) -> None:
+    """Take the answers of other models (of the run before it went on) out of the document, and their folders."""
+    stale = [name for name, answer in document["protocols"].items() if answer.get("model") != model]
+    for name in stale:
+        del document["protocols"][name]
+        shutil.rmtree(place / FOLDER / file_name(name), ignore_errors=True)
+    if stale:
+        print(f"note: {PAGE} drops {', '.join(stale)}, found of another model of this run; ask again", flush=True)
+
+
+def _alike(before: Mapping[str, Any], settings: Mapping[str, Any], shared: Mapping[str, Any]) -> bool:
+    """Whether an earlier answer was made as a new one would be, but for the protocol's own options, which it names."""
+    options = before.get("options")
+    if not isinstance(options, Mapping) or before.get("settings") != settings:
+        return False
+    return all(options.get(name) == value for name, value in json.loads(json.dumps(shared)).items())
 
 
 def draw(outcome: Outcome, folder: Path) -> None:

@@ -58,17 +58,28 @@ class Units:
         mine = (codes < 0) | (self.column == ROW)
         return np.where(mine, alone, known).astype(str)
 
+    @property
+    def singular(self) -> str:
+        """`speaker`, `dialogue`, `row`: how people call one of them."""
+        return "speaker" if self.column == GROUP else self.column.removeprefix("meta.")
+
     def noun(self, count: int) -> str:
         """`3 speakers`, `1 dialogue`, `2 units`: how people call so many of them."""
-        word = "speaker" if self.column == GROUP else self.column.removeprefix("meta.")
-        return f"{count} {word}" if count == 1 else f"{count} {word}s"
+        return f"{count} {self.singular}" if count == 1 else f"{count} {self.singular}s"
 
 
 def refuse_shared(
-    manifest: Manifest, units: Units, train: NDArray[Any], test: NDArray[Any], *, where: str, option: str
+    manifest: Manifest,
+    units: Units,
+    train: NDArray[Any],
+    test: NDArray[Any],
+    *,
+    where: str,
+    option: str,
+    side: str = "training",
 ) -> None:
     """Raise ValueError where units have rows (global numbers) in training and in test: which, how many rows, and what
-    to give instead; option: that names the unit."""
+    to give instead; option: that names the unit; side: what the rows of `train` are for, `validation` else."""
     ours, theirs = units.names(train), units.names(test)
     shared = np.intersect1d(ours, theirs)
     if not len(shared):
@@ -80,7 +91,7 @@ def refuse_shared(
     remedy = f"where the split is a published one, name the unit that it divides: {named or f'{option} meta.NAME'}"
     raise ValueError(
         f"{where}: {len(shared)} of {len(np.union1d(ours, theirs))} values of {units.column!r} ({some}) are in "
-        f"training and in test, {rows} of the {len(test)} test rows are theirs, and the score would measure how well "
+        f"{side} and in test, {rows} of the {len(test)} test rows are theirs, and the score would measure how well "
         f"they are known; split by it (python -m shards split FOLDER --by {units.column}), or, {remedy}"
     )
 

@@ -33,18 +33,23 @@ QUICK += ("--protocols.labels-to-target.targets", "0.5", "--protocols.labels-to-
 
 
 def write(
-    folder: Path, classes: tuple[str, ...] = CLASSES, audio: int = 5, seed: int = 0, info: dict | None = None
+    folder: Path,
+    classes: tuple[str, ...] = CLASSES,
+    audio: int = 5,
+    seed: int = 0,
+    info: dict | None = None,
+    sexes: bool = True,
 ) -> Manifest:
     """12 speakers of two sexes with 12 clips each; every seventh clip has no audio, every twentieth no sex."""
     g = np.random.default_rng(seed)
     columns = (Column("video", 6), Column("audio", audio))
-    schema = Schema(columns, labels=(Label("emotion", "class", classes),), grouped=True, meta=("sex",))
+    schema = Schema(columns, labels=(Label("emotion", "class", classes),), grouped=True, meta=("sex",) if sexes else ())
     with ShardWriter(folder, schema, info=info) as writer:
         for i in range(144):
             own = np.random.default_rng(i // 12).normal(size=8)
             values = {m: g.normal(i % 2, 1, w) + own[:w] for m, w in (("video", 6), ("audio", audio))}
             arrays = {m: x.astype(np.float32) for m, x in values.items() if m == "video" or i % 7}
-            meta = {"sex": None if i % 20 == 19 else "fm"[i // 12 % 2]}
+            meta = {"sex": None if i % 20 == 19 else "fm"[i // 12 % 2]} if sexes else {}
             writer.append(Sample(f"clip{i:03d}", arrays, {"emotion": classes[i % 2]}, f"s{i // 12}", meta=meta))
     written = Manifest.open(folder)
     speakers = IndexValues.read(written, "group")
@@ -187,6 +192,52 @@ def test_what_cannot_be_served_is_a_hole_and_the_others_go_on(place: Path, capsy
     assert ask(place, "--protocol", "transfer", "--protocols.transfer.folder", str(place / "nowhere")) == 2
     assert ask(place, "--protocol", "calibraton") == 2
     assert "--protocol: no protocol 'calibraton'" in capsys.readouterr().err
+
+
+def test_answers_of_another_model_or_by_other_settings_are_not_kept(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place / "runs" / "first" / "evaluation" / "voices-emotion-audio"
+    audio = ("--fusion", "audio")
+    misspelt = ("--protocol", "gaps", "--protocols.gaps.columns", "age")
+    assert ask(place, "--protocol", "gaps,cost", *audio) == 0
+    found = answers(place, folder.name)["gaps"]
+    assert found["settings"]["seed"] == 127 and found["model"]
+    page = (folder / "protocols.md").read_text()
+    assert "Model of 0 steps; probe_weights none; select_by accuracy; seed 127; " in page
+    assert ask(place, *misspelt, *audio) == 2
+    assert answers(place, folder.name)["gaps"]["tables"]  # by the same settings: kept
+    assert ask(place, *misspelt, *audio, "--comparison.seed", "5") == 2
+    assert answers(place, folder.name)["gaps"]["reason"].startswith("column 'age'")
+
+    path = folder / "protocols.json"
+    document = json.loads(path.read_text())
+    document["protocols"]["cost"]["model"] = "the run's model before it went on"
+    path.write_text(json.dumps(document))
+    capsys.readouterr()
+    assert (folder / "protocols" / "cost").is_dir()
+    assert ask(place, "--protocol", "gaps", *audio) == 0
+    assert "protocols.md drops cost, found of another model of this run" in capsys.readouterr().out
+    assert list(answers(place, folder.name)) == ["gaps"] and not (folder / "protocols" / "cost").exists()
+
+
+def test_transfer_names_the_rows_and_units_of_the_other_corpus(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the sexes here; the other corpus tells none, and is judged by its speakers."""
+    plain = write(place / "plain", seed=2, sexes=False)
+    words = ("--protocol", "transfer", "--protocols.transfer.folder", plain.folder, "--interval-unit", "meta.sex")
+    assert ask(place, *words, "--fusion", "video") == 0
+    found = answers(place, "voices-emotion-video")["transfer"]
+    assert (found["judged"], found["unit"], found["units"]) == ("emotion of plain, view everything", "speaker", 12)
+    assert any("plain has no column meta.sex, and its units are of 'group'" in rule for rule in found["rules"])
+    page = (place / "runs/first/evaluation/voices-emotion-video/protocols.md").read_text()
+    told = "trained on train, judged on emotion of plain, view everything; intervals over 12 units (speaker)."
+    assert told in page
+    assert ask(place, *words, "--fusion", "video", "--protocols.transfer.unit", "row") == 0
+    found = answers(place, "voices-emotion-video")["transfer"]
+    assert (found["unit"], found["units"]) == ("row", 144)
+    capsys.readouterr()
+    assert ask(place, *words, "--fusion", "audio", "--protocols.transfer.unit", "meta.age") == 2
+    assert "protocols.transfer.unit: column 'meta.age' is unknown" in capsys.readouterr().err
 
 
 def test_modalities_are_one_where_columns_widths_and_encoders_are(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Three roles of a row: the unit of splits, the speaker of negatives, the unit of intervals, each a column."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,25 @@ def test_a_split_with_speakers_in_common_is_refused_with_what_to_give(manifest: 
     assert "20 of the 24 test rows are theirs" in told  # i % 5 < 4 of 24 rows
     assert told.endswith("name the unit that it divides: --data.split-unit meta.dialogue") and "\n" not in told
     assert "shards split FOLDER --by group" in told and "meta.split" not in told
+
+
+def test_a_head_s_epoch_is_not_chosen_on_rows_that_are_judged(tmp_path: Path) -> None:
+    """Neither on the very rows, under whatever name, nor on others of their dialogues; a probe chooses no epoch."""
+    meld = {"split_unit": "meta.dialogue"}
+    manifest, rows = official(tmp_path / "meld"), PER + np.arange(PER)  # of `test`
+    View.where(manifest, np.isin(np.arange(2 * PER), rows[:9]), "some-test").save()
+    View.where(manifest, np.isin(np.arange(2 * PER), rows[9:10]), "rest-test").save()
+    for name, told in (("test", "holds 24 of the 24 test rows"), ("some-test", "holds 9 of the 24 test rows")):
+        job = ask(manifest, validation_view=name, **meld)
+        read = read_labelled(job, ("audio", "text"))
+        check_split(job, read, ("probe",))
+        with pytest.raises(ValueError, match=f"data.validation_view: '{name}' {told}.*or null for the training rows"):
+            check_split(job, read, ("probe", "fine_tune"))
+    others = ask(manifest, validation_view="some-test", **meld)
+    others = dataclasses.replace(others, test_view="rest-test")
+    with pytest.raises(ValueError, match=r"'meta.dialogue' \('test_dia2'\) are in validation and in test"):
+        check_split(others, read_labelled(others, ("audio", "text")), ("fine_tune",))
+    check_split(ask(manifest, **meld), read_labelled(ask(manifest, **meld), ("audio", "text")), ("fine_tune",))
 
 
 def test_the_official_split_is_judged_by_dialogue(manifest: Manifest) -> None:

@@ -98,6 +98,9 @@ class Outcome:
         rules: How the numbers were made, a sentence each.
         holes: What could not be measured, and why.
         headline: Name -> number: the few that a run is searched by.
+        judged: The rows that were judged, in words, where they are not the material's test rows.
+        unit: What one unit of intervals over those is called.
+        units: How many of these they have.
     """
 
     tables: tuple[Table, ...]
@@ -105,6 +108,9 @@ class Outcome:
     headline: Mapping[str, float] = field(default_factory=dict)
     rules: tuple[str, ...] = ()
     holes: tuple[str, ...] = ()
+    judged: str = ""
+    unit: str = ""
+    units: int | None = None
 
 
 # ---- what goes in
@@ -199,10 +205,11 @@ class Corpus:
     Attributes:
         name: For messages.
         target: Its label; class indices are its own.
-        groups: (n,) whose rows they are.
+        groups: (n,) unit of intervals of each row.
         features: Modality -> (n, D_m), NaN where missing.
         unlike: Modality -> why it cannot be used.
         told: How the meaning of the columns was compared.
+        unit: What one of the groups is called.
     """
 
     name: str
@@ -211,6 +218,7 @@ class Corpus:
     features: Arrays
     unlike: Mapping[str, str]
     told: str
+    unit: str = "speaker"
 
 
 @dataclass(frozen=True)
@@ -224,7 +232,7 @@ class Material:
         comparison: Class weights of probes, selection and seed.
         options: What all protocols share.
         column: Name -> (N,) texts, as `values` gives them.
-        corpus: (folder, label, view) -> another corpus.
+        corpus: (folder, label, view, column of units or None) -> another corpus.
     """
 
     protocol: Protocol
@@ -233,7 +241,7 @@ class Material:
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     options: ProtocolOptions = field(default_factory=ProtocolOptions)
     column: Callable[[str], NDArray[np.str_]] | None = None
-    corpus: Callable[[str, str, str], Corpus] | None = None
+    corpus: Callable[[str, str, str, str | None], Corpus] | None = None
 
     @property
     def target(self) -> Target:
@@ -302,7 +310,7 @@ class Material:
     def predicted(self, fits: Sequence[Fit], arrays: Arrays, present: Masks | None = None) -> NDArray[Any]:
         """(draws, N) or (draws, N, L): what the probes say of their fold's test rows; -1 or NaN elsewhere."""
         here = self.present if present is None else present
-        places = {draw: place for place, draw in enumerate(sorted({fit.split.draw for fit in fits}))}
+        places = {draw: place for place, draw in enumerate(draws_of(fits))}
         target = self.target
         values = np.full((len(places), *target.values.shape), -1 if target.kind == "class" else np.nan, target.dtype)
         for fit in fits:
@@ -354,6 +362,11 @@ class EvaluationProtocol(ABC):
         """Raises ValueError where the data cannot serve it, in one line."""
 
 
+def draws_of(fits: Sequence[Fit]) -> tuple[int, ...]:
+    """Numbers of the draws of labels, in the order of `Material.predicted`."""
+    return tuple(sorted({fit.split.draw for fit in fits}))
+
+
 def part(arrays: Mapping[str, NDArray[Any]], rows: Integers) -> dict[str, NDArray[Any]]:
     """These rows of each array."""
     return {name: array[rows] for name, array in arrays.items()}
@@ -394,6 +407,7 @@ __all__ = [
     "Table",
     "check_share",
     "choose",
+    "draws_of",
     "failure_notes",
     "finite",
     "part",

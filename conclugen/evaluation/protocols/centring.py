@@ -30,6 +30,7 @@ from conclugen.evaluation.protocols.base import (
     Point,
     System,
     Table,
+    draws_of,
     failure_notes,
     finite,
     part,
@@ -54,7 +55,8 @@ class CentringConfig:
     Attributes:
         clips: Numbers of clips, besides none and all.
         clip_draws: Draws of which clips; scores are means over them.
-        speaker: Column that says who speaks: `group`, or a text that was kept by `--meta`, as `meta.NAME`.
+        speaker: Column that says who speaks: `group`, or a text that was kept by `--meta`, as `meta.NAME`. A row
+            without one is a speaker of its own.
     """
 
     clips: tuple[int, ...] = (1, 3, 10)
@@ -77,9 +79,11 @@ class Centring(EvaluationProtocol):
     @classmethod
     def run(cls, material: Material, config: CentringConfig) -> Outcome:
         rows = material.protocol.test_rows
-        speakers = np.unique(material.values(config.speaker), return_inverse=True)[1]
-        _, sizes = np.unique(speakers[rows], return_counts=True)
-        if sizes.max() < 2:
+        names = material.values(config.speaker)
+        speakers = own_speakers(names)
+        named = rows[names[rows] != ""]
+        _, sizes = np.unique(speakers[named], return_counts=True)
+        if sizes.max(initial=0) < 2:
             raise ValueError(
                 "every tested speaker has one row, so that nobody has other clips to be centred by; name the column "
                 "that says who speaks by protocols.centring.speaker"
@@ -90,7 +94,8 @@ class Centring(EvaluationProtocol):
         table: list[tuple[Any, ...]] = []
         series: dict[str, tuple[Point, ...]] = {}
         headline: dict[str, float] = {}
-        holes: list[str] = []
+        nobodys = len(rows) - len(named)
+        holes = [f"{nobodys} test rows have no speaker: each is centred by itself alone"] if nobodys else []
         short = {k: int((sizes < k).sum()) for k in config.clips if (sizes < k).any()}
         holes += [f"{count} of {len(sizes)} tested speakers have fewer than {k} clips" for k, count in short.items()]
         for system in material.systems:
@@ -137,12 +142,12 @@ def _predicted(
     """
     whole = [(fold, replace(material, protocol=material.protocol.only(fold))) for fold in material.protocol.folds]
     clips = [name for name in steps if name not in (INDUCTIVE, NORMALISED)]
-    values: dict[str, list[list[NDArray[Any]]]] = {name: [] for name in steps}
+    values: dict[str, list[_Drawn]] = {name: [] for name in steps}
     failures: dict[str, dict[int, str]] = {name: {} for name in steps}
     for fold, one in whole:
         plain = system.represent(material.features)
         fits, failed = one.fits(system, plain, material.options.fraction)
-        values[INDUCTIVE].append([one.predicted(fits, plain)])
+        values[INDUCTIVE].append(_Drawn(draws_of(fits), [one.predicted(fits, plain)]))
         failures[INDUCTIVE] |= failed
         seed = material.comparison.seed
         arrays = system.represent(centred(material.features, speakers, fold, None, seed, 0))
@@ -156,25 +161,40 @@ def _predicted(
                 for block, array in system.represent(part(inputs, fold.test_rows)).items():
                     again[block][fold.test_rows] = array
                 found.append(one.predicted(fits, again))
-            values[name].append(found)
+            values[name].append(_Drawn(draws_of(fits), found))
         arrays = system.represent(normalised(material.features, speakers, fold.train_rows))
         fits, failed = one.fits(system, arrays, material.options.fraction)
-        values[NORMALISED].append([one.predicted(fits, arrays)])
+        values[NORMALISED].append(_Drawn(draws_of(fits), [one.predicted(fits, arrays)]))
         failures[NORMALISED] |= failed
     for name in steps:
         yield name, _merged(material, values[name]), failures[name]
 
 
-def _merged(material: Material, folds: Sequence[Sequence[NDArray[Any]]]) -> NDArray[Any] | None:
-    """Predictions of every fold as one; None where a fold has none, or others than the first."""
-    shapes = {found.shape for each in folds for found in each}
-    if len(shapes) > 1 or not next(iter(shapes))[0]:
+@dataclass(frozen=True)
+class _Drawn:
+    """A fold's (draws of labels, N) predictions, an array for each draw of clips. draws: numbers of those of labels."""
+
+    draws: tuple[int, ...]
+    predicted: list[NDArray[Any]]
+
+
+def _merged(material: Material, folds: Sequence[_Drawn]) -> NDArray[Any] | None:
+    """Predictions of every fold as one, of the draws of labels that taught something in each; None where none did."""
+    common = sorted(set.intersection(*(set(each.draws) for each in folds)))
+    if not common:
         return None
-    whole = [np.copy(found) for found in folds[0]]
-    for fold, each in zip(material.protocol.folds[1:], folds[1:], strict=True):
+    parts = [[found[[each.draws.index(draw) for draw in common]] for found in each.predicted] for each in folds]
+    whole = parts[0]
+    for fold, each in zip(material.protocol.folds[1:], parts[1:], strict=True):
         for place, found in zip(whole, each, strict=True):
             place[:, fold.test_rows] = found[:, fold.test_rows]
     return np.concatenate(whole)
+
+
+def own_speakers(names: NDArray[np.str_]) -> NDArray[np.int64]:
+    """(N,) number of each row's speaker; a row without one (an empty name) is a speaker of its own."""
+    numbers = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    return np.where(names == "", len(names) + np.arange(len(names)), numbers)
 
 
 def _short(name: str) -> str:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from conclugen.evaluation.checks import Floats
 
 _DEALS = 1000
-_BLOCK = 25  # resamples at a time: tens of megabytes of confusion sums
+_BLOCK = 25  # resamples that are drawn at a time
+_MOST_SUMS = 1 << 22  # numbers that are gathered at a time: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -282,11 +283,14 @@ class Cells:
         draws = self.sums.shape[1]
         parts = np.split(self.sums, self.starts[1:])
         for size in _sizes(self.resampling.resamples):
-            totals = []
-            for part in parts:
-                times = generator.multinomial(len(part), np.full(len(part), 1 / len(part)), size=size)
-                totals.append(np.tensordot(times.astype(np.float64), part, axes=1))
-            yield np.stack(totals, axis=1), generator.multinomial(draws, np.full(draws, 1 / draws), size=size) / draws
+            times = [
+                generator.multinomial(len(part), np.full(len(part), 1 / len(part)), size=size).astype(np.float64)
+                for part in parts
+            ]
+            weights = generator.multinomial(draws, np.full(draws, 1 / draws), size=size) / draws
+            for some in self._portions(size):
+                totals = [np.tensordot(often[some], part, axes=1) for often, part in zip(times, parts, strict=True)]
+                yield np.stack(totals, axis=1), weights[some]
 
     def _dealt(self) -> Iterator[Floats]:
         """(b, V, draws, K, K) sums where units are dealt to the values at random among those that are alike."""
@@ -296,7 +300,13 @@ class Cells:
             for kind in np.unique(self.alike):
                 units = np.flatnonzero(self.alike == kind)
                 dealt[:, units] = generator.permuted(np.tile(units, (size, 1)), axis=1)
-            yield np.add.reduceat(self.sums[dealt], self.starts, axis=1)
+            for some in self._portions(size):
+                yield np.add.reduceat(self.sums[dealt[some]], self.starts, axis=1)
+
+    def _portions(self, size: int) -> Iterator[slice]:
+        """Of so many resamples as few at a time as keep the sums of all units within `_MOST_SUMS` numbers."""
+        most = max(1, _MOST_SUMS // max(self.sums.size, 1))
+        return (slice(at, min(at + most, size)) for at in range(0, size, most))
 
 
 def _spread(values: Floats, kept: NDArray[np.bool_]) -> Floats:

@@ -15,7 +15,7 @@ the same for every system, and those of a higher rate contain those of a lower o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from conclugen.evaluation.protocols.base import (
     Outcome,
     Point,
     Table,
+    draws_of,
     failure_notes,
     finite,
 )
@@ -92,25 +93,35 @@ class MissingModalities(EvaluationProtocol):
         if len(present) > _MOST_SUBSETS:
             holes.append(f"subsets: {len(present)} modalities have too many; those of up to {_MOST_SUBSETS} are judged")
         found: dict[str, list[NDArray[Any]]] = {}
+        draws: dict[str, tuple[int, ...]] = {}
         for system in material.systems:
             arrays = system.represent(material.features)
             fits, failures = material.fits(system, arrays, material.options.fraction)
             holes += failure_notes(system.name, material.options.fraction, failures)
             if fits:
+                draws[system.name] = draws_of(fits)
                 found[system.name] = [_predicted(material, fits, arrays, condition) for condition in conditions]
         if not found:
             raise ValueError(f"no probe could be learned; {holes[-1]}")
-        return _outcome(material, conditions, found, tuple(holes))
+        return _outcome(material, conditions, found, draws, tuple(holes))
 
 
 def _outcome(
-    material: Material, conditions: Sequence[Condition], found: dict[str, list[NDArray[Any]]], holes: tuple[str, ...]
+    material: Material,
+    conditions: Sequence[Condition],
+    found: Mapping[str, Sequence[NDArray[Any]]],
+    draws: Mapping[str, tuple[int, ...]],
+    holes: tuple[str, ...],
 ) -> Outcome:
+    """found: system -> predictions of each condition. draws: system -> the draws of labels that taught it something."""
     fraction, rows = material.options.fraction, material.protocol.test_rows
     values = {
         name: [material.measured(name, fraction, predicted) for predicted in each] for name, each in found.items()
     }
     raw = material.strongest_raw({name: own[0][0] for name, own in values.items()})
+    paired = {name: name != raw and draws[name] == draws[raw] for name in found}  # of unlike draws there are no pairs
+    unlike = [name for name in found if name != raw and not paired[name]]
+    holes += tuple(f"{name} minus {raw}: other draws of labels taught them something" for name in unlike)
     tables: dict[str, list[tuple[Cell, ...]]] = {"subset": [], "rate": []}
     headline: dict[str, float] = {}
     lines: dict[str, dict[str, list[Point]]] = {}
@@ -118,7 +129,7 @@ def _outcome(
         for at, condition in enumerate(conditions):
             value, low, high = own[at]
             change = value - own[0][0]
-            minus = _difference(material, found[name][at], found[raw][at]) if name != raw else (None, None, None)
+            minus = _difference(material, found[name][at], found[raw][at]) if paired[name] else (None,) * 3
             gone = _missing_share(material, condition, rows)
             cells = (finite(value), low, high, finite(change), *minus)
             if condition.kind == "subset":
@@ -218,7 +229,7 @@ def _missing_share(material: Material, condition: Condition, rows: Integers) -> 
 def _difference(
     material: Material, first: NDArray[Any], second: NDArray[Any]
 ) -> tuple[float | None, float | None, float | None]:
-    """first minus second in the score, with the interval over groups; of classes."""
+    """first minus second (of the same draws of labels) in the score, with the interval over groups; of classes."""
     rows = material.protocol.test_rows
     groups = material.units[rows]
     if material.target.kind != "class" or len(np.unique(groups)) < 2:
@@ -228,8 +239,6 @@ def _difference(
         np.stack([statistics.confusion_sums(truth, guess[rows], classes, groups) for guess in guesses], axis=1)
         for guesses in (first, second)
     ]
-    if sums[0].shape != sums[1].shape:  # a draw of labels taught one of them nothing: no pairs
-        return None, None, None
     statistic = statistics.mean_of_draws(statistics.class_statistics()[material.score])
     found = statistics.statistic_difference(sums[0], sums[1], statistic, material.resampling)
     return found.estimate, finite(found.low), finite(found.high)

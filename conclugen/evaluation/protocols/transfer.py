@@ -47,6 +47,8 @@ class TransferConfig:
         judge_classes: Class of the other corpus -> common name.
         scaling: Rows that features are standardised on: `source`, this corpus' training rows, or `corpus`, each corpus'
             own rows (of the other one without labels: transductive).
+        unit: Column of the other corpus over whose values intervals are: `group`, `meta.NAME` or `row`; none: the one
+            of this corpus where the other has it too, else `group`.
     """
 
     folder: str | None = None
@@ -55,6 +57,7 @@ class TransferConfig:
     train_classes: Mapping[str, str] = field(default_factory=dict)
     judge_classes: Mapping[str, str] = field(default_factory=dict)
     scaling: Literal["source", "corpus"] = "source"
+    unit: str | None = None
 
     def __post_init__(self) -> None:
         if self.folder is not None:
@@ -78,7 +81,7 @@ class Transfer(EvaluationProtocol):
             )
         if material.corpus is None:
             raise ValueError(f"{_FIELD}.folder: other corpora can't be opened here")
-        other = material.corpus(config.folder, config.label or material.target.name, config.view)
+        other = material.corpus(config.folder, config.label or material.target.name, config.view, config.unit)
         holes = [f"modality {name!r} is left out: {why}" for name, why in other.unlike.items()]
         if not other.features:
             raise ValueError(f"no modality has one meaning and width in both corpora: {'; '.join(holes)}")
@@ -126,7 +129,16 @@ class Transfer(EvaluationProtocol):
             Table("scores", ("system", "score", "value", "low", "high"), tuple(rows)),
             Table("recall", ("system", "class", "rows", "recall"), tuple(recalls)),
         )
-        return Outcome(tables, (), headline, _rules(material, other, both, own, there, shared, config), tuple(holes))
+        return Outcome(
+            tables,
+            (),
+            headline,
+            _rules(material, other, both, own, there, shared, config),
+            tuple(holes),
+            judged=f"{other.target.name} of {other.name}, view {config.view}",
+            unit=other.unit,
+            units=len(np.unique(both.units[both.protocol.test_rows])),
+        )
 
 
 def common_classes(classes: Sequence[str], mapping: Mapping[str, str], field_: str) -> list[str]:
@@ -231,5 +243,5 @@ def _rules(
         f"Modalities of both: {', '.join(both.features)}; {other.told}.",
         "Features are standardised on "
         + ("the training rows." if config.scaling == "source" else "each corpus' own rows, without labels."),
-        "Intervals resample the judged corpus' groups.",
+        f"Intervals resample the judged corpus' units ({other.unit}).",
     )

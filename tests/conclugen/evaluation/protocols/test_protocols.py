@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -14,16 +15,19 @@ from conclugen.evaluation import judge
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.features import Scaling, normalise, standardize_by_group
 from conclugen.evaluation.protocol import Fold, Protocol, Target
-from conclugen.evaluation.protocols import registry
-from conclugen.evaluation.protocols.base import Corpus, Material, Outcome
+from conclugen.evaluation.protocols import gaps, registry
+from conclugen.evaluation.protocols.base import Corpus, Material, Outcome, System
 from conclugen.evaluation.protocols.calibration import Calibration, CalibrationConfig, bins_of, log_probabilities
 from conclugen.evaluation.protocols.centring import (
     INDUCTIVE,
     NORMALISED,
     Centring,
     CentringConfig,
+    _Drawn,
+    _merged,
     centred,
     drawn_clips,
+    own_speakers,
 )
 from conclugen.evaluation.protocols.cost import Cost, CostConfig, measured
 from conclugen.evaluation.protocols.gaps import Cells, Gaps, GapsConfig
@@ -205,7 +209,61 @@ def test_a_mean_over_modalities_is_over_those_that_are_left() -> None:
         assert found["pretrained", stay] == pytest.approx(hits.mean())
 
 
+def test_systems_of_unlike_draws_of_labels_are_not_paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draw of labels is lost to the representation, another one to raw features: equally many, of other labels."""
+    whole = Material.fits
+
+    def some(self: Material, system: System, arrays: Mapping, fraction: float) -> tuple[list, dict[int, str]]:
+        lost = 0 if system.name == "pretrained" else 1
+        return [fit for fit in whole(self, system, arrays, fraction)[0] if fit.split.draw != lost], {lost: "lost"}
+
+    monkeypatch.setattr(Material, "fits", some)
+    outcome = MissingModalities.run(material(fraction=0.5, folds=1), MissingModalitiesConfig(rates=(0.5,), patterns=1))
+    columns = next(table.columns for table in outcome.tables if table.name == "rates")
+    best = next(name.removeprefix("minus ") for name in columns if name.startswith("minus raw"))
+    for row in rows(outcome, "rates") + rows(outcome, "subsets"):
+        if row["system"] == "pretrained":
+            assert row["accuracy"] is not None and row[f"minus {best}"] is None is row["difference low"]
+        elif row["system"] != best:
+            assert row[f"minus {best}"] is not None
+    assert f"pretrained minus {best}: other draws of labels taught them something" in outcome.holes
+
+
 # ---- centring
+
+
+def test_folds_are_joined_by_the_number_of_the_draw() -> None:
+    given = material(folds=2)
+    first, second = given.protocol.folds
+    made = {draw: np.full(given.protocol.rows, draw) for draw in range(3)}
+    parts = [
+        _Drawn((1, 2), [np.stack([made[1], made[2]]), np.stack([made[1], made[2]]) + 10]),
+        _Drawn((0, 2), [np.stack([made[0], made[2]]) + 20, np.stack([made[0], made[2]]) + 30]),
+    ]
+    found = _merged(given, parts)
+    assert found is not None and found.shape == (2, given.protocol.rows)  # draw 2 alone, twice drawn clips
+    np.testing.assert_array_equal(np.unique(found[:, first.test_rows], axis=1)[:, 0], [2, 12])
+    np.testing.assert_array_equal(np.unique(found[:, second.test_rows], axis=1)[:, 0], [22, 32])
+    assert _merged(given, [parts[0], _Drawn((0,), [found[:1], found[:1]])]) is None
+
+
+def test_rows_without_a_speaker_are_nobody_s_clips() -> None:
+    given = material(folds=1)
+    test = given.protocol.folds[0].test_rows
+    names = given.protocol.groups.astype(str)
+    unknown = np.zeros(len(names), bool)
+    unknown[test[::5]] = unknown[given.protocol.folds[0].train_rows[::7]] = True
+    names = np.where(unknown, "", names)
+    speakers = own_speakers(names)
+    assert len(np.unique(speakers[unknown])) == unknown.sum()
+    assert not np.isin(speakers[unknown], speakers[~unknown]).any()
+    np.testing.assert_array_equal(
+        speakers[~unknown][:, None] == speakers[~unknown], names[~unknown][:, None] == names[~unknown]
+    )
+    outcome = Centring.run(dataclasses.replace(given, column=lambda _: names), CentringConfig(clips=(2,), clip_draws=1))
+    assert f"{unknown[test].sum()} test rows have no speaker: each is centred by itself alone" in outcome.holes
+    with pytest.raises(ValueError, match="every tested speaker has one row"):
+        Centring.run(dataclasses.replace(given, column=lambda _: np.full(len(names), "")), CentringConfig())
 
 
 def test_none_and_all_clips_are_the_two_normalisations_to_the_digit() -> None:
@@ -306,6 +364,20 @@ def test_chance_alone_makes_a_gap_of_the_size_that_is_told() -> None:
     assert gap.estimate == 1 and gap.p_value < 0.01
 
 
+def test_resamples_take_bounded_memory_and_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = material(folds=2, resamples=60)
+    fits, _ = given.fits(given.systems[1], given.features, 1.0)
+    predicted = given.predicted(fits, given.features)
+    for values in (np.where(given.protocol.groups % 8 < 4, "f", "m"), given.protocol.groups.astype(str)):
+        cells = Cells.of(given, values, predicted)
+        before = cells.gaps(["accuracy", "uar"])
+        monkeypatch.setattr(gaps, "_MOST_SUMS", 3 * cells.sums.size + 1)
+        assert {len(totals) for totals in cells._dealt()} == {3, 1}  # 25 and 10 resamples, three at a time
+        assert {len(totals) for totals, _ in cells._resampled()} == {3, 1}
+        assert cells.gaps(["accuracy", "uar"]) == before
+        monkeypatch.undo()
+
+
 # ---- calibration
 
 
@@ -350,7 +422,7 @@ def other(seed: int = 0, classes: tuple[str, ...] = CLASSES, unlike: dict[str, s
 
 
 def test_transfer_is_a_probe_of_one_corpus_on_the_other() -> None:
-    given = dataclasses.replace(material(folds=1), corpus=lambda folder, label, view: other())
+    given = dataclasses.replace(material(folds=1), corpus=lambda *_: other())
     outcome = Transfer.run(given, TransferConfig("there"))
     found = {(row["system"], row["score"]): row["value"] for row in rows(outcome, "scores")}
     train, y = given.protocol.folds[0].train_rows, given.target.values
@@ -363,11 +435,12 @@ def test_transfer_is_a_probe_of_one_corpus_on_the_other() -> None:
         assert found[name, "uar"] == pytest.approx(recall_score(y, guess, average="macro"))
     assert found["majority of the training corpus", "uar"] == pytest.approx(1 / 3)
     assert len(train) == 135
+    assert (outcome.judged, outcome.unit, outcome.units) == ("emotion of other, view everything", "speaker", 12)
 
 
 def test_classes_are_mapped_and_others_left_out() -> None:
     there = other(classes=("neutral", "joy", "anger"))
-    given = dataclasses.replace(material(folds=1), corpus=lambda folder, label, view: there)
+    given = dataclasses.replace(material(folds=1), corpus=lambda *_: there)
     config = TransferConfig("there", train_classes={"calm": "neutral"}, judge_classes={"joy": "happy"})
     outcome = Transfer.run(given, config)
     assert {row["class"]: row["rows"] for row in rows(outcome, "recall")} == {"neutral": 60, "happy": 60}
@@ -396,16 +469,14 @@ def test_classes_are_mapped_and_others_left_out() -> None:
     ],
 )
 def test_what_cannot_be_transferred_is_told_in_a_line(config: TransferConfig, corpus: Corpus, message: str) -> None:
-    given = dataclasses.replace(material(folds=1), corpus=lambda folder, label, view: corpus)
+    given = dataclasses.replace(material(folds=1), corpus=lambda *_: corpus)
     with pytest.raises(ValueError, match=message) as told:
         Transfer.run(given, config)
     assert "\n" not in str(told.value)
 
 
 def test_a_modality_of_another_meaning_is_a_marked_hole() -> None:
-    given = dataclasses.replace(
-        material(folds=1), corpus=lambda folder, label, view: other(unlike={"audio": "made by another encoder"})
-    )
+    given = dataclasses.replace(material(folds=1), corpus=lambda *_: other(unlike={"audio": "made by another encoder"}))
     outcome = Transfer.run(given, TransferConfig("there"))
     assert "modality 'audio' is left out: made by another encoder" in outcome.holes
     found = {(row["system"], row["score"]): row["value"] for row in rows(outcome, "scores")}
@@ -417,10 +488,10 @@ def test_a_modality_of_another_meaning_is_a_marked_hole() -> None:
 
 def test_corpus_scaling_takes_a_shift_of_the_other_corpus_away() -> None:
     shifted = dataclasses.replace(other(), features={m: 3 * x + 50 for m, x in other().features.items()})
-    given = dataclasses.replace(material(folds=1), corpus=lambda folder, label, view: shifted)
+    given = dataclasses.replace(material(folds=1), corpus=lambda *_: shifted)
     plain = Transfer.run(given, TransferConfig("there")).headline["raw/accuracy"]
     own = Transfer.run(given, TransferConfig("there", scaling="corpus")).headline["raw/accuracy"]
-    unshifted = dataclasses.replace(given, corpus=lambda folder, label, view: other())
+    unshifted = dataclasses.replace(given, corpus=lambda *_: other())
     assert own == Transfer.run(unshifted, TransferConfig("there", scaling="corpus")).headline["raw/accuracy"] > plain
 
 
