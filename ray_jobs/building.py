@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
@@ -63,6 +64,7 @@ def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: 
 
 def _build_task(task: ShardTask) -> Iterator[int | ShardReport]:
     """In a worker: the number of clips done so far, about once a second, and the report at the end."""
+    uris.scrub_output()
     done: list[int] = []
     messages: list[int] = []
     # A generator can't yield from within the callback, so the shard is built on a thread and this one tells of it.

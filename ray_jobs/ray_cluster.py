@@ -11,6 +11,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import resource
 import secrets
 import shutil
@@ -25,6 +26,7 @@ import ray
 from ray._private import ray_constants, services  # of Ray's start alone; all else is in training/ray_internals.py
 
 from conclugen.common import ending, uris
+from conclugen.common.locks import Owner
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_loggers
 
@@ -44,6 +46,8 @@ _PATIENT = {
 }
 _LEAST_ADDRESS_SPACE = 16 << 30
 _OPEN = "r"  # Ray lets everybody into the folder that it is given, so that one lies in the private one
+# Whose token it is: host, process, and when that began.
+_TOKEN = re.compile(r"token-(?P<host>[^@]+)@(?P<pid>\d{1,9})@(?P<began>[^@]*)@[^@]+")
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -165,13 +169,16 @@ def _own_token(folder: Path) -> None:
         return
     if any(os.environ.get(name) for name in _TOKEN_VARIABLES) and not _is_stale(os.environ, folder):
         return
-    handle, name = tempfile.mkstemp(prefix="token-", dir=folder)  # mode 0600, whatever the umask
+    mine = Owner.here()
+    prefix = f"token-{mine.host}@{mine.pid}@{mine.began}@"
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=folder)  # mode 0600, whatever the umask
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = name
-    for other in folder.glob("token-*"):  # of jobs that are over
-        with contextlib.suppress(OSError):
-            if other.lstat().st_mtime < time.time() - 30 * 24 * 3600:
+    for other in folder.glob("token-*"):
+        made = _TOKEN.fullmatch(other.name)
+        if made and Owner(made["host"], int(made["pid"]), made["began"], since=0.0).is_gone():
+            with contextlib.suppress(OSError):
                 other.unlink()
 
 

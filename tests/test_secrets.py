@@ -5,17 +5,29 @@ The fields are those of the option schema: a new one is covered by being there.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import subprocess
 import sys
+import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conclugen.common.options import OptionsError, build, command, schema
+from ray_jobs import building
+from ray_jobs.embedding import corpus
+from ray_jobs.extraction import extract
 from ray_jobs.tracking.journal import Journal
+from ray_jobs.training import worker
 from tuning import jobs
+from tuning.ablation import run as ablation
 from tuning.ledger import Ledger, Record
+from tuning.sweep import trial_actor
 
 MARK = "Zq7marker"
 URIS = {
@@ -124,3 +136,31 @@ raise RuntimeError("at the end " + uri)
     for part in ("retry of http://127.0.0.1:9/x", "no route to", "slow", "in a thread", "at the end", "as quoted: ***"):
         assert part in said, part
     assert said.count("Traceback") == 4, said  # logged twice
+
+
+def test_what_workers_log_is_scrubbed_from_their_first_line_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Ray starts in another process: it has none of the command's own settings."""
+    factory = logging.getLogRecordFactory()
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    nothing: Any = None
+    begin: dict[str, Callable[[], object]] = {
+        "training": lambda: worker.train(nothing),
+        "build": lambda: next(building._build_task(nothing)),
+        "decoding": lambda: next(extract._DecodeRanges(nothing, [])({"id": [0]})),
+        "encoder": lambda: extract._EncoderActor(nothing),
+        "embedding of clips": lambda: corpus._EmbedTables(nothing),
+        "embedding of features": lambda: corpus._EmbedRanges(nothing, nothing, []),
+        "cell": lambda: ablation._run_cell._function(nothing, nothing),
+        "trial": lambda: trial_actor.TrialActor.setup(nothing, {}, nothing, nothing),
+    }
+    try:
+        for name, first in begin.items():
+            logging.setLogRecordFactory(logging.LogRecord)
+            with contextlib.suppress(Exception):  # there is nothing to work on
+                first()
+            record = logging.getLogRecordFactory()("theirs", 30, "", 1, "retry of %s", (URIS["password"],), None)
+            assert record.getMessage() == "retry of http://127.0.0.1:9/x", name
+    finally:
+        logging.setLogRecordFactory(factory)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.ending import resumable
 from ray_jobs.embedding.model import RunModel
@@ -64,6 +65,7 @@ class _EmbedTables:
     """In an actor: tables of encoded clips to rows of the result."""
 
     def __init__(self, rows: RowEmbedder) -> None:
+        uris.scrub_output()
         self._rows = rows
         assert rows.model is not None  # loaded here, not while the first block waits
 
@@ -86,6 +88,7 @@ class _EmbedRanges:
     """In an actor: ranges of feature shards to rows of the result."""
 
     def __init__(self, rows: RowEmbedder, manifest: Manifest, ranges: list[tuple[int, int, int]]) -> None:
+        uris.scrub_output()
         self._rows, self._ranges = rows, ranges
         composition = {name: rows.model.modalities[name] for name in rows.model.embedder.modalities}
         self._reader = Reader(

@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 
 from conclugen import backbones
+from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
@@ -133,6 +134,7 @@ class _DecodeRanges:
     ranges: list[tuple[int, int, int]]
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        uris.scrub_output()
         for number in batch["id"]:
             yield from self.decoder.tables(*self.ranges[int(number)])
 
@@ -141,6 +143,7 @@ class _EncoderActor:
     """In an actor: holds one encoder, and sends every block through it."""
 
     def __init__(self, stage: EncoderStage) -> None:
+        uris.scrub_output()
         self._stage = stage
         assert stage.encoder is not None  # the weights are loaded here, not while the first block waits
 

@@ -99,7 +99,7 @@ def _pretrain(
     with (
         journal,
         MlflowSink(folder.journal, uri) as sink,
-        resumable(lambda: progress(folder, job, total_steps)),
+        resumable(lambda: progress(journal, folder, job, total_steps)),
         journal.running(),
     ):
         begun = journal.position
@@ -151,9 +151,10 @@ def remainder(source: Source) -> str:
     return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={source.plan.remainder})"
 
 
-def progress(folder: RunFolder, job: PretrainJob, total_steps: int) -> str:
-    """Of an interrupted run: what is kept."""
-    made = f"run {folder.name}: {trainer.last_step(folder)} of {total_steps} steps were made"
+def progress(journal: Journal, folder: RunFolder, job: PretrainJob, total_steps: int) -> str:
+    """Of an interrupted run: what is kept. The journal has read all steps when it took the status; to read them once
+    more would take too long at the end of a long run."""
+    made = f"run {folder.name}: {max(journal.mark(), 0)} of {total_steps} steps were made"
     store = folder.store(job.run)
     if store.is_local:  # a store elsewhere may be what does not answer
         kept = max(store.steps(), default=0)

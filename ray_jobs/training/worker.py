@@ -13,6 +13,7 @@ import torch
 
 from conclugen import Pretrainer, checkpoint
 from conclugen.checkpoint import Checkpoint
+from conclugen.common import uris
 from conclugen.prefetch import prefetch
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
@@ -40,6 +41,7 @@ class Start:
 
 def train(start: Start) -> None:
     """The training of one rank, from the newest checkpoint to the end; how it fails is noted in the run's folder."""
+    uris.scrub_output()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     failures = RunFolder(start.folder).failures

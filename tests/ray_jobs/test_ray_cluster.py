@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -102,6 +103,25 @@ def test_a_local_ray_is_private(monkeypatch: pytest.MonkeyPatch, short: Path) ->
     del os.environ["RAY_AUTH_TOKEN_PATH"]
     ray_cluster.connect(1)
     assert "RAY_AUTH_TOKEN_PATH" not in calls[2]["environment"]
+
+
+def test_tokens_of_jobs_that_are_over_go_and_no_others(monkeypatch: pytest.MonkeyPatch, short: Path) -> None:
+    """However old: a run may last for months."""
+    starts(monkeypatch, None)
+    ray_cluster.connect(1)
+    mine = Path(os.environ.pop("RAY_AUTH_TOKEN_PATH"))
+    host, pid, began = mine.name.removeprefix("token-").split("@")[:3]
+    assert (host, pid) == (socket.gethostname(), str(os.getpid()))
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    over = [f"token-{host}@{ended.pid}@{began}@a", f"token-{host}@{pid}@{began}1@b"]
+    others = [f"token-another@{ended.pid}@{began}@c", "token-d"]
+    for name in (*over, *others):
+        (mine.parent / name).touch()
+    os.utime(mine, (0, 0))
+    ray_cluster.connect(1)
+    new = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert {path.name for path in mine.parent.glob("token-*")} == {*others, mine.name, new.name}
 
 
 @pytest.mark.parametrize("address", ["", "local"])

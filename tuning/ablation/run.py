@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import ray
 
+from conclugen.common import uris
 from ray_jobs import ray_cluster
 from tuning.ablation.cell import Cell, Outcome, one_thread, run
 from tuning.ablation.cost import told
@@ -19,6 +20,7 @@ _REASON_LENGTH = 500
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _run_cell(cell: Cell, data: LabelledSet) -> Outcome:
+    uris.scrub_output()
     with one_thread():
         return run(cell, data)
 

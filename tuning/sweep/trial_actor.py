@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from conclugen import PretrainConfig
+from conclugen.common import uris
 from conclugen.common.options import to_plain
 from ray_jobs.run_config import DataConfig
 from ray_jobs.tracking.journal import Journal
@@ -64,6 +65,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], shared: TrialShared, plan: TrialPlan) -> None:
         began = time.monotonic()
+        uris.scrub_output()
         torch.set_num_threads(plan.threads)
         # Shared rows are read-only memory, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

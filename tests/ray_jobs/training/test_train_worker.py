@@ -16,8 +16,10 @@ import torch
 
 from conclugen.non_finite import NonFiniteLossError
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import Journal
 from ray_jobs.training import failures
 from ray_jobs.training.failures import Pulse, is_fatal
+from ray_jobs.training.pretraining import progress
 from ray_jobs.training.rank_meeting import RankMeeting
 from ray_jobs.training.worker import Watch
 from shards import Damage, ShardError
@@ -184,6 +186,24 @@ def test_only_the_loss_of_a_rank_whose_end_was_announced_is_foretold(
         raise RuntimeError("out of memory")
     (failure,) = failures.read(path, "now")
     assert failure.waited is bool(waited) and failure.foretold is foretold
+
+
+def test_an_interrupted_run_tells_its_steps_without_reading_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    folder: Any = SimpleNamespace(name="r", store=lambda _: SimpleNamespace(is_local=True, steps=lambda: [2, 4]))
+    job: Any = SimpleNamespace(run=None)
+    with Journal(path, experiment="e", name="r") as journal, Journal(path) as workers:
+        assert progress(journal, folder, job, 9).startswith("run r: 0 of 9 steps were made")
+        with pytest.raises(KeyboardInterrupt), journal.running():
+            for step in range(1, 8):
+                workers.metrics(step, {"loss": 1.0})
+            raise KeyboardInterrupt
+        monkeypatch.setattr("ray_jobs.tracking.journal.read_records", lambda *_: pytest.fail("read again"))
+        assert progress(journal, folder, job, 9) == (
+            "run r: 7 of 9 steps were made, the newest checkpoint is of step 4; the same command goes on from there"
+        )
 
 
 STALLED = """
