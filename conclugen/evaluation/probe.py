@@ -2,6 +2,8 @@
 
 Strength C is chosen on held-out training groups, then the probe is fitted again on all labelled rows. Standardisation
 is fitted on the training rows (of which the labelled ones may be a part). Of equally good strengths the smallest wins.
+Classes are fitted by a softmax with a vector for each, also where there are two: scikit-learn, which then fits a single
+one, comes to the same probe at twice the C.
 """
 
 from abc import ABC, abstractmethod
