@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 import ray
 from ray._private import ray_constants, services  # of Ray's start alone; all else is in training/ray_internals.py
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from conclugen.common import ending, uris
 from conclugen.common.locks import Owner
@@ -175,6 +176,8 @@ def _own_token(folder: Path) -> None:
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = name
+    # This process may have read another token, for a Ray that is over: Ray keeps the first.
+    AuthenticationTokenLoader.instance().reset_cache()
     for other in folder.glob("token-*"):
         made = _TOKEN.fullmatch(other.name)
         if made and Owner(made["host"], int(made["pid"]), made["began"], since=0.0).is_gone():

@@ -246,3 +246,16 @@ def test_a_real_ray_comes_up_on_an_awkward_machine(machine: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "listening ['127.0.0.1']" in done.stdout and "token 0o600 0o700" in done.stdout, done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_local_ray_comes_up_in_a_process_that_has_had_another() -> None:
+    """Ray keeps the first token that a process has read; that of the one before leads nowhere."""
+    program = (
+        "import ray; from ray_jobs import ray_cluster\n"
+        "ray.init('local', num_cpus=2, include_dashboard=False, logging_level='error'); ray.shutdown()\n"
+        "for _ in range(2): ray_cluster.connect(1); assert ray.is_initialized(); ray.shutdown()\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0 and "did not come up" not in done.stdout, done.stdout + done.stderr
