@@ -27,6 +27,7 @@ from conclugen.pretrainer import Pretrainer
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
 _FLOAT, _LONG = 4, 8
+_LISTED = ("contrastive", "clustering", "reconstruction")  # those whose collectives are written down here
 # What goes through each rank's link, as a multiple of (W - 1) / W and of the collective's size.
 _PASSES = {"gather": 1, "scatter": 1, "exchange": 1, "sum": 2, "broadcast": 1}
 
@@ -46,8 +47,10 @@ class Collective:
 
 
 def collectives(config: PretrainConfig, model: Model, world: int) -> list[Collective]:
-    """Those of one step with all tasks active, in its order."""
+    """Those of one step with all tasks active, in its order; ValueError for a task whose collectives are not listed."""
     modalities, tasks = len(config.modalities), config.tasks
+    if unlisted := sorted(set(tasks.active) - set(_LISTED)):
+        raise ValueError(f"no estimate of {', '.join(unlisted)}: its collectives are not listed; {', '.join(_LISTED)} are")
     rows = world * config.local_batch(world)
     P = config.model.projection_dim
     pairs = 1 if modalities == 2 else modalities

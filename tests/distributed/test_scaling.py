@@ -43,6 +43,12 @@ def test_collectives_are_those_of_real_ranks(workers: Pool, case: str, world: in
         assert made == Counter({key: n for key, n in expected.items() if key[0] != "exchange"})
 
 
+def test_a_task_whose_collectives_are_not_listed_is_refused() -> None:
+    config = presets.build("conclugen", "improved", **SETTINGS, tasks={"siglip": {}})
+    with pytest.raises(ValueError, match="no estimate of siglip: its collectives are not listed; contrastive"):
+        collectives(config, bare_model(config, ranks.WIDTHS), 2)
+
+
 def test_parameters_and_checkpoint_are_those_of_a_pretrainer() -> None:
     config = presets.build("conclugen", "paper", **SETTINGS)
     pretrainer = Pretrainer(config, ranks.WIDTHS, 3)
