@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OUT    ?= outputs
 # One thread in each process: more than there are cores wait for each other. Modules are compiled once, not by each of
 # the processes that Ray starts. Who runs what: tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --durations=15
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=15
 
 .PHONY: demo test test-slow test-pythons reproduce install constraints clean
 .DELETE_ON_ERROR:

@@ -23,6 +23,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than there are cores: the one that has `tests/cluster` waits for Ray half of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process has all of `tests/cluster`, one test after the other, for they share a Ray whose CPUs they use up; it
     begins at once, for that takes longest (`tests/cluster/conftest.py` puts it first). Meanwhile the others have the
