@@ -50,7 +50,7 @@ def collectives(config: PretrainConfig, model: Model, world: int) -> list[Collec
     """Those of one step with all tasks active, in its order; ValueError for a task whose collectives are not listed."""
     modalities, tasks = len(config.modalities), config.tasks
     if unlisted := sorted(set(tasks.active) - set(_LISTED)):
-        raise ValueError(f"no estimate of {', '.join(unlisted)}: its collectives are not listed; {', '.join(_LISTED)} are")
+        raise ValueError(f"no estimate of {', '.join(unlisted)}: its collectives are not listed, expected of {_LISTED}")
     rows = world * config.local_batch(world)
     P = config.model.projection_dim
     pairs = 1 if modalities == 2 else modalities
