@@ -39,7 +39,6 @@ def work(job):
             print("ready", flush=True)
             time.sleep(job.upto)
         finally:
-            began = time.monotonic()
             os.kill(os.getpid(), signal.SIGTERM)  # a second signal leaves the end alone
             print(f"waits {ending.patience(60.0):g}, stopped {ending.stopped()}", flush=True)
     return 0

@@ -1,9 +1,12 @@
 """The journal: what is written is read back, once, through crashes, restarts and several writers."""
 
+import fcntl
 import json
 import logging
 import math
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +283,33 @@ def test_two_processes_write_without_loss_or_repetition(tmp_path):
         assert [r["step"] for r in written if r.get("series") == f"writer{first}"] == list(range(first, 200, 2))
     shared = [record["step"] for record in written if record.get("series") == "shared"]
     assert shared == sorted(set(shared)) and shared[-1] >= 198
+
+
+def test_a_writer_waits_while_another_process_is_at_the_file(tmp_path, monkeypatch):
+    """Another process writes step 5 while ours is about to: ours waits for its end, reads, and leaves step 5 out. The
+    other one's lock is a shared one here: only an exclusive lock waits for it."""
+    waiting, flock = threading.Event(), fcntl.flock
+
+    def watched(file, operation):
+        if operation != fcntl.LOCK_UN:
+            waiting.set()
+        flock(file, operation)
+
+    with open_journal(tmp_path) as journal, ThreadPoolExecutor(1) as pool, journal.path.open("ab") as other:
+        flock(other, fcntl.LOCK_SH)
+        monkeypatch.setattr(fcntl, "flock", watched)
+        ours = pool.submit(journal.metrics, 5, {"loss": 1.0})
+        while not (waiting.wait(0.01) or ours.done()):
+            pass
+        record = {"seq": 1, "time": 1_700_000_000_000, "kind": "metrics", "series": "train", "step": 5}
+        other.write(json.dumps({**record, "values": {"loss": 2.0}}).encode() + b"\n")
+        other.flush()
+        flock(other, fcntl.LOCK_UN)
+        assert ours.result() is False, "the step is in the journal already"
+        assert journal.metrics(6, {"loss": 3.0})
+    written = lines(tmp_path)
+    assert [record["seq"] for record in written] == [0, 1, 2]
+    assert metric_history(tmp_path / "journal.jsonl") == {"loss": [(5, 2.0), (6, 3.0)]}
 
 
 def test_a_closed_journal_refuses_records(tmp_path):

@@ -16,13 +16,13 @@ from conclugen.evaluation.config import MeasureConfig
 from ray_jobs.training import run_lock
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
 from tests.feature_corpus import write_corpus
+from tests.tuning.sweep.made_trials import Kit
 from tuning.report.report import report
 from tuning.sweep import replay, results
-from tuning.sweep.folder import SweepBook, SweepFolder
+from tuning.sweep.folder import SweepFolder
 from tuning.sweep.job import COMMAND, ScheduleConfig, SweepJob
 from tuning.sweep.population import Schedule, check_space
 from tuning.sweep.search import Outcome, proposer
-from tuning.sweep.space import Space
 from tuning.sweep.space_presets import laptop, published
 from tuning.sweep.sweep import count, identity, prepare, sweep
 from tuning.sweep.trial import Trial
@@ -108,19 +108,6 @@ def test_a_command_line_that_cannot_be_read_ends_in_one_line(
     assert COMMAND.main() == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(message)
-
-
-class Kit:
-    """A book over made-up results."""
-
-    def __init__(self, folder: Path, space: Space, search: str = "random", trials: int = 6) -> None:
-        self.folder = SweepFolder(folder)
-        self.folder.claim({"space": 1})
-        source = proposer(search, space, 3, "max", folder)
-        self.book = SweepBook(self.folder, space, source, trials, "probe_accuracy", {"manifest": "m"})
-
-    def end(self, number: int, value: float, state: str = "finished", reason: str = "") -> None:
-        self.book.finish(number, Outcome({9: value}, state), {"probe_accuracy": value}, {"seconds": 1.0}, reason)
 
 
 class RawJudge:
