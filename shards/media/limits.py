@@ -17,6 +17,7 @@ REASONS = {
     "truncated": "the picture ends well before the time that the file announces",
     "damaged": "more pictures are damaged than allowed",
     "bad_interval": "the interval is empty, reversed, or lies outside the video",
+    "clock_jumps": "parts with clocks of their own were joined into one file, so that a time means several moments",
     "cut_mismatch": "what was cut does not show the pictures or the sound that were asked for",
     "audio_length": "sound and picture are not equally long (--audio-length, --audio-gap-seconds, --audio-gap-share)",
     "audio_damaged": "the sound cannot be decoded",

@@ -16,8 +16,8 @@ from shards.media.face_search import FaceSearch
 from shards.media.face_track import Faces
 from shards.media.frames import with_ends
 from shards.media.limits import AUDIO_LENGTHS, Limits, MediaError
+from shards.media.one_clock import check_clock
 from shards.media.pictures import Tally, decode_pictures
-from shards.media.probe import check_file
 
 _LEAST_MISSING = 0.5  # seconds by which a whole video may end before what it announces
 _EDIT = Fraction(1, 500)  # seconds: edit lists count in milliseconds
@@ -71,7 +71,8 @@ def prepare(request: Request) -> Prepared:
     """
     limits = request.limits
     if request.audio is not None:
-        check_file(request.audio)
+        check_clock(request.audio, limits)
+    check_clock(request.video, limits)
     cut, view = _cut(request)
     seconds = view.seconds(cut)
     if cut.announced is not None and cut.announced - seconds > max(_LEAST_MISSING, 0.05 * cut.announced):

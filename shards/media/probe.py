@@ -185,8 +185,16 @@ def _video_rank(stream: Any) -> tuple[Any, ...]:
 
 def audio_stream(container: Any) -> Any | None:
     """The sound stream to use, or None: of those whose codec is known the one marked default, else the best: not made
-    for the hard of hearing or seeing, most channels, highest sample rate, most bits; else the first."""
+    for the hard of hearing or seeing, most channels, highest sample rate, most bits; else the first.
+
+    A transport stream may carry several programs, which only the library tells apart: there it is the library's choice
+    among the sounds of the picture's program."""
     known = [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate > 0]
+    moving = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & _NOT_MOVING]
+    if container.format.name == "mpegts" and len(known) > 1 and moving:
+        beside = container.streams.best("audio", related=max(moving, key=_video_rank))
+        if any(stream is beside for stream in known):
+            return beside
     return max(known, key=_audio_rank) if known else None
 
 

@@ -77,7 +77,8 @@ def time_heard(samples: np.ndarray, rate: int, at: float, span: float = 0.16) ->
 @dataclass(frozen=True)
 class Recipe:
     """A file to make. times: when picture number i is shown, in seconds; sounds: (time, seconds) of stretches of sound,
-    each telling the time at which it lies; shift: seconds added to all of the file's time stamps."""
+    each telling the time at which it lies; shift: seconds added to all of the file's time stamps; number, told: the
+    first picture's number, and seconds added to what the sound tells: of a part that was filmed later."""
 
     times: Sequence[Fraction]
     sounds: Sequence[tuple[float, float]] = ()
@@ -89,6 +90,8 @@ class Recipe:
     format: str | None = None
     muxer: Mapping[str, str] = field(default_factory=dict)
     shift: Fraction = Fraction(0)
+    number: int = 0
+    told: float = 0.0
 
 
 def steady(count: int, rate: Fraction | int = 25, begin: float = 0.0) -> list[Fraction]:
@@ -134,7 +137,7 @@ _QUIET = {
 def _pictures(stream: Any, recipe: Recipe, clock: Fraction) -> Iterator[Any]:
     begin = recipe.times[0]
     for number, time in enumerate(recipe.times):
-        frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(picture(recipe.number + number), format="rgb24")
         frame.pts, frame.time_base = round((time - begin) / clock), clock
         yield from _shifted(stream.encode(frame), begin + recipe.shift)
     yield from _shifted(stream.encode(None), begin + recipe.shift)
@@ -146,7 +149,7 @@ def _sounds(stream: Any, recipe: Recipe) -> Iterator[Any]:
     form = {"format": context.format.name, "layout": "mono", "rate": RATE}
     size = context.frame_size or _BLOCK
     for at, seconds in recipe.sounds:
-        samples = sound(at, seconds)
+        samples = sound(at + recipe.told, seconds)
         for number in range(len(samples) // size):
             block = samples[None, number * size : (number + 1) * size]
             frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
