@@ -87,7 +87,7 @@ class Opened:
     @property
     def steps(self) -> int:
         """Optimiser steps that the model took."""
-        return int(self.embedder.info["steps"])
+        return int(self.embedder.info["steps"])  # `open_run` has checked it
 
     @property
     def model(self) -> str:
@@ -113,6 +113,9 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
         )
     uri = uri_of_run(folder.path, job.tracking_uri)
     embedder = conclugen.load(folder.model)
+    steps = embedder.info.get("steps")
+    if not isinstance(steps, int):
+        raise ValueError(f"{folder.model / 'config.json'}: info.steps is {steps!r}, expected a whole number")
     check_widths(job, embedder)
     read = read_labelled(job, embedder.modalities)
     check_split(job, read, methods)

@@ -78,9 +78,17 @@ class RunModel:
             )
         embedder = conclugen.load(folder.model, device)
         info = embedder.info if "features" in embedder.info else {**embedder.info, **_shards_info(folder)}
-        modalities = {name: tuple(columns) for name, columns in info["modalities"].items()}
+        try:
+            modalities = _composition(embedder)
+            recipe = recipe_of(info)
+            _check_columns(embedder, modalities, recipe)
+        except ValueError as cause:
+            raise ValueError(
+                f"{folder.model / 'config.json'}: {cause}; run ray_jobs.pretrain, whose models say what they were "
+                "trained on, or write it into the model's info yourself"
+            ) from cause
         probe = _probe(folder, embedder, label)
-        return cls(folder.name, folder.path, embedder, recipe_of(info), modalities, probe)
+        return cls(folder.name, folder.path, embedder, recipe, modalities, probe)
 
     @property
     def encoder_names(self) -> tuple[str, ...]:
@@ -138,6 +146,41 @@ class RunModel:
         return embeddings, self.probe.probabilities(
             embeddings if same else self.embedder.embed(features, self.probe.fusion)
         )
+
+
+def _composition(embedder: conclugen.Embedder) -> dict[str, tuple[str, ...]]:
+    """Modality -> columns of features, as the exported model tells it."""
+    wanted = "expected a mapping from modalities to lists of columns"
+    told = embedder.info.get("modalities")
+    if told is None:
+        raise ValueError(f"info.modalities is missing, {wanted}")
+    if not isinstance(told, Mapping):
+        raise ValueError(f"info.modalities is {_short(told)}, {wanted}")
+    for name in embedder.modalities:
+        columns = told.get(name)
+        if not isinstance(columns, list) or not columns or not all(isinstance(column, str) for column in columns):
+            found = "is missing" if name not in told else f"is {_short(columns)}"
+            raise ValueError(f"info.modalities.{name} {found}, expected a list of one or more columns")
+    return {name: tuple(told[name]) for name in embedder.modalities}
+
+
+def _check_columns(
+    embedder: conclugen.Embedder, modalities: Mapping[str, tuple[str, ...]], recipe: Recipe | None
+) -> None:
+    """Raise ValueError where the encoders' columns do not have the widths that the model takes."""
+    widths = {} if recipe is None else {item["column"]: item["width"] for item in recipe.encoders}
+    for name, columns in modalities.items():
+        known = [widths[column] for column in columns if column in widths]
+        if len(known) == len(columns) and sum(known) != embedder.widths[name]:
+            raise ValueError(
+                f"info.modalities.{name}: the columns {', '.join(columns)} are {sum(known)} wide together, "
+                f"the model takes {embedder.widths[name]}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _shards_info(folder: RunFolder) -> dict[str, Any]:

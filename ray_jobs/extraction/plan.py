@@ -214,16 +214,21 @@ class Recipe:
 def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
     """The recipe that a manifest's (or an exported model's) info holds; None for features of unknown origin."""
     features = info.get("features")
-    if not isinstance(features, Mapping):
+    if features is None:
         return None
     try:
+        if not isinstance(features, Mapping) or not isinstance(features["encoders"], list):
+            raise TypeError("expected a mapping with a list of encoders")
         whole = bool(features.get("whole_frames", False))
         decoding = Decoding(str(features["crop"]), bool(features["low_confidence"]), whole)
         encoders = tuple(dict(item) for item in features["encoders"])
-        for item in encoders:
-            item["name"], item["column"], item["modality"], item["width"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the description of how the features were made cannot be read: {error!r}") from None
+        for number, item in enumerate(encoders):
+            for name, kind in (("name", str), ("column", str), ("modality", str), ("width", int)):
+                if not isinstance(item[name], kind):
+                    raise TypeError(f"encoders[{number}].{name} is {_short(item[name])}")
+    except (KeyError, TypeError, ValueError) as error:
+        missing = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"the description of how the features were made cannot be read: {missing}") from None
     return Recipe(encoders, decoding)
 
 

@@ -262,6 +262,47 @@ def test_other_weights_and_unknown_origins_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (("modalities",), None, "info.modalities is missing, expected a mapping from modalities to lists"),
+        (("modalities",), ["video"], 'info.modalities is ["video"], expected a mapping'),
+        (("modalities", "audio"), None, "info.modalities.audio is missing, expected a list"),
+        (("modalities", "video"), "random_image", 'info.modalities.video is "random_image", expected a list'),
+        (("modalities", "video"), [], "info.modalities.video is [], expected a list of one or more"),
+        (("modalities", "video"), [1], "info.modalities.video is [1]"),
+        (("modalities", "video"), ["random_audio"], "the columns random_audio are"),
+        (("features",), "resnet", "expected a mapping with a list of encoders"),
+        (("features", "encoders"), None, "'encoders' is missing"),
+        (("features", "encoders"), {}, "expected a mapping with a list of encoders"),
+        (("features", "encoders"), ["x"], "cannot be read"),
+        (("features", "encoders", 1), {"name": "random-video"}, "'column' is missing"),
+        (("features", "encoders", 1, "width"), "many", 'encoders[1].width is "many"'),
+        (("features", "encoders", 0, "name"), None, "'name' is missing"),
+        (("features", "crop"), "sideways", "--crop 'sideways' is unknown"),
+    ],
+)
+def test_an_export_that_lacks_what_embed_needs_is_told_in_one_line(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: tuple, value: object, message: str
+) -> None:
+    """Models that something else than ray_jobs.pretrain exported, or a hand changed; None: the field is not there."""
+    run = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "runs" / "run"))
+    document = run.model / "config.json"
+    said = json.loads(document.read_text())
+    place = said["info"]
+    for name in field[:-1]:
+        place = place[name]
+    if value is None:
+        del place[field[-1]]
+    else:
+        place[field[-1]] = value
+    document.write_text(storage.document_text(said))
+    assert embed.main(["--run", "run", "--output", str(tmp_path / "runs"), "a.mp4", "--out", str(tmp_path / "o")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0] and str(document) in errors[0]
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
     ("more", "message"),
     [
         ([], "expected video files, or --data with shards of clips or features"),
