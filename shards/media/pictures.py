@@ -217,6 +217,9 @@ def _timed(container: Any, stream: Any) -> Iterator[tuple[list[Shown], int]]:
     usual = 1 / Fraction(stream.average_rate) if stream.average_rate else Fraction(1, 25)
     # AVI knows when a picture is decoded, not when it is shown: decoded one after the other, they are shown so.
     in_order = container.format.name == "avi"
+    # Of several pictures in a pack the first alone has a time; the demuxer's guesses for the others may be one late,
+    # and the next pack's first picture is then stamped as the last of them.
+    guessed = container.format.name == "mpeg"
     waiting = stream.codec_context.codec.canonical_name in _WAIT_FOR_KEY
     deinterlacer = Deinterlacer()
     previous: Fraction | None = None
@@ -231,6 +234,8 @@ def _timed(container: Any, stream: Any) -> Iterator[tuple[list[Shown], int]]:
             # Pictures without a time follow one another.
             follows = start_of(container) if previous is None else previous + usual
             time = follows if stamp is None else stamp * clock
+            if guessed and previous is not None and previous - 2 * usual < time <= previous:
+                time = previous + usual / 4
             if (waiting and not frame.key_frame) or (frame.is_corrupt and not keyed):
                 continue
             waiting, previous = False, time

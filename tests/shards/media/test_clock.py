@@ -8,14 +8,17 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
+from shards.media import pictures
 from shards.media import probe as probe_module
 from shards.media.cut import CutVideo, cut_video
 from shards.media.limits import Limits, MediaError
@@ -188,6 +191,27 @@ def test_one_picture_of_a_variable_rate_is_as_long_as_it_is_shown(tmp_path: Path
         clip = cut(path, (begin, begin + 0.06))
         assert clip.details["video"]["pictures"] == len(shown(clip.video)) >= 1
         assert clip.details["video"]["seconds"] == pytest.approx(0.04, abs=0.021)
+
+
+def test_pictures_of_a_program_stream_with_one_time_are_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stamps as a demuxer guessed them for a file of tiny pictures: the seventh is stamped as the sixth."""
+    stamps = [2235600, 2239200, 2242800, 2246400, 2250000, 2253600, 2253600, 2257200, 2260800]
+
+    def frames() -> Iterator[tuple[list[av.VideoFrame], int, bool]]:
+        for stamp in stamps:
+            frame = av.VideoFrame(96, 64, "yuv420p")
+            frame.pts, frame.time_base = stamp, Fraction(1, 90_000)
+            yield [frame], 0, True
+
+    monkeypatch.setattr(pictures, "_decoded", lambda *_: frames())
+    codec = SimpleNamespace(codec=SimpleNamespace(canonical_name="h264"))
+    stream = SimpleNamespace(average_rate=25, codec_context=codec)
+    for name, rising in (("mpeg", True), ("mpegts", False)):
+        container = SimpleNamespace(format=SimpleNamespace(name=name), streams=[], start_time=None)
+        times = [shown.time for batch, _ in pictures._timed(container, stream) for shown in batch]
+        assert (times == sorted(set(times))) is rising and len(times) == 9
+        wanted = [Fraction(stamp, 90_000) for stamp in stamps]
+        assert max(abs(a - b) for a, b in zip(times, wanted, strict=True)) <= Fraction(1, 100)
 
 
 def test_a_cut_that_shows_something_else_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
