@@ -179,7 +179,7 @@ def loop_extract(plan: Extraction) -> None:
 
 
 def plan_extraction(job: ClipJobs, folder: Path) -> Extraction:
-    choices = choices_of(job.encoders, job.weights, job.mirror)
+    choices = choices_of(job.encoders, job)
     plan = Extraction.make(ClipManifest.open(folder / "clips"), folder / "features", choices)
     plan.claim()
     return plan
@@ -265,7 +265,7 @@ def run(job: ClipJobs) -> int:
         return 0
     for way in job.ways:
         choose("ways", way, WAYS)
-    choices_of(job.encoders, job.weights, job.mirror)
+    choices_of(job.encoders, job)
     with _folder() as root:
         return _compare(job, root, repeated(job.videos, root / "videos", job.repeat))
 

@@ -1,6 +1,6 @@
 """The trained heads as a folder of their own, and the Embedder that reads it back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from conclugen import fields, storage
 from conclugen.beside_raw import FUSION as RAW_FUSION
 from conclugen.beside_raw import BesideRaw
+from conclugen.common import plugins
+from conclugen.common.extras import MissingExtraError
 from conclugen.common.options import build
 from conclugen.config import known_tasks
 from conclugen.heads import RepresentationHead
@@ -23,6 +25,7 @@ from conclugen.tasks import registry
 SCHEMA, VERSION = "conclugen-model", 2
 TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"
 _CHUNK_ROWS = 4096
+_DECODES_FILES = "conclugen.files"  # entry points: (embedder, paths, fusion, ...) -> (n, width)
 _BESIDE = "beside_raw"  # in the document, and before the tensors' names
 
 
@@ -133,6 +136,23 @@ class Embedder:
         self.check_fusion(fusion)
         whole = len(self.widths) * self.representation_dim
         return {"concat": whole, RAW_FUSION: whole + sum(self.widths.values())}.get(fusion, self.representation_dim)
+
+    def encode(self, paths: Sequence[str | Path], fusion: str = "concat", **options: Any) -> NDArray[np.float32]:
+        """One vector for each video file: (n, width), decoded and encoded as the model's own features were.
+
+        paths: of files, in the order of the rows; fusion: as in `embed`. options: of what decodes, which another part
+        of the installation brings (`ray_jobs.embedding.files`): `texts`, what is said in each; `weights`, `mirror` and
+        `plugin` of the encoders; `progress`. Raises ValueError for a file that can't be used, naming it, and for a
+        model that does not tell how its features were made; MissingExtraError where nothing here decodes files.
+        """
+        self.check_fusion(fusion)
+        if isinstance(paths, str | Path):
+            raise TypeError(f"paths: found {str(paths)!r}, expected a list of files, such as [{str(paths)!r}]")
+        found = plugins.installed(_DECODES_FILES)
+        if not found:
+            raise MissingExtraError('reading video files needs the jobs: pip install "conclugen[media,train]"')
+        vectors: NDArray[np.float32] = found[0].load()(self, [str(path) for path in paths], fusion, **options)
+        return vectors
 
     def check_fusion(self, fusion: str) -> None:
         """Raise ValueError unless `embed` knows it."""

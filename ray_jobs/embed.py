@@ -62,7 +62,7 @@ COMMAND = Command(
     run,
     shown=(
         *("run", "files", "data", "output", "embeddings", "label", "fusion", "window", "stride", "text", "weights"),
-        *("gpus", "actors"),
+        *("plugin", "gpus", "actors"),
     ),
     was={"clips": "data", "features": "data", "out": "embeddings"},
     bare="files",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,8 @@ class EncoderOptions:
     """Which copies of the encoders run, and on what: shared by the jobs that run encoders.
 
     Attributes:
+        plugin: Module of your own, in the working folder or on PYTHONPATH, that lists encoders in `ENCODERS`. It is
+            imported; so files given by --config can't name one.
         weights: Encoder -> local copy of its weights: a file, a folder, or a model's name on a hub.
         mirror: Folder or URL where published weight files are found under their own names; none: their own addresses.
         gpus: Share of a GPU for each actor, of every encoder or of those named; 0: a CPU.
@@ -24,6 +26,7 @@ class EncoderOptions:
         block_mib: Size of what travels between the stages at once, in MiB; a single longer clip is a block of its own.
     """
 
+    plugin: tuple[str, ...] = field(default=(), metadata={"line_only": True})
     weights: dict[str, str] | None = None
     mirror: str | None = None
     gpus: float | dict[str, float] = 0.0
@@ -80,9 +83,10 @@ def run(job: ExtractJob) -> int:
 def known_encoders() -> str:
     """What can be named, for `--help`."""
     from conclugen import backbones
+    from conclugen.backbones import registry
 
     sets = "\n".join(f"  {name:<19} {', '.join(members)}" for name, members in backbones.SETS.items())
-    encoders = "\n".join(f"  {name:<19} {what}" for name, (_, _, what) in backbones.ENCODERS.items())
+    encoders = "\n".join(f"  {name:<19} {offer.about}" for name, offer in registry.offers().items())
     return f"sets of encoders:\n{sets}\n\nencoders:\n{encoders}"
 
 
@@ -91,8 +95,8 @@ COMMAND = Command(
     ExtractJob,
     run,
     shown=(
-        *("data", "output", "encoders", "weights", "crop", "views", "sequences", "gpus", "actors", "overwrite", "seed"),
-        "quiet",
+        *("data", "output", "encoders", "weights", "plugin", "crop", "views", "sequences", "gpus", "actors"),
+        *("overwrite", "seed", "quiet"),
     ),
     was={"clips": "data", "out": "output"},
     epilog=known_encoders,

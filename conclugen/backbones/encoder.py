@@ -1,12 +1,13 @@
 """What a frozen encoder is: where it stands in the data, what it takes, what it gives.
 
 An encoder maps one clip's input of one kind to a sequence of vectors, one for each step of time (a frame, a window, a
-token); the clip's feature is their mean (DESIGN of the method: mean over time). Encoders know no files of video and no
-cluster: a job decodes, and hands them arrays.
+token); the clip's feature is their mean (as the method has it), unless its info says another pooling. Encoders know no
+files of video and no cluster: a job decodes, and hands them arrays.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 
 FRAMES, WAVE, MEL, TEXT = "frames", "wave", "mel", "text"
 KINDS = (FRAMES, WAVE, MEL, TEXT)
+MEAN, MEAN_STD = "mean", "meanstd"
+POOLINGS = (MEAN, MEAN_STD)
+
+_MODALITY = re.compile(r"[a-z][a-z0-9]{0,19}")
+_COLUMN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,35}")  # shards allow 40, of which a view's mark takes four
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -44,11 +51,24 @@ class Takes:
         return f"{self.kind}_{self.rate:g}{size}" if self.rate else self.kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """name: as it is asked for. modality: video, audio or text. column: where features of it are stored. width: of one
-    vector. preprocessing: what the encoder itself does to its input. source: where the weights come from. licence: of
-    the weights, as their publisher states it. digest: SHA-256 of the weights that are in use."""
+    """What an encoder is, as it is stored with features and models.
+
+    Attributes:
+        name: As it is asked for.
+        modality: video, audio or text.
+        column: Where features of it are stored.
+        width: Of a clip's vector.
+        takes: Input of one clip.
+        preprocessing: What the encoder itself does to its input.
+        source: Where the weights come from.
+        licence: Of the weights, as their publisher states it.
+        digest: SHA-256 of the weights that are in use.
+        pooling: How a clip's vector comes from its sequence, one of `POOLINGS`.
+        revision: Of the weights on a hub, where they come from one.
+        layers: Whose output the sequence is, where that can be chosen.
+    """
 
     name: str
     modality: str
@@ -59,6 +79,14 @@ class EncoderInfo:
     source: str
     licence: str
     digest: str
+    pooling: str = MEAN
+    revision: str = ""
+    layers: str = ""
+
+    @property
+    def step_width(self) -> int:
+        """Of each vector of a sequence."""
+        return self.width // 2 if self.pooling == MEAN_STD else self.width
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -69,7 +97,13 @@ class EncoderInfo:
     def identity(self) -> dict[str, Any]:
         """What must agree for two sets of features to be comparable."""
         plain = self.to_dict()
-        return {name: plain[name] for name in ("name", "column", "width", "takes", "preprocessing", "digest")}
+        kept = {name: plain[name] for name in ("name", "column", "width", "takes", "preprocessing", "digest")}
+        # Those that are left out where nothing was chosen: so did they before there was a choice.
+        return (
+            kept
+            | ({"pooling": self.pooling} if self.pooling != MEAN else {})
+            | ({"layers": self.layers} if self.layers else {})
+        )
 
 
 class Encoder(Protocol):
@@ -80,12 +114,12 @@ class Encoder(Protocol):
     def info(self) -> EncoderInfo: ...
 
     def encode(self, batch: Sequence[Any]) -> Array:
-        """(B, width) float32: the mean over each clip's sequence."""
+        """(B, width) float32: each clip's sequence, pooled as the encoder's info says."""
         ...
 
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:
-        """One (T_i, width) float32 array for each clip, T_i >= 1. Raises InputError for an input that is not what the
-        encoder takes, naming its position in the batch."""
+        """One (T_i, step width) float32 array for each clip, T_i >= 1. Raises InputError for an input that is not what
+        the encoder takes, naming its position in the batch."""
         ...
 
 
@@ -98,6 +132,10 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.position, str(self)))
+
+
+class EncoderError(ValueError):
+    """An encoder that does not do what its info says: a fault of the encoder, whatever the clip."""
 
 
 class FrozenEncoder(ABC):
@@ -116,14 +154,13 @@ class FrozenEncoder(ABC):
         return torch.float32 if self.network is None else next(self.network.parameters()).dtype
 
     def encode(self, batch: Sequence[Any]) -> Array:
-        """(B, width) float32: the mean over each clip's sequence."""
-        sequences = self.encode_sequence(batch)
-        means = [time_mean(sequence) for sequence in sequences]
-        return np.stack(means) if means else np.zeros((0, self.info.width), np.float32)
+        """(B, width) float32: each clip's sequence, pooled as the encoder's info says."""
+        vectors = [pool(sequence, self.info.pooling) for sequence in sequences_of(self, batch)]
+        return np.stack(vectors) if vectors else np.zeros((0, self.info.width), np.float32)
 
     @abstractmethod
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:
-        """One (T_i, width) float32 array for each clip."""
+        """One (T_i, step width) float32 array for each clip."""
 
     def in_chunks(self, items: Sequence[T], compute: Callable[[Sequence[T]], Tensor]) -> Array:
         """`compute` (items -> (n, width)) over at most `chunk` items at a time; (len(items), width) float32."""
@@ -142,10 +179,60 @@ class FrozenEncoder(ABC):
         return np.concatenate(parts)
 
 
-def time_mean(sequence: Array) -> Array:
-    """(T, width) to (width,) float32, summed in float64."""
-    mean: Array = sequence.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
+def pool(sequence: Array, pooling: str = MEAN) -> Array:
+    """(T, width) to (width,) float32 of a clip, summed in float64: the mean over time, or mean and standard deviation
+    (of the population; twice the width)."""
+    mean = sequence.mean(axis=0, dtype=np.float64)
+    if pooling == MEAN_STD:
+        mean = np.concatenate([mean, sequence.std(axis=0, dtype=np.float64)])
+    vector: Array = mean.astype(np.float32)
+    return vector
+
+
+def sequences_of(encoder: Encoder, batch: Sequence[Any]) -> list[Array]:
+    """`encoder.encode_sequence`, its result checked: EncoderError where it is not what the encoder's info says."""
+    info, sequences = encoder.info, encoder.encode_sequence(batch)
+    if len(sequences) != len(batch):
+        raise EncoderError(f"encoder {info.name}: gave {len(sequences)} sequences for {len(batch)} clips; mend it")
+    for sequence in sequences:
+        shape = np.shape(sequence)
+        if len(shape) != 2 or not shape[0] or shape[1] != info.step_width:
+            raise EncoderError(
+                f"encoder {info.name}: gave vectors of shape {shape}, its info says (steps, {info.step_width}); mend "
+                "it, or leave it out of --encoders"
+            )
+    return sequences
+
+
+def check_encoder(encoder: Any, name: str) -> None:
+    """Raise ValueError where an encoder of another package is not what the protocol says."""
+    info = getattr(encoder, "info", None)
+    if not isinstance(info, EncoderInfo):
+        raise ValueError(f"its info is {info!r}, expected an EncoderInfo")
+    takes = info.takes
+    timed, sized = takes.kind in (FRAMES, WAVE), takes.kind == FRAMES
+    for field, value, good, expected in (
+        ("name", info.name, info.name == name, f"{name!r}, as it is registered"),
+        ("modality", info.modality, _fits(_MODALITY, info.modality), "small letters and digits, such as 'video'"),
+        ("column", info.column, _fits(_COLUMN, info.column), "at most 36 letters, digits, _ and -"),
+        ("width", info.width, type(info.width) is int and info.width > 0, "a number above 0"),
+        ("pooling", info.pooling, info.pooling in POOLINGS, f"one of {', '.join(POOLINGS)}"),
+        ("width", info.width, info.pooling != MEAN_STD or not info.width % 2, "an even number: mean and deviation"),
+        ("takes.kind", takes.kind, takes.kind in KINDS, f"one of {', '.join(KINDS)}"),
+        ("takes.rate", takes.rate, takes.rate > 0 or not timed, "frames or samples a second, above 0"),
+        ("takes.rate", takes.rate, takes.kind != WAVE or takes.rate == int(takes.rate), "a whole number of samples"),
+        ("takes.size", takes.size, takes.size is not None or not sized, "(height, width) of the frames"),
+        ("digest", info.digest, _fits(_DIGEST, info.digest), "SHA-256 of its weights (or its formula), as hex"),
+    ):
+        if not good:
+            raise ValueError(f"{field}: found {value!r}, expected {expected}")
+    for method in ("encode", "encode_sequence"):
+        if not callable(getattr(encoder, method, None)):
+            raise ValueError(f"it has no method {method!r}; derive it from FrozenEncoder, which has `encode`")
+
+
+def _fits(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def check_frames(batch: Sequence[Any], takes: Takes) -> list[Array]:

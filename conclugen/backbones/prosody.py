@@ -34,15 +34,15 @@ def create(given: str | None, mirror: str | None, device: str) -> ProsodyEncoder
     if given is not None:
         raise ValueError(f"encoder {NAME} has no weights; leave out --weights {NAME}={given}")
     info = EncoderInfo(
-        NAME,
-        "audio",
-        "audio_prosody",
-        WIDTH,
-        TAKES,
-        "levels, pitch and centroid in windows of 1 s",
-        "computed, no weights",
-        "Apache-2.0 (this project)",
-        hashlib.sha256(f"{NAME} {_FORMULA}".encode()).hexdigest(),
+        name=NAME,
+        modality="audio",
+        column="audio_prosody",
+        width=WIDTH,
+        takes=TAKES,
+        preprocessing="levels, pitch and centroid in windows of 1 s",
+        source="computed, no weights",
+        licence="Apache-2.0 (this project)",
+        digest=hashlib.sha256(f"{NAME} {_FORMULA}".encode()).hexdigest(),
     )
     return ProsodyEncoder(info, None, "cpu", 1)
 

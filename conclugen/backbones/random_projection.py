@@ -44,15 +44,15 @@ class RandomEncoder(FrozenEncoder):
 
     def __init__(self, kind: str) -> None:
         info = EncoderInfo(
-            f"random-{kind}",
-            _MODALITY[kind],
-            f"random_{kind}",
-            WIDTH,
-            _TAKES[kind],
-            "none worth the name",
-            "random numbers",
-            "Apache-2.0 (this project)",
-            hashlib.sha256(f"random-{kind} 2".encode()).hexdigest(),
+            name=f"random-{kind}",
+            modality=_MODALITY[kind],
+            column=f"random_{kind}",
+            width=WIDTH,
+            takes=_TAKES[kind],
+            preprocessing="none worth the name",
+            source="random numbers",
+            licence="Apache-2.0 (this project)",
+            digest=hashlib.sha256(f"random-{kind} 2".encode()).hexdigest(),
         )
         super().__init__(info, None, "cpu", 64)
         inputs = {"image": _CELLS * _CELLS * 3, "video": 3, "audio": _SAMPLES, "text": 8}[kind]

@@ -76,15 +76,15 @@ def create(given: str | None, mirror: str | None, device: str) -> ResDavenetEnco
 
 def _info(digest: str) -> EncoderInfo:
     return EncoderInfo(
-        NAME,
-        "audio",
-        "audio_davenet",
-        WIDTH,
-        TAKES,
-        "mean over the rows that 128 bands leave",
-        _PUBLISHED.where,
-        "as its repository states; trained on Places audio captions",
-        digest,
+        name=NAME,
+        modality="audio",
+        column="audio_davenet",
+        width=WIDTH,
+        takes=TAKES,
+        preprocessing="mean over the rows that 128 bands leave",
+        source=_PUBLISHED.where,
+        licence="as its repository states; trained on Places audio captions",
+        digest=digest,
     )
 
 

@@ -35,15 +35,15 @@ def create(given: str | None, mirror: str | None, device: str) -> ResNet152:
     weights.fill(network, weights.read(path), path)
     network.fc = torch.nn.Identity()
     info = EncoderInfo(
-        NAME,
-        "video",
-        "video_2d",
-        WIDTH,
-        TAKES,
-        "frames / 255, ImageNet mean and deviation",
-        url,
-        "BSD-3-Clause (torchvision); trained on ImageNet, whose terms are for research",
-        weights.file_digest(path),
+        name=NAME,
+        modality="video",
+        column="video_2d",
+        width=WIDTH,
+        takes=TAKES,
+        preprocessing="frames / 255, ImageNet mean and deviation",
+        source=url,
+        licence="BSD-3-Clause (torchvision); trained on ImageNet, whose terms are for research",
+        digest=weights.file_digest(path),
     )
     return ResNet152(info, network, device, _CHUNK)
 

@@ -92,15 +92,16 @@ def create(given: str | None, mirror: str | None, device: str) -> ResNet3D101:
 
 def _info(digest: str) -> EncoderInfo:
     return EncoderInfo(
-        NAME,
-        "video",
-        "video_3d",
-        WIDTH,
-        TAKES,
-        "frames / 255, Kinetics mean and deviation; windows of 16 within a shot, stride 16, the last one shorter",
-        _PUBLISHED.where,
-        "not stated with the weights; trained on Kinetics-400",
-        digest,
+        name=NAME,
+        modality="video",
+        column="video_3d",
+        width=WIDTH,
+        takes=TAKES,
+        preprocessing="frames / 255, Kinetics mean and deviation; windows of 16 within a shot, stride 16, the last one "
+        "shorter",
+        source=_PUBLISHED.where,
+        licence="not stated with the weights; trained on Kinetics-400",
+        digest=digest,
     )
 
 

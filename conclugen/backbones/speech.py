@@ -42,15 +42,15 @@ def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
     network = sqa.ConvTransformerSQAModel(load_weights=False)
     weights.fill(network, weights.read(path), path)
     info = EncoderInfo(
-        NAME,
-        "audio",
-        "audio_speech",
-        WIDTH,
-        TAKES,
-        "loudest sample 1; windows of 7.68 s; first transformer layer, every 20 ms",
-        "package distillmos",
-        "MIT",
-        weights.file_digest(path),
+        name=NAME,
+        modality="audio",
+        column="audio_speech",
+        width=WIDTH,
+        takes=TAKES,
+        preprocessing="loudest sample 1; windows of 7.68 s; first transformer layer, every 20 ms",
+        source="package distillmos",
+        licence="MIT",
+        digest=weights.file_digest(path),
     )
     return SpeechEncoder(info, Front(network), device, _CHUNK)
 

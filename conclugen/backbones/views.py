@@ -23,6 +23,7 @@ STRENGTHS = ("mild", "strong")
 _GREY = (0.299, 0.587, 0.114)  # Rec. 601 luma
 _BLUR_KERNEL = 19
 _FFT, _HOP = 1024, 160
+_RATE = 16_000
 
 
 class Draws:
@@ -68,8 +69,9 @@ VIDEO = {
 }
 
 
-def augment(kind: str, value: Any, *, seed: int, key: str, view: int, strength: str = "mild") -> Any:
+def augment(kind: str, value: Any, *, seed: int, key: str, view: int, strength: str = "mild", rate: int = _RATE) -> Any:
     """View number `view` (1, 2, ...) of one clip's input of a kind (`encoder.KINDS`), of the same shape and dtype.
+    rate: of samples, in Hz.
 
     Inputs of one kind share their draws: the frames at 1 and at 16 a second are cropped alike.
     """
@@ -84,7 +86,7 @@ def augment(kind: str, value: Any, *, seed: int, key: str, view: int, strength: 
     if kind == MEL:
         return mask_spectrogram(value, draws)
     if kind == WAVE:
-        return mask_wave(value, draws)
+        return mask_wave(value, draws, rate)
     assert kind == TEXT, kind
     return text(value, draws)
 
@@ -167,14 +169,14 @@ def mask_spectrogram(mel: Array, draws: Draws) -> Array:
     return masked
 
 
-def mask_wave(samples: Array, draws: Draws) -> Array:
+def mask_wave(samples: Array, draws: Draws, rate: int = _RATE) -> Array:
     """(N,) float32: the same two masks, on the short-time spectrum, and back to samples. Bands are counted on the mel
     scale, so that low and high frequencies are as likely to be masked as in a mel spectrogram."""
     count = len(samples)
     padded = np.pad(samples, (0, max(0, _FFT - count))).astype(np.float32)
     window = torch.hann_window(_FFT)
     spectrum = torch.stft(torch.from_numpy(padded), _FFT, _HOP, window=window, return_complex=True)
-    bins = torch.linspace(0, 8000, spectrum.shape[0])
+    bins = torch.linspace(0, rate / 2, spectrum.shape[0])
     mel = 2595 * torch.log10(1 + bins / 700)
     low, high = masked_band(1000, draws)
     begin, end = masked_band(spectrum.shape[1], draws)

@@ -14,36 +14,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.metadata
-import logging
-import pkgutil
 import re
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from conclugen import fields, tasks
+from conclugen.common import plugins
+from conclugen.common.plugins import OWN, Registry
 from conclugen.tasks.base import Inputs, Task
 
 GROUP = "conclugen.tasks"
-OWN = "conclugen"
 RESERVED = ("divisor", "weighting", "gradients", "learned_weight_lr", "gradnorm_alpha")
 """Options that stand beside the tasks in `TasksConfig`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Registry:
-    """tasks: by name, in order. providers: name -> the package that has it. problems: name -> why it is left out."""
-
-    tasks: Mapping[str, type[Task]]
-    providers: Mapping[str, str]
-    problems: Mapping[str, str]
-
-
 def registered() -> Mapping[str, type[Task]]:
     """Every task by name, in a fixed order."""
-    return _registry().tasks
+    return _registry().entries
 
 
 def get(name: str) -> type[Task]:
@@ -109,63 +97,24 @@ def serve(tasks: Iterable[str], modalities: tuple[str, ...]) -> bool:
     return True
 
 
-def collect(builtin: Iterable[type[Task]], points: Iterable[importlib.metadata.EntryPoint]) -> Registry:
+def collect(builtin: Iterable[type[Task]], points: Iterable[EntryPoint]) -> Registry[type[Task]]:
     """The registry of built-in tasks and entry points. Raises ValueError where a built-in one is no proper task."""
     found: dict[str, type[Task]] = {}
-    providers: dict[str, str] = {}
-    problems: dict[str, str] = {}
     for task in sorted(builtin, key=lambda task: (task.order, task.name)):
         _check(task, task.name, found, own=True)
-        found[task.name], providers[task.name] = task, OWN
-    by_name: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for point in points:
-        by_name.setdefault(point.name, []).append(point)
-    for name in sorted(by_name):
-        first, *others = sorted(by_name[name], key=_package)
-        packages = ", ".join(_package(point) for point in (first, *others))
-        if name in found:
-            problems[f"{name} of {packages}"] = (
-                f"task {name!r} of {packages} is left out: conclugen has a task of this name; rename it or uninstall "
-                f"{packages}"
-            )
-        elif others:
-            problems[name] = f"task {name!r} is registered twice, by {packages}: uninstall one of them"
-        else:
-            try:
-                task = first.load()
-                _check(task, name, found, own=False)
-            except (Exception, SystemExit) as cause:
-                reason = " ".join(str(cause).split()) or type(cause).__name__
-                kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
-                problems[name] = (
-                    f"task {name!r} of {packages} ({first.value}) can't be used: {kind}{reason}; mend, update or "
-                    "uninstall that package"
-                )
-            else:
-                found[name], providers[name] = task, packages
-    return Registry(MappingProxyType(found), MappingProxyType(providers), MappingProxyType(problems))
+        found[task.name] = task
+    return plugins.collect("task", found, points, _take)
+
+
+def _take(name: str, point: EntryPoint, known: Mapping[str, type[Task]]) -> type[Task]:
+    task: type[Task] = point.load()
+    _check(task, name, known, own=False)
+    return task
 
 
 @functools.lru_cache(maxsize=1)
-def _registry() -> Registry:
-    registry = collect(_builtin(), importlib.metadata.entry_points(group=GROUP))
-    for problem in registry.problems.values():
-        logging.getLogger("conclugen").warning("warning: %s", problem)
-    return registry
-
-
-def _builtin() -> list[type[Task]]:
-    """The tasks that the files of this folder define."""
-    found = []
-    for listed in pkgutil.iter_modules(tasks.__path__):
-        module = importlib.import_module(f"{tasks.__name__}.{listed.name}")
-        own = (value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__)
-        found += [value for value in own if isinstance(value, type) and issubclass(value, Task) and value is not Task]
-    return found
-
-
-def _package(point: importlib.metadata.EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+def _registry() -> Registry[type[Task]]:
+    return plugins.warned(collect(plugins.classes_in(tasks, Task), plugins.installed(GROUP)))
 
 
 def _check(task: Any, name: str, known: Mapping[str, type[Task]], own: bool) -> None:

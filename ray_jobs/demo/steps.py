@@ -184,7 +184,7 @@ def _embed_new_clip(config: DemoConfig, choices: tuple[EncoderChoice, ...], pret
     path = folder / row.path
     model = RunModel.open(pretrained.folder, LABEL)
     used = [choice.create("cpu") for choice in choices if choice.name in model.encoder_names]
-    (embedded,) = embed_files(model, used, [str(path)], "concat", Windows(), row.transcript)
+    (embedded,) = embed_files(model, used, [str(path)], "concat", Windows(), [row.transcript])
     if not isinstance(embedded, Embedded):
         _, error = embedded
         assert isinstance(error, MediaError)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conclugen.backbones import Encoder, InputError
-from conclugen.backbones.encoder import FRAMES, time_mean
+from conclugen.backbones.encoder import FRAMES, pool
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.clip_features import Decoded, encode_within_breaks, unique
 from shards.clips.reader import StoredClip
@@ -51,11 +51,17 @@ class Embedded:
 
 
 def embed_files(
-    model: RunModel, encoders: Sequence[Encoder], paths: Sequence[str], fusion: str, windows: Windows, text: str | None
+    model: RunModel,
+    encoders: Sequence[Encoder],
+    paths: Sequence[str],
+    fusion: str,
+    windows: Windows | None,
+    texts: Sequence[str | None],
 ) -> Iterator[Embedded | tuple[str, MediaError]]:
-    """Each file's rows, or its name and why it can't be used. text: what is said, for the clip as a whole."""
+    """Each file's rows, or its name and why it can't be used. windows: none for the clips as a whole alone; texts: what
+    is said in each clip as a whole."""
     with IsolatedPreparer() as preparer:
-        for path in paths:
+        for path, text in zip(paths, texts, strict=True):
             try:
                 yield _embed(model, encoders, preparer, path, fusion, windows, text)
             except MediaError as error:
@@ -68,7 +74,7 @@ def _embed(
     preparer: IsolatedPreparer,
     path: str,
     fusion: str,
-    windows: Windows,
+    windows: Windows | None,
     text: str | None,
 ) -> Embedded:
     assert model.recipe is not None
@@ -78,7 +84,7 @@ def _embed(
     clip = StoredClip(Path(path).stem, 0, prepared.video, prepared.sound, text, info)
     decoded = Decoded.of(clip, unique([encoder.info.takes for encoder in encoders]), decoding)
     seconds = float(prepared.details["video"]["seconds"])
-    parts: list[tuple[float, float] | None] = [None, *windows.over(seconds)]
+    parts: list[tuple[float, float] | None] = [None, *(windows.over(seconds) if windows is not None else ())]
     columns: dict[str, list[np.ndarray | None]] = {encoder.info.column: [] for encoder in encoders}
     for start in range(0, len(parts), _BATCH):
         batch = parts[start : start + _BATCH]
@@ -106,7 +112,7 @@ def _vectors(
     try:
         found = encode_within_breaks(encoder, [inputs[i] for i in there], [lengths[i] for i in there])
         for i, sequence in zip(there, found, strict=True):
-            vectors[i] = time_mean(sequence)
+            vectors[i] = pool(sequence, encoder.info.pooling)
     except InputError as error:
         raise MediaError("damaged", f"{encoder.info.name}: {error}") from None
     return vectors

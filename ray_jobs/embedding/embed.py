@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from conclugen.backbones import EncoderError
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.locks import folder_held
 from conclugen.common.names import file_name
+from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster
 from ray_jobs.embed import EmbedJob
 from ray_jobs.embedding import timeline as embed_timeline
@@ -55,7 +57,7 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
             f"embeddings: {out} holds the embeddings of a corpus, which --overwrite would remove together with those "
             "of files; choose another folder"
         )
-    encoders = [choice.create("cpu") for choice in choices_of(model.encoder_names, job.weights, job.mirror)]
+    encoders = [choice.create("cpu") for choice in choices_of(model.encoder_names, job, model.provided)]
     model.check([encoder.info for encoder in encoders])
     kept = _kept(out / _ROWS_FILE, model.identity(job.fusion), job.overwrite)
     windows = Windows(job.window, job.stride)
@@ -63,7 +65,8 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
     stems = Counter(Path(path).stem for path in job.files)
     pictures = {path: file_name(Path(path).stem if stems[Path(path).stem] == 1 else path) for path in job.files}
     classes = model.probe.classes if model.probe is not None else ()
-    for result in embed_files(model, encoders, job.files, job.fusion, windows, job.text):
+    texts = [job.text] * len(job.files)
+    for result in embed_files(model, encoders, job.files, job.fusion, windows, texts):
         if not isinstance(result, Embedded):
             path, error = result
             failed += 1
@@ -164,7 +167,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
         ray_cluster.connect(1)
         count, without = embed_features(manifest, rows, resources, out)
     else:
-        choices = choices_of(model.encoder_names, job.weights, job.mirror)
+        choices = choices_of(model.encoder_names, job, model.provided)
         assert model.recipe is not None
         plan = Extraction.make(manifest, out, choices, decoding=model.recipe.decoding)
         model.check(plan.infos)
@@ -223,4 +226,9 @@ def run(job: EmbedJob) -> int:
     model.embedder.check_fusion(job.fusion)
     out = job.embeddings.expanduser().absolute() if job.embeddings else folder.path / "embeddings"
     with folder_held(out, "embeddings are being written here", "another --embeddings"):
-        return embed_paths(model, job, out) if job.data is None else embed_corpus(model, job, job.data, out)
+        if job.data is None:
+            return embed_paths(model, job, out)
+        try:
+            return embed_corpus(model, job, job.data, out)
+        except EncoderError as error:  # also as Ray hands it on from an actor
+            raise JobFailedError(str(error).splitlines()[-1]) from error

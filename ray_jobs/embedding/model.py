@@ -105,6 +105,11 @@ class RunModel:
                 raise ValueError(f"run {self.name!r}: column {column!r} is an augmented view, or of unknown origin")
         return tuple(name for column, name in made.items() if column in used)
 
+    @property
+    def provided(self) -> dict[str, str]:
+        """Encoder -> who had it, as the model tells."""
+        return {} if self.recipe is None else self.recipe.provided
+
     def identity(self, fusion: str) -> dict[str, Any]:
         """What embeddings and probabilities depend on, as plain data: those of another are not put beside them."""
         exported = json.loads((self.folder / "model" / "config.json").read_text())

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from conclugen.backbones import Encoder, InputError, Takes
-from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE, time_mean
+from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE, pool, sequences_of
 from conclugen.backbones.views import augment
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, view_name
 from shards.clips.decode import decode_clip
@@ -40,13 +40,13 @@ _RATE = 16_000
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded clip. frames: of each input of frames, by its key; samples: (N,) float32 at 16 kHz or None; text: or
-    None; breaks: seconds, rising, before and after which frames are not one movement: cuts, and where frames without a
-    face are left out the begin of every face's track."""
+    """A decoded clip. frames: of each input of frames, by its key; samples: rate in Hz -> (N,) float32, empty for a
+    clip without sound; text: or None; breaks: seconds, rising, before and after which frames are not one movement:
+    cuts, and where frames without a face are left out the begin of every face's track."""
 
     takes: tuple[Takes, ...]
     frames: Mapping[str, Frames]
-    samples: np.ndarray | None
+    samples: Mapping[int, np.ndarray]
     text: str | None
     breaks: tuple[float, ...] = ()
 
@@ -67,10 +67,13 @@ class Decoded:
                 limits=limits,
             )
             frames.update({take.key: decoded.frames[take.rate] for take in wanted})
-        samples = text = None
-        if any(take.kind != FRAMES for take in takes):
-            rest = decode_clip(clip, (), sample_rate=_RATE, low_confidence=decoding.low_confidence, limits=limits)
-            samples, text = rest.samples, rest.text
+        samples: dict[int, np.ndarray] = {}
+        text = None
+        for rate in dict.fromkeys(_rate(take) for take in takes if take.kind != FRAMES):
+            rest = decode_clip(clip, (), sample_rate=rate, low_confidence=decoding.low_confidence, limits=limits)
+            text = rest.text
+            if rest.samples is not None:
+                samples[rate] = rest.samples
         breaks = set(clip.cuts)
         if clip.faces is not None and decoding.crop != "none" and not decoding.whole_frames:
             breaks |= {track.start for track in clip.faces.tracks}
@@ -80,7 +83,7 @@ class Decoded:
     def seconds(self) -> float:
         """Time of the last frame, or length of the sound."""
         ends = [float(frames.times[-1]) for frames in self.frames.values()]
-        return max(ends, default=0.0) if self.samples is None else max([*ends, len(self.samples) / _RATE])
+        return max([*ends, *(len(x) / rate for rate, x in self.samples.items())], default=0.0)
 
     def lengths(self, take: Takes, stretch: tuple[float, float] | None = None) -> list[int]:
         """How many of the frames that `inputs` gives lie between one break and the next, in order."""
@@ -104,12 +107,17 @@ class Decoded:
             elif take.kind == TEXT:
                 if stretch is None and self.text is not None and self.text.strip():
                     found[take.key] = self.text
-            elif self.samples is not None:
-                first, last = (0, None) if stretch is None else (int(at * _RATE) for at in stretch)
-                part = self.samples[first:last]
+            elif (rate := _rate(take)) in self.samples:
+                first, last = (0, None) if stretch is None else (int(at * rate) for at in stretch)
+                part = self.samples[rate][first:last]
                 if len(part):
                     found[take.key] = part if take.kind == WAVE else min_max(mel_bands(part))
         return found
+
+
+def _rate(take: Takes) -> int:
+    """Of the sound that an input is made of; text comes with any."""
+    return int(take.rate) if take.kind == WAVE else _RATE
 
 
 def without_sound(clip: StoredClip) -> StoredClip:
@@ -136,7 +144,8 @@ def encode_within_breaks(
     encoder: Encoder, items: Sequence[Any], lengths: Sequence[Sequence[int] | None]
 ) -> list[np.ndarray]:
     """`encode_sequence` of each item, an item of several lengths (`Decoded.lengths`) part by part: an encoder that sees
-    several frames at once never sees both sides of a cut. InputError has the item's position."""
+    several frames at once never sees both sides of a cut. InputError has the item's position; EncoderError for an
+    encoder that gives what its info does not say."""
     parts: list[Any] = []
     owners: list[int] = []
     for number, (item, own) in enumerate(zip(items, lengths, strict=True)):
@@ -144,7 +153,7 @@ def encode_within_breaks(
         parts += pieces
         owners += [number] * len(pieces)
     try:
-        sequences = encoder.encode_sequence(parts)
+        sequences = sequences_of(encoder, parts)
     except InputError as error:
         raise InputError(owners[error.position], str(error)) from None
     joined: list[list[np.ndarray]] = [[] for _ in items]
@@ -271,7 +280,7 @@ class EncoderStage:
                 elif not _storable(x, self.dtype):
                     reasons[i], messages[i] = "not_finite", f"{info.name}: a number is not finite in {self.dtype}"
                 elif keeps:
-                    values[i], sequences[i] = time_mean(x).tobytes(), x.tobytes()
+                    values[i], sequences[i] = pool(x, info.pooling).tobytes(), x.tobytes()
                 else:
                     values[i] = x.tobytes()
             table = table.append_column(f"out.{view_name(info.column, view)}", pa.array(values, pa.binary()))
@@ -287,7 +296,9 @@ class EncoderStage:
         if not view:
             return item
         how = self.augmentation
-        return augment(self.encoder.info.takes.kind, item, seed=how.seed, key=key, view=view, strength=how.strength)
+        takes = self.encoder.info.takes
+        rate = _rate(takes)
+        return augment(takes.kind, item, seed=how.seed, key=key, view=view, strength=how.strength, rate=rate)
 
     def _encode(
         self, items: Sequence[Any], lengths: Sequence[list[int] | None], sequences: bool
@@ -300,7 +311,7 @@ class EncoderStage:
             try:
                 found = encode_within_breaks(self.encoder, [items[i] for i in left], [lengths[i] for i in left])
                 for place, sequence in zip(left, found, strict=True):
-                    vectors[place] = sequence if sequences else time_mean(sequence)
+                    vectors[place] = sequence if sequences else pool(sequence, self.encoder.info.pooling)
                 break
             except InputError as error:
                 place = left.pop(error.position)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 
 from conclugen import backbones
+from conclugen.backbones import EncoderError, registry
 from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
@@ -34,6 +35,7 @@ from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
 
 Number = TypeVar("Number", int, float)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,32 @@ class _EncoderActor:
 
 
 def choices_of(
-    names: Sequence[str], weights: Mapping[str, str] | None = None, mirror: str | None = None
+    names: Sequence[str], options: EncoderOptions, provided: Mapping[str, str] | None = None
 ) -> tuple[EncoderChoice, ...]:
-    """Encoders by their names. ValueError for an unknown one, or weights of one that is not used."""
-    resolved = backbones.resolve(names)
-    given = dict(weights or {})
+    """Encoders by their names. provided: who had them, as data tell. ValueError for an unknown one, a plugin that does
+    not serve, or weights of an encoder that is not used."""
+    for module in options.plugin:
+        registry.plug(module)
+    for name in names if provided is not None else ():
+        if name.partition(":")[2].startswith(("/", ".", "~")):  # features are named without a place, whoever made them
+            raise ValueError(f"encoder {name!r}: what features are made with has a name, and no path; refused")
+    resolved = backbones.resolve(names, provided)
+    given = dict(options.weights or {})
+    _check_names("weights", given, resolved)
+    return tuple(EncoderChoice(name, _of(name, given), options.mirror, registry.plugin_of(name)) for name in resolved)
+
+
+def _check_names(field: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
+    known = {*names, *(name.partition("@")[0] for name in names)}
     for name in given:
-        if name not in resolved:
-            raise ValueError(f"weights: {name}: that encoder is not among {', '.join(resolved)}")
-    return tuple(EncoderChoice(name, given.get(name), mirror) for name in resolved)
+        if name not in known:
+            raise ValueError(f"{field}: {name}: that encoder is not among {', '.join(names)}")
+
+
+def _of(name: str, given: Mapping[str, T]) -> T | None:
+    """What is given for an encoder, or for the model of which it is a choice (`hf-audio:NAME` of
+    `hf-audio:NAME@layer=9`)."""
+    return given.get(name, given.get(name.partition("@")[0]))
 
 
 def resources_of(options: EncoderOptions, names: Sequence[str]) -> Resources:
@@ -177,10 +196,8 @@ def resources_of(options: EncoderOptions, names: Sequence[str]) -> Resources:
 def _per_encoder(field: str, given: Number | Mapping[str, Number], names: Sequence[str]) -> dict[str, Number]:
     if not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
-    for name in given:
-        if name not in names:
-            raise ValueError(f"{field}: {name}: that encoder is not among {', '.join(names)}")
-    return dict(given)
+    _check_names(field, given, names)
+    return {name: value for name in names if (value := _of(name, given)) is not None}
 
 
 def plan_of(job: ExtractJob) -> Extraction:
@@ -193,7 +210,7 @@ def plan_of(job: ExtractJob) -> Extraction:
     return Extraction.make(
         clips,
         out,
-        choices_of(job.encoders, job.weights, job.mirror),
+        choices_of(job.encoders, job),
         decoding=Decoding(job.crop, job.low_confidence, job.whole_frames),
         augmentation=Augmentation(job.views, job.view_strength, job.seed),
         dtype=job.dtype,
@@ -211,7 +228,7 @@ def run(job: ExtractJob) -> int:
         ray_cluster.connect(len(plan.choices))
         try:
             summary = extract(plan, resources, job.quiet)
-        except (AccessError, ClaimLostError) as error:  # also as Ray hands it on from a task
+        except (AccessError, ClaimLostError, EncoderError) as error:  # also as Ray hands it on from a task
             raise JobFailedError(str(error).splitlines()[-1]) from error
     print("\n".join(summary.lines(plan.out)))
     return summary.exit_status

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen import backbones
-from conclugen.backbones import Encoder, EncoderInfo
+from conclugen.backbones import Encoder, EncoderInfo, registry
 from conclugen.backbones.views import STRENGTHS
 from conclugen.common.names import did_you_mean
 from shards.claim import Claim, digest_of
@@ -38,14 +38,23 @@ CLAIM = Claim(
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """An encoder and where its weights come from, as `conclugen.backbones.create` takes them."""
+    """An encoder and where its weights come from, as `conclugen.backbones.create` takes them. plugin: the module that
+    has it, where the user named one."""
 
     name: str
     weights: str | None = None
     mirror: str | None = None
+    plugin: str | None = None
+
+    @property
+    def provider(self) -> str:
+        """Who has the encoder, in this process."""
+        return registry.provider(self.name)
 
     def create(self, device: str) -> Encoder:
-        """Raises WeightsError for weights that can't be had."""
+        """Raises WeightsError for weights that can't be had, ValueError for an encoder that this process can't have."""
+        if self.plugin is not None:
+            registry.plug(self.plugin)
         return backbones.create(self.name, self.weights, self.mirror, device)
 
 
@@ -176,7 +185,11 @@ class Extraction:
     @property
     def info(self) -> dict[str, Any]:
         """What the feature shards' manifest says of how they were made; `recipe_of` reads it back."""
-        features = self.identity | {"encoders": [info.to_dict() for info in self.infos]}
+        encoders = [
+            info.to_dict() | {"provider": choice.provider}
+            for info, choice in zip(self.infos, self.choices, strict=True)
+        ]
+        features = self.identity | {"encoders": encoders}
         return {"features": features, "set": self.clips.info.get("set")}
 
     def claim(self, overwrite: bool = False) -> None:
@@ -192,6 +205,11 @@ class Recipe:
 
     encoders: tuple[Mapping[str, Any], ...]
     decoding: Decoding
+
+    @property
+    def provided(self) -> dict[str, str]:
+        """Encoder -> who had it."""
+        return {item["name"]: str(item["provider"]) for item in self.encoders if "provider" in item}
 
     def check(self, infos: Sequence[EncoderInfo]) -> None:
         """Raise ValueError where other encoders, or other weights, would make the features."""

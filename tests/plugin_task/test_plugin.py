@@ -10,8 +10,8 @@ import pytest
 import conclugen
 from conclugen import PretrainConfig, checkpoint
 from conclugen.export import ExportError
+from tests import installed
 from tests.conclugen.runs import fresh, small_config
-from tests.plugin_task import installed
 
 TRAIN = """
 import sys
@@ -38,7 +38,7 @@ print(export.load(sys.argv[1] + "/model").modalities)
 
 
 def run(code: str, place: Path, *points: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    environment = installed.environment(place / "site", *points)
+    environment = installed.environment(Path(__file__).parent, place / "site", *points)
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
 
 
@@ -90,7 +90,7 @@ def test_what_can_t_be_registered_is_told_in_one_line_and_left_out(
 
 def test_flags_of_it_are_flags_like_others(tmp_path: Path) -> None:
     place = ["-m", "ray_jobs.pretrain", "--preset", "contrast_only", "--data", "/nowhere", "--run", "x"]
-    environment = installed.environment(tmp_path / "site")
+    environment = installed.environment(Path(__file__).parent, tmp_path / "site")
     flags = ["--pretrain.tasks.alignment.power", "9"]
     done = subprocess.run([sys.executable, *place, *flags], capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and "tasks.alignment.power: found 9" in done.stderr

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import installed
 from tests.feature_corpus import write_corpus
-from tests.plugin_task import installed
 from tests.tuning.labelled_shards import write_labelled
 from tuning.ledger import Ledger
 
@@ -32,7 +32,7 @@ def job(environment: dict[str, str], module: str, *arguments: str) -> str:
 def test_a_task_of_another_package_goes_through_every_job(tmp_path: Path) -> None:
     shards, faces = tmp_path / "shards", write_labelled(tmp_path / "faces", ("video", "audio"), published=True)
     write_corpus(shards, speakers=9, takes=6)
-    out, environment = str(tmp_path / "out"), installed.environment(tmp_path / "site")
+    out, environment = str(tmp_path / "out"), installed.environment(Path(__file__).parent, tmp_path / "site")
     run = ["--data", str(shards), "--run", "both", "--output", out, "--preset", "contrast_only", "--workers", "2"]
     run += ["--modalities", "video,audio", "--pretrain.tasks.alignment.weight", "0.5", "--batch", "24", *SIZES]
     job(environment, "ray_jobs.pretrain", *run, "--epochs", "1")

@@ -311,6 +311,11 @@ class _CommandLine:
         found: dict[str, Any] = {}
         for name, value in self._fields(path, strict_yaml.load(path), ""):
             leaf = self.leaves.get(name)
+            if leaf is not None and leaf.line_only:
+                raise OptionsError(
+                    f"{path}: {name}: names code to import, which files may not; remove it, and give "
+                    f"{self.command.option(name)} on the command line"
+                )
             if leaf is not None and schema.is_list(leaf.hint) and isinstance(value, str):
                 value = Word(value)
             _lay(found, {name: value if leaf is None else schema.convert(leaf.hint, value, f"{path}: {name}")})
@@ -407,6 +412,8 @@ class _CommandLine:
         lines = [f"# Options of python -m {self.command.name}; what says {UNSET} must be given."]
         written: set[str] = set()
         for name, leaf in self.leaves.items():
+            if leaf.line_only:
+                continue
             path = name.split(".")
             groups = [".".join(path[:n]) for n in range(1, len(path))]
             for group in groups:

@@ -75,6 +75,11 @@ class Leaf:
         return bool(self.metadata.get("whole"))
 
     @property
+    def line_only(self) -> bool:
+        """Whether the field is given on the command line alone: what it names is imported, which no file may ask."""
+        return bool(self.metadata.get("line_only"))
+
+    @property
     def metavar(self) -> str:
         """What stands for the value in `--help`."""
         return _METAVARS.get(self.name.rpartition(".")[2]) or _metavar(self.hint)

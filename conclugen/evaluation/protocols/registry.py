@@ -13,31 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.metadata
-import logging
-import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
+from conclugen.common import plugins
 from conclugen.common.names import did_you_mean
+from conclugen.common.plugins import Registry
 from conclugen.evaluation import protocols
 from conclugen.evaluation.protocols.base import EvaluationProtocol, Material, Outcome, ProtocolOptions
 
 GROUP = "conclugen.protocols"
 ALL = "all"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-
-
-@dataclass(frozen=True)
-class Registry:
-    """protocols: by name, in order. problems: name -> why it is left out."""
-
-    protocols: Mapping[str, type[EvaluationProtocol]]
-    problems: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ class Done:
 
 def registered() -> Mapping[str, type[EvaluationProtocol]]:
     """Every protocol by name, in a fixed order."""
-    return _registry().protocols
+    return _registry().entries
 
 
 def chosen(names: Iterable[str], config: ProtocolsConfig | None = None, field_: str = "protocol") -> tuple[str, ...]:
@@ -99,52 +89,27 @@ def run(names: Iterable[str], material: Material, config: ProtocolsConfig) -> It
             yield Done(name, protocol.title, outcome)
 
 
-def collect(builtin: Iterable[type[EvaluationProtocol]], points: Iterable[importlib.metadata.EntryPoint]) -> Registry:
+def collect(
+    builtin: Iterable[type[EvaluationProtocol]], points: Iterable[EntryPoint]
+) -> Registry[type[EvaluationProtocol]]:
     """The registry of built-in protocols and entry points. ValueError where a built-in one is not properly made."""
     found: dict[str, type[EvaluationProtocol]] = {}
-    problems: dict[str, str] = {}
     for protocol in sorted(builtin, key=lambda protocol: (protocol.order, protocol.name)):
         _check(protocol, protocol.name, found)
         found[protocol.name] = protocol
-    for point in sorted(points, key=lambda point: (point.name, point.value)):
-        package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
-        try:
-            protocol = point.load()
-            _check(protocol, point.name, found)
-        except (Exception, SystemExit) as cause:
-            kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
-            reason = " ".join(str(cause).split()) or type(cause).__name__
-            problems.setdefault(
-                point.name, f"protocol {point.name!r} of {package} is left out: {kind}{reason}; mend or uninstall it"
-            )
-        else:
-            found[point.name] = protocol
-    return Registry(MappingProxyType(found), MappingProxyType(problems))
+    return plugins.collect("protocol", found, points, _take)
+
+
+def _take(name: str, point: EntryPoint, known: Mapping[str, type[EvaluationProtocol]]) -> type[EvaluationProtocol]:
+    protocol: type[EvaluationProtocol] = point.load()
+    _check(protocol, name, known)
+    return protocol
 
 
 @functools.lru_cache(maxsize=1)
-def _registry() -> Registry:
-    registry = collect(_builtin(), importlib.metadata.entry_points(group=GROUP))
-    for problem in registry.problems.values():
-        logging.getLogger("conclugen").warning("warning: %s", problem)
-    return registry
-
-
-def _builtin() -> list[type[EvaluationProtocol]]:
-    """The protocols that the files of this folder define."""
-    found: list[type[EvaluationProtocol]] = []
-    for listed in pkgutil.iter_modules(protocols.__path__):
-        name = f"{protocols.__name__}.{listed.name}"
-        if name == __name__:
-            continue
-        module = importlib.import_module(name)
-        own = (value for value in vars(module).values() if getattr(value, "__module__", None) == name)
-        found += [
-            value
-            for value in own
-            if isinstance(value, type) and issubclass(value, EvaluationProtocol) and value is not EvaluationProtocol
-        ]
-    return found
+def _registry() -> Registry[type[EvaluationProtocol]]:
+    builtin = plugins.classes_in(protocols, EvaluationProtocol)  # type: ignore[type-abstract]
+    return plugins.warned(collect(builtin, plugins.installed(GROUP)))
 
 
 def _check(protocol: Any, name: str, known: Mapping[str, Any]) -> None:

@@ -62,7 +62,9 @@ def test_windows_of_16_the_last_one_shorter() -> None:
 def test_3d_features_are_the_mean_over_windows_of_the_network() -> None:
     """Beside one pass for each window; a small network of the same blocks, for time."""
     network = _drawn(resnet3d.ResNet3D((1, 1)))
-    info = EncoderInfo("small", "video", "video_3d", 512, Takes("frames", 16.0, (24, 24)), "", "", "", "")
+    takes = Takes("frames", 16.0, (24, 24))
+    about = {"preprocessing": "", "source": "", "licence": "", "digest": ""}
+    info = EncoderInfo(name="small", modality="video", column="video_3d", width=512, takes=takes, **about)
     encoder = resnet3d.ResNet3D101(info, network, "cpu", chunk=2)
     rng = np.random.default_rng(1)
     clips = [rng.integers(0, 256, (n, 24, 24, 3), dtype=np.uint8) for n in (40, 5, 16)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conclugen import presets
+from conclugen.common.plugins import Registry
 from conclugen.config import RECIPES, PretrainConfig
 from conclugen.fields import SCHEDULABLE
 from conclugen.tasks import Range, Searched, Task, registry
@@ -89,7 +90,7 @@ def point(name: str, value: str) -> EntryPoint:
     return EntryPoint(name, value, registry.GROUP)
 
 
-def collected(*points: EntryPoint) -> registry.Registry:
+def collected(*points: EntryPoint) -> Registry:
     return registry.collect(registry.registered().values(), points)
 
 
@@ -99,7 +100,7 @@ def test_built_in_tasks_come_first_in_the_published_order_and_others_by_name() -
     assert set(presets.PRESETS["simclr"][1]) <= set(named)
     own = f"{__name__}:Plain"
     found = collected(point("plain", own))
-    assert list(found.tasks) == [*named, "plain"] and found.tasks["plain"] is Plain and not found.problems
+    assert list(found.entries) == [*named, "plain"] and found.entries["plain"] is Plain and not found.problems
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_what_can_t_be_registered_is_left_out_whole_in_one_line(points, words: l
     before = registry.registered()
     found = collected(*(point(*each) for each in points), point("fine", f"{__name__}:Plain"))
     (line, other) = sorted(found.problems.values(), key=lambda text: "'fine'" in text)
-    assert "'fine'" in other and found.tasks == before
+    assert "'fine'" in other and found.entries == before
     assert "\n" not in line
     for word in words:
         assert word in line

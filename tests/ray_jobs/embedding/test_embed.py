@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import tomllib
 from dataclasses import asdict
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,7 @@ from shards.manifest import Manifest
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video, sine
 
+ROOT = Path(__file__).parents[3]
 NAMES = ("random-image", "random-video", "random-audio", "random-text")
 
 
@@ -401,3 +405,69 @@ def test_a_table_of_something_else_is_refused(root: Path, tmp_path: Path) -> Non
                 kept(changed, json.dumps(identity))
     with pytest.raises(ValueError, match="differ in run"):
         kept(columns, '{"run": "cd"}')
+
+
+@pytest.fixture
+def decodes_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's entry points as pyproject.toml declares them, whether or not it is installed here."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"]
+
+    def installed(group: str) -> tuple[EntryPoint, ...]:
+        return tuple(EntryPoint(name, value, group) for name, value in declared.get(group, {}).items())
+
+    monkeypatch.setattr("conclugen.common.plugins.installed", installed)
+
+
+def test_a_model_encodes_files_in_one_call(
+    root: Path, video: Path, tmp_path: Path, decodes_files: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The vectors of the job, in the order of the files; silent ones and texts too."""
+    silent = make_video(tmp_path / "silent.mp4", 30)
+    assert embed.main(arguments(root, str(video), str(silent), "--out", str(tmp_path / "out"))) == 0
+    rows = {row["path"]: row for row in pq.read_table(tmp_path / "out/embeddings.parquet").to_pylist() if row["whole"]}
+    model = conclugen.load(root / "runs/run/model")
+    capsys.readouterr()
+    vectors = model.encode([silent, str(video)], texts=[None, "words"])
+    assert vectors.shape == (2, 16) and vectors.dtype == np.float32 and "2/2 clips" in capsys.readouterr().out
+    expected = [rows[str(path)]["embedding"] for path in (silent, video)]
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.encode([video], "audio", progress=False)[0], expected[1][8:], rtol=1e-5, atol=1e-6)
+    assert model.encode([]).shape == (0, 16)
+
+
+def test_what_can_t_be_encoded_is_told_in_one_line(
+    root: Path, video: Path, tmp_path: Path, decodes_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = conclugen.load(root / "runs/run/model")
+    (tmp_path / "text.mp4").write_text("text")
+    for paths, options, words in (
+        ([tmp_path / "text.mp4"], {}, r"text\.mp4: not_media: .*; leave it out"),
+        ([video, tmp_path / "gone.mp4"], {}, r"gone\.mp4: missing"),
+        ([video], {"fusion": "sum"}, "fusion: unknown value 'sum'"),
+        ([video], {"texts": ["a", "b"]}, "texts: found 2, expected one for each of the 1 files"),
+        ([video], {"plugin": ["no_such_module"]}, "plugin: module 'no_such_module' can't be imported"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.encode(paths, progress=False, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"paths: found 'a\.mp4', expected a list of files, such as \['a\.mp4'\]"):
+        model.encode("a.mp4")
+    del model.info["features"]
+    with pytest.raises(ValueError, match="do not tell which encoders made their features"):
+        model.encode([video])
+    monkeypatch.setattr("conclugen.common.plugins.installed", lambda group: ())
+    with pytest.raises(ImportError, match=r'needs the jobs: pip install "conclugen\[media,train\]"'):
+        model.encode([video])
+
+
+def test_the_example_with_scikit_learn_runs(
+    root: Path, tmp_path: Path, decodes_files: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/encoders.md").read_text("utf-8"), re.DOTALL)
+    (example,) = (text for text in examples if "sklearn" in text)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/first").symlink_to(root / "runs/run")
+    for number, name in enumerate("abcd"):
+        make_video(tmp_path / f"{name}.mp4", 25, (48, 64), sound=sine(1.0, 16_000, 1 + number % 2))
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})  # noqa: S102  the project's own page
+    assert re.search(r"\['(calm|angry)' '(calm|angry)'\]", capsys.readouterr().out)

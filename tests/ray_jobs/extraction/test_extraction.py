@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -274,7 +275,7 @@ def test_stretches_of_a_clip() -> None:
     wave, text = (backbones.create(name).info.takes for name in RANDOM[1:])
     pixels = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
     frames = Frames(pixels, np.arange(3.0), np.zeros(3, bool))
-    decoded = Decoded((take, wave, text), {take.key: frames}, np.arange(40_000, dtype=np.float32), "words")
+    decoded = Decoded((take, wave, text), {take.key: frames}, {16_000: np.arange(40_000, dtype=np.float32)}, "words")
     assert set(decoded.inputs()) == {take.key, wave.key, "text"} and decoded.seconds == 2.5
     part = decoded.inputs((0.5, 1.5))
     assert part[take.key][:, 0, 0, 0].tolist() == [1] and set(part) == {take.key, wave.key}
@@ -283,7 +284,7 @@ def test_stretches_of_a_clip() -> None:
     assert decoded.inputs((0.0, 2.5))[take.key][:, 0, 0, 0].tolist() == [0, 1, 2]
     # Of frames with a face alone, a stretch has those in it or still shown, and else none: not another time's.
     with_face = Frames(pixels[[0, 2]], np.array([0.0, 6.0]), np.ones(2, bool))
-    decoded = Decoded((take, wave, text), {take.key: with_face}, np.arange(160_000, dtype=np.float32), None)
+    decoded = Decoded((take, wave, text), {take.key: with_face}, {16_000: np.arange(160_000, dtype=np.float32)}, None)
     assert decoded.inputs((0.5, 0.9))[take.key][:, 0, 0, 0].tolist() == [0]
     assert set(decoded.inputs((7.5, 8.5))) == {take.key, wave.key}
 
@@ -291,7 +292,7 @@ def test_stretches_of_a_clip() -> None:
 class Windowed:
     """Gives the darkest and the brightest of every 16 frames: what a 3D network sees at once."""
 
-    info = backbones.create("random-video").info
+    info = replace(backbones.create("random-video").info, width=2)
 
     def encode_sequence(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
         greys = [frames.mean(axis=(1, 2, 3)) for frames in batch]

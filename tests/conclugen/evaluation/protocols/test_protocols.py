@@ -564,6 +564,7 @@ def test_a_protocol_that_is_not_properly_made_is_left_out_by_name() -> None:
         EntryPoint("gaps", "conclugen.evaluation.protocols.gaps:Gaps", "g"),
     ]
     found = registry.collect(builtin, points)
-    assert list(found.protocols) == list(registry.registered())
-    assert "protocol 'fatigue' of math:sqrt is left out: it is <built-in function sqrt>" in found.problems["fatigue"]
-    assert "there is a protocol of this name already" in found.problems["gaps"]
+    assert list(found.entries) == list(registry.registered())
+    told = {name.partition(" of ")[0]: line for name, line in found.problems.items()}
+    assert "protocol 'fatigue' of math:sqrt (math:sqrt) can't be used: it is <built-in" in told["fatigue"]
+    assert "is left out: conclugen has a protocol of this name" in told["gaps"]

@@ -1,0 +1,341 @@
+"""Models of Hugging Face as encoders: how one is asked for, found, read and described.
+
+    hf-audio:facebook/wav2vec2-base@revision=main@layer=9
+    hf-text:/models/roberta@layers=6-12@pool=meanstd
+
+A model is a name on the hub, a folder, or a name below a mirror (`--mirror FOLDER` holds `OWNER/MODEL` or `MODEL`).
+`@layer=N` takes `hidden_states[N]` of the library (0: the embeddings) instead of the last output, `@layers=N-M` the
+mean of several. Weights are read from safetensors alone, and no code of a model's repository is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from conclugen.backbones.encoder import MEAN, MEAN_STD
+from conclugen.backbones.weights import WeightsError, not_installed
+
+FIRST = "first"
+POOLS = (MEAN, MEAN_STD, FIRST)
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "hf-audio": ("wav2vec2", "hubert", "wavlm", "whisper", "audio-spectrogram-transformer", "clap"),
+    "hf-image": ("vit", "dinov2", "clip", "siglip"),
+    "hf-video": ("videomae", "timesformer"),
+}
+"""Family -> `model_type` of the models that it takes, as their configurations say it."""
+_OPTIONS = ("revision", "layer", "layers", "pool", "fps")
+_OPTION = re.compile(r"@([a-z]+)=([^@]*)$")
+_LAYERS = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?")
+# Tensors that a checkpoint may lack: no output that is read here depends on them.
+_UNUSED = re.compile(r"(^|\.)(pooler|masked_spec_embed|position_ids|decoder)(\.|$)")
+_TIMEOUT = 20.0  # seconds that the hub has for its first answer
+_LONGEST_COLUMN = 36
+_UNSTATED = "as its model card states"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What follows `hf-audio:`. model: hub name or folder; layers: of `hidden_states`, none: the last output; pool: one
+    of `POOLS`, or what suits the model; fps: frames a second."""
+
+    family: str
+    model: str
+    revision: str | None = None
+    layers: tuple[int, ...] = ()
+    pool: str | None = None
+    fps: float | None = None
+
+    @classmethod
+    def parse(cls, family: str, text: str) -> Request:
+        """Raises ValueError naming the option, the value and what is allowed."""
+        given: dict[str, str] = {}
+        rest = text
+        while found := _OPTION.search(rest):
+            name, value = found.groups()
+            if name not in _OPTIONS or name in given:
+                problem = "is given twice" if name in given else f"is unknown, allowed: {', '.join(_OPTIONS)}"
+                raise ValueError(f"encoder {family}:{text}: the option @{name} {problem}")
+            given[name], rest = value, rest[: found.start()]
+        place = f"encoder {family}:{text}"
+        if not rest:
+            raise ValueError(f"{place}: names no model; give {family}:NAME of the hub, or {family}:FOLDER")
+        if "layer" in given and "layers" in given:
+            raise ValueError(f"{place}: @layer and @layers are both given; give one of them")
+        layers = _layers(place, given["layer"], False) if "layer" in given else ()
+        layers = _layers(place, given["layers"], True) if "layers" in given else layers
+        pool = given.get("pool")
+        if pool is not None and pool not in POOLS:
+            raise ValueError(f"{place}: @pool is {pool!r}, allowed: {', '.join(POOLS)}")
+        if "revision" in given and is_path(rest):
+            raise ValueError(f"{place}: @revision is of a hub's models, and {rest} is a folder; leave it out")
+        return cls(family, rest, given.get("revision") or None, layers, pool, _fps(place, given.get("fps")))
+
+    @property
+    def name(self) -> str:
+        """As features and models name the encoder: without the place of a folder, which differs between machines."""
+        model = Path(self.model).expanduser().absolute().name if is_path(self.model) else self.model
+        options = [f"@{name}={value}" for name, value in self._chosen().items()]
+        return f"{self.family}:{model}{''.join(options)}"
+
+    def _chosen(self) -> dict[str, str]:
+        first, *others = self.layers or (None,)
+        layers = {} if first is None else {"layers": f"{first}-{others[-1]}"} if others else {"layer": str(first)}
+        fps = {} if self.fps is None else {"fps": f"{self.fps:g}"}
+        pool = {} if self.pool is None else {"pool": self.pool}
+        return ({"revision": self.revision} if self.revision else {}) | layers | pool | fps
+
+    @property
+    def shown_layers(self) -> str:
+        """For the recipe; empty: the last output."""
+        return self._chosen().get("layer") or self._chosen().get("layers") or ""
+
+    def column(self, modality: str) -> str:
+        """A name of at most 36 characters, another one for every other name of an encoder."""
+        model = re.sub(r"[^A-Za-z0-9]+", "_", self.name.partition(":")[2].partition("@")[0].rpartition("/")[2])
+        mark = hashlib.sha256(self.name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        kept = _LONGEST_COLUMN - len(modality) - len(mark) - 2
+        return f"{modality}_{model.strip('_')[:kept]}_{mark}"
+
+
+def _layers(place: str, value: str, several: bool) -> tuple[int, ...]:
+    found = _LAYERS.fullmatch(value)
+    if found is None or (found[2] is not None) != several or (several and int(found[2]) <= int(found[1])):
+        expected = "two numbers, the lower first, such as 6-12" if several else "a number, such as 9"
+        raise ValueError(f"{place}: @layer{'s' * several} is {value!r}, expected {expected}")
+    return tuple(range(int(found[1]), int(found[2]) + 1)) if several else (int(found[1]),)
+
+
+def _fps(place: str, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        fps = float(value)
+    except ValueError:
+        fps = 0.0
+    if not 0 < fps <= 60:
+        raise ValueError(f"{place}: @fps is {value!r}, expected frames a second, above 0 and at most 60")
+    return fps
+
+
+# ---------------------------------------------------------------------------------------------------------- finding
+
+
+@dataclass(frozen=True)
+class Found(Request):
+    """A request whose model has a place: a folder, or a name on the hub."""
+
+    place: str = ""
+
+    @property
+    def source(self) -> str:
+        """For the recipe: an address, or the folder's name."""
+        if is_path(self.place):
+            return f"folder {Path(self.place).expanduser().absolute().name}"
+        return f"https://huggingface.co/{self.place}"
+
+
+def find(request: Request, given: str | None, mirror: str | None) -> Found:
+    """given: the model's copy of `--weights`; mirror: a folder that holds models under their names."""
+    place = given or request.model
+    place = str(Path(place).expanduser()) if is_path(place) else place
+    if given is None and mirror is not None and "://" not in mirror and not Path(place).is_dir():
+        copies = [Path(mirror).expanduser() / name for name in (request.model, request.model.rpartition("/")[2])]
+        place = str(next((copy for copy in copies if copy.is_dir()), place))
+    values = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
+    return Found(**values, place=place)
+
+
+def is_path(place: str) -> bool:
+    """Whether a model is meant to be a folder, and no name on the hub."""
+    return place.startswith(("/", ".", "~")) or Path(place).exists()
+
+
+def read(name: str, found: Found, load: Callable[[str, Mapping[str, Any]], T]) -> T:
+    """`load(place, options)` of a folder, or of a name on the hub: what was downloaded before is used as it is.
+
+    name: of the encoder, for messages. Raises WeightsError for a model that can't be had: why, and the option that
+    takes a copy.
+    """
+    try:
+        from safetensors import SafetensorError
+        from transformers.utils import logging
+    except ImportError:
+        raise not_installed(name, "transformers") from None
+    logging.set_verbosity_error()  # a classifier's own head is not loaded, and is not missed
+    logging.disable_progress_bar()
+    options = {"trust_remote_code": False} | ({"revision": found.revision} if found.revision else {})
+    try:
+        if is_path(found.place):
+            _refuse_pickles(Path(found.place))
+            return load(found.place, options | {"local_files_only": True})
+        try:
+            return load(found.place, options | {"local_files_only": True})
+        except WrongModelError:
+            raise
+        except (OSError, ValueError):  # not here, or not whole
+            pass
+        _ask_the_hub(found.place, found.revision)
+        return load(found.place, options)
+    except WrongModelError as error:
+        raise ValueError(f"encoder {name}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        first = str(error).splitlines()[0][:300] if str(error) else repr(error)
+        raise WeightsError(f"encoder {name}: {_unusable(name, found, first)}. Weights must be safetensors") from None
+
+
+class WrongModelError(ValueError):
+    """A model that was read and does not serve: of another kind, or without what was asked for."""
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and (pickles := sorted(folder.glob("*.bin"))):
+        raise OSError(
+            f"its weights are {pickles[0].name}, a pickle, which is never loaded; convert it where you trust it: "
+            "model.save_pretrained(FOLDER) of the library writes safetensors"
+        )
+
+
+def _ask_the_hub(place: str, revision: str | None) -> None:
+    """One question first: where the hub is blocked, the loaders ask six times for every file, half a minute each."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(place, revision=revision, timeout=_TIMEOUT)
+    except Exception as error:  # also those of its HTTP library
+        raise OSError(f"the hub does not give it: {error or repr(error)}") from None
+
+
+def _unusable(name: str, found: Found, why: str) -> str:
+    place = found.place
+    if not is_path(place):
+        return (
+            f"the model {place!r} cannot be loaded: {why}. Download it where there is a network (hf download {place} "
+            f"--local-dir FOLDER), and name the folder with --weights {_bare(name)}=FOLDER, or the one that holds it "
+            f"as {place} with --mirror FOLDER"
+        )
+    if not Path(place).is_dir():
+        return f"the folder {place} does not exist; --weights {_bare(name)}=FOLDER names one that holds a model"
+    return (
+        f"the folder {place} holds no model that can be loaded ({why}); it needs config.json, what goes before the "
+        "network (preprocessor or tokenizer) and weights"
+    )
+
+
+def _bare(name: str) -> str:
+    """An encoder's name without its options, as `--weights` takes it."""
+    family, colon, model = name.partition(":")
+    while found := _OPTION.search(model):
+        model = model[: found.start()]
+    return f"{family}{colon}{model}"
+
+
+# ------------------------------------------------------------------------------------------------------- describing
+
+
+def digest(network: Any, preprocessor: Any) -> str:
+    """SHA-256 over tensors and what goes before them (a vocabulary, or a preprocessor's settings): files of the same
+    model differ between releases of the library."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        sha.update(f"{name} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    sha.update(json.dumps(preprocessor, sort_keys=True, default=str).encode())
+    return sha.hexdigest()
+
+
+def settings(preprocessor: Any) -> dict[str, Any]:
+    """What a preprocessor was told, without what a release of the library says of itself."""
+    said = preprocessor.to_dict()
+    own = ("_type", "_version", "_class", "_filters", "_filters_slaney")
+    return {name: value for name, value in said.items() if value is not None and not name.endswith(own)}
+
+
+def licence(found: Found) -> str:
+    """The licence in the head of the model's card, where the card is at hand."""
+    card: Any = Path(found.place) / "README.md"
+    if not is_path(found.place):
+        from huggingface_hub import try_to_load_from_cache
+
+        card = try_to_load_from_cache(found.place, "README.md", revision=found.revision)
+    try:
+        head = Path(card).read_text("utf-8", errors="replace")[:20_000]
+    except (OSError, TypeError):
+        return _UNSTATED
+    stated = re.match(r"---\r?\n(?:.*\r?\n)*?license:[ \t]*([^\r\n]+)", head)
+    return stated[1].strip().strip("'\"")[:80] if stated else _UNSTATED
+
+
+def revision(network: Any) -> str:
+    """The commit of the hub that the weights are of; empty for a folder."""
+    return str(getattr(network.config, "_commit_hash", None) or "")
+
+
+def whole_model(place: str, options: Mapping[str, Any]) -> Any:
+    """A model with all its parts, in float32, from safetensors alone: the older format of weights is a pickle. Raises
+    OSError for weights that lack a tensor which is used; the library would draw it at random."""
+    from transformers import AutoModel
+
+    model, told = AutoModel.from_pretrained(
+        place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+    )
+    absent = sorted(str(name) for name in told["missing_keys"] if not _UNUSED.search(str(name)))
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise OSError(f"its weights lack the tensor {absent[0]}{more}: they are not whole, or another model's")
+    return model
+
+
+def half_on_gpu(network: Any, device: str) -> Any:
+    """bfloat16 on a GPU, whose range is that of float32; unchanged on a CPU."""
+    return network.to(torch.bfloat16) if torch.device(device).type == "cuda" else network
+
+
+def kind_of(found: Found, config: Any) -> str:
+    """The kind of the model. Raises WrongModelError for one that another family takes, or none."""
+    kind, allowed = str(config.model_type), KINDS[found.family]
+    if kind not in allowed:
+        other = next((family for family, kinds in KINDS.items() if kind in kinds), None)
+        remedy = f"; give {other}:{found.model}" if other else ""
+        raise WrongModelError(
+            f"the model is of the kind {kind!r}, allowed for {found.family}: {', '.join(allowed)}{remedy}"
+        )
+    return kind
+
+
+def refuse_other_families(found: Found, config: Any) -> None:
+    """Raise WrongModelError for a model that takes no text."""
+    family = next((family for family, kinds in KINDS.items() if config.model_type in kinds), None)
+    if family is not None:
+        raise WrongModelError(
+            f"the model is of the kind {config.model_type!r}, expected one that takes text; give {family}:{found.model}"
+        )
+
+
+def hidden_of(found: Found, network: Any, **inputs: Tensor) -> Tensor:
+    """(B, ...): the network's last output, one of its hidden states, or the mean of several, as was asked for. Raises
+    WrongModelError for layers that it does not have, or that can't be averaged."""
+    layers = found.layers
+    output = network(**inputs, output_hidden_states=bool(layers))
+    if not layers:
+        last: Tensor = output.last_hidden_state
+        return last
+    states = output.hidden_states
+    if layers[-1] >= len(states):
+        option = "@layer" if len(layers) == 1 else "@layers"
+        raise WrongModelError(f"{option}: {layers[-1]} does not exist, the model has the layers 0 to {len(states) - 1}")
+    shapes = {tuple(states[number].shape) for number in layers}
+    if len(shapes) > 1:
+        raise WrongModelError(f"@layers: these layers have the shapes {sorted(shapes)}, expected one; choose @layer=N")
+    return torch.stack([states[number] for number in layers]).mean(0)

@@ -1,0 +1,67 @@
+"""Video files to vectors in one call: what `conclugen.load(folder).encode(files)` does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import conclugen
+from conclugen.common import uris
+from ray_jobs.embedding.clips import Embedded, embed_files
+from ray_jobs.embedding.model import RunModel
+from ray_jobs.extract_features import EncoderOptions
+from ray_jobs.extraction.extract import choices_of
+from ray_jobs.extraction.plan import recipe_of
+from shards.clips.clip_progress import ClipProgress
+
+
+def encode(
+    embedder: conclugen.Embedder,
+    paths: Sequence[str],
+    fusion: str = "concat",
+    *,
+    texts: Sequence[str | None] | None = None,
+    weights: Mapping[str, str] | None = None,
+    mirror: str | None = None,
+    plugin: Sequence[str] = (),
+    progress: bool = True,
+) -> np.ndarray:
+    """(n, width) float32: each file's representation, in the order given, by the model's own decoding and encoders.
+
+    Args:
+        embedder: What `conclugen.load` gives.
+        paths: Video files, read in this process; each is decoded in another, which may fail by itself.
+        fusion: As `Embedder.embed` has it.
+        texts: What is said in each file; None: nothing is known.
+        weights: Encoder -> local copy of its weights.
+        mirror: Folder that holds published weight files.
+        plugin: Modules that list encoders of your own.
+        progress: Whether to print lines of progress.
+
+    Raises ValueError for a file that can't be used, or holds nothing that the model takes, naming it; for encoders that
+    are not those of the model's features; and for a model that does not tell them.
+    """
+    if texts is not None and len(texts) != len(paths):
+        raise ValueError(f"texts: found {len(texts)}, expected one for each of the {len(paths)} files")
+    info = embedder.info
+    composition = {name: tuple(columns) for name, columns in info.get("modalities", {}).items()}
+    model = RunModel("of this model", Path(), embedder, recipe_of(info), composition, None)
+    options = EncoderOptions(plugin=tuple(plugin), weights=dict(weights or {}), mirror=mirror)
+    choices = choices_of(model.encoder_names, options, model.provided)
+    encoders = [choice.create("cpu") for choice in choices]
+    model.check([encoder.info for encoder in encoders])
+    vectors = np.empty((len(paths), embedder.width(fusion)), np.float32)
+    shown = ClipProgress(len(paths), quiet=not progress)
+    known = texts if texts is not None else [None] * len(paths)
+    for row, result in enumerate(embed_files(model, encoders, paths, fusion, None, known)):
+        if not isinstance(result, Embedded):
+            path, error = result
+            raise ValueError(f"{path}: {error.reason}: {uris.scrub(error)}; leave it out")
+        if not any(there[0] for there in result.present.values()):
+            raise ValueError(f"{result.path}: holds nothing that the model takes ({', '.join(result.present)})")
+        vectors[row] = result.embeddings[0]
+        shown.show(row + 1)
+    shown.show(len(paths), last=True)
+    return vectors

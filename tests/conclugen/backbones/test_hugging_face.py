@@ -1,0 +1,355 @@
+"""Models of Hugging Face, small and random, saved with their preprocessors: beside the library's own by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conclugen import backbones
+from conclugen.backbones import hugging_face as hf
+from conclugen.backbones.hf_frames import windows
+from conclugen.backbones.weights import WeightsError
+
+transformers = pytest.importorskip("transformers", reason="the extra `offline` is not installed")
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+SPEECH = SMALL | {
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 3, 3),
+    "conv_stride": (5, 8, 8),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+PATCHES = SMALL | {"image_size": 32, "patch_size": 8}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three", "four"]
+SQUARE = {"height": 32, "width": 32}
+TEXT_SIDE = SMALL | {"vocab_size": 20, "max_position_embeddings": 16}
+
+
+def make(kind: str, folder: Path) -> Path:
+    """A random model of a kind, and its preprocessor, as the library saves them; weights in several files."""
+    t, c = transformers, dict[str, Any]
+    torch.manual_seed(sum(kind.encode()))
+    model: Any
+    before: Any
+    if kind in ("wav2vec2", "wavlm"):
+        name = {"wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[kind]
+        model = getattr(t, f"{name}Model")(getattr(t, f"{name}Config")(**SPEECH))
+        before = t.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
+    elif kind == "hubert":  # as the large ones are: normalised by layers, with a mask
+        layered = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+        model = t.HubertModel(t.HubertConfig(**SPEECH, **layered))
+        before = t.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    elif kind == "whisper":
+        sizes = c(d_model=32, encoder_layers=2, decoder_layers=1, encoder_ffn_dim=48, decoder_ffn_dim=48)
+        heads = c(encoder_attention_heads=2, decoder_attention_heads=2, num_mel_bins=16, max_source_positions=100)
+        tokens = c(vocab_size=20, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+        model = t.WhisperModel(t.WhisperConfig(**sizes, **heads, **tokens))
+        before = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    elif kind == "audio-spectrogram-transformer":
+        model = t.ASTModel(t.ASTConfig(**SMALL, num_mel_bins=32, max_length=128))
+        before = t.ASTFeatureExtractor(num_mel_bins=32, max_length=128)
+    elif kind == "clap":
+        swin = c(depths=[1, 1], num_attention_heads=[2, 2], patch_size=2, patch_stride=2, patch_embeds_hidden_size=16)
+        audio = c(spec_size=64, num_mel_bins=16, window_size=4, hidden_size=32, num_hidden_layers=2)
+        model = t.ClapModel(t.ClapConfig(audio_config=c(**swin, **audio), text_config=TEXT_SIDE, projection_dim=8))
+        before = t.ClapFeatureExtractor(feature_size=16, max_length_s=2, truncation="rand_trunc")
+    elif kind == "vit":
+        model, before = t.ViTModel(t.ViTConfig(**PATCHES)), t.ViTImageProcessor(size=SQUARE)
+    elif kind == "dinov2":
+        model = t.Dinov2Model(t.Dinov2Config(**PATCHES))
+        before = t.BitImageProcessor(size={"shortest_edge": 40}, crop_size=SQUARE)
+    elif kind == "clip":
+        model = t.CLIPModel(t.CLIPConfig(text_config=TEXT_SIDE, vision_config=PATCHES, projection_dim=8))
+        before = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)
+    elif kind == "siglip":
+        model = t.SiglipModel(t.SiglipConfig(text_config=TEXT_SIDE, vision_config=PATCHES))
+        before = t.SiglipImageProcessor(size=SQUARE)
+    elif kind in ("videomae", "timesformer"):
+        name = {"videomae": "VideoMAE", "timesformer": "Timesformer"}[kind]
+        model = getattr(t, f"{name}Model")(getattr(t, f"{name}Config")(**PATCHES, num_frames=4))
+        before = t.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)
+    else:
+        folder.mkdir(parents=True)
+        (folder / "vocab.txt").write_text("\n".join(WORDS))
+        model = t.BertModel(t.BertConfig(**SMALL, vocab_size=len(WORDS), max_position_embeddings=16))
+        before = t.BertTokenizer(str(folder / "vocab.txt"), model_max_length=16)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    before.save_pretrained(folder)
+    (folder / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\n# A model\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Kind -> folder, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("models")
+    return lambda kind: root / kind if (root / kind).exists() else make(kind, root / kind)
+
+
+def inputs(encoder: backbones.Encoder) -> list[Any]:
+    """Three clips of unlike length, of one window."""
+    rng, takes = np.random.default_rng(7), encoder.info.takes
+    if takes.kind == "text":
+        return ["one two three", "four", "two two"]
+    if takes.kind == "wave":
+        return [rng.standard_normal(int(takes.rate * s)).astype(np.float32) * 0.1 for s in (0.7, 0.3, 1.0)]
+    lengths = (4, 4, 8) if encoder.info.name.startswith("hf-video") else (3, 1, 2)
+    return [rng.integers(0, 256, (n, *takes.size, 3), dtype=np.uint8) for n in lengths]  # type: ignore[misc]
+
+
+def network_of(kind: str, folder: Path) -> Any:
+    """The part of the model, by the library's own class."""
+    t = transformers
+    load = {
+        "wav2vec2": lambda: t.Wav2Vec2Model.from_pretrained(folder),
+        "hubert": lambda: t.HubertModel.from_pretrained(folder),
+        "wavlm": lambda: t.WavLMModel.from_pretrained(folder),
+        "whisper": lambda: t.WhisperModel.from_pretrained(folder).encoder,
+        "audio-spectrogram-transformer": lambda: t.ASTModel.from_pretrained(folder),
+        "clap": lambda: t.ClapModel.from_pretrained(folder).audio_model,
+        "vit": lambda: t.ViTModel.from_pretrained(folder),
+        "dinov2": lambda: t.Dinov2Model.from_pretrained(folder),
+        "clip": lambda: t.CLIPVisionModel.from_pretrained(folder),
+        "siglip": lambda: t.SiglipVisionModel.from_pretrained(folder),
+        "videomae": lambda: t.VideoMAEModel.from_pretrained(folder),
+        "timesformer": lambda: t.TimesformerModel.from_pretrained(folder),
+        "bert": lambda: t.BertModel.from_pretrained(folder),
+    }
+    return load[kind]().eval()
+
+
+def by_hand(kind: str, folder: Path, item: Any, rate: float) -> Callable[[int | None], np.ndarray]:
+    """Layer (None: the last output) -> the vector of a clip, by the library's own preprocessor and network."""
+    network = network_of(kind, folder)
+    if kind == "bert":
+        given = transformers.AutoTokenizer.from_pretrained(folder)(item, return_tensors="pt")
+    elif kind in hf.KINDS["hf-audio"]:
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        given = extractor(item, sampling_rate=int(rate), return_tensors="pt")
+    else:
+        given = transformers.AutoImageProcessor.from_pretrained(folder)(list(item), return_tensors="pt")
+        if kind in hf.KINDS["hf-video"]:
+            given["pixel_values"] = given["pixel_values"].reshape(-1, 4, 3, 32, 32)
+    with torch.inference_mode():
+        output = network(**given, output_hidden_states=True)
+
+    def vector(layer: int | None) -> np.ndarray:
+        hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
+        if kind == "clap":  # (1, width, bands, time)
+            return hidden[0].mean((1, 2)).numpy()
+        if kind == "whisper":  # 100 steps of 20 ms
+            return hidden[0, : -(-len(item) // 320)].mean(0).numpy()
+        if kind == "audio-spectrogram-transformer":
+            bands, times = (32 - 16) // 10 + 1, (128 - 16) // 10 + 1
+            frames = (len(item) - 400) // 160 + 1  # of 25 ms, every 10 ms
+            grid = hidden[0, 2:].reshape(bands, times, -1)
+            return grid[:, [at for at in range(times) if at * 10 < frames]].mean((0, 1)).numpy()
+        if kind in ("siglip", "videomae"):
+            return hidden.mean(1).mean(0).numpy()
+        if kind in ("vit", "dinov2", "clip", "timesformer"):
+            return hidden[:, 0].mean(0).numpy()
+        return hidden[0].mean(0).numpy()
+
+    return vector
+
+
+FAMILY = {kind: family for family, kinds in hf.KINDS.items() for kind in kinds} | {"bert": "hf-text"}
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_it_is_the_library_s_own_arithmetic_for_any_batch_and_layer(kind: str, models: Callable[[str], Path]) -> None:
+    folder = models(kind)
+    assert len(list(folder.glob("*.safetensors"))) > 1  # sharded
+    name = f"{FAMILY[kind]}:{folder}"
+    encoder = backbones.create(name)
+    clips = inputs(encoder)
+    together = encoder.encode(clips)
+    expected = [by_hand(kind, folder, item, encoder.info.takes.rate) for item in clips]
+    assert np.abs(together).max() > 1e-3 and np.ptp(together, axis=0).max() > 1e-4  # something, and of the clip
+    for clip, vector, own in zip(clips, together, expected, strict=True):
+        np.testing.assert_allclose(vector, own(None), atol=1e-5)
+        np.testing.assert_allclose(encoder.encode([clip])[0], vector, atol=1e-5)
+    first, mean = backbones.create(f"{name}@layer=1"), expected[0](1)
+    np.testing.assert_allclose(first.encode(clips[:1])[0], mean, atol=1e-5)
+    assert first.info.layers == "1" and first.info.column != encoder.info.column
+    if kind != "clap":  # whose layers are of unlike widths
+        mean = (expected[0](1) + expected[0](2)) / 2
+        np.testing.assert_allclose(backbones.create(f"{name}@layers=1-2").encode(clips[:1])[0], mean, atol=1e-5)
+    info = encoder.info
+    assert (info.name, info.licence, info.width) == (f"{FAMILY[kind]}:{kind}", "apache-2.0", together.shape[1])
+
+
+@pytest.mark.parametrize("kind", ["wavlm", "whisper", "audio-spectrogram-transformer", "clap"])
+def test_long_and_short_sound(kind: str, models: Callable[[str], Path]) -> None:
+    """Longer than a window: the windows' own steps, joined. Shorter than a step: one vector, finite."""
+    encoder = backbones.create(f"hf-audio:{models(kind)}")
+    window = encoder._part.window  # type: ignore[attr-defined]
+    samples = np.random.default_rng(3).standard_normal(window + 8000).astype(np.float32)
+    parts = [encoder.encode_sequence([part])[0] for part in (samples[:window], samples[window:])]
+    np.testing.assert_allclose(encoder.encode_sequence([samples])[0], np.concatenate(parts), atol=1e-5)
+    short = encoder.encode([np.ones(1, np.float32)])
+    assert short.shape == (1, encoder.info.width) and np.isfinite(short).all()
+
+
+@pytest.mark.parametrize("kind", ["vit", "wav2vec2", "bert", "timesformer"])
+def test_pooling(kind: str, models: Callable[[str], Path]) -> None:
+    name = f"{FAMILY[kind]}:{models(kind)}"
+    plain, both = backbones.create(name), backbones.create(f"{name}@pool=meanstd")
+    clip = inputs(plain)[0]
+    sequence = plain.encode_sequence([clip])[0]
+    assert both.info.width == 2 * plain.info.width and both.info.pooling == "meanstd"
+    wanted = np.concatenate([sequence.mean(0), sequence.std(0)])
+    np.testing.assert_allclose(both.encode([clip])[0], wanted, atol=1e-5)
+    if kind == "bert":
+        first = backbones.create(f"{name}@pool=first").encode([clip])[0]
+        np.testing.assert_allclose(first, sequence[0], atol=1e-5)
+    if kind == "vit":
+        patches = backbones.create(f"{name}@pool=mean").encode([clip])[0]
+        network, processor = network_of(kind, models(kind)), transformers.AutoImageProcessor
+        pixels = processor.from_pretrained(models(kind))(list(clip), return_tensors="pt")
+        with torch.inference_mode():
+            hidden = network(**pixels).last_hidden_state
+        np.testing.assert_allclose(patches, hidden[:, 1:].mean((0, 1)).numpy(), atol=1e-5)
+
+
+def test_windows_of_frames() -> None:
+    assert [part.tolist() for part in windows(2, 4)] == [[0, 0, 1, 1]]
+    assert [part.tolist() for part in windows(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [5, 6, 7, 8]]
+    assert [part.tolist() for part in windows(4, 4)] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "options", "words"),
+    [
+        ("hf-audio", "vit", "", "of the kind 'vit', allowed for hf-audio: wav2vec2, .*; give hf-image:"),
+        ("hf-image", "wavlm", "", "of the kind 'wavlm', allowed for hf-image: vit, .*; give hf-audio:"),
+        ("hf-image", "videomae", "", "allowed for hf-image: vit.*; give hf-video:"),
+        ("hf-video", "bert", "", "of the kind 'bert', allowed for hf-video: videomae, timesformer$"),
+        ("hf-text", "vit", "", "of the kind 'vit', expected one that takes text; give hf-image:"),
+        ("hf-audio", "wavlm", "@layer=3", "@layer: 3 does not exist, the model has the layers 0 to 2"),
+        ("hf-text", "bert", "@layers=1-9", "@layers: 9 does not exist, the model has the layers 0 to 2"),
+        ("hf-audio", "clap", "@layers=0-1", r"@layers: these layers have the shapes .*; choose @layer=N"),
+        ("hf-audio", "wavlm", "@pool=first", "@pool=first: a wavlm has no class token, allowed: mean, meanstd"),
+        ("hf-image", "siglip", "@pool=first", "@pool=first: a siglip has no class token"),
+        ("hf-audio", "wavlm", "@fps=3", "@fps is an option of hf-image and hf-video; leave it out"),
+        ("hf-audio", "wavlm", "@layer=x", "@layer is 'x', expected a number, such as 9"),
+        ("hf-audio", "wavlm", "@layers=6-2", "@layers is '6-2', expected two numbers, the lower first"),
+        ("hf-audio", "wavlm", "@layer=1@layers=1-2", "@layer and @layers are both given; give one"),
+        ("hf-audio", "wavlm", "@pool=max", "@pool is 'max', allowed: mean, meanstd, first"),
+        ("hf-audio", "wavlm", "@lair=1", "the option @lair is unknown, allowed: revision, layer, layers, pool, fps"),
+        ("hf-audio", "wavlm", "@layer=1@layer=2", "the option @layer is given twice"),
+        ("hf-image", "vit", "@revision=main", "@revision is of a hub's models, and .* is a folder; leave it out"),
+        ("hf-image", "vit", "@fps=0", "@fps is '0', expected frames a second, above 0"),
+    ],
+)
+def test_what_does_not_serve_is_told_in_one_line(
+    models: Callable[[str], Path], family: str, kind: str, options: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        backbones.create(f"{family}:{models(kind)}{options}")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(f"encoder {family}:")
+
+
+def test_pickles_and_code_are_never_loaded(models: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(models("vit"), tmp_path / "vit")
+    tensors = {"x": torch.zeros(2)}
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"its weights are pytorch_model\.bin, a pickle, which is never loaded"):
+        backbones.create(f"hf-image:{folder}")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass C: pass\n")
+    remote = {"auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.C"}, "model_type": "nobody-knows"}
+    (folder / "config.json").write_text(json.dumps(config | remote))
+    shutil.copy(next(models("wavlm").glob("*.safetensors")), folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"encoder hf-image:vit: the folder .* holds no model that can be loaded"):
+        backbones.create(f"hf-image:{folder}")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_lack_a_tensor(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """The library draws it at random, with a warning; features would be half made. One that nothing reads may lack."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(models("vit"), tmp_path / "vit")
+    tensors: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+        path.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    whole = backbones.create(f"hf-image:{models('vit')}")
+    clip = inputs(whole)[0]
+    for lacking in ("pooler", "encoder", "layernorm"):
+        kept = {name: tensor for name, tensor in tensors.items() if lacking not in name}
+        assert len(kept) < len(tensors)
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        if lacking == "pooler":
+            np.testing.assert_array_equal(backbones.create(f"hf-image:{folder}").encode([clip]), whole.encode([clip]))
+        else:
+            with pytest.raises(WeightsError, match=r"its weights lack the tensor .*: they are not whole, or another"):
+                backbones.create(f"hf-image:{folder}")
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(WeightsError, match=r"encoder hf-image:vit: the folder .*holds no model that can be loaded"):
+        backbones.create(f"hf-image:{folder}")
+
+
+def test_where_a_model_is_found(models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, a mirror, `--weights`: one name and column. A hub that is blocked is asked once."""
+    folder = models("vit")
+    by_folder = backbones.create(f"hf-image:{folder}").info
+    for info in (
+        backbones.create("hf-image:vit", mirror=str(folder.parent)).info,
+        backbones.create("hf-image:vit", weights=str(folder)).info,
+        backbones.create("hf-image:someone/vit", mirror=str(folder.parent)).info,
+    ):
+        assert info.digest == by_folder.digest
+        assert info.name in ("hf-image:vit", "hf-image:someone/vit")
+    assert backbones.create("hf-image:vit", weights=str(folder)).info.identity() == by_folder.identity()
+    asked = []
+
+    def refused(self: object, name: str, **options: object) -> None:
+        asked.append((name, options["revision"]))
+        raise RuntimeError("connection refused")
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
+    told = r"'nobody/vit' cannot be loaded: the hub .*connection refused.*--weights hf-image:nobody/vit=FOLDER.*--mirr"
+    with pytest.raises(WeightsError, match=told):
+        backbones.create("hf-image:nobody/vit@revision=abc@layer=1")
+    assert asked == [("nobody/vit", "abc")]
+    for name in ("hf-image:", "hf-image:MODEL"):
+        with pytest.raises(ValueError, match="names no model; give hf-image:NAME of a hub, or hf-image:FOLDER"):
+            backbones.create(name)
+    with pytest.raises(ValueError, match="did you mean 'hf-image:MODEL'"):
+        backbones.create("hf-image")
+
+
+def test_columns_are_names_that_shards_allow() -> None:
+    names = ["a", "b" * 80, "owner/model-1", "owner/model_1", "ümläut", "x@layer=3"]
+    columns = [hf.Request.parse("hf-audio", name).column("audio") for name in names]
+    assert len(set(columns)) == len(names) and all(len(column) <= 36 and column.isascii() for column in columns)
+
+
+def test_licences(tmp_path: Path) -> None:
+    def stated(text: str) -> str:
+        (tmp_path / "README.md").write_text(text)
+        return hf.licence(hf.Found("hf-audio", str(tmp_path), place=str(tmp_path)))
+
+    assert (
+        stated("---\nlicense: mit\n---\n") == "mit" and stated("---\na: b\nlicense: 'cc-by-nc-4.0'\n") == "cc-by-nc-4.0"
+    )
+    assert stated("# no head\nlicense: mit\n") == stated("") == "as its model card states"
