@@ -37,7 +37,7 @@ from shards.clips.reader import ClipManifest
 from shards.quarantine import COMPLETE, QUARANTINED
 from shards.verification.clips import open_manifest
 
-_ROWS_FILE = "embeddings.parquet"
+_ROWS_FILE, _ARRAYS_FILE = "embeddings.parquet", "embeddings.npz"
 _METADATA = b"conclugen.embeddings"
 _KEPT_COLUMNS = {
     "path": pa.types.is_string,
@@ -89,12 +89,31 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
         metadata = {_METADATA: json.dumps(model.identity(job.fusion), sort_keys=True)}
         with atomic_path(out / _ROWS_FILE) as temporary:  # what an earlier call wrote stays whole until this one is
             pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        _write_arrays(table, out / _ARRAYS_FILE)
         width, held = model.embedder.width(job.fusion), pc.sum(table["whole"]).as_py()
         print(
             f"{len(job.files) - failed} of {len(job.files)} clips, {width} numbers each ({job.fusion}); {held} in "
             f"{out / _ROWS_FILE}"
         )
     return QUARANTINED if failed else COMPLETE
+
+
+def _write_arrays(table: pa.Table, path: Path) -> None:
+    """The rows as NumPy arrays: keys (n,) paths and vectors (n, R') float32 of clips as a whole; and apart from them
+    window_keys (m,), window_times (m, 2) seconds and window_vectors (m, R')."""
+    whole = np.array(table["whole"].to_pylist(), bool)
+    keys = np.array(table["path"].to_pylist(), str)  # text, no objects: nothing in the archive is executed
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    times = np.array([table["start"].to_pylist(), table["end"].to_pylist()]).T
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            keys=keys[whole],
+            vectors=vectors[whole],
+            window_keys=keys[~whole],
+            window_times=times[~whole],
+            window_vectors=vectors[~whole],
+        )
 
 
 def _kept(path: Path, identity: Mapping[str, Any], overwrite: bool) -> pa.Table | None:

@@ -117,6 +117,12 @@ def test_files_are_embedded_whole_and_by_windows(root: Path, video: Path, tmp_pa
         assert row["present.video"] and row["present.audio"]
         assert row["p.calm"] + row["p.angry"] == pytest.approx(1.0) and len(row["embedding"]) == 16
     assert (tmp_path / "out/timeline-long.png").read_bytes().startswith(b"\x89PNG")
+    archive = np.load(tmp_path / "out/embeddings.npz")  # without allow_pickle
+    assert archive["keys"].tolist() == [str(video)] and archive["window_keys"].tolist() == [str(video)] * 7
+    np.testing.assert_array_equal(archive["vectors"], np.array([table[0]["embedding"]], np.float32))
+    expected = np.array([row["embedding"] for row in table[1:]], np.float32)
+    np.testing.assert_array_equal(archive["window_vectors"], expected)
+    assert archive["window_times"].tolist() == [[row["start"], row["end"]] for row in table[1:]]
 
 
 def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path, tmp_path: Path) -> None:
@@ -467,7 +473,7 @@ def test_the_example_with_scikit_learn_runs(
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs/first").symlink_to(root / "runs/run")
     for number, name in enumerate("abcd"):
-        make_video(tmp_path / f"{name}.mp4", 25, (48, 64), sound=sine(1.0, 16_000, 1 + number % 2))
+        make_video(tmp_path / f"{name}.mp4", 25, (48, 64), sound=sine(1.0, 44_100, 1, 300.0 + 100 * number))
     monkeypatch.chdir(tmp_path)
     exec(example, {})  # noqa: S102  the project's own page
     assert re.search(r"\['(calm|angry)' '(calm|angry)'\]", capsys.readouterr().out)
