@@ -4,9 +4,11 @@ Colours are told apart with red-green blindness too; marks differ in shape as we
 of its own, without pyplot's global state, and needs no display.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from conclugen.common.atomic import atomic_path
 from conclugen.common.extras import needed_for
+from conclugen.common.tables import one_line
 from conclugen.evaluation.statistics import Interval
 
 with needed_for("drawing plots"):
@@ -22,14 +25,18 @@ with needed_for("drawing plots"):
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
 # Okabe & Ito (2008), "Color Universal Design", but Tol's wine for yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _DOTS_PER_INCH = 150
+_LINE, _TITLE = 40, 100  # characters of a name and of a title on one line
+_LARGEST = 60.0  # inches: a picture has at most 65,536 dots a side
 _SMOOTHED_FROM = 200  # a curve with more points than this gets a running mean
+TEXT: dict[Any, Any] = {"text.parse_math": False}  # names of classes and data sets are text: `$` begins no formula
 _STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # names of classes and data sets are text: `$` begins no formula
+    **TEXT,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -40,6 +47,43 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+
+
+def drawable(name: str, width: int = _LINE) -> str:
+    """A name as it can be drawn, another one for each other name: on lines of so many characters, and in escapes where
+    the fonts lack one (all such would be the same empty box); `font.family` of a matplotlibrc may name more fonts."""
+    line = one_line(name) if name else ""
+    if not set(map(ord, line)) <= _characters(tuple(mpl.rcParams["font.family"])):
+        line = ascii(name)
+    lines = []
+    while len(line) > width:
+        cut = line.rfind(" ", 0, width) + 1 or width
+        lines.append(line[:cut])
+        line = line[cut:]
+    return "\n".join([*lines, line])
+
+
+def heading(title: str) -> str:
+    """A picture's title as it can be drawn."""
+    return drawable(title, _TITLE)
+
+
+@cache
+def _characters(families: tuple[str, ...]) -> frozenset[int]:
+    """Those that one of the fonts has."""
+    found: set[int] = set()
+    for family in families:
+        with contextlib.suppress(ValueError):  # not installed
+            path = findfont(FontProperties(family=[family]), fallback_to_default=False)
+            found |= get_font(path).get_charmap().keys()
+    return frozenset(found)
+
+
+def legend(axes: Axes, handles: Sequence[Any], names: Sequence[str], **more: Any) -> None:
+    """A legend of names: matplotlib leaves out labels that begin with an underscore."""
+    made = axes.legend(handles, list(map(str, range(len(names)))), **more)
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_text(drawable(name))
 
 
 def confusion(matrix: ArrayLike, names: Sequence[str], path: Path | str, *, title: str = "") -> Path:
@@ -58,10 +102,10 @@ def confusion(matrix: ArrayLike, names: Sequence[str], path: Path | str, *, titl
         figure, axes = _figure(side + 1.0, side)
         image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046, pad=0.03)
-        axes.set_xticks(range(classes), list(names), rotation=45, ha="right", rotation_mode="anchor")
-        labels = [f"{name} ({int(rows)})" for name, rows in zip(names, support, strict=True)]
+        axes.set_xticks(range(classes), list(map(drawable, names)), rotation=45, ha="right", rotation_mode="anchor")
+        labels = [drawable(f"{name} ({int(rows)})") for name, rows in zip(names, support, strict=True)]
         axes.set_yticks(range(classes), labels)
-        axes.set(xlabel="predicted", ylabel="true (rows)", title=title)
+        axes.set(xlabel="predicted", ylabel="true (rows)", title=heading(title))
         if classes <= 12:
             for row, column in itertools.product(range(classes), repeat=2):
                 text = "-" if support[row] == 0 else f"{shares[row, column]:.2f}".removeprefix("0")
@@ -95,20 +139,22 @@ def representation_map(
     owner = np.asarray([listed.index(name) for name in names])
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(7.2, 5.2)
-        for index, name in enumerate(listed):
+        marks: list[Any] = []
+        for index in range(len(listed)):
             own = points[owner == index]
-            axes.scatter(
-                own[:, 0],
-                own[:, 1],
-                s=16,
-                alpha=0.75,
-                linewidths=0,
-                color=_COLOURS[index % len(_COLOURS)],
-                marker=_MARKERS[index % len(_MARKERS)],
-                label=name,
+            marks.append(
+                axes.scatter(
+                    own[:, 0],
+                    own[:, 1],
+                    s=16,
+                    alpha=0.75,
+                    linewidths=0,
+                    color=_COLOURS[index % len(_COLOURS)],
+                    marker=_MARKERS[index % len(_MARKERS)],
+                )
             )
-        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), markerscale=1.6, borderaxespad=0)
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=heading(title))
+        legend(axes, marks, listed, loc="upper left", bbox_to_anchor=(1.01, 1.0), markerscale=1.6, borderaxespad=0)
         return _write(figure, path)
 
 
@@ -124,20 +170,20 @@ def curves(
     columns = min(3, len(series))
     rows = math.ceil(len(series) / columns)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.6 * columns + 0.4, 2.5 * rows + 0.3), layout="constrained")
+        figure = Figure(figsize=_size(3.6 * columns + 0.4, 2.5 * rows + 0.3), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         reach = [x for curve in series.values() for x, _ in curve]
         for panel, (name, curve) in zip(panels, series.items(), strict=False):
             points = np.asarray(curve, dtype=np.float64).reshape(-1, 2)
             _curve(panel, points[:, 0], points[:, 1])
-            panel.set_title(name)
+            panel.set_title(drawable(name))
             if len(set(reach)) > 1:
                 panel.set_xlim(min(reach), max(reach))
         for index, panel in enumerate(panels):
             panel.set_visible(index < len(series))
             if index + columns >= len(series):  # nothing below
                 panel.set_xlabel(xlabel)
-        figure.suptitle(title)
+        figure.suptitle(heading(title))
         return _write(figure, path)
 
 
@@ -170,10 +216,10 @@ def interval_bars(
             )
         floor = min(0.0, float(np.nanmin(np.concatenate([low, estimates]))))
         axes.set_xlim(floor * 1.1, reach + 0.14 * (reach - floor or 1.0))
-        axes.set_yticks(places, names)
+        axes.set_yticks(places, list(map(drawable, names)))
         axes.invert_yaxis()
         level = values[0].level
-        axes.set(xlabel=f"{ylabel} ({level:.0%} interval over groups)", title=title)
+        axes.set(xlabel=drawable(f"{ylabel} ({level:.0%} interval over groups)"), title=heading(title))
         return _write(figure, path)
 
 
@@ -190,7 +236,7 @@ def paired_differences(
     if not shares:
         raise ValueError("paired_differences: no system given")
     with mpl.rc_context(_STYLE | {"axes.grid.axis": "x"}):
-        figure = Figure(figsize=(2.6 * len(shares) + 2.4, 0.34 * len(systems) + 1.4), layout="constrained")
+        figure = Figure(figsize=_size(2.6 * len(shares) + 2.4, 0.34 * len(systems) + 1.4), layout="constrained")
         panels = figure.subplots(1, len(shares), squeeze=False, sharex=True, sharey=True).ravel()
         for panel, share in zip(panels, shares, strict=True):
             panel.axvline(0, color="black", linewidth=1.0)
@@ -202,10 +248,10 @@ def paired_differences(
                 panel.plot([value.low, value.high], [place, place], color=colour, linewidth=1.8)
                 face = colour if value.excludes_zero else "white"
                 panel.plot(value.estimate, place, "o", color=colour, markerfacecolor=face, markersize=6)
-            panel.set(title=f"{share:.0%} of labels", xlabel=xlabel)
-        panels[0].set_yticks(range(len(systems)), list(systems))
+            panel.set(title=f"{share:.0%} of labels", xlabel=drawable(xlabel))
+        panels[0].set_yticks(range(len(systems)), list(map(drawable, systems)))
         panels[0].invert_yaxis()
-        figure.suptitle(title)
+        figure.suptitle(heading(title))
         return _write(figure, path)
 
 
@@ -218,13 +264,14 @@ def label_efficiency(
     fractions = sorted({fraction for row in systems.values() for fraction in row})
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(7.2, 4.2)
-        for index, (name, row) in enumerate(systems.items()):
+        marks: list[Any] = []
+        for index, row in enumerate(systems.values()):
             shares = sorted(row)
             # Side by side, so that whiskers at one fraction do not hide each other.
             x = np.asarray(shares) * 1.035 ** (index - (len(systems) - 1) / 2)
             middle = np.asarray([row[share].estimate for share in shares])
             low, high = (np.asarray([getattr(row[share], side) for share in shares]) for side in ("low", "high"))
-            axes.errorbar(
+            drawn = axes.errorbar(
                 x,
                 middle,
                 yerr=np.maximum(np.stack([middle - low, high - middle]), 0),
@@ -233,13 +280,13 @@ def label_efficiency(
                 capsize=3,
                 linewidth=1.6,
                 markersize=6,
-                label=name,
             )
+            marks.append(drawn)
         axes.set_xscale("log")
         axes.set_xticks(fractions, [f"{fraction:.0%}" for fraction in fractions])
         axes.minorticks_off()
-        axes.set(xlabel="share of training rows with labels", ylabel=ylabel, title=title)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        axes.set(xlabel="share of training rows with labels", ylabel=drawable(ylabel), title=heading(title))
+        legend(axes, marks, list(systems), loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
         return _write(figure, path)
 
 
@@ -267,14 +314,15 @@ def interval_lines(
         if diagonal:
             axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
             axes.set(xlim=(0, 1), ylim=(0, 1))
-        for index, (name, line) in enumerate(series.items()):
+        marks: list[Any] = []
+        for index, line in enumerate(series.values()):
             place = index - (len(series) - 1) / 2  # side by side, so that whiskers at one x do not hide each other
             points = np.asarray([[np.nan if v is None else v for v in point] for point in line], dtype=np.float64)
             x, y, low, high = points.T
             if not diagonal:
                 x = x * 1.02**place if log else x + 0.006 * reach * place
             whiskers = np.nan_to_num(np.maximum(np.stack([y - low, high - y]), 0))
-            axes.errorbar(
+            drawn = axes.errorbar(
                 x,
                 y,
                 yerr=whiskers,
@@ -283,21 +331,26 @@ def interval_lines(
                 capsize=2.5,
                 linewidth=1.4,
                 markersize=5,
-                label=name,
             )
+            marks.append(drawn)
         if log:
             axes.set_xscale("log")
         if ticks:
-            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.set_xticks(list(ticks), list(map(drawable, ticks.values())))
             axes.minorticks_off()
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        axes.set(xlabel=drawable(xlabel), ylabel=drawable(ylabel), title=heading(title))
+        legend(axes, marks, list(series), loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
         return _write(figure, path)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=_size(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _size(width: float, height: float) -> tuple[float, float]:
+    """Of hundreds of names the picture is crowded, not larger than can be written."""
+    return min(width, _LARGEST), min(height, _LARGEST)
 
 
 def _write(figure: Figure, path: Path | str) -> Path:

@@ -11,7 +11,7 @@ A protocol that could not be measured has a `reason` and nothing else. Loads no 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from conclugen.common.names import file_name
 from conclugen.common.reading import read_mapping
+from conclugen.common.tables import markdown, markdown_head, markdown_row
 from conclugen.evaluation.protocols import registry
 from conclugen.evaluation.protocols.base import Cell, Chart, Table
 from conclugen.evaluation.protocols.registry import Done
@@ -139,20 +140,21 @@ def page(document: Mapping[str, Any]) -> str:
     """Every protocol of a document as Markdown."""
     parts = ["# Protocols", "What each answers, and by which formulae: docs/protocols.md."]
     for name, answer in in_order(document):
-        parts += [f"## {_text(answer['title'])}", _text(told(answer))]
+        parts += [f"## {markdown(answer['title'])}", markdown(told(answer))]
         if answer["reason"]:
-            parts.append(f"Not measured: {_text(answer['reason'])}")
+            parts.append(f"Not measured: {markdown(answer['reason'])}")
             continue
         for table in answer["tables"]:
-            parts.append(f"**{_text(table['name'])}**")
-            lines = [_row(table["columns"]), "|" + "---|" * len(table["columns"])]
-            parts.append("\n".join([*lines, *(_row([shown(cell) for cell in row]) for row in table["rows"])]))
+            parts.append(f"**{markdown(table['name'])}**")
+            lines = markdown_head(list(map(str, table["columns"])))
+            parts.append("\n".join([*lines, *(markdown_row([shown(cell) for cell in row]) for row in table["rows"])]))
         parts += [
-            f"![{_text(chart['title'])}]({FOLDER}/{name}/{file_name(chart['name'])}.png)" for chart in answer["charts"]
+            f"![{markdown(chart['title'])}]({FOLDER}/{file_name(name)}/{file_name(chart['name'])}.png)"
+            for chart in answer["charts"]
         ]
-        parts.append("\n".join(f"- {_text(rule)}" for rule in answer["rules"]))
+        parts.append("\n".join(f"- {markdown(rule)}" for rule in answer["rules"]))
         if answer["holes"]:
-            parts.append("\n".join(["Not measured:", "", *(f"- {_text(hole)}" for hole in answer["holes"])]))
+            parts.append("\n".join(["Not measured:", "", *(f"- {markdown(hole)}" for hole in answer["holes"])]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -163,11 +165,3 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, str | int):
         return str(cell)
     return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.1f}" if abs(cell) >= 10 else f"{cell:.3f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_text(cell) for cell in cells) + " |"
-
-
-def _text(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

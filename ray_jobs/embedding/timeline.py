@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from conclugen.common.atomic import atomic_path
+from ray_jobs.plots import TEXT, heading, legend
 
 _STYLES = ("-", "--", "-.", ":")
 # Okabe & Ito (2008), told apart with red-green blindness too.
@@ -29,7 +30,7 @@ def draw(
     middle of their window. ValueError for less than two windows."""
     if len(stretches) < 2:
         raise ValueError(f"a timeline of {len(stretches)} window(s), expected two or more")
-    with mpl.rc_context({"text.parse_math": False}):  # names of classes and files are text
+    with mpl.rc_context(TEXT):
         figure = _figure(stretches, embeddings, probabilities, classes, title)
         path.parent.mkdir(parents=True, exist_ok=True)
         FigureCanvasAgg(figure)
@@ -49,18 +50,19 @@ def _figure(
     figure = Figure(figsize=(8.0, 3.4), layout="constrained")
     axes = figure.subplots()
     if probabilities is not None:
-        for number, name in enumerate(classes):
+        marks = []
+        for number in range(len(classes)):
             style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
-            axes.plot(middle, probabilities[:, number], style, color=_COLOURS[number % len(_COLOURS)], label=name)
+            marks += axes.plot(middle, probabilities[:, number], style, color=_COLOURS[number % len(_COLOURS)])
         axes.set_ylabel("probability")
         if probabilities.min() >= 0 and probabilities.max() <= 1:
             axes.set_ylim(0, 1)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        legend(axes, marks, classes, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     else:
         axes.plot(middle[1:], change(embeddings), color=_COLOURS[0])
         axes.set_ylabel("1 - cosine to the window before")
         axes.set_ylim(bottom=0)
-    axes.set(xlabel="seconds (middle of the window)", title=title)
+    axes.set(xlabel="seconds (middle of the window)", title=heading(title))
     axes.set_xlim(stretches[0][0], stretches[-1][1])
     axes.grid(color="#DDDDDD", linewidth=0.6)
     return figure

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from conclugen.common.names import file_name
 from conclugen.common.reading import inside
+from conclugen.common.tables import csv_text
 from ray_jobs import plots
 from ray_jobs.protocol_document import DOCUMENT, charts, in_order, load, shown, tables, told
 from tuning.report import svg
@@ -35,7 +34,7 @@ def found_in(places: Sequence[Path], own: Path) -> list[Found]:
     """
     result = []
     for place in dict.fromkeys((own, *places)):
-        listed = (place / DOCUMENT, *sorted(place.glob(f"evaluation/*/{DOCUMENT}")))
+        listed = (place / DOCUMENT, *sorted(place.glob(f"evaluation/[!.]*/{DOCUMENT}")))
         files = [inside(place, path.relative_to(place)) for path in listed if path.exists()]
         if not files and place is not own:
             raise ValueError(
@@ -104,19 +103,17 @@ def pictures(found: Sequence[Found], place: Path) -> list[Path]:
 
 def as_csv(found: Sequence[Found]) -> str:
     """Every cell of every table, one a line; a protocol that was not measured is one line with its reason."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows: list[Sequence[object]] = [_COLUMNS]
     for one in found:
         for name, answer in in_order(one.document):
             if answer["reason"]:
-                writer.writerow([one.name, name, "", "", "reason", answer["reason"]])
+                rows.append((one.name, name, "", "", "reason", answer["reason"]))
                 continue
             for table in tables(answer):
                 for number, row in enumerate(table.rows):
                     for column, cell in zip(table.columns, row, strict=True):
-                        writer.writerow([one.name, name, table.name, number, column, "" if cell is None else cell])
-    return text.getvalue()
+                        rows.append((one.name, name, table.name, number, column, "" if cell is None else cell))
+    return csv_text(rows)
 
 
 def _picture(one: Found, protocol: str, chart: str) -> str:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from conclugen.common.tables import one_line
+
 _WIDTH, _HEIGHT = 460.0, 280.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 40.0
 _MARKS = 8  # kinds of points, told apart by shape as well as by colour
@@ -107,7 +109,7 @@ def scatter(
     for number, (kind, name) in enumerate(zip(("point", "point open"), legend, strict=True)):
         y = _HEIGHT + 8 + 18 * number
         body.append(f'<circle class="{kind}" cx="{_LEFT + 6}" cy="{y}" r="3"/>')
-        body.append(f'<text class="tick" x="{_LEFT + 18}" y="{y + 4}">{escape(name)}</text>')
+        body.append(f'<text class="tick" x="{_LEFT + 18}" y="{y + 4}">{_named(name)}</text>')
     return _svg(title, body, [], _HEIGHT, _HEIGHT + 40)
 
 
@@ -121,11 +123,11 @@ def bars(title: str, values: Mapping[str, tuple[float, float]], *, xlabel: str) 
     def place(value: float) -> float:
         return left + (value - floor) / (reach - floor) * (_WIDTH - left - 48)
 
-    body = [f'<text class="title" x="6" y="16">{escape(title)}</text>']
+    body = [f'<text class="title" x="6" y="16">{_named(title)}</text>']
     for number, (name, (value, deviation)) in enumerate(values.items()):
         middle = _TOP + row * (number + 0.5)
         start, end = sorted((place(0), place(value)))
-        body.append(f'<text class="tick" text-anchor="end" x="{left - 6}" y="{middle + 4:.1f}">{escape(name)}</text>')
+        body.append(f'<text class="tick" text-anchor="end" x="{left - 6}" y="{middle + 4:.1f}">{_named(name)}</text>')
         body.append(
             f'<rect class="bar" x="{start:.1f}" y="{middle - 6:.1f}" width="{max(end - start, 0.5):.1f}" height="12"/>'
         )
@@ -134,7 +136,7 @@ def bars(title: str, values: Mapping[str, tuple[float, float]], *, xlabel: str) 
         body.append(f'<text class="tick" x="{max(high, end) + 5:.1f}" y="{middle + 4:.1f}">{value:.3f}</text>')
     body.append(f'<path class="axis" d="M{place(0):.1f} {_TOP}V{height - _BOTTOM + 4:.1f}"/>')
     body.append(
-        f'<text class="label" text-anchor="middle" x="{left + 120}" y="{height - 12:.1f}">{escape(xlabel)}</text>'
+        f'<text class="label" text-anchor="middle" x="{left + 120}" y="{height - 12:.1f}">{_named(xlabel)}</text>'
     )
     return _svg(title, body, [], height)
 
@@ -178,7 +180,7 @@ def _nice(step: float) -> float:
 
 
 def _frame(title: str, scale: _Scale, xlabel: str, ylabel: str, percent: bool) -> str:
-    parts = [f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>']
+    parts = [f'<text class="title" x="{_LEFT}" y="16">{_named(title)}</text>']
     for number in range(round((scale.top - scale.bottom) / scale.step) + 1):
         value = scale.bottom + number * scale.step
         y = scale.y(value)
@@ -188,16 +190,16 @@ def _frame(title: str, scale: _Scale, xlabel: str, ylabel: str, percent: bool) -
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(f'<path class="axis" d="M{_LEFT} {_HEIGHT - _BOTTOM}H{_WIDTH - _RIGHT}"/>')
     turned = f'transform="translate(13 {middle}) rotate(-90)"'
-    parts.append(f'<text class="label" text-anchor="middle" {turned}>{escape(ylabel)}</text>')
+    parts.append(f'<text class="label" text-anchor="middle" {turned}>{_named(ylabel)}</text>')
     centre = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text class="label" text-anchor="middle" x="{centre}" y="{_HEIGHT - 6}">{escape(xlabel)}</text>')
+    parts.append(f'<text class="label" text-anchor="middle" x="{centre}" y="{_HEIGHT - 6}">{_named(xlabel)}</text>')
     return "".join(parts)
 
 
 def _x_ticks(scale: _Scale, xs: Sequence[float], names: Sequence[str]) -> str:
     y = _HEIGHT - _BOTTOM + 16
     ticks = [
-        f'<text class="tick" text-anchor="middle" x="{scale.x(x):.1f}" y="{y}">{escape(name)}</text>'
+        f'<text class="tick" text-anchor="middle" x="{scale.x(x):.1f}" y="{y}">{_named(name)}</text>'
         for x, name in zip(xs, names, strict=True)
     ]
     return "".join(ticks)
@@ -222,9 +224,13 @@ def _svg(
     for number, name in enumerate(legend):
         y = height + 8 + 18 * number
         parts.append(_mark(number, _LEFT + 6, y))
-        parts.append(f'<text class="tick" x="{_LEFT + 18}" y="{y + 4:.1f}">{escape(name)}</text>')
+        parts.append(f'<text class="tick" x="{_LEFT + 18}" y="{y + 4:.1f}">{_named(name)}</text>')
     whole = whole or height + 18 * len(legend) + (4 if legend else 0)
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {whole:.0f}" role="img" xmlns="http://www.w3.org/2000/svg">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f"<title>{_named(title)}</title>{''.join(parts)}</svg>"
     )
+
+
+def _named(text: str) -> str:
+    return escape(one_line(text)) if text else ""

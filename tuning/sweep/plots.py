@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from conclugen.common.atomic import atomic_path
+from ray_jobs.plots import TEXT, drawable
 from tuning.sweep.folder import SweepBook
 from tuning.sweep.space import names
 
@@ -20,9 +22,11 @@ _MARKS = {"stopped": ("x", "#E69F00"), "finished": ("o", "#0072B2")}
 _BEST = "#009E73"
 _RAW = "#CC79A7"
 _MOST_SLICES = 12
+_SHORT = 5
 _FIRST = ("modalities", "tasks", "recipe")
 
 
+@mpl.rc_context(TEXT)
 def history(book: SweepBook, mode: str, path: Path, raw: tuple[str, str, float] | None = None) -> Path:
     """The objective of every trial in the order of their numbers, the best so far of those that were finished, and a
     line at the strongest raw row (name, score, value), where the objective is its score."""
@@ -41,13 +45,14 @@ def history(book: SweepBook, mode: str, path: Path, raw: tuple[str, str, float] 
     if best:
         axes.step(*zip(*best, strict=True), where="post", color=_BEST, label="best so far")
     if raw is not None and raw[1] == book.objective:
-        axes.axhline(raw[2], color=_RAW, linestyle="--", label=raw[0])
+        axes.axhline(raw[2], color=_RAW, linestyle="--", label=drawable(raw[0]))
     axes.set(xlabel="trial", ylabel=book.objective, title="objective over trials")
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.legend()
     return _write(figure, path)
 
 
+@mpl.rc_context(TEXT)
 def slices(book: SweepBook, path: Path) -> Path:
     """One panel for each parameter that varied: the objective of the trials that had it, over its values."""
     ended = [n for n, o in book.outcomes.items() if o.curve and np.isfinite(book.value(n))]
@@ -79,7 +84,7 @@ def _slice(axes: Any, book: SweepBook, name: str, numbers: Sequence[int]) -> Non
         else:
             options = sorted(set(values), key=lambda value: (isinstance(value, str), value))
             axes.plot([options.index(values[place]) for place in own], heights, marker, color=colour, markersize=4)
-            labels = [_short(option) for option in options]
+            labels = list(map(drawable, _short(options)))
             slanted = any(len(label) > 4 for label in labels)
             axes.set_xticks(
                 range(len(options)), labels, rotation=30 if slanted else 0, ha="right" if slanted else "center"
@@ -89,7 +94,7 @@ def _slice(axes: Any, book: SweepBook, name: str, numbers: Sequence[int]) -> Non
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if max(values) < 100 * min(values) else (1.0,)))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(name.removeprefix("tasks.").removeprefix("model."), fontsize=9)
+    axes.set_title(drawable(name.removeprefix("tasks.").removeprefix("model.")), fontsize=9)
 
 
 def columns(book: SweepBook) -> list[str]:
@@ -98,8 +103,13 @@ def columns(book: SweepBook) -> list[str]:
     return [*(name for name in _FIRST if name in found), *(name for name in found if name not in _FIRST)]
 
 
-def _short(option: Any) -> str:
-    return "+".join(name[:5] for name in names(option)) if isinstance(option, str) else str(option)
+def _short(options: Sequence[Any]) -> list[str]:
+    """Names of tasks and modalities by their first letters, as many as tell them apart."""
+    parts = [tuple(names(option)) if isinstance(option, str) else (str(option),) for option in options]
+    known = {name for some in parts for name in some}
+    longest = max(map(len, known), default=_SHORT)
+    length = next((n for n in range(_SHORT, longest) if len({name[:n] for name in known}) == len(known)), longest)
+    return ["+".join(name[:length] for name in some) for some in parts]
 
 
 def _write(figure: Figure, path: Path) -> Path:

@@ -33,6 +33,7 @@ from conclugen.common.extras import needed_for
 from conclugen.common.names import closest, nearest
 from conclugen.common.options import schema
 from conclugen.common.options.schema import REQUIRED, UNSET, Leaf, OptionsError, Word
+from conclugen.common.tables import visible
 
 GOOD, FAILED, WRONG_INPUT, PARTIAL = 0, 1, 2, 3
 _FORBIDDEN = re.compile(r"\b(class_path|init_args)\b")
@@ -498,7 +499,7 @@ def _let_go_of_broken_pipes() -> None:
 
 
 def _refuse(message: object, status: int) -> int:
-    print(f"error: {uris.scrub(message)}", file=sys.stderr)
+    print(f"error: {visible(uris.scrub(message))}", file=sys.stderr)
     return status
 
 
