@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 
-from conclugen.common import uris
+from conclugen.common import machine, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
@@ -35,7 +34,7 @@ _AHEAD = 2  # tasks waiting for each CPU: none idles, and a killed driver leaves
 def connect(num_cpus: float = 1.0) -> None:
     """Join the cluster, or start a local Ray with as many logical CPUs as there are cores (or a task takes): more tasks
     at once would only take more memory."""
-    ray_cluster.connect(max(os.cpu_count() or 1, math.ceil(num_cpus)), spare=0)
+    ray_cluster.connect(max(machine.cores(), math.ceil(num_cpus)), spare=0)
 
 
 def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: bool = False) -> BuildSummary:

@@ -26,7 +26,7 @@ import ray
 from ray._private import ray_constants, services  # of Ray's start alone; all else is in training/ray_internals.py
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-from conclugen.common import ending, uris
+from conclugen.common import ending, machine, uris
 from conclugen.common.locks import Owner
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_loggers
@@ -46,6 +46,7 @@ _PATIENT = {
     "RAY_health_check_failure_threshold": "20",
 }
 _LEAST_ADDRESS_SPACE = 16 << 30
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps objects
 _OPEN = "r"  # Ray lets everybody into the folder that it is given, so that one lies in the private one
 # Whose token it is: host, process, and when that began.
 _TOKEN = re.compile(r"token-(?P<host>[^@]+)@(?P<pid>\d{1,9})@(?P<began>[^@]*)@[^@]+")
@@ -115,7 +116,8 @@ def _start_local(cpus: int, dashboard: bool) -> None:
                 ray.init(
                     # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
                     "local",
-                    num_cpus=max(cpus, os.cpu_count() or 1),
+                    num_cpus=max(cpus, machine.cores()),
+                    object_store_memory=_store_bytes(),
                     include_dashboard=dashboard,
                     logging_level="warning",
                     _temp_dir=str(folder / _OPEN),
@@ -129,6 +131,25 @@ def _start_local(cpus: int, dashboard: bool) -> None:
                 raise NoRayError(_advice(error, tries, waited, folder)) from error
             print(f"Ray did not come up ({_first_line(error)}); try {tries + 1}", flush=True)
             time.sleep(min(5.0 * tries, 30.0))
+
+
+def _store_bytes() -> int | None:
+    """Size of the object store where this process's memory is limited by a group that Ray does not look at (it knows
+    that of a container): Ray's own share of what is free, or None, where Ray sees the same."""
+    limit, available = machine.memory_limit(), psutil.virtual_memory().available
+    if limit is None or limit.free >= available:
+        return None
+    share = int(limit.free * ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION)
+    least: int = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
+    with contextlib.suppress(OSError):
+        share = min(share, shutil.disk_usage(_SHARED_MEMORY).free)
+    return max(share, least)
+
+
+def _free_memory() -> int:
+    """Bytes that this machine and the limits of this process have left."""
+    limit, available = machine.memory_limit(), int(psutil.virtual_memory().available)
+    return available if limit is None else min(limit.free, available)
 
 
 def private_folder() -> Path:
@@ -273,8 +294,8 @@ def _check_address_space() -> None:
 def _advice(error: Exception, tries: int, waited: float, folder: Path) -> str:
     """What happened, the figures of the machine that explain it most often, and what to do; one line."""
     free = shutil.disk_usage(folder).free / 2**20
-    memory = psutil.virtual_memory().available / 2**20
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    memory = _free_memory() / 2**20
+    load, cores = os.getloadavg()[0], machine.cores()
     remedy = "run the same command again when the machine is less busy, or join a cluster by RAY_ADDRESS"
     if free < _LEAST_DISK_MIB:
         remedy = f"free some space there, or set RAY_TMPDIR to a folder that has {_LEAST_DISK_MIB} MiB"

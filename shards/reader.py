@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from conclugen.common import machine
 from shards.damage import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, REASONS, Damage, DamageLog, ShardError
 from shards.foreign.member_columns import MemberColumns
 from shards.index import GROUP, ShardIndex, read_table
@@ -92,7 +92,7 @@ class Reader:
             raise ValueError(f"connections is {connections}, expected at least 1")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, expected at least 1")
-        self._connections, self._threads = connections, threads or min(2, os.cpu_count() or 1)
+        self._connections, self._threads = connections, threads or min(2, machine.cores())
         self.damage = DamageLog(manifest.rows if view is None else view.rows, max_damaged_share, quarantine)
         self._label_shapes = {label.name: (label.shape, label.numpy_dtype) for label in chosen}
         number = {name: i for i, name in enumerate(schema.column_names)}

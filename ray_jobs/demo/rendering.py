@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from conclugen.common import machine
 from shards.clips.clip_progress import ClipProgress
 from shards.corpus import ClipPlan, ClipRow, write_clip
 
@@ -27,7 +27,7 @@ def render_in_tasks(folder: Path, plans: Sequence[ClipPlan]) -> Iterator[ClipRow
     progress, done = ClipProgress(len(plans)), 0
     while waiting or running:
         # A local Ray is told of more CPUs than there are cores; more renderers than cores would gain nothing.
-        while waiting and len(running) < (os.cpu_count() or 1):
+        while waiting and len(running) < machine.cores():
             running.append(remote.remote(folder, waiting.pop()))
         ready, running = ray.wait(running, num_returns=1)
         for reference in ready:

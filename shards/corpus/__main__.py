@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conclugen.common import machine
 from conclugen.common.options import Command
 
 
@@ -31,7 +31,7 @@ class CorpusJob:
     takes: int = 4
     seed: int = 0
     silent: float = 0.03
-    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    processes: int = field(default_factory=machine.cores)
     overwrite: bool = False
 
     def __post_init__(self) -> None:

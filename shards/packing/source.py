@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from conclugen.common import machine
 from conclugen.common.names import did_you_mean
 from shards.names import suffix
 from shards.packing.clip_csv import read_clip_csv
@@ -194,7 +195,9 @@ def unpacked(path: Path, npz: Any, name: str) -> np.ndarray:
     """An array of the archive: whole in memory, so what does not fit there is refused before it is unpacked."""
     archive: zipfile.ZipFile = npz.zip
     member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
-    size, free = archive.getinfo(member).file_size, psutil.virtual_memory().available
+    size, free, limit = archive.getinfo(member).file_size, psutil.virtual_memory().available, machine.memory_limit()
+    if limit is not None:
+        free = min(free, limit.free)
     if size > free:
         raise ValueError(
             f"{path}: array {name!r} takes {size} bytes once it is unpacked, and {free} bytes of memory are "

@@ -12,12 +12,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray._private import ray_constants, services
 
+from conclugen.common import machine
+from conclugen.common.machine import Memory
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster
 from ray_jobs.ray_cluster import NoRayError, private_folder
@@ -259,3 +263,29 @@ def test_a_local_ray_comes_up_in_a_process_that_has_had_another() -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and "did not come up" not in done.stdout, done.stdout + done.stderr
+
+
+def test_a_limit_on_memory_sizes_the_object_store_and_the_advice(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch system's group, which Ray does not see: it would take its share of the whole machine."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 << 30, available=60 << 30))
+    monkeypatch.setattr(machine, "memory_limit", lambda: Memory(limit=4 << 30, free=2 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    (given,) = connected(monkeypatch)
+    assert given["object_store_memory"] == int(0.3 * (2 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100 << 20))  # of /dev/shm
+    (given,) = connected(monkeypatch)
+    assert given["object_store_memory"] == 100 << 20
+    monkeypatch.setattr(machine, "memory_limit", lambda: Memory(limit=4 << 30, free=10 << 20))
+    (given,) = connected(monkeypatch)
+    assert given["object_store_memory"] == ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
+    assert "10 MiB of memory" in ray_cluster._advice(LATE, 3, 1.0, short)
+    for none in (None, Memory(limit=128 << 30, free=100 << 30)):
+        monkeypatch.setattr(machine, "memory_limit", lambda none=none: none)
+        (given,) = connected(monkeypatch)
+        assert given["object_store_memory"] is None
+
+
+def connected(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    calls = starts(monkeypatch, None)
+    ray_cluster.connect(1)
+    return calls

@@ -1,12 +1,11 @@
 """Runs the cells of a plan by Ray, several at a time, and keeps each in the ledger as soon as it is done."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 
 import ray
 
-from conclugen.common import uris
+from conclugen.common import machine, uris
 from ray_jobs import ray_cluster
 from tuning.ablation.cell import Cell, Outcome, one_thread, run
 from tuning.ablation.cost import told
@@ -32,7 +31,7 @@ def connect(parallel: int | None) -> int:
         return parallel
     if ray_cluster.joins():
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
-    return os.cpu_count() or 1  # a local Ray is told of more CPUs than there are cores
+    return machine.cores()  # a local Ray is told of more CPUs than there are cores
 
 
 def run_cells(

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from conclugen.common import machine
 from ray_jobs import ray_cluster
 from ray_jobs.tracking.journal import Journal
 from shards import Manifest
@@ -61,7 +62,7 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: NestedRunsSink
     local = not ray.is_initialized() and not ray_cluster.joins()
     # With trainers in it, the dashboard's State API tells them which controllers have died.
     ray_cluster.connect(job.resources.workers, job.resources.cpus_per_worker, dashboard=job.resources.workers > 1)
-    concurrent = concurrency(job, os.cpu_count() or 1 if local else None)
+    concurrent = concurrency(job, machine.cores() if local else None)
     plan = TrialPlan(
         folder=book.folder.path,
         space=ready.space,
