@@ -7,15 +7,20 @@ Names are refused while the job is parsed, folders that cannot be written to whe
 from __future__ import annotations
 
 import http.client
+import secrets
 import threading
 import urllib.error
 import urllib.request
 
+import fsspec
+
 from conclugen.common import uris
 from conclugen.common.locks import check_room
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, store_folder
+from shards.access import access_error
 
 _ANSWER_WITHIN_S = 3.0
+_STORED_WITHIN_S = 30.0  # a store's client asks for credentials first, and asks again
 
 
 def check_tracking(uri: str, experiment: str, registered_model: str | None = None) -> None:
@@ -39,6 +44,35 @@ def check_tracking(uri: str, experiment: str, registered_model: str | None = Non
             "tracked is sent when the server is back",
             flush=True,
         )
+
+
+def check_storage(field: str, url: str, within_s: float = _STORED_WITHIN_S) -> None:
+    """Raise OSError unless objects can be written below an address and removed again; leaves nothing there."""
+    probe = f"{url.rstrip('/')}/.probe-{secrets.token_hex(8)}"
+    found: list[BaseException | None] = [TimeoutError(f"no answer within {within_s:g} s")]
+
+    def write() -> None:
+        try:
+            filesystem, path = fsspec.core.url_to_fs(probe, use_listings_cache=False)
+            filesystem.pipe_file(path, b"conclugen")
+            filesystem.rm_file(path)
+            found[0] = None
+        except Exception as error:
+            found[0] = error
+
+    writing = threading.Thread(target=write, name="preflight", daemon=True)
+    writing.start()
+    writing.join(within_s)
+    error = found[0]
+    if error is None:
+        return
+    problem = access_error(error, url)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    why = f"{problem.problem}; {problem.said}" if problem is not None else lines[0][:200]
+    raise OSError(
+        f"{field}: {uris.public(url)} cannot be written to ({uris.scrub(why)}); checkpoints need permission to put, "
+        "list, read and delete objects there. Correct the address or the credentials, or choose another place"
+    ) from error
 
 
 def why_silent(uri: str, within_s: float = _ANSWER_WITHIN_S) -> str | None:

@@ -38,6 +38,11 @@ def archive_bytes(count: int, stride: int) -> int:
     return padded(count * stride + 2 * BLOCK, RECORD)
 
 
+def least_bytes(columns: tuple[Column, ...], rows: int) -> int:
+    """What shards of so many samples take at least: with the shortest JSON, without indexes and manifest."""
+    return archive_bytes(rows, SlotLayout(columns, json_length=1).stride)
+
+
 def tar_header(name: str, size: int) -> bytes:
     """Deterministic ustar header of a regular file: mode 0644, owner 0, time 0 (POSIX.1-1988, `ustar` format)."""
     encoded = name.encode("ascii")

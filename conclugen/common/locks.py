@@ -195,10 +195,11 @@ def is_of_lock(name: str) -> bool:
     return name.startswith((FOLDER_LOCK, _PROBE))
 
 
-def check_room(what: str, folder: str | Path) -> None:
-    """Raise OSError unless a folder, which need not be there yet, can be written to and has a little room left.
+def check_room(what: str, folder: str | Path, least: int = _LEAST_FREE, of: str = "") -> None:
+    """Raise OSError unless a folder, which need not be there yet, can be written to and has room left.
 
-    what: field or option that names it, for messages.
+    what: field or option that names it, for messages. least: bytes that a job will yet write there for certain; of:
+    what they are, for the message.
     """
     there = Path(folder).absolute()
     while not there.exists():
@@ -211,13 +212,24 @@ def check_room(what: str, folder: str | Path) -> None:
     except OSError as error:
         raise _plain(type(error), error.errno, f"{what}: {folder} cannot be written to ({error.strerror})") from None
     free = shutil.disk_usage(there).free
-    if free < _LEAST_FREE:
+    needed = max(least, _LEAST_FREE)
+    if free < needed:
         raise _plain(
             OSError,
             errno.ENOSPC,
-            f"{what}: {folder} has {free / 2**20:,.1f} MiB free, and {_LEAST_FREE / 2**20:,.1f} MiB are "
-            "needed; make room, or choose another folder",
+            f"{what}: {folder} has {free / 2**20:,.1f} MiB free, and {needed / 2**20:,.1f} MiB are needed"
+            f"{f' for {of}' if of else ''}; make room, or choose another folder",
         )
+
+
+def bytes_in(folder: str | Path) -> int:
+    """Of the files in a folder and below it, which a job that goes on need not write again; 0 where there is none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(place) / name).lstat().st_size
+    return total
 
 
 def _plain(kind: type[OSError], number: int | None, message: str) -> OSError:

@@ -21,7 +21,7 @@ from conclugen import backbones
 from conclugen.backbones import EncoderError, registry
 from conclugen.common import uris
 from conclugen.common.ending import resumable
-from conclugen.common.locks import folder_held
+from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extract_features import EncoderOptions, ExtractJob
@@ -33,6 +33,7 @@ from shards.check_stored import warn_of_stored
 from shards.claim import ClaimLostError
 from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
+from shards.layout import least_bytes
 
 Number = TypeVar("Number", int, float)
 T = TypeVar("T")
@@ -225,6 +226,8 @@ def run(job: ExtractJob) -> int:
     warn_of_stored(plan.clips)
     with folder_held(plan.out, "features are being extracted here", "another --output"):
         plan.claim(job.overwrite)
+        least = least_bytes(plan.schema.columns, plan.clips.rows) - bytes_in(plan.out)
+        check_room("--output", plan.out, least, "the features of all clips")
         ray_cluster.connect(len(plan.choices))
         try:
             summary = extract(plan, resources, job.quiet)

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from conclugen import PretrainConfig, Pretrainer, export
 from conclugen.beside_raw import BesideRaw
 from conclugen.common.ending import resumable
-from conclugen.common.locks import check_room
+from conclugen.common.locks import bytes_in, check_room
 from conclugen.common.options import to_plain
 from conclugen.evaluation.features import fuse
+from conclugen.model import Model
 from ray_jobs import ray_cluster
-from ray_jobs.preflight import check_tracking
+from ray_jobs.preflight import check_storage, check_tracking
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
@@ -76,15 +78,19 @@ def _pretrain(
 ) -> PretrainResult:
     uri = uri_of_run(folder.path, job.run.tracking_uri)
     check_tracking(uri, job.run.experiment, job.run.registered_model)
-    if job.run.storage is not None and "://" not in job.run.storage:
-        check_room("run.storage", job.run.storage)
     store = folder.store(job.run)
+    if not store.is_local:
+        check_storage("run.storage", store.location)
     reached = reached_step(store, identity)
     if reached > total_steps:
         raise ValueError(
             f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
             f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
         )
+    if reached < total_steps and store.is_local:
+        what = "run.storage" if job.run.storage else "run.output"
+        least = 2 * checkpoint_bytes(job.pretrain, source) - bytes_in(store.location)
+        check_room(what, store.location, least, "two checkpoints")
     moments = None
     if job.pretrain.model.standardize and not folder.standardization.is_file():
         # Before the name is taken: it stays free where the data turns out to be damaged.
@@ -122,6 +128,15 @@ def _pretrain(
         )
     not_taken = tuple(refused(folder.journal, begun))
     return PretrainResult(folder, folder.model, step, uri, sink.run_id, not_taken, not sink.complete)
+
+
+def checkpoint_bytes(config: PretrainConfig, source: Source) -> int:
+    """What a checkpoint takes at least: parameters, and two moments of each."""
+    widths = source.reader.widths
+    with torch.device("meta"):
+        model = Model(config, {m: int(widths[m]) for m in config.required_modalities})
+    size = 8 if config.precision == "float64" else 4
+    return 3 * size * sum(parameter.numel() for parameter in model.parameters())
 
 
 def reached_step(store: CheckpointStore, identity: dict[str, Any]) -> int:

@@ -12,8 +12,10 @@ import numpy as np
 import xxhash
 
 from conclugen.common.durations import clock
+from conclugen.common.locks import check_room
 from shards import publication
 from shards.commands import PackJob
+from shards.layout import least_bytes
 from shards.manifest import Manifest
 from shards.packing.inputs import PackInput, PackOptions, read_input
 from shards.packing.labels import LabelSpec
@@ -42,6 +44,7 @@ def pack(
     data = read_input(options)
     tell(data)
     order = np.arange(data.count) if options.shuffle_seed is None else shuffled_order(data.count, options.shuffle_seed)
+    check_room("--output", options.out, least_bytes(data.schema.columns, data.count), f"{data.count} samples")
     info = {"source": options.source.name, "shuffle_seed": options.shuffle_seed}
     with ShardWriter(
         options.out,
