@@ -23,7 +23,7 @@ from ray_jobs import building
 from ray_jobs.embedding import corpus
 from ray_jobs.extraction import extract
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.training import worker
+from ray_jobs.training import checkpoint_store, failures, worker
 from tuning import jobs
 from tuning.ablation import run as ablation
 from tuning.ledger import Ledger, Record
@@ -97,6 +97,18 @@ def test_what_reaches_journals_and_ledgers_in_other_ways_is_scrubbed(
         ledger.append(Record("k", "cell", "failed", reason=f"{URIS['password']} said no to {MARK}/2"))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 2 and not [path for path in files if MARK in path.read_text()]
+
+
+def test_what_a_run_says_of_a_library_s_error_is_scrubbed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a worker that died without a record of its own, of a checkpoint that a store refused, of a rank's record."""
+    error = RuntimeError(f"Worker exit detail: PUT {URIS['signed query']} by {URIS['password']} failed")
+    error.worker_failures = {0: error}  # type: ignore[attr-defined]
+    said = [failures.describe([], error, 7), failures.describe([], RuntimeError(f"GET {URIS['token']}"), 7)]
+    said += [checkpoint_store.describe(OSError(5, "x", URIS["key"])), checkpoint_store.describe(error)]
+    with contextlib.suppress(RuntimeError), failures.Pulse(tmp_path / "failures.jsonl", "a", 0, 1, 60.0):
+        raise error
+    said += [(tmp_path / "failures.jsonl").read_text(), "".join(capsys.readouterr())]
+    assert MARK not in "".join(said) and all("127.0.0.1:9" in text for text in (said[0], said[3], said[4])), said
 
 
 def test_other_libraries_messages_are_scrubbed_wherever_they_are_shown(tmp_path: Path) -> None:

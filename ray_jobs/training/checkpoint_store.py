@@ -205,8 +205,8 @@ def patiently(action: Callable[[], Result]) -> Result:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line; `No space left on device` rather than a number."""
+    """The error in one line, without secrets; `No space left on device` rather than a number."""
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{os.strerror(error.errno)}{where}"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        return uris.scrub(f"{os.strerror(error.errno)}{where}")
+    return uris.scrub(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -155,7 +155,7 @@ class Pulse:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as problem:  # a full disk: what Ray hands over must do
-            print(f"warning: {self._path}: {problem}; {told}", flush=True)
+            print(f"warning: {self._path}: {uris.scrub(problem)}; {told}", flush=True)
 
 
 def read(path: Path, attempt: str) -> list[Failure]:
@@ -186,8 +186,9 @@ def describe(failures: list[Failure], error: BaseException, step: int) -> str:
     step: the last one that was journalled, for a process that died without a word.
     """
     if not failures:
-        died = _DIED.search(" ".join(str(error).split()))
-        cause = died[1].strip() if died else " ".join(str(error).split())
+        said = uris.scrub(" ".join(str(error).split()))  # what any library said, in a process that has no journal
+        died = _DIED.search(said)
+        cause = died[1].strip() if died else said
         ranks = getattr(error, "worker_failures", None) or {}
         if ranks:
             return f"rank {', '.join(map(str, sorted(ranks)))}, after step {step}: the process died: {cause[:400]}"
