@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 KINDS = ("cell", "trial", "baseline")
 STATUSES = ("finished", "failed")
 _MOST = 1 << 62  # of whole numbers: servers and tables keep them in 64 bits
+_LAST_TIME = 2.5e11  # of a clock; a later one in a record is no time
 LINES, _ARRAYS = "ledger", "predictions"
 # JSON has no numbers for these; a diverged trial's metrics must be kept all the same.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -66,7 +67,7 @@ class Record:
     `recall@1/audio-video`, `effective_rank/video`). groups: metric name -> {group: number}: a score of each speaker
     or video, besides `rows` -> {group: rows tested}. cost: `seconds` (of the clock), `cpu_seconds`, `samples`,
     `peak_memory_bytes`. arrays: of large arrays, the path below the ledger's folder (`put_arrays`). time: seconds
-    since 1970, set by `append`.
+    since 1970, set by `append`: later than that of every record that was there when its writer began.
     """
 
     key: str
@@ -108,6 +109,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._file = -1
         self._owner = 0
+        self._latest = 0.0  # time of the last record that is known
 
     @classmethod
     def open(cls, folder: Path | str, must_exist: bool = False) -> "Ledger":
@@ -167,11 +169,14 @@ class Ledger:
 
         Raises OSError where it cannot be written (a full disk); the file then holds whole records only.
         """
-        values = {f.name: getattr(record, f.name) for f in fields(record)} | {"time": time.time()}
+        values = {f.name: getattr(record, f.name) for f in fields(record)}
         values["reason"] = uris.scrub(record.reason)  # what a library said, as often as not
-        line = json.dumps(_encode(values), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             file = self._own_file()
+            # What is written later counts: a clock that was set back since must not put it before what is there.
+            self._latest = max(time.time(), math.nextafter(self._latest, math.inf))
+            values["time"] = self._latest
+            line = json.dumps(_encode(values), allow_nan=False, separators=(",", ":")).encode() + b"\n"
             before = os.fstat(file).st_size
             try:
                 rest = memoryview(line)
@@ -209,6 +214,7 @@ class Ledger:
         if self._file < 0 or self._owner != os.getpid():
             folder = inside(self.folder, LINES)
             folder.mkdir(parents=True, exist_ok=True)
+            self._latest = max((r.time for r in self.history() if r.time < _LAST_TIME), default=0.0)
             # Time first, so that files list in the order in which their writers began.
             name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
             self._file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)

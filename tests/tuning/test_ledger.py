@@ -47,6 +47,25 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         assert getattr(found, name) == getattr(written, name)
 
 
+@pytest.mark.parametrize("jump", [-3600.0, -1e9, 3600.0])
+def test_the_later_record_counts_whatever_the_clock_does(tmp_path, monkeypatch, jump):
+    """A cell that is run again after the clock was set back, by another process and by the same one."""
+    clock = [1.8e9]
+    monkeypatch.setattr("tuning.ledger.time.time", lambda: clock[0])
+    first = Ledger.open(tmp_path)
+    first.append(Record("a", "cell", "finished", metrics={"x": 1.0}))
+    clock[0] += jump
+    with Ledger.open(tmp_path) as second:
+        second.append(Record("a", "cell", "finished", metrics={"x": 2.0}))
+    (found,) = Ledger.open(tmp_path).records()
+    assert found.metrics == {"x": 2.0}
+    first.append(Record("b", "cell", "finished", metrics={"x": 1.0}))
+    clock[0] += jump
+    first.append(Record("b", "cell", "finished", metrics={"x": 2.0}))
+    assert {record.key: record.metrics["x"] for record in Ledger.open(tmp_path).records()} == {"a": 2.0, "b": 2.0}
+    assert [record.key for record in Ledger.open(tmp_path).history()].count("b") == 2
+
+
 def test_a_torn_last_line_and_a_damaged_one_are_left_out_and_the_rest_is_read(tmp_path, caplog):
     with Ledger.open(tmp_path) as ledger:
         for number in range(3):
