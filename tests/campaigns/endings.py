@@ -4,28 +4,43 @@ each followed by the same command.
     python -m tests.campaigns.endings                       # commands without Ray: minutes
     python -m tests.campaigns.endings --jobs pretrain,ablate,sweep    # these start a Ray for every cell
 
-`start`: the command line is read, the work begins; `middle`: before half of the renames that an undisturbed run makes;
-`publication`: before the last one. A cell holds the status of the stopped job, what it says, and what the same command
-comes to: `same` is what an undisturbed run leaves. Anything else is a fault, and the campaign ends with status 1.
+`start`: the command line is read, the work begins; `middle`: before half of the renames that an undisturbed run's main
+thread makes; `publication`: before the last one; a command that renames nothing has the first alone. A cell holds the
+status of the stopped job, what it says, and what the same command comes to: `same` is what an undisturbed run leaves.
+Anything else is a fault, and the campaign ends with status 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import pickle
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from ray_jobs.tracking.journal import read_records
+from conclugen import Pretrainer, export, presets
+from conclugen.common.atomic import write_json
+from conclugen.common.options import save
+from ray_jobs.evaluate import EvaluateJob
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import Journal, read_records
+from ray_jobs.tracking.mlflow_environment import connect
 from shards import Manifest, View
-from tests.feature_corpus import write_corpus
+from shards.clips.reader import ClipManifest
+from tests.campaigns.results_fuzz.folders import MAKERS
+from tests.feature_corpus import WIDTHS, write_corpus
+from tests.ray_jobs.extraction.extraction_loop import make_clips
+from tests.shards.media.make_media import make_video
 from tests.shards.small_data import make_samples, write
 from tests.stops import Ended, Stops
 from tuning.ledger import Ledger
@@ -33,18 +48,19 @@ from tuning.ledger import Ledger
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": signal.SIGKILL}
 STATUSES = {"interrupt": 130, "terminate": 143, "kill -9": -9}
 POINTS = ("start", "middle", "publication")
-_RAY = ("pretrain", "ablate", "sweep")
+_RAY = ("pretrain", "ablate", "sweep", "build_shards", "extract_features", "embed")
 
 
 @dataclass(frozen=True)
 class Job:
     """prepare: makes what the job reads in a new folder; arguments: of the command there; result: what it left, in a
-    form that can be compared."""
+    form that can be compared. status: of a run that nothing disturbs (1: `check` has found something to say)."""
 
     command: str
     prepare: Callable[[Path], None]
     arguments: Callable[[Path], list[object]]
     result: Callable[[Path], Any]
+    status: int = 0
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -84,6 +100,93 @@ def _views(folder: Path) -> dict[str, str]:
 
 def _corpus(folder: Path) -> None:
     write_corpus(folder / "data", speakers=9, takes=6)
+
+
+def _pickled(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    document = {
+        part: {"vision": random.normal(size=(20, 3, 4)), "id": [f"{part}{i}" for i in range(20)]} for part in "ab"
+    }
+    (folder / "x.pkl").write_bytes(pickle.dumps(document))
+
+
+def _published(folder: Path) -> None:
+    for number in range(12):
+        place = folder / "features" / "audio_spectrograms_cropped_128" / "train"
+        place.mkdir(parents=True, exist_ok=True)
+        np.save(place / f"{number}.npy", np.zeros(4, np.float32))
+
+
+def _videos(folder: Path) -> None:
+    (folder / "videos").mkdir()
+    for number in range(6):
+        make_video(folder / "videos" / f"{number}.mp4", 10, (48, 64))
+
+
+def _clips(folder: Path) -> None:
+    make_clips(folder / "data", 3, 2, pictures=10)
+
+
+def _finished_run(folder: Path) -> None:
+    """As pretraining leaves it, and evaluated once."""
+    _corpus(folder)
+    manifest = Manifest.open(folder / "data")
+    composition = {name: tuple(columns) for name, columns in manifest.modalities.items()}
+    widths = {name: sum(WIDTHS[column] for column in columns) for name, columns in composition.items()}
+    config = presets.build(
+        "contrast_only",
+        global_batch=16,
+        model={"representation_dim": 8, "projection_dim": 4, "reconstruction_hidden_dim": 8, "standardize": False},
+    )
+    place = RunFolder(folder / "out" / "a")
+    export.save(
+        place.model, Pretrainer(config, widths, 1), {"modalities": {m: list(c) for m, c in composition.items()}}
+    )
+    data = DataConfig(str(folder / "data"), label="emotion")
+    save(PretrainJob(config, data, RunConfig("a", str(folder / "out"))), place.config)
+    with Journal(place.journal, experiment="e", name="a") as journal:
+        journal.metrics(0, {"loss": 1.0})
+
+
+def _evaluated_run(folder: Path) -> None:
+    _finished_run(folder)
+    place = folder / "out/a/evaluation/data-emotion"
+    place.mkdir(parents=True)
+    shards = ShardsConfig(str(folder / "data"), validation_view=None)
+    write_json(place / "scores.json", {"job": asdict(EvaluateJob("a", "emotion", shards)), "cells": []})
+
+
+def _ablated(folder: Path) -> None:
+    MAKERS["ablation"](folder / "a")
+
+
+def _tracked(folder: Path) -> Any:
+    """Of each run on the server its status and how often each metric has each step."""
+    client = connect(f"sqlite:///{folder / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "e"]
+    runs = client.search_runs([experiment.experiment_id])
+    return sorted(
+        (
+            run.info.status,
+            [
+                (m.key, m.step)
+                for key in sorted(run.data.metrics)
+                for m in client.get_metric_history(run.info.run_id, key)
+            ],
+        )
+        for run in runs
+    )
+
+
+def _evaluation(folder: Path) -> Any:
+    place = folder / "out/a/evaluation/data-emotion"
+    names = sorted(path.name for path in place.iterdir())
+    return names, json.loads((place / "scores.json").read_text())["cells"], (place / "table.md").read_text()
+
+
+def _embedded(folder: Path) -> Any:
+    files = sorted((folder / "embeddings").glob("*.parquet"))
+    return {path.name: pq.read_table(path).to_pydict() for path in files}
 
 
 def _statuses(journal: Path) -> list[str]:
@@ -136,6 +239,67 @@ JOBS: dict[str, Job] = {
         lambda folder: [folder / "data", "--json", folder / "stats.json"],
         lambda folder: (folder / "stats.json").read_text().replace(str(folder), ""),
     ),
+    "check": Job(
+        "check", _shards, lambda folder: [folder / "data"], lambda folder: sorted(content(folder / "data")), 1
+    ),
+    "convert-pickle": Job(
+        "convert-pickle",
+        _pickled,
+        lambda folder: [folder / "x.pkl", "--out", folder / "x.npz", "--overwrite"],
+        lambda folder: {name: array.tobytes() for name, array in np.load(folder / "x.npz").items()},
+    ),
+    "author_features": Job(
+        "author_features",
+        _published,
+        lambda folder: [folder / "features", "--output", folder / "out"],
+        lambda folder: sorted(content(folder / "out")),
+    ),
+    "corpus": Job(
+        "corpus",
+        lambda folder: None,
+        lambda folder: [folder / "out", "--speakers", 1, "--takes", 1, "--processes", 1, "--overwrite"],
+        lambda folder: content(folder / "out"),
+    ),
+    "tracking": Job("tracking", lambda folder: MAKERS["run"](folder / "a"), lambda folder: [folder / "a"], _tracked),
+    "report": Job(
+        "report", _ablated, lambda folder: [folder / "a", "--no-tracking"], lambda folder: content(folder / "a/report")
+    ),
+    "evaluate": Job(
+        "evaluate",
+        _finished_run,
+        lambda folder: [
+            *("--run", "a", "--label", "emotion", "--data", folder / "data", "--output", folder / "out"),
+            *("--comparison.methods", "probe", "--comparison.fractions", "1.0", "--comparison.draws", 1),
+        ],
+        _evaluation,
+    ),
+    "build_shards": Job(
+        "build_shards",
+        _videos,
+        lambda folder: [
+            *("--adapter", "folder", "--source", folder / "videos", "--output", folder / "out", "--faces", "off"),
+            *("--clips-per-shard", 2, "--quiet"),
+        ],
+        lambda folder: ClipManifest.open(folder / "out").digest,
+    ),
+    "extract_features": Job(
+        "extract_features",
+        _clips,
+        lambda folder: [
+            *("--data", folder / "data", "--output", folder / "out", "--quiet"),
+            *("--encoders", "random-image,random-audio,random-text"),
+        ],
+        lambda folder: Manifest.open(folder / "out").digest,
+    ),
+    "embed": Job(
+        "embed",
+        _evaluated_run,
+        lambda folder: [
+            *("--run", "a", "--data", folder / "data", "--output", folder / "out"),
+            *("--embeddings", folder / "embeddings"),
+        ],
+        _embedded,
+    ),
     "pretrain": Job(
         "pretrain",
         _corpus,
@@ -170,13 +334,15 @@ JOBS: dict[str, Job] = {
 
 def cell(stops: Stops, job: Job, folder: Path, how: str, point: str, renames: int, expected: Any) -> tuple[bool, str]:
     """(whether all is as it should be, what happened)."""
+    if not renames and point != "start":
+        return True, "—"
     job.prepare(folder)
     place = {"start": 1, "middle": max(1, renames // 2), "publication": renames}[point]
     at = "work" if point == "start" else "rename"
     ended = stops.run(job.command, job.arguments(folder), SIGNALS[how], at, place)
     again = stops.run(job.command, job.arguments(folder))
     said = _said(ended) if how != "kill -9" else ""
-    right = ended.status == STATUSES[how] and again.status == 0 and job.result(folder) == expected
+    right = ended.status == STATUSES[how] and again.status == job.status and job.result(folder) == expected
     right &= how == "kill -9" or bool(said)
     outcome = "same" if right else f"**status {again.status}, {again.error.strip()[-200:] or 'another result'}**"
     return right, f"{ended.status}; {outcome}" + (f"; “{said}”" if said else "")
@@ -202,8 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reference.mkdir()
             job.prepare(reference)
             undisturbed = stops.run(job.command, job.arguments(reference))
-            if undisturbed.status != 0:
-                print(f"{name}: {undisturbed.error}", file=sys.stderr)
+            if undisturbed.status != job.status:
+                print(f"{name}: status {undisturbed.status}: {undisturbed.error}", file=sys.stderr)
                 return 1
             expected = job.result(reference)
             for how in given.signals.split(","):

@@ -49,6 +49,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PACE_S = 0.05
 # A crowded machine may take minutes for the first step; only where a rank hangs by intent is the limit waited for.
 STALL_S, SHORT_STALL_S = 300.0, 60.0
+# Longer than the stall limit: a rank that stands still has said where by then, and another start may follow.
+_WAIT_S = STALL_S + 120.0
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
@@ -185,12 +187,12 @@ class Bench:
     def wait(
         self, condition: Callable[[], bool], what: str, name: str, job: subprocess.Popen[bytes] | None = None
     ) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + _WAIT_S
         while not condition():
             if time.monotonic() > deadline or (job is not None and job.poll() is not None):
                 log = self.base / f"{name}.log"
                 said = log.read_text(errors="replace")[-3000:] if log.is_file() else ""
-                raise TimeoutError(f"{name} did not {what}\n{said}")
+                raise TimeoutError(f"{name} did not {what}\n{said}\n{trace.stacks(self.run_of(name))}")
             time.sleep(0.05)
 
 

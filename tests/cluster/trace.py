@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import json
 import os
 import signal
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest.mock import patch
 
 import numpy as np
@@ -65,6 +67,17 @@ def inflicted(run: Path, number: int = 0) -> Path:
     return run.parent / f"{run.name}.inflicted-{number}.json"
 
 
+def stacks(run: Path, wait_s: float = 5.0) -> str:
+    """Where every thread of each process stands that has worked for the run and lives."""
+    asked = []
+    for path in sorted((run.parent / f"{run.name}.trace").glob("*.stacks")):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(int(path.stem.rpartition("-")[2]), signal.SIGUSR1)
+            asked.append(path)
+    time.sleep(wait_s if asked else 0)
+    return "\n".join(f"{path.stem}:\n{path.read_text()}" for path in asked)
+
+
 def _plans_of(run: Path) -> Path:
     return run.parent / f"{run.name}.plan.json"
 
@@ -75,6 +88,9 @@ def train(start: Start) -> None:
     with ExitStack() as stack:
         Injection(Path(start.folder), start.attempt, context.get_world_rank(), context.get_world_size(), stack)
         train_worker.train(start)
+
+
+_stacks: list[TextIO] = []  # open as long as the process lives: a signal handler writes to them
 
 
 class Injection:
@@ -90,6 +106,9 @@ class Injection:
         self.header: dict[str, Any] = {"attempt": attempt, "rank": rank, "world": world}
         self.header["node"] = ray.get_runtime_context().get_node_id()
         self.trace = (folder / f"{attempt}-{rank}.jsonl").open("a", buffering=1)
+        # Where a test waits in vain, it asks every process where it stands.
+        _stacks.append((folder / f"{attempt}-{rank}-{os.getpid()}.stacks").open("a"))
+        faulthandler.register(signal.SIGUSR1, _stacks[-1], all_threads=True)
         originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Source.stream
         step, save_file, write, load, stream = originals
         make_pulse = train_worker.Pulse
