@@ -29,7 +29,9 @@ class EmbedJob(EncoderOptions):
         data: Shards of clips or of features (folder or URL), in the place of files.
         output: Folder of all runs.
         embeddings: Folder where embeddings and pictures go; none: `embeddings` in the run's folder.
-        label: Evaluated label whose probe gives probabilities; none: the only one.
+        label: Evaluated label whose probe gives probabilities; none: the only one, of a run with several none.
+        evaluation: Of several evaluations of the label (of other data, views or fusion) the one whose probe it is: its
+            folder's name in the run's `evaluation`; none: the only one.
         fusion: How modalities become one vector: `concat`, `mean`, `concat+raw` (beside the raw features, each half of
             the variance), or one modality.
         window: Length of a timeline's window in seconds.
@@ -44,6 +46,7 @@ class EmbedJob(EncoderOptions):
     output: Path = Path("outputs")
     embeddings: Path | None = None
     label: str | None = None
+    evaluation: str | None = None
     fusion: str = "concat"
     window: float = 2.0
     stride: float = 0.5
@@ -62,8 +65,8 @@ COMMAND = Command(
     EmbedJob,
     run,
     shown=(
-        *("run", "files", "data", "output", "embeddings", "label", "fusion", "window", "stride", "text", "weights"),
-        *("plugin", "gpus", "actors"),
+        *("run", "files", "data", "output", "embeddings", "label", "evaluation", "fusion", "window", "stride", "text"),
+        *("weights", "plugin", "gpus", "actors"),
     ),
     was={"clips": "data", "features": "data", "out": "embeddings"},
     bare="files",

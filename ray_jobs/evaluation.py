@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +15,11 @@ from numpy.typing import NDArray
 
 import conclugen
 from conclugen import Pretrainer
-from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, sync_folder, write_json
+from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, sync_folder, write_json, write_text
 from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_mapping
+from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import BASELINES, ProbeConfig
 from conclugen.evaluation.features import Scaling, fuse, standardise
@@ -35,6 +34,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import available_widths, held_out_view, note_no_validation, open_reader
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from shards import Damage, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
@@ -452,17 +452,15 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
     }
     result.folder.mkdir(parents=True, exist_ok=True)
     write_json(result.folder / _SCORES, document)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["system", "method", "fraction", "score", "value", "low", "high"])
+    rows: list[Sequence[object]] = [("system", "method", "fraction", "score", "value", "low", "high")]
     for s in result.scores:
         for name, value in sorted(s.scores.items()):
             ends = [s.intervals[name].low, s.intervals[name].high] if name in s.intervals else ["", ""]
-            writer.writerow([s.system, s.method, s.fraction, name, value, *ends])
+            rows.append((s.system, s.method, s.fraction, name, value, *ends))
         if not s.scores:
-            writer.writerow([s.system, s.method, s.fraction, result.main_score, "", "", ""])
-    (result.folder / "scores.csv").write_text(text.getvalue())
-    (result.folder / "table.md").write_text(table(result))
+            rows.append((s.system, s.method, s.fraction, result.main_score, "", "", ""))
+    write_text(result.folder / "scores.csv", csv_text(rows))
+    write_text(result.folder / "table.md", table(result))
 
 
 def table(result: EvaluateResult) -> str:
@@ -482,22 +480,18 @@ def table(result: EvaluateResult) -> str:
             missing.setdefault(what, []).append(_named(s.system, s.method))
     if missing:
         lines += ["", "Not scored:", ""]
-        lines += [f"- {what} ({'; '.join(systems)})" for what, systems in missing.items()]
+        lines += [markdown_item(f"{what} ({'; '.join(systems)})") for what, systems in missing.items()]
     return "\n".join(lines) + "\n"
 
 
 def _by_fraction(result: EvaluateResult, score: str) -> list[str]:
     fractions = sorted({s.fraction for s in result.scores})
-    lines = _head([f"{result.label}: {score}", *(f"{fraction:.0%} of labels" for fraction in fractions)])
+    lines = markdown_head([f"{result.label}: {score}", *(f"{fraction:.0%} of labels" for fraction in fractions)])
     for system, method in dict.fromkeys((s.system, s.method) for s in result.scores):
         cells = {s.fraction: s for s in result.scores if (s.system, s.method) == (system, method)}
         values = [_value(cells[f], score) if f in cells else "" for f in fractions]
-        lines.append(f"| {_named(system, method)} | " + " | ".join(values) + " |")
+        lines.append(markdown_row([_named(system, method), *values]))
     return lines
-
-
-def _head(names: Sequence[str]) -> list[str]:
-    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
 
 
 def absent_note(result: EvaluateResult) -> list[str]:
@@ -506,7 +500,10 @@ def absent_note(result: EvaluateResult) -> list[str]:
     if not absent:
         return []
     many = len(result.class_rows) - len(absent)
-    return ["", f"No test row of class {', '.join(absent)}: macro scores are of {many} classes."]
+    return [
+        "",
+        markdown(f"No test row of class {', '.join(map(one_line, absent))}: macro scores are of {many} classes."),
+    ]
 
 
 def _by_part(result: EvaluateResult) -> list[str]:
@@ -524,11 +521,10 @@ def _by_part(result: EvaluateResult) -> list[str]:
         left = sum(count > 0 for count in rows.values()) - len(parts)
         if not scored or not parts:
             continue
-        lines += ["", *_head([f"{title}, {most:.0%} of labels", *(f"{name} ({rows[name]} rows)" for name in parts)])]
+        head = [f"{title}, {most:.0%} of labels", *(f"{name} ({rows[name]} rows)" for name in parts)]
+        lines += ["", *markdown_head(head)]
         for s, of in zip(scored, values, strict=True):
-            lines.append(
-                f"| {_named(s.system, s.method)} | " + " | ".join(_short(of.get(name)) for name in parts) + " |"
-            )
+            lines.append(markdown_row([_named(s.system, s.method), *(_short(of.get(name)) for name in parts)]))
         if left:
             lines += ["", f"{left} more are in scores.json."]
     return lines
@@ -548,7 +544,7 @@ def notes(result: EvaluateResult) -> list[str]:
     for s in result.scores:
         if s.choices:
             count = ", ".join(f"{name} ({times})" for name, times in s.choices.items())
-            lines.append(f"- {s.system}, {s.fraction:.0%} of labels: {count}")
+            lines.append(markdown_item(f"{s.system}, {s.fraction:.0%} of labels: {count}"))
     if lines:
         lines = ["", "Chosen on held-out training groups (in so many draws):", "", *lines]
     main, compared = result.main_score, []
@@ -563,7 +559,7 @@ def notes(result: EvaluateResult) -> list[str]:
             for i, s in enumerate(own)
         )
         named = f"{_named(best.system, best.method)} ({best.scores[main]:.3f})"
-        compared.append(f"- {fraction:.0%} of labels: {named}; minus it: {differences}")
+        compared.append(markdown_item(f"{fraction:.0%} of labels: {named}; minus it: {differences}"))
     if compared:
         lines += ["", "Strongest raw row, the best on the test rows themselves, in its favour:", "", *compared]
     return lines
@@ -626,6 +622,14 @@ def track(result: EvaluateResult, opened: Opened) -> None:
         # Of single classes only what one looks for: the trained heads with all labels. `scores.csv` has the rest.
         if np.isfinite(value) and ("/" not in name or (s.system == "pretrained" and s.fraction == most))
     }
+    send(opened, values, opened.series, result.folder)
+
+
+def send(opened: Opened, values: Mapping[str, float], series: str, folder: Path) -> None:
+    """Numbers and a folder into the run's own MLflow run; says what a server refuses of them."""
     with Journal(opened.folder.journal) as journal, MlflowSink(opened.folder.journal, opened.uri):
-        journal.metrics(opened.steps, values, opened.series, remeasured=True)
-        journal.artifact(result.folder, target=f"evaluation/{result.folder.name}")
+        begun = journal.position
+        journal.metrics(opened.steps, values, series, remeasured=True)
+        journal.artifact(folder, target=f"evaluation/{folder.name}")
+    for line in refused(opened.folder.journal, begun):
+        print(f"MLflow refused {line}", flush=True)

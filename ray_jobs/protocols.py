@@ -7,8 +7,6 @@ and its charts as PNG.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +22,7 @@ from conclugen.common.atomic import atomic_folder, write_json, write_text
 from conclugen.common.ending import resumable
 from conclugen.common.names import file_name
 from conclugen.common.options import to_plain
+from conclugen.common.tables import csv_text
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.protocol import Target
 from conclugen.evaluation.protocols import registry
@@ -31,12 +30,10 @@ from conclugen.evaluation.protocols.base import Cell, Corpus, Material, Outcome,
 from conclugen.evaluation.protocols.registry import Done
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
-from ray_jobs.evaluation import Opened, being_written, note_identity, open_run, untrained_heads
+from ray_jobs.evaluation import Opened, being_written, note_identity, open_run, send, untrained_heads
 from ray_jobs.protocol_document import DOCUMENT, FOLDER, PAGE, earlier, page, plain
 from ray_jobs.roles import GROUP, Units
 from ray_jobs.source import open_reader
-from ray_jobs.tracking.journal import Journal
-from ray_jobs.tracking.mlflow_sink import MlflowSink
 from shards import Manifest, Rows, View
 from shards.view import IndexValues
 
@@ -274,7 +271,7 @@ def write(one: Done, job: EvaluateJob, opened: Opened, asked: Material) -> None:
     note_identity(opened.place, job)
     opened.place.mkdir(parents=True, exist_ok=True)
     if one.outcome is not None:
-        with atomic_folder(opened.place / FOLDER / one.name) as folder:
+        with atomic_folder(opened.place / FOLDER / file_name(one.name)) as folder:
             for table in one.outcome.tables:
                 (folder / f"{file_name(table.name)}.csv").write_text(_csv(table.columns, table.rows), encoding="utf-8")
             draw(one.outcome, folder)
@@ -350,11 +347,7 @@ def draw(outcome: Outcome, folder: Path) -> None:
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
-    return text.getvalue()
+    return csv_text([columns, *(["" if cell is None else cell for cell in row] for row in rows)])
 
 
 def _line(one: Done) -> str:
@@ -375,6 +368,4 @@ def track(done: Sequence[Done], opened: Opened) -> None:
         for name, value in one.outcome.headline.items()
         if np.isfinite(value)
     }
-    with Journal(opened.folder.journal) as journal, MlflowSink(opened.folder.journal, opened.uri):
-        journal.metrics(opened.steps, values, f"{opened.series}/protocols", remeasured=True)
-        journal.artifact(opened.place, target=f"evaluation/{opened.place.name}")
+    send(opened, values, f"{opened.series}/protocols", opened.place)

@@ -34,7 +34,7 @@ class RowEmbedder:
     """The run's model, opened where it is used, and applied to rows."""
 
     folder: str
-    label: str | None
+    evaluation: str | None
     fusion: str
     _model: RunModel | None = field(default=None, repr=False)
 
@@ -42,7 +42,7 @@ class RowEmbedder:
     def model(self) -> RunModel:
         """Opened at the first use, in the worker."""
         if self._model is None:
-            self._model = RunModel.open(RunFolder(self.folder), self.label)
+            self._model = RunModel.open(RunFolder(self.folder), evaluation=self.evaluation)
         return self._model
 
     def columns(self, features: dict[str, np.ndarray]) -> dict[str, pa.Array]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from conclugen.backbones import EncoderError
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
-from conclugen.common.locks import folder_held
+from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.names import file_name
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster
@@ -175,11 +175,13 @@ def _line(result: Embedded, classes: Sequence[str]) -> str:
 
 def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
     """Embed clip shards or feature shards."""
-    rows = RowEmbedder(str(model.folder), job.label, job.fusion)
+    rows = RowEmbedder(str(model.folder), model.evaluation, job.fusion)
     manifest = open_manifest(data)
     _refuse_rows_of_files(out / _ROWS_FILE)
     warn_of_stored(manifest)
     _CLAIM.take(out, model.identity(job.fusion) | {"data": manifest.digest}, job.overwrite)
+    least = 2 * model.embedder.width(job.fusion) * manifest.rows  # of 4 bytes each, which Parquet may press together
+    check_room("--embeddings", out, least - bytes_in(out), "the embeddings of all rows")
     if not isinstance(manifest, ClipManifest):
         _check_features(model, manifest)
         resources = resources_of(job, ["model"])
@@ -241,7 +243,12 @@ def run(job: EmbedJob) -> int:
     for file in job.files:
         refuse_url("files", file, LOCAL_SOURCE)
     folder = RunFolder(job.output.expanduser().absolute() / job.run)
-    model = RunModel.open(folder, job.label)
+    model = RunModel.open(folder, job.label, evaluation=job.evaluation)
+    if model.evaluation is not None:
+        print(f"probabilities by the probe of evaluation {model.evaluation!r}", flush=True)
+    elif model.evaluations:
+        known = ", ".join(map(repr, model.evaluations))
+        print(f"no probabilities: the run has several evaluations, {known}; choose by --evaluation", flush=True)
     model.embedder.check_fusion(job.fusion)
     out = job.embeddings.expanduser().absolute() if job.embeddings else folder.path / "embeddings"
     with folder_held(out, "embeddings are being written here", "another --embeddings"):

@@ -52,7 +52,8 @@ class LabelProbe:
 @dataclass(frozen=True)
 class RunModel:
     """A finished run. recipe: how its features were made, None where its shards do not tell; modalities: modality ->
-    columns of features; probe: None where none was asked for or can be had."""
+    columns of features; probe: of `evaluation`, None where none was asked for or can be had; evaluations: all that the
+    run has."""
 
     name: str
     folder: Path
@@ -60,13 +61,17 @@ class RunModel:
     recipe: Recipe | None
     modalities: Mapping[str, tuple[str, ...]]
     probe: LabelProbe | None
+    evaluation: str | None = None
+    evaluations: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, folder: RunFolder, label: str | None = None, device: str = "cpu") -> RunModel:
+    def open(
+        cls, folder: RunFolder, label: str | None = None, device: str = "cpu", *, evaluation: str | None = None
+    ) -> RunModel:
         """The run of a folder, with the probe of one of its evaluations.
 
-        label: which; None: the only one, or none. Raises ValueError for a run that is not finished, or a label on which
-        it was not evaluated.
+        label, evaluation: which; None and None: the only one, or none. Raises ValueError for a run that is not
+        finished, a label on which it was not evaluated, or on which it was evaluated several times.
         """
         if not folder.path.is_dir():
             runs = [path.parent.name for path in folder.path.parent.glob("*/model")]
@@ -87,8 +92,10 @@ class RunModel:
                 f"{folder.model / 'config.json'}: {cause}; run ray_jobs.pretrain, whose models say what they were "
                 "trained on, or write it into the model's info yourself"
             ) from cause
-        probe = _probe(folder, embedder, label)
-        return cls(folder.name, folder.path, embedder, recipe, modalities, probe)
+        evaluations = _evaluations(folder)
+        chosen = _chosen(folder.name, evaluations, label, evaluation)
+        probe = None if chosen is None else _probe(folder, embedder, chosen, evaluations[chosen])
+        return cls(folder.name, folder.path, embedder, recipe, modalities, probe, chosen, tuple(evaluations))
 
     @property
     def encoder_names(self) -> tuple[str, ...]:
@@ -200,20 +207,43 @@ def _shards_info(folder: RunFolder) -> dict[str, Any]:
     return {} if features is None else {"features": features}
 
 
-def _probe(folder: RunFolder, embedder: conclugen.Embedder, label: str | None) -> LabelProbe | None:
-    """The probe of the evaluation of a label: as it was kept, or fitted again on the evaluation's own training rows."""
-    records: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for path in sorted(folder.evaluation.glob(f"[!.]*/{_SCORES}")):  # hidden is what a killed evaluation left
-        job = _evaluation_of(path)
-        records.setdefault(job["label"], (path.parent, job))
+def _evaluations(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Name of each evaluation of the run -> the job that it is of."""
+    paths = sorted(folder.evaluation.glob(f"[!.]*/{_SCORES}"))  # hidden is what a killed evaluation left
+    return {path.parent.name: _evaluation_of(path) for path in paths}
+
+
+def _chosen(run: str, known: Mapping[str, Mapping[str, Any]], label: str | None, name: str | None) -> str | None:
+    """Name of the evaluation that is meant; None where none is asked for and there is not exactly one."""
+    if name is not None:
+        if name not in known:
+            raise ValueError(f"evaluation: run {run!r} has no {name!r}, {did_you_mean(name, known)}")
+        if label not in (None, known[name]["label"]):
+            raise ValueError(f"evaluation: {name!r} is of label {known[name]['label']!r}, and --label is {label!r}")
+        return name
     if label is None:
-        if len(records) != 1:
-            return None
-        (label,) = records
-    if label not in records:
-        hint = did_you_mean(label, records)
-        raise ValueError(f"run {folder.name!r} was not evaluated on a label {label!r}, {hint}; run ray_jobs.evaluate")
-    place, job = records[label]
+        return next(iter(known)) if len(known) == 1 else None
+    found = [one for one, job in known.items() if job["label"] == label]
+    if not found:
+        hint = did_you_mean(label, {job["label"] for job in known.values()})
+        raise ValueError(f"run {run!r} was not evaluated on a label {label!r}, {hint}; run ray_jobs.evaluate")
+    if len(found) > 1:
+        listed = "; ".join(f"{one!r} ({_told(known[one])})" for one in found)
+        raise ValueError(
+            f"evaluation: must be chosen, for run {run!r} was evaluated on {label!r} {len(found)} times: {listed}"
+        )
+    return found[0]
+
+
+def _told(job: Mapping[str, Any]) -> str:
+    """What tells evaluations of one label apart."""
+    data = job["data"]
+    return f"{data.get('folder')!r}, views {data.get('view')!r} and {job['test_view']!r}, {job['fusion']!r}"
+
+
+def _probe(folder: RunFolder, embedder: conclugen.Embedder, name: str, job: Mapping[str, Any]) -> LabelProbe:
+    """The probe of an evaluation: as it was kept, or fitted again on the evaluation's own training rows."""
+    place = folder.evaluation / name
     model = json.loads((folder.model / "config.json").read_text())["digest"]
     kept = _load(place, model, _settings(job))
     if kept is not None:

@@ -11,6 +11,7 @@ from conclugen.common.options import to_plain
 from ray_jobs.preflight import check_tracking
 from ray_jobs.roles import GROUP
 from ray_jobs.tracking.destination import remember, uri_of_run
+from ray_jobs.tracking.standing import refusals
 from ray_jobs.training import run_lock
 from tuning.ablation.cell import WITH_RAW
 from tuning.ablation.cost import estimate, told
@@ -110,6 +111,8 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
         )
     else:
         print(f"MLflow: run {job.name!r} and its children in {uris.public(uri)}")
+    for line in refusals(job.folder):
+        print(line)
     return failed
 
 

@@ -41,11 +41,12 @@ class ReportJob:
 
 
 def run(job: ReportJob) -> int:
-    from tuning.report.report import report, track
+    from tuning.report.report import being_written, report, track
 
-    files = report(job.output, job.sweep, job.scores, job.protocols)
-    print("\n".join(str(path) for path in files))
-    where = track(job.output, files, job.tracking_uri) if job.tracking else None
+    with being_written(job.output):
+        files = report(job.output, job.sweep, job.scores, job.protocols)
+        print("\n".join(str(path) for path in files))
+        where = track(job.output, files, job.tracking_uri) if job.tracking else None
     if where:
         print(f"MLflow: {where}")
     return GOOD

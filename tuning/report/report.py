@@ -4,8 +4,7 @@ Reads the ledgers of the folders alone. Writes `report.html` (one file that need
 (every number) and pictures into FOLDER/report, and logs them to the MLflow run of the folder where it has one.
 """
 
-import csv
-import io
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -14,14 +13,17 @@ from pathlib import Path
 from conclugen import fields
 from conclugen.common import uris
 from conclugen.common.atomic import write_text
+from conclugen.common.locks import folder_held
 from conclugen.common.names import file_name
 from conclugen.common.reading import inside
+from conclugen.common.tables import csv_text
 from conclugen.evaluation.statistics import Interval
 from conclugen.tasks import registry
 from ray_jobs import plots
 from ray_jobs.tracking.destination import uri_of_run
-from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.journal import Journal, read_records
 from ray_jobs.tracking.mlflow_sink import flush_journal
+from ray_jobs.tracking.standing import standing
 from tuning.ledger import LINES as LEDGER
 from tuning.ledger import Ledger, Record
 from tuning.report import findings as report_findings
@@ -54,6 +56,16 @@ _COLUMNS = ("kind", "key", "status", *_TAGS, "metric", "value")
 _TRACKING_S = 30.0
 
 
+@contextlib.contextmanager
+def being_written(folder: Path) -> Iterator[None]:
+    """Hold the report of a folder alone. Raises FolderInUseError, and OSError where it cannot be written to."""
+    if not folder.is_dir():
+        yield  # `report` says what is wrong
+        return
+    with folder_held(inside(folder, "report"), "a report is being written here", "another folder"):
+        yield
+
+
 def report(
     folder: Path, sweeps: Sequence[Path] = (), scores: Sequence[str] | None = None, asked: Sequence[Path] = ()
 ) -> list[Path]:
@@ -81,7 +93,11 @@ def report(
     pictures = _pictures(results, families, place)
     kind = "Ablation" if results.systems else "Sweep" if results.trials or not found else "Protocols of"
     title = f"{kind} {folder.resolve().name}"
-    blocks = [*_blocks(results, families, scores, [p.name for p in pictures]), *report_protocols.blocks(found)]
+    blocks = [
+        *_missing([folder, *sweeps]),
+        *_blocks(results, families, scores, [p.name for p in pictures]),
+        *report_protocols.blocks(found),
+    ]
     lead = _lead(results, records) if records else f"{datetime.now(UTC):%Y-%m-%d}. Made from protocols.json alone."
     pictures += report_protocols.pictures(found, place)
     texts = {
@@ -142,6 +158,30 @@ def _lead(results: Results, records: Sequence[Record]) -> str:
     counts.append(f"{failed} failed (marked holes)" * bool(failed))
     seeds = f", seeds {', '.join(map(str, results.seeds))}" if results.seeds else ""
     return f"{datetime.now(UTC):%Y-%m-%d}: {', '.join(filter(None, counts))}{seeds}. Made from the ledger alone."
+
+
+def _missing(places: Sequence[Path]) -> Iterator[Block]:
+    """What of the folders was not run, not sent, or refused, before everything that is read from them."""
+    told = [
+        f"{place.resolve().name}: {line}" for place in places for line in [*_not_run(place), *standing(place).lines()]
+    ]
+    if told:
+        yield Heading("What is not there", "missing")
+        yield Text(tuple(told), listed=True)
+
+
+def _not_run(place: Path) -> Iterator[str]:
+    """Trials that a sweep was asked for and has no result of; an ablation's missing cells are holes in its tables."""
+    asked: object = None
+    with contextlib.suppress(OSError, ValueError):
+        for record, _ in read_records(place / "journal.jsonl"):
+            if record["kind"] == "params":
+                asked = record["values"].get("trials", asked)
+    records = [record for record in Ledger.open(place).records() if record.kind == "trial"]
+    died = sum(record.status == "failed" and not record.tags.get("diverged") for record in records)
+    if isinstance(asked, int) and 0 < len(records) - died < asked:
+        more = f" ({died} died)" if died else ""
+        yield f"{asked - len(records) + died} of {asked} trials have no result{more}."
 
 
 def _blocks(
@@ -324,9 +364,7 @@ def _pictures(results: Results, families: dict[str, list[Family]], place: Path) 
 def _csv(records: Sequence[Record]) -> str:
     """Every number of every record, one a line; groups as `accuracy@0.03/group/NAME`; a failed record is one line
     whose metric is `reason`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows: list[Sequence[object]] = [_COLUMNS]
     for record in records:
         tags = record.tags
         head = [record.kind, record.key, record.status]
@@ -338,5 +376,5 @@ def _csv(records: Sequence[Record]) -> str:
         numbers |= {f"{m}/group/{g}": value for m, own in record.groups.items() for g, value in own.items()}
         if record.status == "failed":
             numbers = {"reason": record.reason, **numbers}
-        writer.writerows([*head, name, value] for name, value in numbers.items())
-    return text.getvalue()
+        rows += [[*head, name, value] for name, value in numbers.items()]
+    return csv_text(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from conclugen.common.atomic import write_text
 from conclugen.common.options import save
+from conclugen.common.tables import markdown, markdown_head, markdown_row, one_line
 from ray_jobs.run_config import PretrainJob
 from tuning.sweep import plots as sweep_plots
 from tuning.sweep.folder import SweepBook, trial_name
@@ -31,17 +32,17 @@ def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
         if name != book.objective and any(name in book.metrics[number] for number in order)
     ]
     head = ["trial", "state", book.objective, *measures, *(name.removeprefix("tasks.") for name in varied)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = markdown_head(head)
     for number in order:
         metrics, choices = book.metrics[number], book.choices[number]
         cells = [trial_name(number), book.outcomes[number].state, f"{book.value(number):.4f}"]
         cells += [f"{metrics[name]:.3f}" if name in metrics else "" for name in measures]
         cells += [_shown(choices.get(name)) for name in varied]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(markdown_row(cells))
     for name, metrics in book.raw_rows.items():
         own = [f"{metrics[book.objective]:.4f}" if book.objective in metrics else ""]
         own += [f"{metrics[measure]:.3f}" if measure in metrics else "" for measure in measures]
-        lines.append("| " + " | ".join([name, "raw row", *own, *[""] * len(varied)]) + " |")
+        lines.append(markdown_row([name, "raw row", *own, *[""] * len(varied)]))
     return "\n".join([*lines, *_notes(book, order[0])]) + "\n"
 
 
@@ -60,12 +61,12 @@ def _notes(book: SweepBook, best: int) -> list[str]:
     if raw is not None and raw[1] in metrics:
         name, score, value = raw
         told = f"Trial {trial_name(best)} minus {name}, the strongest raw row, {score}: {metrics[score] - value:+.3f}"
-        notes += ["", f"{told} (on the rows that chose the trial, in its favour)."]
+        notes += ["", markdown(f"{told} (on the rows that chose the trial, in its favour).")]
     prefix = "probe_recall/"
     recalls = {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)}
     if recalls:
-        listed = ", ".join(f"{name} {value:.2f}" for name, value in recalls.items())
-        notes += ["", f"Recall by class, trial {trial_name(best)}: {listed}."]
+        listed = ", ".join(f"{one_line(name)} {value:.2f}" for name, value in recalls.items())
+        notes += ["", markdown(f"Recall by class, trial {trial_name(best)}: {listed}.")]
     return notes
 
 
@@ -74,12 +75,13 @@ def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
     return PretrainJob(book.config(number), job.data, job.best_run())
 
 
-def write(book: SweepBook, job: SweepJob, mode: str) -> list[Path]:
-    """`table.md`, `best.yaml` and the plots, into the sweep's folder; the files written."""
+def write(book: SweepBook, job: SweepJob, mode: str, missing: Sequence[str] = ()) -> list[Path]:
+    """`table.md`, `best.yaml` and the plots, into the sweep's folder; the files written. missing: what was not run, a
+    sentence each."""
     folder = book.folder
-    write_text(
-        folder.table, f"# {job.name}: {len(book.outcomes)} trials by {book.objective} ({mode})\n\n" + table(book, mode)
-    )
+    title = f"# {markdown(job.name)}: {len(book.outcomes)} trials by {book.objective} ({mode})"
+    below = "".join(f"\n{markdown(line)}\n" for line in missing)
+    write_text(folder.table, f"{title}\n\n{table(book, mode)}{below}")
     written = [folder.table]
     order = book.ranking(mode)
     if not order:

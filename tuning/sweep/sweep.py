@@ -19,6 +19,7 @@ from ray_jobs.preflight import check_tracking
 from ray_jobs.source import available_widths
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal
+from ray_jobs.tracking.standing import refusals
 from ray_jobs.training import run_lock
 from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
@@ -122,7 +123,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
                     referee = run(ready, book, journal, sink)
                     costs = results.costs(referee.costs, time.monotonic() - referee.began)
                     _save_schedule(ready, book, referee)
-                written = results.write(book, job, ready.mode)
+                written = results.write(book, job, ready.mode, not_run(book, job))
                 for path in written:
                     journal.artifact(path, target="plots" if path.suffix == ".png" else "")
                 if costs:
@@ -224,6 +225,8 @@ def run_job(job: SweepJob) -> int:
         f"\n  MLflow    run {result.mlflow_run_id} in {uris.public(result.tracking_uri)}"
     )
     for line in result.not_run:
+        print(line)
+    for line in refusals(result.folder.path):
         print(line)
     if result.unsent:
         print(f"not all of it reached MLflow; it is sent by: python -m ray_jobs.tracking {result.folder.path}")

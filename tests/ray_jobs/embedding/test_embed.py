@@ -107,6 +107,35 @@ def test_an_evaluation_that_can_t_be_read_is_named(root: Path, tmp_path: Path) -
             RunModel.open(run, None, "cpu")
 
 
+def test_of_several_evaluations_one_is_chosen_by_name(
+    root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before, the first of two of one label was taken, and of two labels none, without a word."""
+    shutil.copytree(root / "runs", tmp_path / "runs")
+    run = RunFolder(tmp_path / "runs/run")
+    (run.evaluation / "features-mood-mean").mkdir()
+    second = {**asdict(_job(root)), "fusion": "mean"}
+    write_json(run.evaluation / "features-mood-mean/scores.json", {"job": second, "cells": []})
+    asked = arguments(tmp_path, str(video), "--window", "9", "--stride", "1", "--embeddings")
+
+    def said(name: str, *more: str, status: int = 0) -> str:
+        assert embed.main([*asked, str(tmp_path / name), *more]) == status
+        return "".join(capsys.readouterr())
+
+    refused = said("a", "--label", "mood", status=2)
+    for part in ("--evaluation: must be chosen", "'features-mood' (", "'features-mood-mean' (", ", 'mean')"):
+        assert part in refused
+    assert "several evaluations, 'features-mood', 'features-mood-mean'; choose by --evaluation" in said("b")
+    assert "p.calm" not in pq.read_schema(tmp_path / "b/embeddings.parquet").names
+    for name, fusion in (("features-mood", "concat"), ("features-mood-mean", "mean")):
+        assert f"by the probe of evaluation {name!r}" in said(name, "--evaluation", name)
+        probe = RunModel.open(run, evaluation=name).probe
+        assert probe is not None and probe.fusion == fusion
+        assert "p.calm" in pq.read_schema(tmp_path / name / "embeddings.parquet").names
+    assert "did you mean 'features-mood'?" in said("c", "--evaluation", "feature-mood", status=2)
+    assert "is of label 'mood', and --label is 'x'" in said("c", "--evaluation", name, "--label", "x", status=2)
+
+
 def test_files_are_embedded_whole_and_by_windows(root: Path, video: Path, tmp_path: Path) -> None:
     status = embed.main(arguments(root, str(video), "--out", str(tmp_path / "out"), "--window", "1", "--stride", "0.5"))
     assert status == 0

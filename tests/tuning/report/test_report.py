@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -19,7 +20,7 @@ from tuning.report.findings import (
     sentences,
     summary,
 )
-from tuning.report.report import report, track
+from tuning.report.report import being_written, report, track
 from tuning.report.sweep_response import by_tasks, compared, importance, weight_response
 from tuning.report.systems import Results, best
 from tuning.report.tables import reference_table, results_table
@@ -368,6 +369,23 @@ def test_it_is_logged_to_the_run_and_worth_as_much_without_a_server(folder, tmp_
     assert stored == {f"report/{path.name}" for path in files}
     kinds = [record["kind"] for record, _ in read_records(folder / "journal.jsonl")]
     assert kinds.count("artifact") == len(files)
+
+
+def test_one_report_of_a_folder_at_a_time(folder, capsys):
+    """The second is refused in one line; after the first, nothing of its lock is left."""
+    asked = [str(folder), "--no-tracking"]
+    with being_written(folder):
+        assert main(asked) == 2
+        said = capsys.readouterr().err
+        assert f"{folder}/report: a report is being written here by process {os.getpid()} on " in said
+        assert said.startswith("error: ") and len(said.splitlines()) == 1
+        assert not (folder / "report/report.md").exists()
+    assert not (folder / "report").exists()
+    assert main(asked) == 0
+    assert not list((folder / "report").glob(".*"))
+    with pytest.raises(LedgerError), being_written(folder / "nowhere"):
+        report(folder / "nowhere")
+    assert not (folder / "nowhere").exists()
 
 
 def test_refusals_say_what_to_change(tmp_path, folder, capsys):
