@@ -131,12 +131,12 @@ def _pretrain(
 
 
 def checkpoint_bytes(config: PretrainConfig, source: Source) -> int:
-    """What a checkpoint takes at least: parameters, and two moments of each."""
+    """What a checkpoint takes at least: parameters, and two moments of each that is trained."""
     widths = source.reader.widths
     with torch.device("meta"):
         model = Model(config, {m: int(widths[m]) for m in config.required_modalities})
     size = 8 if config.precision == "float64" else 4
-    return 3 * size * sum(parameter.numel() for parameter in model.parameters())
+    return size * sum((3 if p.requires_grad else 1) * p.numel() for p in model.parameters())
 
 
 def reached_step(store: CheckpointStore, identity: dict[str, Any]) -> int:
