@@ -245,6 +245,8 @@ def _muxed(
     # The clip begins with its first picture, so that it has the same clock in any player.
     times = sorted(p.pts for p in shown)
     begin, stop = times[0], max(p.pts + (p.duration or round(usual / clock)) for p in shown)
+    if chosen.after:
+        stop = max(stop, chosen.shown_to)  # the last picture stays until the next one, whatever its usual length
     interval.check(begin * clock - zero, stop * clock - zero, chosen.before, chosen.after, usual)
     length = (min(stop, chosen.shown_to) - begin) * clock
     data = set_edit_length(_mux(stream, chosen.packets, begin), length)

@@ -153,6 +153,8 @@ def decode_pictures(
                     continue
                 if last is not None and time >= last:
                     tally.after = True
+                    if tally.good:
+                        tally.end = last - tally.begin  # the last picture stays until this one
                     return
                 if shown.corrupt or (previous is not None and time <= previous):
                     tally.damaged += 1

@@ -193,6 +193,26 @@ def test_one_picture_of_a_variable_rate_is_as_long_as_it_is_shown(tmp_path: Path
         assert clip.details["video"]["seconds"] == pytest.approx(0.04, abs=0.021)
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "flac"), ("ts", "mp2"), ("mp4", "aac")])
+def test_a_picture_stays_until_the_next_one(suffix: str, codec: str, tmp_path: Path) -> None:
+    """A screen recording whose picture does not change from 2 to 7 s: an interval that ends meanwhile has its length,
+    and its sound, whether the packets are copied or encoded anew."""
+    times = [Fraction(i, 25) + 5 * (i >= 50) for i in range(100)]
+    options = {"preset": "ultrafast", "bf": "0"}
+    path = make(tmp_path / f"a.{suffix}", Recipe(times, [(0.0, 9.0)], sound_codec=codec, options=options))
+    clip = cut(path, (1.0, 4.0))
+    begin = clip.details["taken"]["begin"]
+    assert [number for _, number in shown(clip.video)] == list(range(25, 50))
+    assert clip.details["video"]["seconds"] == pytest.approx(4.0 - begin, abs=1e-3) and begin < 1.02
+    assert clip.sound is not None and clip.details["audio"]["padded"] == clip.details["audio"]["holes"] == 0
+    for at in (0.3, 2.6):
+        assert time_heard(*read_wav(clip.sound), at) == pytest.approx(begin + at, abs=CLOSE)
+    for anew in (False, True):
+        made = cut_video(path, 1.0, 4.0, Limits(), anew=anew)
+        assert made.copied is not anew and float(made.length) == pytest.approx(4.0 - begin, abs=1e-3)
+        assert [number for _, number in shown(made.data)] == list(range(25, 50))
+
+
 def test_pictures_of_a_program_stream_with_one_time_are_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stamps as a demuxer guessed them for a file of tiny pictures: the seventh is stamped as the sixth."""
     stamps = [2235600, 2239200, 2242800, 2246400, 2250000, 2253600, 2253600, 2257200, 2260800]
