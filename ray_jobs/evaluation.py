@@ -21,12 +21,12 @@ from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_mapping
 from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
 from conclugen.evaluation.blocks import Blocks
-from conclugen.evaluation.config import BASELINES, ProbeConfig
+from conclugen.evaluation.config import BASELINES, ProbeConfig, ProbeWeights, SelectBy
 from conclugen.evaluation.features import Scaling, fuse, standardise
-from conclugen.evaluation.judge import Score, check, compare, strongest_raw
+from conclugen.evaluation.judge import Score, check, compare, group_class_rows, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, natural_order
-from conclugen.evaluation.statistics import Interval, paired_tests
+from conclugen.evaluation.statistics import Crossed, Interval, Scores, paired_tests
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.roles import Units, refuse_shared
@@ -43,19 +43,19 @@ _BLOCK_ROWS = 4096
 _SCORES = "scores.json"
 # Classes and speakers that a table has columns for.
 _MOST_PARTS = 24
+CLASS_SCORES = ("accuracy", "uar", "f1_macro")
 _LEARNED = ("pretrained", "pretrained + raw", "untrained")
 # A two-dimensional map of more points is a blot.
 _MOST_MAPPED = 3000
-# Nothing but labelled rows is looked at, as a user has no others.
-_PROBE = ProbeConfig(scaling="labelled", inner_groups="labelled")
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
     """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`.
 
-    kind: of the label. class_rows: of classes, test rows of each. group_rows: test rows of each unit of intervals.
-    unit: what such a unit is called.
+    main_score: by which rows are compared. kind: of the label. class_rows: of classes, test rows of each. group_rows:
+    test rows of each unit of intervals; group_class_rows: of classes, its test rows of each. unit: what such a unit is
+    called.
     """
 
     folder: Path
@@ -67,6 +67,7 @@ class EvaluateResult:
     class_rows: Mapping[str, int] = field(default_factory=dict)
     group_rows: Mapping[str, int] = field(default_factory=dict)
     unit: str = "speaker"
+    group_class_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,18 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     check_widths(job, embedder)
     read = read_labelled(job, embedder.modalities)
     check_split(job, read, methods)
-    protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), _PROBE, read.unit_ids)
+    probe = probe_config(job.comparison.probe_weights, job.comparison.select_by)
+    protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), probe, read.unit_ids)
     check(protocol, methods, job.comparison.class_weights)
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
     series = series_of(folder, job)
     return Opened(folder, embedder, read, protocol, place_of(folder, series), f"evaluation/{series}", uri)
+
+
+def probe_config(class_weights: ProbeWeights, select_by: SelectBy) -> ProbeConfig:
+    """How an evaluation's probe learns: nothing but labelled rows is looked at, as a user has no others."""
+    return ProbeConfig(scaling="labelled", inner_groups="labelled", class_weights=class_weights, select_by=select_by)
 
 
 def series_of(folder: RunFolder, job: EvaluateJob) -> str:
@@ -208,9 +215,11 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
     systems = representations(folder, opened.embedder, read, raw, job)
 
     scores = []
-    main, units = protocol.target.main_score, read.unit_rows()
+    main, units = protocol.main_score, read.unit_rows()
     for found in compare(protocol, systems, job.comparison, raw):
-        score = replace(found, groups={units[unit][0]: value for unit, value in found.groups.items()})
+        groups = {units[unit][0]: value for unit, value in found.groups.items()}
+        recalls = tuple({units[unit][0]: each for unit, each in draw.items()} for draw in found.recalls)
+        score = replace(found, groups=groups, recalls=recalls)
         scores.append(score)
         print(score_line(score, main), flush=True)
     learned = [score for score in scores if score.system not in BASELINES and score.method not in BASELINES]
@@ -219,12 +228,15 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
         raise ValueError(f"label {job.label!r}: no method could learn it at any share of labels; {first.reason}")
     target, tested = protocol.target, protocol.test_rows
     class_rows: dict[str, int] = {}
+    by_unit: dict[str, tuple[int, ...]] = {}
     if target.kind == "class":
         counts = np.bincount(target.values[tested], minlength=len(target.classes))
         class_rows = dict(zip(target.classes, counts.tolist(), strict=True))
-    unit = read.units.singular
+        by_unit = {units[unit][0]: own for unit, own in group_class_rows(protocol).items()}
     result = EvaluateResult(
-        place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values()), unit
+        *(place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values())),
+        unit=read.units.singular,
+        group_class_rows=by_unit,
     )
     take_name(result.folder, job)
     with replaced(place) as whole:
@@ -364,16 +376,16 @@ def representations(
     rows, train_rows = read.rows, read.fold.train_rows
     missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
     pretrained = embedder.embed(missing, job.fusion).astype(np.float64)
-    systems = {"pretrained": _by_modality(pretrained, embedder.modalities, job)}
+    systems = {"pretrained": blocks_of(pretrained, embedder.modalities, job)}
     scaled = Scaling.fit(pretrained[train_rows]).apply(pretrained)
     systems["pretrained + raw"] = Blocks.with_raw(scaled, raw)
     if "untrained" in job.comparison.wanted:
         untrained = embed_untrained(folder, rows, job.fusion)
-        systems["untrained"] = _by_modality(untrained, embedder.modalities, job)
+        systems["untrained"] = blocks_of(untrained, embedder.modalities, job)
     return systems
 
 
-def _by_modality(fused: NDArray[np.float64], modalities: Sequence[str], job: EvaluateJob) -> Blocks:
+def blocks_of(fused: NDArray[np.float64], modalities: Sequence[str], job: EvaluateJob) -> Blocks:
     """A concatenation as blocks, one for each modality; whatever else it is as one block."""
     if job.fusion != "concat" or len(modalities) == 1:
         return Blocks.plain({job.fusion: fused})
@@ -436,6 +448,7 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
             "scores": {name: value if np.isfinite(value) else None for name, value in s.scores.items()},
             "choices": s.choices,
             "groups": s.groups,
+            "confusion": s.confusion,
             "draws": [value if np.isfinite(value) else None for value in s.draws],
             "failures": [asdict(failure) for failure in s.failures],
             "intervals": {name: [interval.low, interval.high] for name, interval in s.intervals.items()},
@@ -464,14 +477,15 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
 
 
 def table(result: EvaluateResult) -> str:
-    """The main score as Markdown: a row for each system and method, a column for each share of labels; of classes UAR
-    and macro-F1 as well, recall by class and accuracy by speaker with all labels. Below it what could not be scored,
-    and why."""
+    """The main score as Markdown: a row for each system and method, a column for each share of labels; of classes the
+    others of accuracy, UAR and macro-F1 as well, recall by class and accuracy by speaker with all labels, and confusion
+    of the pretrained heads and of the strongest raw row. Below it what could not be scored, and why."""
     lines = _by_fraction(result, result.main_score)
     if result.kind == "class":
-        for score in ("uar", "f1_macro"):
-            lines += ["", *_by_fraction(result, score)]
-        lines += absent_note(result) + _by_part(result)
+        for score in CLASS_SCORES:
+            if score != result.main_score:
+                lines += ["", *_by_fraction(result, score)]
+        lines += absent_note(result) + _by_part(result) + _confusions(result)
     lines += notes(result)
     missing: dict[str, list[str]] = {}
     for s in result.scores:
@@ -530,6 +544,24 @@ def _by_part(result: EvaluateResult) -> list[str]:
     return lines
 
 
+def _confusions(result: EvaluateResult) -> list[str]:
+    """What the rows of each class were taken for, in % of them, with the most labels: of the pretrained heads and of
+    the strongest raw row."""
+    most, names = max(s.fraction for s in result.scores), list(result.class_rows)
+    first = next((s for s in result.scores if (s.system, s.fraction) == ("pretrained", most) and s.scores), None)
+    lines: list[str] = []
+    if len(names) > _MOST_PARTS:
+        return lines
+    for s in filter(None, (first, strongest_raw(result.scores, most, result.main_score))):
+        heading = f"{_named(s.system, s.method)}, {most:.0%} of labels: rows of"
+        lines += ["", *markdown_head([heading, *(f"taken for {name}" for name in names)])]
+        for name, row in zip(names, s.confusion, strict=True):
+            count = sum(row)
+            cells = [f"{100 * n / count:.0f} %" if count else "—" for n in row]
+            lines.append(markdown_row([f"{name} ({count:.0f})", *cells]))
+    return lines
+
+
 def _in_order(rows: Mapping[str, int]) -> dict[str, int]:
     return {name: rows[name] for name in natural_order(list(rows))}
 
@@ -553,29 +585,50 @@ def notes(result: EvaluateResult) -> list[str]:
         if best is None:
             continue
         own = [s for s in result.scores if s.fraction == fraction and s.system in _LEARNED and s.scores]
-        told = _told(own, best, result.group_rows, result.unit)
-        differences = "; ".join(
-            f"{_named(s.system, s.method)} {s.scores[main] - best.scores[main]:+.3f}{told[i]}"
-            for i, s in enumerate(own)
-        )
+        told = _told(own, best, result)
+        differences = "; ".join(f"{_named(s.system, s.method)} {words}" for s, words in zip(own, told, strict=True))
         named = f"{_named(best.system, best.method)} ({best.scores[main]:.3f})"
         compared.append(markdown_item(f"{fraction:.0%} of labels: {named}; minus it: {differences}"))
     if compared:
-        lines += ["", "Strongest raw row, the best on the test rows themselves, in its favour:", "", *compared]
+        by = f" by {main}" if result.kind == "class" else ""
+        lines += ["", f"Strongest raw row{by}, the best on the test rows themselves, in its favour:", "", *compared]
     return lines
 
 
-def _told(own: Sequence[Score], best: Score, rows: Mapping[str, int], unit: str) -> list[str]:
-    """Of classes: interval over speakers (units), p corrected by Holm over this list, and the verdict, of each minus
-    the best raw row; empty words of other labels and of one speaker."""
-    if len(rows) < 2 or not own or not best.groups:
-        return [""] * len(own)
-    pairs = {(f"{i} {s.system}", "raw"): (s.groups, best.groups) for i, s in enumerate(own)}
-    found = paired_tests(pairs, {name: float(count) for name, count in rows.items()})
-    return [
-        f" [{c.interval.low:+.3f}, {c.interval.high:+.3f}], p {c.adjusted:.3f}, {c.verdict(units=unit + 's')}"
-        for c in found
-    ]
+def _told(own: Sequence[Score], best: Score, result: EvaluateResult) -> list[str]:
+    """Each minus the best raw row in the main score; of classes also the interval over speakers (units) and draws of
+    labels, crossed, p corrected by Holm over this list, and the verdict, if there are two speakers."""
+    main = result.main_score
+    plain = [f"{s.scores[main] - best.scores[main]:+.3f}" for s in own]
+    if len(result.group_rows) < 2 or not best.recalls:
+        return plain
+    rows: Scores = result.group_class_rows if main == "uar" else result.group_rows
+    pairs: dict[tuple[str, str], tuple[Crossed, Crossed]] = {}
+    for i, s in enumerate(own):
+        common = [draw for draw in s.scored if draw in best.scored]
+        if common:
+            first, second = ([[_by_unit(one, draw, result) for draw in common]] for one in (s, best))
+            pairs[str(i), "raw"] = (first, second)
+    for c in paired_tests(pairs, rows):
+        at = int(c.first)
+        # Of the same draws it is the difference of the table's own numbers, which rounds as they do.
+        difference = plain[at] if own[at].scored == best.scored else f"{c.difference:+.3f}"
+        plain[at] = (
+            f"{difference} [{c.interval.low:+.3f}, {c.interval.high:+.3f}], p {c.adjusted:.3f}, "
+            f"{c.verdict(units=result.unit + 's')}"
+        )
+    return plain
+
+
+def _by_unit(score: Score, draw: int, result: EvaluateResult) -> Scores:
+    """Of one draw of labels, test unit -> recall of each class, or accuracy."""
+    recalls = score.recalls[score.scored.index(draw)]
+    if result.main_score == "uar":
+        return recalls
+    counts = {unit: np.asarray(own) for unit, own in result.group_class_rows.items()}
+    return {
+        unit: float(np.nansum(counts[unit] * np.asarray(own)) / counts[unit].sum()) for unit, own in recalls.items()
+    }
 
 
 def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:

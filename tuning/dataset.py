@@ -125,7 +125,8 @@ def open_set(
     labels = Target(chosen, "class", target[picked], manifest.schema.label(chosen).classes)
     if views is not None:
         where, option = f"data set {name!r}, views {TRAIN_VIEW!r} and {TEST_VIEW!r}", f"--split-units.{name}"
-        refuse_shared(manifest, split, picked[~views], picked[views], where=where, option=option)
+        assert train is not None  # both views are there, or neither is used
+        refuse_shared(manifest, split, picked[train[picked]], picked[views], where=where, option=option)
     protocol = _protocol(name, groups[picked], labels, judging, views, train_only, units.names(picked))
     own = [] if speakers.column == GROUP else [speakers.column]
     digest = hashlib.sha256(

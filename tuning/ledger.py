@@ -60,7 +60,7 @@ class LedgerError(ValueError):
 class Record:
     """One finished or failed cell or trial.
 
-    key: `record_key`. kind: "cell" (of an ablation), "trial" or "baseline" (a raw row, of a sweep). status:
+    key: `record_key`. kind: "cell" (of an ablation), "trial" or "baseline" (a row beside them, of a sweep). status:
     "finished" or "failed", then with a `reason`, one sentence. configuration: all that was resolved, plain data.
     tags: what it is found by: str, number, list or mapping of these (tasks, modalities, weights, recipe, preset,
     seed, dataset, ...). metrics: name -> number, the names of which are the same everywhere (`accuracy@0.03`,
@@ -89,6 +89,10 @@ class Record:
             raise LedgerError(f"record.key: found {self.key!r}, expected letters, digits, - and _ (see record_key)")
         if self.status == "failed" and not self.reason:
             raise LedgerError(f"record {self.key}: failed, but without a reason; say in one sentence what happened")
+
+
+# Before the names of numbers that are of a representation beside the raw features.
+WITH_RAW = "with_raw/"
 
 
 def record_key(configuration: Mapping[str, Any], *, dataset: str, seed: int, protocol: str) -> str:

@@ -227,8 +227,9 @@ class MeasureConfig:
         class_weights: Of the classes in the probe's loss: `none` or `balanced`.
         select_by: Score by which one of several strengths is chosen: `accuracy` or `uar`.
         block_scales: Of a concatenation, how the modalities share the variance: `plain`, `balanced` or `chosen`.
-        baselines: Rows of raw features beside the trials, judged once, as `comparison.baselines` of an evaluation has
-            them (a constant and untrained heads are none of these).
+        baselines: Rows beside the trials, as `comparison.baselines` of an evaluation has them, judged once; untrained
+            heads are those of the best trial. Trials that ran to their end are also judged beside the raw features of
+            their modalities, each half of equal total variance.
     """
 
     label_fraction: float = 1.0
@@ -241,7 +242,7 @@ class MeasureConfig:
     class_weights: ProbeWeights = "none"
     select_by: SelectBy = "accuracy"
     block_scales: str = "plain"
-    baselines: tuple[str, ...] = ("raw", "raw_balanced", "best_modality")
+    baselines: tuple[str, ...] = CHEAP_BASELINES
 
     def __post_init__(self) -> None:
         choose("measure.block_scales", self.block_scales, BLOCK_SCALES)

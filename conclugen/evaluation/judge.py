@@ -78,12 +78,15 @@ class Score:
 
     Attributes:
         intervals: Empty where the test rows are of one group only.
-        draws: The main score of each draw that was scored.
+        draws: The protocol's main score of each draw that was scored.
         predictions: For the test rows, of the first such draw; None where there is none.
         failures: The draws that could not be scored. Where they are all of them, the cell is a hole: `scores`,
             `intervals` and `draws` are empty.
         choices: What was chosen among a system's blocks -> in how many draws and folds.
         groups: Of classes, test unit (of intervals) -> accuracy over its rows, mean over draws.
+        recalls: Of classes and each draw that was scored, test unit -> recall of each class over its rows (NaN where it
+            has none).
+        confusion: Of classes, (K, K) test rows of each class by the class that they are taken for, mean over draws.
     """
 
     system: str
@@ -96,6 +99,14 @@ class Score:
     failures: tuple[Failure, ...] = ()
     choices: dict[str, int] = field(default_factory=dict)
     groups: dict[str, float] = field(default_factory=dict)
+    recalls: tuple[dict[str, tuple[float, ...]], ...] = ()
+    confusion: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Numbers of the draws that were scored."""
+        failed = {failure.draw for failure in self.failures}
+        return tuple(draw for draw in range(len(self.draws) + len(failed)) if draw not in failed)
 
 
 @dataclass(frozen=True)
@@ -160,14 +171,15 @@ def compare(
         ValueError: before anything is scored, as `check`.
     """
     check(protocol, config.methods, config.class_weights)
+    probe = replace(protocol.probe, class_weights=config.probe_weights, select_by=config.select_by)
+    protocol = replace(protocol, probe=probe)
     resampling = Resampling(seed=config.seed)
     nothing = np.empty((protocol.rows, 0))
     constants = CONSTANTS[protocol.target.kind] if "constant" in config.wanted else ()
     for name in constants:
         for predictions in evaluate(protocol.drawn((1.0,), 1, config.seed), {name: nothing}, (name,)):
             yield score(predictions, resampling)
-    probe = replace(protocol.probe, class_weights=config.probe_weights, select_by=config.select_by)
-    drawn = replace(protocol, probe=probe).drawn(config.fractions, config.draws, config.seed)
+    drawn = protocol.drawn(config.fractions, config.draws, config.seed)
     rows = [(systems, config.methods)]
     if raw is not None:
         rows += raw_baselines(raw, config)
@@ -286,10 +298,17 @@ def score(predictions: Predictions, resampling: Resampling = DEFAULT) -> Score:
     mean = mean_scores(each)
     intervals = score_intervals(protocol.target, rows, guesses, protocol.interval_units[rows], resampling)
     intervals = {name: interval for name, interval in intervals.items() if np.isfinite(mean[name])}
-    draws = tuple(one[protocol.target.main_score] for one in each)
+    draws = tuple(one[protocol.main_score] for one in each)
     chosen = dict(Counter(predictions.choices).most_common())
-    groups = group_accuracies(protocol, predictions.values) if protocol.target.kind == "class" else {}
-    return Score(*cell, mean, intervals, draws, guesses[0], predictions.failures, chosen, groups)
+    found = Score(*cell, mean, intervals, draws, guesses[0], predictions.failures, chosen)
+    if protocol.target.kind != "class":
+        return found
+    return replace(
+        found,
+        groups=group_accuracies(protocol, predictions.values),
+        recalls=tuple(group_recalls(protocol, values[None]) for values in predictions.values),
+        confusion=tuple(map(tuple, mean_confusion(protocol, predictions.values).tolist())),
+    )
 
 
 def scores(predictions: Predictions) -> dict[str, float]:
@@ -316,11 +335,39 @@ def hits(protocol: Protocol, predicted: NDArray[np.integer]) -> Floats:
     return share
 
 
+def mean_confusion(protocol: Protocol, predicted: NDArray[np.integer]) -> Floats:
+    """(K, K) test rows of each class (row) by the class that they are taken for, mean over (draws, N) predictions."""
+    rows, classes = protocol.test_rows, len(protocol.target.classes)
+    true = protocol.target.values[rows]
+    mean: Floats = np.mean([metrics.confusion_matrix(true, guess, classes) for guess in predicted[:, rows]], axis=0)
+    return mean
+
+
 def group_accuracies(protocol: Protocol, predicted: NDArray[np.integer]) -> dict[str, float]:
     """Test unit -> accuracy over its rows, mean over draws."""
     rows = protocol.test_rows
     right, owner = hits(protocol, predicted)[rows], protocol.interval_units[rows]
     return {str(group): float(right[owner == group].mean()) for group in np.unique(owner)}
+
+
+def group_recalls(protocol: Protocol, predicted: NDArray[np.integer]) -> dict[str, tuple[float, ...]]:
+    """Test unit -> recall of each class over its rows, mean over draws; NaN where it has no row of the class."""
+    rows = protocol.test_rows
+    right, owner = hits(protocol, predicted)[rows], protocol.interval_units[rows]
+    counts = group_class_rows(protocol)
+    true, classes = protocol.target.values[rows], len(protocol.target.classes)
+    sums = {str(unit): np.bincount(true[owner == unit], right[owner == unit], classes) for unit in np.unique(owner)}
+    return {
+        unit: tuple(float(h) / n if n else float("nan") for h, n in zip(sums[unit], own, strict=True))
+        for unit, own in counts.items()
+    }
+
+
+def group_class_rows(protocol: Protocol) -> dict[str, tuple[int, ...]]:
+    """Test unit -> its test rows of each class."""
+    rows, classes = protocol.test_rows, len(protocol.target.classes)
+    true, owner = protocol.target.values[rows], protocol.interval_units[rows]
+    return {str(unit): tuple(np.bincount(true[owner == unit], minlength=classes).tolist()) for unit in np.unique(owner)}
 
 
 def fold_accuracy(protocol: Protocol, predicted: NDArray[np.integer], resampling: Resampling = DEFAULT) -> FoldAccuracy:
@@ -456,7 +503,14 @@ def _inner_groups(protocol: Protocol, split: Split) -> NDArray[Any]:
     return protocol.groups[rows]
 
 
-def _fit(protocol: Protocol, array: Floats, split: Split, scaling: Scaling, scored: bool = False) -> Probe:
+def _fit(
+    protocol: Protocol,
+    array: Floats,
+    split: Split,
+    scaling: Scaling,
+    scored: bool = False,
+    allow_absent_classes: bool = False,
+) -> Probe:
     target, rows = protocol.target, split.labelled_rows
     labelled = (array[rows], target.values[rows], protocol.groups[rows])
     shared: dict[str, Any] = {
@@ -477,6 +531,7 @@ def _fit(protocol: Protocol, array: Floats, split: Split, scaling: Scaling, scor
             names=target.classes,
             class_weights=weights,
             select_by=protocol.probe.select_by,
+            allow_absent_classes=allow_absent_classes,
             **shared,
         )
     if target.kind == "multilabel":
@@ -501,18 +556,28 @@ class FittedProbe:
         """(n, d) the columns that the probe takes, of n rows in blocks of the same names and widths."""
         return blocks.matrix[:, self.columns]
 
+    def whole(self, width: int) -> Probe:
+        """The same probe of all `width` columns of the blocks' matrix: those that the choice leaves out weigh 0."""
+        scaling, linear = self.probe.scaling, self.probe.model
+        mean, deviation = np.zeros(width), np.ones(width)
+        mean[self.columns], deviation[self.columns] = scaling.mean, scaling.deviation
+        weight = np.zeros((width, linear.weight.shape[1]))
+        weight[self.columns] = linear.weight
+        return replace(self.probe, scaling=Scaling(mean, deviation), model=replace(linear, weight=weight))
 
-def fit_probe(protocol: Protocol, blocks: Blocks, split: Split) -> FittedProbe:
+
+def fit_probe(protocol: Protocol, blocks: Blocks, split: Split, allow_absent_classes: bool = False) -> FittedProbe:
     """The probe of (N, D) blocks from a split's labelled rows, as `evaluate` fits it.
 
-    Of several weights of the blocks those whose best strength scores highest on held-out groups.
+    Of several weights of the blocks those whose best strength scores highest on held-out groups. allow_absent_classes:
+    a class without labelled rows is never predicted, instead of being refused.
     Raises ValueError where the labelled rows teach nothing.
     """
     several = blocks.only_choice is None
     best, best_score = None, -np.inf
     for name in blocks.choices:
         array, scaling = _weighed(protocol, blocks, split, name)
-        fitted = _fit(protocol, array, split, scaling, scored=several)
+        fitted = _fit(protocol, array, split, scaling, several, allow_absent_classes)
         found = fitted.scores[fitted.strength] if several else 0.0
         if best is None or found > best_score:
             best, best_score = FittedProbe(fitted, name, blocks.columns(name)[0]), found

@@ -42,7 +42,7 @@ class Target:
 
     @property
     def main_score(self) -> str:
-        """The score by which the label is read: accuracy, weighted accuracy, or concordance."""
+        """The score by which such a label is read: accuracy, weighted accuracy, or concordance."""
         return {"class": "accuracy", "multilabel": "accuracy_weighted", "continuous": "concordance"}[self.kind]
 
     @property
@@ -128,6 +128,11 @@ class Protocol:
                             f"{where}, fraction {fraction}, draw {draw}: row {strangers[0]} is labelled but not a "
                             "training row; is the list of draws of this data set, in this row order?"
                         )
+
+    @property
+    def main_score(self) -> str:
+        """The score that systems are read and compared by: of classes the one that probes are chosen by."""
+        return self.probe.select_by if self.target.kind == "class" else self.target.main_score
 
     @property
     def interval_units(self) -> NDArray[Any]:

@@ -21,7 +21,10 @@ from conclugen.evaluation.protocol import Target
 
 # (B, ...) sums over the rows of B resamples -> (B,) values.
 Statistic = Callable[[Floats], Floats]
-Scores = Mapping[str, float]  # group -> number
+# Group -> its number, or one number for each class.
+Scores = Mapping[str, float | Sequence[float]]
+# Of each pretraining seed and draw of labels.
+Crossed = Sequence[Sequence[Scores]]
 # Draws held at a time: 32 MB.
 _BLOCK = 1 << 22
 # 2^20 sums are kept for each half: all signs of up to 40 groups are counted, none is sampled.
@@ -403,13 +406,21 @@ def _ratio_of_sums(sums: Floats) -> Floats:
     return sums[:, 0] / sums[:, 1]
 
 
+def _mean_share(sums: Floats) -> Floats:
+    """(B, K, 2) hits and rows of each class -> (B,): mean share over the classes that have rows."""
+    hits, rows = sums[..., 0], sums[..., 1]
+    share = np.divide(hits, rows, out=np.zeros_like(hits), where=rows > 0)
+    mean: Floats = share.sum(axis=1) / np.maximum((rows > 0).sum(axis=1), 1)
+    return mean
+
+
 # ---- paired tests
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """first minus second, in accuracy over all test rows; `interval` by bootstrap over groups, p by sign flips,
-    `adjusted` by Holm (1979) over the family of so many `comparisons` that it was made in."""
+    """first minus second, in accuracy or unweighted average recall over all test rows; `interval` by bootstrap over
+    groups, p by sign flips, `adjusted` by Holm (1979) over the family of so many `comparisons` that it was made in."""
 
     first: str
     second: str
@@ -474,37 +485,62 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def paired_tests(
-    pairs: Mapping[tuple[str, str], tuple[Scores, Scores]],
+    pairs: Mapping[tuple[str, str], tuple[Scores | Crossed, Scores | Crossed]],
     rows: Scores,
     resampling: Resampling = DEFAULT,
 ) -> list[Comparison]:
-    """Every pair of systems over the same groups, as one family.
+    """Every pair of systems over the same groups, as one family, in accuracy or unweighted average recall (UAR).
 
-    pairs: names of the first and the second system -> for each, group -> accuracy there (means over draws and over the
-    seeds that both have). rows: group -> test rows. Raises ValueError where a system lacks a group, or there are fewer
-    than 2.
+    pairs: names of the first and the second system -> for each, group -> accuracy there (a mean over draws and over the
+    seeds that both have), or such a mapping of each seed and draw of labels: then an interval crosses seeds, draws and
+    groups (`crossed_interval`), and p-values are of the means. rows: group -> test rows.
+
+    Of UAR both hold one number for each class: recall of the group's rows of it, and how many they are; where a group
+    has none, its recall is not read. An interval resamples groups and takes every class's recall anew; a p-value flips
+    the signs of what each group adds to the difference, where a hit in a row of class k counts 1 / (K n_k).
+
+    Raises ValueError where a system lacks a group, or there are fewer than 2.
     """
     intervals: dict[str, Interval] = {}
     raw: dict[str, float] = {}
+    counts = np.asarray([np.atleast_1d(count) for count in rows.values()], dtype=np.float64)  # (G, K)
     for names, scores in pairs.items():
         name = " | ".join(names)
-        sums = _paired_sums(*scores, rows, name)
-        intervals[name] = bootstrap_interval(sums, _ratio_of_sums, resampling)
-        raw[name] = sign_flip_p(sums[:, 0])
+        one, other = (_hits(side, rows, counts, f"{name}: the {kind}") for kind, side in _named_sides(scores))
+        difference = one.mean(axis=(0, 1)) - other.mean(axis=(0, 1))
+        difference[np.abs(difference) <= 1e-12 * counts] = 0.0  # equal means of other numbers differ by rounding
+        sums = np.stack([difference, counts], axis=2)
+        if one.shape[:2] == other.shape[:2] == (1, 1):
+            intervals[name] = bootstrap_interval(sums, _mean_share, resampling)
+        else:
+            first, second = (np.stack([hits, np.broadcast_to(counts, hits.shape)], axis=-1) for hits in (one, other))
+            intervals[name] = crossed_interval(first, _mean_share, resampling, second)
+        total = sums[..., 1].sum(axis=0)
+        weights = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
+        raw[name] = sign_flip_p(sums[..., 0] @ weights)
     adjusted = holm(raw)
     named = [(" | ".join(names), names) for names in pairs]
     return [Comparison(*names, intervals[name], raw[name], adjusted[name], len(named)) for name, names in named]
 
 
-def _paired_sums(first: Scores, second: Scores, rows: Scores, name: str) -> Floats:
-    """(G, 2): difference of hits, and rows, of each group."""
-    for kind, there in (("first", first), ("second", second)):
-        missing = sorted(set(rows) - set(there))
-        if missing:
-            raise ValueError(
-                f"{name}: the {kind} system has no score of group {missing[0]!r}; is it of other test rows?"
-            )
-    return np.asarray([[(first[group] - second[group]) * count, count] for group, count in rows.items()])
+def _named_sides(scores: tuple[Scores | Crossed, Scores | Crossed]) -> list[tuple[str, Crossed]]:
+    return [
+        (kind, [[side]] if isinstance(side, Mapping) else side)
+        for kind, side in zip(("first", "second"), scores, strict=True)
+    ]
+
+
+def _hits(side: Crossed, rows: Scores, counts: Floats, who: str) -> Floats:
+    """(S, L, G, K): hits of each seed, draw, group and class; K is 1 where classes are not told apart."""
+    for draws in side:
+        for scores in draws:
+            missing = sorted(set(rows) - set(scores))
+            if missing:
+                raise ValueError(f"{who} system has no score of group {missing[0]!r}; is it of other test rows?")
+    shares = np.asarray(
+        [[[np.atleast_1d(scores[group]) for group in rows] for scores in draws] for draws in side], dtype=np.float64
+    )
+    return np.where(counts > 0, shares * counts, 0.0)
 
 
 def _all_signs(values: Floats) -> Floats:

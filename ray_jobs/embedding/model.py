@@ -21,7 +21,9 @@ from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_json
 from conclugen.evaluation.config import ProbeConfig
 from conclugen.evaluation.features import Scaling
-from conclugen.evaluation.probe import Probe, balanced_weights, fit_classes, fit_labels, fit_values
+from conclugen.evaluation.judge import fit_probe
+from conclugen.evaluation.probe import Probe
+from conclugen.evaluation.protocol import Fold, Protocol, Split
 from conclugen.evaluation.solvers import Linear
 from ray_jobs import evaluate, evaluation
 from ray_jobs.extraction.plan import Recipe, recipe_of
@@ -274,11 +276,12 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
 
 
 def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
-    """By which the evaluation's probe was fitted, beside its rows; an earlier version's job has the defaults."""
+    """By which the evaluation's probe is fitted, beside its rows; an earlier version's job has the defaults."""
     comparison = job.get("comparison", {})
     return {
         "class_weights": comparison.get("probe_weights", ProbeConfig.class_weights),
         "select_by": comparison.get("select_by", ProbeConfig.select_by),
+        "block_scales": job.get("block_scales", evaluate.EvaluateJob.block_scales),
         "split_unit": job["data"].get("split_unit", ShardsConfig.split_unit),
     }
 
@@ -287,30 +290,22 @@ def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     known = {field.name for field in fields(ShardsConfig)}  # an earlier version's job has fewer
     data = ShardsConfig(**{name: value for name, value in job["data"].items() if name in known})
     own = {name: job[name] for name in ("run", "label", "test_view", "fusion", "interval_unit") if name in job}
-    wanted = evaluate.EvaluateJob(data=data, **own)
+    settings = _settings(job)
+    wanted = evaluate.EvaluateJob(data=data, block_scales=settings["block_scales"], **own)
     read = evaluation.read_labelled(wanted, embedder.modalities)
     missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
-    vectors = embedder.embed(missing, job["fusion"]).astype(np.float64)
-    target, at = read.target, read.fold.train_rows
-    train = (vectors[at], target.values[at], read.groups[at])
-    names = target.classes
-    if target.kind == "class":
-        settings = _settings(job)
-        probe = fit_classes(
-            *train,
-            len(names),
-            names=names,
-            class_weights=balanced_weights(train[1], len(names)) if settings["class_weights"] == "balanced" else None,
-            select_by=settings["select_by"],
-            allow_absent_classes=True,
-        )
-    elif target.kind == "multilabel":
-        probe = fit_labels(*train, names=names)
-    else:
-        probe = fit_values(*train)
-        width = target.width
-        names = (target.name,) if width == 1 else tuple(f"{target.name}_{i}" for i in range(width))
-    return LabelProbe(target.name, names, job["fusion"], probe)
+    blocks = evaluation.blocks_of(
+        embedder.embed(missing, job["fusion"]).astype(np.float64), embedder.modalities, wanted
+    )
+    probe = evaluation.probe_config(settings["class_weights"], settings["select_by"])
+    taught = Fold(0, read.fold.train_rows, np.empty(0, dtype=np.int64))
+    protocol = Protocol(f"label {job['label']!r}", read.target, read.groups, (taught,), probe)
+    split = Split(taught, 1.0, 0, taught.train_rows)
+    fitted = fit_probe(protocol, blocks, split, allow_absent_classes=True).whole(blocks.matrix.shape[1])
+    target, names = read.target, read.target.classes
+    if target.kind == "continuous":
+        names = (target.name,) if target.width == 1 else tuple(f"{target.name}_{i}" for i in range(target.width))
+    return LabelProbe(target.name, names, job["fusion"], fitted)
 
 
 def _save(place: Path, fitted: LabelProbe, model: str, settings: Mapping[str, Any]) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
 from conclugen import Pretrainer, export, load, presets
 from conclugen.common.options import OptionsError, save
-from conclugen.evaluation.config import RAW_SYSTEMS, ComparisonConfig
-from conclugen.evaluation.judge import compare
+from conclugen.evaluation.config import RAW_SYSTEMS, ComparisonConfig, ProbeConfig, SelectBy
+from conclugen.evaluation.judge import Predictions, compare, group_class_rows, score
 from conclugen.evaluation.protocol import Fold, Protocol, Target
 from ray_jobs import evaluation
 from ray_jobs.evaluate import COMMAND, EvaluateJob, evaluate, main
@@ -340,7 +340,9 @@ def test_a_table_names_absent_classes_and_says_what_few_speakers_cannot_tell(tmp
     systems = {"pretrained": np.eye(3)[y] + 0.3 * g.normal(size=(160, 3))}
     scores = list(compare(protocol, systems, _QUICK, raw))
     counts = dict(zip(("calm", "happy", "fear"), np.bincount(y[fold.test_rows], minlength=3).tolist(), strict=True))
-    result = EvaluateResult(tmp_path, "emotion", "accuracy", scores, [], "class", counts, dict.fromkeys("4567", 20))
+    rows_of = dict.fromkeys("4567", 20)
+    result = EvaluateResult(tmp_path, "emotion", "accuracy", scores, [], "class", counts, rows_of)
+    result = dataclasses.replace(result, group_class_rows=group_class_rows(protocol))
     found = table(result)
     assert "\nNo test row of class fear: macro scores are of 2 classes.\n" in found
     own = next(s for s in scores if s.system == "pretrained")
@@ -355,6 +357,14 @@ def test_a_table_names_absent_classes_and_says_what_few_speakers_cannot_tell(tmp
     assert "| pretrained, probe | " + " | ".join(f"{value:.2f}" for value in by_speaker) + " |" in found
     assert "accuracy by speaker, 100% of labels | 4 (20 rows) | 5 (20 rows)" in found
     best = max((s for s in scores if s.system in RAW_SYSTEMS), key=lambda s: s.scores["accuracy"])
+    for s in (own, best):
+        taken = confusion_matrix(truth, s.predictions, labels=[0, 1, 2])
+        shown = found[found.index(f"| {s.system}, probe, 100% of labels: rows of | taken for calm | ") :].splitlines()[
+            2:5
+        ]
+        for name, row, line in zip(("calm", "happy", "fear"), taken, shown, strict=True):
+            cells = [f"{100 * n / row.sum():.0f} %" if row.sum() else "—" for n in row]
+            assert line == f"| {name} ({row.sum()}) | {' | '.join(cells)} |"
     gain = own.scores["accuracy"] - best.scores["accuracy"]
     (line,) = (line for line in found.splitlines() if "; minus it: pretrained, probe" in line)
     assert f"{best.system}, probe ({best.scores['accuracy']:.3f}); minus it: pretrained, probe {gain:+.3f} [" in line
@@ -393,3 +403,59 @@ def test_few_validation_rows_are_enough(manifest: Manifest, job: PretrainJob) ->
     pretrainer = Pretrainer(job.pretrain, WIDTHS, steps_per_epoch=4)
     for measures in (validation.measure(pretrainer), small.measure(pretrainer)):
         assert 0 <= measures["neighbour_accuracy"] <= 1 and measures["warnings"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("select_by", "strongest", "verdict"), [("accuracy", "raw", "worse"), ("uar", "raw balanced", "better")]
+)
+def test_rows_are_compared_by_the_score_that_was_selected(
+    tmp_path: Path, select_by: SelectBy, strongest: str, verdict: str
+) -> None:
+    """Raw features take nearly every row for the frequent class; balanced ones find both rare ones now and then."""
+    g = np.random.default_rng(3)
+    unit = np.arange(600) % 12
+    y = g.choice(3, 600, p=(0.8, 0.1, 0.1))
+    rows = np.arange(600)
+    fold = Fold(0, rows[unit < 2], rows[unit >= 2])
+    protocol = Protocol("made", Target("emotion", "class", y, ("calm", "happy", "fear")), unit, (fold,))
+    protocol = dataclasses.replace(protocol, probe=ProbeConfig(select_by=select_by))
+    guesses = {
+        "raw": np.where(g.random(600) < 0.95, 0, y),
+        "raw balanced": np.where(g.random(600) < 0.3, y, g.integers(0, 3, 600)),
+        "pretrained": np.where(g.random(600) < 0.65, y, g.integers(0, 3, 600)),
+    }
+    scores, by_hand = [], {}
+    for name, guess in guesses.items():
+        draws = [guess, np.where(g.random(600) < 0.9, guess, 0)]  # the second draw of labels teaches less
+        predicted = np.where(unit >= 2, np.stack(draws), -1)
+        scores.append(score(Predictions(protocol, name, "probe", 1.0, predicted, np.full((2, 1), np.nan))))
+        truth, tested = y[unit >= 2], [draw[unit >= 2] for draw in draws]
+        each = {
+            "accuracy": [(draw == truth).mean() for draw in tested],
+            "uar": [recall_score(truth, draw, average="macro") for draw in tested],
+        }[select_by]
+        assert scores[-1].draws == pytest.approx(each)
+        by_hand[name] = float(np.mean(each))
+    counts = np.bincount(y[fold.test_rows], minlength=3).tolist()
+    result = EvaluateResult(
+        *(
+            tmp_path,
+            "emotion",
+            protocol.main_score,
+            scores,
+            [],
+            "class",
+            dict(zip(protocol.target.classes, counts, strict=True)),
+        ),
+        group_rows={str(u): int((unit == u).sum()) for u in range(2, 12)},
+        group_class_rows=group_class_rows(protocol),
+    )
+    found = table(result)
+    assert found.startswith(f"| emotion: {select_by} | 100% of labels |")
+    for name in ("accuracy", "uar", "f1_macro"):
+        assert found.count(f"| emotion: {name} | ") == 1
+    assert f"Strongest raw row by {select_by}, the best on the test rows" in found
+    (line,) = (line for line in found.splitlines() if "; minus it: " in line)
+    gain = by_hand["pretrained"] - by_hand[strongest]
+    assert f": {strongest}, probe ({by_hand[strongest]:.3f}); minus it: pretrained, probe {gain:+.3f} [" in line
+    assert line.endswith(verdict)

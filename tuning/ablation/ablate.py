@@ -13,7 +13,6 @@ from ray_jobs.roles import GROUP
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.standing import refusals
 from ray_jobs.training import run_lock
-from tuning.ablation.cell import WITH_RAW
 from tuning.ablation.cost import estimate, told
 from tuning.ablation.plan import (
     AblateJob,
@@ -27,7 +26,7 @@ from tuning.ablation.plan import (
 )
 from tuning.ablation.tracking import CellRuns
 from tuning.dataset import LabelledSet, Roles, open_set
-from tuning.ledger import Ledger, Record
+from tuning.ledger import WITH_RAW, Ledger, Record
 
 
 def ablate(job: AblateJob) -> list[Record]:
@@ -44,10 +43,16 @@ def ablate(job: AblateJob) -> list[Record]:
         return _run(job, sets, planned)
 
 
-def _lacks_raw(cell: PlannedCell, record: Record | None, job: AblateJob) -> bool:
-    """Whether a finished cell of an earlier version, or of `judging.with_raw: false`, lacks what this one asks for."""
+def _lacking(cell: PlannedCell, record: Record | None, job: AblateJob, data: LabelledSet) -> str:
+    """What a finished cell of an earlier version, or of `judging.with_raw: false`, lacks of what this one asks for."""
+    if record is None:
+        return ""
     wanted = job.judging.with_raw and cell.cell.system == "pretrained"
-    return record is not None and wanted and not any(name.startswith(WITH_RAW) for name in record.metrics)
+    if wanted and not any(name.startswith(WITH_RAW) for name in record.metrics):
+        return "`representation + raw`"
+    if data.protocol.main_score == "uar" and not any(name.startswith("rows/") for name in record.groups):
+        return "recall by unit"
+    return ""
 
 
 def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list[Record]:
@@ -58,10 +63,11 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
     refuse_other_data(list(sets.values()), list(records.values()))
     finished = {key: record for key, record in records.items() if record.status == "finished"}
     todo = [cell for cell in planned.cells if cell.key not in finished]
-    lacking = [cell for cell in planned.cells if _lacks_raw(cell, finished.get(cell.key), job)]
-    if lacking:
-        print(f"{len(lacking)} cells are run again: they were judged without `representation + raw`", flush=True)
-        todo += lacking
+    lacks = {c.key: _lacking(c, finished.get(c.key), job, sets[c.dataset]) for c in planned.cells}
+    for what in dict.fromkeys(filter(None, lacks.values())):
+        again = [cell for cell in planned.cells if lacks[cell.key] == what]
+        print(f"{len(again)} cells are run again: they were judged without {what}", flush=True)
+        todo += again
     uri = uri_of_run(job.folder, job.tracking_uri)
     if not job.dry_run:
         check_tracking(uri, job.experiment)

@@ -23,18 +23,25 @@ from conclugen import Batch, PretrainConfig, Pretrainer
 from conclugen.evaluation import health
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import CONSTANTS, ComparisonConfig
-from conclugen.evaluation.judge import Predictions, evaluate, group_accuracies, merge_folds, raw_baselines, scores
-from conclugen.evaluation.metrics import confusion_matrix
+from conclugen.evaluation.judge import (
+    Predictions,
+    evaluate,
+    group_accuracies,
+    group_class_rows,
+    group_recalls,
+    mean_confusion,
+    merge_folds,
+    raw_baselines,
+    scores,
+)
 from conclugen.evaluation.protocol import Fold, Protocol
 from shards import EpochPlan
 from tuning.dataset import LabelledSet
-from tuning.ledger import record_key
+from tuning.ledger import WITH_RAW, record_key
 
 SYSTEMS = ("pretrained", "untrained", "raw")
 SCORES = ("accuracy", "uar", "f1_macro", "f1_weighted", "precision_weighted", "recall_weighted")
-# Before the names of all that is of the representation beside the raw features.
-WITH_RAW = "with_raw/"
-# Of groups: what is the same of every system.
+# Of groups: what is the same of every system; `rows/<class>` is as well.
 _COUNTS = ("rows", "class_rows")
 
 
@@ -115,7 +122,7 @@ def run(cell: Cell, data: LabelledSet) -> Outcome:
         cells = [merge_folds(protocol, of_folds) for of_folds in zip(*folds, strict=True)]
         numbers, by_group = _scores(cells)
         metrics |= {f"{name}{metric}": value for metric, value in numbers.items()}
-        groups |= {metric if metric in _COUNTS else f"{name}{metric}": own for metric, own in by_group.items()}
+        groups |= {metric if is_count(metric) else f"{name}{metric}": own for metric, own in by_group.items()}
         arrays |= {f"{name}predicted/{found.fraction!r}": found.values for found in cells}
     metrics |= {name: float(np.mean([each[name] for each in measures])) for name in (measures[0] if measures else ())}
     cost = {
@@ -246,25 +253,46 @@ def table_of(representations: Mapping[str, torch.Tensor]) -> NDArray[np.float32]
 
 def _scores(cells: Sequence[Predictions]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Scores over all test rows, mean over draws, as `accuracy@0.03`; recall of each class; accuracy of each group, and
-    of each class what its rows were taken for (`confusion/<class>@0.03`: class -> rows, mean over draws)."""
-    target, tested = cells[0].protocol.target, cells[0].protocol.test_rows
-    owner = cells[0].protocol.interval_units[cells[0].protocol.test_rows]
+    of each class what its rows were taken for (`confusion/<class>@0.03`: class -> rows, mean over draws). Where systems
+    are compared by unweighted average recall also, for each class, each group's rows (`rows/<class>`) and its recall
+    of them (`recall/<class>@0.03`)."""
+    protocol = cells[0].protocol
+    target, tested = protocol.target, protocol.test_rows
+    owner = protocol.interval_units[tested]
     listed, counts = np.unique(owner, return_counts=True)
     metrics: dict[str, float] = {}
     groups = {"rows": {str(group): float(count) for group, count in zip(listed, counts, strict=True)}}
     support = np.bincount(target.values[tested], minlength=len(target.classes))
     groups["class_rows"] = {name: float(n) for name, n in zip(target.classes, support, strict=True)}
+    if protocol.main_score == "uar":
+        groups |= _by_class("rows/{}", target.classes, group_class_rows(protocol))
     for found in cells:
         of_all = scores(found)
         wanted = [*SCORES, *(name for name in of_all if name.startswith("recall/"))]
         metrics |= {f"{name}@{found.fraction:g}": of_all[name] for name in wanted}
         groups[f"accuracy@{found.fraction:g}"] = group_accuracies(found.protocol, found.values)
-        truth, each = target.values[tested], found.values[:, tested]
-        taken = np.mean([confusion_matrix(truth, guess, len(target.classes)) for guess in each], axis=0)
-        for name, row in zip(target.classes, taken, strict=True):
+        for name, row in zip(target.classes, mean_confusion(found.protocol, found.values), strict=True):
             own = dict(zip(target.classes, row.tolist(), strict=True))
             groups[f"confusion/{name}@{found.fraction:g}"] = {other: n for other, n in own.items() if n}
+        if protocol.main_score == "uar":
+            recalls = group_recalls(found.protocol, found.values)
+            groups |= _by_class(f"recall/{{}}@{found.fraction:g}", target.classes, recalls)
     return metrics, groups
+
+
+def _by_class(
+    name: str, classes: Sequence[str], by_group: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, float]]:
+    """Group -> a number for each class, turned around, under the name of each class; what is nothing is left out."""
+    return {
+        name.format(of): {group: float(each[k]) for group, each in by_group.items() if each[k] > 0}
+        for k, of in enumerate(classes)
+    }
+
+
+def is_count(name: str) -> bool:
+    """Whether a name of `Outcome.groups` is of rows, which are the same for every system."""
+    return name in _COUNTS or name.startswith("rows/")
 
 
 def _forget_peak_memory() -> None:

@@ -295,6 +295,8 @@ def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dic
         "seed": cell.seed,
         **({} if cell.method == "probe" else {"method": cell.method}),
         "unit": data.unit,
+        # By which systems are compared.
+        **({} if data.protocol.main_score == "accuracy" else {"score": data.protocol.main_score}),
         "rows": list(names),
         "presets": [name.removeprefix("presets/") for name in names if name.startswith("presets/")],
         "configuration": _configured(names),

@@ -1,18 +1,26 @@
 """What a report says of the numbers: which comparisons are made, in which families, and the sentences that follow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from conclugen.evaluation.statistics import Comparison, paired_tests
-from tuning.report.systems import WITH_RAW_SYSTEM, Results, System, best, count_word
+from conclugen.evaluation.statistics import Comparison, Crossed, Scores, paired_tests
+from tuning.report.systems import WITH_RAW_SYSTEM, Results, System, best, class_counts, count_word
 
 LEVEL = 0.05
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "uar": "unweighted average recall",
+    "f1_macro": "F1 (macro)",
+    "f1_weighted": "F1 (weighted)",
+    "precision_weighted": "precision (weighted)",
+    "recall_weighted": "recall (weighted)",
+}
 
 
 @dataclass(frozen=True)
 class Family:
     """Comparisons corrected together: of one data set, recipe and fraction. missing: why there are none. unit: what a
-    unit of their intervals is called."""
+    unit of their intervals is called. score: that differs, `accuracy` or `uar`."""
 
     dataset: str
     recipe: str
@@ -20,6 +28,13 @@ class Family:
     comparisons: tuple[Comparison, ...]
     missing: str = ""
     unit: str = "speaker"
+    score: str = "accuracy"
+
+    @property
+    def place(self) -> str:
+        """In words: where its comparisons are made."""
+        by = "" if self.score == "accuracy" else f", by {SCORE_NAMES[self.score]}"
+        return f"{self.dataset}, {self.recipe}, {self.fraction:.0%} of labels{by}"
 
 
 def all_against_fewer(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
@@ -33,9 +48,8 @@ def all_against_fewer(results: Results, dataset: str, recipe: str, fraction: flo
         if set(system.tasks) < set(tasks)
     ]
     others.sort(key=lambda system: (len(system.tasks), [tasks.index(task) for task in system.tasks]))
-    if whole is None or not whole.finished:
-        return Family(dataset, recipe, fraction, (), f"no finished cell of all {results.counted}")
-    return _family(dataset, recipe, fraction, [(whole, other) for other in others])
+    pairs = [] if whole is None else [(whole, other) for other in others]
+    return _of_all(results, dataset, recipe, fraction, whole, pairs)
 
 
 def against_references(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
@@ -44,7 +58,7 @@ def against_references(results: Results, dataset: str, recipe: str, fraction: fl
 
     Which single task and which raw row are best is judged on the test speakers themselves, in their favour.
     """
-    metric = f"accuracy@{fraction:g}"
+    metric = f"{results.score(dataset)}@{fraction:g}"
     own = [s for s in results.of_set(dataset) if s.system == "pretrained" and s.recipe == recipe]
     single = best((s for s in own if s.complete and _is_single(s, results.tasks)), metric)
     untrained = [s for s in results.of_set(dataset) if s.system == "untrained" and s.recipe == recipe and s.complete]
@@ -55,7 +69,7 @@ def against_references(results: Results, dataset: str, recipe: str, fraction: fl
     place = {task: i for i, task in enumerate(results.tasks)}
     own.sort(key=lambda s: (not s.complete, len(s.tasks), [place.get(task, len(place)) for task in s.tasks]))
     pairs = [(system, reference) for system in own for reference in references if system is not reference]
-    return _family(dataset, recipe, fraction, pairs)
+    return _family(results, dataset, recipe, fraction, pairs)
 
 
 def configured_against_all(results: Results, dataset: str, recipe: str, fraction: float) -> Family:
@@ -63,14 +77,13 @@ def configured_against_all(results: Results, dataset: str, recipe: str, fraction
     tasks = results.tasks
     whole = results.find(dataset, recipe, tasks, None)
     named = [s for s in results.of_set(dataset) if s.configuration and s.recipe == recipe]
-    if whole is None or not whole.finished:
-        return Family(dataset, recipe, fraction, (), f"no finished cell of all {results.counted}")
-    return _family(dataset, recipe, fraction, [(system, whole) for system in named])
+    pairs = [] if whole is None else [(system, whole) for system in named]
+    return _of_all(results, dataset, recipe, fraction, whole, pairs)
 
 
 def against_raw(results: Results, family: Family) -> list[str]:
     """In words: the strongest raw row of that set and share, by name, and every system of all modalities minus it."""
-    raw = results.strongest_raw(family.dataset, f"accuracy@{family.fraction:g}")
+    raw = results.strongest_raw(family.dataset, f"{family.score}@{family.fraction:g}")
     suffix = f" [{family.recipe}]"
     named = {c.first.removesuffix(suffix): c for c in family.comparisons if raw is not None and c.second == raw.label}
     told = [
@@ -81,8 +94,7 @@ def against_raw(results: Results, family: Family) -> list[str]:
     ]
     if raw is None or not told:
         return []
-    place = f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels"
-    return [f"{place}: strongest raw row {raw.label}; minus it: {'; '.join(told)}."]
+    return [f"{family.place}: strongest raw row {raw.label}; minus it: {'; '.join(told)}."]
 
 
 def _beside_raw(system: System, recipe: str) -> bool:
@@ -91,7 +103,7 @@ def _beside_raw(system: System, recipe: str) -> bool:
 
 def sentences(family: Family) -> list[str]:
     """In words: where all tasks are better, worse, or not shown to differ; at most one sentence of each kind."""
-    place = f"{family.dataset}, {family.recipe}, {family.fraction:.0%} of labels"
+    place = family.place
     if family.missing or not family.comparisons:
         return [f"{place}: nothing can be said: {family.missing or 'nothing to compare with'}."]
     count = count_word(family.comparisons[0].first.partition(" [")[0].count(" + ") + 1)
@@ -115,29 +127,55 @@ def sentences(family: Family) -> list[str]:
     return [f"{question} {answer}: {'; '.join(parts)}."]
 
 
-def _family(dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[System, System]]) -> Family:
-    metric = f"accuracy@{fraction:g}"
+def _of_all(
+    results: Results,
+    dataset: str,
+    recipe: str,
+    fraction: float,
+    whole: System | None,
+    pairs: Sequence[tuple[System, System]],
+) -> Family:
+    """Pairs that all tasks (`whole`) are in."""
+    if whole is None or not whole.finished:
+        missing = f"no finished cell of all {results.counted}"
+        return Family(dataset, recipe, fraction, (), missing, score=results.score(dataset))
+    return _family(results, dataset, recipe, fraction, pairs)
+
+
+def _family(
+    results: Results, dataset: str, recipe: str, fraction: float, pairs: Sequence[tuple[System, System]]
+) -> Family:
+    score = results.score(dataset)
+    empty = Family(dataset, recipe, fraction, (), score=score)
     usable = {}
     for first, second in pairs:
-        scores = _common(first, second, metric)
+        scores = _common(first, second, score, fraction)
         if all(scores):
             usable[first.label, second.label] = scores
     if not usable:
-        return Family(dataset, recipe, fraction, (), "no two finished systems with a common seed")
+        return replace(empty, missing="no two finished systems with a common seed")
     record = next(first for first, second in pairs if (first.label, second.label) in usable).finished[0]
-    rows = record.groups["rows"]
+    rows: Scores = class_counts(record) if score == "uar" else record.groups["rows"]
     if len(rows) < 2:
-        return Family(dataset, recipe, fraction, (), "fewer than two test groups")
+        return replace(empty, missing="fewer than two test groups")
     unit = str(record.tags.get("unit", "speaker"))
-    return Family(dataset, recipe, fraction, tuple(paired_tests(usable, rows)), unit=unit)
+    return replace(empty, comparisons=tuple(paired_tests(usable, rows)), unit=unit)
 
 
-def _common(first: System, second: System, metric: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Accuracies by group over the seeds that both have; raw features have none and stand beside any."""
-    if not (first.recipe and second.recipe):
-        return first.groups(metric), second.groups(metric)
-    seeds = first.seeds & second.seeds
-    return first.groups(metric, seeds), second.groups(metric, seeds)
+def _common(first: System, second: System, score: str, fraction: float) -> tuple[Crossed, Crossed]:
+    """The score's parts by group, of each seed that both have; raw features have none and stand beside any. Draws of
+    labels are averaged."""
+    both = first.seeds & second.seeds if first.recipe and second.recipe else None
+
+    def parts(system: System) -> Crossed:
+        seeds = sorted(system.seeds if both is None else both)
+        if score == "uar":
+            found: list[Scores] = [system.recalls(fraction, {seed}) for seed in seeds]
+        else:
+            found = [system.groups(f"{score}@{fraction:g}", {seed}) for seed in seeds]
+        return [[one] for one in found if one]
+
+    return parts(first), parts(second)
 
 
 def points(difference: float) -> str:

@@ -29,13 +29,14 @@ from tuning.ledger import Ledger, Record
 from tuning.report import findings as report_findings
 from tuning.report import protocols as report_protocols
 from tuning.report import svg, sweep_response
-from tuning.report.findings import LEVEL, Family
+from tuning.report.findings import LEVEL, SCORE_NAMES, Family
 from tuning.report.page import Block, Charts, Heading, Text, html, markdown
 from tuning.report.systems import Results
 from tuning.report.tables import (
     Entry,
     Line,
     Table,
+    best_trial,
     claim_table,
     class_table,
     confusion_table,
@@ -46,6 +47,7 @@ from tuning.report.tables import (
     reference_table,
     results_table,
     retrieval_table,
+    taken_for,
     trials_table,
 )
 
@@ -140,7 +142,7 @@ def _families(results: Results) -> dict[str, list[Family]]:
         (dataset, recipe, fraction)
         for dataset in results.datasets
         for recipe in results.recipes
-        for fraction in results.scores(dataset).get("accuracy", ())
+        for fraction in results.fractions(dataset)
     ]
     makers = {
         "claim": report_findings.all_against_fewer,
@@ -198,10 +200,10 @@ def _ablation(
 ) -> Iterator[Block]:
     units = ", ".join(f"{dataset}: {results.unit(dataset)}" for dataset in results.datasets)
     unit = (
-        f"Differences in percentage points over all test rows, 95 % bootstrap interval over units ({units}), and the "
-        "p-value of an exact paired sign-flip test over units, seeds and draws averaged, corrected by Holm "
-        f"within one data set, recipe and fraction. Bold: p at most {LEVEL}. Neither covers the choice of pretraining "
-        "seed."
+        f"Differences in percentage points over all test rows, 95 % bootstrap interval over units ({units}) and "
+        "pretraining seeds, crossed, draws of labels averaged, and the p-value of an exact paired sign-flip test over "
+        "units, seeds and draws averaged, corrected by Holm within one data set, recipe and fraction. Bold: p at most "
+        f"{LEVEL}. Two or three seeds say little of others."
     )
     named = results.configurations()
     if not named or any(family.comparisons for family in families["claim"]):
@@ -248,7 +250,7 @@ def _ablation(
     )
     yield Heading("By unit and class", "groups")
     for dataset in results.datasets:
-        fraction = min(results.scores(dataset).get("accuracy", [1.0]))
+        fraction = min(results.fractions(dataset), default=1.0)
         chosen = main_systems(results, dataset, fraction)
         if chosen:
             yield group_table(results, dataset, chosen, fraction)
@@ -268,13 +270,17 @@ def _ablation(
 def _efficiency(results: Results) -> tuple[str, ...]:
     charts = []
     for dataset in results.datasets:
-        fractions = results.scores(dataset).get("accuracy", [])
+        score, fractions = results.score(dataset), results.fractions(dataset)
         series = {}
         for system in main_systems(results, dataset, min(fractions, default=1.0)):
-            values = {fraction: system.value(f"accuracy@{fraction:g}") for fraction in fractions}
+            values = {fraction: system.value(f"{score}@{fraction:g}") for fraction in fractions}
             series[system.label] = [(f, v.mean, v.deviation or 0.0) for f, v in values.items() if v is not None]
         if series:
-            charts.append(svg.lines(dataset, series, xlabel="share of training rows with labels", ylabel="accuracy, %"))
+            charts.append(
+                svg.lines(
+                    dataset, series, xlabel="share of training rows with labels", ylabel=f"{SCORE_NAMES[score]}, %"
+                )
+            )
     return tuple(charts)
 
 
@@ -289,9 +295,16 @@ def _sweep(trials: Sequence[Record], baselines: Sequence[Record]) -> Iterator[Bl
         return
     for (sweep, name), own in sorted(sweeps.items()):
         yield trials_table(own, name, sweep)
-        raw = raw_rows_table(own, [record for record in baselines if record.tags["sweep"] == sweep], name, sweep)
+        # Of rows that were asked for more than once the newest.
+        beside = {str(record.tags["row"]): record for record in baselines if record.tags["sweep"] == sweep}
+        raw = raw_rows_table(own, list(beside.values()), name, sweep)
         if raw is not None:
             yield raw
+        top = best_trial(own, name)
+        if top is not None:
+            confusion = taken_for(f"{sweep}: confusion of trial {top.tags.get('number', '')}", [top.groups])
+            if confusion is not None:
+                yield confusion
         charts = sweep_response.weight_response(own).items()
         yield Charts(tuple(_response(f"{sweep}: weight of {task}", points, name) for task, points in charts if points))
         yield from _importance(f"{sweep}: {name}", "", own)
@@ -335,29 +348,30 @@ def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Blo
 def _pictures(results: Results, families: dict[str, list[Family]], place: Path) -> list[Path]:
     written = []
     for dataset in results.datasets:
-        fractions = results.scores(dataset).get("accuracy", [])
+        score, fractions = results.score(dataset), results.fractions(dataset)
         if not fractions:
             continue
         curves = {}
         for system in main_systems(results, dataset, min(fractions)):
             row = {}
             for fraction in fractions:
-                value = system.value(f"accuracy@{fraction:g}")
+                value = system.value(f"{score}@{fraction:g}")
                 if value is not None:
                     spread = value.deviation or 0.0
                     row[fraction] = Interval(value.mean, value.mean - spread, value.mean + spread, 0.68, value.seeds)
             curves[system.label] = row
         title = f"{dataset}: mean and deviation over seeds"
-        written.append(
-            plots.label_efficiency(curves, place / f"{file_name(f'label_efficiency_{dataset}')}.png", title=title)
-        )
+        picture = place / f"{file_name(f'label_efficiency_{dataset}')}.png"
+        written.append(plots.label_efficiency(curves, picture, ylabel=SCORE_NAMES[score], title=title))
         for family in families["claim"]:
             if family.dataset == dataset and family.comparisons:
                 bars = {comparison.second: comparison.interval for comparison in family.comparisons}
                 name = f"{file_name(f'all_tasks_{dataset}_{family.recipe}_{family.fraction:g}')}.png"
                 whole = " + ".join(results.tasks)
                 title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {whole} minus ..."
-                written.append(plots.interval_bars(bars, place / name, ylabel="difference in accuracy", title=title))
+                written.append(
+                    plots.interval_bars(bars, place / name, ylabel=f"difference in {SCORE_NAMES[score]}", title=title)
+                )
     return written
 
 

@@ -12,10 +12,8 @@ from conclugen.evaluation.config import RAW_SYSTEMS
 from conclugen.evaluation.protocol import natural_order
 from conclugen.presets import ALL, PRESETS
 from conclugen.tasks import registry
-from tuning.ledger import Record
+from tuning.ledger import WITH_RAW, Record
 
-# What an ablation puts before the names of numbers that are of a representation beside the raw features.
-WITH_RAW = "with_raw/"
 WITH_RAW_SYSTEM = "pretrained + raw"
 RAW_NAMES = {"raw": "raw features"}
 METHOD = PRESETS[DEFAULT_PRESET][1]
@@ -99,6 +97,21 @@ class System:
         each = [record.groups[metric] for record in own if metric in record.groups]
         listed = natural_order(list(each[0])) if each else []
         return {group: float(np.mean([one[group] for one in each])) for group in listed}
+
+    def recalls(self, fraction: float, seeds: Collection[int] | None = None) -> dict[str, tuple[float, ...]]:
+        """group -> recall of each class, mean over the seeds (or some of them); 0 where the group has none of it, which
+        `class_counts` tells. Empty where the ledger has no recalls by group."""
+        own = [record for record in self.finished if seeds is None or _seed(record) in seeds]
+        counts = class_counts(own[0]) if own else {}
+        if not counts:
+            return {}
+        names = [f"recall/{name}@{fraction:g}" for name in own[0].groups["class_rows"]]
+        if not all(name in record.groups for record in own for name in names):
+            return {}
+        return {
+            group: tuple(float(np.mean([record.groups[name].get(group, 0.0) for record in own])) for name in names)
+            for group in counts
+        }
 
     def cost(self, name: str) -> Value | None:
         numbers = [record.cost[name] for record in self.finished if name in record.cost]
@@ -205,6 +218,16 @@ class Results:
             if (system.system, system.recipe, system.tasks) == ("pretrained", recipe, tuple(tasks)) and wanted:
                 return system
         return None
+
+    def score(self, dataset: str) -> str:
+        """By which the systems of a data set are compared: what its probes were chosen by."""
+        return next(
+            (str(r.tags["score"]) for s in self.of_set(dataset) for r in s.finished if "score" in r.tags), "accuracy"
+        )
+
+    def fractions(self, dataset: str) -> list[float]:
+        """Shares of labels at which a data set's systems are compared, ascending."""
+        return self.scores(dataset).get(self.score(dataset), [])
 
     def strongest_raw(self, dataset: str, metric: str) -> System | None:
         """The raw row that the others are compared with: the best on the test rows themselves, in its favour."""
@@ -344,12 +367,12 @@ def best(systems: Iterable[System], metric: str) -> System | None:
 
 def _apart(record: Record) -> list[Record]:
     """A cell of a representation that was judged beside the raw features as well is a record of each."""
-    if not any(name.startswith(WITH_RAW) for name in record.metrics):
+    if record.kind != "cell" or not any(name.startswith(WITH_RAW) for name in record.metrics):
         return [record]
     own = {name: value for name, value in record.metrics.items() if not name.startswith(WITH_RAW)}
     groups = {name: value for name, value in record.groups.items() if not name.startswith(WITH_RAW)}
     beside = {name.removeprefix(WITH_RAW): v for name, v in record.metrics.items() if name.startswith(WITH_RAW)}
-    counts = {name: value for name, value in groups.items() if name in ("rows", "class_rows")}
+    counts = {n: value for n, value in groups.items() if n in ("rows", "class_rows") or n.startswith("rows/")}
     theirs = {name.removeprefix(WITH_RAW): v for name, v in record.groups.items() if name.startswith(WITH_RAW)}
     tags = {**record.tags, "system": WITH_RAW_SYSTEM}
     return [
@@ -370,6 +393,14 @@ def _with_records(system: System, records: Iterable[Record]) -> System:
         finished=tuple(record for record in ordered if record.status == "finished"),
         failed=tuple(record for record in ordered if record.status == "failed"),
     )
+
+
+def class_counts(record: Record) -> dict[str, tuple[float, ...]]:
+    """group -> its test rows of each class; empty where the ledger has none."""
+    names = [f"rows/{name}" for name in record.groups.get("class_rows", ())]
+    if not names or not all(name in record.groups for name in names):
+        return {}
+    return {g: tuple(record.groups[name].get(g, 0.0) for name in names) for g in record.groups["rows"]}
 
 
 def _seed(record: Record) -> int:

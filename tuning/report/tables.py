@@ -1,24 +1,17 @@
 """The tables of a report, before they become HTML or Markdown: heads of several levels, cells with marks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tuning.ledger import Record
-from tuning.report.findings import LEVEL, Family, points
+from conclugen.evaluation.config import RAW_SYSTEMS
+from tuning.ledger import WITH_RAW, Record
+from tuning.report.findings import LEVEL, SCORE_NAMES, Family, points
 from tuning.report.sweep_response import stopped
 from tuning.report.systems import WITH_RAW_SYSTEM, Results, Row, System, Value, best
 from tuning.sweep.objective import LABELLED, OBJECTIVES
 
-SCORE_NAMES = {
-    "accuracy": "accuracy",
-    "uar": "unweighted average recall",
-    "f1_macro": "F1 (macro)",
-    "f1_weighted": "F1 (weighted)",
-    "precision_weighted": "precision (weighted)",
-    "recall_weighted": "recall (weighted)",
-}
 REFERENCES = ("best single task", "untrained heads", "strongest raw row")
 MACRO = ("uar", "f1_macro")
 _HOLE = "—"
@@ -95,7 +88,7 @@ def results_table(results: Results, rows: Sequence[Row], title: str, scores: Seq
 
 
 def claim_table(families: Sequence[Family], title: str, note: str) -> Table:
-    """Rows pairs, columns fractions: difference in accuracy with its interval, and the corrected p-value."""
+    """Rows pairs, columns fractions: difference in the score with its interval, and the corrected p-value."""
     fractions = sorted({family.fraction for family in families})
     lines = []
     for (dataset, recipe), own in _by_place(families).items():
@@ -103,9 +96,9 @@ def claim_table(families: Sequence[Family], title: str, note: str) -> Table:
         for pair in pairs:
             found = [_comparison(own.get(fraction), pair[0], second=pair[1]) for fraction in fractions]
             name = f"{_bare(pair[0], recipe)} minus {_bare(pair[1], recipe)}"
-            lines.append(Line(name, tuple(found), f"{dataset}, recipe {recipe}"))
+            lines.append(Line(name, tuple(found), _section(families, dataset, recipe)))
     head = tuple((f"{fraction:.0%} of labels",) for fraction in fractions)
-    return Table(title, "paired difference in accuracy", head, tuple(lines), note)
+    return Table(title, _difference(families), head, tuple(lines), note)
 
 
 def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
@@ -117,9 +110,22 @@ def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
     for (dataset, recipe), own in _by_place(families).items():
         for first in dict.fromkeys(c.first for family in own.values() for c in family.comparisons):
             entries = [_comparison(own.get(fraction), first, kind=kind) for kind, fraction in columns]
-            lines.append(Line(_bare(first, recipe), tuple(entries), f"{dataset}, recipe {recipe}"))
+            lines.append(Line(_bare(first, recipe), tuple(entries), _section(families, dataset, recipe)))
     head = tuple((f"minus {kind}", f"{fraction:.0%} of labels") for kind, fraction in columns)
-    return Table(title, "paired difference in accuracy", head, tuple(lines), note)
+    return Table(title, _difference(families), head, tuple(lines), note)
+
+
+def _difference(families: Sequence[Family]) -> str:
+    """The corner of a table of differences."""
+    scores = dict.fromkeys(SCORE_NAMES[family.score] for family in families)
+    return f"paired difference in {' or '.join(scores) or 'accuracy'}"
+
+
+def _section(families: Sequence[Family], dataset: str, recipe: str) -> str:
+    """A heading within such a table; of several scores it tells which."""
+    score = next(family.score for family in families if family.dataset == dataset)
+    by = f", {SCORE_NAMES[score]}" if len({family.score for family in families}) > 1 else ""
+    return f"{dataset}, recipe {recipe}{by}"
 
 
 def _by_place(families: Sequence[Family]) -> dict[tuple[str, str], dict[float, Family]]:
@@ -196,8 +202,14 @@ def class_table(dataset: str, systems: Sequence[System], fraction: float) -> Tab
 def confusion_table(dataset: str, system: System, fraction: float) -> Table | None:
     """What the rows of each class were taken for, in % of its rows; means over draws and seeds. None without numbers of
     it (a ledger of an earlier version)."""
-    suffix = f"@{fraction:g}"
-    each = [r.groups for r in system.finished if any(name.startswith("confusion/") for name in r.groups)]
+    title = f"{dataset}: confusion of {system.label}, {fraction:.0%} of labels"
+    return taken_for(title, [record.groups for record in system.finished], f"@{fraction:g}")
+
+
+def taken_for(title: str, groups: Sequence[Mapping[str, Mapping[str, float]]], suffix: str = "") -> Table | None:
+    """What the rows of each class were taken for, in % of its rows: `confusion/<class><suffix>` of the groups of one or
+    more records, mean over these. None where none has it."""
+    each = [own for own in groups if any(name.startswith("confusion/") for name in own)]
     if not each:
         return None
     rows = each[0]["class_rows"]
@@ -210,7 +222,6 @@ def confusion_table(dataset: str, system: System, fraction: float) -> Table | No
             entries.append(Entry(f"{share:.1f}" if count else _HOLE, "" if count else "hole"))
         lines.append(Line(name, tuple(entries)))
     head = (("rows",), *((f"taken for {name}",) for name in rows))
-    title = f"{dataset}: confusion of {system.label}, {fraction:.0%} of labels"
     return Table(title, "class", head, tuple(lines), "In % of the rows of each class; the diagonal is its recall.")
 
 
@@ -266,28 +277,40 @@ def trials_table(trials: Sequence[Record], name: str, sweep: str) -> Table:
     return Table(title, "trial", head, tuple(lines), note)
 
 
+def best_trial(trials: Sequence[Record], name: str) -> Record | None:
+    """Of those that ran to their end the best by the objective `name`."""
+    measured = [r for r in trials if r.status == "finished" and not stopped(r) and np.isfinite(r.metrics[name])]
+    sign = 1 if OBJECTIVES.get(name) == "min" else -1
+    return min(measured, key=lambda record: sign * record.metrics[name], default=None)
+
+
 def raw_rows_table(trials: Sequence[Record], rows: Sequence[Record], name: str, sweep: str) -> Table | None:
-    """The raw rows of a sweep beside its best trial (by its objective `name`), by every score of a probe."""
+    """The raw rows and other baselines of a sweep beside its best trial (by its objective `name`), alone and beside raw
+    features, by every score of a probe."""
     if not rows:
         return None
-    measured = [r for r in trials if r.status == "finished" and not stopped(r) and np.isfinite(r.metrics[name])]
-    least = OBJECTIVES.get(name) == "min"
-    measured.sort(key=lambda record: record.metrics[name] * (1 if least else -1))
-    named = [(f"trial {r.tags.get('number', '')}, the best", r.metrics) for r in measured[:1]]
+    top = best_trial(trials, name)
+    named: list[tuple[str, Mapping[str, float]]] = []
+    if top is not None:
+        beside = {n.removeprefix(WITH_RAW): v for n, v in top.metrics.items() if n.startswith(WITH_RAW)}
+        title = f"trial {top.tags.get('number', '')}, the best"
+        named += [(title, top.metrics), *([(f"{title}, + raw", beside)] if beside else [])]
     named += [(str(record.tags["row"]), record.metrics) for record in rows]
     lines = []
     for label, metrics in named:
         entries = [Entry(f"{metrics[s]:.4f}") if s in metrics else Entry(_HOLE, "hole") for s in LABELLED]
         lines.append(Line(label, tuple(entries)))
-    score = name if name in LABELLED else LABELLED[0]
-    raw = max(rows, key=lambda record: record.metrics[score])
-    note = f"Strongest raw row by {score}: {raw.tags['row']} ({raw.metrics[score]:.4f})"
-    if measured and score in measured[0].metrics:
-        note += f"; the best trial minus it: {measured[0].metrics[score] - raw.metrics[score]:+.4f}"
-        note += ", on the rows that chose the trial, in its favour"
-    return Table(
-        f"{sweep}: raw rows beside the best trial", "row", tuple((s,) for s in LABELLED), tuple(lines), f"{note}."
-    )
+    score = name if name in LABELLED else f"probe_{rows[0].tags.get('score', 'accuracy')}"
+    raws = [r for r in rows if r.tags.get("system", "raw") in RAW_SYSTEMS and np.isfinite(r.metrics[score])]
+    note = ""
+    if raws:
+        raw = max(raws, key=lambda record: record.metrics[score])
+        note = f"Strongest raw row by {score}: {raw.tags['row']} ({raw.metrics[score]:.4f})"
+        if top is not None and score in top.metrics:
+            note += f"; the best trial minus it: {top.metrics[score] - raw.metrics[score]:+.4f}"
+            note += ", on the rows that chose the trial, in its favour"
+        note += "."
+    return Table(f"{sweep}: rows beside the best trial", "row", tuple((s,) for s in LABELLED), tuple(lines), note)
 
 
 def cost_table(results: Results) -> Table:
@@ -324,7 +347,7 @@ def p_shown(value: float) -> str:
 
 def main_systems(results: Results, dataset: str, fraction: float) -> list[System]:
     """Those that single tables and curves show: all tasks, the best two and single task, and the references."""
-    metric = f"accuracy@{fraction:g}"
+    metric = f"{results.score(dataset)}@{fraction:g}"
     own = [s for s in results.of_set(dataset) if s.finished and s.complete]
     chosen: list[System | None] = []
     every = set(results.tasks)

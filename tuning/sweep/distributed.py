@@ -20,6 +20,7 @@ from ray_jobs.source import Source
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training import trainer
 from tuning.sweep.folder import SweepFolder
+from tuning.sweep.objective import without_confusion
 from tuning.sweep.trial import Progress, Seconds, TrialShared
 from tuning.sweep.trial_actor import TrialActor
 
@@ -59,8 +60,9 @@ class DistributedTrial(Progress):
             self._catch_up()
         self.seconds.train += time.perf_counter() - started
         started = time.perf_counter()
-        measures = self.shared.judge.measure(self.pretrainer)
-        self.journal.metrics(self.pretrainer.step_number, measures, series="validation")
+        measures = self.shared.judge.measure(self.pretrainer, self.finished)
+        told, _ = without_confusion(measures, self.shared.judge.classes)
+        self.journal.metrics(self.pretrainer.step_number, told, series="validation")
         self.seconds.measure += time.perf_counter() - started
         return measures
 

@@ -27,12 +27,13 @@ from conclugen.checkpoint import CheckpointError
 from conclugen.common import uris
 from conclugen.common.atomic import write_json
 from conclugen.common.reading import read_mapping
+from conclugen.evaluation.config import RAW_SYSTEMS
 from ray_jobs.run_folder import RunFolder
-from tuning.ledger import Ledger, Record, record_key
-from tuning.sweep.objective import Judge
+from tuning.ledger import WITH_RAW, Ledger, Record, record_key
+from tuning.sweep.objective import Judge, without_confusion
 from tuning.sweep.search import Outcome, Proposer
 from tuning.sweep.space import Choices, Space, names
-from tuning.sweep.trial import STATE
+from tuning.sweep.trial import STATE, TrialShared
 
 # In a small space of options the same configuration is soon drawn again; so many draws are tried for a new one.
 _ATTEMPTS = 100
@@ -122,7 +123,10 @@ class SweepBook:
         self.choices: dict[int, Choices] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.metrics: dict[int, dict[str, float]] = {}
-        self.raw_rows: dict[str, dict[str, float]] = {}
+        self.select_by = str(identity.get("select_by", "accuracy"))
+        self.classes: tuple[str, ...] = ()
+        self.groups: dict[int, Mapping[str, Mapping[str, float]]] = {}
+        self.baselines: dict[str, Record] = {}  # name of a row beside the trials -> its record
         self.exhausted = False
         self._proposer, self._identity = proposer, dict(identity)
         self._numbers: dict[str, int] = {}  # key of a configuration -> the trial that has it
@@ -142,26 +146,56 @@ class SweepBook:
             curve = {
                 int(epoch): value for epoch, value in zip(record.tags["epochs"], record.tags["curve"], strict=True)
             }
-            self._end(number, Outcome(curve, record.tags["state"]), dict(record.metrics))
+            self._end(number, Outcome(curve, record.tags["state"]), dict(record.metrics), record.groups)
 
-    def judge_raw(self, judge: Judge) -> None:
-        """Have the raw rows judged that the ledger does not hold yet; `raw_rows`: name -> scores."""
+    @property
+    def raw_rows(self) -> dict[str, dict[str, float]]:
+        """Name -> scores of the rows of raw features: those that a trial has to beat."""
+        return {n: dict(r.metrics) for n, r in self.baselines.items() if r.tags.get("system", "raw") in RAW_SYSTEMS}
+
+    def judge_beside(self, judge: Judge) -> None:
+        """Have the constant and the raw rows judged that the ledger does not hold yet; they are in `baselines` then."""
+        self.classes = judge.classes
         protocol = json.dumps({**self._identity, "objective": None, "baselines": list(judge.config.baselines)})
         key = record_key({"baseline": "all"}, dataset=self._identity["manifest"], seed=0, protocol=protocol)
         known = [r for r in self.ledger.records() if r.kind == "baseline" and str(r.tags["asked"]) == key]
         if not any(record.tags.get("last") for record in known):  # none, or a start was killed amid them
-            rows = judge.raw_rows()
+            rows = judge.rows_beside()
             kept = {record.key for record in known}
             for number, ((system, method), metrics) in enumerate(rows.items()):
                 row = system if method == "probe" else f"{system}, {method.replace('_', ' ')}"
-                tags = {"asked": key, "sweep": self.folder.name, "row": row, "system": system, "method": method}
+                if system == method:  # a constant
+                    row = system
                 last = number == len(rows) - 1
                 if f"{key}-{number}" not in kept:
-                    known.append(
-                        Record(f"{key}-{number}", "baseline", "finished", tags={**tags, "last": last}, metrics=metrics)
-                    )
-                    self.ledger.append(known[-1])
-        self.raw_rows = {str(record.tags["row"]): dict(record.metrics) for record in known}
+                    known.append(self._beside(f"{key}-{number}", row, system, method, metrics, asked=key, last=last))
+        self.baselines = {str(record.tags["row"]): record for record in known}
+
+    def judge_untrained(self, number: int, shared: TrialShared) -> None:
+        """Have the heads of a trial judged as they were before its first step, where the ledger lacks them."""
+        config = self.config(number)
+        # Tasks, optimiser and length do not matter before the first step.
+        whole = config.to_dict()
+        content = {"baseline": "untrained"} | {name: whole[name] for name in ("modalities", "model", "precision")}
+        protocol = json.dumps({**self._identity, "objective": None}, sort_keys=True)
+        key = record_key(content, dataset=self._identity["manifest"], seed=config.seed, protocol=protocol)
+        row = f"untrained heads, as trial {trial_name(number)}"
+        record = next((r for r in self.ledger.records() if r.key == key), None)
+        if record is None:
+            metrics = shared.judge.probe(shared.pretrainer(config, shared.plan(config)), ended=True)
+            own = {name: value for name, value in metrics.items() if not name.startswith(WITH_RAW)}
+            record = self._beside(key, row, "untrained", "probe", own, asked=key)
+        self.baselines[row] = record
+
+    def _beside(
+        self, key: str, row: str, system: str, method: str, measures: Mapping[str, float], **tags: Any
+    ) -> Record:
+        """A row beside the trials, into the ledger."""
+        named = {"sweep": self.folder.name, "row": row, "system": system, "method": method, "score": self.select_by}
+        metrics, groups = without_confusion(measures, self.classes)
+        record = Record(key, "baseline", "finished", tags={**named, **tags}, metrics=metrics, groups=groups)
+        self.ledger.append(record)
+        return record
 
     @property
     def resumed(self) -> bool:
@@ -217,6 +251,7 @@ class SweepBook:
         }
         if outcome.state == "failed" and not diverged:
             self._died.add(number)
+        own, groups = without_confusion(metrics, self.classes)
         self.ledger.append(
             Record(
                 key=self.key(self.choices[number]),
@@ -224,12 +259,13 @@ class SweepBook:
                 status="failed" if outcome.state == "failed" else "finished",
                 configuration=config.to_dict(),
                 tags=tags,
-                metrics=dict(metrics),
+                metrics=own,
+                groups=groups,
                 cost=dict(cost),
                 reason=reason,
             )
         )
-        self._end(number, outcome, dict(metrics))
+        self._end(number, outcome, own, groups)
 
     def config(self, number: int) -> PretrainConfig:
         return self.space.config(self.choices[number])
@@ -260,9 +296,16 @@ class SweepBook:
         self.choices[number] = dict(sorted(choices.items()))  # as it reads back: tables look the same after a restart
         self._numbers.setdefault(self.key(choices), number)
 
-    def _end(self, number: int, outcome: Outcome, metrics: dict[str, float]) -> None:
+    def _end(
+        self,
+        number: int,
+        outcome: Outcome,
+        metrics: dict[str, float],
+        groups: Mapping[str, Mapping[str, float]],
+    ) -> None:
         self.outcomes[number] = outcome
         self.metrics[number] = metrics
+        self.groups[number] = groups
         self._proposer.tell(number, outcome)
 
 

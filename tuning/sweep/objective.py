@@ -5,7 +5,8 @@ A `Judge` holds the labelled training rows and the validation rows, read once; i
 
     probe_accuracy, probe_uar, probe_macro_f1   logistic probe of the frozen representations, fitted on labelled
                                                 training groups and judged on the validation groups (beside them
-                                                probe_recall/<class>)
+                                                probe_recall/<class>; of a trial at its end all of it once more beside
+                                                raw features, as with_raw/..., and what rows were taken for)
     recall@1, recall@5, recall@10               cross-modal retrieval, mean over the pairs of modalities
     effective_rank                              RankMe, mean over modalities
     alignment, uniformity, and their sum        Wang & Isola 2020, means over pairs and modalities; less is better
@@ -30,9 +31,9 @@ from conclugen import Batch, Pretrainer
 from conclugen.common.names import nearest
 from conclugen.evaluation import health
 from conclugen.evaluation.blocks import Blocks
-from conclugen.evaluation.config import ComparisonConfig, MeasureConfig, ProbeConfig
+from conclugen.evaluation.config import CONSTANTS, ComparisonConfig, MeasureConfig, ProbeConfig
 from conclugen.evaluation.features import fuse, standardise
-from conclugen.evaluation.judge import evaluate, raw_baselines, scores
+from conclugen.evaluation.judge import Predictions, evaluate, mean_confusion, raw_baselines, scores
 from conclugen.evaluation.protocol import Fold, Protocol, Target, label_draw
 from conclugen.fields import choose
 from conclugen.kmeans import cosine_kmeans, draw_rows
@@ -42,6 +43,7 @@ from ray_jobs.source import open_reader
 from ray_jobs.training.validation import spread_rows
 from shards import Manifest, Reader, Rows, View
 from shards.view import ROW, IndexValues
+from tuning.ledger import WITH_RAW
 
 LABELLED = ("probe_accuracy", "probe_uar", "probe_macro_f1")
 PAIRED = ("recall@1", "recall@5", "recall@10", "alignment", "alignment_uniformity")
@@ -51,6 +53,8 @@ OBJECTIVES: dict[str, str] = {
     **dict.fromkeys(("alignment", "uniformity", "alignment_uniformity"), "min"),
 }
 _SCORES = {"probe_accuracy": "accuracy", "probe_uar": "uar", "probe_macro_f1": "f1_macro"}
+# `probe_confusion/<i>/<j>`: held-out rows of the i-th class that were taken for the j-th; none is left out.
+CONFUSION = "probe_confusion/"
 _MEANS = ("recall@1", "recall@5", "recall@10", "alignment", "uniformity", "effective_rank")
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048
@@ -135,8 +139,9 @@ class Judge:
             raise ValueError(f"objective: {name!r} compares modalities, and space.modalities has trials with one only")
 
     @torch.no_grad()
-    def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
-        """Every measure by name: those of a pretraining run's validation, their means, and the probe's scores."""
+    def measure(self, pretrainer: Pretrainer, ended: bool = False) -> dict[str, float]:
+        """Every measure by name: those of a pretraining run's validation, their means, and the probe's scores; of a
+        trial that has ended, the probe's beside raw features and its confusion too."""
         modalities = pretrainer.config.modalities
         batch = Batch.of(_of(self.validation, modalities), device=pretrainer.device, dtype=pretrainer.dtype)
         representations = pretrainer.embed(batch)
@@ -146,7 +151,7 @@ class Judge:
         measures |= _means(measures)
         measures["cluster_usage"] = self._cluster_usage(pretrainer.config.seed, representations, present)
         if self.train is not None and self.labelled is not None:
-            measures |= self._probe(pretrainer, self.train, self.labelled)
+            measures |= self.probe(pretrainer, ended)
         return measures
 
     def _cluster_usage(
@@ -164,8 +169,12 @@ class Judge:
         labels = cosine_kmeans(pool, valid, start, reseed_KC=reseed, max_iterations=20).labels
         return float(health.cluster_usage(labels[valid], K)["perplexity"]) / K
 
-    def _probe(self, pretrainer: Pretrainer, train: Labelled, held_out: Labelled) -> dict[str, float]:
-        """Scores of a probe that learns from the labelled training rows which have a representation."""
+    def probe(self, pretrainer: Pretrainer, ended: bool = False) -> dict[str, float]:
+        """Scores of a probe that learns from the labelled training rows which have a representation; none where there
+        is no label. ended: see `measure`."""
+        if self.train is None or self.labelled is None:
+            return {}
+        train, held_out = self.train, self.labelled
         features, usable = self._embed(pretrainer, train.rows)
         judged, seen = self._embed(pretrainer, held_out.rows)
         if not np.isfinite(features).all() or not np.isfinite(judged).all():
@@ -176,40 +185,59 @@ class Judge:
         if self.config.fusion == "concat" and len(modalities) > 1:  # heads are equally wide
             parts = np.split(whole, len(modalities), axis=1)
             blocks = Blocks.scaled(dict(zip(modalities, parts, strict=True)), self.config.block_scales)
-        (found,) = evaluate(self._protocol(train, held_out, usable, seen), {"trial": blocks})
-        of_all = scores(found)
-        recalls = {f"probe_{name}": value for name, value in of_all.items() if name.startswith("recall/")}
-        return {name: of_all[score] for name, score in _SCORES.items()} | recalls
+        protocol = self._protocol(train, held_out, usable, seen)
+        (found,) = evaluate(protocol, {"trial": blocks})
+        named = self._named(found)
+        if not ended:
+            return {name: value for name, value in named.items() if not name.startswith(CONFUSION)}
+        if raw := self._raw(train, held_out, modalities):
+            (beside,) = evaluate(protocol, {"trial + raw": Blocks.with_raw(whole, raw)})
+            named |= {f"{WITH_RAW}{n}": v for n, v in self._named(beside).items() if not n.startswith(CONFUSION)}
+        return named
 
-    def raw_rows(self) -> dict[tuple[str, str], dict[str, float]]:
-        """(system, method) -> scores of each row of raw features that `config.baselines` ask for, as a trial's probe
-        has them; none where there is no label. They depend on no trial."""
+    def rows_beside(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(system, method) -> scores of the constant and of each row of raw features that `config.baselines` ask for,
+        as a trial's probe has them; none where there is no label. They depend on no trial."""
         if self.train is None or self.labelled is None:
             return {}
-        both = (self.train.rows, self.labelled.rows)
-        features = {m: np.concatenate([rows.features[m] for rows in both]) for m in self.train.rows.features}
-        present = {m: np.concatenate([rows.present[m] for rows in both]) for m in features}
-        usable = np.any(list(present.values()), axis=0)
-        count = len(self.train.target)
-        protocol = self._protocol(self.train, self.labelled, usable[:count], usable[count:])
-        for unseen in [m for m in features if not present[m][:count].any()]:
+        train, held_out = self.train, self.labelled
+        both = (train.rows, held_out.rows)
+        usable, seen = (np.any(list(rows.present.values()), axis=0) for rows in both)
+        protocol = self._protocol(train, held_out, usable, seen)
+        raw = self._raw(train, held_out, tuple(train.rows.features))
+        for unseen in set(train.rows.features) - set(raw):
             print(f"raw rows are without {unseen}: no labelled training row has it", flush=True)
-            del features[unseen], present[unseen]
-        if not features:
-            return {}
-        raw = standardise(features, present, np.arange(count))
         wanted = ComparisonConfig(methods=("probe",), baselines=self.config.baselines)
+        nothing = Blocks.plain({"nothing": np.empty((protocol.rows, 0))})
+        constants = CONSTANTS["class"] if "constant" in wanted.wanted else ()
+        rows: list[tuple[str, str, Any]] = [(name, name, nothing) for name in constants]
+        for systems, methods in raw_baselines(raw, wanted) if raw else ():
+            rows += [(name, method, systems[name]) for name, method in itertools.product(systems, methods)]
         found = {}
-        for systems, methods in raw_baselines(raw, wanted):
-            for (name, blocks), method in itertools.product(systems.items(), methods):
-                try:
-                    (made,) = evaluate(protocol, {name: blocks}, (method,))
-                except ValueError as error:  # the search goes on without this row
-                    print(f"raw row {name}, {method}: not judged: {error}", flush=True)
-                    continue
-                of_all = scores(made)
-                found[name, method] = {measure: of_all[score] for measure, score in _SCORES.items()}
+        for name, method, blocks in rows:
+            try:
+                (made,) = evaluate(protocol, {name: blocks}, (method,))
+            except ValueError as error:  # the search goes on without this row
+                print(f"raw row {name}, {method}: not judged: {error}", flush=True)
+                continue
+            found[name, method] = self._named(made)
         return found
+
+    def _raw(self, train: Labelled, held_out: Labelled, modalities: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """(N, D_m) raw features of the training rows and the held-out rows behind them, standardised on the former; of
+        the modalities that these have."""
+        known = [m for m in modalities if train.rows.present[m].any()]
+        both = (train.rows, held_out.rows)
+        features = {m: np.concatenate([rows.features[m] for rows in both]) for m in known}
+        present = {m: np.concatenate([rows.present[m] for rows in both]) for m in known}
+        return standardise(features, present, np.arange(len(train.target)))
+
+    def _named(self, found: Predictions) -> dict[str, float]:
+        """Scores, recall of each class and confusion of a probe, as they are called here."""
+        of_all, matrix = scores(found), mean_confusion(found.protocol, found.values)
+        recalls = {f"probe_{name}": value for name, value in of_all.items() if name.startswith("recall/")}
+        taken = {f"{CONFUSION}{i}/{j}": float(n) for (i, j), n in np.ndenumerate(matrix) if n}
+        return {name: of_all[score] for name, score in _SCORES.items()} | recalls | taken
 
     def _protocol(
         self, train: Labelled, held_out: Labelled, usable: NDArray[np.bool_], seen: NDArray[np.bool_]
@@ -238,6 +266,21 @@ class Judge:
         blocks = [pretrainer.embed(own.part(at, at + _BLOCK_ROWS)) for at in range(0, len(own), _BLOCK_ROWS)]
         whole = {m: torch.cat([block[m] for block in blocks]).double().cpu().numpy() for m in modalities}
         return fuse(whole, self.config.fusion, {m: rows.present[m] for m in modalities})
+
+
+def without_confusion(measures: Mapping[str, float], classes: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Measures apart from the probe's confusion, and this as a ledger's groups: `class_rows` and `confusion/<class>`,
+    class -> rows; empty where there is none."""
+    rest = {name: value for name, value in measures.items() if not name.startswith(CONFUSION)}
+    groups: dict[str, dict[str, float]] = {f"confusion/{name}": {} for name in classes}
+    for name, value in measures.items():
+        if name.startswith(CONFUSION):
+            i, j = (int(part) for part in name.removeprefix(CONFUSION).split("/"))
+            groups[f"confusion/{classes[i]}"][classes[j]] = value
+    if len(rest) == len(measures):
+        return rest, {}
+    rows = {name: sum(groups[f"confusion/{name}"].values()) for name in classes}
+    return rest, {"class_rows": rows, **groups}
 
 
 def refuse_test_rows(

@@ -11,13 +11,16 @@ import numpy as np
 from conclugen.common.atomic import write_text
 from conclugen.common.options import save
 from conclugen.common.tables import markdown, markdown_head, markdown_row, one_line
+from ray_jobs import plots
 from ray_jobs.run_config import PretrainJob
+from tuning.ledger import WITH_RAW
 from tuning.sweep import plots as sweep_plots
 from tuning.sweep.folder import SweepBook, trial_name
 from tuning.sweep.job import SweepJob
 from tuning.sweep.objective import LABELLED
 
 _SHOWN = 10
+_RECALL = "probe_recall/"
 
 
 def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
@@ -39,35 +42,67 @@ def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
         cells += [f"{metrics[name]:.3f}" if name in metrics else "" for name in measures]
         cells += [_shown(choices.get(name)) for name in varied]
         lines.append(markdown_row(cells))
-    for name, metrics in book.raw_rows.items():
+    beside: list[tuple[str, str, Mapping[str, float]]] = [
+        (f"{trial_name(order[0])} + raw", "trial", _with_raw(book.metrics[order[0]]))
+    ]
+    beside += [
+        (name, "raw row" if name in book.raw_rows else "baseline", record.metrics)
+        for name, record in book.baselines.items()
+    ]
+    for name, kind, metrics in beside:
         own = [f"{metrics[book.objective]:.4f}" if book.objective in metrics else ""]
         own += [f"{metrics[measure]:.3f}" if measure in metrics else "" for measure in measures]
-        lines.append(markdown_row([name, "raw row", *own, *[""] * len(varied)]))
+        if any(own):
+            lines.append(markdown_row([name, kind, *own, *[""] * len(varied)]))
     return "\n".join([*lines, *_notes(book, order[0])]) + "\n"
 
 
 def strongest_raw(book: SweepBook) -> tuple[str, str, float] | None:
     """Name of the raw row that trials are compared with, the score, and its value: the best by the objective, or by
-    accuracy where that needs no label. None where there is no label."""
-    score = book.objective if book.objective in LABELLED else LABELLED[0]
+    what probes are chosen by (`measure.select_by`) where that needs no label. None where there is no label."""
+    score = book.objective if book.objective in LABELLED else f"probe_{book.select_by}"
     rows = {name: metrics[score] for name, metrics in book.raw_rows.items() if np.isfinite(metrics[score])}
     best = max(rows, key=rows.__getitem__, default=None)
     return None if best is None else (best, score, rows[best])
 
 
 def _notes(book: SweepBook, best: int) -> list[str]:
-    """What the best trial adds to the strongest raw row, and its recall of each class."""
+    """What the best trial adds to the strongest raw row, alone and beside raw features, and both rows' recall of each
+    class."""
     metrics, raw, notes = book.metrics[best], strongest_raw(book), []
     if raw is not None and raw[1] in metrics:
         name, score, value = raw
         told = f"Trial {trial_name(best)} minus {name}, the strongest raw row, {score}: {metrics[score] - value:+.3f}"
+        both = _with_raw(metrics)
+        if score in both:
+            told += f"; beside raw features {both[score] - value:+.3f}"
         notes += ["", markdown(f"{told} (on the rows that chose the trial, in its favour).")]
-    prefix = "probe_recall/"
-    recalls = {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)}
-    if recalls:
-        listed = ", ".join(f"{one_line(name)} {value:.2f}" for name, value in recalls.items())
-        notes += ["", markdown(f"Recall by class, trial {trial_name(best)}: {listed}.")]
+    rows: dict[str, Mapping[str, float]] = {f"trial {trial_name(best)}": metrics}
+    if raw is not None:
+        rows[raw[0]] = book.raw_rows[raw[0]]
+    for row, numbers in rows.items():
+        recalls = {name.removeprefix(_RECALL): v for name, v in numbers.items() if name.startswith(_RECALL)}
+        if recalls:
+            listed = ", ".join(f"{one_line(name)} {value:.2f}" for name, value in recalls.items())
+            notes += ["", markdown(f"Recall by class, {row}: {listed}.")]
     return notes
+
+
+def _with_raw(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Scores of a trial beside the raw features; empty of one that was stopped."""
+    return {name.removeprefix(WITH_RAW): value for name, value in metrics.items() if name.startswith(WITH_RAW)}
+
+
+def _confusion(book: SweepBook, best: int) -> Path | None:
+    """A picture of what the best trial took the rows of each class for; None where that was not measured."""
+    groups = book.groups[best]
+    classes = list(groups.get("class_rows", ()))
+    if not classes:
+        return None
+    matrix = np.asarray([[groups[f"confusion/{name}"].get(other, 0.0) for other in classes] for name in classes])
+    path = book.folder.plots / "confusion.png"
+    plots.confusion(matrix.astype(np.int64), classes, path, title=f"trial {trial_name(best)}")
+    return path
 
 
 def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
@@ -88,9 +123,11 @@ def write(book: SweepBook, job: SweepJob, mode: str, missing: Sequence[str] = ()
         return written
     save(best_job(book, job, order[0]), folder.best)
     folder.plots.mkdir(exist_ok=True)
+    picture = _confusion(book, order[0])
     return [
         *written,
         folder.best,
+        *([] if picture is None else [picture]),
         sweep_plots.history(book, mode, folder.plots / "objective.png", strongest_raw(book)),
         sweep_plots.slices(book, folder.plots / "slices.png"),
     ]

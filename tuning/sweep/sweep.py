@@ -15,6 +15,7 @@ from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.names import nearest
 from conclugen.common.options import FAILED, GOOD, PARTIAL, save, to_plain
+from conclugen.evaluation.config import ComparisonConfig
 from ray_jobs.preflight import check_tracking
 from ray_jobs.source import available_widths
 from ray_jobs.tracking.destination import remember, uri_of_run
@@ -106,7 +107,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
         "random" if job.scheduler == "pbt" else job.search, space, job.search_seed, ready.mode, folder.path
     )
     book = SweepBook(folder, space, source, count(job, source), job.objective, ready.identity)
-    book.judge_raw(ready.shared.judge)
+    book.judge_beside(ready.shared.judge)
     if strongest := results.strongest_raw(book):
         print(f"strongest raw row: {strongest[0]}, {strongest[1]} {strongest[2]:.4f}", flush=True)
     uri = remember(folder.path, job.tracking_uri)
@@ -123,6 +124,10 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
                     referee = run(ready, book, journal, sink)
                     costs = results.costs(referee.costs, time.monotonic() - referee.began)
                     _save_schedule(ready, book, referee)
+                asked = ComparisonConfig(baselines=job.measure.baselines).wanted
+                if ready.shared.judge.train is not None and "untrained" in asked:
+                    for number in book.ranking(ready.mode)[:1]:
+                        book.judge_untrained(number, ready.shared)
                 written = results.write(book, job, ready.mode, not_run(book, job))
                 for path in written:
                     journal.artifact(path, target="plots" if path.suffix == ".png" else "")

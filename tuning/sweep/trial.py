@@ -29,7 +29,7 @@ from ray_jobs.training.step_recorder import StepTimer
 from shards import Cursor, EpochPlan, Manifest, Reader, Rows, View
 from shards.stats import column_moments
 from shards.stream import stream
-from tuning.sweep.objective import Judge, read_all, take
+from tuning.sweep.objective import Judge, read_all, take, without_confusion
 
 STATE = "state"
 # Rows of this many bytes are shared through the object store; more are streamed from the shards by each trial.
@@ -183,9 +183,10 @@ class Trial(Progress):
     def measure(self) -> dict[str, float]:
         """All measures on the validation rows, as of now."""
         started = time.perf_counter()
-        measures = self.shared.judge.measure(self.pretrainer)
+        measures = self.shared.judge.measure(self.pretrainer, self.finished)
         if self.journal is not None:
-            self.journal.metrics(self.pretrainer.step_number, measures, series="validation")
+            told, _ = without_confusion(measures, self.shared.judge.classes)
+            self.journal.metrics(self.pretrainer.step_number, told, series="validation")
         self.seconds.measure += time.perf_counter() - started
         return measures
 

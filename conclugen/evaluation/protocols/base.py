@@ -42,7 +42,7 @@ class ProtocolOptions:
 
     Attributes:
         score: Of class labels, by which protocols read them: `accuracy`, `uar` (unweighted average recall) or
-            `f1_macro`; other labels are read by their main score.
+            `f1_macro`; none: that of `comparison.select_by`. Other labels are read by their main score.
         fraction: Share of the training rows whose labels the probe learns from; of `labels-to-target` see there.
         draws: Draws of labels at each share below 1.
         fill: What stands in the place of a missing modality: the training `mean` of its block, which tells a probe
@@ -51,7 +51,7 @@ class ProtocolOptions:
         least_rows: Fewest rows that a group, or a class of it, is scored by.
     """
 
-    score: ScoreName = "accuracy"
+    score: ScoreName | None = None
     fraction: float = 1.0
     draws: int = 5
     fill: Fill = "mean"
@@ -271,7 +271,9 @@ class Material:
     @property
     def score(self) -> str:
         """The score that rows are read by."""
-        return self.options.score if self.target.kind == "class" else self.target.main_score
+        if self.target.kind != "class":
+            return self.target.main_score
+        return self.options.score or self.comparison.select_by
 
     @property
     def resampling(self) -> statistics.Resampling:

@@ -81,7 +81,7 @@ class LabelsToTarget(EvaluationProtocol):
     @classmethod
     def run(cls, material: Material, config: LabelsToTargetConfig) -> Outcome:
         fractions = sorted({*config.fractions, *config.targets})
-        confusions, numbers, holes = _confusions(material, fractions)
+        confusions, numbers, draws, holes = _confusions(material, fractions)
         kept = sorted(numbers)
         if len(kept) < 2:
             raise ValueError(
@@ -89,6 +89,7 @@ class LabelsToTarget(EvaluationProtocol):
                 f"{len(fractions)} taught a probe; {holes[0] if holes else 'give more of them'}"
             )
         labels = np.asarray([numbers[fraction] for fraction in kept])
+        counts = [draws[fraction] for fraction in kept]
         curves = _resampled(material, {name: [own[f] for f in kept] for name, own in confusions.items()})
         smooth = {name: isotonic(values) for name, values in curves.items()}
         rows: list[tuple[Any, ...]] = []
@@ -109,6 +110,7 @@ class LabelsToTarget(EvaluationProtocol):
                         name,
                         target,
                         float(labels[at]),
+                        counts[at],
                         raw,
                         float(goal[0]),
                         _number(found.labels),
@@ -122,28 +124,31 @@ class LabelsToTarget(EvaluationProtocol):
                 if not math.isinf(found.labels):
                     headline[f"{name}/{target:g}/labels"] = found.labels
                 headline[f"{name}/{target:g}/reached"] = found.reached
-        columns = ("system", "target share", "target labels", "raw row", "target score", "labels", "low", "high")
+        target_columns = ("target share", "target labels", "target draws", "raw row", "target score")
+        columns = ("system", *target_columns, "labels", "low", "high")
         tables = (
             Table("labels", (*columns, "censored", "resamples that reach it", "times fewer labels"), tuple(rows)),
-            _curve_table(material, kept, labels, curves, smooth),
+            _curve_table(material, kept, labels, counts, curves, smooth),
         )
-        return Outcome(tables, (_chart(material, labels, curves),), headline, _rules(material, labels), tuple(holes))
+        rules = _rules(material, kept, labels, counts)
+        return Outcome(tables, (_chart(material, labels, curves),), headline, rules, tuple(holes))
 
 
 def _confusions(
     material: Material, fractions: Sequence[float]
-) -> tuple[dict[str, dict[float, Floats]], dict[float, float], list[str]]:
+) -> tuple[dict[str, dict[float, Floats]], dict[float, float], dict[float, int], list[str]]:
     """System -> share -> (G, draws, K, K) confusion sums of the draws that taught every system something; share ->
-    labelled rows, mean over folds and draws; holes."""
+    labelled rows, mean over folds and these draws; share -> how many draws they are; holes."""
     represented = {system.name: system.represent(material.features) for system in material.systems}
     confusions: dict[str, dict[float, Floats]] = {system.name: {} for system in material.systems}
     numbers: dict[float, float] = {}
+    counts: dict[float, int] = {}
     holes: list[str] = []
     rows = material.protocol.test_rows
     truth, groups, classes = material.target.values[rows], material.units[rows], len(material.target.classes)
     for fraction in fractions:
         by_draw: dict[str, dict[int, NDArray[Any]]] = {}
-        sizes: list[int] = []
+        sizes: dict[int, list[int]] = {}
         for system in material.systems:
             arrays = represented[system.name]
             fits, failures = material.fits(system, arrays, fraction)
@@ -151,15 +156,16 @@ def _confusions(
             predicted = material.predicted(fits, arrays)
             draws = sorted({fit.split.draw for fit in fits})
             by_draw[system.name] = dict(zip(draws, predicted, strict=True))
-            sizes = sizes or [len(fit.split.labelled_rows) for fit in fits]
+            sizes = {draw: [len(fit.split.labelled_rows) for fit in fits if fit.split.draw == draw] for draw in draws}
         common = sorted(set.intersection(*(set(own) for own in by_draw.values())))
         if not common:
             continue
-        numbers[fraction] = float(np.mean(sizes))
+        numbers[fraction] = float(np.mean([size for draw in common for size in sizes[draw]]))
+        counts[fraction] = len(common)
         for name, own in by_draw.items():
             sums = [statistics.confusion_sums(truth, own[draw][rows], classes, groups) for draw in common]
             confusions[name][fraction] = np.stack(sums, axis=1)
-    return confusions, numbers, holes
+    return confusions, numbers, counts, holes
 
 
 def _resampled(material: Material, confusions: dict[str, list[Floats]]) -> dict[str, Floats]:
@@ -244,15 +250,20 @@ def _ends(values: Floats, level: float) -> tuple[float, float]:
 
 
 def _curve_table(
-    material: Material, kept: Sequence[float], labels: Floats, curves: dict[str, Floats], smooth: dict[str, Floats]
+    material: Material,
+    kept: Sequence[float],
+    labels: Floats,
+    counts: Sequence[int],
+    curves: dict[str, Floats],
+    smooth: dict[str, Floats],
 ) -> Table:
     rows = []
     for name, values in curves.items():
         for at, fraction in enumerate(kept):
             low, high = _ends(values[:, at], material.resampling.level)
             fitted = float(smooth[name][0, at])
-            rows.append((name, fraction, float(labels[at]), float(values[0, at]), low, high, fitted))
-    columns = ("system", "share", "labels", material.score, "low", "high", "non-decreasing fit")
+            rows.append((name, fraction, float(labels[at]), counts[at], float(values[0, at]), low, high, fitted))
+    columns = ("system", "share", "labels", "draws", material.score, "low", "high", "non-decreasing fit")
     return Table("curves", columns, tuple(rows))
 
 
@@ -265,11 +276,15 @@ def _chart(material: Material, labels: Floats, curves: dict[str, Floats]) -> Cha
     return Chart("curves", "score by number of labels", "labelled rows", material.score, series, log=True, ticks=ticks)
 
 
-def _rules(material: Material, labels: Floats) -> tuple[str, ...]:
+def _rules(material: Material, kept: Sequence[float], labels: Floats, counts: Sequence[int]) -> tuple[str, ...]:
     options = material.options
+    drawn = ", ".join(f"{count} at {fraction:.0%}" for fraction, count in zip(kept, counts, strict=True))
+    single = [f"{fraction:.0%}" for fraction, count in zip(kept, counts, strict=True) if count == 1]
+    alone = f" At {' and '.join(single)} there is one, so that intervals there are over groups alone." if single else ""
     return (
-        f"Curves of {material.score} at {labels[0]:.0f} to {labels[-1]:.0f} labelled rows, mean over up to "
-        f"{options.draws} draws of labels; read from their non-decreasing least-squares fit, linear in log(labels).",
+        f"Curves of {material.score} at {labels[0]:.0f} to {labels[-1]:.0f} labelled rows, mean over draws of labels; "
+        "read from their non-decreasing least-squares fit, linear in log(labels).",
+        f"Draws of labels that taught every system something: {drawn}.{alone}",
         "The target is what the strongest raw row at its share (on the test rows themselves, in its favour) reaches.",
         "`at most`: the smallest number tried does already. `not reached`: no number tried does; nothing is "
         "extrapolated, and an interval without upper end reaches beyond all of them.",

@@ -5,8 +5,16 @@ import itertools
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from conclugen.evaluation.statistics import paired_tests, sign_flip_p
+from conclugen.evaluation.statistics import (
+    Resampling,
+    confusion_sums,
+    paired_tests,
+    sign_flip_p,
+    statistic_difference,
+    unweighted_average_recall,
+)
 
 
 def _enumerated(differences):
@@ -120,3 +128,62 @@ def test_too_few_speakers_cannot_tell(groups: int, comparisons: int, told: bool)
     assert min(c.p_value for c in found) == pytest.approx(2.0 ** (1 - groups))
     assert (min(c.adjusted for c in found) <= 0.05) is told
     assert {c.verdict() for c in found} == {"better" if told else f"cannot be told with {groups} speakers"}
+
+
+def test_recalls_by_class_are_compared_in_unweighted_average_recall():
+    """Difference by scikit-learn; interval by resamples of the groups' confusion matrices; p by every sign."""
+    rng = np.random.default_rng(5)
+    y, groups = rng.choice(3, 200, p=(0.7, 0.2, 0.1)), np.arange(200) % 9
+    y[groups == 4] = 0  # a group without two of the classes
+    guesses = {name: np.where(rng.random(200) < share, y, 0) for name, share in (("a", 0.6), ("b", 0.3))}
+    rows = {str(g): tuple(np.bincount(y[groups == g], minlength=3).tolist()) for g in range(9)}
+    recalls = {
+        name: {
+            str(g): tuple(
+                float((guess == y)[(groups == g) & (y == k)].mean()) if rows[str(g)][k] else float("nan")
+                for k in range(3)
+            )
+            for g in range(9)
+        }
+        for name, guess in guesses.items()
+    }
+    (found,) = paired_tests({("a", "b"): (recalls["a"], recalls["b"])}, rows)
+    uar = [balanced_accuracy_score(y, guess) for guess in guesses.values()]
+    assert found.difference == pytest.approx(uar[0] - uar[1])
+    assert found.difference != pytest.approx(
+        accuracy_score(y, guesses["a"]) - accuracy_score(y, guesses["b"]), abs=0.05
+    )
+    sums = [confusion_sums(y, guess, 3, groups) for guess in guesses.values()]
+    peer = statistic_difference(*sums, unweighted_average_recall)
+    np.testing.assert_allclose((found.interval.low, found.interval.high), (peer.low, peer.high), rtol=1e-12)
+    hit = ((guesses["a"] == y).astype(float) - (guesses["b"] == y)) / np.bincount(y)[y]
+    assert found.p_value == pytest.approx(_enumerated([hit[groups == g].sum() for g in range(9)]), abs=1e-12)
+
+
+def test_seeds_and_draws_that_are_given_apart_are_crossed_with_groups():
+    """Beside a loop over resamples, drawn by the same generator; the second system has no seed."""
+    rng = np.random.default_rng(6)
+    rows = {str(group): float(rng.integers(5, 40)) for group in range(7)}
+    first = [[{g: float(rng.uniform(0.3, 0.9)) for g in rows} for _ in range(3)] for _ in range(2)]
+    second = [[{g: float(rng.uniform(0.3, 0.7)) for g in rows} for _ in range(3)]]
+    (found,) = paired_tests({("a", "b"): (first, second)}, rows, Resampling(60))
+    generator = np.random.Generator(np.random.PCG64(127))
+    counts = [generator.multinomial(n, np.full(n, 1 / n), size=60) for n in (2, 3, 7)]
+
+    def value(seeds, draws, groups):
+        """Mean over drawn seeds and draws of the accuracy over drawn groups, first minus second."""
+        total = sum(n * size for n, size in zip(groups, rows.values(), strict=True))
+
+        def accuracy(scores):
+            return sum(n * rows[g] * scores[g] for n, g in zip(groups, rows, strict=True)) / total
+
+        one = sum(s * d * accuracy(first[i][j]) for i, s in enumerate(seeds) for j, d in enumerate(draws)) / 6
+        return one - sum(d * accuracy(second[0][j]) for j, d in enumerate(draws)) / 3
+
+    values = [value(*drawn) for drawn in zip(*counts, strict=True)]
+    np.testing.assert_allclose(
+        (found.difference, found.interval.low, found.interval.high),
+        (value([1, 1], [1, 1, 1], [1] * 7), *np.quantile(values, [0.025, 0.975])),
+    )
+    means = {g: np.mean([d[g] for s in first for d in s]) - np.mean([d[g] for d in second[0]]) for g in rows}
+    assert found.p_value == pytest.approx(_enumerated([means[g] * rows[g] for g in rows]), abs=1e-12)

@@ -20,7 +20,9 @@ import conclugen
 from conclugen import Pretrainer, backbones, export, presets, storage
 from conclugen.common.atomic import write_json
 from conclugen.common.locks import folder_held
+from conclugen.evaluation.blocks import LEADING
 from conclugen.evaluation.config import ComparisonConfig
+from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.probe import fit_classes
 from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import timeline as embed_timeline
@@ -232,12 +234,45 @@ def test_the_probe_is_the_evaluation_s_own_in_weights_selection_and_unit(root: P
     assert plain is not None and not np.allclose(plain.probe.model.weight, by_hand.model.weight)
     document = run.evaluation / "features-mood/probe.json"
     kept = json.loads(document.read_text())["settings"]
-    assert kept == {"class_weights": "none", "select_by": "accuracy", "split_unit": "row"}
+    assert kept == {
+        "class_weights": "none",
+        "select_by": "accuracy",
+        "block_scales": "plain",
+        "split_unit": "row",
+    }
     opened("group")
     assert json.loads(document.read_text())["settings"]["split_unit"] == "group"
     write_json(scores, {"job": {**asdict(_job(root)), "comparison": {"select_by": "f1"}}, "cells": []})
     with pytest.raises(ValueError, match=r"holds no evaluation.*select_by"):
         RunModel.open(run, "mood")
+
+
+def test_the_probe_has_the_evaluation_s_weights_of_modalities(root: Path, tmp_path: Path) -> None:
+    """Each choice of `--block-scales chosen` fitted by hand on its own columns; the best on held-out groups is kept."""
+    run = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "run"))
+    job = _job(root, block_scales="chosen")
+    write_json(run.evaluation / "features-mood/scores.json", {"job": asdict(job), "cells": []})
+    embedder = conclugen.load(run.model)
+    read = evaluation.read_labelled(job, embedder.modalities)
+    at = read.fold.train_rows
+    missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
+    vectors = embedder.embed(missing).astype(np.float64)
+    half = vectors.shape[1] // 2
+    own = Scaling.fit(vectors[at]).apply(vectors)
+    first, second = own[:, :half], own[:, half:]
+    lead, rest = np.sqrt(2 * LEADING), np.sqrt(2 * (1 - LEADING))
+    kinds = [own, np.hstack([lead * first, rest * second]), np.hstack([rest * first, lead * second]), first, second]
+    fitted = [
+        fit_classes(x[at], read.target.values[at], read.groups[at], 2, scaling=Scaling.none(x.shape[1])) for x in kinds
+    ]
+    best = max(range(len(kinds)), key=lambda i: max(fitted[i].scores.values()))
+    model = RunModel.open(run, "mood")
+    assert model.probe is not None
+    expected = fitted[best].probabilities(kinds[best])
+    np.testing.assert_allclose(model.probe.probabilities(vectors), expected, rtol=1e-7, atol=1e-9)
+    assert RunModel.open(run, "mood").probe is not None  # read back
+    said = json.loads((run.evaluation / "features-mood/probe.json").read_text())
+    assert said["settings"]["block_scales"] == "chosen"
 
 
 def test_embeddings_by_other_scaling_are_of_another_probe(root: Path) -> None:

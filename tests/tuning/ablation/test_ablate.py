@@ -19,6 +19,7 @@ from conclugen.evaluation.protocol import group_folds, natural_order
 from conclugen.presets import PRESETS
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training import run_lock
+from shards import Manifest, View
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning.ablate import COMMAND, main
 from tuning.ablation import ablate
@@ -504,3 +505,37 @@ def test_cost_is_told_from_cells_done_before_else_from_a_probe(folders, sets):
     }
     known = estimate(planned.cells, sets, done)
     assert known[trained.key] == 20.0 and known[raw.key] < 20.0
+
+
+def test_a_cell_chosen_by_recall_has_the_recall_of_each_unit(folders, tmp_path, capsys):
+    data = open_set("two", folders["two"], replace(JUDGING, select_by="uar"))
+    outcome = run(Cell("raw balanced", data.complete), data)
+    tested, names = data.protocol.test_rows, data.protocol.target.classes
+    y, units = data.protocol.target.values[tested], data.protocol.groups[tested]
+    for fraction in JUDGING.fractions:
+        right = (outcome.arrays[f"predicted/{fraction!r}"][:, tested] == y).mean(axis=0)
+        for k, name in enumerate(names):
+            found = outcome.groups[f"recall/{name}@{fraction:g}"]
+            expected = {u: right[(units == u) & (y == k)].mean() for u in ("7", "8")}
+            assert found == pytest.approx({u: share for u, share in expected.items() if share > 0})
+            assert outcome.groups[f"rows/{name}"] == {u: float(((units == u) & (y == k)).sum()) for u in ("7", "8")}
+    mine = job({"two": folders["two"]}, sections=("baselines",), output=str(tmp_path), name="by", dry_run=True)
+    mine = replace(mine, judging=replace(JUDGING, select_by="uar"))
+    cells = [c for c in plan(mine, [data]).cells if c.cell.config is None]
+    assert {c.tags["score"] for c in cells} == {"uar"}
+    ledger = Ledger.open(tmp_path / "by")  # as an earlier version left it, without recalls by unit, but for one
+    for number, cell in enumerate(cells):
+        groups = outcome.groups if number == 0 else {}
+        ledger.append(Record(cell.key, "cell", "finished", cell.cell.content(), cell.tags, outcome.metrics, groups))
+    ablate.ablate(mine)
+    assert f"{len(cells) - 1} cells are run again: they were judged without recall by unit" in capsys.readouterr().out
+
+
+def test_test_rows_in_the_training_view_are_refused_by_name(tmp_path):
+    """They are not left out of training without a word."""
+    manifest = Manifest.open(write_labelled(tmp_path / "both", ("video", "audio"), published=True))
+    View.where(manifest, np.ones(manifest.rows, dtype=bool), "train").save()
+    with pytest.raises(
+        ValueError, match=r"views 'train' and 'test': 2 of 8 .*are in training and in test.*--split-units.x"
+    ):
+        open_set("x", manifest.folder, JUDGING)

@@ -500,3 +500,46 @@ def test_a_sweep_alone_has_a_report(tmp_path):
     parser.feed(page.read_text("utf-8"))
     assert parser.open == [] and "weight of clustering" in page.read_text("utf-8")
     assert "| tasks.clustering.weight | " in text.read_text("utf-8") and table.name == "report.csv"
+
+
+@pytest.mark.parametrize("score", ["accuracy", "uar"])
+def test_systems_are_compared_by_the_score_that_probes_were_chosen_by(tmp_path, score):
+    """Plain raw features are ahead in accuracy, balanced ones in UAR; the three tasks are between and above them."""
+    units = [str(n) for n in range(8)]
+    hits = {  # system -> recall of calm, of happy; nine rows in ten are calm
+        "pretrained": (0.80, 0.60),
+        "raw": (0.90, 0.10),
+        "raw balanced": (0.60, 0.50),
+    }
+    counts = {"rows": dict.fromkeys(units, 10.0), "class_rows": {"calm": 72.0, "happy": 8.0}}
+    counts |= {"rows/calm": dict.fromkeys(units, 9.0), "rows/happy": dict.fromkeys(units, 1.0)}
+    with Ledger.open(tmp_path / "first") as ledger:
+        for system, (calm, happy) in hits.items():
+            record = cell(TASKS if system == "pretrained" else (), 0.0, 1, system=system)
+            tags = {**record.tags, **({"score": score} if score == "uar" else {})}
+            tags["recipe"] = "improved" if system == "pretrained" else ""
+            accuracy, uar = 0.9 * calm + 0.1 * happy, (calm + happy) / 2
+            own = {"accuracy@0.1": dict.fromkeys(units, accuracy)}
+            own |= {"recall/calm@0.1": dict.fromkeys(units, calm), "recall/happy@0.1": dict.fromkeys(units, happy)}
+            key = record_key({"s": system}, dataset="faces", seed=1, protocol="p")
+            metrics = {"accuracy@0.1": accuracy, "uar@0.1": uar}
+            ledger.append(replace(record, key=key, tags=tags, metrics=metrics, groups=counts | own))
+    results = Results.of(Ledger.open(tmp_path / "first").records())
+    (family,) = [against_references(results, "faces", "improved", f) for f in results.fractions("faces")]
+    (comparison,) = family.comparisons
+    second, difference = {"accuracy": ("raw features: video+audio", -0.04), "uar": ("raw balanced", 0.15)}[score]
+    assert comparison.second == second and comparison.difference == pytest.approx(difference)
+    assert comparison.verdict() == ("worse" if score == "accuracy" else "better")
+    page = report(tmp_path / "first")[1].read_text()
+    named = {"accuracy": "accuracy", "uar": "unweighted average recall"}[score]
+    assert f"paired difference in {named}" in page
+    by = ", by unweighted average recall" if score == "uar" else ""
+    assert f"- faces, improved, 10% of labels{by}: strongest raw row {second}; minus it: " in page
+
+
+def test_without_recalls_by_unit_nothing_is_compared_by_them(folder):
+    """A ledger of an earlier version, whose probes were chosen by unweighted average recall."""
+    records = [replace(r, tags={**r.tags, "score": "uar"}) for r in Ledger.open(folder).records()]
+    results = Results.of(records)
+    family = against_references(results, "faces", "improved", 0.03)
+    assert not family.comparisons and family.missing

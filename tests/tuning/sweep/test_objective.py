@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
 from conclugen import Batch
@@ -18,7 +18,7 @@ from conclugen.evaluation.config import MeasureConfig
 from ray_jobs.run_config import DataConfig
 from shards import Manifest, Rows, View
 from tests.feature_corpus import write_corpus
-from tuning.sweep.objective import OBJECTIVES, Judge, direction, refuse_test_rows
+from tuning.sweep.objective import CONFUSION, OBJECTIVES, Judge, direction, refuse_test_rows, without_confusion
 
 MODALITIES = ("video", "audio", "text")
 
@@ -110,7 +110,7 @@ def test_raw_rows_are_what_scikit_learn_makes_of_raw_features(judge: Judge) -> N
             [b / b[:count].std(axis=0) * np.sqrt(columns / len(blocks) / b.shape[1]) for b in blocks]
         ),
     }
-    found = judge.raw_rows()
+    found = judge.rows_beside()
     assert set(found) == {("raw", "probe"), ("raw balanced", "probe"), ("raw balanced", "shrinkage_lda")}
     for name, x in weighed.items():
         model = LogisticRegression(C=1e-2 / np.sqrt(1), max_iter=5000, tol=1e-8)
@@ -126,8 +126,63 @@ def test_raw_rows_are_what_scikit_learn_makes_of_raw_features(judge: Judge) -> N
         "probe_uar": balanced_accuracy_score(held.target, predicted),
         "probe_macro_f1": f1_score(held.target, predicted, average="macro"),
     }
-    assert found["raw balanced", "shrinkage_lda"] == pytest.approx(expected, abs=1e-9)
-    assert dataclasses.replace(judge, train=None).raw_rows() == {}
+    lda_row = found["raw balanced", "shrinkage_lda"]
+    assert {name: lda_row[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    recalls = recall_score(held.target, predicted, average=None)
+    taken = confusion_matrix(held.target, predicted)
+    assert [lda_row[f"probe_recall/{name}"] for name in judge.classes] == pytest.approx(list(recalls))
+    counts = [[lda_row.get(f"{CONFUSION}{i}/{j}", 0) for j in range(len(taken))] for i in range(len(taken))]
+    np.testing.assert_array_equal(counts, taken)
+    constant = dataclasses.replace(judge, config=MeasureConfig(baselines=("constant",))).rows_beside()
+    frequent = np.bincount(train.target).argmax()
+    assert list(constant) == [("majority", "majority")]
+    assert constant["majority", "majority"]["probe_accuracy"] == pytest.approx((held.target == frequent).mean())
+    assert dataclasses.replace(judge, train=None).rows_beside() == {}
+
+
+def test_a_trial_at_its_end_is_judged_beside_raw_features_as_an_ablation_does(judge: Judge) -> None:
+    """Half of the variance to the representation, half to the raw modalities alike, by scikit-learn."""
+    train, held = judge.train, judge.labelled
+    assert train is not None and held is not None
+    modalities = ("audio", "video")
+
+    def of(batch: Batch, m: str) -> torch.Tensor:
+        return batch.features[m][:, :4] ** 2
+
+    early, found = (judge.measure(Fake(of, modalities), ended) for ended in (False, True))  # type: ignore[arg-type]
+    assert {name: found[name] for name in early} == early
+    more = set(found) - set(early)
+    assert all(name.startswith(("with_raw/probe_", CONFUSION)) for name in more)
+    there = np.any([train.rows.present[m] for m in modalities], axis=0)
+    seen = np.any([held.rows.present[m] for m in modalities], axis=0)
+    count = len(train.target)
+    heads, raw = [], []
+    for m in modalities:
+        x = np.concatenate([rows.rows.features[m] for rows in (train, held)]).astype(np.float64)
+        has = np.concatenate([rows.rows.present[m] for rows in (train, held)])
+        heads.append(np.where(has[:, None], x[:, :4] ** 2, 0))
+        scaler = StandardScaler().fit(x[:count][has[:count]])
+        raw.append(np.where(has[:, None], scaler.transform(x), 0))
+
+    def share(block: np.ndarray, weight: float, columns: int) -> np.ndarray:
+        own = StandardScaler().fit(block[:count][there]).transform(block)
+        return own * np.sqrt(weight * columns / block.shape[1])
+
+    columns = sum(b.shape[1] for b in (*heads, *raw))
+    whole = np.hstack([share(np.hstack(heads), 0.5, columns), *(share(b, 0.25, columns) for b in raw)])
+    near = []
+    for c in (1e-2, 1e-2 / there.sum(), 1e-2 * there.sum()):  # whose penalty is by row, by mean
+        model = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(whole[:count][there], train.target[there])
+        accuracy = model.score(whole[count:][seen], held.target[seen])
+        near.append(abs(accuracy - found["with_raw/probe_accuracy"]))
+    assert min(near) < 0.01
+    rest, groups = without_confusion(found, judge.classes)
+    assert set(rest) == {name for name in found if not name.startswith(CONFUSION)}
+    tested = np.bincount(held.target[seen], minlength=len(judge.classes))
+    assert groups["class_rows"] == {name: float(n) for name, n in zip(judge.classes, tested, strict=True)}
+    for name, rows in groups["class_rows"].items():
+        right = groups[f"confusion/{name}"].get(name, 0.0)
+        assert rest[f"probe_recall/{name}"] == pytest.approx(right / rows)
 
 
 def test_measures_of_known_representations(judge: Judge) -> None:

@@ -19,8 +19,9 @@ from tests.feature_corpus import write_corpus
 from tests.tuning.sweep.made_trials import Kit
 from tuning.report.report import report
 from tuning.sweep import replay, results
-from tuning.sweep.folder import SweepFolder
+from tuning.sweep.folder import SweepBook, SweepFolder
 from tuning.sweep.job import COMMAND, ScheduleConfig, SweepJob
+from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space
 from tuning.sweep.search import Outcome, proposer
 from tuning.sweep.space_presets import laptop, published
@@ -35,6 +36,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "shards"
     write_corpus(folder, speakers=6, takes=5)
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_no_trial_is_stopped_before_its_last_task_has_begun() -> None:
@@ -111,46 +120,131 @@ def test_a_command_line_that_cannot_be_read_ends_in_one_line(
 
 
 class RawJudge:
-    """Counts how often raw rows are asked for."""
+    """Counts how often rows beside the trials are asked for."""
+
+    classes = ("calm", "sad")
 
     def __init__(self) -> None:
         self.config, self.asked = MeasureConfig(), 0
 
-    def raw_rows(self) -> dict[tuple[str, str], dict[str, float]]:
+    def rows_beside(self) -> dict[tuple[str, str], dict[str, float]]:
         self.asked += 1
         scores = {"probe_uar": 0.4, "probe_macro_f1": 0.35}
         rows = {("raw", "probe"): 0.55, ("raw balanced", "probe"): 0.62, ("raw balanced", "rbf_machine"): 0.6}
-        return {row: {"probe_accuracy": value, **scores} for row, value in rows.items()}
+        found = {row: {"probe_accuracy": value, **scores} for row, value in rows.items()}
+        found["raw balanced", "probe"] |= {
+            "probe_recall/calm": 0.7,
+            "probe_recall/sad": 0.1,
+            "probe_confusion/0/0": 7.0,
+        }
+        return {("majority", "majority"): {"probe_accuracy": 0.8, "probe_uar": 0.5, "probe_macro_f1": 0.4}, **found}
 
 
 def test_raw_rows_are_judged_once_and_stand_beside_the_best_trial(tmp_path: Path) -> None:
+    """A constant is no raw row, however well it scores: trials are not compared with it."""
     kit, judge = Kit(tmp_path / "s", small_space().resolve(WIDTHS)), RawJudge()
     for _ in range(2):
-        kit.book.judge_raw(judge)  # type: ignore[arg-type]
+        kit.book.judge_beside(judge)  # type: ignore[arg-type]
     assert judge.asked == 1 and list(kit.book.raw_rows) == ["raw", "raw balanced", "raw balanced, rbf machine"]
+    assert next(iter(kit.book.baselines)) == "majority"
     proposal = kit.book.propose()
     assert proposal is not None
     measures = {"probe_accuracy": 0.7, "probe_uar": 0.5, "probe_recall/calm": 0.75, "probe_recall/sad": 0.25}
+    measures |= {"with_raw/probe_accuracy": 0.72, "with_raw/probe_uar": 0.55}
+    measures |= {
+        "probe_confusion/0/0": 6.0,
+        "probe_confusion/0/1": 2.0,
+        "probe_confusion/1/0": 3.0,
+        "probe_confusion/1/1": 1.0,
+    }
     kit.book.finish(proposal.number, Outcome({9: 0.7}, "finished"), measures, {"seconds": 1.0})
     assert results.strongest_raw(kit.book) == ("raw balanced", "probe_accuracy", 0.62)
     told = results.table(kit.book, "max")
     assert "| raw balanced, rbf machine | raw row | 0.6000 | 0.400 |" in told
-    assert "Trial 0000 minus raw balanced, the strongest raw row, probe_accuracy: +0.080 (" in told
+    assert "| majority | baseline | 0.8000 | 0.500 |" in told and "| 0000 + raw | trial | 0.7200 | 0.550 |" in told
+    both = "probe_accuracy: +0.080; beside raw features +0.100 ("
+    assert f"Trial 0000 minus raw balanced, the strongest raw row, {both}" in told
     assert "Recall by class, trial 0000: calm 0.75, sad 0.25." in told
+    assert "Recall by class, raw balanced: calm 0.70, sad 0.10." in told
+    (record,) = (r for r in kit.book.ledger.records() if r.kind == "trial")
+    assert not any("confusion" in name for name in record.metrics)
+    assert record.groups["class_rows"] == {"calm": 8.0, "sad": 4.0}
+    assert record.groups["confusion/calm"] == {"calm": 6.0, "sad": 2.0}
     again = Kit(tmp_path / "s", small_space().resolve(WIDTHS))
-    again.book.judge_raw(judge)  # type: ignore[arg-type]
+    again.book.judge_beside(judge)  # type: ignore[arg-type]
     assert judge.asked == 1 and again.book.raw_rows == kit.book.raw_rows and len(again.book.outcomes) == 1
+    assert results.table(again.book, "max") == told
     for file in (tmp_path / "s" / "ledger").glob("*.jsonl"):  # as a start leaves it that was killed amid the raw rows
         file.write_text("".join(line for line in file.read_text().splitlines(True) if "rbf_machine" not in line))
     again = Kit(tmp_path / "s", small_space().resolve(WIDTHS))
-    again.book.judge_raw(judge)  # type: ignore[arg-type]
+    again.book.judge_beside(judge)  # type: ignore[arg-type]
     assert judge.asked == 2 and again.book.raw_rows == kit.book.raw_rows
-    assert sum(record.kind == "baseline" for record in again.book.ledger.history()) == 3
+    assert sum(record.kind == "baseline" for record in again.book.ledger.history()) == 4
     page = report(tmp_path / "s")[1].read_text()
     assert (
         "| trial 0, the best | 0.7000 | 0.5000 | — |" in page and "| raw balanced | 0.6200 | 0.4000 | 0.3500 |" in page
     )
     assert "Strongest raw row by probe_accuracy: raw balanced (0.6200); the best trial minus it: +0.0800" in page
+    assert "| trial 0, the best, + raw | 0.7200 | 0.5500 | — |" in page
+    shown = page[page.index("confusion of trial 0") :]
+    assert "| calm | 8 | 75.0 | 25.0 |" in shown and "| sad | 4 | 75.0 | 25.0 |" in shown
+
+
+def test_without_an_objective_of_labels_raw_rows_are_compared_by_what_probes_are_chosen_by(tmp_path: Path) -> None:
+    """Plain raw features are ahead in accuracy, balanced ones in UAR."""
+    space, strongest = small_space().resolve(WIDTHS), {"accuracy": "raw", "uar": "raw balanced"}
+    for select_by, name in strongest.items():
+        folder = SweepFolder(tmp_path / select_by)
+        folder.claim({"space": 1})
+        identity = {"manifest": "m", **({} if select_by == "accuracy" else {"select_by": select_by})}
+        source = proposer("random", space, 3, "max", folder.path)
+        book = SweepBook(folder, space, source, 2, "effective_rank", identity)
+        judge = RawJudge()
+        rows = {
+            ("raw", "probe"): {"probe_accuracy": 0.7, "probe_uar": 0.3, "probe_macro_f1": 0.3},
+            ("raw balanced", "probe"): {"probe_accuracy": 0.6, "probe_uar": 0.5, "probe_macro_f1": 0.3},
+        }
+        judge.rows_beside = lambda rows=rows: rows  # type: ignore[misc]
+        book.judge_beside(judge)  # type: ignore[arg-type]
+        measures = {"effective_rank": 3.0, "probe_accuracy": 0.65, "probe_uar": 0.4, "probe_macro_f1": 0.3}
+        proposal = book.propose()
+        assert proposal is not None
+        book.finish(proposal.number, Outcome({9: 3.0}, "finished"), measures, {"seconds": 1.0})
+        score = f"probe_{select_by}"
+        assert results.strongest_raw(book) == (name, score, rows[name, "probe"][score])
+        difference = measures[score] - rows[name, "probe"][score]
+        assert f"minus {name}, the strongest raw row, {score}: {difference:+.3f} (" in results.table(book, "max")
+        page = report(folder.path)[1].read_text()
+        assert f"Strongest raw row by {score}: {name} (" in page
+
+
+def test_the_heads_of_the_best_trial_are_judged_as_they_were_before_training(
+    one_thread: None, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_sweep(shards, tmp_path, "beside", space=fixed_space(epochs=2, global_batch=(30,)))
+    ready = prepare(job)
+    folder = SweepFolder(job.folder)
+    folder.claim(identity(ready))
+    source = proposer("random", ready.space, 0, "max", tmp_path)
+    book = SweepBook(folder, ready.space, source, 1, "probe_accuracy", ready.identity)
+    book.judge_beside(ready.shared.judge)
+    assert set(book.baselines) == {"majority", "raw", "raw balanced", "best single modality"}
+    proposal = book.propose()
+    assert proposal is not None
+    trial = Trial(book.config(proposal.number), ready.shared)
+    before = ready.shared.judge.probe(trial.pretrainer)
+    measures = trial.advance(2)
+    assert "with_raw/probe_accuracy" in measures
+    book.finish(proposal.number, Outcome({2: measures["probe_accuracy"]}, "finished"), measures, {"seconds": 1.0})
+    book.judge_untrained(proposal.number, ready.shared)
+    row = book.baselines["untrained heads, as trial 0000"]
+    assert row.metrics == pytest.approx(before) and row.groups["class_rows"]
+    assert "untrained heads, as trial 0000" not in book.raw_rows
+    assert "| untrained heads, as trial 0000 | baseline | " in results.table(book, "max")
+    monkeypatch.setattr(Judge, "probe", lambda *_: pytest.fail("judged again"))
+    book.judge_untrained(proposal.number, ready.shared)
+    written = results.write(book, job, "max")
+    assert folder.plots / "confusion.png" in written and (folder.plots / "confusion.png").is_file()
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
@@ -237,14 +331,6 @@ def test_a_grid_is_whole(tmp_path: Path) -> None:
         count(dataclasses.replace(job, trials=1), source)
     with pytest.raises(ValueError, match=r"'model\.representation_dim' has several values"):
         check_space(fixed_space(representation_dim=(8, 16)).resolve(WIDTHS))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_model_of_a_population_is_trained_again_and_exported(

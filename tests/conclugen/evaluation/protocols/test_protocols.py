@@ -92,6 +92,10 @@ def test_labels_to_target_on_the_judge_s_own_numbers() -> None:
         assert curve[one.system, one.fraction]["accuracy"] == pytest.approx(judge.scores(one)["accuracy"], abs=1e-12)
         sizes = [len(split.labelled_rows) for split in drawn.splits(None, (one.fraction,))]
         assert curve[one.system, one.fraction]["labels"] == pytest.approx(np.mean(sizes))
+        assert curve[one.system, one.fraction]["draws"] == len(one.values) == (1 if one.fraction == 1 else 3)
+    assert {(row["target share"], row["target draws"]) for row in rows(outcome, "labels")} == {(0.1, 3), (1.0, 1)}
+    told = "Draws of labels that taught every system something: 3 at 10%, 3 at 30%, 1 at 100%. At 100% there is one"
+    assert any(rule.startswith(told) for rule in outcome.rules)
     for row in rows(outcome, "labels"):
         best = max(("raw", "raw balanced"), key=lambda name: curve[name, row["target share"]]["accuracy"])
         assert row["raw row"] == best
@@ -118,6 +122,15 @@ def test_resamples_cross_groups_and_draws() -> None:
             draws_again = np.repeat(np.arange(sums.shape[1]), weights[f][b])
             each = [sum(sums[p, d] for p in people_again) for d in draws_again]
             assert found[b + 1, f] == pytest.approx(np.mean([np.trace(m) / m.sum() for m in each]))
+
+
+def test_protocols_read_classes_by_the_score_that_probes_are_chosen_by() -> None:
+    given = material()
+    assert given.score == "accuracy"
+    by_recall = dataclasses.replace(given, comparison=dataclasses.replace(given.comparison, select_by="uar"))
+    assert by_recall.score == "uar"
+    named = dataclasses.replace(by_recall.options, score="f1_macro")
+    assert dataclasses.replace(by_recall, options=named).score == "f1_macro"
 
 
 # ---- missing modalities
