@@ -49,9 +49,9 @@ def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
         (name, "raw row" if name in book.raw_rows else "baseline", record.metrics)
         for name, record in book.baselines.items()
     ]
-    for name, kind, metrics in beside:
-        own = [f"{metrics[book.objective]:.4f}" if book.objective in metrics else ""]
-        own += [f"{metrics[measure]:.3f}" if measure in metrics else "" for measure in measures]
+    for name, kind, scores in beside:
+        own = [f"{scores[book.objective]:.4f}" if book.objective in scores else ""]
+        own += [f"{scores[measure]:.3f}" if measure in scores else "" for measure in measures]
         if any(own):
             lines.append(markdown_row([name, kind, *own, *[""] * len(varied)]))
     return "\n".join([*lines, *_notes(book, order[0])]) + "\n"
