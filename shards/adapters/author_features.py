@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from conclugen.common.atomic import hidden_beside, remove_remnants
 from conclugen.common.options import Command
 
 # The published folder -> column, and its width.
@@ -30,12 +31,14 @@ def link_features(features: Path, out: Path, version: str | None = None) -> dict
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"output: {out} is not empty; choose another folder")
+    remove_remnants(out)
+    whole = hidden_beside(out)  # one rename: half of the links would be taken for all of them
     linked: dict[str, int] = {}
     for name, (column, _) in COLUMNS.items():
         folder = features / name if version is None else features / f"{name}_aug" / version
         files = sorted(folder.glob("*/*.npy"))
         for file in files:
-            target = out / column / file.parent.name / file.name
+            target = whole / column / file.parent.name / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(file.absolute())
         if files:
@@ -43,6 +46,9 @@ def link_features(features: Path, out: Path, version: str | None = None) -> dict
     if not linked:
         expected = ", ".join(name if version is None else f"{name}_aug/{version}" for name in COLUMNS)
         raise ValueError(f"{features} has none of {expected} with SPLIT/KEY.npy in it")
+    if out.exists():
+        out.rmdir()
+    whole.rename(out)
     return linked
 
 

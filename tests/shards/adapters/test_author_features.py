@@ -41,6 +41,30 @@ def test_linked_and_packed(version: str | None, tmp_path: Path, capsys: pytest.C
     assert main(arguments) == 2
 
 
+def test_links_are_all_there_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, a start that was stopped left some of them, and the same command was refused: not empty."""
+    folder = tmp_path / "features" / "texts_cropped" / "train"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        np.save(folder / f"{number}.npy", np.zeros(3, np.float32))
+    arguments = [str(tmp_path / "features"), "--out", str(tmp_path / "linked")]
+    link, made = Path.symlink_to, []
+
+    def stopped(path: Path, target: Path) -> None:
+        made.append(path)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        link(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "symlink_to", stopped)
+        assert main(arguments) == 130
+    assert not (tmp_path / "linked").exists()
+    assert main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"features", "linked"}
+    assert len(list((tmp_path / "linked/text/train").iterdir())) == 6
+
+
 def test_no_such_folders(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--version", "aug1"]) == 2
     assert "texts_cropped_aug/aug1" in capsys.readouterr().err
