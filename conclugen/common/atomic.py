@@ -142,6 +142,16 @@ def remove_remnants(path: str | Path) -> None:
                 entry.unlink()
 
 
+def remove_remnants_in(folder: str | Path) -> None:
+    """As `remove_remnants`, of every name in a folder that one job alone writes into."""
+    for entry in Path(folder).iterdir():
+        if re.fullmatch(rf"\..*\.[0-9a-f]{{16}}\.({_PARTIAL}|{_REPLACED})", entry.name, re.DOTALL):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
 def hidden_beside(path: str | Path) -> Path:
     """A name for a temporary file or folder beside `path`, which `is_remnant` knows; nothing is made."""
     return _hidden(Path(path), _PARTIAL)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conclugen import fields
 from conclugen.common import uris
-from conclugen.common.atomic import write_text
+from conclugen.common.atomic import remove_remnants_in, write_text
 from conclugen.common.locks import folder_held
 from conclugen.common.names import file_name
 from conclugen.common.reading import inside
@@ -64,7 +64,9 @@ def being_written(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         yield  # `report` says what is wrong
         return
-    with folder_held(inside(folder, "report"), "a report is being written here", "another folder"):
+    place = inside(folder, "report")
+    with folder_held(place, "a report is being written here", "another folder"):
+        remove_remnants_in(place)
         yield
 
 

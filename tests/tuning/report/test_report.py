@@ -381,6 +381,9 @@ def test_one_report_of_a_folder_at_a_time(folder, capsys):
         assert said.startswith("error: ") and len(said.splitlines()) == 1
         assert not (folder / "report/report.md").exists()
     assert not (folder / "report").exists()
+    (folder / "report").mkdir()
+    killed = folder / "report" / f".report.md.{'0' * 16}.partial"  # what a report that was killed left
+    killed.write_text("x")
     assert main(asked) == 0
     assert not list((folder / "report").glob(".*"))
     with pytest.raises(LedgerError), being_written(folder / "nowhere"):
