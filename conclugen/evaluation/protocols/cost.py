@@ -2,13 +2,12 @@
 
 Measured on this machine, in this process, one after the other: seconds of the clock and peak memory of making the
 representation of the rows and of learning and applying its probe (the choice of its strength included). Memory is the
-largest resident set that was seen, sampled every few milliseconds, above the one before: small steps are below its
-resolution and count as 0. Costs are of the heads and the probe; frozen encoders, which all rows share, are not in them.
+largest resident set that the system saw, above the one before: what fits memory that the process already holds counts
+as 0. Costs are of the heads and the probe; frozen encoders, which all rows share, are not in them.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from conclugen.fields import require
 
 T = TypeVar("T")
 _MB = 1 << 20
-_SAMPLED_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -121,40 +119,28 @@ class Cost(EvaluationProtocol):
 
 def measured(work: Callable[[], T]) -> tuple[T, Spent]:
     """What `work` returns, and what it took."""
-    before = resident()
-    peak, stop = before, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.wait(_SAMPLED_S):
-            now = resident()
-            if now is not None and peak is not None:
-                peak = max(peak, now)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    before = _restarted_peak()
     start = time.perf_counter()
-    try:
-        result = work()
-    finally:
-        seconds = time.perf_counter() - start
-        now = resident()
-        stop.set()
-        watcher.join()
-    if before is None or peak is None or now is None:
-        return result, Spent(seconds, None)
-    return result, Spent(seconds, max(peak, now) - before)
+    result = work()
+    seconds = time.perf_counter() - start
+    return result, Spent(seconds, None if before is None else max(0, _status("VmHWM") - before))
 
 
-def resident() -> int | None:
-    """Bytes of this process that are in memory now; None where the system does not say (other than Linux)."""
+def _restarted_peak() -> int | None:
+    """Bytes of this process in memory now, from which the system's own high-water mark counts again; None where the
+    system keeps none (other than Linux). A thread that looks now and then would miss a peak while others have the CPU.
+    """
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+        return _status("VmRSS")
+    except (OSError, StopIteration):
         return None
-    import resource
 
-    return pages * resource.getpagesize()
+
+def _status(field: str) -> int:
+    """A size of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) << 10
 
 
 def _mb(size: int | None) -> float | None:
