@@ -114,7 +114,12 @@ def test_the_best_configuration_is_one_that_pretraining_takes(twelve: SweepResul
     job = PRETRAIN.parse(["--config", str(twelve.folder.best)])
     assert twelve.best is not None and job.pretrain == twelve.book.config(twelve.best)
     assert twelve.folder.table.read_text().count("\n|") >= 10
-    assert {path.name for path in twelve.folder.plots.glob("*.png")} == {"objective.png", "slices.png"}
+    pictures = {path.name for path in twelve.folder.plots.glob("*.png")}
+    assert pictures == {"confusion.png", "objective.png", "slices.png"}
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in twelve.folder.table.read_text().splitlines()]
+    assert {f"{twelve.best:04d} + raw", "majority", "raw balanced", f"untrained heads, as trial {twelve.best:04d}"} <= {
+        *rows
+    }
 
 
 def test_twelve_trials_are_run_by_few_processes_and_the_cost_of_starting_one_is_told_apart(twelve: SweepResult) -> None:
