@@ -280,4 +280,4 @@ def test_options_of_all_protocols_are_checked_at_the_start(capsys: pytest.Captur
         assert main([*words, option, value]) == 2
         told = capsys.readouterr().err
         assert message in told and told.count("\n") == 1, told
-    assert ProtocolOptions().score == "accuracy"
+    assert ProtocolOptions().score is None  # by which probes are chosen: `Material.score`
