@@ -181,7 +181,7 @@ def test_it_goes_through_the_jobs(tmp_path: Path) -> None:
     """Actors, resume and `embed`, as a user starts them; the vectors are those of the loop."""
     (tmp_path / "my_encoders.py").write_text(MODULE)
     environment = installed.environment(PACKAGE, tmp_path / "site")
-    clips, out = make_clips(tmp_path / "clips", 2, 3), tmp_path / "features"
+    clips, out = make_clips(tmp_path / "clips", 2, 12, pictures=25), tmp_path / "features"
 
     def job(module: str, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", module, *arguments]
@@ -194,7 +194,10 @@ def test_it_goes_through_the_jobs(tmp_path: Path) -> None:
     manifest = Manifest.open(out)
     made = {path.name: path.read_bytes() for path in out.glob("*.tar")}
     (out / "reports/clips-000001.json").unlink()  # as a killed job leaves it
-    assert "1 of 2" in job("ray_jobs.extract_features", "--data", clips.folder, "--output", str(out), *encoders).stdout
+    assert (
+        "1 from an earlier start"
+        in job("ray_jobs.extract_features", "--data", clips.folder, "--output", str(out), *encoders).stdout
+    )
     assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == made
     providers = {item["name"]: item["provider"] for item in manifest.info["features"]["encoders"]}
     assert providers == {"tone": "conclugen-tone 0.1", "warm": "module my_encoders", "random-image": "conclugen"}
