@@ -260,7 +260,7 @@ def _checked(record: Record) -> Record:
 
 def _check_tags(tags: Mapping[str, Any]) -> None:
     """Of a cell those that reports go by, of a trial those that a sweep does."""
-    for name in ("dataset", "system", "recipe", "configuration", "sweep", "objective", "state"):
+    for name in ("dataset", "system", "recipe", "configuration", "sweep", "objective", "state", "score"):
         if not isinstance(tags.get(name, ""), str):
             raise ValueError(f"tags.{name}: must be text, got {tags[name]!r:.40}")
     for name in ("tasks", "modalities", "rows"):

@@ -51,9 +51,7 @@ class Beside:
         return self.comparison.interval
 
     def verdict(self, units: str) -> str:
-        """As `Comparison.verdict`; where the interval holds 0 no difference is shown either."""
-        said = self.comparison.verdict(units=units)
-        return "no difference shown" if said in ("better", "worse") and not self.interval.excludes_zero else said
+        return self.comparison.verdict(units=units)
 
 
 def confusions(protocol: Protocol, evaluation: Evaluation, fraction: float) -> Floats:

@@ -440,12 +440,14 @@ class Comparison:
     def verdict(self, level: float = 0.05, units: str = "speakers") -> str:
         """ "better", "worse", "no difference shown", of the first; or "cannot be told with G speakers" (`units`).
 
+        A difference is shown by an adjusted p of at most `level` and an interval without 0: p flips the signs of
+        groups alone, while the interval may cross draws of labels and seeds too.
         Of G groups there are 2^G choices of signs, so that no p is below 2^(1-G), and the smallest of m comparisons is
         corrected by m: where m 2^(1-G) is above the level, no data whatever would show a difference.
         """
         if not self.tellable(level):
             return f"cannot be told with {self.interval.groups} {units}"
-        if self.adjusted > level or self.difference == 0:
+        if self.adjusted > level or not self.interval.excludes_zero:
             return "no difference shown"
         return "better" if self.difference > 0 else "worse"
 

@@ -33,7 +33,7 @@ class Family:
     @property
     def place(self) -> str:
         """In words: where its comparisons are made."""
-        by = "" if self.score == "accuracy" else f", by {SCORE_NAMES[self.score]}"
+        by = "" if self.score == "accuracy" else f", by {SCORE_NAMES.get(self.score, self.score)}"
         return f"{self.dataset}, {self.recipe}, {self.fraction:.0%} of labels{by}"
 
 
@@ -154,8 +154,9 @@ def _family(
             usable[first.label, second.label] = scores
     if not usable:
         return replace(empty, missing="no two finished systems with a common seed")
-    record = next(first for first, second in pairs if (first.label, second.label) in usable).finished[0]
-    rows: Scores = class_counts(record) if score == "uar" else record.groups["rows"]
+    records = [r for first, second in pairs if (first.label, second.label) in usable for r in first.finished]
+    counted = ((r, class_counts(r) if score == "uar" else r.groups["rows"]) for r in records)
+    record, rows = next((pair for pair in counted if pair[1]), (records[0], {}))
     if len(rows) < 2:
         return replace(empty, missing="fewer than two test groups")
     unit = str(record.tags.get("unit", "speaker"))
@@ -163,19 +164,19 @@ def _family(
 
 
 def _common(first: System, second: System, score: str, fraction: float) -> tuple[Crossed, Crossed]:
-    """The score's parts by group, of each seed that both have; raw features have none and stand beside any. Draws of
-    labels are averaged."""
-    both = first.seeds & second.seeds if first.recipe and second.recipe else None
+    """The score's parts by group, of each seed for which both have them; raw features have no seed and stand beside
+    any. Draws of labels are averaged."""
 
-    def parts(system: System) -> Crossed:
-        seeds = sorted(system.seeds if both is None else both)
-        if score == "uar":
-            found: list[Scores] = [system.recalls(fraction, {seed}) for seed in seeds]
-        else:
-            found = [system.groups(f"{score}@{fraction:g}", {seed}) for seed in seeds]
-        return [[one] for one in found if one]
+    def parts(system: System, seed: int) -> Scores:
+        if score == "uar":  # a cell judged before recall was kept by group has none
+            return system.recalls(fraction, {seed})
+        return system.groups(f"{score}@{fraction:g}", {seed})
 
-    return parts(first), parts(second)
+    found = [{seed: one for seed in sorted(system.seeds) if (one := parts(system, seed))} for system in (first, second)]
+    if first.recipe and second.recipe:
+        both = found[0].keys() & found[1].keys()
+        found = [{seed: one for seed, one in of.items() if seed in both} for of in found]
+    return [[one] for one in found[0].values()], [[one] for one in found[1].values()]
 
 
 def points(difference: float) -> str:

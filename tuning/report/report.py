@@ -205,7 +205,7 @@ def _ablation(
         f"Differences in percentage points over all test rows, 95 % bootstrap interval over units ({units}) and "
         "pretraining seeds, crossed, draws of labels averaged, and the p-value of an exact paired sign-flip test over "
         "units, seeds and draws averaged, corrected by Holm within one data set, recipe and fraction. Bold: p at most "
-        f"{LEVEL}. Two or three seeds say little of others."
+        f"{LEVEL} and an interval without 0. Two or three seeds say little of others."
     )
     named = results.configurations()
     if not named or any(family.comparisons for family in families["claim"]):
@@ -280,7 +280,10 @@ def _efficiency(results: Results) -> tuple[str, ...]:
         if series:
             charts.append(
                 svg.lines(
-                    dataset, series, xlabel="share of training rows with labels", ylabel=f"{SCORE_NAMES[score]}, %"
+                    dataset,
+                    series,
+                    xlabel="share of training rows with labels",
+                    ylabel=f"{SCORE_NAMES.get(score, score)}, %",
                 )
             )
     return tuple(charts)
@@ -364,16 +367,15 @@ def _pictures(results: Results, families: dict[str, list[Family]], place: Path) 
             curves[system.label] = row
         title = f"{dataset}: mean and deviation over seeds"
         picture = place / f"{file_name(f'label_efficiency_{dataset}')}.png"
-        written.append(plots.label_efficiency(curves, picture, ylabel=SCORE_NAMES[score], title=title))
+        written.append(plots.label_efficiency(curves, picture, ylabel=SCORE_NAMES.get(score, score), title=title))
         for family in families["claim"]:
             if family.dataset == dataset and family.comparisons:
                 bars = {comparison.second: comparison.interval for comparison in family.comparisons}
                 name = f"{file_name(f'all_tasks_{dataset}_{family.recipe}_{family.fraction:g}')}.png"
                 whole = " + ".join(results.tasks)
                 title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {whole} minus ..."
-                written.append(
-                    plots.interval_bars(bars, place / name, ylabel=f"difference in {SCORE_NAMES[score]}", title=title)
-                )
+                label = f"difference in {SCORE_NAMES.get(score, score)}"
+                written.append(plots.interval_bars(bars, place / name, ylabel=label, title=title))
     return written
 
 

@@ -117,14 +117,14 @@ def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
 
 def _difference(families: Sequence[Family]) -> str:
     """The corner of a table of differences."""
-    scores = dict.fromkeys(SCORE_NAMES[family.score] for family in families)
+    scores = dict.fromkeys(SCORE_NAMES.get(family.score, family.score) for family in families)
     return f"paired difference in {' or '.join(scores) or 'accuracy'}"
 
 
 def _section(families: Sequence[Family], dataset: str, recipe: str) -> str:
     """A heading within such a table; of several scores it tells which."""
     score = next(family.score for family in families if family.dataset == dataset)
-    by = f", {SCORE_NAMES[score]}" if len({family.score for family in families}) > 1 else ""
+    by = f", {SCORE_NAMES.get(score, score)}" if len({family.score for family in families}) > 1 else ""
     return f"{dataset}, recipe {recipe}{by}"
 
 
@@ -301,7 +301,7 @@ def raw_rows_table(trials: Sequence[Record], rows: Sequence[Record], name: str, 
         entries = [Entry(f"{metrics[s]:.4f}") if s in metrics else Entry(_HOLE, "hole") for s in LABELLED]
         lines.append(Line(label, tuple(entries)))
     score = name if name in LABELLED else f"probe_{rows[0].tags.get('score', 'accuracy')}"
-    raws = [r for r in rows if r.tags.get("system", "raw") in RAW_SYSTEMS and np.isfinite(r.metrics[score])]
+    raws = [r for r in rows if r.tags.get("system", "raw") in RAW_SYSTEMS and np.isfinite(r.metrics.get(score, np.nan))]
     note = ""
     if raws:
         raw = max(raws, key=lambda record: record.metrics[score])

@@ -17,7 +17,7 @@ from conclugen.evaluation.config import (
 from conclugen.evaluation.protocols.registry import ProtocolsConfig, registered
 from conclugen.evaluation.statistics import DEFAULT
 
-SHARED = {"score": "accuracy", "fraction": 1.0, "draws": 5, "fill": "mean", "resamples": 2000, "least_rows": 10}
+SHARED = {"score": None, "fraction": 1.0, "draws": 5, "fill": "mean", "resamples": 2000, "least_rows": 10}
 PROTOCOLS = {
     "calibration": {"bins": 15, "binning": "width"},
     "centring": {"clips": [1, 3, 10], "clip_draws": 5, "speaker": "group"},
@@ -66,5 +66,5 @@ def test_the_judge_s_own_settings() -> None:
     judging = JudgingConfig()
     assert (judging.fractions, judging.draws, judging.folds, judging.inner_folds) == ((0.03, 0.1, 1.0), 5, 4, 3)
     assert (judging.draw_seed, judging.block_scales, judging.with_raw) == (127, "plain", True)
-    assert MeasureConfig().baselines == ("raw", "raw_balanced", "best_modality")
+    assert MeasureConfig().baselines == ("constant", "untrained", "raw", "raw_balanced", "best_modality")
     assert (DEFAULT.resamples, DEFAULT.seed, DEFAULT.level) == (10_000, 127, 0.95)

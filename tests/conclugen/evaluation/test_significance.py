@@ -117,6 +117,17 @@ def test_verdicts_and_refusal():
         paired_tests({("short", "low"): ({"1": 0.5}, low)}, {"1": 1.0, "3": 1.0})
 
 
+def test_a_difference_that_one_draw_of_labels_turns_round_is_not_shown():
+    """Every unit agrees, so that p is the smallest there is; the two draws of labels do not."""
+    rows = {str(group): 10.0 for group in range(10)}
+    first = [[dict.fromkeys(rows, 1.0), dict.fromkeys(rows, 0.5)]]
+    second = [[dict.fromkeys(rows, 0.5), dict.fromkeys(rows, 0.6)]]
+    (found,) = paired_tests({("first", "second"): (first, second)}, rows)
+    assert found.difference == pytest.approx(0.2) and found.adjusted == pytest.approx(2.0**-9)
+    assert (found.interval.low, found.interval.high) == pytest.approx((-0.1, 0.5))
+    assert found.verdict() == "no difference shown"
+
+
 @pytest.mark.parametrize(
     ("groups", "comparisons", "told"), [(5, 1, False), (6, 1, True), (6, 2, False), (10, 25, True)]
 )

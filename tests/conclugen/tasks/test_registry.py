@@ -206,13 +206,14 @@ def test_a_task_is_a_module_of_its_own_class() -> None:
 
 def test_nothing_else_in_the_product_names_a_task() -> None:
     names = re.compile(rf"\b({'|'.join(map(re.escape, registry.registered()))})\b")
+    networks = {"hugging_face.py", "hf_frames.py"}  # SigLIP is also a network, which its library calls so
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for package in ("conclugen", "shards", "ray_jobs", "tuning")
         for path in sorted((ROOT / package).rglob("*.py"))
         if (ROOT / "conclugen" / "tasks") not in path.parents
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if names.search(line)
+        if set(names.findall(line)) - ({"siglip"} if path.name in networks else set())
     ]
     assert found == []
     assert names.search("if name == 'clustering':"), "this check sees one"

@@ -82,7 +82,7 @@ COMBINATIONS = [c for n in (1, 2, 3) for c in itertools.combinations(TASKS, n)]
 ACCURACY = dict(
     zip(
         COMBINATIONS,
-        [(0.50, 0.54), (0.30, 0.34), (0.44, 0.44), (0.56, 0.60), (0.55, 0.55), (0.40, 0.42), (0.62, 0.60)],
+        [(0.50, 0.54), (0.30, 0.34), (0.44, 0.44), (0.57, 0.59), (0.55, 0.55), (0.40, 0.42), (0.62, 0.60)],
         strict=True,
     )
 )
@@ -124,7 +124,7 @@ def test_the_table_is_that_worked_out_by_hand(folder):
         "contrastive": ("52.0 ± 2.8", ""),  # 0.02 * sqrt(2)
         "clustering": ("32.0 ± 2.8", ""),
         "reconstruction": ("44.0 ± 0.0", ""),
-        "contrastive + clustering": ("58.0 ± 2.8", "second"),
+        "contrastive + clustering": ("58.0 ± 1.4", "second"),
         "contrastive + reconstruction": ("55.0 ± 0.0", ""),
         "clustering + reconstruction": ("40.0", ""),  # one seed has no deviation
         "contrastive + clustering + reconstruction": ("61.0 ± 1.4", "best"),
@@ -327,7 +327,7 @@ def test_markdown_tables_have_one_width_and_the_same_numbers(folder):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1
     assert "| contrastive + clustering + reconstruction | **61.0 ± 1.4** | **81.0 ± 1.4** |" in text
-    assert "<u>58.0 ± 2.8</u>" in text
+    assert "<u>58.0 ± 1.4</u>" in text
 
 
 def test_every_number_is_in_the_csv(folder):
@@ -538,6 +538,26 @@ def test_systems_are_compared_by_the_score_that_probes_were_chosen_by(tmp_path, 
     assert f"paired difference in {named}" in page
     by = ", by unweighted average recall" if score == "uar" else ""
     assert f"- faces, improved, 10% of labels{by}: strongest raw row {second}; minus it: " in page
+
+
+@pytest.mark.parametrize("kept", [(1, 2), (2,)])
+def test_seeds_that_only_one_side_has_recalls_of_are_left_out(kept):
+    """Of the untrained heads some cells were judged before recalls were kept by unit; each seed differs by 0.05."""
+    units = [str(n) for n in range(8)]
+    counts = {"rows": dict.fromkeys(units, 10.0), "class_rows": {"calm": 40.0, "happy": 40.0}}
+    counts |= {"rows/calm": dict.fromkeys(units, 5.0), "rows/happy": dict.fromkeys(units, 5.0)}
+    records = []
+    for seed in (0, 1, 2):
+        for system, recall in (("pretrained", 0.55 + 0.1 * seed), ("untrained", 0.5 + 0.1 * seed)):
+            record = cell(TASKS if system == "pretrained" else (), recall, seed, system=system)
+            record = replace(record, tags={**record.tags, "score": "uar", "recipe": "improved"})
+            if system == "pretrained" or seed in kept:
+                own = {f"recall/{name}@0.1": dict.fromkeys(units, recall) for name in ("calm", "happy")}
+                record = replace(record, groups=counts | own, metrics={"accuracy@0.1": recall, "uar@0.1": recall})
+            records.append(replace(record, key=record_key({"s": system}, dataset="faces", seed=seed, protocol="p")))
+    family = against_references(Results.of(records), "faces", "improved", 0.1)
+    (comparison,) = family.comparisons
+    assert comparison.difference == pytest.approx(0.05) and comparison.interval.low == pytest.approx(0.05)
 
 
 def test_without_recalls_by_unit_nothing_is_compared_by_them(folder):

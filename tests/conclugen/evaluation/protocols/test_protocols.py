@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import mmap
 from collections.abc import Mapping
 
 import numpy as np
@@ -511,14 +512,22 @@ def test_corpus_scaling_takes_a_shift_of_the_other_corpus_away() -> None:
 # ---- cost
 
 
-def test_cost_counts_parameters_and_sees_memory() -> None:
+def test_cost_counts_parameters() -> None:
     outcome = Cost.run(material(), CostConfig(repeats=1))
     found = {row["system"]: row for row in rows(outcome, "cost")}
     assert found["pretrained"]["parameters"] == 50 and found["raw"]["parameters"] == 0
     assert found["pretrained"]["probe parameters"] == 3 * (5 + 5) + 3 and found["raw"]["probe parameters"] == 3 * 10 + 3
     assert found["pretrained"]["representation rows/s"] > 0 and found["raw"]["representation rows/s"] is None
-    _, spent = measured(lambda: np.ones(8 << 20).sum())
-    assert spent.seconds > 0 and (spent.peak is None or spent.peak >= 60 << 20)  # 64 MB of ones
+
+
+def test_memory_that_was_given_back_was_seen() -> None:
+    def work() -> None:  # pages of the system: `malloc` may have 64 MB of its own at hand
+        with mmap.mmap(-1, 64 << 20) as pages:
+            for start in range(0, len(pages), 4096):
+                pages[start] = 1
+
+    _, spent = measured(work)
+    assert spent.seconds > 0 and (spent.peak is None or 60 << 20 <= spent.peak <= 80 << 20)
 
 
 # ---- all of them
