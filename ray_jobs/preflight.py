@@ -7,7 +7,7 @@ Names are refused while the job is parsed, folders that cannot be written to whe
 from __future__ import annotations
 
 import http.client
-import secrets
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -47,14 +47,18 @@ def check_tracking(uri: str, experiment: str, registered_model: str | None = Non
 
 
 def check_storage(field: str, url: str, within_s: float = _STORED_WITHIN_S) -> None:
-    """Raise OSError unless objects can be written below an address and removed again; leaves nothing there."""
-    probe = f"{url.rstrip('/')}/.probe-{secrets.token_hex(8)}"
+    """Raise OSError unless objects can be written below an address and removed again, as old checkpoints are; leaves
+    nothing there. One name for all probes: where nothing can be removed, tries do not pile up."""
+    probe = f"{url.rstrip('/')}/.conclugen-probe"
     found: list[BaseException | None] = [TimeoutError(f"no answer within {within_s:g} s")]
 
     def write() -> None:
         try:
             filesystem, path = fsspec.core.url_to_fs(probe, use_listings_cache=False)
-            filesystem.pipe_file(path, b"conclugen")
+            with tempfile.NamedTemporaryFile() as local:
+                local.write(b"conclugen")
+                local.flush()
+                filesystem.put_file(local.name, path)  # as checkpoints are: where a store has folders, it makes them
             filesystem.rm_file(path)
             found[0] = None
         except Exception as error:

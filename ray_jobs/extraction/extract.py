@@ -26,7 +26,7 @@ from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extract_features import EncoderOptions, ExtractJob
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
-from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish
+from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish, report_path
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
 from shards.check_stored import warn_of_stored
@@ -219,15 +219,25 @@ def plan_of(job: ExtractJob) -> Extraction:
     )
 
 
+def room_needed(plan: Extraction, overwrite: bool) -> int:
+    """Bytes that the shards which are not done will take beside what is there; clips that will be left out count too,
+    for nobody knows them yet."""
+    shards = range(len(plan.clips))
+    if overwrite:
+        return least_bytes(plan.schema.columns, plan.clips.rows) - bytes_in(plan.out)
+    left = [shard for shard in shards if not report_path(plan.out, plan.clips.entry(shard).name).is_file()]
+    return least_bytes(plan.schema.columns, sum(int(plan.clips.counts[shard]) for shard in left))
+
+
 def run(job: ExtractJob) -> int:
     """Run the job; returns the exit status."""
     plan = plan_of(job)
     resources = resources_of(job, [choice.name for choice in plan.choices])
     warn_of_stored(plan.clips)
     with folder_held(plan.out, "features are being extracted here", "another --output"):
+        # Before `--overwrite` takes away what is there, whose room will be free.
+        check_room("--output", plan.out, room_needed(plan, job.overwrite), "features of the clips that are left")
         plan.claim(job.overwrite)
-        least = least_bytes(plan.schema.columns, plan.clips.rows) - bytes_in(plan.out)
-        check_room("--output", plan.out, least, "the features of all clips")
         ray_cluster.connect(len(plan.choices))
         try:
             summary = extract(plan, resources, job.quiet)

@@ -118,7 +118,7 @@ class ShardCollector:
             sequence_bytes,
             content,
         )
-        write_json(_report_path(out, entry.name), asdict(report), indent=1, sort_keys=False)
+        write_json(report_path(out, entry.name), asdict(report), indent=1, sort_keys=False)
         self.reports[shard] = report
 
     def _sequences(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -135,7 +135,7 @@ def load_report(plan: Extraction, shard: int) -> ShardReport | None:
     """The report of a finished shard of this very extraction whose files are there; None where it must be made."""
     entry = plan.clips.entry(shard)
     try:
-        report = ShardReport(**json.loads(_report_path(plan.out, entry.name).read_bytes()))
+        report = ShardReport(**json.loads(report_path(plan.out, entry.name).read_bytes()))
         agrees = report.digest == plan.digest and report.clips_in == entry.count
         if not agrees or report.written + len(report.quarantined) != entry.count:
             return None
@@ -269,5 +269,5 @@ def _vector(data: bytes | None) -> np.ndarray | None:
     return None if data is None else np.frombuffer(data, np.float32)
 
 
-def _report_path(out: Path, shard: str) -> Path:
+def report_path(out: Path, shard: str) -> Path:
     return out / REPORTS / f"{shard}.json"

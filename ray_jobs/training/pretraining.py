@@ -79,15 +79,15 @@ def _pretrain(
     uri = uri_of_run(folder.path, job.run.tracking_uri)
     check_tracking(uri, job.run.experiment, job.run.registered_model)
     store = folder.store(job.run)
-    if not store.is_local:
-        check_storage("run.storage", store.location)
     reached = reached_step(store, identity)
     if reached > total_steps:
         raise ValueError(
             f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
             f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
         )
-    if reached < total_steps and store.is_local:
+    if reached < total_steps and not store.is_local:
+        check_storage("run.storage", store.location)
+    elif reached < total_steps:
         what = "run.storage" if job.run.storage else "run.output"
         least = 2 * checkpoint_bytes(job.pretrain, source) - bytes_in(store.location)
         check_room(what, store.location, least, "two checkpoints")

@@ -148,10 +148,22 @@ def test_a_store_that_takes_objects_is_left_as_it_was(monkeypatch: pytest.Monkey
     memory = fsspec.filesystem("memory")
     assert not memory.find("/bucket")
     waits = threading.Event()
-    monkeypatch.setattr(type(memory), "pipe_file", lambda *_, **__: waits.wait(30))
+    monkeypatch.setattr(type(memory), "put_file", lambda *_, **__: waits.wait(30))
     with pytest.raises(OSError, match=r"cannot be written to \(.*no answer within 0\.05 s"):
         preflight.check_storage("run.storage", "memory://bucket/runs/a", within_s=0.05)
     waits.set()
+
+
+def test_a_store_is_probed_as_checkpoints_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some stores (SMB) make folders in `put_file` and want them there in `pipe_file`."""
+
+    def wants_folder(*_: object, **__: object) -> None:
+        raise FileNotFoundError("no such folder")
+
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(memory), "pipe_file", wants_folder)
+    preflight.check_storage("run.storage", "memory://share/runs/first")
+    assert not memory.find("/share")
 
 
 def test_a_model_that_is_not_registered_in_the_end_is_said_and_the_status_is_not_0(

@@ -18,6 +18,7 @@ import webdataset
 
 from conclugen import backbones
 from conclugen.backbones.views import augment
+from conclugen.common.locks import bytes_in
 from ray_jobs import extract_features
 from ray_jobs.extraction import clip_features as extraction_clips
 from ray_jobs.extraction.clip_features import (
@@ -28,6 +29,7 @@ from ray_jobs.extraction.clip_features import (
     encode_within_breaks,
     input_of,
 )
+from ray_jobs.extraction.extract import room_needed
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, recipe_of
 from shards.adapters import read_clips
 from shards.check_stored import stored_samples
@@ -37,6 +39,7 @@ from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader, StoredClip
 from shards.clips.summary import finish as build_clips
 from shards.damage import ManifestError
+from shards.layout import least_bytes
 from shards.manifest import Manifest
 from shards.media.face_track import Faces, FaceTrack
 from shards.media.frames import Frames
@@ -428,3 +431,16 @@ def test_what_is_doubtful_in_the_clips_is_said_before_any_work(
         f"warning: {doubt}" for doubt in stored_samples(clips).doubts()
     ]
     assert "part 'test' has 1 speaker" in told.out and "work begins here" in told.err
+
+
+def test_room_is_asked_for_what_is_left(tmp_path: Path) -> None:
+    plan = make_plan(make_clips(tmp_path / "clips", 2, 6, pictures=25), tmp_path / "out")
+    whole, half, none = (least_bytes(plan.schema.columns, rows) for rows in (12, 6, 0))
+    assert whole > half > none
+    assert room_needed(plan, overwrite=False) == whole
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(plan, stop_after=6)
+    assert room_needed(plan, overwrite=False) == half
+    assert room_needed(plan, overwrite=True) == whole - bytes_in(plan.out)
+    run_loop(plan)
+    assert room_needed(plan, overwrite=False) == none
