@@ -7,7 +7,7 @@ of its own, without pyplot's global state, and needs no display.
 import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ with needed_for("drawing plots"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito (2008), "Color Universal Design", but Tol's wine for yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#882255")
@@ -229,9 +230,13 @@ def paired_differences(
     *,
     xlabel: str = "difference in accuracy",
     title: str = "",
+    told: Collection[tuple[str, float]] | None = None,
 ) -> Path:
     """A panel for each share of labels, in it a dot for each system and its interval as a whisker, beside a line at
-    zero; full where the interval leaves zero out. The panels share their scale."""
+    zero; the dot is full where a difference is shown. The panels share their scale.
+
+    told: systems and shares at which a difference is shown, where a test says so and not the interval alone.
+    """
     shares = sorted({share for row in systems.values() for share in row})
     if not shares:
         raise ValueError("paired_differences: no system given")
@@ -240,14 +245,15 @@ def paired_differences(
         panels = figure.subplots(1, len(shares), squeeze=False, sharex=True, sharey=True).ravel()
         for panel, share in zip(panels, shares, strict=True):
             panel.axvline(0, color="black", linewidth=1.0)
-            for place, row in enumerate(systems.values()):
+            for place, (name, row) in enumerate(systems.items()):
                 if share not in row:
                     continue
                 value = row[share]
-                colour = _COLOURS[0] if not value.excludes_zero else _COLOURS[2 if value.estimate > 0 else 3]
+                shown = value.excludes_zero if told is None else (name, share) in told
+                colour = _COLOURS[0] if not shown else _COLOURS[2 if value.estimate > 0 else 3]
                 panel.plot([value.low, value.high], [place, place], color=colour, linewidth=1.8)
-                face = colour if value.excludes_zero else "white"
-                panel.plot(value.estimate, place, "o", color=colour, markerfacecolor=face, markersize=6)
+                panel.plot(value.estimate, place, "o", color=colour, markerfacecolor=colour if shown else "white", ms=6)
+            panel.xaxis.set_major_locator(MaxNLocator(4))  # more would run into each other
             panel.set(title=f"{share:.0%} of labels", xlabel=drawable(xlabel))
         panels[0].set_yticks(range(len(systems)), list(map(drawable, systems)))
         panels[0].invert_yaxis()

@@ -121,7 +121,14 @@ def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, dr
     for section in sections:
         label = f"{_NAMES[section.data.measure]} minus strongest"
         if section.shown:
-            plots.paired_differences(section.shown, path.parent / _figure(section), xlabel=label, title=section.name)
+            told = {
+                (name, fraction)
+                for name, row in section.shown.items()
+                for fraction in row
+                if _verdict(section, name, fraction) in ("better", "worse")
+            }
+            figure = path.parent / _figure(section)
+            plots.paired_differences(section.shown, figure, xlabel=label, title=section.name, told=told)
     write_text(path, page(sections, settings, draws, draw_seed))
 
 
@@ -158,10 +165,10 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         "each modality with the same share of the variance (`raw balanced`), the best single modality and block "
         "weights, both chosen on held-out training groups; on balanced features late fusion, shrinkage LDA, a "
         "Gaussian support vector machine, boosted trees, self-training on the unlabelled training rows; and the "
-        "heads and their fusion trained on the labels alone (`raw, supervised`), once for each seed. Rows with: the "
-        "untrained heads; the heads after pretraining, side by side; the same with chosen block weights; and `+ "
-        "raw`, half of the variance to the heads and half to balanced raw features. Rows that were not run are "
-        "named below each table. What was tried on the way: [experiments.md](experiments.md).",
+        "heads and their fusion trained on the labels alone (`raw, supervised`, whose seeds are of its first "
+        "weights). Rows with: the untrained heads; the heads after pretraining, side by side; the same with chosen "
+        "block weights; and `+ raw`, half of the variance to the heads and half to balanced raw features. Rows that "
+        "were not run are named below each table. What was tried on the way: [experiments.md](experiments.md).",
         "## Protocol",
         "- Groups (speakers, videos, dialogues) are never on both sides of a fold. Features are standardised on the "
         "training rows (*inductive*), or each speaker's by that speaker's own unlabelled clips (*speaker-normalised*: "
@@ -172,7 +179,7 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         "- One judge: logistic regression, its strength chosen by three inner folds over training groups; other "
         "methods choose in the same way.\n"
         "- Cells: the score over all test rows, mean over draws and seeds. Intervals of 95 % draw test groups, draws "
-        "of labels and pretraining seeds anew, crossed; a row of one seed says nothing of others, and three say "
+        "of labels and pretraining seeds anew, crossed; a row of one seed says nothing of others, and two or three say "
         "little.\n"
         "- Differences are paired. p flips the signs of test groups (exact up to 40 groups) and is corrected by Holm "
         "within a table; *better* or *worse* asks for p of 0.05 and an interval without 0. Where so few groups could "
@@ -194,7 +201,8 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         "The commands make such heads and such rows, not these numbers. `ray_jobs.evaluate` is another protocol: one "
         "split, its own draws of labels, features standardised on the labelled rows alone (here: on all training rows "
         "of the fold). It weighs classes and chooses by UAR, as here for MELD, with `--comparison.probe-weights "
-        "balanced --comparison.select-by uar`. The numbers of this page again (cells are kept, a killed run goes on):",
+        "balanced --comparison.select-by uar`. The whole page, with what was not run (cells are kept, a "
+        "killed run goes on):",
         f"    python -m benchmarks.reproduce --data FOLDER --output outputs/reproduce {flags}",
         "## Limits",
         "- Frozen, hand-made or small features; one corpus at a time, pretrained on the clips that are judged (without "
@@ -249,8 +257,8 @@ def _unrun(sections: Sequence[Section]) -> str:
     most = max((sum(name not in section.recipes for name in section.missing) for section in sections), default=0)
     if not most:
         return ""
-    rows = "1 row" if most == 1 else f"up to {most} rows"
-    return f"That is of the rows that were run: a table lacks {rows} without pretraining, named below it."
+    rows = "1 row" if most == 1 else f"{most} rows"
+    return f"That is of the rows that were run: a table lacks up to {rows} without pretraining, named below it."
 
 
 def _resolution(sections: Sequence[Section]) -> str:

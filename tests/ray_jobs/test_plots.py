@@ -142,6 +142,10 @@ def test_differences_stand_beside_zero_full_where_it_is_left_out(tmp_path, drawn
     assert [list(line.get_xdata()) for line in few.lines if len(line.get_xdata()) == 2] == [
         *([0, 0], [0.02, 0.08], [-0.08, -0.02])
     ]
+    plots.paired_differences(rows, tmp_path / "f.png", told={("old", 0.03)})  # a test saw no difference of "new"
+    few, every = drawn[1].axes
+    dots = [line for panel in (few, every) for line in panel.lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() != "white" for dot in dots] == [False, True, False]
     with pytest.raises(ValueError, match="no system given"):
         plots.paired_differences({}, tmp_path / "e.png")
 
