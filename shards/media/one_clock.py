@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections import deque
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +22,7 @@ _BACK = 0.1  # seconds: less is jitter of a writer, or of a demuxer that has to 
 # MPEG streams carry a clock reference every tenth of a second. Programs that replay them take a larger step for a new
 # clock (as ffmpeg does), others for a hole; so does a restart that looks like a wrap of 33 bits.
 _AHEAD = 10.0  # seconds
-_IN_A_ROW = 5  # packets: fewer are damaged time stamps
+_IN_A_ROW = 5  # packets of a stream: fewer are damaged time stamps
 _MPEG = frozenset({"mpeg", "mpegts"})
 _REMEDY_MPEG = "`ffmpeg -fflags +genpts -i FILE -c copy FILE.mkv` plays the parts one after the other"
 _REMEDY = (
@@ -52,27 +54,78 @@ def _jump(path: str, _version: tuple[int, ...], limits: Limits) -> str | None:
         if not streams:
             return None
         zero, leaps = float(start_of(container)), bool(names & _MPEG)
-        last: dict[int, float] = {}
-        off: dict[int, tuple[int, str]] = {}  # packets of a stream in a row that jump, and what is said of the first
+        watch = _Watch(leaps)
         for packet in _readable(container, streams):
             if packet.dts is None:
                 continue
-            number, time = packet.stream_index, float(packet.dts * packet.time_base)
-            before, latest = last.get(number, time), max(last.values(), default=time)
-            back, ahead = time < before - _BACK, leaps and time > latest + _AHEAD
-            if not back and not ahead:
-                last[number] = time
-                off.pop(number, None)
-                continue
-            count, told = off.get(number) or (0, _told((before if back else latest) - zero, time - zero, packet, leaps))
-            if count + 1 == _IN_A_ROW:
-                return told
-            off[number] = (count + 1, told)
+            jump = watch.add(packet.stream_index, float(packet.dts * packet.time_base), packet.pos)
+            if jump is not None:
+                return _told(jump.before - zero, jump.after - zero, jump.place, leaps)
     return None
 
 
-def _told(before: float, after: float, packet: Any, mpeg: bool) -> str:
-    where = "" if packet.pos is None else f" at byte {packet.pos}"
+@dataclass(frozen=True)
+class _Jump:
+    """From and to which time, in seconds on the file's own clock; place: byte of the first packet after it."""
+
+    before: float
+    after: float
+    place: int | None
+
+
+@dataclass
+class _Stream:
+    """accepted: number of packets that lie on the clock; recent: the times of the last of them, oldest first; off: the
+    jump that the packets since then would be, and how many they are."""
+
+    accepted: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_IN_A_ROW))
+    off: tuple[_Jump, int] | None = None
+
+    def accept(self, time: float) -> None:
+        # What was later, and is followed by this, was damaged.
+        later = [other for other in self.recent if other > time]
+        for other in later:
+            self.recent.remove(other)
+        self.recent.append(time)
+        self.accepted, self.off = self.accepted + 1, None
+
+
+class _Watch:
+    """Tells a jump of the clock from damaged time stamps: by as many packets in a row on either side of it.
+
+    So a packet runs back only where all of the last few do lie after it: if some do not, the others were stamped late.
+    leaps: whether a leap ahead counts too.
+    """
+
+    def __init__(self, leaps: bool) -> None:
+        self._leaps = leaps
+        self._streams: dict[int, _Stream] = {}
+
+    def add(self, number: int, time: float, place: int | None) -> _Jump | None:
+        """The jump that is certain with this packet of a stream; time: when it is decoded, in seconds."""
+        stream = self._streams.setdefault(number, _Stream())
+        latest = max((other.recent[-1] for other in self._streams.values() if other.recent), default=time)
+        back = all(time < other - _BACK for other in stream.recent)
+        ahead = self._leaps and time > latest + _AHEAD
+        if stream.accepted < _IN_A_ROW or not (back or ahead):
+            stream.accept(time)
+            return None
+        if stream.off is None or (stream.off[0].after < stream.off[0].before) != back:
+            stream.off = (_Jump(stream.recent[-1] if back else latest, time, place), 0)
+        jump, count = stream.off
+        stream.off = (jump, count + 1)
+        if count + 1 < _IN_A_ROW:
+            return None
+        # Where the next pictures are as far from one another as the first of them from those before, they come slowly.
+        if ahead and abs(time - jump.after) > (jump.after - jump.before) / 2:
+            stream.accept(time)
+            return None
+        return jump
+
+
+def _told(before: float, after: float, place: int | None, mpeg: bool) -> str:
+    where = "" if place is None else f" at byte {place}"
     way = "back" if after < before else "ahead"
     return (
         f"the clock jumps {way} from {before:.2f} to {after:.2f} s{where}: parts with clocks of their own were joined. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -116,6 +116,83 @@ def test_damaged_time_stamps_are_no_jump(tmp_path: Path) -> None:
     path.write_bytes(data)
     check_clock(path, Limits())
     assert numbers(path, 1.0, 2.0) == list(range(25, 50))
+
+
+def live(folder: Path, suffix: str) -> Path:
+    """A recording of 6 s in a form that may hold a second clock."""
+    if suffix == "ogg":
+        path = folder / "a.ogg"
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("libopus", rate=RATE, layout="mono")
+            frame = av.AudioFrame.from_ndarray(sound(0.0, 6.0)[None], format="fltp", layout="mono")
+            frame.sample_rate = RATE
+            out.mux([*stream.encode(frame), *stream.encode(None)])
+        return path
+    muxer = {"live": "1"} if suffix == "mkv" else KINDS[suffix].get("muxer", {})
+    recipe = Recipe(steady(150), [(0.0, 6.0)], **{**KINDS[suffix], "muxer": muxer})  # type: ignore[arg-type]
+    return make(folder / f"a.{suffix}", recipe)
+
+
+@pytest.mark.parametrize("suffix", [*KINDS, "ogg"])
+def test_a_few_wrong_time_stamps_are_no_jump_anywhere(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One to four packets in a row of a good recording are stamped late or early, at any place; five are a jump."""
+    path = live(tmp_path, suffix)
+    with av.open(str(path)) as container:
+        stream = container.streams[0]
+        stamped = [packet.dts for packet in container.demux(stream) if packet.dts is not None]
+        clock = stream.time_base
+    real = one_clock._readable
+
+    def check(wrong: slice, seconds: float) -> None:
+        changed = set(stamped[wrong])
+
+        def damaged(*given: object) -> Iterator[av.Packet]:
+            for packet in real(*given):
+                if packet.stream_index == 0 and packet.dts in changed:
+                    changed.remove(packet.dts)
+                    packet.dts += round(seconds / clock)
+                yield packet
+
+        monkeypatch.setattr(one_clock, "_readable", damaged)
+        one_clock._jump.cache_clear()
+        check_clock(path, Limits())
+        assert not changed
+
+    half = len(stamped) // 2
+    for seconds in (0.15, 1.0, 9.0, 93.0, -1.0, -93.0):
+        for wrong in (slice(half, half + 1), slice(half, half + 4), slice(0, 1), slice(0, 4)):
+            check(wrong, seconds)
+    with pytest.raises(MediaError, match="back from"):
+        check(slice(half, half + 5), -2.0)
+
+
+def test_one_flipped_bit_does_not_refuse_a_recording(tmp_path: Path) -> None:
+    """Bit 16 of the 33 of one decoding time: 0.73 s."""
+    path = part(tmp_path / "a.ts", 0, 6)
+    good = path.read_bytes()
+    at, flipped = len(good) // 2, 0
+    while (at := good.find(b"\0\0\1\xe0", at + 1)) > 0 and flipped < 4:
+        if good[at + 7] & 0xC0 == 0xC0:
+            path.write_bytes(good[: at + 16] + bytes([good[at + 16] ^ 0x04]) + good[at + 17 :])
+            check_clock(path, Limits())
+            assert numbers(path, 1.0, 2.0) == list(range(25, 50))
+            flipped += 1
+    assert flipped == 4
+
+
+@pytest.mark.parametrize("stays", [(15,) * 8 + (16,), (15, 9, 9, 4, 20, 9, 9, 9, 9, 9)])
+def test_slides_are_no_leaps(stays: tuple[int, ...], tmp_path: Path) -> None:
+    """Pictures without sound, seconds apart, in a transport stream; the clock that leaps far further is refused."""
+    times = [Fraction(sum(stays[:i])) for i in range(len(stays) + 1)]
+    recipe = Recipe(times, codec="mpeg2video", gop=1)
+    path = make(tmp_path / "a.ts", recipe)
+    check_clock(path, Limits())
+    later = make(tmp_path / "b.ts", replace(recipe, shift=Fraction(2000)))
+    path.write_bytes(path.read_bytes() + later.read_bytes())
+    with pytest.raises(MediaError, match="ahead from"):
+        check_clock(path, Limits())
 
 
 def test_a_sound_file_of_its_own_is_read_too(tmp_path: Path) -> None:
