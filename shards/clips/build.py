@@ -15,7 +15,7 @@ from typing import Any
 from conclugen.common.atomic import write_json
 from shards.adapters.clip_set import Clip
 from shards.adapters.files import shown
-from shards.clips.plan import CLAIM, REPORTS, ShardTask
+from shards.clips.plan import CLAIM, CLOCKS, REPORTS, ShardTask
 from shards.clips.writer import NewClip, write_clip_shard
 from shards.index import INDEX_SUFFIX
 from shards.manifest import TAR_SUFFIX
@@ -114,7 +114,7 @@ def _preparer(task: ShardTask, isolated: bool) -> Iterator[Callable[[Request], P
     if not isolated:
         yield prepare
         return
-    with IsolatedPreparer(task.options.timeout, task.options.memory) as child:
+    with IsolatedPreparer(task.options.timeout, task.options.memory, Path(task.out) / CLOCKS) as child:
         yield child.prepare
 
 

@@ -23,12 +23,12 @@ from shards.schema import safe_key
 from shards.writer import shuffled_order
 
 FACES = ("keep", "drop", "off")
-PLAN_NAME, REPORTS = "build.json", "reports"
+PLAN_NAME, REPORTS, CLOCKS = "build.json", "reports", "clocks"
 _FORMAT = 2
 CLAIM = Claim(
     "build",
     PLAN_NAME,
-    ("clips-*.tar", "clips-*.index.parquet", f"{REPORTS}/*.json", FILE_NAME, SUMMARY_NAME),
+    ("clips-*.tar", "clips-*.index.parquet", f"{REPORTS}/*.json", f"{CLOCKS}/*.json", FILE_NAME, SUMMARY_NAME),
 )
 
 

@@ -56,7 +56,8 @@ def main() -> None:
     import av
     import cv2
 
-    from shards.media.limits import MediaError
+    from shards.media.limits import Limits, MediaError
+    from shards.media.one_clock import check_clock
     from shards.media.prepare import Request, prepare
 
     av.logging.set_level(av.logging.PANIC)
@@ -69,7 +70,11 @@ def main() -> None:
             return
         signal.setitimer(signal.ITIMER_REAL, header["timeout"])
         try:
-            prepared = prepare(Request.from_dict(header["request"]))
+            if "clock" in header:
+                check_clock(header["clock"], Limits(**header["limits"]))
+                prepared = None
+            else:
+                prepared = prepare(Request.from_dict(header["request"]))
         except MediaError as error:
             answer: tuple[Any, ...] = ({"reason": error.reason, "message": str(error)},)
         except MemoryError:
@@ -77,8 +82,8 @@ def main() -> None:
         except Exception as error:  # a library's own failure on hostile data is this clip's fault, not the job's
             answer = ({"reason": "damaged", "message": f"{type(error).__name__}: {error}"[:500]},)
         else:
-            parts = [prepared.video] + ([] if prepared.sound is None else [prepared.sound])
-            answer = ({"details": prepared.details}, *parts)
+            parts = [] if prepared is None else [part for part in (prepared.video, prepared.sound) if part is not None]
+            answer = ({"details": None if prepared is None else prepared.details}, *parts)
         signal.setitimer(signal.ITIMER_REAL, 0)
         write_message(answers, *answer)
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from shards.media.child import read_message, write_message
-from shards.media.limits import MediaError
+from shards.media.clock_verdicts import ClockVerdicts
+from shards.media.limits import Limits, MediaError
 from shards.media.prepare import Prepared, Request
 
 DEFAULT_TIMEOUT = 300.0
@@ -24,14 +26,17 @@ class IsolatedPreparer:
     """Context manager; `prepare` as `shards.media.prepare.prepare`, in a child process that serves many clips.
 
     timeout: seconds for one clip, after which an alarm ends the child (MediaError `timeout`). memory: bytes of address
-    space that the child may take, 0 for no limit (MediaError `too_many_bytes`). A child that dies is `crashed`, and the
-    next clip gets a new one. RuntimeError where no child can be started at all.
+    space that the child may take, 0 for no limit (MediaError `too_many_bytes`). verdicts: a folder for what is found
+    out about whole recordings, shared by all processes of a build (None: each finds out itself); reading them has an
+    alarm of its own, by their size. A child that dies is `crashed`, and the next clip gets a new one. RuntimeError
+    where no child can be started at all.
     """
 
-    def __init__(self, timeout: float = DEFAULT_TIMEOUT, memory: int = DEFAULT_MEMORY):
+    def __init__(self, timeout: float = DEFAULT_TIMEOUT, memory: int = DEFAULT_MEMORY, verdicts: Path | None = None):
         if not timeout > 0:
             raise ValueError(f"timeout is {timeout!r}, expected a positive number of seconds")
         self._timeout, self._memory = timeout, memory
+        self._clocks = ClockVerdicts(verdicts)
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
 
@@ -45,19 +50,33 @@ class IsolatedPreparer:
 
     def prepare(self, request: Request) -> Prepared:
         """The prepared clip; MediaError for one that can't be used."""
+        for path in (request.audio, request.video):
+            if path is not None:
+                self._check_clock(path, request.limits)
+        header, parts = self._ask({"request": replace(request, clocks_checked=True).to_dict()}, self._timeout)
+        return Prepared(parts[0], parts[1] if len(parts) > 1 else None, header["details"])
+
+    def _check_clock(self, path: str, limits: Limits) -> None:
+        def scan(seconds: float) -> None:
+            self._ask({"clock": path, "limits": limits.to_dict()}, seconds)
+
+        self._clocks.check(path, self._timeout, scan)
+
+    def _ask(self, question: dict[str, Any], timeout: float) -> tuple[dict[str, Any], list[bytes]]:
+        """The child's answer within so many seconds."""
         child = self._child or self._start()
         assert child.stdin is not None and child.stdout is not None
         try:
-            write_message(child.stdin, {"request": request.to_dict(), "timeout": self._timeout})  # type: ignore[arg-type]
+            write_message(child.stdin, {**question, "timeout": timeout})  # type: ignore[arg-type]
             header, parts = read_message(child.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError):
-            raise self._died() from None
+            raise self._died(timeout) from None
         except BaseException:
             self._stop()  # half an answer may be under way
             raise
         if "reason" in header:
             raise MediaError(header["reason"], header["message"])
-        return Prepared(parts[0], parts[1] if len(parts) > 1 else None, header["details"])
+        return header, parts
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
@@ -78,13 +97,13 @@ class IsolatedPreparer:
             raise RuntimeError(f"the process that prepares clips does not start: {self._last_words()}") from None
         return child
 
-    def _died(self) -> MediaError:
+    def _died(self, timeout: float) -> MediaError:
         assert self._child is not None
         code = self._child.wait()
         words = self._last_words()
         self._stop()
         if code == -signal.SIGALRM:
-            return MediaError("timeout", f"not ready after {self._timeout:g} s")
+            return MediaError("timeout", f"not ready after {timeout:g} s")
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return MediaError("crashed", f"the decoding process ended with {how}{': ' + words if words else ''}")
 

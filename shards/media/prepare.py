@@ -27,7 +27,8 @@ _EDIT = Fraction(1, 500)  # seconds: edit lists count in milliseconds
 class Request:
     """What to prepare. video, audio: paths (audio None: the video's own sound); start, end: seconds or None for all;
     audio_rate: Hz, None for the source's; sound: `flac` or `wav`; faces: whether to look for one; audio_length: one of
-    `AUDIO_LENGTHS`. Times count from the start of each file (`shards.media.probe.start_of`)."""
+    `AUDIO_LENGTHS`; clocks_checked: whether it is known already that each file has one clock. Times count from the
+    start of each file (`shards.media.probe.start_of`)."""
 
     video: str
     audio: str | None = None
@@ -38,6 +39,7 @@ class Request:
     faces: bool = True
     limits: Limits = field(default_factory=Limits)
     audio_length: str = "refuse"
+    clocks_checked: bool = False
 
     def __post_init__(self) -> None:
         if self.audio_length not in AUDIO_LENGTHS:
@@ -70,9 +72,9 @@ def prepare(request: Request) -> Prepared:
     for at its time. A copy that does not is made anew by encoding; so is interlaced video.
     """
     limits = request.limits
-    if request.audio is not None:
-        check_clock(request.audio, limits)
-    check_clock(request.video, limits)
+    for path in (request.audio, request.video):
+        if path is not None and not request.clocks_checked:
+            check_clock(path, limits)
     cut, view = _cut(request)
     seconds = view.seconds(cut)
     if cut.announced is not None and cut.announced - seconds > max(_LEAST_MISSING, 0.05 * cut.announced):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -148,7 +149,7 @@ def test_a_few_wrong_time_stamps_are_no_jump_anywhere(
     def check(wrong: slice, seconds: float) -> None:
         changed = set(stamped[wrong])
 
-        def damaged(*given: object) -> Iterator[av.Packet]:
+        def damaged(*given: Any) -> Iterator[av.Packet]:
             for packet in real(*given):
                 if packet.stream_index == 0 and packet.dts in changed:
                     changed.remove(packet.dts)

@@ -1,0 +1,147 @@
+"""A large recording is read for its clock once for a whole build, whoever asks, and with an alarm of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.adapters import read_clips
+from shards.clips.build import build_shard
+from shards.clips.plan import CLOCKS, BuildOptions, BuildPlan
+from shards.media import clock_verdicts
+from shards.media.clock_verdicts import ClockVerdicts
+from shards.media.isolated import IsolatedPreparer
+from shards.media.limits import MediaError
+from shards.media.prepare import Request
+from tests.shards.media.timed_media import Recipe, make, steady
+
+
+class Scan:
+    """Counts how often a file was read, and finds what it is told to."""
+
+    def __init__(self, found: MediaError | None = None) -> None:
+        self.found, self.times, self.seconds = found, 0, 0.0
+
+    def __call__(self, seconds: float) -> None:
+        self.times, self.seconds = self.times + 1, seconds
+        if self.found is not None:
+            raise self.found
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(clock_verdicts, "_LARGE", 8)
+    (tmp_path / "a.ts").write_bytes(bytes(10))
+    return str(tmp_path / "a.ts")
+
+
+def asked(verdicts: ClockVerdicts, path: str, scan: Scan) -> str | None:
+    try:
+        verdicts.check(path, 1.0, scan)
+    except MediaError as error:
+        return f"{error.reason}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("found", [None, MediaError("clock_jumps", "back")])
+def test_one_reading_for_all_processes(found: MediaError | None, path: str, tmp_path: Path) -> None:
+    scan, folder = Scan(found), tmp_path / "clocks"
+    answers = {asked(ClockVerdicts(folder), path, scan) for _ in range(3)}
+    assert answers == {None if found is None else "clock_jumps: back"} and scan.times == 1
+    assert [file.suffix for file in folder.iterdir()] == [".json"]  # no lock stays
+    # Of another time, of another size, and spoilt: read anew.
+    os.utime(path, (1, 1))
+    asked(ClockVerdicts(folder), path, scan)
+    Path(path).write_bytes(bytes(11))
+    asked(ClockVerdicts(folder), path, scan)
+    next(folder.iterdir()).write_text('{"problem"')
+    asked(ClockVerdicts(folder), path, scan)
+    assert scan.times == 4
+
+
+def test_who_comes_meanwhile_waits(path: str, tmp_path: Path) -> None:
+    reads, going, go_on = Scan(), threading.Event(), threading.Event()
+
+    def slow(seconds: float) -> None:
+        going.set()
+        assert go_on.wait(10)
+        reads(seconds)
+
+    first = threading.Thread(target=ClockVerdicts(tmp_path / "clocks").check, args=(path, 10.0, slow))
+    first.start()
+    assert going.wait(10)
+    second = threading.Thread(target=ClockVerdicts(tmp_path / "clocks").check, args=(path, 10.0, reads))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and not reads.times
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    assert reads.times == 1
+
+
+def test_what_is_no_verdict_is_not_kept_for_others(path: str, tmp_path: Path) -> None:
+    """A reading that took too long, or crashed: not again for the next interval, but for the next shard."""
+    scan, folder = Scan(MediaError("timeout", "not ready")), tmp_path / "clocks"
+    for _ in range(2):
+        verdicts = ClockVerdicts(folder)
+        assert {asked(verdicts, path, scan) for _ in range(3)} == {"timeout: not ready"}
+    assert scan.times == 2 and not list(folder.iterdir())
+
+
+def test_small_files_leave_nothing(tmp_path: Path) -> None:
+    scan, file = Scan(), tmp_path / "a.ts"
+    file.write_bytes(b"x")
+    asked(ClockVerdicts(tmp_path / "clocks"), str(file), scan)
+    assert scan.times == 1 and not (tmp_path / "clocks").exists()
+
+
+def test_the_alarm_grows_with_the_file_and_is_not_the_clip_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 GB at 4 MB a second on top of a clip's time; the clip keeps its own."""
+    with (tmp_path / "a.ts").open("wb") as file:
+        file.truncate(20_000_000_000)
+    questions: list[tuple[str, float]] = []
+
+    def answer(self: IsolatedPreparer, question: dict[str, Any], timeout: float) -> tuple[dict[str, Any], list[bytes]]:
+        if "request" in question:
+            assert question["request"]["clocks_checked"]
+        questions.append((next(iter(question)), timeout))
+        return {"details": {}}, [b"video"]
+
+    monkeypatch.setattr(IsolatedPreparer, "_ask", answer)
+    with IsolatedPreparer(timeout=300) as preparer:
+        for start in (1.0, 2.0):
+            preparer.prepare(Request(str(tmp_path / "a.ts"), None, start, start + 1))
+    assert questions == [("clock", 5300.0), ("request", 300), ("request", 300)]
+
+
+def test_a_build_reads_a_recording_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards of one joined recording: the second goes by what the first one found."""
+    monkeypatch.setattr(clock_verdicts, "_LARGE", 1)
+    source = tmp_path / "source"
+    source.mkdir()
+    make(source / "a.ts", Recipe(steady(75), codec="mpeg2video"))
+    (source / "a.ts").write_bytes((source / "a.ts").read_bytes() * 2)
+    table = source / "clips.csv"
+    table.write_text("path,start,end\na.ts,0,1\na.ts,1,2\n")
+    plan = BuildPlan.make(
+        read_clips("folder", source, table=table), tmp_path / "out", BuildOptions(clips_per_shard=1, faces="off")
+    )
+    plan.claim()
+    first = build_shard(plan.tasks[0])
+    assert [item["reason"] for item in first.quarantined] == ["clock_jumps"]
+    (kept,) = (tmp_path / "out" / CLOCKS).iterdir()
+    verdict = json.loads(kept.read_text())
+    assert verdict["problem"] == first.quarantined[0]["message"]
+    kept.write_text(json.dumps({**verdict, "problem": "as the first shard found"}))
+    second = build_shard(plan.tasks[1])
+    assert [item["message"] for item in second.quarantined] == ["as the first shard found"]
+    plan.claim()
+    other = BuildPlan.make(read_clips("folder", source, table=table), tmp_path / "out", BuildOptions(faces="off"))
+    other.claim(overwrite=True)
+    assert not list((tmp_path / "out" / CLOCKS).iterdir())
