@@ -37,6 +37,7 @@ class BuildJob:
         audio_length: What is done where sound and picture are not equally long: see below.
         audio_gap_seconds: `refuse`: seconds by which they may differ.
         audio_gap_share: `refuse`: and further by this share of the picture's length.
+        picture_gap_seconds: For how long a picture may stay; more is a hole, or a screen recording.
         faces: Clips without a face: `keep` them, `drop` them, or look for no faces (`off`).
         transcribe: Recogniser for clips without a transcript; none: they have none.
         speech_model: Model of the recogniser: a name or a folder.
@@ -67,6 +68,7 @@ class BuildJob:
     audio_length: str = "refuse"
     audio_gap_seconds: float = 0.5
     audio_gap_share: float = 0.05
+    picture_gap_seconds: float = 1.0
     faces: Literal["keep", "drop", "off"] = "keep"
     transcribe: str | None = None
     speech_model: str | None = None

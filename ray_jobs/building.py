@@ -129,6 +129,7 @@ def plan_of(job: BuildJob) -> BuildPlan:
             max_pixels=int(job.max_megapixels * 1e6),
             audio_gap_seconds=job.audio_gap_seconds,
             audio_gap_share=job.audio_gap_share,
+            picture_gap_seconds=job.picture_gap_seconds,
         ),
     )
     if options.recogniser is not None:

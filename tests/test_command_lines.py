@@ -127,5 +127,6 @@ def test_defaults_that_stand_in_two_places_agree() -> None:
     job = BuildJob(adapter="folder", source=Path(), output=Path())
     assert (job.max_seconds, int(job.max_megapixels * 1e6)) == (limits.max_seconds, limits.max_pixels)
     assert (job.audio_gap_seconds, job.audio_gap_share) == (limits.audio_gap_seconds, limits.audio_gap_share)
+    assert job.picture_gap_seconds == limits.picture_gap_seconds
     for name in ("clips_per_shard", "shuffle_seed", "sound", "audio_rate", "audio_length", "faces", "timeout"):
         assert getattr(job, name) == getattr(options, name), name

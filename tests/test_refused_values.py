@@ -216,7 +216,7 @@ OF_DATA: Borders = [
     (BuildOptions, "speech_model", [None], ["model"]),
     (BuildOptions, "grammar", [None], ["grammar"]),
     *[(Limits, name, [1], [0, -1]) for name in ("max_pixels", "max_decoded_bytes")],
-    *[(Limits, name, [TINY], [0.0, NAN]) for name in ("max_seconds", "max_preroll_seconds")],
+    *[(Limits, name, [TINY], [0.0, NAN]) for name in ("max_seconds", "max_preroll_seconds", "picture_gap_seconds")],
     *[(Limits, name, [0.0], [-TINY, NAN]) for name in ("audio_gap_seconds", "audio_gap_share")],
     (Limits, "max_damaged_share", [0.0, BELOW_1], [-TINY, 1.0, NAN]),
     (lambda **c: Request("clip", **c), "sound", ["flac", "wav"], ["mp3"]),

@@ -15,7 +15,7 @@ from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.clip_features import Decoded, encode_within_breaks, unique
 from shards.clips.reader import StoredClip
 from shards.media.isolated import IsolatedPreparer
-from shards.media.limits import MediaError
+from shards.media.limits import Limits, MediaError
 from shards.media.prepare import Request
 
 _BATCH = 16  # windows encoded at once
@@ -79,7 +79,10 @@ def _embed(
 ) -> Embedded:
     assert model.recipe is not None
     decoding = model.recipe.decoding
-    prepared = preparer.prepare(Request(str(Path(path).absolute()), faces=decoding.crop != "none"))
+    # Somebody wants this very file, whose pictures may stand still (slides); a build refuses such clips at first.
+    limits = Limits(picture_gap_seconds=Limits().max_seconds)
+    request = Request(str(Path(path).absolute()), faces=decoding.crop != "none", limits=limits)
+    prepared = preparer.prepare(request)
     info = {"video": prepared.details["video"], "face": prepared.details["face"], "transcript": None}
     clip = StoredClip(Path(path).stem, 0, prepared.video, prepared.sound, text, info)
     decoded = Decoded.of(clip, unique([encoder.info.takes for encoder in encoders]), decoding)

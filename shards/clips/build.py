@@ -27,6 +27,7 @@ from shards.media.prepare import Prepared, Request, prepare
 from shards.transcripts.recogniser import Recogniser, Transcript, create_recogniser
 
 _LEAST_HOLE = 0.04  # seconds: a picture's length
+_LONG_STAY = 0.25  # seconds: longer than any camera holds a picture
 
 
 @dataclass
@@ -200,6 +201,7 @@ def _features(clip: NewClip) -> list[str]:
         "picture cut at the sound's end": taken["picture_cut"],
         "holes in the sound filled with silence": audio and audio["holes"] > _LEAST_HOLE,
         "overlaps in the sound cut": audio and audio["overlaps"] > _LEAST_HOLE,
+        f"a picture that stays for more than {_LONG_STAY:g} s": video["longest_stay"] > _LONG_STAY,
         "deinterlaced": taken["deinterlaced"],
         "one of several sound tracks taken": taken["audio"] and taken["audio"]["of"] > 1,
         "one of several picture tracks taken": taken["video"]["of"] > 1,

@@ -20,6 +20,7 @@ REASONS = {
     "clock_jumps": "parts with clocks of their own were joined into one file, so that a time means several moments",
     "cut_mismatch": "what was cut does not show the pictures or the sound that were asked for",
     "audio_length": "sound and picture are not equally long (--audio-length, --audio-gap-seconds, --audio-gap-share)",
+    "picture_gap": "a picture stays on the screen for longer than allowed: others were lost (--picture-gap-seconds)",
     "audio_damaged": "the sound cannot be decoded",
     "too_many_pixels": "a picture has more pixels than allowed (--max-megapixels)",
     "too_long": "the clip lasts longer than allowed (--max-seconds)",
@@ -32,6 +33,8 @@ REASONS = {
     "bad_row": "a field of the clip's row in the table cannot be used",
     "bad_text": "the transcript beside the clip is in another encoding: name it with --encoding",
 }
+
+_ROUNDING = 0.002  # seconds: edit lists count in milliseconds
 
 # What to do where the sound is longer or shorter than the picture.
 AUDIO_LENGTHS = {
@@ -60,8 +63,9 @@ class Limits:
     max_pixels: of one picture. max_seconds: of a clip (not of the file that an interval is cut from).
     max_decoded_bytes: of all that one clip leaves in memory, decoded or encoded. max_damaged_share: of a clip's
     pictures that may be undecodable or marked corrupt; such pictures are never used. audio_gap_seconds and
-    audio_gap_share: sound may be longer or shorter than the picture by their sum. max_preroll_seconds: a cut by copying
-    begins at the key frame before the interval; where that lies further back than this, the interval is encoded anew.
+    audio_gap_share: sound may be longer or shorter than the picture by their sum. picture_gap_seconds: for which a
+    picture of a clip may stay until the next one. max_preroll_seconds: a cut by copying begins at the key frame before
+    the interval; where that lies further back than this, the interval is encoded anew.
     """
 
     max_pixels: int = 4096 * 2304
@@ -70,12 +74,14 @@ class Limits:
     max_damaged_share: float = 0.02
     audio_gap_seconds: float = 0.5
     audio_gap_share: float = 0.05
+    picture_gap_seconds: float = 1.0
     max_preroll_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not value >= 0 or (field.name.startswith("max") and "share" not in field.name and value <= 0):
+            positive = field.name.startswith(("max", "picture")) and "share" not in field.name
+            if not value >= 0 or (positive and value <= 0):
                 raise ValueError(f"limit {field.name} is {value!r}, expected a positive number")
         if self.max_damaged_share >= 1:
             raise ValueError(f"limit max_damaged_share is {self.max_damaged_share!r}, expected a share below 1")
@@ -114,4 +120,14 @@ class Limits:
                 "audio_length",
                 f"sound lasts {audio_seconds:.2f} s, the picture {video_seconds:.2f} s; "
                 f"they may differ by {allowed:.2f} s",
+            )
+
+    def check_picture_gap(self, stay: float, at: float) -> None:
+        """Raise MediaError where a picture shown at `at` seconds of the file stays for longer than allowed."""
+        if stay > self.picture_gap_seconds + _ROUNDING:
+            raise MediaError(
+                "picture_gap",
+                f"the picture at {at:.2f} s stays for {stay:.2f} s, allowed are {self.picture_gap_seconds:g} s: either "
+                "pictures are missing, or nothing moves there (slides, a screen recording): then allow more with "
+                "--picture-gap-seconds",
             )

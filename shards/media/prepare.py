@@ -18,6 +18,7 @@ from shards.media.frames import with_ends
 from shards.media.limits import AUDIO_LENGTHS, Limits, MediaError
 from shards.media.one_clock import check_clock
 from shards.media.pictures import Tally, decode_pictures
+from shards.media.probe import exact
 
 _LEAST_MISSING = 0.5  # seconds by which a whole video may end before what it announces
 _EDIT = Fraction(1, 500)  # seconds: edit lists count in milliseconds
@@ -92,6 +93,10 @@ def prepare(request: Request) -> Prepared:
     sound = None if source is None else _fitted(source, seconds)
     if sound is not None and abs(_length(sound) - seconds) > view.picture:
         raise MediaError("cut_mismatch", f"the sound lasts {sound.seconds:.3f} s, the picture {float(seconds):.3f} s")
+    stay, at = view.longest_stay(seconds)
+    if request.start is not None and cut.origin - exact(request.start) > stay:
+        stay, at = cut.origin - exact(request.start), exact(request.start) - cut.origin
+    limits.check_picture_gap(float(stay), float(cut.origin + at))
     details = {
         "video": {
             "width": view.width,
@@ -99,6 +104,7 @@ def prepare(request: Request) -> Prepared:
             "pictures": view.tally.good,
             "damaged": view.tally.damaged + cut.damaged,
             "seconds": round(float(seconds), 6),
+            "longest_stay": round(float(stay), 6),
             "copied": cut.copied,
             "cuts": None if view.cuts is None else [round(time, 4) for time in view.cuts],
         },
@@ -152,6 +158,12 @@ class _View:
         """Of the clip; where its last pictures are damaged, until the last good one ends."""
         whole = not cut.times or self.tally.last + _EDIT >= cut.times[-1]
         return cut.length if whole else min(self.tally.end, cut.length)
+
+    def longest_stay(self, seconds: Fraction) -> tuple[Fraction, Fraction]:
+        """For how long a picture stays at most until the next one, or until the clip of so many seconds ends, and when
+        it is shown, in seconds from the clip's first picture."""
+        ends = [*self.times[1:], max(seconds, self.times[-1])]
+        return max((end - time, time) for time, end in zip(self.times, ends, strict=True))
 
 
 def _cut(request: Request, until: Fraction | None = None) -> tuple[CutVideo, _View]:

@@ -202,24 +202,30 @@ def test_what_was_done_to_sound_and_picture_is_counted(tmp_path: Path) -> None:
         "right": [(0.0, 2.0)],
     }.items():
         make(source / f"{name}.mkv", Recipe(steady(50), sounds, sound_codec="pcm_s16le"))
+    held = [time for time in steady(50) if not 0.5 < time < 1.2]
+    make(source / "held.mkv", Recipe(held, [(0.0, 2.0)], sound_codec="pcm_s16le"))
+    frozen = [time for time in steady(75) if not 0.5 < time < 2.2]
+    make(source / "frozen.mkv", Recipe(frozen, [(0.0, 3.0)], sound_codec="pcm_s16le"))
+    always = {"holes in the sound filled with silence": 1, "a picture that stays for more than 0.25 s": 1}
     expected = {
-        "refuse": {"holes in the sound filled with silence": 1},
+        "refuse": always,
         "pad": {
-            "holes in the sound filled with silence": 1,
+            **always,
             "sound padded with silence to the picture's end": 1,
             "sound cut at the picture's end": 1,
         },
         "cut": {
-            "holes in the sound filled with silence": 1,
+            **always,
             "picture cut at the sound's end": 1,
             "sound cut at the picture's end": 1,
         },
     }
     for mode, counts in expected.items():
         summary = run(source, tmp_path / mode, audio_length=mode, faces="off")
-        assert summary.found == 4 == summary.written + sum(summary.quarantined.values())
-        assert summary.quarantined == ({"audio_length": 2} if mode == "refuse" else {})
-        told = {name: count for name, count in summary.counts.items() if " at the " in name or " with silence" in name}
+        assert summary.found == 6 == summary.written + sum(summary.quarantined.values())
+        assert summary.quarantined == {"picture_gap": 1, **({"audio_length": 2} if mode == "refuse" else {})}
+        words = (" at the ", " with silence", " stays ")
+        told = {name: count for name, count in summary.counts.items() if any(word in name for word in words)}
         assert told == counts
         reader = ClipReader(ClipManifest.open(tmp_path / mode))
         for shard in range(len(reader.manifest)):

@@ -159,7 +159,7 @@ def test_good_clip_beside_its_details(tmp_path: Path) -> None:
     prepared = prepare(Request(str(path)))
     assert prepared.details["video"] == {
         "width": 48, "height": 64, "pictures": 50, "damaged": 0, "seconds": 2.0, "copied": True,
-        "cuts": [],
+        "longest_stay": 0.04, "cuts": [],
     }  # fmt: skip
     assert prepared.details["audio"]["rate"] == 16_000 and prepared.details["face"] is None
     assert prepared.sound is not None

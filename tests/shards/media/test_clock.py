@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,7 +201,10 @@ def test_a_picture_stays_until_the_next_one(suffix: str, codec: str, tmp_path: P
     times = [Fraction(i, 25) + 5 * (i >= 50) for i in range(100)]
     options = {"preset": "ultrafast", "bf": "0"}
     path = make(tmp_path / f"a.{suffix}", Recipe(times, [(0.0, 9.0)], sound_codec=codec, options=options))
-    clip = cut(path, (1.0, 4.0))
+    with pytest.raises(MediaError) as caught:
+        cut(path, (1.0, 4.0))
+    assert caught.value.reason == "picture_gap"
+    clip = cut(path, (1.0, 4.0), limits=Limits(picture_gap_seconds=5))
     begin = clip.details["taken"]["begin"]
     assert [number for _, number in shown(clip.video)] == list(range(25, 50))
     assert clip.details["video"]["seconds"] == pytest.approx(4.0 - begin, abs=1e-3) and begin < 1.02
@@ -211,6 +215,30 @@ def test_a_picture_stays_until_the_next_one(suffix: str, codec: str, tmp_path: P
         made = cut_video(path, 1.0, 4.0, Limits(), anew=anew)
         assert made.copied is not anew and float(made.length) == pytest.approx(4.0 - begin, abs=1e-3)
         assert [number for _, number in shown(made.data)] == list(range(25, 50))
+
+
+@pytest.mark.parametrize(("suffix", "codec", "sound_codec"), [
+    ("ts", "libx264", "mp2"), ("ts", "mpeg2video", "mp2"), ("mp4", "libx264", "aac"),
+])  # fmt: skip
+def test_a_hole_in_the_pictures_is_not_stored_in_silence(
+    suffix: str, codec: str, sound_codec: str, tmp_path: Path
+) -> None:
+    """Pictures are lost from 3.12 to 4.88 s, the sound goes on: wherever the interval lies, its longest stay is what a
+    plain decoder's times say; a clip that it leaves alone is stored as ever."""
+    times = [time for time in steady(200) if not 3.1 < time < 4.9]
+    path = make(tmp_path / f"a.{suffix}", Recipe(times, [(0.0, 8.0)], codec=codec, sound_codec=sound_codec))
+    seen = [float(time) for time, _ in shown(path)]
+    for interval in ((3.0, 5.0), (2.0, 4.5), (3.5, 6.0), None):
+        begin, end = interval or (0.0, 8.0)
+        within = [begin if interval else seen[0], *(time for time in seen if begin <= time < end), end]
+        longest = max(b - a for a, b in pairwise(within))
+        assert 1.3 < longest < 1.9
+        with pytest.raises(MediaError, match=rf"stays for {longest:.2f} s, allowed are 1 s.*--picture-gap") as caught:
+            cut(path, interval)
+        assert caught.value.reason == "picture_gap"
+        clip = cut(path, interval, limits=Limits(picture_gap_seconds=longest + 0.001))
+        assert clip.details["video"]["longest_stay"] == pytest.approx(longest, abs=0.003)
+    assert cut(path, (0.5, 2.5)).details["video"]["longest_stay"] == pytest.approx(0.04, abs=0.003)
 
 
 def test_pictures_of_a_program_stream_with_one_time_are_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
