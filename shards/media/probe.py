@@ -234,14 +234,37 @@ def exact(seconds: float) -> Fraction:
 
 def start_of(container: Any) -> Fraction:
     """The file's time zero in seconds on its own clock: ffprobe's `format.start_time`, from which players, annotation
-    tools and `ffmpeg -ss` count. It is the earliest start of any stream, after edit lists."""
-    starts = [s.start_time * Fraction(s.time_base) for s in container.streams if s.start_time is not None]
-    if container.start_time is None:
+    tools and `ffmpeg -ss` count. It is the earliest start of any stream, after edit lists; in a transport stream of
+    several programs, each of which has a clock of its own, of any stream of the picture's program."""
+    streams = list(container.streams)
+    program = _program(container, streams)
+    starts = [s.start_time * Fraction(s.time_base) for s in program if s.start_time is not None]
+    if container.start_time is None or len(program) < len(streams):
         return min(starts, default=Fraction(0))
     announced = Fraction(container.start_time, av.time_base)
     # The container's own value is rounded to microseconds, which would put a picture at exactly 3 s outside [3, 5).
     nearest = min(starts, key=lambda start: abs(start - announced), default=announced)
     return nearest if abs(nearest - announced) <= Fraction(2, av.time_base) else announced
+
+
+def _program(container: Any, streams: list[Any]) -> list[Any]:
+    """The streams of the same program as the picture (else the sound) that is used; all where there are no programs.
+
+    The library does not list programs, but says which picture and which sound are the best of a stream's own one: those
+    of one program have both in common, and no two programs do.
+    """
+    if container.format.name != "mpegts" or len(streams) < 2:
+        return streams
+    moving = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & _NOT_MOVING]
+    used = max(moving, key=_video_rank) if moving else audio_stream(container)
+    if used is None:
+        return streams
+
+    def best(stream: Any) -> list[int | None]:
+        found = [container.streams.best(kind, related=stream) for kind in ("video", "audio")]
+        return [None if one is None else one.index for one in found]
+
+    return [stream for stream in streams if best(stream) == best(used)]
 
 
 def seek(container: Any, stream: Any, time: Fraction) -> bool:
