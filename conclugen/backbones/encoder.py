@@ -190,7 +190,8 @@ def pool(sequence: Array, pooling: str = MEAN) -> Array:
 
 
 def sequences_of(encoder: Encoder, batch: Sequence[Any]) -> list[Array]:
-    """`encoder.encode_sequence`, its result checked: EncoderError where it is not what the encoder's info says."""
+    """`encoder.encode_sequence` as float32, its result checked: EncoderError where it is not what the encoder's info
+    says."""
     info, sequences = encoder.info, encoder.encode_sequence(batch)
     if len(sequences) != len(batch):
         raise EncoderError(f"encoder {info.name}: gave {len(sequences)} sequences for {len(batch)} clips; mend it")
@@ -201,7 +202,7 @@ def sequences_of(encoder: Encoder, batch: Sequence[Any]) -> list[Array]:
                 f"encoder {info.name}: gave vectors of shape {shape}, its info says (steps, {info.step_width}); mend "
                 "it, or leave it out of --encoders"
             )
-    return sequences
+    return [np.asarray(sequence, np.float32) for sequence in sequences]  # bytes of another type would be misread
 
 
 def check_encoder(encoder: Any, name: str) -> None:

@@ -122,8 +122,8 @@ class ShardCollector:
         self.reports[shard] = report
 
     def _sequences(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Column -> (T, width) of each encoder that had something to encode."""
-        found = {info.column: (record.get(f"sequence.{info.column}"), info.width) for info in self._plan.infos}
+        """Column -> (T, step width) of each encoder that had something to encode."""
+        found = {info.column: (record.get(f"sequence.{info.column}"), info.step_width) for info in self._plan.infos}
         return {
             column: np.frombuffer(data, np.float32).reshape(-1, width).astype(self._plan.dtype)
             for column, (data, width) in found.items()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -25,6 +27,8 @@ from ray_jobs.extraction.plan import Decoding, EncoderChoice
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader
 from shards.manifest import Manifest
+from shards.reader import Reader
+from shards.view import View
 from tests import installed
 from tests.ray_jobs.embedding.test_embed import make_run
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
@@ -72,6 +76,27 @@ def test_it_is_used_like_any_other(tone: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(sequence[:, 0], steps, rtol=1e-5)
     expected = np.concatenate([sequence.mean(axis=0), sequence.std(axis=0)])
     np.testing.assert_allclose(tone.encode([samples])[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "dtype"), [(7, np.float32), (8, np.float64)])
+def test_its_sequences_are_kept_step_by_step(
+    tone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, dtype: type
+) -> None:
+    """A step is half as wide as the feature, which is mean and deviation; an odd and an even number of steps."""
+    clips, own = make_clips(tmp_path / "clips", 1, 2), type(tone).encode_sequence
+    sounds = {clip.key: decode_clip(clip, (), sample_rate=8000).samples for clip in ClipReader(clips).clips(0)}
+    expected = {key: own(tone, [sound])[0][:steps] for key, sound in sounds.items()}
+    monkeypatch.setattr(type(tone), "encode_sequence", lambda *of: [x[:steps].astype(dtype) for x in own(*of)])
+    run_loop(make_plan(clips, tmp_path / "out", ("tone",), sequences=True))
+    with tarfile.open(tmp_path / "out/sequences/clips-000000.tar") as tar:
+        found = {one.name: np.load(io.BytesIO(tar.extractfile(one).read())) for one in tar}  # type: ignore[union-attr]
+    assert list(found) == ["c0.audio_tone.npy", "c1.audio_tone.npy"]
+    for key, sequence in expected.items():
+        np.testing.assert_array_equal(found[f"{key}.audio_tone.npy"], sequence)
+    manifest = Manifest.open(tmp_path / "out")
+    features = Reader(manifest, View.everything(manifest)).read(0, 0, 2).features["audio"]
+    pooled = [np.concatenate([x.mean(0), x.std(0)]) for x in expected.values()]
+    np.testing.assert_allclose(features, pooled, rtol=1e-5)
 
 
 def test_names_cost_no_import(monkeypatch: pytest.MonkeyPatch) -> None:
