@@ -140,7 +140,7 @@ class AudioEncoder(FrozenEncoder):
     """(N,) at the extractor's rate -> (steps, width)."""
 
     def __init__(self, info: EncoderInfo, part: _Part, device: str) -> None:
-        super().__init__(info, hf.half_on_gpu(part.network, device), device, 1)
+        super().__init__(info, hf.cast(part.network, part.found), device, 1)
         self._part = part
 
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:

@@ -151,7 +151,7 @@ class FramesEncoder(FrozenEncoder):
 
     def __init__(self, info: EncoderInfo, eyes: _Eyes, length: int, device: str) -> None:
         chunk = _VIDEO_CHUNK if eyes.kind.video else _IMAGE_CHUNK
-        super().__init__(info, hf.half_on_gpu(eyes.network, device), device, chunk)
+        super().__init__(info, hf.cast(eyes.network, eyes.found), device, chunk)
         self._eyes, self._length = eyes, length
 
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:

@@ -33,7 +33,8 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "hf-video": ("videomae", "timesformer"),
 }
 """Family -> `model_type` of the models that it takes, as their configurations say it."""
-_OPTIONS = ("revision", "layer", "layers", "pool", "fps")
+HALF = "bfloat16"
+_OPTIONS = ("revision", "layer", "layers", "pool", "fps", "dtype")
 _OPTION = re.compile(r"@([a-z]+)=([^@]*)$")
 _LAYERS = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?")
 # Tensors that a checkpoint may lack: no output that is read here depends on them.
@@ -48,7 +49,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Request:
     """What follows `hf-audio:`. model: hub name or folder; layers: of `hidden_states`, none: the last output; pool: one
-    of `POOLS`, or what suits the model; fps: frames a second."""
+    of `POOLS`, or what suits the model; fps: frames a second; dtype: `HALF`, or none for float32."""
 
     family: str
     model: str
@@ -56,6 +57,7 @@ class Request:
     layers: tuple[int, ...] = ()
     pool: str | None = None
     fps: float | None = None
+    dtype: str | None = None
 
     @classmethod
     def parse(cls, family: str, text: str) -> Request:
@@ -78,9 +80,12 @@ class Request:
         pool = given.get("pool")
         if pool is not None and pool not in POOLS:
             raise ValueError(f"{place}: @pool is {pool!r}, allowed: {', '.join(POOLS)}")
+        dtype = given.get("dtype")
+        if dtype not in (None, HALF):
+            raise ValueError(f"{place}: @dtype is {dtype!r}, allowed: {HALF}; without it the network computes in float32")
         if "revision" in given and is_path(rest):
             raise ValueError(f"{place}: @revision is of a hub's models, and {rest} is a folder; leave it out")
-        return cls(family, rest, given.get("revision") or None, layers, pool, _fps(place, given.get("fps")))
+        return cls(family, rest, given.get("revision") or None, layers, pool, _fps(place, given.get("fps")), dtype)
 
     @property
     def name(self) -> str:
@@ -94,7 +99,8 @@ class Request:
         layers = {} if first is None else {"layers": f"{first}-{others[-1]}"} if others else {"layer": str(first)}
         fps = {} if self.fps is None else {"fps": f"{self.fps:g}"}
         pool = {} if self.pool is None else {"pool": self.pool}
-        return ({"revision": self.revision} if self.revision else {}) | layers | pool | fps
+        dtype = {} if self.dtype is None else {"dtype": self.dtype}
+        return ({"revision": self.revision} if self.revision else {}) | layers | pool | fps | dtype
 
     @property
     def shown_layers(self) -> str:
@@ -297,9 +303,9 @@ def whole_model(place: str, options: Mapping[str, Any]) -> Any:
     return model
 
 
-def half_on_gpu(network: Any, device: str) -> Any:
-    """bfloat16 on a GPU, whose range is that of float32; unchanged on a CPU."""
-    return network.to(torch.bfloat16) if torch.device(device).type == "cuda" else network
+def cast(network: Any, found: Found) -> Any:
+    """The network in the arithmetic that was asked for: the same on every device, for it is part of the features."""
+    return network.to(torch.bfloat16) if found.dtype == HALF else network
 
 
 def kind_of(found: Found, config: Any) -> str:

@@ -110,7 +110,7 @@ class TextEncoder(FrozenEncoder):
     def __init__(
         self, info: EncoderInfo, found: hf.Found, network: Any, tokenizer: Any, device: str, longest: int
     ) -> None:
-        super().__init__(info, network, device, _CHUNK)
+        super().__init__(info, hf.cast(network, found), device, _CHUNK)
         self._found, self._tokenizer, self._longest = found, tokenizer, longest
 
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:

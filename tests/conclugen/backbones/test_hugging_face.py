@@ -225,6 +225,19 @@ def test_pooling(kind: str, models: Callable[[str], Path]) -> None:
         np.testing.assert_allclose(patches, hidden[:, 1:].mean((0, 1)).numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", FAMILY)
+def test_precision_is_chosen_by_name(kind: str, models: Callable[[str], Path]) -> None:
+    """No device chooses it: another precision is another name, column and identity."""
+    name = f"{FAMILY[kind]}:{models(kind)}"
+    whole, half = backbones.create(name), backbones.create(f"{name}@dtype=bfloat16")
+    assert (whole.dtype, half.dtype) == (torch.float32, torch.bfloat16)  # type: ignore[attr-defined]
+    assert half.info.name == f"{whole.info.name}@dtype=bfloat16" and half.info.column != whole.info.column
+    assert half.info.digest == whole.info.digest and half.info.identity() != whole.info.identity()
+    clips = inputs(whole)
+    exact, rough = whole.encode(clips), half.encode(clips)
+    assert 1e-5 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
 def test_windows_of_frames() -> None:
     assert [part.tolist() for part in windows(2, 4)] == [[0, 0, 1, 1]]
     assert [part.tolist() for part in windows(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [5, 6, 7, 8]]
@@ -249,9 +262,10 @@ def test_windows_of_frames() -> None:
         ("hf-audio", "wavlm", "@layers=6-2", "@layers is '6-2', expected two numbers, the lower first"),
         ("hf-audio", "wavlm", "@layer=1@layers=1-2", "@layer and @layers are both given; give one"),
         ("hf-audio", "wavlm", "@pool=max", "@pool is 'max', allowed: mean, meanstd, first"),
-        ("hf-audio", "wavlm", "@lair=1", "the option @lair is unknown, allowed: revision, layer, layers, pool, fps"),
+        ("hf-audio", "wavlm", "@lair=1", "the option @lair is unknown, allowed: revision, layer, layers, pool, fps, dtype"),
         ("hf-audio", "wavlm", "@layer=1@layer=2", "the option @layer is given twice"),
         ("hf-image", "vit", "@revision=main", "@revision is of a hub's models, and .* is a folder; leave it out"),
+        ("hf-text", "bert", "@dtype=half", "@dtype is 'half', allowed: bfloat16; without it the network computes in fl"),
         ("hf-image", "vit", "@fps=0", "@fps is '0', expected frames a second, above 0"),
     ],
 )
