@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +22,12 @@ FRAMES, WAVE, MEL, TEXT = "frames", "wave", "mel", "text"
 KINDS = (FRAMES, WAVE, MEL, TEXT)
 MEAN, MEAN_STD = "mean", "meanstd"
 POOLINGS = (MEAN, MEAN_STD)
+
+IDENTITY = {
+    **dict.fromkeys(("name", "column", "width", "takes", "preprocessing", "digest")),
+    **{"pooling": MEAN, "layers": ""},
+}
+"""What must agree for two sets of features to be comparable -> what an encoder is that does not state it."""
 
 _MODALITY = re.compile(r"[a-z][a-z0-9]{0,19}")
 _COLUMN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,35}")  # shards allow 40, of which a view's mark takes four
@@ -97,13 +103,15 @@ class EncoderInfo:
     def identity(self) -> dict[str, Any]:
         """What must agree for two sets of features to be comparable."""
         plain = self.to_dict()
-        kept = {name: plain[name] for name in ("name", "column", "width", "takes", "preprocessing", "digest")}
-        # Those that are left out where nothing was chosen: so did they before there was a choice.
-        return (
-            kept
-            | ({"pooling": self.pooling} if self.pooling != MEAN else {})
-            | ({"layers": self.layers} if self.layers else {})
-        )
+        # What has a default is left out where nothing was chosen: so it was before there was a choice.
+        return {name: plain[name] for name, default in IDENTITY.items() if plain[name] != default}
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(entry, found, wanted) for each entry of two encoders' identities that differs, whichever states it. Both as
+    `EncoderInfo.identity` or `to_dict` gives them, or read from JSON."""
+    entries = [(name, found.get(name, default), wanted.get(name, default)) for name, default in IDENTITY.items()]
+    return [(name, mine, theirs) for name, mine, theirs in entries if mine != theirs]
 
 
 class Encoder(Protocol):

@@ -82,7 +82,9 @@ class Request:
             raise ValueError(f"{place}: @pool is {pool!r}, allowed: {', '.join(POOLS)}")
         dtype = given.get("dtype")
         if dtype not in (None, HALF):
-            raise ValueError(f"{place}: @dtype is {dtype!r}, allowed: {HALF}; without it the network computes in float32")
+            raise ValueError(
+                f"{place}: @dtype is {dtype!r}, allowed: {HALF}; without it the network computes in float32"
+            )
         if "revision" in given and is_path(rest):
             raise ValueError(f"{place}: @revision is of a hub's models, and {rest} is a folder; leave it out")
         return cls(family, rest, given.get("revision") or None, layers, pool, _fps(place, given.get("fps")), dtype)
@@ -90,7 +92,7 @@ class Request:
     @property
     def name(self) -> str:
         """As features and models name the encoder: without the place of a folder, which differs between machines."""
-        model = Path(self.model).expanduser().absolute().name if is_path(self.model) else self.model
+        model = Path(absolute(self.model)).name if is_path(self.model) else self.model
         options = [f"@{name}={value}" for name, value in self._chosen().items()]
         return f"{self.family}:{model}{''.join(options)}"
 
@@ -148,24 +150,43 @@ class Found(Request):
     def source(self) -> str:
         """For the recipe: an address, or the folder's name."""
         if is_path(self.place):
-            return f"folder {Path(self.place).expanduser().absolute().name}"
+            return f"folder {Path(self.place).name}"
         return f"https://huggingface.co/{self.place}"
 
 
 def find(request: Request, given: str | None, mirror: str | None) -> Found:
     """given: the model's copy of `--weights`; mirror: a folder that holds models under their names."""
     place = given or request.model
-    place = str(Path(place).expanduser()) if is_path(place) else place
-    if given is None and mirror is not None and "://" not in mirror and not Path(place).is_dir():
+    place = absolute(place) if is_path(place) else place
+    if given is None and mirror is not None and "://" not in mirror and not is_path(place):
         copies = [Path(mirror).expanduser() / name for name in (request.model, request.model.rpartition("/")[2])]
-        place = str(next((copy for copy in copies if copy.is_dir()), place))
+        place = next((absolute(str(copy)) for copy in copies if copy.is_dir()), place)
     values = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
     return Found(**values, place=place)
 
 
 def is_path(place: str) -> bool:
-    """Whether a model is meant to be a folder, and no name on the hub."""
-    return place.startswith(("/", ".", "~")) or Path(place).exists()
+    """Whether a model is meant to be a folder, and no name on the hub: as it is written, not as the disk has it."""
+    return place.startswith(("/", ".", "~"))
+
+
+def absolute(place: str) -> str:
+    """A folder or file as every working folder finds it: one that is written as a path, or is there. Anything else (a
+    hub's name, a URL) as it is."""
+    if "://" in place or not (is_path(place) or Path(place).exists()):
+        return place
+    try:
+        path = Path(place).expanduser().absolute()
+    except RuntimeError:  # of a user whom this machine does not know
+        raise ValueError(f"the path {place!r}: there is no such home folder") from None
+    return str(path.resolve() if ".." in path.parts else path)
+
+
+def located(name: str) -> str:
+    """The name of an encoder of a family, its model `absolute`."""
+    plain = bare(name)
+    family, colon, model = plain.partition(":")
+    return f"{family}:{absolute(model)}{name[len(plain) :]}" if colon and model else name
 
 
 def read(name: str, found: Found, load: Callable[[str, Mapping[str, Any]], T]) -> T:
@@ -228,18 +249,18 @@ def _unusable(name: str, found: Found, why: str) -> str:
     if not is_path(place):
         return (
             f"the model {place!r} cannot be loaded: {why}. Download it where there is a network (hf download {place} "
-            f"--local-dir FOLDER), and name the folder with --weights {_bare(name)}=FOLDER, or the one that holds it "
+            f"--local-dir FOLDER), and name the folder with --weights {bare(name)}=FOLDER, or the one that holds it "
             f"as {place} with --mirror FOLDER"
         )
     if not Path(place).is_dir():
-        return f"the folder {place} does not exist; --weights {_bare(name)}=FOLDER names one that holds a model"
+        return f"the folder {place} does not exist; --weights {bare(name)}=FOLDER names one that holds a model"
     return (
         f"the folder {place} holds no model that can be loaded ({why}); it needs config.json, what goes before the "
         "network (preprocessor or tokenizer) and weights"
     )
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """An encoder's name without its options, as `--weights` takes it."""
     family, colon, model = name.partition(":")
     while found := _OPTION.search(model):

@@ -41,7 +41,7 @@ def create(given: str | None, mirror: str | None, device: str) -> TextEncoder:
     """given: a model's name on the hub, or a folder with its files; mirror: a folder that holds such folders under
     their names (`OWNER/MODEL`, or `MODEL`). Raises WeightsError for one that can't be had."""
     found = hf.find(hf.Request(NAME, given or DEFAULT_MODEL), None, mirror)
-    source = f"https://huggingface.co/{found.model}" if not hf.is_path(found.model) else Path(found.model).name
+    source = f"https://huggingface.co/{found.model}" if not hf.is_path(found.model) else Path(found.place).name
     return _load(NAME, "text_hidden", found, source, "as its model card states", device, _LONGEST)
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conclugen.backbones import EncoderError
+from conclugen.backbones.encoder import differences
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.locks import bytes_in, check_room, folder_held
@@ -27,7 +28,7 @@ from ray_jobs.embedding.clips import Embedded, Windows, embed_files
 from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.extract import choices_of, resources_of
-from ray_jobs.extraction.plan import Extraction, recipe_of
+from ray_jobs.extraction.plan import Extraction, recipe_of, short
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
@@ -218,13 +219,21 @@ def _check_features(model: RunModel, manifest: Manifest) -> None:
         print("note: how the features were made is not known, so it cannot be compared with the run's", file=sys.stderr)
         return
     made = {item["column"]: item for item in theirs.encoders}
+    used = model.encoder_names
     for wanted in model.recipe.encoders:
+        if wanted["name"] not in used:
+            continue
         found = made.get(wanted["column"])
-        if wanted["name"] in model.encoder_names and (found is None or found["digest"] != wanted["digest"]):
+        if found is None:
             raise ValueError(
-                f"{manifest.folder}: column {wanted['column']!r} "
-                + ("is missing" if found is None else f"was made by other weights of {found['name']}")
-                + f"; the run {model.name!r} knows those of {wanted['name']} only (digest {wanted['digest'][:12]}...)"
+                f"{manifest.folder}: column {wanted['column']!r} is missing; the run {model.name!r} was trained on it "
+                f"(encoder {wanted['name']})"
+            )
+        for name, value, trained_on in differences(found, wanted):
+            raise ValueError(
+                f"{manifest.folder}: column {wanted['column']!r} was made by {found['name']}, whose {name} is "
+                f"{short(value)}; the run {model.name!r} was trained on features of {wanted['name']} with "
+                f"{short(trained_on)} only"
             )
     if theirs.decoding != model.recipe.decoding:
         raise ValueError(

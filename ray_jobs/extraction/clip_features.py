@@ -8,6 +8,7 @@ spectrogram has 128 bands.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from conclugen.backbones import Encoder, InputError, Takes
-from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE, pool, sequences_of
+from conclugen.backbones import Encoder, EncoderError, EncoderInfo, InputError, Takes
+from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE, differences, pool, sequences_of
 from conclugen.backbones.views import augment
-from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, view_name
+from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, short, view_name
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader, StoredClip
 from shards.damage import ShardError
@@ -239,7 +240,8 @@ class Decoder:
 @dataclass
 class EncoderStage:
     """An encoder applied to tables of clips. keep: inputs that later encoders take; dtype: of the feature shards;
-    sequences: whether to hand on what the clean features are means of."""
+    sequences: whether to hand on what the clean features are pooled from; planned: what the plan says of the encoder,
+    which this machine's must be as well."""
 
     choice: EncoderChoice
     augmentation: Augmentation
@@ -247,6 +249,7 @@ class EncoderStage:
     dtype: str
     device: str = "cpu"
     sequences: bool = False
+    planned: EncoderInfo | None = None
     _encoder: Encoder | None = field(default=None, repr=False)
 
     @property
@@ -257,7 +260,9 @@ class EncoderStage:
         return self._encoder
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table with the encoder's columns, without inputs that nobody needs any more."""
+        """The table with the encoder's columns, without inputs that nobody needs any more. EncoderError where the
+        encoder of this machine is not that of the plan."""
+        self._check()
         info = self.encoder.info
         name = f"in.{info.takes.key}"
         column = table[name].combine_chunks() if table.num_rows else table[name]
@@ -292,6 +297,16 @@ class EncoderStage:
         spent = [n for n in table.column_names if n.startswith("in.") and n not in kept]
         return table.drop_columns(spent) if spent else table
 
+    def _check(self) -> None:
+        info = self.encoder.info
+        differing = [] if self.planned is None else differences(info.identity(), self.planned.identity())
+        if differing:
+            name, found, wanted = differing[0]
+            raise EncoderError(
+                f"encoder {info.name}: on the machine {platform.node()} its {name} is {short(found)}, where the job "
+                f"began it is {short(wanted)}; give every machine the same weights and packages"
+            )
+
     def _view(self, item: Any, key: str, view: int) -> Any:
         if not view:
             return item
@@ -321,13 +336,15 @@ class EncoderStage:
 
 def stages(
     choices: Sequence[EncoderChoice],
+    infos: Sequence[EncoderInfo],
     takes: Sequence[Takes],
     augmentation: Augmentation,
     dtype: str,
     devices: Mapping[str, str],
     sequences: bool = False,
 ) -> list[EncoderStage]:
-    """One stage for each encoder, in order; an input is dropped after the last encoder that takes it."""
+    """One stage for each encoder, in order; an input is dropped after the last encoder that takes it. infos: of the
+    encoders, as they were planned."""
     return [
         EncoderStage(
             choice,
@@ -336,8 +353,9 @@ def stages(
             dtype,
             devices.get(choice.name, "cpu"),
             sequences,
+            info,
         )
-        for number, choice in enumerate(choices)
+        for number, (choice, info) in enumerate(zip(choices, infos, strict=True))
     ]
 
 

@@ -19,6 +19,7 @@ import ray
 
 from conclugen import backbones
 from conclugen.backbones import EncoderError, registry
+from conclugen.backbones.hugging_face import absolute, bare, located
 from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
@@ -95,7 +96,7 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
     with data_settings(resources):
         dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
         dataset = dataset.map_batches(decode, batch_size=None, batch_format="numpy", num_cpus=resources.cpus)
-        for stage in stages(plan.choices, takes, plan.augmentation, plan.dtype, devices, plan.sequences):
+        for stage in stages(plan.choices, plan.infos, takes, plan.augmentation, plan.dtype, devices, plan.sequences):
             name = stage.choice.name
             dataset = dataset.map_batches(
                 _EncoderActor,
@@ -164,23 +165,29 @@ def choices_of(
     for name in names if provided is not None else ():
         if name.partition(":")[2].startswith(("/", ".", "~")):  # features are named without a place, whoever made them
             raise ValueError(f"encoder {name!r}: what features are made with has a name, and no path; refused")
-    resolved = backbones.resolve(names, provided)
-    given = dict(options.weights or {})
-    _check_names("weights", given, resolved)
-    return tuple(EncoderChoice(name, _of(name, given), options.mirror, registry.plugin_of(name)) for name in resolved)
+    resolved = backbones.resolve([located(name) for name in names] if provided is None else names, provided)
+    # Workers have other working folders.
+    given = {name: absolute(place) for name, place in _named("weights", options.weights or {}, resolved).items()}
+    mirror = options.mirror
+    if mirror is not None and "://" not in mirror:
+        mirror = str(Path(mirror).expanduser().absolute())
+    return tuple(EncoderChoice(name, _of(name, given), mirror, registry.plugin_of(name)) for name in resolved)
 
 
-def _check_names(field: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
-    known = {*names, *(name.partition("@")[0] for name in names)}
-    for name in given:
+def _named(field: str, given: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
+    """What is given for encoders, by their names as `choices_of` has them. ValueError for one that is not there."""
+    known = {*names, *(bare(name) for name in names)}
+    found = {name if name in known else located(name): value for name, value in given.items()}
+    for name in found:
         if name not in known:
             raise ValueError(f"{field}: {name}: that encoder is not among {', '.join(names)}")
+    return found
 
 
 def _of(name: str, given: Mapping[str, T]) -> T | None:
     """What is given for an encoder, or for the model of which it is a choice (`hf-audio:NAME` of
     `hf-audio:NAME@layer=9`)."""
-    return given.get(name, given.get(name.partition("@")[0]))
+    return given.get(name, given.get(bare(name)))
 
 
 def resources_of(options: EncoderOptions, names: Sequence[str]) -> Resources:
@@ -197,8 +204,8 @@ def resources_of(options: EncoderOptions, names: Sequence[str]) -> Resources:
 def _per_encoder(field: str, given: Number | Mapping[str, Number], names: Sequence[str]) -> dict[str, Number]:
     if not isinstance(given, Mapping):
         return dict.fromkeys(names, given)
-    _check_names(field, given, names)
-    return {name: value for name in names if (value := _of(name, given)) is not None}
+    found = _named(field, given, names)
+    return {name: value for name in names if (value := _of(name, found)) is not None}
 
 
 def plan_of(job: ExtractJob) -> Extraction:

@@ -14,6 +14,7 @@ from typing import Any
 
 from conclugen import backbones
 from conclugen.backbones import Encoder, EncoderInfo, registry
+from conclugen.backbones.encoder import differences
 from conclugen.backbones.views import STRENGTHS
 from conclugen.common.names import did_you_mean
 from shards.claim import Claim, digest_of
@@ -213,20 +214,19 @@ class Recipe:
 
     def check(self, infos: Sequence[EncoderInfo]) -> None:
         """Raise ValueError where other encoders, or other weights, would make the features."""
-        mine = {info.column: json.loads(json.dumps(info.identity())) for info in infos}
+        mine = {info.column: info.identity() for info in infos}
         for wanted in self.encoders:
             found = mine.get(wanted["column"])
             if found is None:
                 raise ValueError(
                     f"column {wanted['column']!r} was made by the encoder {wanted['name']}, which is missing"
                 )
-            for name, value in found.items():
-                if wanted.get(name) != value:
-                    raise ValueError(
-                        f"encoder {wanted['name']}: {name} is {_short(value)}, but the model's features were made with "
-                        f"{_short(wanted.get(name))}; others mean nothing to it. Give the same weights "
-                        f"with --weights {wanted['name']}=FILE"
-                    )
+            for name, value, made_with in differences(found, wanted):
+                raise ValueError(
+                    f"encoder {wanted['name']}: {name} is {short(value)}, but the model's features were made with "
+                    f"{short(made_with)}; others mean nothing to it. Give the same weights "
+                    f"with --weights {wanted['name']}=FILE"
+                )
 
 
 def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
@@ -243,13 +243,14 @@ def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
         for number, item in enumerate(encoders):
             for name, kind in (("name", str), ("column", str), ("modality", str), ("width", int)):
                 if not isinstance(item[name], kind):
-                    raise TypeError(f"encoders[{number}].{name} is {_short(item[name])}")
+                    raise TypeError(f"encoders[{number}].{name} is {short(item[name])}")
     except (KeyError, TypeError, ValueError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"the description of how the features were made cannot be read: {missing}") from None
     return Recipe(encoders, decoding)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """For a message."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:20]}..."

@@ -1,4 +1,4 @@
-"""What features are pooled from: archives of one (T, width) array for each clip and encoder, for whoever pools otherwise.
+"""What features are pooled from: archives of one (T, width) array for each clip and encoder, to pool otherwise.
 
 Plain tar: `<key>.<column>.npy`, in the order of the feature shard of the same name; `webdataset` and `tar` read it. Its
 lengths differ, so the readers of feature shards, which rely on a fixed layout, take no part in it.

@@ -262,10 +262,20 @@ def test_windows_of_frames() -> None:
         ("hf-audio", "wavlm", "@layers=6-2", "@layers is '6-2', expected two numbers, the lower first"),
         ("hf-audio", "wavlm", "@layer=1@layers=1-2", "@layer and @layers are both given; give one"),
         ("hf-audio", "wavlm", "@pool=max", "@pool is 'max', allowed: mean, meanstd, first"),
-        ("hf-audio", "wavlm", "@lair=1", "the option @lair is unknown, allowed: revision, layer, layers, pool, fps, dtype"),
+        (
+            "hf-audio",
+            "wavlm",
+            "@lair=1",
+            "the option @lair is unknown, allowed: revision, layer, layers, pool, fps, dtype",
+        ),
         ("hf-audio", "wavlm", "@layer=1@layer=2", "the option @layer is given twice"),
         ("hf-image", "vit", "@revision=main", "@revision is of a hub's models, and .* is a folder; leave it out"),
-        ("hf-text", "bert", "@dtype=half", "@dtype is 'half', allowed: bfloat16; without it the network computes in fl"),
+        (
+            "hf-text",
+            "bert",
+            "@dtype=half",
+            "@dtype is 'half', allowed: bfloat16; without it the network computes in fl",
+        ),
         ("hf-image", "vit", "@fps=0", "@fps is '0', expected frames a second, above 0"),
     ],
 )

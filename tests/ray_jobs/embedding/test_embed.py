@@ -7,9 +7,12 @@ import json
 import re
 import shutil
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +30,9 @@ from conclugen.evaluation.probe import fit_classes
 from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
-from ray_jobs.embedding.embed import _METADATA, _kept
+from ray_jobs.embedding.embed import _METADATA, _check_features, _kept
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extraction.plan import Augmentation
+from ray_jobs.extraction.plan import Augmentation, recipe_of
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from shards import View
@@ -333,6 +336,26 @@ def test_other_weights_and_unknown_origins_are_refused(
     views = json.loads(json.dumps(said["info"]))
     views["modalities"]["video"] = ["random_image_v1"]
     assert status(views) == 2
+
+
+def test_features_of_another_identity_are_refused(root: Path) -> None:
+    """Whichever side states what differs; beyond the digest of the weights, which a formula may keep."""
+    model, features = RunModel.open(RunFolder(root / "runs/run")), Manifest.open(root / "features")
+
+    def changed(info: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+        copy = json.loads(json.dumps(info))
+        (made,) = (item for item in copy["features"]["encoders"] if item["name"] == "random-audio")
+        made |= change
+        return copy
+
+    _check_features(model, features)
+    for entry, value in (("layers", "9"), ("pooling", "meanstd"), ("preprocessing", "x"), ("digest", "0" * 64)):
+        info = changed(features.info, {entry: value})
+        theirs = SimpleNamespace(info=info, folder="other")
+        mine = dataclasses.replace(model, recipe=recipe_of(info))
+        for run, data in ((model, theirs), (mine, features)):
+            with pytest.raises(ValueError, match=rf"column 'random_audio' was made by random-audio, whose {entry} is "):
+                _check_features(run, data)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def run_loop(plan: Extraction, stop_after: int | None = None) -> ExtractionSumma
     collector = ShardCollector(plan)
     takes = [info.takes for info in plan.infos]
     decoder = Decoder(ClipReader(plan.clips), unique(takes), plan.decoding)
-    chain = stages(plan.choices, takes, plan.augmentation, plan.dtype, {}, plan.sequences)
+    chain = stages(plan.choices, plan.infos, takes, plan.augmentation, plan.dtype, {}, plan.sequences)
     for shard in collector.todo:
         for table in decoder.tables(shard, 0, int(plan.clips.counts[shard])):
             for stage in chain:

@@ -17,6 +17,7 @@ import pytest
 import webdataset
 
 from conclugen import backbones
+from conclugen.backbones import EncoderError
 from conclugen.backbones.views import augment
 from conclugen.common.locks import bytes_in
 from ray_jobs import extract_features
@@ -29,7 +30,7 @@ from ray_jobs.extraction.clip_features import (
     encode_within_breaks,
     input_of,
 )
-from ray_jobs.extraction.extract import room_needed
+from ray_jobs.extraction.extract import choices_of, resources_of, room_needed
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, recipe_of
 from shards.adapters import read_clips
 from shards.check_stored import stored_samples
@@ -363,9 +364,53 @@ def test_shards_say_which_encoders_made_them(clips: ClipManifest, tmp_path: Path
     changed[1]["digest"] = "0" * 64
     with pytest.raises(ValueError, match=r"encoder random-audio: digest is .*--weights random-audio=FILE"):
         type(recipe)(tuple(changed), recipe.decoding).check(plan.infos)
+    # What one of the two does not state is what nobody chose: read either way, it is another encoder.
+    for entry, chosen in (("layers", "9"), ("pooling", "meanstd"), ("preprocessing", "other")):
+        changed = [dict(item) for item in recipe.encoders]
+        changed[1][entry] = chosen
+        with pytest.raises(ValueError, match=f"encoder random-audio: {entry} is .* made with .{chosen}"):
+            type(recipe)(tuple(changed), recipe.decoding).check(plan.infos)
+    other = replace(plan.infos[1], layers="9")
+    with pytest.raises(ValueError, match=r'encoder random-audio: layers is "9", but .* made with ""'):
+        recipe.check([plan.infos[0], other, plan.infos[2]])
+    old = [{name: x for name, x in item.items() if name not in ("layers", "pooling")} for item in recipe.encoders]
+    type(recipe)(tuple(old), recipe.decoding).check(plan.infos)  # made before there was a choice
     assert recipe_of({}) is None
     with pytest.raises(ValueError, match="cannot be read"):
         recipe_of({"features": {"crop": "follow"}})
+
+
+def test_every_machine_has_the_encoder_of_the_plan(clips: ClipManifest, tmp_path: Path) -> None:
+    """As on a node whose cache has another commit: nothing is stored, and the line names the encoder and the entry."""
+    for change in ({"digest": "0" * 64}, {"layers": "9"}, {"preprocessing": "none"}):
+        plan = Extraction.make(clips, tmp_path / next(iter(change)), [EncoderChoice(name) for name in RANDOM])
+        plan = replace(plan, infos=(plan.infos[0], replace(plan.infos[1], **change), plan.infos[2]))  # type: ignore[arg-type]
+        plan.claim()
+        told = f"encoder random-audio: on the machine .* its {next(iter(change))} is .*, where the job began it is"
+        with pytest.raises(EncoderError, match=told):
+            run_loop(plan)
+        assert not list(plan.out.glob("*.tar"))
+
+
+def test_places_hold_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a cluster has another one."""
+    (tmp_path / "sub/vit").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    names = ["hf-image:sub/vit@layer=1", "hf-audio:./gone", "hf-text:owner/name", "hf-video:sub/../sub/vit", "text"]
+    options = extract_features.EncoderOptions(weights={"text": "sub/vit", "hf-text:owner/name": "a/b"}, mirror="m")
+    choices = choices_of(names, options)
+    assert [(choice.name, choice.weights) for choice in choices] == [
+        (f"hf-image:{tmp_path}/sub/vit@layer=1", None),
+        (f"hf-audio:{tmp_path}/gone", None),
+        ("hf-text:owner/name", "a/b"),
+        (f"hf-video:{tmp_path}/sub/vit", None),
+        ("text", f"{tmp_path}/sub/vit"),
+    ]
+    assert {choice.mirror for choice in choices} == {f"{tmp_path}/m"}
+    options = extract_features.EncoderOptions(gpus={"hf-image:sub/vit": 0.5, "text": 1}, mirror="s3://bucket/m")
+    assert {choice.mirror for choice in choices_of(names, options)} == {"s3://bucket/m"}
+    shares = resources_of(options, [choice.name for choice in choices]).gpus
+    assert shares == {f"hf-image:{tmp_path}/sub/vit@layer=1": 0.5, "text": 1}
 
 
 @pytest.mark.parametrize(
