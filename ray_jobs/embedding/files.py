@@ -10,10 +10,9 @@ import numpy as np
 import conclugen
 from conclugen.common import uris
 from ray_jobs.embedding.clips import Embedded, embed_files
-from ray_jobs.embedding.model import RunModel
+from ray_jobs.embedding.model import RunModel, told_by
 from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.extract import choices_of
-from ray_jobs.extraction.plan import recipe_of
 from shards.clips.clip_progress import ClipProgress
 
 
@@ -46,8 +45,7 @@ def encode(
     if texts is not None and len(texts) != len(paths):
         raise ValueError(f"texts: found {len(texts)}, expected one for each of the {len(paths)} files")
     info = embedder.info
-    composition = {name: tuple(columns) for name, columns in info.get("modalities", {}).items()}
-    model = RunModel("of this model", Path(), embedder, recipe_of(info), composition, None)
+    model = RunModel("of this model", Path(), embedder, *told_by(embedder, info), None)
     options = EncoderOptions(plugin=tuple(plugin), weights=dict(weights or {}), mirror=mirror)
     choices = choices_of(model.encoder_names, options, model.provided)
     encoders = [choice.create("cpu") for choice in choices]

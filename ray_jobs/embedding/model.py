@@ -86,9 +86,7 @@ class RunModel:
         embedder = conclugen.load(folder.model, device)
         info = embedder.info if "features" in embedder.info else {**embedder.info, **_shards_info(folder)}
         try:
-            modalities = _composition(embedder)
-            recipe = recipe_of(info)
-            _check_columns(embedder, modalities, recipe)
+            recipe, modalities = told_by(embedder, info)
         except ValueError as cause:
             raise ValueError(
                 f"{folder.model / 'config.json'}: {cause}; run ray_jobs.pretrain, whose models say what they were "
@@ -105,7 +103,7 @@ class RunModel:
         if self.recipe is None:
             raise ValueError(
                 f"run {self.name!r}: its shards do not tell which encoders made their features, so new clips can't be "
-                "made into such features; pretrain on shards made by ray_jobs.extract_features, or give --features"
+                "made into such features; pretrain on shards made by ray_jobs.extract_features, or embed features"
             )
         used = {column for name in self.embedder.modalities for column in self.modalities[name]}
         made = {item["column"]: str(item["name"]) for item in self.recipe.encoders}
@@ -160,6 +158,15 @@ class RunModel:
         return embeddings, self.probe.probabilities(
             embeddings if same else self.embedder.embed(features, self.probe.fusion)
         )
+
+
+def told_by(embedder: conclugen.Embedder, info: Mapping[str, Any]) -> tuple[Recipe | None, dict[str, tuple[str, ...]]]:
+    """How a model's features were made, and modality -> columns of them. info: of the model, or more of it that its
+    shards tell. ValueError naming the entry that can't be used."""
+    modalities = _composition(embedder)
+    recipe = recipe_of(info)
+    _check_columns(embedder, modalities, recipe)
+    return recipe, modalities
 
 
 def _composition(embedder: conclugen.Embedder) -> dict[str, tuple[str, ...]]:

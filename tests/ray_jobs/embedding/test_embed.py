@@ -544,6 +544,20 @@ def test_what_can_t_be_encoded_is_told_in_one_line(
             model.encode(paths, progress=False, **options)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"paths: found 'a\.mp4', expected a list of files, such as \['a\.mp4'\]"):
         model.encode("a.mp4")
+    told = json.loads(json.dumps(model.info))
+    for entry, value, words in (
+        ("modalities", None, "info.modalities is missing, expected a mapping"),
+        ("modalities", ["video"], r'info.modalities is \["video"\], expected a mapping'),
+        ("modalities", told["modalities"] | {"video": "random_image"}, 'info.modalities.video is "random_image"'),
+        ("modalities", told["modalities"] | {"video": ["random_audio"]}, "the columns random_audio are"),
+        ("features", "resnet", "expected a mapping with a list of encoders"),
+    ):
+        model.info[entry] = value
+        if value is None:
+            del model.info[entry]
+        with pytest.raises(ValueError, match=words):
+            model.encode([video], progress=False)
+        model.info[entry] = told[entry]
     del model.info["features"]
     with pytest.raises(ValueError, match="do not tell which encoders made their features"):
         model.encode([video])
