@@ -38,7 +38,7 @@ _OPTIONS = ("revision", "layer", "layers", "pool", "fps", "dtype")
 _OPTION = re.compile(r"@([a-z]+)=([^@]*)$")
 _LAYERS = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?")
 # Tensors that a checkpoint may lack: no output that is read here depends on them.
-_UNUSED = re.compile(r"(^|\.)(pooler|masked_spec_embed|position_ids|decoder)(\.|$)")
+_UNUSED = re.compile(r"(^|\.)(pooler|masked_spec_embed|position_ids)(\.|$)")
 _TIMEOUT = 20.0  # seconds that the hub has for its first answer
 _LONGEST_COLUMN = 36
 _UNSTATED = "as its model card states"
@@ -159,10 +159,33 @@ def find(request: Request, given: str | None, mirror: str | None) -> Found:
     place = given or request.model
     place = absolute(place) if is_path(place) else place
     if given is None and mirror is not None and "://" not in mirror and not is_path(place):
-        copies = [Path(mirror).expanduser() / name for name in (request.model, request.model.rpartition("/")[2])]
-        place = next((absolute(str(copy)) for copy in copies if copy.is_dir()), place)
+        place = _copy(request.model, mirror) or place
     values = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
     return Found(**values, place=place)
+
+
+def _copy(model: str, mirror: str) -> str | None:
+    """The folder of a model below a mirror, by its whole name or without its owner."""
+    copies = [Path(mirror).expanduser() / name for name in (model, model.rpartition("/")[2])]
+    return next((absolute(str(copy)) for copy in copies if copy.is_dir()), None)
+
+
+def check_of_data(name: str, given: str | None, mirror: str | None) -> None:
+    """For the name of an encoder that data give: ValueError unless it names a model whose place the user gave. Data
+    choose no folders, and start no downloads."""
+    _, colon, model = bare(name).partition(":")
+    parts = model.split("/")
+    if not colon:
+        return
+    if len(parts) > 2 or not {"", ".", ".."}.isdisjoint(parts) or model.startswith("~"):
+        raise ValueError(f"encoder {name!r}: what features are made with has a name, and no path; refused")
+    there = given or (mirror is not None and "://" not in mirror and not is_path(model) and _copy(model, mirror))
+    if not there:
+        asked = f"; {bare(name)}={model} takes it from the hub" if not is_path(model) else ""
+        raise ValueError(
+            f"encoder {name!r}: data name this model, so it is not fetched unasked; say where it is with --weights "
+            f"{bare(name)}=FOLDER, or --mirror FOLDER{asked}"
+        )
 
 
 def is_path(place: str) -> bool:
@@ -217,7 +240,16 @@ def read(name: str, found: Found, load: Callable[[str, Mapping[str, Any]], T]) -
         return load(found.place, options)
     except WrongModelError as error:
         raise ValueError(f"encoder {name}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         first = str(error).splitlines()[0][:300] if str(error) else repr(error)
         raise WeightsError(f"encoder {name}: {_unusable(name, found, first)}. Weights must be safetensors") from None
 
@@ -297,10 +329,11 @@ def licence(found: Found) -> str:
 
         card = try_to_load_from_cache(found.place, "README.md", revision=found.revision)
     try:
-        head = Path(card).read_text("utf-8", errors="replace")[:20_000]
+        text = Path(card).read_text("utf-8", errors="replace")[:20_000]
     except (OSError, TypeError):
         return _UNSTATED
-    stated = re.match(r"---\r?\n(?:.*\r?\n)*?license:[ \t]*([^\r\n]+)", head)
+    head = re.match(r"---[ \t]*\r?\n(.*?)(?:^---|\Z)", text, re.DOTALL | re.MULTILINE)
+    stated = head and re.search(r"^license:[ \t]*([^\s#][^\r\n]*)", head[1], re.MULTILINE)
     return stated[1].strip().strip("'\"")[:80] if stated else _UNSTATED
 
 
@@ -317,7 +350,10 @@ def whole_model(place: str, options: Mapping[str, Any]) -> Any:
     model, told = AutoModel.from_pretrained(
         place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
     )
-    absent = sorted(str(name) for name in told["missing_keys"] if not _UNUSED.search(str(name)))
+    missing = [str(name) for name in told["missing_keys"] if not _UNUSED.search(str(name))]
+    # Of these the encoder alone is used; in other models `decoder` is what the layers themselves are named.
+    spared = ("decoder.",) if model.config.is_encoder_decoder else ()
+    absent = sorted(name for name in missing if not name.startswith(spared))
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise OSError(f"its weights lack the tensor {absent[0]}{more}: they are not whole, or another model's")

@@ -79,17 +79,24 @@ def _load(name: str, column: str, found: hf.Found, source: str, licence: str, de
         if found.pool == hf.FIRST and tokenizer.cls_token_id is None:
             raise hf.WrongModelError("@pool=first: its tokenizer has no class token, allowed: mean, meanstd")
         network = hf.whole_model(place, {**options, "attn_implementation": "eager"})
-        positions = getattr(network.config, "max_position_embeddings", longest)
-        most = min(longest, int(tokenizer.model_max_length), int(positions))
+        if network.config.is_encoder_decoder:
+            network = network.get_encoder()  # a decoder says what comes next, not what was read
+        positions = int(getattr(network.config, "max_position_embeddings", None) or 0)
+        limits = (longest, int(tokenizer.model_max_length), positions)
+        most = min(limit for limit in limits if limit > 0)  # -1: as many as one likes
+        ids = tokenizer("one", truncation=True, max_length=most)["input_ids"]
+        if found.pool == hf.FIRST and ids[0] != tokenizer.cls_token_id:
+            raise hf.WrongModelError("@pool=first: its class token is not the first one, allowed: mean, meanstd")
         with torch.inference_mode():
-            hf.hidden_of(found, network, input_ids=torch.tensor([[0]]))  # has the layers that were asked for
+            tokens = torch.tensor([ids])
+            hidden = hf.hidden_of(found, network, input_ids=tokens, attention_mask=torch.ones_like(tokens))
         pooling = MEAN_STD if found.pool == MEAN_STD else MEAN
         kept = "class token alone" if found.pool == hf.FIRST else "special ones included"
         info = EncoderInfo(
             name=name,
             modality="text",
             column=column,
-            width=int(network.config.hidden_size) * (2 if pooling == MEAN_STD else 1),
+            width=hidden.shape[-1] * (2 if pooling == MEAN_STD else 1),
             takes=TAKES,
             preprocessing=f"first line, at most {most} tokens, {kept}",
             source=source,

@@ -19,7 +19,7 @@ import ray
 
 from conclugen import backbones
 from conclugen.backbones import EncoderError, registry
-from conclugen.backbones.hugging_face import absolute, bare, located
+from conclugen.backbones.hugging_face import absolute, bare, check_of_data, located
 from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
@@ -162,15 +162,14 @@ def choices_of(
     not serve, or weights of an encoder that is not used."""
     for module in options.plugin:
         registry.plug(module)
-    for name in names if provided is not None else ():
-        if name.partition(":")[2].startswith(("/", ".", "~")):  # features are named without a place, whoever made them
-            raise ValueError(f"encoder {name!r}: what features are made with has a name, and no path; refused")
     resolved = backbones.resolve([located(name) for name in names] if provided is None else names, provided)
     # Workers have other working folders.
     given = {name: absolute(place) for name, place in _named("weights", options.weights or {}, resolved).items()}
     mirror = options.mirror
     if mirror is not None and "://" not in mirror:
         mirror = str(Path(mirror).expanduser().absolute())
+    for name in resolved if provided is not None else ():
+        check_of_data(name, _of(name, given), mirror)
     return tuple(EncoderChoice(name, _of(name, given), mirror, registry.plugin_of(name)) for name in resolved)
 
 

@@ -331,6 +331,82 @@ def test_weights_that_lack_a_tensor(models: Callable[[str], Path], tmp_path: Pat
         backbones.create(f"hf-image:{folder}")
 
 
+def text_model(kind: str, folder: Path) -> Path:
+    """A random text model of a kind beside BERT's vocabulary of words; XLNet's puts its class token last."""
+    t, c = transformers, dict[str, Any]
+    torch.manual_seed(3)
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    model: Any
+    if kind == "opt":
+        sizes = c(word_embed_proj_dim=32, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2)
+        model = t.OPTModel(t.OPTConfig(**sizes, vocab_size=len(WORDS), max_position_embeddings=16, pad_token_id=0))
+    elif kind == "bart":
+        sizes = c(d_model=32, encoder_layers=2, decoder_layers=1, encoder_ffn_dim=48, decoder_ffn_dim=48)
+        heads = c(encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=16)
+        model = t.BartModel(t.BartConfig(**sizes, **heads, vocab_size=len(WORDS), pad_token_id=0))
+    elif kind == "t5":
+        sizes = c(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
+        model = t.T5Model(t.T5Config(**sizes, vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0))
+    else:
+        sizes = c(d_model=32, n_layer=2, n_head=2, d_inner=48)
+        model = t.XLNetModel(t.XLNetConfig(**sizes, vocab_size=len(WORDS)))
+    model.save_pretrained(folder)
+    t.BertTokenizer(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5", "xlnet", "opt"])
+def test_other_text_models(kind: str, tmp_path: Path) -> None:
+    """Of an encoder and a decoder the encoder alone; no limit of positions; layers as the library counts them."""
+    folder = text_model(kind, tmp_path / kind)
+    network = transformers.AutoModel.from_pretrained(folder).eval()
+    network = network.get_encoder() if kind in ("bart", "t5") else network
+    given = transformers.AutoTokenizer.from_pretrained(folder)("one two three", return_tensors="pt")
+    given.pop("token_type_ids", None)
+    with torch.inference_mode():
+        output = network(**given, output_hidden_states=True)
+    for option, hidden in (("", output.last_hidden_state), ("@layer=1", output.hidden_states[1])):
+        vector = backbones.create(f"hf-text:{folder}{option}").encode(["one two three"])[0]
+        np.testing.assert_allclose(vector, hidden[0].mean(0).numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match="@layer: 7 does not exist, the model has the layers 0 to 2"):
+        backbones.create(f"hf-text:{folder}@layer=7")
+
+
+def test_a_class_token_that_is_not_first(tmp_path: Path) -> None:
+    folder = text_model("xlnet", tmp_path / "xlnet")
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    single = tokenizer["post_processor"].get("single")
+    assert tokenizer["post_processor"]["type"] == "TemplateProcessing" and len(single) == 3
+    tokenizer["post_processor"]["single"] = [single[1], single[2], single[0]]
+    path.write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    as_it_is = {"tokenizer_class": "PreTrainedTokenizerFast"}  # BERT's own would put it first again
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | as_it_is))
+    with pytest.raises(ValueError, match="@pool=first: its class token is not the first one, allowed: mean, meanstd"):
+        backbones.create(f"hf-text:{folder}@pool=first")
+
+
+def test_a_decoder_that_is_used_is_not_spared(tmp_path: Path) -> None:
+    """Every tensor of OPT is named `decoder.`; BART's decoder is not used."""
+    from safetensors.torch import load_file, save_file
+
+    for kind, refused in (("opt", True), ("bart", False)):
+        folder = text_model(kind, tmp_path / kind)
+        tensors = load_file(folder / "model.safetensors")
+        kept = {name: x for name, x in tensors.items() if "decoder.layers.0.fc1" not in name}
+        assert len(kept) == len(tensors) - 2
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        if refused:
+            with pytest.raises(
+                WeightsError, match=r"its weights lack the tensor decoder\.layers\.0\.fc1\.bias and 1 more"
+            ):
+                backbones.create(f"hf-text:{folder}")
+        else:
+            backbones.create(f"hf-text:{folder}")
+
+
 def test_where_a_model_is_found(models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder, a mirror, `--weights`: one name and column. A hub that is blocked is asked once."""
     folder = models("vit")
@@ -376,4 +452,6 @@ def test_licences(tmp_path: Path) -> None:
     assert (
         stated("---\nlicense: mit\n---\n") == "mit" and stated("---\na: b\nlicense: 'cc-by-nc-4.0'\n") == "cc-by-nc-4.0"
     )
+    assert stated("---\ntags: [x]\n---\n# Body\nlicense: of the data set is mit\n") == "as its model card states"
+    assert stated("---\nlicense:\n- mit\n---\n") == "as its model card states"
     assert stated("# no head\nlicense: mit\n") == stated("") == "as its model card states"

@@ -392,6 +392,29 @@ def test_every_machine_has_the_encoder_of_the_plan(clips: ClipManifest, tmp_path
         assert not list(plan.out.glob("*.tar"))
 
 
+def test_data_choose_no_folder_and_start_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names out of a model's config.json: the user says where the model is, by --weights or --mirror."""
+    for folder in ("work/sub/dir", "work/.vit", "mirror/owner/vit", "outside"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    mirror = str(tmp_path / "mirror")
+
+    def weights_of(name: str, **given: str) -> str | None:
+        options = extract_features.EncoderOptions(weights=given or None, mirror=mirror)
+        return choices_of([name], options, {})[0].weights
+
+    for model in ("/tmp/x", "../outside", "a/../../outside", "a/b/c", "~/x", "..", "a//b", "./sub"):
+        with pytest.raises(ValueError, match="what features are made with has a name, and no path; refused"):
+            weights_of(f"hf-image:{model}@layer=1", **{f"hf-image:{model}": mirror})
+    for model in ("sub/dir", "evil/repo", ".vit"):
+        name = f"hf-image:{model}"
+        with pytest.raises(ValueError, match=f"data name this model, .* with --weights {name}=FOLDER, or --mirror"):
+            weights_of(f"{name}@layer=1")
+        assert weights_of(f"{name}@layer=1", **{name: mirror}) == mirror
+    assert weights_of("hf-image:owner/vit") is None  # the mirror's
+    assert weights_of("hf-image:evil/repo", **{"hf-image:evil/repo": "evil/repo"}) == "evil/repo"
+
+
 def test_places_hold_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of a cluster has another one."""
     (tmp_path / "sub/vit").mkdir(parents=True)
