@@ -242,7 +242,7 @@ def test_clips_built_under_wider_limits_are_decoded_under_them(tmp_path: Path) -
     """A quarter of an hour of a still picture, allowed to the build: allowed to the extraction as well."""
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos/long.mp4", [0, 300, 599.9, 600], (32, 32))
-    limits = Limits(max_seconds=1000)
+    limits = Limits(max_seconds=1000, picture_gap_seconds=1000)
     plan = BuildPlan.make(read_clips("folder", tmp_path / "videos"), tmp_path / "clips", BuildOptions(limits=limits))
     plan.claim()
     assert build_clips(plan, [build_shard(task, isolated=False) for task in plan.tasks]).written == 1
@@ -250,7 +250,8 @@ def test_clips_built_under_wider_limits_are_decoded_under_them(tmp_path: Path) -
     assert clips.limits == limits
     assert run_loop(make_plan(clips, tmp_path / "out", ("random-image",))).quarantined == {}
     names = [entry["name"] for entry in clips.shards.to_pylist()]
-    narrow = ClipManifest.assemble(tmp_path / "clips", names, {"limits": Limits(max_seconds=60).to_dict()})
+    shorter = Limits(max_seconds=60, picture_gap_seconds=1000).to_dict()
+    narrow = ClipManifest.assemble(tmp_path / "clips", names, {"limits": shorter})
     assert run_loop(make_plan(narrow, tmp_path / "narrow", ("random-image",))).quarantined == {"too_long": 1}
     for wrong in ({"max_seconds": -1}, {"seconds": 3}, [3]):
         with pytest.raises(ManifestError, match="its limits cannot be read"):
