@@ -280,6 +280,7 @@ def _compare(job: ClipJobs, root: Path, count: int) -> int:
         environment.pop("RAY_ADDRESS", None)
         save(replace(job, measure=(way, str(folder))), folder / "job.json")
         command = [sys.executable, "-m", "benchmarks.clip_jobs", "--config", str(folder / "job.json")]
+        command += [word for module in job.plugin for word in ("--plugin", module)]
         subprocess.run(command, env=environment, check=True)  # noqa: S603 - this interpreter, this module
         figures[way] = json.loads((folder / "figures.json").read_text())
     print(f"{count} clips, {os.cpu_count()} cores, encoders {' '.join(job.encoders)}\n\n{table(figures)}\n")

@@ -19,7 +19,7 @@ import pytest
 from conclugen import backbones
 from conclugen.backbones import registry
 from conclugen.backbones.encoder import EncoderError, check_encoder, sequences_of
-from conclugen.common.options import OptionsError
+from conclugen.common.options import OptionsError, save
 from ray_jobs import embed, extract_features
 from ray_jobs.extraction.clip_features import Decoded
 from ray_jobs.extraction.extract import choices_of
@@ -198,6 +198,14 @@ def test_files_name_no_modules(tmp_path: Path, command: Any, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         command.parse(["--plugin", "os", "--print-config"])
     assert "plugin:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "job.json"])
+def test_a_saved_job_names_no_modules_and_can_be_read(tmp_path: Path, name: str) -> None:
+    job = extract_features.ExtractJob(data="clips", output=tmp_path / "out", plugin=("os",))
+    save(job, tmp_path / name)
+    read = extract_features.COMMAND.parse(["--config", str(tmp_path / name)])
+    assert read == dataclasses.replace(job, plugin=())
 
 
 @pytest.mark.slow  # four processes, three of them with a Ray of their own

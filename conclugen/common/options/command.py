@@ -594,9 +594,17 @@ def _width() -> int:
 
 
 def save(job: Any, path: str | Path) -> None:
-    """Write a job as JSON (`.json`) or else as YAML; both are read by `--config`."""
+    """Write a job as JSON (`.json`) or else as YAML, both of which `--config` reads; without the fields that only a
+    command line may give."""
     from conclugen.common.options import strict_yaml
 
     plain, path = schema.to_plain(job), Path(path)
+    for leaf in schema.leaves(type(job)):
+        if leaf.line_only:
+            *groups, last = leaf.name.split(".")
+            part = plain
+            for group in groups:
+                part = part.get(group) or {}
+            part.pop(last, None)
     text = json.dumps(plain, indent=2) + "\n" if path.suffix == ".json" else strict_yaml.dump(plain)
     write_text(path, text)
