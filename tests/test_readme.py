@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,19 @@ def commands(module: str) -> list[list[str]]:
     """Arguments of every `python -m <module>` that is printed."""
     lines = [line.partition(f"python -m {module} ")[2] for line in PRINTED.splitlines() if f"-m {module} " in line]
     return [shlex.split(re.sub(r"\$\(.*?\)", "x", line), comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "install", "reproduce"])
+def test_make_installs_extras_that_there_are(target: str) -> None:
+    """As `make` would type it: a comma in the arguments of its `call` cut the list of extras off."""
+    shown = ["make", "--dry-run", "--always-make", target, "DATA=features"]
+    typed = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = [line for line in typed.stdout.splitlines() if "pip install" in line]
+    words = shlex.split(line)
+    wanted = re.fullmatch(r"\.\[([a-z0-9,]+)\]", words[words.index("-e") + 1])
+    assert wanted is not None, line
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert set(wanted[1].split(",")) <= set(known)
 
 
 def test_the_ten_lines_run() -> None:
