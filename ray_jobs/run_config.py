@@ -121,7 +121,8 @@ class RunConfig:
         experiment: MLflow experiment.
         parent_run_id: MLflow run under which this one is nested.
         registered_model: Name under which the exported model is registered with MLflow; None: it is only logged.
-        commit: Source revision, recorded as a tag. A submitted job has no `.git`: give it at submission.
+        commit: Source revision, recorded as a tag; None: the clone's own, with `-dirty` where it was changed, or the
+            version that is installed. A submitted job has no `.git`: give it at submission.
     """
 
     name: str

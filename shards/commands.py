@@ -90,7 +90,7 @@ class PackJob:
     A row of NaN is a missing one. The input is checked completely before anything is written.
 
     Attributes:
-        source: File of arrays (.npz), or folder of .npy files.
+        source: File of arrays (.npz), or folder of .npy files; given without an option.
         output: Folder where the shards are written.
         column: A column to store, as NAME or NAME=ARRAY; may be repeated.
         modality: Columns that make a modality when it is read, as NAME=COLUMN[,COLUMN]; none: each column is one.
@@ -290,30 +290,37 @@ examples:
   python -m shards check features.npz --table labels.csv --table-key id --key ids --label emotion:class --group speaker
   python -m shards check labels.csv"""
 
+CHECK = Command("shards check", CheckJob, _run("shards.check"), bare="source", epilog=lambda: _CHECK_EXAMPLES)
+PACK = Command(
+    "shards pack",
+    PackJob,
+    _run("shards.packing.command"),
+    was={"out": "output"},
+    bare="source",
+    epilog=lambda: _PACK_EXAMPLE,
+)
+INDEX = Command(
+    "shards index",
+    IndexJob,
+    _run("shards.foreign.command"),
+    was={"out": "output"},
+    bare="data",
+    epilog=lambda: _INDEX_EXAMPLE,
+)
+CONVERT_PICKLE = Command(
+    "shards convert-pickle",
+    ConvertPickleJob,
+    _run("shards.foreign.convert_pickle"),
+    was={"out": "output"},
+    bare="source",
+    epilog=lambda: _CONVERT_EXAMPLE,
+)
+VERIFY = Command("shards verify", VerifyJob, _run("shards.verification.command"), bare="data")
+STATS = Command("shards stats", StatsJob, _run("shards.stats"), bare="data")
+SPLIT = Command(
+    "shards split", SplitJob, _run("shards.split"), was={"groups": "take", "replace": "overwrite"}, bare="data"
+)
 COMMANDS = {
-    "check": Command("shards check", CheckJob, _run("shards.check"), bare="source", epilog=lambda: _CHECK_EXAMPLES),
-    "pack": Command(
-        "shards pack", PackJob, _run("shards.packing.command"), was={"out": "output"}, epilog=lambda: _PACK_EXAMPLE
-    ),
-    "index": Command(
-        "shards index",
-        IndexJob,
-        _run("shards.foreign.command"),
-        was={"out": "output"},
-        bare="data",
-        epilog=lambda: _INDEX_EXAMPLE,
-    ),
-    "convert-pickle": Command(
-        "shards convert-pickle",
-        ConvertPickleJob,
-        _run("shards.foreign.convert_pickle"),
-        was={"out": "output"},
-        bare="source",
-        epilog=lambda: _CONVERT_EXAMPLE,
-    ),
-    "verify": Command("shards verify", VerifyJob, _run("shards.verification.command"), bare="data"),
-    "stats": Command("shards stats", StatsJob, _run("shards.stats"), bare="data"),
-    "split": Command(
-        "shards split", SplitJob, _run("shards.split"), was={"groups": "take", "replace": "overwrite"}, bare="data"
-    ),
+    command.name.removeprefix("shards "): command
+    for command in (CHECK, PACK, INDEX, CONVERT_PICKLE, VERIFY, STATS, SPLIT)
 }

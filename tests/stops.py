@@ -75,7 +75,7 @@ class Stops:
         point: str = "",
         place: int = 1,
     ) -> Ended:
-        """Run a command of `tuning.jobs`; number: of the signal that it gets at a point."""
+        """Run a command of `tests.jobs`; number: of the signal that it gets at a point."""
         assert self._server.stdin is not None and self._server.stdout is not None
         case = {"command": command, "arguments": [str(argument) for argument in arguments]}
         case |= {"signal": None if number is None else int(number), "point": point, "place": place}
@@ -117,7 +117,7 @@ def _run(case: Mapping[str, Any], folder: Path, counts: int) -> None:
             os.dup2(file, number)
             os.close(file)
         os.chdir(folder)
-        from tuning import jobs
+        from tests import jobs
 
         command = jobs.load(case["command"])
         seen: Counter[str] = Counter()

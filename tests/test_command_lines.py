@@ -17,7 +17,7 @@ from conclugen.common.options.command import _leaves
 from ray_jobs.build_shards import BuildJob
 from shards.clips.plan import BuildOptions
 from shards.media.limits import Limits
-from tuning import jobs
+from tests import jobs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = (*jobs.JOBS, *jobs.SHARDS)
@@ -94,7 +94,7 @@ def test_nothing_heavy_is_imported_for_help_or_for_a_wrong_option() -> None:
     """In a process of its own for each command."""
     program = f"""
 import contextlib, io, json, sys
-from tuning import jobs
+from tests import jobs
 command = jobs.load(sys.argv[1])
 found = {{}}
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:

@@ -24,7 +24,7 @@ from ray_jobs.embedding import corpus
 from ray_jobs.extraction import extract
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training import checkpoint_store, failures, worker
-from tuning import jobs
+from tests import jobs
 from tuning.ablation import run as ablation
 from tuning.ledger import Ledger, Record
 from tuning.sweep import trial_actor

@@ -50,6 +50,16 @@ def require(what: str, *libraries: str) -> None:
             raise _missing(what, library)
 
 
+def libraries(extra: str) -> list[str]:
+    """The libraries of an extra, without those of other extras that it includes."""
+    return [name for name, of in EXTRA_OF.items() if of == extra]
+
+
+def absent(extra: str) -> list[str]:
+    """Those of them that are not installed; none is imported."""
+    return [name for name in libraries(extra) if importlib.util.find_spec(name) is None]
+
+
 @contextmanager
 def needed_for(what: str) -> Iterator[None]:
     """Around imports of optional libraries: raises MissingExtraError where one of them is missing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from conclugen.beside_raw import BesideRaw
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room
 from conclugen.common.options import to_plain
+from conclugen.common.revision import running_revision
 from conclugen.evaluation.features import fuse
 from conclugen.model import Model
 from ray_jobs import ray_cluster
@@ -57,6 +58,8 @@ class PretrainResult:
 
 def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
     """See `ray_jobs.pretrain.pretrain`."""
+    if job.run.commit is None:
+        job = replace(job, run=replace(job.run, commit=running_revision()))
     source = Source.open(job.data, job.pretrain)
     source.check()
     total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
@@ -188,7 +191,7 @@ def tags(job: PretrainJob, source: Source) -> dict[str, str]:
         "dataset": Path(job.data.folder).name,
         "manifest_digest": source.manifest.digest,
         "view_digest": source.view.digest,
-        "commit": job.run.commit or "unknown",
+        "commit": str(job.run.commit),
     }
 
 

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from conclugen.common.options import FAILED, GOOD, Command
-from tuning import jobs
+from tests import jobs
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from tuning.ledger import Ledger
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": signal.SIGKILL}
 STATUSES = {"interrupt": 130, "terminate": 143, "kill -9": -9}
 POINTS = ("start", "middle", "publication")
-_RAY = ("pretrain", "ablate", "sweep", "build_shards", "extract_features", "embed")
+_RAY = ("pretrain", "ablate", "sweep", "build", "features", "embed")
 
 
 @dataclass(frozen=True)
@@ -254,13 +254,13 @@ JOBS: dict[str, Job] = {
         lambda folder: [folder / "features", "--output", folder / "out"],
         lambda folder: sorted(content(folder / "out")),
     ),
-    "corpus": Job(
-        "corpus",
+    "render": Job(
+        "render",
         lambda folder: None,
         lambda folder: [folder / "out", "--speakers", 1, "--takes", 1, "--processes", 1, "--overwrite"],
         lambda folder: content(folder / "out"),
     ),
-    "tracking": Job("tracking", lambda folder: MAKERS["run"](folder / "a"), lambda folder: [folder / "a"], _tracked),
+    "track": Job("track", lambda folder: MAKERS["run"](folder / "a"), lambda folder: [folder / "a"], _tracked),
     "report": Job(
         "report", _ablated, lambda folder: [folder / "a", "--no-tracking"], lambda folder: content(folder / "a/report")
     ),
@@ -273,8 +273,8 @@ JOBS: dict[str, Job] = {
         ],
         _evaluation,
     ),
-    "build_shards": Job(
-        "build_shards",
+    "build": Job(
+        "build",
         _videos,
         lambda folder: [
             *("--adapter", "folder", "--source", folder / "videos", "--output", folder / "out", "--faces", "off"),
@@ -282,8 +282,8 @@ JOBS: dict[str, Job] = {
         ],
         lambda folder: ClipManifest.open(folder / "out").digest,
     ),
-    "extract_features": Job(
-        "extract_features",
+    "features": Job(
+        "features",
         _clips,
         lambda folder: [
             *("--data", folder / "data", "--output", folder / "out", "--quiet"),

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from conclugen.common import machine
+from conclugen.common.revision import running_revision
 from ray_jobs import ray_cluster
 from ray_jobs.tracking.journal import Journal
 from shards import Manifest
@@ -168,7 +169,7 @@ def shared_tags(ready: Prepared) -> dict[str, str]:
         "manifest_digest": ready.manifest.digest,
         "view_digest": ready.identity["view"],
         "objective": ready.job.objective,
-        "commit": ready.job.commit or "unknown",
+        "commit": ready.job.commit or running_revision(),
     }
 
 

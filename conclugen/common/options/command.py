@@ -64,6 +64,7 @@ class Command:
             preset of a configuration).
         extra: Options of such a group that are no fields, as leaves.
         epilog: Text below the options.
+        called: What was typed to run it; none: `python -m` and its name.
     """
 
     name: str
@@ -76,6 +77,12 @@ class Command:
     built: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
     extra: Sequence[Leaf] = ()
     epilog: Callable[[], str] | None = None
+    called: str | None = None
+
+    @property
+    def prog(self) -> str:
+        """What is typed to run it."""
+        return self.called or f"python -m {self.name}"
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns the exit status: 0 good, 1 failed, 2 wrong input, 3 done in part, 130 interrupted,
@@ -93,7 +100,7 @@ class Command:
         job = None
         uris.scrub_output()
         try:
-            with ending.interrupt_first(), needed_for(f"python -m {self.name}"):
+            with ending.interrupt_first(), needed_for(self.prog):
                 job = self.parse(argv)
                 return self.work(job)
         except JobFailedError as error:
@@ -410,7 +417,7 @@ class _CommandLine:
 
         values, defaults = self.resolved(given), self.resolved({})
         about = {name: _first_line(cls) for name, cls, _ in schema.groups(self.command.job)}
-        lines = [f"# Options of python -m {self.command.name}; what says {UNSET} must be given."]
+        lines = [f"# Options of {self.command.prog}; what says {UNSET} must be given."]
         written: set[str] = set()
         for name, leaf in self.leaves.items():
             if leaf.line_only:
@@ -440,7 +447,7 @@ class _CommandLine:
         shown = None if everything or command.shown is None else [self.names[_flat(name)] for name in command.shown]
         required = [] if shown is None else [leaf.name for leaf in self._required() if leaf.name not in shown]
         parser = argparse.ArgumentParser(
-            prog=f"python -m {command.name}",
+            prog=command.prog,
             usage=self._usage(),
             description=_paragraphs(command.job),
             epilog=command.epilog() if command.epilog is not None else None,
@@ -470,7 +477,7 @@ class _CommandLine:
         return parser.format_help()
 
     def _usage(self) -> str:
-        parts = [f"python -m {self.command.name}"]
+        parts = [self.command.prog]
         bare = self.leaves.get(self.names.get(self.command.bare or "", ""))
         if bare is not None:
             parts.append(f"{bare.metavar} ..." if schema.is_list(bare.hint) else bare.metavar)

@@ -116,7 +116,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {"run": run, "ablation": ablation, "
 
 def _command(name: str, *options: str) -> Reader:
     def read(folder: Path) -> object:
-        from tuning import jobs
+        from tests import jobs
 
         return jobs.load(name).main([str(folder), *options])
 
@@ -170,12 +170,12 @@ READERS: dict[str, dict[str, Reader]] = {
         "documents": _documents,
         "evaluation": _evaluation,
         "journal": _continued,
-        "tracking": _command("tracking", "--timeout", "2"),
+        "track": _command("track", "--timeout", "2"),
     },
     "ablation": {
         "ledger": _records,
         "report": _command("report", "--no-tracking"),
-        "tracking": _command("tracking", "--timeout", "2"),
+        "track": _command("track", "--timeout", "2"),
     },
     "sweep": {"ledger": _records, "sweep": _sweep, "report": _command("report", "--no-tracking")},
 }
