@@ -11,16 +11,21 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from typing import TypeVar
 
 import fsspec
 
 from conclugen.common import uris
 from conclugen.common.locks import check_room
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, store_folder
+from ray_jobs.training.checkpoint_store import describe
 from shards.access import access_error
 
+Result = TypeVar("Result")
+
 _ANSWER_WITHIN_S = 3.0
-_STORED_WITHIN_S = 30.0  # a store's client asks for credentials first, and asks again
+STORED_WITHIN_S = 30.0  # a store's client asks for credentials first, and asks again
 
 
 def check_tracking(uri: str, experiment: str, registered_model: str | None = None) -> None:
@@ -46,35 +51,51 @@ def check_tracking(uri: str, experiment: str, registered_model: str | None = Non
         )
 
 
-def check_storage(field: str, url: str, within_s: float = _STORED_WITHIN_S) -> None:
+def check_storage(field: str, url: str, within_s: float | None = None) -> None:
     """Raise OSError unless objects can be written below an address and removed again, as old checkpoints are; leaves
     nothing there. One name for all probes: where nothing can be removed, tries do not pile up."""
     probe = f"{url.rstrip('/')}/.conclugen-probe"
-    found: list[BaseException | None] = [TimeoutError(f"no answer within {within_s:g} s")]
 
     def write() -> None:
-        try:
-            filesystem, path = fsspec.core.url_to_fs(probe, use_listings_cache=False)
-            with tempfile.NamedTemporaryFile() as local:
-                local.write(b"conclugen")
-                local.flush()
-                filesystem.put_file(local.name, path)  # as checkpoints are: where a store has folders, it makes them
-            filesystem.rm_file(path)
-            found[0] = None
-        except Exception as error:
-            found[0] = error
+        filesystem, path = fsspec.core.url_to_fs(probe, use_listings_cache=False)
+        with tempfile.NamedTemporaryFile() as local:
+            local.write(b"conclugen")
+            local.flush()
+            filesystem.put_file(local.name, path)  # as checkpoints are: where a store has folders, it makes them
+        filesystem.rm_file(path)
 
-    writing = threading.Thread(target=write, name="preflight", daemon=True)
-    writing.start()
-    writing.join(within_s)
-    error = found[0]
-    if error is None:
-        return
+    within(field, url, "written to", write, within_s)
+
+
+def within(field: str, url: str, done: str, action: Callable[[], Result], within_s: float | None = None) -> Result:
+    """What an action on a store gives. done: what it does, as a participle (`read`, `written to`).
+
+    A store's client may wait for ever, so the action has a thread of its own and is left behind after `within_s`
+    seconds (None: `STORED_WITHIN_S`). Raises OSError, in one line, where the store refuses or does not answer;
+    ValueError (CheckpointError is one), which is about what lies there, stays what it is.
+    """
+    limit = STORED_WITHIN_S if within_s is None else within_s
+    result: list[Result] = []
+    error: Exception = TimeoutError(f"no answer within {limit:g} s")
+
+    def act() -> None:
+        nonlocal error
+        try:
+            result.append(action())
+        except Exception as caught:
+            error = caught
+
+    acting = threading.Thread(target=act, name="preflight", daemon=True)
+    acting.start()
+    acting.join(limit)
+    if result:
+        return result[0]
     problem = access_error(error, url)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    why = f"{problem.problem}; {problem.said}" if problem is not None else lines[0][:200]
+    if problem is None and isinstance(error, ValueError):
+        raise error
+    why = f"{problem.problem}; {problem.said}" if problem is not None else describe(error)[:200]
     raise OSError(
-        f"{field}: {uris.public(url)} cannot be written to ({uris.scrub(why)}); checkpoints need permission to put, "
+        f"{field}: {uris.public(url)} cannot be {done} ({uris.scrub(why)}); checkpoints need permission to put, "
         "list, read and delete objects there. Correct the address or the credentials, or choose another place"
     ) from error
 

@@ -13,14 +13,15 @@ import torch
 
 from conclugen import PretrainConfig, Pretrainer, export
 from conclugen.beside_raw import BesideRaw
+from conclugen.checkpoint import Checkpoint
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room
 from conclugen.common.options import to_plain
 from conclugen.common.revision import running_revision
 from conclugen.evaluation.features import fuse
 from conclugen.model import Model
-from ray_jobs import ray_cluster
-from ray_jobs.preflight import check_storage, check_tracking
+from ray_jobs import preflight, ray_cluster
+from ray_jobs.preflight import check_storage, check_tracking, within
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
@@ -38,6 +39,7 @@ from ray_jobs.training.worker import Start
 
 # Rows over which the scales of `concat+raw` are fitted, at most, and how many are embedded at once.
 _SCALED_ROWS, _BLOCK_ROWS = 8192, 2048
+_SLOWEST_BYTES_PER_S = 2**20  # of a store that still counts as answering
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def _pretrain(
     uri = uri_of_run(folder.path, job.run.tracking_uri)
     check_tracking(uri, job.run.experiment, job.run.registered_model)
     store = folder.store(job.run)
-    reached = reached_step(store, identity)
+    each = checkpoint_bytes(job.pretrain, source)
+    reached = reached_step(store, identity, each)
     if reached > total_steps:
         raise ValueError(
             f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
@@ -92,7 +95,7 @@ def _pretrain(
         check_storage("run.storage", store.location)
     elif reached < total_steps:
         what = "run.storage" if job.run.storage else "run.output"
-        least = 2 * checkpoint_bytes(job.pretrain, source) - bytes_in(store.location)
+        least = 2 * each - bytes_in(store.location)
         check_room(what, store.location, least, "two checkpoints")
     moments = None
     if job.pretrain.model.standardize and not folder.standardization.is_file():
@@ -142,17 +145,35 @@ def checkpoint_bytes(config: PretrainConfig, source: Source) -> int:
     return size * sum((3 if p.requires_grad else 1) * p.numel() for p in model.parameters())
 
 
-def reached_step(store: CheckpointStore, identity: dict[str, Any]) -> int:
+def newest(store: CheckpointStore, size: int) -> Checkpoint | None:
+    """The newest checkpoint, each of about `size` bytes, or None without one.
+
+    A store elsewhere has seconds to list them, and then the time that they take over a slow line. Raises OSError where
+    it refuses or does not answer.
+    """
+    if store.is_local:
+        return store.newest()
+    steps = within("run.storage", store.location, "read", store.steps)
+    return within(
+        "run.storage",
+        store.location,
+        "read",
+        store.newest,
+        preflight.STORED_WITHIN_S + (1 + len(steps)) * size / _SLOWEST_BYTES_PER_S,
+    )
+
+
+def reached_step(store: CheckpointStore, identity: dict[str, Any], size: int) -> int:
     """The step that the run's newest checkpoint stands at, 0 without one. Raises ValueError where it is a checkpoint of
-    another run."""
-    newest = store.newest()
-    if newest is None:
+    another run, OSError where the store cannot be read."""
+    found = newest(store, size)
+    if found is None:
         return 0
-    theirs, mine = newest.extra.get("identity", {}), json.loads(json.dumps(identity))
+    theirs, mine = found.extra.get("identity", {}), json.loads(json.dumps(identity))
     differing = sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
     if differing:
         raise ValueError(f"{store.location}: holds checkpoints of another run, which differs in {', '.join(differing)}")
-    return int(newest.meta["step_number"])
+    return int(found.meta["step_number"])
 
 
 def remainder(source: Source) -> str:
@@ -197,7 +218,7 @@ def tags(job: PretrainJob, source: Source) -> dict[str, str]:
 
 def export_model(config: PretrainConfig, source: Source, store: CheckpointStore, folder: RunFolder) -> int:
     """Write the model of the newest checkpoint for use elsewhere; returns its step."""
-    state = store.newest()
+    state = newest(store, checkpoint_bytes(config, source))
     if state is None:
         raise ValueError(f"{folder.path}: the run ended without a whole checkpoint; run it again under the same name")
     pretrainer = Pretrainer(

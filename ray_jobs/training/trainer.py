@@ -14,11 +14,13 @@ from ray.train import FailureConfig, LoggingConfig, PreemptionError, ScalingConf
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig
 
+from ray_jobs.preflight import within
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training import failures, known_nodes, ray_internals
 from ray_jobs.training import worker as train_worker
+from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import Failure, RunFailedError
 from ray_jobs.training.worker import Start
 
@@ -56,7 +58,7 @@ def fit(
         try:
             _make_room(job.run, earlier)
             _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
-            if total_steps not in folder.store(job.run).steps():
+            if total_steps not in _stored(folder.store(job.run)):
                 raise RunFailedError(f"the workers ended after step {last_step(folder)} of {total_steps}")
             return
         except (TrainingFailedError, RayError) as error:
@@ -76,6 +78,10 @@ def fit(
                 ended = f"failure {failed}" + ("" if most < 0 else f" of {most}")
             print(f"{ended}: {what}; going on from the newest checkpoint", flush=True)
         ray_internals.free_what_the_dead_hold()
+
+
+def _stored(store: CheckpointStore) -> list[int]:
+    return store.steps() if store.is_local else within("run.storage", store.location, "read", store.steps)
 
 
 def _make_room(run: RunConfig, earlier: str | None) -> None:

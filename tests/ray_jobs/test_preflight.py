@@ -27,11 +27,13 @@ from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_environment import connect
 from ray_jobs.tracking.mlflow_sink import MlflowSink
+from ray_jobs.training import checkpoint_store, pretraining
 from ray_jobs.training.pretraining import PretrainResult, checkpoint_bytes
 from shards import Manifest
 from shards.__main__ import main as shards_main
 from shards.layout import least_bytes
 from tests.cluster.servers import S3_KEYS, Faulty
+from tests.feature_corpus import write_corpus
 from tuning.sweep.job import SweepJob
 
 
@@ -152,6 +154,78 @@ def test_a_store_that_takes_objects_is_left_as_it_was(monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match=r"cannot be written to \(.*no answer within 0\.05 s"):
         preflight.check_storage("run.storage", "memory://bucket/runs/a", within_s=0.05)
     waits.set()
+
+
+def _stored_job(folder: Path, storage: str) -> PretrainJob:
+    write_corpus(folder / "data", speakers=4, takes=4)
+    sizes = {"representation_dim": 8, "projection_dim": 4, "standardize": False}
+    config = presets.build("contrast_only", global_batch=8, model=sizes)
+    data = DataConfig(str(folder / "data"), view="everything", validation_view=None)
+    run = RunConfig("a", str(folder / "out"), storage=storage, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    return PretrainJob(config, data, run)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "why"),
+    [(403, "AccessDenied", "no permission"), (403, "InvalidAccessKeyId", "does not accept the credentials")],
+)
+def test_pretraining_on_a_store_that_refuses_ends_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, code: str, why: str
+) -> None:
+    s3fs = pytest.importorskip("s3fs")  # an extra; `make test` installs it
+    store = Faulty()
+    store.status, store.code = status, code
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(checkpoint_store, "_FIRST_PAUSE_S", 0.0)
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server.server_port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(OSError, match=rf"^run\.storage: s3://b/runs/a cannot be read \(.*{why}") as refused:
+            pretrain.pretrain(_stored_job(tmp_path, "s3://b/runs"))
+        assert len(str(refused.value).splitlines()) == 1
+    finally:
+        store.server.shutdown()
+        store.server.server_close()
+        s3fs.S3FileSystem.clear_instance_cache()
+    assert not list((tmp_path / "out" / "a").glob("*.json*")), "nothing is begun"
+
+
+def test_pretraining_on_a_store_that_fails_or_is_silent_ends_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A store's client raises what it likes (botocore's own errors are no OSError), or never returns; a listing that
+    works may be followed by a read that does not."""
+
+    class StrangeError(Exception):
+        pass
+
+    waits = threading.Event()
+    memory = fsspec.filesystem("memory")
+    job = _stored_job(tmp_path, "memory://silent")
+
+    def raises(*_: object, **__: object) -> None:
+        raise StrangeError("no endpoint\nat https://u:hidden@h")
+
+    monkeypatch.setattr(preflight, "STORED_WITHIN_S", 0.2)
+    monkeypatch.setattr(pretraining, "_SLOWEST_BYTES_PER_S", 2**40)
+    for ends, why in (
+        (raises, r"StrangeError: no endpoint at https://h"),
+        (lambda *_, **__: waits.wait(60), r"[^()]*no answer within 0\.2 s"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(memory), "ls", ends)
+            with pytest.raises(OSError, match=rf"^run\.storage: memory://silent/a cannot be read \({why}"):
+                pretrain.pretrain(job)
+    memory.pipe_file("/silent/a/step-0000000003/checkpoint.json", b"{}")
+    try:
+        monkeypatch.setattr(type(memory), "get_file", lambda *_, **__: waits.wait(60))
+        with pytest.raises(OSError, match=r"cannot be read \(.*no answer within 0\.2 s"):
+            pretrain.pretrain(job)
+    finally:
+        waits.set()
+        memory.rm("/silent", recursive=True)
 
 
 def test_a_store_is_probed_as_checkpoints_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
