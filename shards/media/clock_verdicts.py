@@ -8,20 +8,48 @@ one that another is about to give waits for it.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from conclugen.common.atomic import write_json
 from conclugen.common.locks import Lock, LockHeldError
-from shards.media.limits import MediaError
+from conclugen.common.reading import read_mapping
+from shards.media.limits import REASONS, MediaError
 from shards.media.probe import check_file
 
 _LARGE = 16 << 20  # bytes: smaller files are read in less time than it takes to keep a verdict for each of thousands
 _SLOWEST = 4_000_000  # bytes a second at which a recording is read at least, by many at once over a network
+# A reading that fails may last as long as its alarm, and not every shard should wait for one. Once more, however: the
+# machine may have been busy, or short of memory.
+_TRIES = 2
+_UNFINISHED = frozenset({"timeout", "crashed", "too_many_bytes"})
+_LONGEST = 1 << 16  # bytes of a kept verdict
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """reason and message: of the MediaError, None for a recording of one clock. tries: how often a build has read the
+    file by then; seconds: the longest alarm that it had."""
+
+    reason: str | None = None
+    message: str = ""
+    tries: int = 1
+    seconds: float = 0.0
+
+    def holds(self, seconds: float) -> bool:
+        """Whether it is believed by one who has so many seconds to read the file."""
+        return self.reason not in _UNFINISHED or (self.tries >= _TRIES and seconds <= self.seconds)
+
+    def check(self) -> None:
+        if self.reason is None:
+            return
+        message = self.message
+        if self.reason in _UNFINISHED:
+            message = f"the reading of its clock did not end: {message} (tried {self.tries} of {_TRIES} times)"
+        raise MediaError(self.reason, message)
 
 
 class ClockVerdicts:
@@ -29,13 +57,14 @@ class ClockVerdicts:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._known: dict[tuple[str, int, int], MediaError | None] = {}
+        self._known: dict[tuple[str, int, int], _Verdict] = {}
 
     def check(self, path: str, timeout: float, scan: Callable[[float], None]) -> None:
         """Raise MediaError as `scan` does or did for the file as it is now.
 
-        scan: reads the file within so many seconds: `timeout`, and as many more as its size takes. That it took longer,
-        or that its process died, is remembered here but not on the disk. Raises OSError where no verdict can be kept.
+        scan: reads the file within so many seconds: `timeout`, and as many more as its size takes. Where it takes
+        longer, or its process dies, it is tried once more, by the next process that asks, and again by one that has
+        more seconds. Raises OSError where no verdict can be kept.
         """
         size = check_file(path)
         try:
@@ -45,52 +74,54 @@ class ClockVerdicts:
         if version not in self._known:
             seconds = timeout + size / _SLOWEST
             if self._folder is None or size < _LARGE:
-                self._known[version] = _caught(scan, seconds)
+                self._known[version] = _made(scan, seconds)
             else:
                 self._known[version] = self._kept(self._folder, version, seconds, scan)
-        if (problem := self._known[version]) is not None:
-            raise MediaError(problem.reason, str(problem))
+        self._known[version].check()
 
     def _kept(
         self, folder: Path, version: tuple[str, int, int], seconds: float, scan: Callable[[float], None]
-    ) -> MediaError | None:
+    ) -> _Verdict:
         """From the disk, else by a scan that one process alone makes at a time."""
         file = folder / f"{xxhash.xxh3_128_hexdigest(version[0].encode(errors='surrogateescape'))}.json"
         stated = dict(zip(("path", "size", "changed"), version, strict=True))
-        with contextlib.suppress(KeyError):
-            return _read(file, stated)
+        kept = _read(file, stated)
+        if kept is not None and kept.holds(seconds):
+            return kept
         folder.mkdir(exist_ok=True)
         lock = Lock(file.with_suffix(".lock"), keep=False)
         with contextlib.suppress(LockHeldError):  # its holder can't be at work any more, or can't be seen from here
-            lock.acquire(seconds)
+            lock.acquire(_TRIES * seconds)
         try:
-            with contextlib.suppress(KeyError):
-                return _read(file, stated)
-            problem = _caught(scan, seconds)
-            if problem is None or problem.reason == "clock_jumps":
-                write_json(file, {**stated, "problem": None if problem is None else str(problem)})
-            return problem
+            kept = _read(file, stated)
+            if kept is not None and kept.holds(seconds):
+                return kept
+            verdict = _made(scan, seconds, 0 if kept is None else kept.tries)
+            if verdict.reason is None or verdict.reason == "clock_jumps" or verdict.reason in _UNFINISHED:
+                write_json(file, {**stated, **asdict(verdict)})
+            return verdict
         finally:
             lock.release()
 
 
-def _caught(scan: Callable[[float], None], seconds: float) -> MediaError | None:
+def _made(scan: Callable[[float], None], seconds: float, before: int = 0) -> _Verdict:
     try:
         scan(seconds)
     except MediaError as error:
-        return error
-    return None
+        return _Verdict(error.reason, str(error), before + 1, seconds)
+    return _Verdict()
 
 
-def _read(file: Path, stated: dict[str, Any]) -> MediaError | None:
-    """KeyError where there is no verdict on this version of the recording."""
+def _read(file: Path, stated: dict[str, object]) -> _Verdict | None:
+    """None where there is no verdict on this version of the recording."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        raise KeyError(file) from None
-    if not isinstance(found, dict) or {name: found.get(name) for name in stated} != stated:
-        raise KeyError(file)
-    problem = found["problem"]
-    if problem is not None and not isinstance(problem, str):
-        raise KeyError(file)
-    return None if problem is None else MediaError("clock_jumps", problem)
+        found = read_mapping(file, _LONGEST)
+        if {name: found.get(name) for name in stated} != stated:
+            return None
+        reason, message, tries, seconds = (found[name] for name in ("reason", "message", "tries", "seconds"))
+    except (OSError, ValueError, KeyError):
+        return None
+    known = reason is None or (isinstance(reason, str) and reason in REASONS)
+    if not known or not isinstance(message, str) or type(tries) is not int or not isinstance(seconds, int | float):
+        return None
+    return _Verdict(reason, message, tries, seconds)

@@ -59,9 +59,10 @@ def test_one_reading_for_all_processes(found: MediaError | None, path: str, tmp_
     asked(ClockVerdicts(folder), path, scan)
     Path(path).write_bytes(bytes(11))
     asked(ClockVerdicts(folder), path, scan)
-    next(folder.iterdir()).write_text('{"problem"')
-    asked(ClockVerdicts(folder), path, scan)
-    assert scan.times == 4
+    for number, spoilt in enumerate(("reason", "message", "tries", "seconds", None), 4):
+        (file,) = folder.iterdir()
+        file.write_text('{"size"' if spoilt is None else json.dumps({**json.loads(file.read_text()), spoilt: [1]}))
+        assert asked(ClockVerdicts(folder), path, scan) in answers and scan.times == number
 
 
 def test_who_comes_meanwhile_waits(path: str, tmp_path: Path) -> None:
@@ -85,13 +86,34 @@ def test_who_comes_meanwhile_waits(path: str, tmp_path: Path) -> None:
     assert reads.times == 1
 
 
-def test_what_is_no_verdict_is_not_kept_for_others(path: str, tmp_path: Path) -> None:
-    """A reading that took too long, or crashed: not again for the next interval, but for the next shard."""
-    scan, folder = Scan(MediaError("timeout", "not ready")), tmp_path / "clocks"
-    for _ in range(2):
+@pytest.mark.parametrize("reason", ["timeout", "crashed", "too_many_bytes"])
+def test_a_reading_that_does_not_end_is_tried_twice_in_a_build(reason: str, path: str, tmp_path: Path) -> None:
+    """Not again for the next interval; once more for the next shard; then by one that has more seconds alone."""
+    scan, folder = Scan(MediaError(reason, "as it was")), tmp_path / "clocks"
+    told = f"{reason}: the reading of its clock did not end: as it was (tried %d of 2 times)"
+    for shard, tries in enumerate((1, 2, 2, 2)):
         verdicts = ClockVerdicts(folder)
-        assert {asked(verdicts, path, scan) for _ in range(3)} == {"timeout: not ready"}
-    assert scan.times == 2 and not list(folder.iterdir())
+        assert {asked(verdicts, path, scan) for _ in range(3)} == {told % tries}, shard
+        assert scan.times == tries and [file.suffix for file in folder.iterdir()] == [".json"]
+    scan.found = None
+    assert asked(ClockVerdicts(folder), path, scan) == told % 2  # with no more time than before
+    ClockVerdicts(folder).check(path, 1.5, scan)
+    assert scan.times == 3 and scan.seconds == pytest.approx(1.5, abs=1e-5)
+    assert asked(ClockVerdicts(folder), path, scan) is None and scan.times == 3
+
+
+def test_a_second_reading_that_ends_is_the_verdict(path: str, tmp_path: Path) -> None:
+    scan, folder = Scan(MediaError("timeout", "not ready")), tmp_path / "clocks"
+    assert asked(ClockVerdicts(folder), path, scan) is not None
+    scan.found = MediaError("clock_jumps", "back")
+    assert {asked(ClockVerdicts(folder), path, scan) for _ in range(3)} == {"clock_jumps: back"} and scan.times == 2
+
+
+def test_other_refusals_are_found_anew_by_each_process(path: str, tmp_path: Path) -> None:
+    """They come at once, and may pass: a recording whose disk was away."""
+    scan, folder = Scan(MediaError("unreadable", "away")), tmp_path / "clocks"
+    assert {asked(ClockVerdicts(folder), path, scan) for _ in range(3)} == {"unreadable: away"}
+    assert scan.times == 3 and not list(folder.iterdir())
 
 
 def test_small_files_leave_nothing(tmp_path: Path) -> None:
@@ -137,8 +159,8 @@ def test_a_build_reads_a_recording_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert [item["reason"] for item in first.quarantined] == ["clock_jumps"]
     (kept,) = (tmp_path / "out" / CLOCKS).iterdir()
     verdict = json.loads(kept.read_text())
-    assert verdict["problem"] == first.quarantined[0]["message"]
-    kept.write_text(json.dumps({**verdict, "problem": "as the first shard found"}))
+    assert verdict["message"] == first.quarantined[0]["message"]
+    kept.write_text(json.dumps({**verdict, "message": "as the first shard found"}))
     second = build_shard(plan.tasks[1])
     assert [item["message"] for item in second.quarantined] == ["as the first shard found"]
     plan.claim()
