@@ -118,7 +118,7 @@ def test_sweeps_find_the_same(sets: tuple[str, str], tmp_path: Path) -> None:
         given = ["--data", f"{place}/faces", "--label", "emotion", "--output", str(tmp_path), "--run", f"s{number}"]
         given += ["--trials", "2", "--search", "random", "--space.modalities", "[video+audio]", "--space.epochs", "2"]
         given += ["--space.tasks", "[contrastive]", "--space.global-batch", "[24]", "--data.validation-view", "null"]
-        given += ["--space.representation-dim", "[12]", "--space.projection-dim", "[6]", "--measure.folds", "2"]
+        given += ["--space.representation-dim", "[12]", "--space.projection-dim", "[6]", "--measure.inner-folds", "2"]
         assert SWEEP.main(given) == 0
         records = Ledger.open(tmp_path / f"s{number}").finished().values()
         found.append({r.tags.get("number", r.tags.get("system")): dict(r.metrics) for r in records})
