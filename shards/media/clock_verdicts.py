@@ -1,8 +1,8 @@
 """Remembers which recordings have one clock: a large one is read once for a whole build, not for each of its shards.
 
 Intervals of one recording lie in many shards, which other processes build, on other machines. So verdicts on large
-files are kept on the disk that they share, under a file's path, with its size and its time of change. Whoever needs
-one that another is about to give waits for it.
+files are kept on the disk that they share, under a file's path, with its size, its time of change and the number of the
+rule by which it was judged. Whoever needs one that another is about to give waits for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from conclugen.common.atomic import write_json
 from conclugen.common.locks import Lock, LockHeldError
 from conclugen.common.reading import read_mapping
 from shards.media.limits import REASONS, MediaError
+from shards.media.one_clock import RULE
 from shards.media.probe import check_file
 
 _LARGE = 16 << 20  # bytes: smaller files are read in less time than it takes to keep a verdict for each of thousands
@@ -84,7 +85,7 @@ class ClockVerdicts:
     ) -> _Verdict:
         """From the disk, else by a scan that one process alone makes at a time."""
         file = folder / f"{xxhash.xxh3_128_hexdigest(version[0].encode(errors='surrogateescape'))}.json"
-        stated = dict(zip(("path", "size", "changed"), version, strict=True))
+        stated = {"rule": RULE, **dict(zip(("path", "size", "changed"), version, strict=True))}
         kept = _read(file, stated)
         if kept is not None and kept.holds(seconds):
             return kept

@@ -65,6 +65,25 @@ def test_one_reading_for_all_processes(found: MediaError | None, path: str, tmp_
         assert asked(ClockVerdicts(folder), path, scan) in answers and scan.times == number
 
 
+@pytest.mark.parametrize("found", [None, MediaError("clock_jumps", "back"), MediaError("timeout", "not ready")])
+def test_verdicts_of_another_rule_are_not_believed(
+    found: MediaError | None, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one from before rules had a number; nor do its tries count."""
+    scan, folder = Scan(found), tmp_path / "clocks"
+    for _ in range(2):
+        asked(ClockVerdicts(folder), path, scan)
+    scan.found, times = None, scan.times
+    with monkeypatch.context() as patched:
+        patched.setattr(clock_verdicts, "RULE", clock_verdicts.RULE + 1)
+        assert asked(ClockVerdicts(folder), path, scan) is None and scan.times == times + 1
+        assert asked(ClockVerdicts(folder), path, scan) is None and scan.times == times + 1
+    assert asked(ClockVerdicts(folder), path, scan) is None and scan.times == times + 2
+    (file,) = folder.iterdir()
+    file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "rule"}))
+    assert asked(ClockVerdicts(folder), path, scan) is None and scan.times == times + 3
+
+
 def test_who_comes_meanwhile_waits(path: str, tmp_path: Path) -> None:
     reads, going, go_on = Scan(), threading.Event(), threading.Event()
 
