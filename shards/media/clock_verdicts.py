@@ -7,7 +7,7 @@ rule by which it was judged. Whoever needs one that another is about to give wai
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from shards.media.limits import REASONS, MediaError
 from shards.media.one_clock import RULE
 from shards.media.probe import check_file
 
+_log = logging.getLogger(__name__)
 _LARGE = 16 << 20  # bytes: smaller files are read in less time than it takes to keep a verdict for each of thousands
 _SLOWEST = 4_000_000  # bytes a second at which a recording is read at least, by many at once over a network
 # A reading that fails may last as long as its alarm, and not every shard should wait for one. Once more, however: the
@@ -28,6 +29,7 @@ _SLOWEST = 4_000_000  # bytes a second at which a recording is read at least, by
 _TRIES = 2
 _UNFINISHED = frozenset({"timeout", "crashed", "too_many_bytes"})
 _LONGEST = 1 << 16  # bytes of a kept verdict
+_told: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class _Verdict:
 
 
 class ClockVerdicts:
-    """folder: where they are kept, made where it is missing; None keeps them in memory alone."""
+    """folder: where they are kept, made where it is missing; None keeps them in memory alone, as does a folder that
+    can't be written to, which is logged once."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
@@ -65,7 +68,7 @@ class ClockVerdicts:
 
         scan: reads the file within so many seconds: `timeout`, and as many more as its size takes. Where it takes
         longer, or its process dies, it is tried once more, by the next process that asks, and again by one that has
-        more seconds. Raises OSError where no verdict can be kept.
+        more seconds.
         """
         size = check_file(path)
         try:
@@ -89,20 +92,35 @@ class ClockVerdicts:
         kept = _read(file, stated)
         if kept is not None and kept.holds(seconds):
             return kept
-        folder.mkdir(exist_ok=True)
         lock = Lock(file.with_suffix(".lock"), keep=False)
-        with contextlib.suppress(LockHeldError):  # its holder can't be at work any more, or can't be seen from here
+        try:
+            folder.mkdir(exist_ok=True)
             lock.acquire(_TRIES * seconds)
+        except LockHeldError:  # its holder can't be at work any more, or can't be seen from here
+            pass
+        except OSError as error:
+            self._go_without(folder, error)
+            return _made(scan, seconds)
         try:
             kept = _read(file, stated)
             if kept is not None and kept.holds(seconds):
                 return kept
             verdict = _made(scan, seconds, 0 if kept is None else kept.tries)
             if verdict.reason is None or verdict.reason == "clock_jumps" or verdict.reason in _UNFINISHED:
-                write_json(file, {**stated, **asdict(verdict)})
+                try:
+                    write_json(file, {**stated, **asdict(verdict)})
+                except OSError as error:
+                    self._go_without(folder, error)
             return verdict
         finally:
             lock.release()
+
+    def _go_without(self, folder: Path, error: OSError) -> None:
+        self._folder = None
+        if folder not in _told:
+            _told.add(folder)
+            what = "what is found out about recordings can't be kept there"
+            _log.warning("%s: %s (%s), so each shard reads large ones anew", folder, what, error.strerror or error)
 
 
 def _made(scan: Callable[[float], None], seconds: float, before: int = 0) -> _Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -133,6 +134,40 @@ def test_other_refusals_are_found_anew_by_each_process(path: str, tmp_path: Path
     scan, folder = Scan(MediaError("unreadable", "away")), tmp_path / "clocks"
     assert {asked(ClockVerdicts(folder), path, scan) for _ in range(3)} == {"unreadable: away"}
     assert scan.times == 3 and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("found", [None, MediaError("clock_jumps", "back")])
+@pytest.mark.parametrize("fault", ["a file in its place", "a folder in the lock's place", "read-only", "full"])
+def test_a_folder_that_cannot_be_used_is_gone_without(
+    fault: str, found: MediaError | None, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Told once for all shards; each reads the recording once."""
+    folder, scan = tmp_path / "clocks", Scan(found)
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def read_only(*given: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    if fault == "a file in its place":
+        folder.write_text("mine")
+    elif fault == "full":
+        monkeypatch.setattr(clock_verdicts, "write_json", full)
+    elif fault == "read-only":
+        folder.mkdir()
+        monkeypatch.setattr(clock_verdicts.Lock, "acquire", read_only)
+    else:
+        asked(ClockVerdicts(folder), path, Scan())
+        (file,) = folder.iterdir()
+        file.unlink()
+        file.with_suffix(".lock").mkdir()
+    expected = None if found is None else "clock_jumps: back"
+    for shard in (1, 2):
+        verdicts = ClockVerdicts(folder)
+        assert {asked(verdicts, path, scan) for _ in range(3)} == {expected} and scan.times == shard
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith(f"{folder}: ") and "each shard reads large ones anew" in told
 
 
 def test_small_files_leave_nothing(tmp_path: Path) -> None:
