@@ -15,6 +15,7 @@ import ray
 
 from ray_jobs import embed, evaluate, extract_features, pretrain
 from shards.manifest import Manifest
+from shards.split import make_views
 from tests.cluster.servers import S3_KEYS, s3_server
 from tests.ray_jobs.embedding.test_embed import NAMES, make_run
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
@@ -31,11 +32,15 @@ _SMALL += ["--pretrain.model.reconstruction-hidden-dim", "8", "--pretrain.tasks.
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory, _ray_folder: str) -> Iterator[tuple[str, str]]:
-    """A folder and a bucket that hold the same data sets: `faces` (features) and `clips`."""
+    """A folder and a bucket that hold the same data sets: `faces` (features; views train and test), `speakers`
+    (features; views train and validation) and `clips`."""
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
     folder = tmp_path_factory.mktemp("sets")
     write_labelled(folder / "faces", ("video", "audio"), published=True)
+    speakers = Manifest.open(write_labelled(folder / "speakers", ("video", "audio")))
+    for view in make_views(speakers, parts={"train": 0.75, "validation": 0.25})[0]:
+        view.save()
     make_clips(folder / "clips", 2, 6, pictures=25)
     # The store's address is in the environment before Ray starts, whose workers inherit it.
     with pytest.MonkeyPatch.context() as patch, s3_server() as url:
@@ -43,7 +48,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory, _ray_folder: str) -> Iterator
             patch.setenv(name, value)
         store = fsspec.filesystem("s3", skip_instance_cache=True)
         store.mkdir("sets")
-        for name in ("faces", "clips"):
+        for name in ("faces", "speakers", "clips"):
             store.put(str(folder / name), f"sets/{name}", recursive=True)
         fsspec.get_filesystem_class("s3").clear_instance_cache()  # another test's server had another address
         ray.init("local", num_cpus=6, include_dashboard=False, logging_level="warning", _temp_dir=_ray_folder)
@@ -115,9 +120,9 @@ def test_embeddings_of_clips_and_of_features_are_the_same(sets: tuple[str, str],
 def test_sweeps_find_the_same(sets: tuple[str, str], tmp_path: Path) -> None:
     found = []
     for number, place in enumerate(sets):
-        given = ["--data", f"{place}/faces", "--label", "emotion", "--output", str(tmp_path), "--run", f"s{number}"]
+        given = ["--data", f"{place}/speakers", "--label", "emotion", "--output", str(tmp_path), "--run", f"s{number}"]
         given += ["--trials", "2", "--search", "random", "--space.modalities", "[video+audio]", "--space.epochs", "2"]
-        given += ["--space.tasks", "[contrastive]", "--space.global-batch", "[24]", "--data.validation-view", "null"]
+        given += ["--space.tasks", "[contrastive]", "--space.global-batch", "[24]"]
         given += ["--space.representation-dim", "[12]", "--space.projection-dim", "[6]", "--measure.inner-folds", "2"]
         assert SWEEP.main(given) == 0
         records = Ledger.open(tmp_path / f"s{number}").finished().values()
