@@ -28,7 +28,14 @@ _FORMAT = 2
 CLAIM = Claim(
     "build",
     PLAN_NAME,
-    ("clips-*.tar", "clips-*.index.parquet", f"{REPORTS}/*.json", f"{CLOCKS}/*.json", FILE_NAME, SUMMARY_NAME),
+    (
+        "clips-*.tar",
+        "clips-*.index.parquet",
+        f"{REPORTS}/*.json",
+        *(f"{CLOCKS}/{pattern}" for pattern in ("*.json", "*.lock", "*.lock.marker", ".*.partial")),
+        FILE_NAME,
+        SUMMARY_NAME,
+    ),
 )
 
 
