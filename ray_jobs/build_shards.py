@@ -20,13 +20,15 @@ class BuildJob:
 
     Attributes:
         adapter: How the data set is laid out.
-        source: Folder of the data set.
+        source: Folder of the data set; given without an option.
         output: Folder where the shards go; every node must see it.
         allow_incomplete: Go on where clips of the set are missing.
         overwrite: Replace another build that stands in the output.
         table: Folder: CSV, TSV, JSONL or Parquet file with a row for each clip.
-        field: Folder: name of a column in the table, as NAME=COLUMN; may be repeated.
-        label: Folder: a label, as NAME[=COLUMN]:KIND[:CLASS,...]; may be repeated.
+        field: Folder: which column of the table a name means, as NAME=COLUMN; may be repeated. Names: path, audio,
+            start, end, key, group (speaker), split, text.
+        label: Folder: a label, as NAME[=COLUMN][:KIND[:CLASS,...]]; may be repeated. KIND is class, continuous or
+            multilabel; of text it is class.
         encoding: Folder: of a table or transcripts that are not UTF-8, such as cp1252; none: UTF-8.
         unpack: Webdataset: folder where the videos are unpacked; every node must see it.
         folds: MOSEI: official folds (.json, or the SDK's .py).
@@ -50,9 +52,9 @@ class BuildJob:
         quiet: No progress lines.
     """
 
-    adapter: str
     source: Path
     output: Path
+    adapter: str = "folder"
     allow_incomplete: bool = False
     overwrite: bool = False
     table: Path | None = None
@@ -104,10 +106,11 @@ COMMAND = Command(
     BuildJob,
     run,
     shown=(
-        *("adapter", "source", "output", "table", "field", "label", "folds", "faces", "transcribe", "overwrite"),
+        *("source", "output", "adapter", "table", "field", "label", "folds", "faces", "transcribe", "overwrite"),
         *("allow-incomplete", "cpus", "quiet"),
     ),
     was={"out": "output"},
+    bare="source",
     epilog=_known,
 )
 main = COMMAND.main

@@ -32,7 +32,8 @@ class CheckJob:
         kind: What the source is; none: by what is in it.
         table: CSV, TSV, JSONL or Parquet file with a row for each clip or sample.
         encoding: Of tables and texts that are not UTF-8, such as cp1252; none: UTF-8.
-        label: A label, as NAME[=FIELD]:KIND[:CLASS,...]; may be repeated.
+        label: A label, as NAME[=FIELD][:KIND[:CLASS,...]]; may be repeated. KIND is class, continuous or multilabel; of
+            text it is class.
         adapter: Clips: how the set is laid out.
         field: Clips: name of a column in the table, as NAME=COLUMN.
         unpack: Webdataset: folder where the videos are unpacked.
@@ -94,8 +95,8 @@ class PackJob:
         output: Folder where the shards are written.
         column: A column to store, as NAME or NAME=ARRAY; may be repeated.
         modality: Columns that make a modality when it is read, as NAME=COLUMN[,COLUMN]; none: each column is one.
-        label: A label, as NAME[=FIELD[,FIELD]]:KIND[:CLASS,CLASS|:names=ARRAY]; KIND is class, multilabel or
-            continuous; classes are listed, named by an array, or found. May be repeated.
+        label: A label, as NAME[=FIELD[,FIELD]][:KIND[:CLASS,CLASS|:names=ARRAY]]; KIND is class, multilabel or
+            continuous, of text class; classes are listed, named by an array, or found. May be repeated.
         key: The field that names the samples; none: file names, or row numbers.
         group: The field that says whose sample it is (speaker).
         text: The field of the transcript.

@@ -25,6 +25,14 @@ from shards.tables import Table, read_table
 
 # What of a clip can be in the table -> the column's name there, unless `fields` says otherwise.
 FIELDS = ("path", "audio", "start", "end", "key", "group", "split", "text")
+# What people call these columns, told apart as `names.fold` has it: taken where there is none of the name itself, and
+# only one of these.
+ALSO_CALLED = {
+    "path": ("file", "filename", "file_path", "video", "video_path", "clip"),
+    "audio": ("audio_file", "audio_path", "wav"),
+    "group": ("speaker", "speaker_id", "person", "person_id", "actor", "actor_id", "subject", "subject_id"),
+    "text": ("transcript", "transcription", "utterance", "sentence"),
+}
 _LONGEST_TEXT = 1 << 20
 _NAMED = 5
 
@@ -38,12 +46,13 @@ def read(
 ) -> ClipSet:
     """Clips of a folder.
 
-    Without a table: every video below it, in folders of any depth; the key is the path without its suffix, with `_`
-    for `/`; a `.txt` of the same name beside a video is its transcript. With a table: a clip for each row; `path`
-    (required) and `audio` are relative to the folder; further columns as in `FIELDS`, renamed by `fields`
-    (name -> column); `labels` are read from the table as `python -m shards pack` reads them. Rows that are there
-    twice, identically, count once; different rows of one key are refused, each with the numbers of the others. Names,
-    paths and encodings are read as `shards.names` says; encoding: of the table and of transcripts without a mark.
+    Without a table: every video below it, in folders of any depth; the key is the path without its suffix, with `_` for
+    `/`; a `.txt` of the same name beside a video is its transcript. With a table: a clip for each row; `path`
+    (required) and `audio` are relative to the folder; further columns as in `FIELDS`, renamed by `fields` (name ->
+    column) or as in `ALSO_CALLED`; `labels` are read from the table as `python -m shards pack` reads them. Rows that
+    are there twice, identically, count once; different rows of one key are refused, each with the numbers of the
+    others. Names, paths and encodings are read as `shards.names` says; encoding: of the table and of transcripts
+    without a mark.
 
     Raises ValueError for a table that can't be read, unknown columns, and labels that don't fit.
     """
@@ -92,6 +101,8 @@ def read(
     absent = [missing[index] for index in kept if index in missing]
     counts = [Count("videos of the table", len(kept), len(kept) - len(absent), absent)]
     how = [f"{rows.path.name}: {len(rows)} rows, {rows.how}"]
+    if called := [f"{name} is its column {column!r}" for name, column in columns.items() if column != name]:
+        how.append(f"{rows.path.name}: {', '.join(called)}")
     if begun := early.intersection(kept):
         how.append(f"intervals that begin before 0, and are taken from 0 on: {len(begun)}")
     if windows := sum(isinstance(path, str) and "\\" in path for path in rows.columns[columns["path"]]):
@@ -160,20 +171,36 @@ def _transcript(text: Path, encoding: str | None, encodings: Counter[str]) -> st
 
 
 def _columns(table: Table, fields: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column of the table, for those that it has."""
+    """Field -> column of the table, for those that it has; fields may be named as people call them."""
+    fields = {_field_called(name, column): column for name, column in fields.items()}
     for name, column in fields.items():
-        if name not in FIELDS:
-            raise ValueError(f"--field {name}={column}: {name!r} is unknown, {did_you_mean(name, FIELDS)}")
         if column not in table.columns:
             known = did_you_mean(column, table.columns)
             raise ValueError(f"--field {name}={column}: {table.path} has no such column, {known}")
-    columns = {name: fields.get(name, name) for name in FIELDS if fields.get(name, name) in table.columns}
+    given = {name: fields.get(name) or _column_called(name, table.names) for name in FIELDS}
+    columns = {name: column for name, column in given.items() if column is not None}
     if "path" not in columns:
         known = ", ".join(table.columns)
         raise ValueError(
             f"{table.path} has no column 'path' (it has: {known}); say which column it is with --field path=COLUMN"
         )
     return columns
+
+
+def _field_called(name: str, column: str) -> str:
+    called = next((field for field, others in ALSO_CALLED.items() if names.fold(name) in map(names.fold, others)), name)
+    if called not in FIELDS:
+        raise ValueError(f"--field {name}={column}: {name!r} is unknown, {did_you_mean(name, FIELDS)}")
+    return called
+
+
+def _column_called(name: str, columns: Sequence[str]) -> str | None:
+    """The column of a field: that of its name, or the only one that is called otherwise."""
+    if name in columns:
+        return name
+    wanted = {names.fold(other) for other in (name, *ALSO_CALLED.get(name, ()))}
+    found = [column for column in columns if names.fold(column) in wanted]
+    return found[0] if len(found) == 1 else None
 
 
 def table_labels(table: Table, specs: Sequence[LabelSpec]) -> list[LabelValues]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ _MOST_SHOWN = 400  # characters of a list of classes
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """A label to be packed. fields: where its values are (several for several numbers); classes: their names, or
-    `names_from`: the array that lists them; with neither they are found in the data."""
+    """A label to be packed. fields: where its values are (several for several numbers); kind: "" where the values say
+    it; classes: their names, or `names_from`: the array that lists them; with neither they are found in the data."""
 
     name: str
     fields: tuple[str, ...]
@@ -28,11 +29,11 @@ class LabelSpec:
 
     @classmethod
     def parse(cls, text: str) -> LabelSpec:
-        """NAME[=FIELD[,FIELD]]:KIND[:CLASS,CLASS | :names=FIELD]; ValueError otherwise."""
-        head, _, rest = text.partition(":")
+        """NAME[=FIELD[,FIELD]][:KIND[:CLASS,CLASS | :names=FIELD]]; ValueError otherwise."""
+        head, given, rest = text.partition(":")
         kind, _, classes = rest.partition(":")
         name, _, fields = head.partition("=")
-        if kind not in LABEL_KINDS:
+        if given and kind not in LABEL_KINDS:
             raise ValueError(f"--label {text!r}: kind is {kind!r}, {did_you_mean(kind, LABEL_KINDS)}")
         if kind == "continuous" and classes:
             raise ValueError(f"--label {text!r}: a continuous label has no classes")
@@ -44,7 +45,11 @@ class LabelSpec:
     def option(self) -> str:
         """As it is given, but for the classes."""
         fields = "" if self.fields == (self.name,) else f"={','.join(self.fields)}"
-        return f"{self.name}{fields}:{self.kind}"
+        return f"{self.name}{fields}:{self.kind}".removesuffix(":")
+
+    def of_kind(self, kind: str) -> LabelSpec:
+        """The same of a kind that was not given."""
+        return replace(self, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ def read_label(
     ValueError for values that don't fit, for a class that no sample has (unless allowed), and for a class label of a
     single class."""
     arrays = [field(name) for name in spec.fields]
+    if not spec.kind:
+        spec = spec.of_kind(_kind_of(spec, arrays))
     if spec.kind != "class":
         numbers = [_floats(spec, array, place).reshape(len(array), -1) for array in arrays]
         return _numbers(spec, np.concatenate(numbers, axis=1), constants, place)
@@ -115,6 +122,27 @@ def read_label(
             + ", or say --allow-empty-class if other data has it"
         )
     return LabelValues(label, values)
+
+
+def _kind_of(spec: LabelSpec, arrays: Sequence[np.ndarray]) -> str:
+    """What the values say: text is a class, a number with a fraction is continuous. Raises ValueError for whole
+    numbers, which are the names of classes as often as they are ratings."""
+    whole = True
+    for value in itertools.chain.from_iterable(array.reshape(-1).tolist() for array in arrays):
+        value = names.plain(value)
+        try:
+            number = names.number(value)
+        except ValueError:
+            return "class"
+        if isinstance(value, bool):
+            return "class"
+        whole = whole and (np.isnan(number) or float(number).is_integer())
+    if whole:
+        raise ValueError(
+            f"label {spec.name!r}: its values are whole numbers; say whether they are classes or amounts: "
+            f"--label {spec.option}:class or --label {spec.option}:continuous"
+        )
+    return "continuous"
 
 
 def _class_value(spec: LabelSpec, place: Callable[[int], str], number: int, value: Any) -> Any:

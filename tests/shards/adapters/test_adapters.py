@@ -298,7 +298,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
         "d.jsonl": (b'{"path": "a.mp4"}\n[1]\n', "line 2: expected an object"),
         "e.jsonl": (b"{", "line 1 is no JSON"),
         "f.parquet": (b"PAR1", "cannot be read"),
-        "g.csv": (b"file\na.mp4\n", "has no column 'path'"),
+        "g.csv": (b"which\na.mp4\n", "has no column 'path'"),
         "h.xlsx": (b"", "expected a file ending in"),
         "i.csv": (b"path\n", "has no rows"),
     }

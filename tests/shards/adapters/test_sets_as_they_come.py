@@ -13,6 +13,8 @@ from shards.adapters.clip_set import ClipSet
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader, ClipSchema
 from shards.clips.writer import NewClip, write_clip_shard
+from shards.packing.labels import LabelSpec
+from shards.schema import Label
 from tests.shards.adapters import layouts
 from tests.shards.adapters.layouts import touch
 
@@ -220,3 +222,67 @@ def test_strings_that_only_some_sets_have_are_stored(tmp_path: Path) -> None:
     for wrong in (["a.b"], ["split"], ["x", "x"], "x"):
         with pytest.raises(ValueError):
             ClipSchema.from_dict({**ClipSchema().to_dict(), "further": wrong})
+
+
+def _folder(tmp_path: Path, table: str) -> Path:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "labels.csv").write_text(table, "utf-8")
+    return tmp_path / "labels.csv"
+
+
+@pytest.mark.parametrize(
+    ("head", "fields"),
+    [
+        ("path;group;text", {}),
+        ("filename;person;transcript", {}),
+        ("File Name;Speaker ID;Sentence", {}),
+        ("Path;Group;Text", {}),
+        ("which;who;what", {"path": "which", "speaker": "who", "transcript": "what"}),
+        ("video;person;what", {"text": "what"}),
+    ],
+)
+def test_columns_are_found_by_what_people_call_them(head: str, fields: dict[str, str], tmp_path: Path) -> None:
+    table = _folder(tmp_path, f"{head};emotion\na.mp4;p1;hello;glad\nb.mp4;p2;;sad\n")
+    clips = read_clips("folder", tmp_path, table=table, fields=fields, labels=(LabelSpec.parse("emotion"),))
+    assert [(clip.key, clip.group, clip.transcript) for clip in clips.clips] == [
+        ("a", "p1", "hello"),
+        ("b", "p2", None),
+    ]
+    assert clips.grouped and clips.labels == (Label("emotion", "class", ("glad", "sad")),)
+    told = " ".join(clips.how)
+    path = head.partition(";")[0]
+    assert (f"path is its column {path!r}" in told) is (path != "path")
+
+
+def test_two_columns_that_may_be_meant_are_not_guessed_between(tmp_path: Path) -> None:
+    table = _folder(tmp_path, "video;filename;actor;speaker\na.mp4;a.mp4;1;2\n")
+    with pytest.raises(ValueError, match=r"no column 'path' \(it has: video, filename.*--field path=COLUMN"):
+        read_clips("folder", tmp_path, table=table)
+    clips = read_clips("folder", tmp_path, table=table, fields={"path": "video"})
+    assert not clips.grouped
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["glad", "sad"], "class"),
+        (["0.5", "-1"], "continuous"),
+        (["0.5", ""], "continuous"),
+        (["1", "x"], "class"),
+        (["1", "2"], None),
+        (["1.0", ""], None),
+    ],
+)
+def test_the_kind_of_a_label_is_what_its_values_say(values: list[str], kind: str | None, tmp_path: Path) -> None:
+    rows = "".join(f"{name}.mp4,{value}\n" for name, value in zip("ab", values, strict=True))
+    table = _folder(tmp_path, f"path,feel\n{rows}")
+    labels = (LabelSpec.parse("feel"),)
+    if kind is None:
+        with pytest.raises(ValueError, match="--label feel:class or --label feel:continuous"):
+            read_clips("folder", tmp_path, table=table, labels=labels)
+        return
+    clips = read_clips("folder", tmp_path, table=table, labels=labels)
+    assert [label.kind for label in clips.labels] == [kind]
+    whole = read_clips("folder", tmp_path, table=table, labels=(LabelSpec.parse(f"feel:{kind}"),))
+    assert repr([clip.labels for clip in clips.clips]) == repr([clip.labels for clip in whole.clips])

@@ -227,7 +227,7 @@ def test_labels_of_all_kinds_and_classes_that_are_found(npz: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--label", "emotion"], "kind is ''"),
+        (["--label", "emotion"], "whole numbers; say whether they are classes or amounts: --label emotion:class or"),
         (["--label", "emotion:clas"], "did you mean 'class'"),
         (["--label", "score:continuous:a,b"], "has no classes"),
         (["--column", "au", "--column", "au=mfcc"], "--column au is given twice"),
