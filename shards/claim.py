@@ -36,6 +36,24 @@ def digest_of(identity: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
 
 
+def differing_in(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """Names of the entries that differ; within lists of as many mappings those of the mappings, such as
+    `encoders[0].digest`."""
+    found = []
+    for name in sorted({*identity, *stored}):
+        theirs, mine = stored.get(name), identity.get(name)
+        if theirs == mine:
+            continue
+        lists = [value for value in (theirs, mine) if isinstance(value, list)]
+        as_many = len(lists) == 2 and len(lists[0]) == len(lists[1])
+        if as_many and all(isinstance(item, dict) for items in lists for item in items):
+            pairs = enumerate(zip(*lists, strict=True))
+            found += [f"{name}[{at}].{own}" for at, (a, b) in pairs for own in differing_in(a, b)]
+        else:
+            found.append(name)
+    return found
+
+
 class ClaimLostError(ValueError):
     """The folder has become another job's while this one, or a task that it left behind, was at work."""
 
@@ -86,7 +104,7 @@ class Claim:
         """Why the job that is there can't be gone on with."""
         try:
             stored = json.loads(path.read_bytes())
-            differing = sorted(name for name in {*identity, *stored} if identity.get(name) != stored.get(name))
+            differing = differing_in(stored, identity)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             return f"{path} cannot be read ({error})"
         return f"{folder} holds a {self.what} that differs in {', '.join(differing)}" if differing else None

@@ -102,7 +102,7 @@ def _load(found: hf.Found, place: str, options: Any, device: str) -> AudioEncode
         column=found.column("audio"),
         width=steps.shape[1] * (2 if pooling == MEAN_STD else 1),
         takes=Takes(WAVE, part.rate),
-        preprocessing=f"{type(extractor).__name__}; windows of {part.window} samples; {kept}",
+        preprocessing=f"{type(extractor).__name__}; windows of {part.window} samples; {kept}; {hf.arithmetic(found)}",
         source=found.source,
         licence=hf.licence(found),
         digest=hf.digest(network, hf.settings(extractor)),

@@ -90,7 +90,7 @@ def _load(found: hf.Found, place: str, options: Any, device: str) -> FramesEncod
         column=found.column("video"),
         width=vector.shape[1] * (2 if pooling == MEAN_STD else 1),
         takes=Takes(FRAMES, found.fps or (_VIDEO_FPS if kind.video else _IMAGE_FPS), size),
-        preprocessing=f"{type(processor).__name__}; {seen}; {token}",
+        preprocessing=f"{type(processor).__name__}; {seen}; {token}; {hf.arithmetic(found)}",
         source=found.source,
         licence=hf.licence(found),
         digest=hf.digest(network, hf.settings(processor)),

@@ -365,6 +365,11 @@ def cast(network: Any, found: Found) -> Any:
     return network.to(torch.bfloat16) if found.dtype == HALF else network
 
 
+def arithmetic(found: Found) -> str:
+    """For the recipe. float32 is named as well: before precision could be chosen, the device chose it in silence."""
+    return f"computed in {found.dtype or 'float32'}"
+
+
 def kind_of(found: Found, config: Any) -> str:
     """The kind of the model. Raises WrongModelError for one that another family takes, or none."""
     kind, allowed = str(config.model_type), KINDS[found.family]

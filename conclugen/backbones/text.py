@@ -92,6 +92,8 @@ def _load(name: str, column: str, found: hf.Found, source: str, licence: str, de
             hidden = hf.hidden_of(found, network, input_ids=tokens, attention_mask=torch.ones_like(tokens))
         pooling = MEAN_STD if found.pool == MEAN_STD else MEAN
         kept = "class token alone" if found.pool == hf.FIRST else "special ones included"
+        if found.family == "hf-text":  # the others never computed in anything but float32
+            kept = f"{kept}; {hf.arithmetic(found)}"
         info = EncoderInfo(
             name=name,
             modality="text",

@@ -14,7 +14,7 @@ from typing import Any
 
 from conclugen import backbones
 from conclugen.backbones import Encoder, EncoderInfo, registry
-from conclugen.backbones.encoder import differences
+from conclugen.backbones.encoder import MEAN_STD, differences
 from conclugen.backbones.views import STRENGTHS
 from conclugen.common.names import did_you_mean
 from shards.claim import Claim, digest_of
@@ -172,7 +172,9 @@ class Extraction:
             "dtype": self.dtype,
         }
         if self.sequences:
-            plain["sequences"] = True
+            # Steps of such encoders are half as wide as their vectors; earlier versions stored them glued in pairs.
+            halved = {info.column: info.step_width for info in self.infos if info.pooling == MEAN_STD}
+            plain["sequences"] = halved or True
         if self.augmentation.count:
             plain |= {"view_strength": self.augmentation.strength, "view_seed": self.augmentation.seed}
         read_back: dict[str, Any] = json.loads(json.dumps(plain))
@@ -222,10 +224,14 @@ class Recipe:
                     f"column {wanted['column']!r} was made by the encoder {wanted['name']}, which is missing"
                 )
             for name, value, made_with in differences(found, wanted):
+                remedy = (
+                    f"Give the same weights with --weights {wanted['name']}=FILE"
+                    if name == "digest"
+                    else "Extract its features again, and pretrain on those"
+                )
                 raise ValueError(
-                    f"encoder {wanted['name']}: {name} is {short(value)}, but the model's features were made with "
-                    f"{short(made_with)}; others mean nothing to it. Give the same weights "
-                    f"with --weights {wanted['name']}=FILE"
+                    f"encoder {wanted['name']}: {name} is {short(value, 200)}, but the model's features were made with "
+                    f"{short(made_with, 200)}; others mean nothing to it. {remedy}"
                 )
 
 
@@ -250,7 +256,7 @@ def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
     return Recipe(encoders, decoding)
 
 
-def short(value: Any) -> str:
+def short(value: Any, longest: int = 40) -> str:
     """For a message."""
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:20]}..."
+    return text if len(text) <= longest else f"{text[: longest // 2]}..."

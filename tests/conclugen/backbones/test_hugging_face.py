@@ -233,6 +233,9 @@ def test_precision_is_chosen_by_name(kind: str, models: Callable[[str], Path]) -
     assert (whole.dtype, half.dtype) == (torch.float32, torch.bfloat16)  # type: ignore[attr-defined]
     assert half.info.name == f"{whole.info.name}@dtype=bfloat16" and half.info.column != whole.info.column
     assert half.info.digest == whole.info.digest and half.info.identity() != whole.info.identity()
+    # So that features made when the device chose the precision, which said nothing of it, are others than both.
+    said = [info.preprocessing.rpartition("; ")[2] for info in (whole.info, half.info)]
+    assert said == ["computed in float32", "computed in bfloat16"]
     clips = inputs(whole)
     exact, rough = whole.encode(clips), half.encode(clips)
     assert 1e-5 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()

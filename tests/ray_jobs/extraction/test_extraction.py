@@ -31,7 +31,7 @@ from ray_jobs.extraction.clip_features import (
     input_of,
 )
 from ray_jobs.extraction.extract import choices_of, resources_of, room_needed
-from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, recipe_of
+from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, Recipe, recipe_of
 from shards.adapters import read_clips
 from shards.check_stored import stored_samples
 from shards.clips.build import build_shard
@@ -272,6 +272,27 @@ def test_other_extractions_are_not_mixed(clips: ClipManifest, tmp_path: Path) ->
     (tmp_path / "other/file").touch()
     with pytest.raises(ValueError, match="is not empty"):
         make_plan(clips, tmp_path / "other")
+
+
+def test_features_made_before_precision_was_named_are_not_gone_on_with(clips: ClipManifest, tmp_path: Path) -> None:
+    """On a GPU those were of bfloat16; and steps of a deviation were stored in pairs."""
+    plan = Extraction.make(clips, tmp_path / "a", [EncoderChoice(name) for name in RANDOM[:2]], sequences=True)
+    half = replace(plan.infos[1], preprocessing="extractor; steps; computed in float32", pooling="meanstd")
+    plan = replace(plan, infos=(plan.infos[0], half))
+    plan.claim()
+    plan.claim()
+    assert plan.identity["sequences"] == {"random_audio": 8}
+    record = plan.out / "extraction.json"
+    old = json.loads(record.read_text())
+    old["encoders"][1]["preprocessing"] = "extractor; steps"
+    record.write_text(json.dumps(old | {"sequences": True}))
+    with pytest.raises(ValueError, match=r"differs in encoders\[1\]\.preprocessing, sequences; choose another folder"):
+        plan.claim()
+    changed = [info.to_dict() for info in plan.infos]
+    changed[1]["preprocessing"] = "extractor; steps"
+    told = r'preprocessing is ".*; computed in float32", .*made with "extractor; steps"; .* Extract its features again'
+    with pytest.raises(ValueError, match=told):
+        Recipe(tuple(changed), Decoding()).check(plan.infos)
 
 
 def test_stretches_of_a_clip() -> None:
