@@ -405,6 +405,33 @@ def test_configurations_that_would_take_for_ever_or_break_the_reader(tmp_path: P
         strict_yaml.load(tmp_path / "run.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1, 2\nb: 3\n", "2:2: no valid YAML: while parsing a flow sequence (line 1, column 4): expected ',' or "
+         "']', but got ':'"),
+        ("a: 1\n b: 2\n", "2:3: no valid YAML: mapping values are not allowed here"),
+        ("a: 'x\n", "2:1: no valid YAML: while scanning a quoted scalar (line 1, column 4): found unexpected end of "
+         "stream"),
+        ("a: 1\nbc\x07: 2", "2:3: no valid YAML: found character '\\x07'; remove it"),
+        ("\x07", "1:1: no valid YAML: found character '\\x07'; remove it"),
+        ("a: 1\n--- b", "2:1: no valid YAML: expected a single document in the stream (line 1, column 1): but found "
+         "another document"),
+        ("%YAML 3.0\n---\na: 1", "1:1: no valid YAML: found incompatible YAML document (version 1.* is required)"),
+        ("a: &\n b", "1:5: no valid YAML: while scanning an anchor (line 1, column 4): expected alphabetic or numeric "
+         "character, but found '\\n'"),
+    ],
+)  # fmt: skip
+def test_broken_configurations_are_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(OptionsError) as error:
+        strict_yaml.load(tmp_path / "run.yaml")
+    assert str(error.value) == f"{tmp_path / 'run.yaml'}:{told}"
+    with pytest.raises(OptionsError) as error:
+        strict_yaml.words(text, "--space")
+    assert str(error.value) == f"--space:{told}"
+
+
 def test_hostile_arrays(tmp_path: Path) -> None:
     """Where packing reads arrays: .npy of objects, .npz with one, an .npz that is a pickle."""
     (tmp_path / "folder").mkdir()

@@ -97,7 +97,7 @@ def _compose(path: str | Path, text: str, loader: type[yaml.SafeLoader] | type[y
                 raise OptionsError(f"{path}:{_line(event)}: is nested more than {_DEEPEST} deep; write it flat")
         root = loader(text).get_single_node()
     except yaml.YAMLError as error:
-        raise OptionsError(f"{path}: no valid YAML: {error}") from error
+        raise OptionsError(f"{path}:{_problem(error, text)}") from error
     for keys, key in _keys(root, ()):
         _check_key(path, keys, key)
     return root
@@ -148,6 +148,22 @@ def _check_key(path: str | Path, seen: dict[str, int], named: tuple[str, yaml.No
         raise OptionsError(f"{path}:{line}: {name!r} names code to import, which is refused; remove it")
     if key.value in seen:
         raise OptionsError(f"{path}:{line}: {name!r} is given twice, first in line {seen[key.value]}; keep one")
+
+
+def _problem(error: yaml.YAMLError, text: str) -> str:
+    """`LINE:COLUMN: no valid YAML: ...` on one line; PyYAML's own message has several, with excerpts."""
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+        return f"{line}:{column}: no valid YAML: found character {chr(error.character)!r}; remove it"
+    assert isinstance(error, yaml.MarkedYAMLError)
+    mark = error.problem_mark or error.context_mark
+    place = "" if mark is None else f"{mark.line + 1}:{mark.column + 1}: "
+    context = ""
+    if error.context:
+        begun = error.context_mark
+        context = error.context + ("" if begun is None else f" (line {begun.line + 1}, column {begun.column + 1})")
+    return f"{place}no valid YAML: " + " ".join(": ".join(filter(None, (context, error.problem))).split())
 
 
 def _line(part: yaml.Event | yaml.Node) -> int:
