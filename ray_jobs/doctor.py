@@ -107,7 +107,7 @@ def _broken() -> Iterator[tuple[str, str]]:
             try:
                 importlib.import_module(library)
             except Exception as error:  # whatever its own code raises
-                yield library, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                yield library, f"{type(error).__name__}: {' '.join(uris.scrub(error).split())[:200]}"
 
 
 def _machine(output: Path) -> Iterator[Finding]:

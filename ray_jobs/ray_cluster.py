@@ -308,7 +308,5 @@ def _advice(error: Exception, tries: int, waited: float, folder: Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return uris.scrub(
-        f"{type(error).__name__}: {lines[0].strip().rstrip('.')[:300]}" if lines else type(error).__name__
-    )
+    lines = uris.scrub(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip().rstrip('.')[:300]}" if lines else type(error).__name__

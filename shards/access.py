@@ -11,6 +11,8 @@ from typing import Any
 
 import fsspec
 
+from conclugen.common import uris
+
 # What a store's own error code means. (problem, what to do, whether the same request may succeed later)
 _EXPIRED = (
     "the credentials have expired",
@@ -115,7 +117,7 @@ def access_error(error: BaseException, where: str) -> AccessError | None:
     """
     if isinstance(error, AccessError):
         return error
-    said = str(error).strip().splitlines()[:1]
+    said = uris.scrub(error).strip().splitlines()[:1]
     quoted = said[0][:200] if said else type(error).__name__
     known = None
     cause: BaseException | None = error

@@ -14,20 +14,27 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conclugen.common.options import OptionsError, build, command, schema
+from conclugen.evaluation.config import MeasureConfig
 from ray_jobs import building
 from ray_jobs.embedding import corpus
 from ray_jobs.extraction import extract
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training import checkpoint_store, failures, worker
+from shards import Rows
 from tests import jobs
+from tests.tuning.sweep.made_trials import TuneTrial
+from tests.tuning.sweep.test_referee import Sweep
 from tuning.ablation import run as ablation
+from tuning.ablation.plan import PlannedCell
 from tuning.ledger import Ledger, Record
-from tuning.sweep import trial_actor
+from tuning.sweep import objective, trial_actor
 
 MARK = "Zq7marker"
 URIS = {
@@ -110,6 +117,45 @@ def test_what_a_run_says_of_a_library_s_error_is_scrubbed(tmp_path: Path, capsys
     said += [(tmp_path / "failures.jsonl").read_text(), "".join(capsys.readouterr())]
     assert MARK not in "".join(said)
     assert "PUT https://bucket" in said[0] and all("127.0.0.1:9" in text for text in said[3:5]), said
+
+
+def test_what_sweeps_and_ablations_say_of_what_died_is_scrubbed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A trial, a cell, a raw row that isn't judged: in what is printed, journals, ledger and MLflow's tags."""
+    monkeypatch.setenv("MY_API_TOKEN", f"{MARK}/3")
+
+    sweep = Sweep(tmp_path / "s")
+    sweep.begin(0)
+    died = f"Traceback\n  OSError: GET {URIS['signed query']} with {MARK}/3 failed\n"
+    sweep.referee.on_trial_error(0, [], TuneTrial(0, None, died))
+    (tag,) = [tags["values"]["reason"] for tags in sweep.of(0, "tags") if "reason" in tags["values"]]
+    assert tag.startswith("died: OSError: GET https://bucket.host/x?X-Amz-Signature=*** with *** failed")
+
+    cell: Any = SimpleNamespace(config=None, seed=1, content=dict)
+    planned = PlannedCell("k", "a", cell, (), {})
+    said = f"{'x' * 480} {MARK}/3"  # a reason is cut within the secret
+    monkeypatch.setattr(ablation.ray, "get", lambda _: (_ for _ in ()).throw(OSError(said)))
+    record = ablation._keep(planned, None, Ledger.open(tmp_path / "a"))
+    assert record.status == "failed" and record.reason.endswith("xxx ***")
+
+    features = {"audio": np.ones((4, 2), np.float32)}
+    rows = Rows(features, {"audio": np.ones(4, bool)}, np.arange(4), {}, None)
+    train, held_out = (objective.Labelled(rows, np.arange(4) % 2, np.arange(4) + at) for at in (0, 4))
+    judge = objective.Judge(MeasureConfig(baselines=("raw",)), ("a", "b"), train, rows, held_out)
+    monkeypatch.setattr(objective, "evaluate", lambda *_: (_ for _ in ()).throw(ValueError(URIS["token"])))
+    assert judge.rows_beside() == {}
+    (tmp_path / "a" / "ledger" / "bad.jsonl").write_text(
+        json.dumps({"kind": f"{MARK}/3", "key": "k", "status": "failed"}) + "\n"
+    )
+    assert len(list(Ledger.open(tmp_path / "a").history())) == 1 and "left out line 1" in caplog.text
+    printed = "".join([*capsys.readouterr(), caplog.text])
+    assert "died: OSError" in printed and "not judged: https://host/x" in printed
+    files = [path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.name != "bad.jsonl"]
+    assert len(files) >= 3 and MARK not in "".join([printed, record.reason, *files])
 
 
 def test_other_libraries_messages_are_scrubbed_wherever_they_are_shown(tmp_path: Path) -> None:

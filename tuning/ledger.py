@@ -237,9 +237,9 @@ def _read(path: Path) -> Iterator[Record]:
                 values = _decode(parse_json(line))
                 yield _checked(Record(**{name: value for name, value in values.items() if name in known}))
             except (ValueError, TypeError, AttributeError, OverflowError) as error:
-                _log.warning("%s: left out line %d: %s", path, number, f"{error}"[:200])
+                _log.warning("%s: left out line %d: %s", path, number, uris.scrub(error)[:200])
     except (OSError, UnreadableError) as error:
-        _log.warning("left out: %s", error)
+        _log.warning("left out: %s", uris.scrub(error))
 
 
 def _checked(record: Record) -> Record:

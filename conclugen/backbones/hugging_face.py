@@ -24,6 +24,7 @@ from torch import Tensor
 
 from conclugen.backbones.encoder import MEAN, MEAN_STD
 from conclugen.backbones.weights import WeightsError, not_installed
+from conclugen.common import uris
 
 FIRST = "first"
 POOLS = (MEAN, MEAN_STD, FIRST)
@@ -250,7 +251,7 @@ def read(name: str, found: Found, load: Callable[[str, Mapping[str, Any]], T]) -
         RuntimeError,
         SafetensorError,
     ) as error:
-        first = str(error).splitlines()[0][:300] if str(error) else repr(error)
+        first = uris.scrub(str(error) or repr(error)).splitlines()[0][:300]
         raise WeightsError(f"encoder {name}: {_unusable(name, found, first)}. Weights must be safetensors") from None
 
 

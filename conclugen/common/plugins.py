@@ -18,6 +18,8 @@ from importlib.metadata import EntryPoint
 from types import MappingProxyType, ModuleType
 from typing import Generic, TypeVar
 
+from conclugen.common import uris
+
 OWN = "conclugen"
 
 T = TypeVar("T")
@@ -92,7 +94,7 @@ def unusable(kind: str, point: EntryPoint, cause: BaseException) -> str:
 
 def reason(cause: BaseException) -> str:
     """What an extension's own error says, in one line."""
-    said = " ".join(str(cause).split()) or type(cause).__name__
+    said = " ".join(uris.scrub(cause).split()) or type(cause).__name__
     return said if isinstance(cause, ValueError) else f"{type(cause).__name__}: {said}"
 
 

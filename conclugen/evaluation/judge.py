@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.common import uris
 from conclugen.evaluation import checks, metrics
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.checks import Floats
@@ -469,7 +470,7 @@ def _predict(
         except ValueError as error:
             if not holes:
                 raise
-            failures[split.draw] = Failure(split.draw, str(error))
+            failures[split.draw] = Failure(split.draw, uris.scrub(error))
             continue
         values[split.draw, split.fold.test_rows] = learned.predicted
         strengths[split.draw, place[split.fold.number]] = learned.strength

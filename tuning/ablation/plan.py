@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from conclugen import PretrainConfig, presets
+from conclugen.common import uris
 from conclugen.common.atomic import write_json
 from conclugen.common.reading import read_mapping
 from conclugen.config import DEFAULT_PRESET
@@ -81,7 +82,7 @@ def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
                 try:
                     cell = row.cell(data, seed, job.sizes)
                 except ValueError as error:
-                    hole = _hole(row, data, seed, str(error))
+                    hole = _hole(row, data, seed, uris.scrub(error))
                     holes[hole.record.key] = hole
                     continue
                 key = cell.key(data)

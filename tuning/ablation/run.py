@@ -75,7 +75,8 @@ def _keep(planned: PlannedCell, ready: "ray.ObjectRef", ledger: Ledger) -> Recor
         outcome: Outcome = ray.get(ready)
     except Exception as error:  # whatever a cell died of, out of memory included, the others go on
         cause = getattr(error, "cause", None) or error
-        reason = f"{type(cause).__name__}: {cause}".strip()[:_REASON_LENGTH]
+        # Scrubbed before it is cut: half of a secret is known to nobody.
+        reason = uris.scrub(f"{type(cause).__name__}: {cause}").strip()[:_REASON_LENGTH]
         record = Record(planned.key, "cell", "failed", configuration, planned.tags, reason=reason)
     else:
         record = Record(

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from conclugen import Batch, Pretrainer
+from conclugen.common import uris
 from conclugen.common.names import nearest
 from conclugen.evaluation import health
 from conclugen.evaluation.blocks import Blocks
@@ -218,7 +219,7 @@ class Judge:
             try:
                 (made,) = evaluate(protocol, {name: blocks}, (method,))
             except ValueError as error:  # the search goes on without this row
-                print(f"raw row {name}, {method}: not judged: {error}", flush=True)
+                print(f"raw row {name}, {method}: not judged: {uris.scrub(error)}", flush=True)
                 continue
             found[name, method] = self._named(made)
         return found

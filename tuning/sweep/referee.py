@@ -11,6 +11,7 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from conclugen import checkpoint
+from conclugen.common import uris
 from conclugen.common.durations import clock
 from ray_jobs.tracking.journal import Journal
 from tuning.nested_runs import NestedRunsSink
@@ -113,6 +114,7 @@ class Referee(Callback):
         self._end(number_of(trial), "failed", trial.last_result or {}, f"died: {lines[-1]}")
 
     def _end(self, number: int, state: str, result: dict[str, Any], reason: str = "") -> None:
+        reason = uris.scrub(reason)  # what a library said, for the journal and whoever reads along
         wall = time.monotonic() - self._begun.get(number, time.monotonic())
         measures = dict(result.get(MEASURES) or {})
         seconds = spent(result) if SECONDS in result else Seconds()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from conclugen.common import uris
 from conclugen.evaluation.config import ComparisonConfig
 from conclugen.evaluation.protocols.deferred import blocks, features, judge, np, statistics
 from conclugen.fields import choose, require
@@ -306,7 +307,7 @@ class Material:
                 try:
                     fits.append(Fit(split, assembly, judge.fit_probe(drawn, together, split)))
                 except ValueError as error:
-                    failures[split.draw] = str(error)
+                    failures[split.draw] = uris.scrub(error)
         return [fit for fit in fits if fit.split.draw not in failures], failures
 
     def predicted(self, fits: Sequence[Fit], arrays: Arrays, present: Masks | None = None) -> NDArray[Any]:

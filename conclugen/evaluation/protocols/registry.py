@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
-from conclugen.common import plugins
+from conclugen.common import plugins, uris
 from conclugen.common.names import did_you_mean
 from conclugen.common.plugins import Registry
 from conclugen.evaluation import protocols
@@ -84,7 +84,7 @@ def run(names: Iterable[str], material: Material, config: ProtocolsConfig) -> It
                 )
             outcome = protocol.run(material, getattr(config, option(name)))
         except ValueError as error:
-            yield Done(name, protocol.title, None, " ".join(str(error).split()))
+            yield Done(name, protocol.title, None, " ".join(uris.scrub(error).split()))
         else:
             yield Done(name, protocol.title, outcome)
 
