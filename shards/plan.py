@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,21 @@ class _EpochTable:
     ends: Int64
     first_chunk: Int64
     phase: Int64
+
+
+class Plan(Protocol):
+    """What a stream needs of a plan: an `EpochPlan`, or the `MixedPlan` of several corpora."""
+
+    counts: Int64
+    global_batch: int
+    chunk_rows: int
+    total_rows: int
+
+    def advance(self, cursor: Cursor, steps: int) -> Cursor: ...
+
+    def local_batch(self, world: int) -> int: ...
+
+    def window(self, start: Cursor, steps: int, rank: int = 0, world: int = 1) -> Window: ...
 
 
 class EpochPlan:
@@ -218,13 +233,7 @@ class EpochPlan:
         if steps < 1:
             raise ValueError(f"steps is {steps}; expected >= 1.")
         local = self.local_batch(world)
-        base, epoch, lo, hi, step = self._spans(self.global_step(start), steps, rank * local, local)
-        pieces = [
-            self._pieces(base + int(e), lo[epoch == e], hi[epoch == e], step[epoch == e]) for e in np.unique(epoch)
-        ]
-        shard, begin, stop, of_step = (
-            np.concatenate([np.empty(0, np.int64), *(piece[i] for piece in pieces)]) for i in range(4)
-        )
+        shard, begin, stop, of_step = self.pieces(*self._spans(self.global_step(start), steps, rank * local, local))
         # Spans were cut at epoch borders in the order of rows, and epochs only grow, so pieces are in order of step.
         filled = np.bincount(of_step, weights=stop - begin, minlength=steps).astype(np.int64)
         return Window(shard, begin, stop, of_step, filled, local)
@@ -243,14 +252,21 @@ class EpochPlan:
         else:
             base, within = divmod(first * size, total)
             absolute = within + step * size
-            lo, hi = absolute + begin, absolute + end
-            border = (lo // total + 1) * total  # one batch crosses one border at most: total >= size
-            lo = np.stack([lo, border], axis=1).ravel()
-            hi = np.stack([np.minimum(hi, border), hi], axis=1).ravel()
-            epoch, step = lo // total, np.repeat(step, 2)
-            lo, hi = lo - epoch * total, hi - epoch * total
+            # one batch crosses one border at most: total >= size
+            epoch, lo, hi, step = cut_at_borders(total, absolute + begin, absolute + end, step)
         some = hi > lo
         return base, epoch[some], lo[some], hi[some], step[some]
+
+    def pieces(self, base: int, epoch: Int64, lo: Int64, hi: Int64, step: Int64) -> tuple[Int64, Int64, Int64, Int64]:
+        """Spans of positions, span i being [lo, hi) of the order of epoch base + epoch[i], cut into pieces of chunks:
+        (shard, start, stop, step) of each piece. Epochs must not fall."""
+        found = [
+            self._pieces(base + int(e), lo[epoch == e], hi[epoch == e], step[epoch == e]) for e in np.unique(epoch)
+        ]
+        shard, start, stop, of_step = (
+            np.concatenate([np.empty(0, np.int64), *(piece[i] for piece in found)]) for i in range(4)
+        )
+        return shard, start, stop, of_step
 
     def _pieces(self, epoch: int, lo: Int64, hi: Int64, step: Int64) -> tuple[Int64, Int64, Int64, Int64]:
         """Cut spans of positions into pieces of chunks: (shard, start, stop, step) of each."""
@@ -300,6 +316,16 @@ class EpochPlan:
             ends[block] += so_far
             so_far = int(ends[block][-1])
         return _EpochTable(order, ends, first_chunk, phase)
+
+
+def cut_at_borders(total: int, lo: Int64, hi: Int64, step: Int64) -> tuple[Int64, Int64, Int64, Int64]:
+    """Spans [lo, hi) of positions in an endless row of epochs of `total` rows, each cut where an epoch ends, which it
+    may cross once: (epoch, lo, hi, step), the positions within the epoch. Parts may be empty."""
+    border = (lo // total + 1) * total
+    lo = np.stack([lo, border], axis=1).ravel()
+    hi = np.stack([np.minimum(hi, border), hi], axis=1).ravel()
+    epoch = lo // total
+    return epoch, lo - epoch * total, hi - epoch * total, np.repeat(step, 2)
 
 
 def _key(seed: int, epoch: int, purpose: str) -> int:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from conclugen.common.extras import needed_for
 from conclugen.common.names import did_you_mean
 from shards.damage import Damage, ShardError
-from shards.plan import Cursor, EpochPlan, Range, Window
+from shards.plan import Cursor, Plan, Range, Window
 from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
 from shards.reader import Reader
 from shards.rows import PADDING_ROW, Rows
@@ -75,7 +75,7 @@ DEFAULT = Execution()
 
 def stream(
     reader: Reader,
-    plan: EpochPlan,
+    plan: Plan,
     rank: int,
     world: int,
     cursor: Cursor,
@@ -120,9 +120,7 @@ def _await_cpus(execution: Execution) -> None:
 class _Stream:
     """One rank's stream: cuts the plan into tasks, executes windows of them, and turns tables into batches."""
 
-    def __init__(
-        self, reader: Reader, plan: EpochPlan, rank: int, world: int, payload: str, execution: Execution
-    ) -> None:
+    def __init__(self, reader: Reader, plan: Plan, rank: int, world: int, payload: str, execution: Execution) -> None:
         self.reader, self.plan, self.rank, self.world = reader, plan, rank, world
         self.payload, self.execution, self.counters = payload, execution, StreamCounters()
         self.local = plan.local_batch(world)

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shards.plan import Cursor, EpochPlan, Range, Window
+from shards.plan import Cursor, Plan, Range, Window
 from shards.reader import Reader
 from shards.rows import Rows
 from shards.stream_counters import StreamCounters
@@ -33,7 +33,7 @@ class Step(Rows):
 
 def stream(
     reader: Reader,
-    plan: EpochPlan,
+    plan: Plan,
     rank: int,
     world: int,
     cursor: Cursor,
@@ -64,7 +64,7 @@ def stream(
     return ReadAhead(_read_side_by_side(reader, memory, plan, steps_read, prefetch), 1)
 
 
-def check_fit(reader: Reader, plan: EpochPlan, rank: int, world: int, steps: int) -> None:
+def check_fit(reader: Reader, plan: Plan, rank: int, world: int, steps: int) -> None:
     """ValueError unless the plan was made for the rows that the reader reads, and the numbers are in range."""
     if plan.counts.shape != reader.counts.shape or (plan.counts != reader.counts).any():
         raise ValueError(
@@ -79,7 +79,7 @@ def check_fit(reader: Reader, plan: EpochPlan, rank: int, world: int, steps: int
 
 
 def windows(
-    plan: EpochPlan, rank: int, world: int, cursor: Cursor, steps: int, size: int
+    plan: Plan, rank: int, world: int, cursor: Cursor, steps: int, size: int
 ) -> Iterator[tuple[Cursor, Window]]:
     """The rank's part of the plan in windows of `size` steps (the last one shorter), with their first cursors."""
     for at in range(0, steps, size):
@@ -98,7 +98,7 @@ def merged(ranges: list[Range]) -> list[Range]:
     return joined
 
 
-def as_step(rows: Rows, plan: EpochPlan, cursor: Cursor) -> Step:
+def as_step(rows: Rows, plan: Plan, cursor: Cursor) -> Step:
     """The batch with its place in the plan; arrays are shared, dictionaries are not (see `RowMemory`)."""
     arrays = (dict(rows.features), dict(rows.present), rows.row, dict(rows.labels), rows.group)
     return Step(*arrays, cursor, plan.advance(cursor, 1), slots=rows.slots)
@@ -146,7 +146,7 @@ def _references(rows: Rows) -> list[int]:
 
 
 def _steps(
-    reader: Reader, plan: EpochPlan, rank: int, world: int, cursor: Cursor, steps: int
+    reader: Reader, plan: Plan, rank: int, world: int, cursor: Cursor, steps: int
 ) -> Iterator[tuple[list[Range], Cursor]]:
     """Ranges and place of each batch."""
     size = max(1, _PIECES_PLANNED * plan.chunk_rows // plan.local_batch(world))
@@ -155,7 +155,7 @@ def _steps(
             yield merged(window.ranges(i)), plan.advance(start, i)
 
 
-def _read(reader: Reader, memory: RowMemory, plan: EpochPlan, ranges: list[Range], cursor: Cursor) -> Step:
+def _read(reader: Reader, memory: RowMemory, plan: Plan, ranges: list[Range], cursor: Cursor) -> Step:
     rows = memory.take()
     reader.read_ranges(ranges, out=rows)
     step = as_step(rows, plan, cursor)
@@ -166,7 +166,7 @@ def _read(reader: Reader, memory: RowMemory, plan: EpochPlan, ranges: list[Range
 def _read_counted(
     reader: Reader,
     memory: RowMemory,
-    plan: EpochPlan,
+    plan: Plan,
     steps: Iterator[tuple[list[Range], Cursor]],
     counters: StreamCounters,
 ) -> Iterator[Step]:
@@ -178,7 +178,7 @@ def _read_counted(
 
 
 def _read_side_by_side(
-    reader: Reader, memory: RowMemory, plan: EpochPlan, steps: Iterator[tuple[list[Range], Cursor]], depth: int
+    reader: Reader, memory: RowMemory, plan: Plan, steps: Iterator[tuple[list[Range], Cursor]], depth: int
 ) -> Iterator[Step]:
     """The batches in order, up to `depth` of them being fetched at once."""
     waiting: deque[Future[Step]] = deque()
