@@ -33,13 +33,13 @@ _SMALL += ["--pretrain.model.reconstruction-hidden-dim", "8", "--pretrain.tasks.
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory, _ray_folder: str) -> Iterator[tuple[str, str]]:
     """A folder and a bucket that hold the same data sets: `faces` (features; views train and test), `speakers`
-    (features; views train and validation) and `clips`."""
+    (features; views train and valid) and `clips`."""
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
     folder = tmp_path_factory.mktemp("sets")
     write_labelled(folder / "faces", ("video", "audio"), published=True)
     speakers = Manifest.open(write_labelled(folder / "speakers", ("video", "audio")))
-    for view in make_views(speakers, parts={"train": 0.75, "validation": 0.25})[0]:
+    for view in make_views(speakers, parts={"train": 0.75, "valid": 0.25})[0]:
         view.save()
     make_clips(folder / "clips", 2, 6, pictures=25)
     # The store's address is in the environment before Ray starts, whose workers inherit it.
