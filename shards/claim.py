@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ import xxhash
 from conclugen.common.atomic import is_remnant, write_json
 from conclugen.common.locks import is_of_lock
 from shards.manifest import MANIFEST_NAME
+
+_MOST_LISTED = 5  # differences in a message
+_LONGEST = 80  # characters of a value there
 
 
 def owned(folder: Path, record: str, what: str) -> bool:
@@ -32,26 +35,8 @@ def owned(folder: Path, record: str, what: str) -> bool:
 
 
 def digest_of(identity: Mapping[str, Any]) -> str:
-    """Of what makes a job the same job: what its tasks know it by."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
-
-
-def differing_in(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """Names of the entries that differ; within lists of as many mappings those of the mappings, such as
-    `encoders[0].digest`."""
-    found = []
-    for name in sorted({*identity, *stored}):
-        theirs, mine = stored.get(name), identity.get(name)
-        if theirs == mine:
-            continue
-        lists = [value for value in (theirs, mine) if isinstance(value, list)]
-        as_many = len(lists) == 2 and len(lists[0]) == len(lists[1])
-        if as_many and all(isinstance(item, dict) for items in lists for item in items):
-            pairs = enumerate(zip(*lists, strict=True))
-            found += [f"{name}[{at}].{own}" for at, (a, b) in pairs for own in differing_in(a, b)]
-        else:
-            found.append(name)
-    return found
+    """Of what makes a job the same job: what its tasks know it by. Equal where `Claim.take` finds no difference."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(_canonical(identity), sort_keys=True).encode())
 
 
 class ClaimLostError(ValueError):
@@ -68,18 +53,19 @@ class Claim:
     written: tuple[str, ...]
 
     def take(self, folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Make the folder this job's, or go on where one of the same identity (JSON-able) left off.
+        """Make the folder this job's, or go on where one of the same identity (JSON-able) left off. None counts as
+        absent there, so that an option which is new and not used leaves older folders what they were.
 
         overwrite: remove what a differing job of this kind has written there, and nothing else. Raises ValueError where
         the folder holds anything else, naming what differs, and OSError where it can't be written.
         """
         path = folder / self.record
         if owned(folder, self.record, self.what):
-            problem = self._problem(folder, path, json.loads(json.dumps(identity)))
+            problem = self._problem(folder, path, _canonical(identity))
             if problem is None:
                 return
             if not overwrite:
-                raise ValueError(f"{problem}; choose another folder, or replace it with --overwrite")
+                raise ValueError(f"{problem}, or choose another folder, or replace it with --overwrite")
             self._remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, identity, indent=1)
@@ -101,13 +87,22 @@ class Claim:
             )
 
     def _problem(self, folder: Path, path: Path, identity: dict[str, Any]) -> str | None:
-        """Why the job that is there can't be gone on with."""
+        """Why the job that is there can't be gone on with, and what would be needed to."""
         try:
             stored = json.loads(path.read_bytes())
-            differing = differing_in(stored, identity)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            return f"{path} cannot be read ({error})"
-        return f"{folder} holds a {self.what} that differs in {', '.join(differing)}" if differing else None
+            if not isinstance(stored, dict):
+                raise ValueError(f"expected a JSON object, found {_short(stored)}")
+            differing = list(_differing(_canonical(stored), identity))
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{path} cannot be read ({error}): restore it"
+        if not differing:
+            return None
+        listed = ", ".join(f"{name} (there {found}, here {wanted})" for name, found, wanted in differing[:_MOST_LISTED])
+        more = f" and {len(differing) - _MOST_LISTED} more" if len(differing) > _MOST_LISTED else ""
+        return (
+            f"{folder} holds a {self.what} that differs in {listed}{more}; "
+            "go on with it by the options and the version that it was begun with"
+        )
 
     def _remove(self, folder: Path) -> None:
         """The manifest first: it must never promise shards that are gone. The record stays, to be replaced: a folder
@@ -116,3 +111,30 @@ class Claim:
         for pattern in self.written:
             for path in sorted(folder.glob(pattern)):
                 path.unlink()
+
+
+def _canonical(value: Any) -> Any:
+    """As JSON gives it back, with one form for all that means the same: no None in mappings, whole floats as ints."""
+    if isinstance(value, Mapping):
+        return {str(name): _canonical(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _differing(found: Any, wanted: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    """(name, found, wanted) of what differs in JSON values, as deep as both are alike: `limits.max_seconds`,
+    `encoders[1].width`. Values as texts, of canonical ones."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}):
+            yield from _differing(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            yield from _differing(one, other, f"{name}[{number}]")
+    elif json.dumps(found, sort_keys=True) != json.dumps(wanted, sort_keys=True):  # True is not 1
+        yield name, _short(found), _short(wanted)
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value, sort_keys=True)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

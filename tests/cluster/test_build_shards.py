@@ -73,7 +73,7 @@ def test_job(shared_ray: None, ravdess: Path, tmp_path: Path, capsys: pytest.Cap
     assert "4 from an earlier run" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("clips-*")}
     assert main([*arguments(ravdess, tmp_path / "out"), "--allow-incomplete", "--sound", "wav"]) == 2
-    assert "differs in schema, sound" in capsys.readouterr().err
+    assert 'differs in schema.sound (there "flac", here "wav"), sound (' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,57 @@ def test_the_same_job_goes_on_and_another_is_refused_by_what_differs(tmp_path: P
     (out / "a.tar").touch()
     JOB.take(out, {"seed": 1, "size": (2, 3)}, overwrite=True)
     assert (out / "a.tar").exists()
-    with pytest.raises(ValueError, match=r"holds a job that differs in seed, size; .*--overwrite"):
+    with pytest.raises(ValueError, match=r"holds a job that differs in seed \(there 1, here 2\), size \(.*--overwrite"):
         JOB.take(out, {"seed": 2, "size": [2]})
     assert json.loads((out / "job.json").read_text()) == {"seed": 1, "size": [2, 3], "old": None}
+
+
+NESTED: dict[str, Any] = {
+    "limits": {"seconds": 3, "gap": {"share": 0.5}},
+    "encoders": [{"name": "a", "width": 8}, {"name": "b", "width": 8}],
+    "faces": True,
+}
+ENCODERS = '[{"name": "a", "width": 8}, {"name": "b", "width": 8}]'
+DIFFERENCES: list[tuple[dict[str, Any], str]] = [
+    ({"limits": {"seconds": 4, "gap": {"share": 0.5}}}, "limits.seconds (there 3, here 4)"),
+    ({"limits": {"seconds": 3, "gap": {}}}, "limits.gap.share (there 0.5, here absent)"),
+    ({"limits": {"seconds": 3, "gap": {"share": 0.5}, "bytes": 7}}, "limits.bytes (there absent, here 7)"),
+    ({"limits": {"seconds": 3, "gap": 0.5}}, 'limits.gap (there {"share": 0.5}, here 0.5)'),
+    ({"limits": None}, 'limits (there {"gap": {"share": 0.5}, "seconds": 3}, here absent)'),
+    ({"faces": 1}, "faces (there true, here 1)"),
+    (
+        {"encoders": ({"name": "a", "width": 9}, {"name": "c", "width": 8})},
+        'encoders[0].width (there 8, here 9), encoders[1].name (there "b", here "c")',
+    ),
+    ({"encoders": [], "faces": False}, f"encoders (there {ENCODERS}, here []), faces (there true, here false)"),
+    ({"encoders": ["x" * 500]}, f'encoders (there {ENCODERS}, here ["{"x" * 78}...)'),
+    (
+        {f"n{i}": i for i in range(9)},
+        ", ".join(f"n{i} (there absent, here {i})" for i in range(5)) + " and 4 more",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), DIFFERENCES)
+def test_what_differs_is_named_as_deep_as_it_lies(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """And what `take` refuses is another job to its tasks too."""
+    JOB.take(tmp_path, NESTED)
+    with pytest.raises(ValueError) as caught:
+        JOB.take(tmp_path, NESTED | change)
+    assert str(caught.value) == (
+        f"{tmp_path} holds a job that differs in {told}; go on with it by the options and the version that it was "
+        "begun with, or choose another folder, or replace it with --overwrite"
+    )
+    with pytest.raises(ClaimLostError):
+        JOB.check(tmp_path, digest_of(NESTED | change))
+
+
+@pytest.mark.parametrize("gap", [{"share": 0.5}, {"share": 0.5, "new": None}])
+def test_what_is_gone_on_with_is_the_same_job_to_its_tasks(gap: dict[str, Any], tmp_path: Path) -> None:
+    JOB.take(tmp_path, NESTED)
+    same = {**NESTED, "limits": {"seconds": 3.0, "gap": gap}, "sound": None}
+    JOB.take(tmp_path, same)
+    JOB.check(tmp_path, digest_of(same))
 
 
 def test_overwriting_removes_what_the_job_wrote_and_nothing_else(tmp_path: Path) -> None:
