@@ -300,9 +300,7 @@ def _sweep(trials: Sequence[Record], baselines: Sequence[Record]) -> Iterator[Bl
         return
     for (sweep, name), own in sorted(sweeps.items()):
         yield trials_table(own, name, sweep)
-        # Of rows that were asked for more than once the newest.
-        beside = {str(record.tags["row"]): record for record in baselines if record.tags["sweep"] == sweep}
-        raw = raw_rows_table(own, list(beside.values()), name, sweep)
+        raw = raw_rows_table(own, _rows_beside(baselines, sweep), name, sweep)
         if raw is not None:
             yield raw
         top = best_trial(own, name)
@@ -318,6 +316,14 @@ def _sweep(trials: Sequence[Record], baselines: Sequence[Record]) -> Iterator[Bl
             for tasks, some in groups.items():
                 if len(some) >= sweep_response.FEWEST_TRIALS:
                     yield from _importance(f"{sweep}: {name}", f" within {' + '.join(tasks)}", some)
+
+
+def _rows_beside(baselines: Sequence[Record], sweep: str) -> list[Record]:
+    """Of rows that were asked for more than once the newest; of untrained heads those of the last best trial only."""
+    asked = sorted((r for r in baselines if r.tags["sweep"] == sweep), key=lambda record: record.time)
+    beside = {str(record.tags["row"]): record for record in asked}
+    untrained = [row for row, record in beside.items() if record.tags.get("system") == "untrained"]
+    return [record for row, record in beside.items() if row not in untrained[:-1]]
 
 
 def _response(title: str, points: Sequence[sweep_response.Point], objective: str) -> str:

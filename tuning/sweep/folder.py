@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,11 @@ class SweepBook:
         self.baselines = {str(record.tags["row"]): record for record in known}
 
     def judge_untrained(self, number: int, shared: TrialShared) -> None:
-        """Have the heads of a trial judged as they were before its first step, where the ledger lacks them."""
+        """Have the heads of a trial judged as they were before its first step, where the ledger lacks them.
+
+        The row is then the newest of its kind in the ledger. Trials with equal heads share one judgement: the record
+        is written again in the name of the trial at hand.
+        """
         config = self.config(number)
         # Tasks, optimiser and length do not matter before the first step.
         whole = config.to_dict()
@@ -180,8 +184,13 @@ class SweepBook:
         protocol = json.dumps({**self._identity, "objective": None}, sort_keys=True)
         key = record_key(content, dataset=self._identity["manifest"], seed=config.seed, protocol=protocol)
         row = f"untrained heads, as trial {trial_name(number)}"
-        record = next((r for r in self.ledger.records() if r.key == key), None)
-        if record is None:
+        known = [r for r in self.ledger.records() if r.kind == "baseline" and r.tags.get("system") == "untrained"]
+        newest = max(known, key=lambda record: record.time, default=None)
+        record = next((r for r in known if r.key == key), None)
+        if record is not None and (record is not newest or record.tags["row"] != row):
+            record = replace(record, tags={**record.tags, "row": row})
+            self.ledger.append(record)
+        elif record is None:
             metrics = shared.judge.probe(shared.pretrainer(config, shared.plan(config)), ended=True)
             own = {name: value for name, value in metrics.items() if not name.startswith(WITH_RAW)}
             record = self._beside(key, row, "untrained", "probe", own, asked=key)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,45 @@ def test_the_heads_of_the_best_trial_are_judged_as_they_were_before_training(
     book.judge_untrained(proposal.number, ready.shared)
     written = results.write(book, job, "max")
     assert folder.plots / "confusion.png" in written and (folder.plots / "confusion.png").is_file()
+
+
+def test_untrained_heads_carry_the_number_of_the_last_best_trial(tmp_path: Path) -> None:
+    """Three starts, each with a new best trial: the second has heads of another width, the third those of the first."""
+    space = fixed_space(representation_dim=(8, 16)).resolve(WIDTHS)
+    asked: list[int] = []
+
+    def probe(heads: int, ended: bool) -> dict[str, float]:
+        asked.append(heads)
+        return {"probe_accuracy": heads / 100, "probe_uar": 0.25, "with_raw/probe_accuracy": 0.9}
+
+    shared: Any = SimpleNamespace(
+        judge=SimpleNamespace(probe=probe), pretrainer=lambda c, _: c.model.representation_dim, plan=lambda _: None
+    )
+    kit = Kit(tmp_path / "s", space)
+    kit.book.judge_beside(RawJudge())  # type: ignore[arg-type]
+    widths = {}
+    while (proposal := kit.book.propose()) is not None:
+        widths[proposal.number] = kit.book.config(proposal.number).model.representation_dim
+    second = next(n for n in widths if widths[n] != widths[0])
+    third = next(n for n in widths if n > second and widths[n] == widths[0])
+    for value, number in ((0.5, 0), (0.6, second), (0.7, third)):
+        kit = Kit(tmp_path / "s", space)
+        kit.book.judge_beside(RawJudge())  # type: ignore[arg-type]
+        kit.end(number, value)
+        for _ in range(2):  # a start in which nothing is better writes nothing
+            kit.book.judge_untrained(number, shared)
+        row, score = f"untrained heads, as trial {number:04d}", widths[number] / 100
+        assert kit.book.baselines[row].metrics == {"probe_accuracy": score, "probe_uar": 0.25}
+        (told,) = (line for line in results.table(kit.book, "max").splitlines() if "untrained heads" in line)
+        assert told.startswith(f"| {row} | baseline | {score:.4f} |")
+        (told,) = (line for line in report(tmp_path / "s")[1].read_text().splitlines() if "untrained heads" in line)
+        assert told == f"| {row} | {score:.4f} | 0.2500 | — |"
+    assert asked == [widths[0], widths[second]]
+    (last,) = (r for r in kit.book.ledger.finished().values() if r.tags.get("row") == row)
+    assert [r.tags["row"] for r in kit.book.ledger.history() if r.key == last.key] == [
+        "untrained heads, as trial 0000",
+        row,
+    ]
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
