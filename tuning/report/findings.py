@@ -1,13 +1,13 @@
 """What a report says of the numbers: which comparisons are made, in which families, and the sentences that follow."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from conclugen.evaluation.statistics import Comparison, Crossed, Scores, paired_tests
 from tuning.report.systems import WITH_RAW_SYSTEM, Results, System, best, class_counts, count_word
 
 LEVEL = 0.05
-SCORE_NAMES = {
+_SCORE_NAMES = {
     "accuracy": "accuracy",
     "uar": "unweighted average recall",
     "f1_macro": "F1 (macro)",
@@ -17,10 +17,16 @@ SCORE_NAMES = {
 }
 
 
+def score_name(score: str) -> str:
+    """A score as people call it; one of somebody else's by its own name."""
+    return _SCORE_NAMES.get(score, score)
+
+
 @dataclass(frozen=True)
 class Family:
     """Comparisons corrected together: of one data set, recipe and fraction. missing: why there are none. unit: what a
-    unit of their intervals is called. score: that differs, `accuracy` or `uar`."""
+    unit of their intervals is called. score: that differs, `accuracy` or `uar`. left_out: labels of two systems -> the
+    seeds that their comparison does without, as one of them lacks those."""
 
     dataset: str
     recipe: str
@@ -29,11 +35,12 @@ class Family:
     missing: str = ""
     unit: str = "speaker"
     score: str = "accuracy"
+    left_out: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
         """In words: where its comparisons are made."""
-        by = "" if self.score == "accuracy" else f", by {SCORE_NAMES.get(self.score, self.score)}"
+        by = "" if self.score == "accuracy" else f", by {score_name(self.score)}"
         return f"{self.dataset}, {self.recipe}, {self.fraction:.0%} of labels{by}"
 
 
@@ -147,11 +154,14 @@ def _family(
 ) -> Family:
     score = results.score(dataset)
     empty = Family(dataset, recipe, fraction, (), score=score)
-    usable = {}
+    usable, left_out = {}, {}
     for first, second in pairs:
-        scores = _common(first, second, score, fraction)
+        *scores, without = _common(first, second, score, fraction)
         if all(scores):
-            usable[first.label, second.label] = scores
+            usable[first.label, second.label] = (scores[0], scores[1])
+        if without and first.finished and second.finished:
+            left_out[first.label, second.label] = without
+    empty = replace(empty, left_out=left_out)
     if not usable:
         return replace(empty, missing="no two finished systems with a common seed")
     records = [r for first, second in pairs if (first.label, second.label) in usable for r in first.finished]
@@ -163,9 +173,9 @@ def _family(
     return replace(empty, comparisons=tuple(paired_tests(usable, rows)), unit=unit)
 
 
-def _common(first: System, second: System, score: str, fraction: float) -> tuple[Crossed, Crossed]:
-    """The score's parts by group, of each seed for which both have them; raw features have no seed and stand beside
-    any. Draws of labels are averaged."""
+def _common(first: System, second: System, score: str, fraction: float) -> tuple[Crossed, Crossed, tuple[int, ...]]:
+    """The score's parts by group, of each seed for which both have them, and the seeds for which only one has, or
+    neither; raw features have no seed and stand beside any. Draws of labels are averaged."""
 
     def parts(system: System, seed: int) -> Scores:
         if score == "uar":  # a cell judged before recall was kept by group has none
@@ -176,7 +186,9 @@ def _common(first: System, second: System, score: str, fraction: float) -> tuple
     if first.recipe and second.recipe:
         both = found[0].keys() & found[1].keys()
         found = [{seed: one for seed, one in of.items() if seed in both} for of in found]
-    return [[one] for one in found[0].values()], [[one] for one in found[1].values()]
+    asked = [(system, of) for system, of in zip((first, second), found, strict=True) if system.recipe]
+    without = {seed for system, _ in asked for seed in system.asked for _, of in asked if seed not in of}
+    return [[one] for one in found[0].values()], [[one] for one in found[1].values()], tuple(sorted(without))
 
 
 def points(difference: float) -> str:

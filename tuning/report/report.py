@@ -29,7 +29,7 @@ from tuning.ledger import Ledger, Record
 from tuning.report import findings as report_findings
 from tuning.report import protocols as report_protocols
 from tuning.report import svg, sweep_response
-from tuning.report.findings import LEVEL, SCORE_NAMES, Family
+from tuning.report.findings import LEVEL, Family, score_name
 from tuning.report.page import Block, Charts, Heading, Text, html, markdown
 from tuning.report.systems import Results
 from tuning.report.tables import (
@@ -283,7 +283,7 @@ def _efficiency(results: Results) -> tuple[str, ...]:
                     dataset,
                     series,
                     xlabel="share of training rows with labels",
-                    ylabel=f"{SCORE_NAMES.get(score, score)}, %",
+                    ylabel=f"{score_name(score)}, %",
                 )
             )
     return tuple(charts)
@@ -373,14 +373,14 @@ def _pictures(results: Results, families: dict[str, list[Family]], place: Path) 
             curves[system.label] = row
         title = f"{dataset}: mean and deviation over seeds"
         picture = place / f"{file_name(f'label_efficiency_{dataset}')}.png"
-        written.append(plots.label_efficiency(curves, picture, ylabel=SCORE_NAMES.get(score, score), title=title))
+        written.append(plots.label_efficiency(curves, picture, ylabel=score_name(score), title=title))
         for family in families["claim"]:
             if family.dataset == dataset and family.comparisons:
                 bars = {comparison.second: comparison.interval for comparison in family.comparisons}
                 name = f"{file_name(f'all_tasks_{dataset}_{family.recipe}_{family.fraction:g}')}.png"
                 whole = " + ".join(results.tasks)
                 title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {whole} minus ..."
-                label = f"difference in {SCORE_NAMES.get(score, score)}"
+                label = f"difference in {score_name(score)}"
                 written.append(plots.interval_bars(bars, place / name, ylabel=label, title=title))
     return written
 

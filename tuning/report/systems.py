@@ -91,6 +91,11 @@ class System:
         """Finished ones."""
         return frozenset(_seed(record) for record in self.finished)
 
+    @property
+    def asked(self) -> frozenset[int]:
+        """Seeds, failed ones too."""
+        return self.seeds | {_seed(record) for record in self.failed}
+
     def groups(self, metric: str, seeds: Collection[int] | None = None) -> dict[str, float]:
         """group -> mean over the seeds, or over some of them."""
         own = [record for record in self.finished if seeds is None or _seed(record) in seeds]

@@ -7,7 +7,7 @@ import numpy as np
 
 from conclugen.evaluation.config import RAW_SYSTEMS
 from tuning.ledger import WITH_RAW, Record
-from tuning.report.findings import LEVEL, SCORE_NAMES, Family, points
+from tuning.report.findings import LEVEL, Family, points, score_name
 from tuning.report.sweep_response import stopped
 from tuning.report.systems import WITH_RAW_SYSTEM, Results, Row, System, Value, best
 from tuning.sweep.objective import LABELLED, OBJECTIVES
@@ -74,9 +74,7 @@ def results_table(results: Results, rows: Sequence[Row], title: str, scores: Seq
                 entries.append(Entry(shown(value), _rank(value, column), _hint(value)))
         section = f"recipe {row.recipe}" if row.recipe else "without heads"
         lines.append(Line(row.name, tuple(entries), section))
-    head = tuple(
-        (dataset, SCORE_NAMES.get(score, score), f"{fraction:.0%} of labels") for dataset, score, fraction in columns
-    )
+    head = tuple((dataset, score_name(score), f"{fraction:.0%} of labels") for dataset, score, fraction in columns)
     footnotes = tuple(f"{mark} {reason}" for reason, mark in reasons.items())
     if set(MACRO) & set(scores):
         footnotes += tuple(
@@ -98,7 +96,7 @@ def claim_table(families: Sequence[Family], title: str, note: str) -> Table:
             name = f"{_bare(pair[0], recipe)} minus {_bare(pair[1], recipe)}"
             lines.append(Line(name, tuple(found), _section(families, dataset, recipe)))
     head = tuple((f"{fraction:.0%} of labels",) for fraction in fractions)
-    return Table(title, _difference(families), head, tuple(lines), note)
+    return Table(title, _difference(families), head, tuple(lines), note, _left_out(families))
 
 
 def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
@@ -112,19 +110,37 @@ def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
             entries = [_comparison(own.get(fraction), first, kind=kind) for kind, fraction in columns]
             lines.append(Line(_bare(first, recipe), tuple(entries), _section(families, dataset, recipe)))
     head = tuple((f"minus {kind}", f"{fraction:.0%} of labels") for kind, fraction in columns)
-    return Table(title, _difference(families), head, tuple(lines), note)
+    return Table(title, _difference(families), head, tuple(lines), note, _left_out(families))
+
+
+def _left_out(families: Sequence[Family]) -> tuple[str, ...]:
+    """In words: which seeds differences do without, a sentence for all that lack the same seeds at the same shares."""
+    shares: dict[tuple[str, str, str, tuple[int, ...]], list[float]] = {}
+    for family in families:
+        for (first, second), seeds in family.left_out.items():
+            pair = f"{_bare(first, family.recipe)} minus {_bare(second, family.recipe)}"
+            shares.setdefault((family.dataset, family.recipe, pair, seeds), []).append(family.fraction)
+    pairs: dict[tuple[str, ...], list[str]] = {}
+    for (dataset, recipe, pair, seeds), fractions in shares.items():
+        numbers = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        at = " and ".join(f"{fraction:.0%}" for fraction in sorted(fractions))
+        pairs.setdefault((dataset, recipe, at, numbers), []).append(pair)
+    return tuple(
+        f"{dataset}, {recipe}, {at} of labels: without {numbers}, which not both systems have: {'; '.join(listed)}."
+        for (dataset, recipe, at, numbers), listed in pairs.items()
+    )
 
 
 def _difference(families: Sequence[Family]) -> str:
     """The corner of a table of differences."""
-    scores = dict.fromkeys(SCORE_NAMES.get(family.score, family.score) for family in families)
+    scores = dict.fromkeys(score_name(family.score) for family in families)
     return f"paired difference in {' or '.join(scores) or 'accuracy'}"
 
 
 def _section(families: Sequence[Family], dataset: str, recipe: str) -> str:
     """A heading within such a table; of several scores it tells which."""
     score = next(family.score for family in families if family.dataset == dataset)
-    by = f", {SCORE_NAMES.get(score, score)}" if len({family.score for family in families}) > 1 else ""
+    by = f", {score_name(score)}" if len({family.score for family in families}) > 1 else ""
     return f"{dataset}, recipe {recipe}{by}"
 
 

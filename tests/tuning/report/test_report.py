@@ -23,7 +23,7 @@ from tuning.report.findings import (
 from tuning.report.report import being_written, report, track
 from tuning.report.sweep_response import by_tasks, compared, importance, weight_response
 from tuning.report.systems import Results, best
-from tuning.report.tables import reference_table, results_table
+from tuning.report.tables import claim_table, reference_table, results_table
 
 TASKS = ("contrastive", "clustering", "reconstruction")
 GROUPS = [str(n) for n in range(1, 13)]
@@ -216,6 +216,35 @@ def test_references_are_the_best_single_task_untrained_heads_and_best_raw_featur
     assert len(family.comparisons) == 7 * 3 - 1  # the best single task is not compared with itself
     found = {(c.first, c.second): c.difference for c in family.comparisons}
     assert found["reconstruction [improved]", "raw features: audio"] == pytest.approx(0.44 - 0.47)
+
+
+def test_seeds_that_differences_do_without_are_told_below_the_table(folder):
+    """One seed of clustering + reconstruction failed; of contrastive a third one was run, at one share only."""
+    page = report(folder)[1].read_text()
+    whole = "contrastive + clustering + reconstruction"
+    assert (
+        f"- faces, improved, 3% and 100% of labels: without seed 2, which not both systems have: {whole} minus " in page
+    )
+    claim = claim_table([all_against_fewer(results(folder), "faces", "improved", 0.03)], "t", "")
+    assert claim.footnotes == (
+        "faces, improved, 3% of labels: without seed 2, which not both systems have: "
+        f"{whole} minus clustering + reconstruction.",
+    )
+    third = cell(("contrastive",), 0.5, 3)
+    with Ledger.open(folder) as ledger:
+        ledger.append(replace(third, groups={n: own for n, own in third.groups.items() if n != "accuracy@1"}))
+    families = [all_against_fewer(results(folder), "faces", "improved", fraction) for fraction in (0.03, 1.0)]
+    assert claim_table(families, "t", "").footnotes == (
+        "faces, improved, 3% and 100% of labels: without seed 3, which not both systems have: "
+        f"{whole} minus contrastive.",
+        "faces, improved, 3% and 100% of labels: without seed 2, which not both systems have: "
+        f"{whole} minus clustering + reconstruction.",
+    )
+    references = reference_table([against_references(results(folder), "faces", "improved", 1.0)], "t", "").footnotes
+    assert any(
+        "100% of labels: without seed 3, " in note and "contrastive minus raw features: audio" in note
+        for note in references
+    )
 
 
 def test_the_reference_table_names_each_reference_in_its_column(folder):
