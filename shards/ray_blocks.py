@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from shards.damage import DamageLog
 from shards.plan import Range
-from shards.reader import Reader
 from shards.rows import Rows
 from shards.slot_columns import column_view
-from shards.stream import RowMemory, merged
+from shards.stream import RowMemory, RowReader, merged
 
 PADDING_SHARD = -1
 
@@ -25,7 +24,7 @@ PADDING_SHARD = -1
 class TaskReader:
     """The reader of one process that runs tasks; the memory of one task's rows is used again by the next."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: RowReader) -> None:
         self._reader = reader
         self._size = -1
         self._memory: RowMemory

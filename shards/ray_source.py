@@ -23,9 +23,8 @@ from conclugen.common.names import did_you_mean
 from shards.damage import Damage, ShardError
 from shards.plan import Cursor, Plan, Range, Window
 from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
-from shards.reader import Reader
 from shards.rows import PADDING_ROW, Rows
-from shards.stream import ReadAhead, RowMemory, Step, as_step, check_fit, windows
+from shards.stream import ReadAhead, RowMemory, RowReader, Step, as_step, check_fit, windows
 from shards.stream_counters import StreamCounters
 
 with needed_for("reading through Ray Data"):
@@ -74,7 +73,7 @@ DEFAULT = Execution()
 
 
 def stream(
-    reader: Reader,
+    reader: RowReader,
     plan: Plan,
     rank: int,
     world: int,
@@ -120,7 +119,9 @@ def _await_cpus(execution: Execution) -> None:
 class _Stream:
     """One rank's stream: cuts the plan into tasks, executes windows of them, and turns tables into batches."""
 
-    def __init__(self, reader: Reader, plan: Plan, rank: int, world: int, payload: str, execution: Execution) -> None:
+    def __init__(
+        self, reader: RowReader, plan: Plan, rank: int, world: int, payload: str, execution: Execution
+    ) -> None:
         self.reader, self.plan, self.rank, self.world = reader, plan, rank, world
         self.payload, self.execution, self.counters = payload, execution, StreamCounters()
         self.local = plan.local_batch(world)
@@ -136,20 +137,7 @@ class _Stream:
         self.last_steps = max(1, execution.store_bytes // (2 * step_bytes))
         # Rows from the object store are copied once in any case: then into memory without gaps.
         self.memory = RowMemory(reader, self.local, execution.prefetch + 3, views=payload == "worker")
-        # Tasks bear any damage, because they see a part of the rows; the log of `reader` counts them all.
-        dtypes = set(reader.dtypes.values())
-        self.task_reader = ray.put(
-            Reader(
-                reader.manifest,
-                reader.view,
-                reader.modalities,
-                reader.labels,
-                max_damaged_share=1.0,
-                dtype=str(dtypes.pop()) if len(dtypes) == 1 else None,
-                threads=1,  # tasks run side by side
-                group=reader.group,
-            )
-        )
+        self.task_reader = ray.put(reader.for_tasks())
 
     def batches(self, cursor: Cursor, steps: int) -> Iterator[Step]:
         """All batches, window after window; the next one starts when `last_steps` of the current one are left."""
@@ -168,7 +156,7 @@ class _Stream:
                     with self.counters.while_reading():
                         rows = self._rows(table)
                     del table
-                    yield as_step(rows, self.plan, self.plan.advance(start, i))
+                    yield as_step(rows, self.reader, self.plan, self.plan.advance(start, i))
                     del rows  # or this frame would hold a batch while the next one is made
                 tables.close()
         finally:
@@ -253,10 +241,9 @@ class _Stream:
         reasons = table["damage.reason"]
         if reasons.null_count == len(reasons):
             return
-        before, names = self.reader.manifest.rows_before, self.reader.manifest.shards["name"]
         for i in np.flatnonzero(reasons.is_valid().to_numpy()):
             row = int(rows.row[i])
-            shard = names[int(np.searchsorted(before, row, side="right")) - 1].as_py()
+            shard = self.reader.shard_of(row)
             self.reader.damage.add(Damage(shard, table["damage.key"][i].as_py(), row, reasons[i].as_py()))
 
 

@@ -115,6 +115,38 @@ class Reader:
         """A reader of another selection with the same options (and a damage log of its own)."""
         return Reader(self.manifest, view, *self._options)
 
+    def for_tasks(self) -> Reader:
+        """A reader of the same rows for tasks that run side by side and bear any damage, because each sees a part of
+        the rows; the log of this reader counts what all of them met."""
+        dtypes = set(self.dtypes.values())
+        return Reader(
+            self.manifest,
+            self.view,
+            self.modalities,
+            self.labels,
+            max_damaged_share=1.0,
+            dtype=str(dtypes.pop()) if len(dtypes) == 1 else None,
+            threads=1,
+            group=self.group,
+        )
+
+    @property
+    def is_local(self) -> bool:
+        return self.manifest.is_local
+
+    @property
+    def grouped(self) -> bool:
+        """Whether rows have groups."""
+        return self.manifest.schema.grouped or self.group != GROUP
+
+    def shard_of(self, row: int) -> str:
+        """Name of the shard that holds a global row number."""
+        return self._place(row)[0].name
+
+    def corpus_of(self, row: np.ndarray) -> np.ndarray | None:
+        """None: this is no mixture of corpora."""
+        return None
+
     @property
     def counts(self) -> np.ndarray:
         """(S,) int64 rows that can be read of each shard."""
@@ -407,8 +439,8 @@ class Reader:
         return read_table(entry.name, read_index_bytes(self.manifest, entry), ["key"])["key"]
 
     def _uninitialised(self, size: int, pitch: int = 0) -> Rows:
-        grouped = self.manifest.schema.grouped or self.group != GROUP
-        return Rows.uninitialised(size, self.widths, self.dtypes, self._label_shapes, grouped, pitch, self.offsets)
+        shapes = self._label_shapes
+        return Rows.uninitialised(size, self.widths, self.dtypes, shapes, self.grouped, pitch, self.offsets)
 
     def _buffer(self, size: int) -> np.ndarray:
         """(size,) uint8 of memory that this thread uses again and again."""

@@ -12,6 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
+from shards.mixed_reader import MixedReader
 from shards.plan import Cursor, Plan, Range, Window
 from shards.reader import Reader
 from shards.rows import Rows
@@ -22,17 +25,23 @@ _PIECES_PLANNED = 50_000
 
 Item = TypeVar("Item")
 
+RowReader = Reader | MixedReader
+
 
 @dataclass(frozen=True)
 class Step(Rows):
-    """A batch and its place: `cursor` is the step that it is, `next_cursor` where to resume once it is used."""
+    """A batch and its place: `cursor` is the step that it is, `next_cursor` where to resume once it is used.
+
+    corpus: of a mixture (B,) int64, each row's corpus by its number in `MixedReader.names`, -1 for padding; else None.
+    """
 
     cursor: Cursor
     next_cursor: Cursor
+    corpus: np.ndarray | None = None
 
 
 def stream(
-    reader: Reader,
+    reader: RowReader,
     plan: Plan,
     rank: int,
     world: int,
@@ -58,13 +67,13 @@ def stream(
     steps_read = _steps(reader, plan, rank, world, cursor, steps)
     if prefetch <= 0:
         return (_read(reader, memory, plan, *step) for step in steps_read)
-    if reader.manifest.is_local:
+    if reader.is_local:
         counters = StreamCounters()
         return ReadAhead(_read_counted(reader, memory, plan, steps_read, counters), prefetch, counters)
     return ReadAhead(_read_side_by_side(reader, memory, plan, steps_read, prefetch), 1)
 
 
-def check_fit(reader: Reader, plan: Plan, rank: int, world: int, steps: int) -> None:
+def check_fit(reader: RowReader, plan: Plan, rank: int, world: int, steps: int) -> None:
     """ValueError unless the plan was made for the rows that the reader reads, and the numbers are in range."""
     if plan.counts.shape != reader.counts.shape or (plan.counts != reader.counts).any():
         raise ValueError(
@@ -98,10 +107,10 @@ def merged(ranges: list[Range]) -> list[Range]:
     return joined
 
 
-def as_step(rows: Rows, plan: Plan, cursor: Cursor) -> Step:
+def as_step(rows: Rows, reader: RowReader, plan: Plan, cursor: Cursor) -> Step:
     """The batch with its place in the plan; arrays are shared, dictionaries are not (see `RowMemory`)."""
     arrays = (dict(rows.features), dict(rows.present), rows.row, dict(rows.labels), rows.group)
-    return Step(*arrays, cursor, plan.advance(cursor, 1), slots=rows.slots)
+    return Step(*arrays, cursor, plan.advance(cursor, 1), reader.corpus_of(rows.row), slots=rows.slots)
 
 
 class RowMemory:
@@ -113,7 +122,7 @@ class RowMemory:
     `Step` all count.
     """
 
-    def __init__(self, reader: Reader, size: int, kept: int, views: bool = True) -> None:
+    def __init__(self, reader: RowReader, size: int, kept: int, views: bool = True) -> None:
         self._reader, self._size, self._kept, self._views = reader, size, kept, views
         self._batches: list[Rows] = []
         self._alone: list[int] = []
@@ -146,7 +155,7 @@ def _references(rows: Rows) -> list[int]:
 
 
 def _steps(
-    reader: Reader, plan: Plan, rank: int, world: int, cursor: Cursor, steps: int
+    reader: RowReader, plan: Plan, rank: int, world: int, cursor: Cursor, steps: int
 ) -> Iterator[tuple[list[Range], Cursor]]:
     """Ranges and place of each batch."""
     size = max(1, _PIECES_PLANNED * plan.chunk_rows // plan.local_batch(world))
@@ -155,16 +164,16 @@ def _steps(
             yield merged(window.ranges(i)), plan.advance(start, i)
 
 
-def _read(reader: Reader, memory: RowMemory, plan: Plan, ranges: list[Range], cursor: Cursor) -> Step:
+def _read(reader: RowReader, memory: RowMemory, plan: Plan, ranges: list[Range], cursor: Cursor) -> Step:
     rows = memory.take()
     reader.read_ranges(ranges, out=rows)
-    step = as_step(rows, plan, cursor)
+    step = as_step(rows, reader, plan, cursor)
     memory.give(rows)  # not before somebody refers to its arrays, or another thread would take them
     return step
 
 
 def _read_counted(
-    reader: Reader,
+    reader: RowReader,
     memory: RowMemory,
     plan: Plan,
     steps: Iterator[tuple[list[Range], Cursor]],
@@ -178,7 +187,7 @@ def _read_counted(
 
 
 def _read_side_by_side(
-    reader: Reader, memory: RowMemory, plan: Plan, steps: Iterator[tuple[list[Range], Cursor]], depth: int
+    reader: RowReader, memory: RowMemory, plan: Plan, steps: Iterator[tuple[list[Range], Cursor]], depth: int
 ) -> Iterator[Step]:
     """The batches in order, up to `depth` of them being fetched at once."""
     waiting: deque[Future[Step]] = deque()

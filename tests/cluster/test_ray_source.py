@@ -30,6 +30,7 @@ from shards.writer import ShardWriter
 from tests.cluster import drawn_streams
 from tests.cluster.drawn_streams import Run
 from tests.cluster.slow_view import FailingView, SlowView
+from tests.shards import test_mixed_reader
 
 ROWS = 211
 # Tasks of 7 rows cut steps into parts; tasks of 200 rows hold many steps; windows of few tasks give many borders.
@@ -193,6 +194,28 @@ def test_a_window_starts_when_half_the_store_holds_what_is_left_of_the_one_befor
         assert len(batches) == batch
         handed_out += 1
     assert (started, handed_out) == ([0, steps - left, 2 * steps - left], 3 * steps)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize(
+    ("world", "execution"), [(2, SMALL), pytest.param(3, LARGE, marks=pytest.mark.slow)], ids=["small", "large"]
+)
+def test_a_mixture_is_read_in_its_own_order(tmp_path: Path, payload: str, world: int, execution: Execution) -> None:
+    """Three corpora of different columns, over a border of stages and several epochs of each: what one process reads,
+    which is what the slow mixture says (tests.shards.test_mixed_reader)."""
+    manifests = {corpus: test_mixed_reader.write(tmp_path, corpus) for corpus in test_mixed_reader.COLUMNS}
+    reader, plan, batches = test_mixed_reader.mixture(manifests)
+    start, steps = plan.cursor_at(4), 20
+    local = plan.local_batch(world)
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(stream(reader, plan, r, world, start, steps, payload, execution)) for r in range(world)
+        ]
+        for i in range(steps):
+            for rank in range(world):
+                step, rows = next(ranks[rank]), batches[4 + i][rank * local : (rank + 1) * local]
+                assert (step.cursor, step.next_cursor) == (plan.cursor_at(4 + i), plan.cursor_at(5 + i))
+                test_mixed_reader.check_rows(step, rows + [-1] * (local - len(rows)))
 
 
 def check_drawn_run(run: Run) -> None:

@@ -1,0 +1,228 @@
+"""Rows of several corpora as those of one data set: what a `MixedPlan` names, read by the corpora's own readers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from shards.damage import Damage, DamageError, DamageLog, ShardError
+from shards.reader import Reader
+from shards.rows import NO_GROUP, PADDING_ROW, Rows, group_id
+
+
+class MixedReader:
+    """The part of a `Reader` that streams need, over corpora in the order of their names.
+
+    readers: corpus -> its reader, each with the modalities that it has; labels are not read. speakers: corpus -> a name
+    that corpora which share speakers have in common; by default each corpus has speakers of its own, so that a name
+    that two of them use is two speakers. max_damaged_share, quarantine: as of `Reader`, of all corpora together.
+
+    The modalities are those that any corpus has; one that a corpus lacks is missing in its rows. Shards and rows are
+    numbered through all corpora; `Rows.group` of a row depends on its group's name and its corpus. Damage names shards
+    `CORPUS/SHARD`, as do errors.
+
+    Raises ValueError, in one line with corpus, found, expected and remedy, where a modality has not the same width in
+    all corpora that have it.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[str, Reader],
+        speakers: Mapping[str, str] | None = None,
+        max_damaged_share: float = 0.001,
+        quarantine: Callable[[Damage], None] | None = None,
+    ) -> None:
+        self._options = (dict(readers), dict(speakers or {}), max_damaged_share, quarantine)
+        self.names = tuple(sorted(readers))
+        self.readers = tuple(readers[name] for name in self.names)
+        self._keys = [np.int64(group_id(f"corpus {(speakers or {}).get(name, name)}")) for name in self.names]
+        modalities = list(dict.fromkeys(m for reader in self.readers for m in reader.modalities))
+        self.widths, self.dtypes = {}, {}
+        for modality in modalities:
+            having = [(n, r) for n, r in zip(self.names, self.readers, strict=True) if modality in r.modalities]
+            self.widths[modality] = _common_width(modality, having)
+            self.dtypes[modality] = np.result_type(*(reader.dtypes[modality] for _, reader in having))
+        self.modalities = {m: tuple(self._columns(m)) for m in modalities}
+        self.counts = np.concatenate([reader.counts for reader in self.readers])
+        self.first_shard = np.cumsum([0, *(len(reader.counts) for reader in self.readers)])
+        self.first_row = np.cumsum([0, *(reader.manifest.rows for reader in self.readers)], dtype=np.int64)
+        self.labels: tuple[str, ...] = ()
+        self.damage = DamageLog(int(self.counts.sum()), max_damaged_share, quarantine)
+        self._log_lock = threading.Lock()
+        for i, reader in enumerate(self.readers):
+            reader.damage = _PassedOn(self, i)
+
+    def _columns(self, modality: str) -> Iterator[str]:
+        for name, reader in zip(self.names, self.readers, strict=True):
+            yield from (f"{name}/{column}" for column in reader.modalities.get(modality, ()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        readers, speakers, share, quarantine = self._options
+        return (MixedReader, (readers, speakers, share, quarantine))
+
+    def __len__(self) -> int:
+        return self.damage.total_rows
+
+    def for_tasks(self) -> MixedReader:
+        """A reader for tasks that run side by side and bear any damage."""
+        readers = {name: reader.for_tasks() for name, reader in zip(self.names, self.readers, strict=True)}
+        return MixedReader(readers, self._options[1], 1.0)
+
+    @property
+    def is_local(self) -> bool:
+        return all(reader.is_local for reader in self.readers)
+
+    @property
+    def pitch(self) -> int:
+        """0: samples of different corpora are laid out differently, so features are copied."""
+        return 0
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's features."""
+        return sum(width * self.dtypes[name].itemsize for name, width in self.widths.items())
+
+    def corpus_of(self, row: np.ndarray) -> np.ndarray:
+        """(B,) int64: number in `names` of the corpus of each global row number, -1 for padding."""
+        found = np.searchsorted(self.first_row, row, side="right") - 1
+        return np.where(row == PADDING_ROW, -1, found)
+
+    def shard_of(self, row: int) -> str:
+        """`CORPUS/SHARD` of a global row number."""
+        corpus = int(np.searchsorted(self.first_row, row, side="right")) - 1
+        return f"{self.names[corpus]}/{self.readers[corpus].shard_of(row - int(self.first_row[corpus]))}"
+
+    def allocate(self, size: int, views: bool = False) -> Rows:
+        """Memory for `size` rows, all of them padding."""
+        grouped = any(reader.grouped for reader in self.readers)
+        rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, grouped)
+        rows.clear()
+        return rows
+
+    def read(self, shard: int, start: int, stop: int, out: Rows | None = None) -> Rows:
+        """As `Reader.read`."""
+        return self.read_ranges([(shard, start, stop)], out=out)
+
+    def read_ranges(
+        self, ranges: Iterable[tuple[int, int, int]], size: int | None = None, out: Rows | None = None
+    ) -> Rows:
+        """As `Reader.read_ranges`: ranges one after another as one batch, each from its corpus."""
+        some = [tuple(piece) for piece in ranges]
+        total = sum(stop - start for _, start, stop in some)
+        size = len(out) if out is not None else total if size is None else size
+        if size < total:
+            raise ValueError(f"size is {size}, but the ranges hold {total} rows")
+        if out is None:
+            out = self.allocate(size)
+        at = 0
+        for corpus, run in groupby(some, key=lambda piece: self._corpus_of_shard(piece[0])):
+            first = int(self.first_shard[corpus])
+            own = [(shard - first, start, stop) for shard, start, stop in run]
+            end = at + sum(stop - start for _, start, stop in own)
+            self._read_own(corpus, own, out.part(at, end))
+            at = end
+        if at < size:
+            out.part(at, size).clear()
+        with self._log_lock:
+            self.damage.rows_read += total
+        return out
+
+    def still_damaged(self, samples: Iterable[Damage]) -> list[Damage]:
+        """As `Reader.still_damaged`."""
+        by_corpus: dict[int, list[Damage]] = {}
+        for sample in samples:
+            corpus = int(np.searchsorted(self.first_row, sample.row, side="right")) - 1
+            if not 0 <= corpus < len(self.names):
+                continue
+            by_corpus.setdefault(corpus, []).append(replace(sample, row=sample.row - int(self.first_row[corpus])))
+        return [
+            self._renamed(corpus, sample)
+            for corpus, own in by_corpus.items()
+            for sample in self.readers[corpus].still_damaged(own)
+        ]
+
+    # ---- parts of a read --------------------------------------------------------------------------------------------
+
+    def _corpus_of_shard(self, shard: int) -> int:
+        if not 0 <= shard < len(self.counts):
+            raise IndexError(f"shard number {shard}, expected 0..{len(self.counts) - 1}")
+        return int(np.searchsorted(self.first_shard, shard, side="right")) - 1
+
+    def _read_own(self, corpus: int, ranges: list[tuple[int, int, int]], out: Rows) -> None:
+        """Rows of one corpus, whose reader knows its own modalities, rows and groups only."""
+        reader = self.readers[corpus]
+        there = {m: out.features[m] for m in reader.modalities}
+        seen = {m: out.present[m] for m in reader.modalities}
+        group = out.group if reader.grouped else None
+        try:
+            reader.read_ranges(ranges, out=Rows(there, seen, out.row, {}, group))
+        except DamageError:
+            raise  # of the whole
+        except ShardError as error:
+            raise _with_corpus(self.names[corpus], error) from error
+        for modality in self.modalities:
+            if modality not in there:
+                out.features[modality][...] = 0
+                out.present[modality][...] = False
+        out.row[...] += self.first_row[corpus]
+        if out.group is not None:
+            if group is None:
+                out.group[...] = NO_GROUP
+            else:
+                # Another number for each corpus, which keeps apart whom its own groups keep apart.
+                out.group[...] = np.where(group == NO_GROUP, NO_GROUP, group ^ self._keys[corpus])
+
+    def _renamed(self, corpus: int, sample: Damage) -> Damage:
+        shard = f"{self.names[corpus]}/{sample.shard}"
+        return replace(sample, shard=shard, row=sample.row + int(self.first_row[corpus]))
+
+    def pass_on(self, corpus: int, sample: Damage) -> None:
+        """Log what a corpus's reader has met. Threads read several corpora at once."""
+        with self._log_lock:
+            self.damage.add(self._renamed(corpus, sample))
+
+
+class _PassedOn(DamageLog):
+    """The log of one corpus's reader, which hands everything to that of the whole, whatever log that is by then."""
+
+    def __init__(self, whole: MixedReader, corpus: int) -> None:
+        super().__init__(len(whole), 1.0)
+        self._whole, self._corpus = whole, corpus
+
+    def add(self, damage: Damage) -> None:
+        self._whole.pass_on(self._corpus, damage)
+
+
+def _common_width(modality: str, readers: list[tuple[str, Reader]]) -> int:
+    (first, reader), *others = readers
+    width = reader.widths[modality]
+    for name, other in others:
+        if other.widths[modality] != width:
+            found, columns = other.widths[modality], " + ".join(other.modalities[modality])
+            raise ValueError(
+                f"corpus {name!r}: modality {modality!r} ({columns}) has width {found}, expected {width} as in "
+                f"{first!r} ({' + '.join(reader.modalities[modality])}); compose it of the same features in both "
+                f"(modalities of the source), extract it anew with one encoder, or leave it out of {name!r}"
+            )
+    return width
+
+
+def _with_corpus(name: str, error: ShardError) -> ShardError:
+    """The same error with its shard named by corpus."""
+    return type(error)(
+        f"{name}/{error.shard}",
+        error.problem,
+        sample=error.sample,
+        expected=error.expected,
+        found=error.found,
+        remedy=error.remedy,
+    )
