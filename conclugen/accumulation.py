@@ -48,6 +48,7 @@ def cached_gradients(
         pieces = [model.representations(model.inputs(batch.part(part)), batch.row[part], step) for part in parts]
     cached = {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
     del pieces
+    model.note_feature(cached, presences)
 
     row_tasks = model.row_tasks
     whole = [name for name in model.tasks if name not in row_tasks]

@@ -29,8 +29,11 @@ def compiled(function: Function) -> Function:
 def options() -> dict[str, Any]:
     """How everything is compiled: arguments of torch.compile and of Module.compile."""
     import torch._dynamo  # takes as long to import as torch itself, so only where something is compiled
+    import torch._functorch.config
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
+    # Where the tasks' gradients are taken one by one, a backward pass leaves its buffers to the next.
+    torch._functorch.config.donated_buffer = False
     return {"backend": BACKEND, "fullgraph": True, "dynamic": False}
 
 

@@ -20,7 +20,7 @@ from conclugen.tasks.base import Inputs
 
 RECIPES = ("paper", "improved")
 PRECISIONS = ("float32", "bfloat16", "float64")
-WEIGHTINGS = ("static", "uncertainty", "gradnorm")
+WEIGHTINGS = ("static", "uncertainty", "gradnorm", "dynamic", "share")
 GRADIENTS = ("sum", "pcgrad")
 DEFAULT_PRESET = "conclugen"
 
@@ -33,12 +33,17 @@ class TaskOptions:
         divisor: The total is the sum of weight x loss over the number of tasks that are "active" at this epoch
             (published: the scale of all losses jumps when a task starts late, and a single task runs without its
             weight) or "configured".
-        weighting: "static" weights, or weights learned by "uncertainty" (Kendall et al. 2018) or "gradnorm" (Chen et
-            al. 2018), which begin at the tasks' own (`conclugen.weighting`).
+        weighting: "static" weights; weights learned by "uncertainty" (Kendall et al. 2018), "gradnorm" (Chen et al.
+            2018) or "dynamic" (Ming et al. 2019), which begin at the tasks' own; or "share": the tasks' weights sum to
+            1, and each is the share of the heads' gradient that its task gets (`conclugen.weighting`).
         gradients: The tasks' gradients are added ("sum"), or those that point against each other are projected first
             ("pcgrad", Yu et al. 2020).
         learned_weight_lr: Peak learning rate of learned weights.
         gradnorm_alpha: How strongly gradnorm favours tasks that train slowly; 0 makes all gradients equally large.
+        share_band: Under "share", the part of its share by which a task's measured share may be off before all are set
+            anew; 0: at every step.
+        share_every: Steps from one measurement of the tasks' shares of the heads' gradient (`share/NAME`) to the next;
+            0: none. Where each task's gradient is taken by itself anyway, every step has them.
     """
 
     divisor: str = field(default="active", metadata=IDENTITY)
@@ -46,6 +51,8 @@ class TaskOptions:
     gradients: str = field(default="sum", metadata=IDENTITY)
     learned_weight_lr: float = field(default=0.01, metadata=SCHEDULABLE)
     gradnorm_alpha: float = field(default=1.5, metadata=IDENTITY)
+    share_band: float = field(default=0.2, metadata=IDENTITY)
+    share_every: int = field(default=50, metadata=FREE)
 
     def __post_init__(self) -> None:
         choose("tasks.divisor", self.divisor, ("active", "configured"))
@@ -54,17 +61,32 @@ class TaskOptions:
         for name in ("learned_weight_lr", "gradnorm_alpha"):
             value = getattr(self, name)
             require(finite(value) and value >= 0, f"tasks.{name}", value, "0 or more")
+        require(0 <= self.share_band < 1, "tasks.share_band", self.share_band, "0 <= band < 1")
+        require(self.share_every >= 0, "tasks.share_every", self.share_every, "0 or more steps")
         require(bool(self.active), "tasks", "no task", f"one or more of {', '.join(registry.registered())}")
         for name, plain in (("weighting", "static"), ("gradients", "sum")):
             value, alone = getattr(self, name), len(self.active) == 1
             found = f"{value!r} with {', '.join(self.active)} alone"
             require(value == plain or not alone, f"tasks.{name}", found, f"{plain!r}: it takes two tasks to weigh")
+        if self.weighting == "share":
+            check_shares({name: task.weight for name, task in self.active.items()})
 
     @property
     def active(self) -> dict[str, Any]:
         """The configured tasks by name, in a fixed order."""
         tasks = {name: getattr(self, name) for name in registry.registered()}
         return {name: config for name, config in tasks.items() if config is not None}
+
+
+def check_shares(weights: Mapping[str, float]) -> None:
+    """Raise ValueError unless weights that are shares of the gradient sum to 1."""
+    total = math.fsum(weights.values())
+    if not math.isclose(total, 1, rel_tol=0, abs_tol=1e-6):
+        listed = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        raise ValueError(
+            f"tasks: with weighting='share' the tasks' weights must sum to 1, got {total:g} ({listed}); divide each by "
+            f"{total:g}"
+        )
 
 
 if TYPE_CHECKING:

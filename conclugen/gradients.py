@@ -5,7 +5,7 @@ on every rank, and None where no active task reaches the parameter.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,52 +17,99 @@ from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
 from conclugen.gradient_conflicts import Gradients
 from conclugen.model import Model
-from conclugen.weighting import weighted_sum
+from conclugen.weighting import Weighting, weighted_sum
 
 
 @dataclass(frozen=True)
 class Computed:
     """losses: each task's over the global batch, 0-d, unweighted. norms: (T,) of the active tasks' gradients over the
     parameters that several of them reach, and cosines: (T, T) between them; None where gradients are not taken task by
-    task."""
+    task. shares: (T,) of each in the heads' gradient (`shares_of`); None where they were not measured."""
 
     losses: dict[str, Tensor]
     norms: Tensor | None = None
     cosines: Tensor | None = None
+    shares: Tensor | None = None
+
+
+def shares_of(norm_T: Tensor, factors: Mapping[str, Tensor | float], active: Sequence[str]) -> Tensor:
+    """Each task's share (T,) of the heads' gradient: factor x norm over their sum, as if no two pointed in the same or
+    in opposite directions; 0 where none has a gradient."""
+    factor_T = torch.stack([torch.as_tensor(factors[n], dtype=norm_T.dtype, device=norm_T.device) for n in active])
+    size_T = factor_T * norm_T
+    return size_T / size_T.sum().clamp(min=torch.finfo(size_T.dtype).tiny)
 
 
 class GradientComputer:
-    """Fills `.grad` of a model's parameters. `by_task`: something needs the gradient of each task by itself."""
+    """Fills `.grad` of a model's parameters, of the tasks' losses by the factors that `weighting` gives."""
 
-    def __init__(self, model: Model, config: PretrainConfig, by_task: bool) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: Model, config: PretrainConfig, weighting: Weighting) -> None:
+        self.model, self.config, self.weighting = model, config, weighting
         self.project = config.tasks.gradients == "pcgrad"
-        self.by_task = by_task or self.project
+        self._always_measured = weighting.needs_norms or self.project
+        late = weighting.needs_feature and config.micro_batch is not None  # weights come after the first passage
+        self.by_task = self._always_measured or late
+        self._heads = [parameter for parameter in model.heads.parameters() if parameter.requires_grad]
         self._replica: nn.Module = model
         if distributed.world_size() > 1 and not self.by_task and config.micro_batch is None:
             self._replica = DistributedDataParallel(model, broadcast_buffers=False)
 
-    def compute(
-        self, batch: Batch, step: int, epoch: int, active: Sequence[str], factors: Mapping[str, Tensor | float]
-    ) -> Computed:
+    def compute(self, batch: Batch, step: int, epoch: int, active: Sequence[str]) -> Computed:
         """Gradient of the sum over `active` tasks of factor x loss, or what the projection makes of its terms."""
         for parameter in self.model.parameters():
             parameter.grad = None
+        by_itself: list[Objective] = [{name: 1.0} for name in active]
+        every = self.config.tasks.share_every
+        due = self._always_measured or (every > 0 and step % every == 0)
+        measured = due and len(active) > 1
         if self.by_task:
-            shares, gradients_T = self._summed(batch, step, epoch, [{name: 1.0} for name in active])
+            shares, gradients_T = self._summed(batch, step, epoch, by_itself)
+            self._show(active, norm_T := self._head_norms(gradients_T))
+            factors = self.weighting.factors(active)
             computed = self._combine(self._losses(shares), gradients_T, step, [factors[name] for name in active])
+            computed = replace(computed, shares=shares_of(norm_T, factors, active)) if measured else computed
         elif self.config.micro_batch is not None:
-            shares, (gradients,) = self._summed(batch, step, epoch, [factors])
+            factors = self.weighting.factors(active)
+            objectives = [factors, *(by_itself if measured else [])]
+            shares, (gradients, *gradients_T) = self._summed(batch, step, epoch, objectives)
             self._assign(gradients)
-            computed = Computed(self._losses(shares))
+            part_T = shares_of(self._head_norms(gradients_T), factors, active) if measured else None
+            computed = Computed(self._losses(shares), shares=part_T)
         else:
             shares = self._replica(batch, step, epoch)
+            self._show(active)
+            factors = self.weighting.factors(active)
+            part_T = shares_of(self._head_norms(self._of_heads(shares, active)), factors, active) if measured else None
             # Every head takes part on every rank, or DistributedDataParallel would wait; it averages, hence the factor.
             everything = {name: factors.get(name, 0.0) for name in shares}
             (weighted_sum(shares, everything) * distributed.world_size()).backward()
-            computed = Computed(self._losses(shares))
+            computed = Computed(self._losses(shares), shares=part_T)
         self._drop_untrained(active)
         return computed
+
+    def _show(self, active: Sequence[str], norm_T: Tensor | None = None) -> None:
+        """Let the weights follow this batch."""
+        if self.weighting.needs_feature:
+            assert self.model.feature is not None
+            self.weighting.see(self.model.feature)
+        if norm_T is not None and active:
+            self.weighting.balance(norm_T, active)
+
+    def _of_heads(self, shares: Mapping[str, Tensor], active: Sequence[str]) -> list[Gradients]:
+        """Each active task's gradient, unweighted and summed over ranks, for the heads' parameters alone; the graph
+        stays as it is for the backward pass that follows."""
+        found: list[Gradients] = [
+            torch.autograd.grad(shares[name], self._heads, retain_graph=True, allow_unused=True) for name in active
+        ]
+        return self._over_ranks(found)
+
+    def _head_norms(self, gradients_T: Sequence[Gradients]) -> Tensor:
+        """Norm (T,) float64 over the heads' parameters of gradients by parameter, of the heads alone or of the model,
+        whose heads come first."""
+        zero = torch.zeros((), dtype=torch.float64, device=self._heads[0].device)
+        heads = [[g for g in gradients[: len(self._heads)] if g is not None] for gradients in gradients_T]
+        norms = [sum((g.double().square().sum() for g in own), zero).sqrt() for own in heads]
+        return torch.stack(norms) if norms else zero.expand(0)
 
     def _summed(
         self, batch: Batch, step: int, epoch: int, objectives: Sequence[Objective]
@@ -73,8 +120,11 @@ class GradientComputer:
         shares, gradients = (
             direct_gradients(*arguments) if micro_batch is None else cached_gradients(*arguments, micro_batch)
         )
+        return shares, self._over_ranks(gradients)
+
+    def _over_ranks(self, gradients: Sequence[Gradients]) -> list[Gradients]:
         sums = iter(distributed.all_sum_each([g for each in gradients for g in each if g is not None]))
-        return shares, [[None if g is None else next(sums) for g in each] for each in gradients]
+        return [[None if g is None else next(sums) for g in each] for each in gradients]
 
     def _combine(
         self,

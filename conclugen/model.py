@@ -65,6 +65,7 @@ class Model(nn.Module):
         self.tasks = nn.ModuleDict(
             {name: registry.get(name).build(task, config, widths) for name, task in config.tasks.active.items()}
         )
+        self.feature: Tensor | None = None
         if not any(reads.representation for reads in self.reads.values()):
             self._fix_biases_that_batch_norm_removes()
 
@@ -128,7 +129,22 @@ class Model(nn.Module):
         path."""
         inputs = self.inputs(batch)
         representations = self.representations(inputs, batch.row, step)
-        return self.shares(inputs, representations, self.presences(batch), step, epoch, list(self.tasks))
+        presences = self.presences(batch)
+        self.note_feature(representations, presences)
+        return self.shares(inputs, representations, presences, step, epoch, list(self.tasks))
+
+    def note_feature(self, representations: Mapping[str, Tensor], presences: Mapping[str, Presence]) -> None:
+        """Keep in `feature`, where weights follow it, the sum (R + 1,) of this rank's representations over present rows
+        and views, and behind it their number; without gradient."""
+        if self.config.tasks.weighting != "dynamic":
+            return
+        sums = []
+        for key, stream in self.streams.items():
+            for view, present_B in zip(stream.views, presences[key].local, strict=True):
+                r_BR = representations[view.name].detach().double()
+                there_B1 = present_B.unsqueeze(1)
+                sums.append(torch.cat([torch.where(there_B1, r_BR, 0), there_B1.double()], dim=1).sum(0))
+        self.feature = torch.stack(sums).sum(0)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Standardised features (B, D) by `View.input`: of each modality, and of others that views are read from."""

@@ -72,14 +72,14 @@ class Pretrainer:
         self._set_standardization(standardization)
         if config.compile:
             self.model.compile_regions()
-        self.weighting = weighting.make(config.tasks).to(self.device, self.dtype)
+        self.weighting = weighting.make(config.tasks, config.model.representation_dim).to(self.device, self.dtype)
         model_parameters = dict(self.model.named_parameters())
         weight_parameters = {f"weighting.{name}": p for name, p in self.weighting.named_parameters()}
         self.parameters = {**model_parameters, **weight_parameters}
         self.optimizer = optimizer.make(
             config.optimizer, model_parameters, weight_parameters, config.tasks.learned_weight_lr
         )
-        self._gradients = GradientComputer(self.model, config, by_task=self.weighting.needs_norms)
+        self._gradients = GradientComputer(self.model, config, self.weighting)
         self._guard = FiniteGuard(list(config.tasks.active), self.device)
         self._check_every = _CHECK_EVERY_CUDA if self.device.type == "cuda" else 1
 
@@ -94,11 +94,11 @@ class Pretrainer:
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One optimiser step on this rank's rows; `batch` is any object with a Batch's attributes.
 
-        Returns 0-d tensors, equal on all ranks: loss (as trained), loss/<task> (unweighted), weight/<task>, grad_norm
-        (before clipping), lr, and what the tasks report of themselves (see `conclugen.step_metrics`). Nothing waits for
-        a GPU, except that at every 50th step something is read back. A step whose loss
-        or gradient is not finite changes no parameter, nor does any after it; NonFiniteLossError follows at once on a
-        CPU, within 50 steps on a GPU, and at `state`.
+        Returns 0-d tensors, equal on all ranks: loss (as trained), loss/<task> (unweighted), weight/<task>, at some
+        steps share/<task> (of the heads' gradient), grad_norm (before clipping), lr, and what the tasks report of
+        themselves (see `conclugen.step_metrics`). Nothing waits for a GPU, except that at every 50th step something is
+        read back. A step whose loss or gradient is not finite changes no parameter, nor does any after it;
+        NonFiniteLossError follows at once on a CPU, within 50 steps on a GPU, and at `state`.
         """
         rows = self._rows(batch)
         step, epoch = self.step_number, self.epoch
@@ -107,8 +107,8 @@ class Pretrainer:
             for name in self.model.tasks:
                 self.model.task(name).begin_epoch()
         self.model.train()
+        computed = self._gradients.compute(rows, step, epoch, active)
         weights = self.weighting.weights(active)
-        computed = self._gradients.compute(rows, step, epoch, active, self.weighting.factors(active))
         total = self.weighting.total(computed.losses, active)
         self.weighting.learn(computed.losses, computed.norms, active)
         grad_norm = optimizer.clip(self.model.parameters(), self.config.clip_norm)
@@ -117,9 +117,7 @@ class Pretrainer:
         self.step_number += 1
         if self.step_number % self._check_every == 0:
             self.check_finite()
-        return step_metrics.collect(
-            self.model, computed.losses, weights, computed.cosines, active, loss=total, grad_norm=grad_norm, lr=rate
-        )
+        return step_metrics.collect(self.model, computed, weights, active, loss=total, grad_norm=grad_norm, lr=rate)
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change the weights of some tasks from the next step on, as population-based training does.

@@ -1,13 +1,15 @@
-"""What each task's loss is multiplied by in the total: configured weights, or weights that are learned with the model.
+"""What each task's loss is multiplied by in the total: configured weights, or weights that follow the training.
 
 With L_i the loss of task i over the global batch, and n the divisor (`TasksConfig.divisor`):
 
     static        1/n  sum_i  w_i L_i
     uncertainty   1/n  sum_i  exp(-s_i) L_i + s_i      (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, equation 7)
     gradnorm      1/n  sum_i  w_i L_i                  with w_i after Chen et al. 2018 (arXiv 1711.02257, equation 2)
+    dynamic       1/n  sum_i  w_i L_i                  with w_i after Ming et al. 2019 (arXiv 1911.03281)
+    share         1/n  sum_i  w_i L_i                  with w_i |grad L_i| in proportion to the configured weights
 
 A learned weight begins at the configured one. Its gradient follows in closed form from values that are the same on all
-ranks, so no collective and no graph is needed for it.
+ranks, so no graph is needed for it.
 """
 
 import math
@@ -16,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from conclugen import fields
-from conclugen.config import TasksConfig
+from conclugen import distributed, fields
+from conclugen.config import TasksConfig, check_shares
 
 # exp(-s) grows without end as a loss goes to zero; beyond this factor a task has the optimiser to itself anyway.
 _LARGEST_WEIGHT = 1000.0
@@ -28,6 +31,9 @@ class Weighting(nn.Module):
     """Configured weights; the base of the learned ones. Methods take the tasks that are active now, in their order."""
 
     needs_norms = False
+    """Each task's gradient is taken by itself."""
+    needs_feature = False
+    """It reads the mean representation of the batch."""
 
     def __init__(self, tasks: TasksConfig) -> None:
         super().__init__()
@@ -55,9 +61,17 @@ class Weighting(nn.Module):
         """The total of the global losses, as it is minimised; 0-d."""
         return weighted_sum(losses, self.factors(active))
 
+    def see(self, feature: Tensor) -> None:
+        """Take in the sum over this rank's present rows of their representations, and behind it their number (R + 1,),
+        before the weights of the step are asked for; where `needs_feature`. Called on every rank."""
+
+    def balance(self, norms: Tensor, active: Sequence[str]) -> None:
+        """Take in the norms (T,) of the active tasks' gradients over the heads, unweighted, before the weights of the
+        step are asked for; where `needs_norms`."""
+
     def learn(self, losses: Mapping[str, Tensor], norms: Tensor | None, active: Sequence[str]) -> None:
         """Set the gradients of this module's own parameters. losses: global, unweighted; norms (T,): of the active
-        tasks' gradients, unweighted, where `needs_norms`."""
+        tasks' gradients over what several of them reach, unweighted, where `needs_norms`."""
 
     def constrain(self) -> None:
         """Bring the parameters back into their range after an update."""
@@ -67,16 +81,23 @@ class Weighting(nn.Module):
 
         Raises ValueError, before anything is changed, for an unknown task, or a weight that is not above 0.
         """
+        self._check(weights)
+        changed = {name: float(weight) for name, weight in weights.items() if self.current[name] != weight}
+        if changed:
+            self.current.update(changed)
+            self.changes.append({"step": step, "weights": changed})
+
+    def _index(self, active: Sequence[str]) -> list[int]:
+        names = list(self.configured)
+        return [names.index(name) for name in active]
+
+    def _check(self, weights: Mapping[str, float]) -> None:
         for name, weight in weights.items():
             fields.choose("weights", name, self.configured)
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             fields.require(
                 number and math.isfinite(weight) and weight > 0, f"weights[{name!r}]", weight, "a number above 0"
             )
-        changed = {name: float(weight) for name, weight in weights.items() if self.current[name] != weight}
-        if changed:
-            self.current.update(changed)
-            self.changes.append({"step": step, "weights": changed})
 
     def state(self) -> dict[str, Any]:
         """JSON-able: the weights as configured, as they are, and how they came about."""
@@ -99,6 +120,54 @@ class Weighting(nn.Module):
             raise ValueError(f"saved state: weights are {current}, expected numbers above 0")
         self.changes, self.current = changes, current
         self.set({n: w for n, w in self.configured.items() if w != configured[n]}, step)
+
+
+class ShareWeighting(Weighting):
+    """Each task's gradient gets the configured share of the heads' gradient, t_i with sum 1.
+
+    With n_i = |grad L_i| over the heads' parameters, the share of a task is s_i = w_i n_i / sum_j w_j n_j. Weights stay
+    while every s_i is within t_i (1 +- band). At a step where one is not, all are set anew, before the step is made:
+
+        w_i = t_i (sum_j t_j n_j) / n_i
+
+    so that the shares are exact and their sum is that of static weights t. Tasks that are not active yet, or have no
+    gradient in a batch, share in nothing: the others divide the whole as they did. No weight goes beyond 1000 times its
+    share, or below a thousandth of it, however small a gradient is.
+    """
+
+    needs_norms = True
+    weight: Tensor
+
+    def __init__(self, tasks: TasksConfig) -> None:
+        super().__init__(tasks)
+        self.register_buffer("weight", torch.tensor(list(self.configured.values()), dtype=torch.float64))
+
+    def weights(self, active: Sequence[str]) -> dict[str, Tensor | float]:
+        return {name: self.weight[index].clone() for name, index in zip(active, self._index(active), strict=True)}
+
+    @torch.no_grad()
+    def balance(self, norms: Tensor, active: Sequence[str]) -> None:
+        index = self._index(active)
+        weight_T = self.weight[index].double()
+        aim_T = torch.tensor([self.current[name] for name in active], dtype=torch.float64, device=weight_T.device)
+        norm_T = norms.double()
+        counts_T = torch.isfinite(norm_T) & (norm_T > 0)
+        norm_T = torch.where(counts_T, norm_T, 1)
+        target_T = torch.where(counts_T, aim_T, 0)
+        target_T = target_T / target_T.sum().clamp(min=torch.finfo(target_T.dtype).tiny)
+        size_T = torch.where(counts_T, weight_T * norm_T, 0)
+        share_T = size_T / size_T.sum().clamp(min=torch.finfo(size_T.dtype).tiny)
+        outside = ((share_T - target_T).abs() > self.tasks.share_band * target_T).any()
+        bound_T = aim_T * _LARGEST_WEIGHT, aim_T / _LARGEST_WEIGHT
+        wanted_T = (target_T * (target_T * norm_T).sum() / norm_T).minimum(bound_T[0]).maximum(bound_T[1])
+        self.weight[index] = torch.where(outside & counts_T, wanted_T, weight_T).to(self.weight.dtype)
+
+    def set(self, weights: Mapping[str, float], step: int) -> None:
+        """Change shares; the weights follow at the next step. Raises ValueError as `Weighting.set`, and where the
+        shares would no longer sum to 1."""
+        self._check(weights)
+        check_shares({**self.current, **weights})
+        super().set(weights, step)
 
 
 class LearnedWeighting(Weighting):
@@ -182,7 +251,7 @@ class GradNormWeighting(LearnedWeighting):
     def learn(self, losses: Mapping[str, Tensor], norms: Tensor | None, active: Sequence[str]) -> None:
         assert norms is not None
         loss_T = torch.stack([losses[name] for name in active])
-        index = [list(self.configured).index(name) for name in active]
+        index = self._index(active)
         unseen = (self.first[index] == 0) & torch.isfinite(loss_T)
         first_T = torch.where(unseen, loss_T.to(self.first.dtype), self.first[index])
         self.first[index] = first_T
@@ -203,11 +272,68 @@ class GradNormWeighting(LearnedWeighting):
         return probability_T * sum(self.configured[name] for name in active), probability_T
 
 
-_KINDS = {"static": Weighting, "uncertainty": UncertaintyWeighting, "gradnorm": GradNormWeighting}
+class DynamicWeighting(LearnedWeighting):
+    """Weights that the representations themselves give, so that harder tasks weigh more.
+
+        w = softmax(A z + b) x sum of the configured weights,     A, b descend on   sum_i  p_i / L_i,   p = softmax(.)
+
+    z is the mean representation of the global batch over its rows and modalities, without gradient and scaled to length
+    1 (published: a shared layer's features, unscaled), and losses count as constants: the larger a loss, the less its
+    weight costs. A begins at 0 and b at the logarithms of the configured weights. As published, losses are compared as
+    they are, so a task whose loss is measured in smaller numbers counts as easier. A task whose loss is zero, which is
+    what a batch without a valid row gives, says nothing of its weight and is left out.
+    """
+
+    needs_feature = True
+    feature: Tensor
+
+    def __init__(self, tasks: TasksConfig, representation_dim: int) -> None:
+        super().__init__(tasks)
+        count = len(self.configured)
+        self.matrix = nn.Parameter(torch.zeros(count, representation_dim, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.tensor(list(self.configured.values()), dtype=torch.float64).log())
+        self.register_buffer("feature", torch.zeros(representation_dim, dtype=torch.float64), persistent=False)
+
+    @torch.no_grad()
+    def see(self, feature: Tensor) -> None:
+        summed = distributed.all_sum(feature)
+        mean_R = summed[:-1] / summed[-1].clamp(min=1)
+        self.feature.copy_(functional.normalize(mean_R, dim=0))
+
+    def weights(self, active: Sequence[str]) -> dict[str, Tensor | float]:
+        total = sum(self.configured[name] for name in active)
+        return dict(zip(active, (self._probability(active) * total).unbind(), strict=True))
+
+    @torch.no_grad()
+    def learn(self, losses: Mapping[str, Tensor], norms: Tensor | None, active: Sequence[str]) -> None:
+        index = self._index(active)
+        loss_T = torch.stack([losses[name] for name in active]).to(self.bias.dtype)
+        counts_T = loss_T != 0
+        ease_T = torch.where(counts_T, 1 / torch.where(counts_T, loss_T, 1), 0).clamp(max=_LARGEST_WEIGHT)
+        p_T = torch.where(counts_T, self._probability(active), 0)
+        p_T = p_T / p_T.sum().clamp(min=torch.finfo(p_T.dtype).tiny)
+        slope_T = p_T * (ease_T - (p_T * ease_T).sum())
+        self.bias.grad = torch.zeros_like(self.bias)
+        self.bias.grad[index] = slope_T
+        self.matrix.grad = self.bias.grad.unsqueeze(1) * self.feature
+
+    def _probability(self, active: Sequence[str]) -> Tensor:
+        index = self._index(active)
+        return (self.matrix[index].detach() @ self.feature + self.bias[index].detach()).softmax(0)
 
 
-def make(tasks: TasksConfig) -> Weighting:
-    """The weighting that `tasks.weighting` names."""
+_KINDS = {
+    "static": Weighting,
+    "uncertainty": UncertaintyWeighting,
+    "gradnorm": GradNormWeighting,
+    "share": ShareWeighting,
+}
+
+
+def make(tasks: TasksConfig, representation_dim: int = 0) -> Weighting:
+    """The weighting that `tasks.weighting` names. representation_dim: R, for weights that representations give."""
+    if tasks.weighting == "dynamic":
+        return DynamicWeighting(tasks, representation_dim)
     return _KINDS[tasks.weighting](tasks)
 
 

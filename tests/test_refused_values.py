@@ -100,10 +100,12 @@ OF_LEARNING: Borders = [
     (pretrain, "precision", ["float32", "bfloat16", "float64"], ["float16"]),
     (pretrain, "modalities", [["a1", "b_2"]], [["a", "a"], ["a b", "c"], ["a.b", "c"]]),
     (tasks, "divisor", ["active", "configured"], ["all"]),
-    (tasks, "weighting", ["static", "uncertainty", "gradnorm"], ["none"]),
+    (tasks, "weighting", ["static", "uncertainty", "gradnorm", "dynamic"], ["none", "share"]),  # weights sum to 3
     (tasks, "gradients", ["sum", "pcgrad"], ["mean"]),
     (tasks, "learned_weight_lr", [0.0], [-TINY, math.inf]),
     (tasks, "gradnorm_alpha", [0.0], [-TINY, NAN]),
+    (tasks, "share_band", [0.0, BELOW_1], [-TINY, 1.0]),
+    (tasks, "share_every", [0, 1], [-1]),
     *[(ModelConfig, f"{name}_dim", [1], [0]) for name in ("representation", "projection", "reconstruction_hidden")],
     (ModelConfig, "projection_shrink", [1], [0]),
     *[(ModelConfig, f"{name}_activation", ["relu", "none"], ["tanh"]) for name in ("representation", "projection")],

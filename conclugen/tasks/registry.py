@@ -25,7 +25,15 @@ from conclugen.common.plugins import OWN, Registry
 from conclugen.tasks.base import Inputs, Task
 
 GROUP = "conclugen.tasks"
-RESERVED = ("divisor", "weighting", "gradients", "learned_weight_lr", "gradnorm_alpha")
+RESERVED = (
+    "divisor",
+    "weighting",
+    "gradients",
+    "learned_weight_lr",
+    "gradnorm_alpha",
+    "share_band",
+    "share_every",
+)
 """Options that stand beside the tasks in `TasksConfig`."""
 
 

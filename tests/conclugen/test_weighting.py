@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from conclugen import Pretrainer, checkpoint, gradient_conflicts, random, weighting
-from conclugen.config import TasksConfig
+from conclugen.config import WEIGHTINGS, TasksConfig
 from conclugen.tasks.contrastive import ContrastiveConfig
 from conclugen.tasks.reconstruction import ReconstructionConfig
 from tests.conclugen.runs import fresh, rows, small_config
@@ -231,9 +231,176 @@ def test_gradnorm_measures_what_the_tasks_share() -> None:
     assert found == pytest.approx([expected, -expected], rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["uncertainty", "gradnorm"])
+def norms_over_heads(pretrainer: Pretrainer, batch: Any) -> dict[str, float]:
+    """Of each active task's loss by itself, from separate backward passes."""
+    return {
+        task: math.sqrt(sum(float(g.square().sum()) for n, g in found.items() if n.startswith("heads.")))
+        for task, found in task_gradients(pretrainer, batch).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"share_every": 1},
+        {"share_every": 3},
+        {"share_every": 0, "gradients": "pcgrad"},
+        {"share_every": 0, "weighting": "gradnorm"},
+    ],
+)
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_shares_of_the_heads_gradient(options: dict[str, Any], micro_batch: int | None) -> None:
+    """Weight times norm over their sum, by separate backward passes; alone, a task shares nothing."""
+    weights = {"contrastive": {"weight": 3.0}, "reconstruction": {"weight": 0.7}}
+    tasks = {**options, **weights, "clustering": {"start_epoch": 1}}
+    config = small_config("conclugen", precision="float64", tasks=tasks, micro_batch=micro_batch)
+    pretrainer = fresh(config)
+    by_task = options["share_every"] == 0
+    for step in range(4):
+        norms = norms_over_heads(pretrainer, rows(step))
+        found = pretrainer.step(rows(step))
+        shares = {name.split("/")[1]: float(x) for name, x in found.items() if name.startswith("share/")}
+        if not by_task and step % options["share_every"]:
+            assert not shares
+            continue
+        sizes = {task: float(found[f"weight/{task}"]) * norm for task, norm in norms.items()}
+        assert shares == pytest.approx({task: s / sum(sizes.values()) for task, s in sizes.items()}, rel=1e-9)
+        assert len(shares) == (2 if step < 3 else 3)
+    alone = fresh(small_config("contrast_only", tasks={"share_every": 1})).step(rows())
+    assert not any(name.startswith("share/") for name in alone)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_measuring_shares_changes_no_bit_of_a_run(micro_batch: int | None) -> None:
+    runs = []
+    for every in (0, 1):
+        run = fresh(small_config("conclugen", tasks={"share_every": every}, micro_batch=micro_batch))
+        for step in range(4):
+            run.step(rows(step))
+        runs.append(run.state()[0])
+    assert all(torch.equal(x, runs[1][name]) for name, x in runs[0].items())
+
+
+SHARES = {
+    "weighting": "share",
+    "contrastive": {"weight": 0.3},
+    "clustering": {"weight": 0.1},
+    "reconstruction": {"weight": 0.6},
+}
+
+
+@pytest.mark.parametrize(("band", "micro_batch"), [(0.0, None), (0.3, None), (0.0, 5)])
+def test_every_step_has_the_shares_asked_for(band: float, micro_batch: int | None) -> None:
+    """From separate backward passes: within the band at each step, exact where it is 0, among the tasks that are
+    active; and the sum of the sizes, where weights are set anew, is that of the shares as plain weights."""
+    tasks = {**SHARES, "share_band": band}
+    pretrainer = fresh(small_config("conclugen", precision="float64", tasks=tasks, micro_batch=micro_batch))
+    moved = set()
+    for step in range(8):
+        norms = norms_over_heads(pretrainer, rows(step))
+        found = pretrainer.step(rows(step))
+        whole = sum(SHARES[task]["weight"] for task in norms)  # type: ignore[index]
+        wanted = {task: SHARES[task]["weight"] / whole for task in norms}  # type: ignore[index]
+        sizes = {task: float(found[f"weight/{task}"]) * norm for task, norm in norms.items()}
+        for task, size in sizes.items():
+            share = size / sum(sizes.values())
+            assert share == pytest.approx(wanted[task], rel=max(band, 1e-9)), (step, task)
+            assert float(found[f"share/{task}"]) == pytest.approx(share, rel=1e-9)
+        if band == 0:
+            assert sum(sizes.values()) == pytest.approx(sum(wanted[t] * norms[t] for t in norms), rel=1e-9)
+        moved.add(float(found["weight/contrastive"]))
+    assert len(moved) == 8 if band == 0 else 1 <= len(moved) < 8
+    assert len(norms) == 3
+
+
+def test_shares_without_a_gradient_and_beyond_the_bounds() -> None:
+    """A task without gradient keeps its weight, the others divide the whole; a vanishing one can't have its share."""
+    tasks = TasksConfig(
+        contrastive=ContrastiveConfig(weight=0.25),
+        reconstruction=ReconstructionConfig(weight=0.75),
+        weighting="share",
+        share_band=0.0,
+    )
+    module, active = weighting.make(tasks).double(), ["contrastive", "reconstruction"]
+    module.balance(torch.tensor([2.0, 6.0]), active)
+    found = {name: float(w) for name, w in module.weights(active).items()}
+    assert found == pytest.approx({"contrastive": 0.25 * 5 / 2, "reconstruction": 0.75 * 5 / 6})
+    for nothing in (0.0, math.nan):
+        module.balance(torch.tensor([nothing, 3.0]), active)
+        kept = {name: float(w) for name, w in module.weights(active).items()}
+        assert kept == pytest.approx({"contrastive": 0.625, "reconstruction": 0.625})
+    module.balance(torch.tensor([1e-9, 3.0]), active)
+    found = {name: float(w) for name, w in module.weights(active).items()}
+    assert found == pytest.approx({"contrastive": 250, "reconstruction": 0.5625})
+
+
+def test_shares_that_do_not_sum_to_one_are_refused() -> None:
+    words = r"must sum to 1, got 2.5 \(contrastive 0.5, reconstruction 2\); divide each by 2.5"
+    with pytest.raises(ValueError, match=words):
+        two_tasks(weighting="share")
+    with pytest.raises(ValueError, match=r"sum to 1, got 2.2 .*clustering 0.2"):
+        small_config("conclugen", tasks={"weighting": "share"})
+    pretrainer = fresh(small_config("conclugen", tasks=SHARES))
+    with pytest.raises(ValueError, match=r"sum to 1, got 1.2"):
+        pretrainer.set_weights({"contrastive": 0.5})
+    pretrainer.set_weights({"contrastive": 0.5, "reconstruction": 0.4})
+    assert pretrainer.state()[1]["weights"]["current"] == {
+        "contrastive": 0.5,
+        "clustering": 0.1,
+        "reconstruction": 0.4,
+    }
+
+
+def test_gradient_of_dynamic_weights() -> None:
+    """Against autograd through sum p_i / L_i with p = softmax(A z + b); they begin as configured, and where the losses
+    stay the harder task comes to weigh more."""
+    module = weighting.make(two_tasks(weighting="dynamic"), 3).double()
+    losses = {"contrastive": torch.tensor(4.0).double(), "reconstruction": torch.tensor(0.5).double()}
+    active = list(losses)
+    module.see(torch.tensor([2.0, -1.0, 2.0, 2.0], dtype=torch.float64))
+    start = {name: float(w) for name, w in module.weights(active).items()}
+    assert start == pytest.approx({"contrastive": 0.5, "reconstruction": 2.0})
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    for _ in range(200):
+        module.learn(losses, None, active)
+        parameters = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
+        z = torch.tensor([2.0, -1.0, 2.0], dtype=torch.float64) / 3
+        p = (parameters["matrix"] @ z + parameters["bias"]).softmax(0)
+        (p / torch.stack(list(losses.values()))).sum().backward()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(parameter.grad, parameters[name].grad, atol=1e-12, rtol=1e-9)
+        optimizer.step()
+    found = {name: float(w) for name, w in module.weights(active).items()}
+    assert found["contrastive"] > 2.4 and sum(found.values()) == pytest.approx(2.5)
+    before = module.bias.detach().clone()  # type: ignore[operator]
+    module.learn({"contrastive": torch.tensor(0.0), "reconstruction": torch.tensor(1.0)}, None, active)
+    optimizer.step()
+    torch.testing.assert_close(module.bias.detach(), before, atol=1e-12, rtol=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_dynamic_weights_follow_the_representations_of_the_batch(micro_batch: int | None) -> None:
+    tasks = {"weighting": "dynamic", "clustering": {"start_epoch": 0}}
+    config = small_config("conclugen", precision="float64", tasks=tasks, micro_batch=micro_batch)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, feature_mask=0.0))
+    pretrainer = fresh(config)
+    with torch.no_grad():
+        pretrainer.parameters["weighting.matrix"].copy_(random.uniform(1, "matrix", 0, torch.arange(3), 16) * 4)
+    batch = rows(2)
+    embedded = pretrainer.embed(batch)
+    present = torch.stack([torch.as_tensor(batch.present[m]) for m in embedded])
+    mean = torch.stack(list(embedded.values()))[present].mean(0)
+    scores = pretrainer.parameters["weighting.matrix"].detach() @ (mean / mean.norm())
+    expected = (scores + torch.tensor([1.0, 0.2, 1.0], dtype=torch.float64).log()).softmax(0) * 2.2
+    found = pretrainer.step(batch)
+    assert [float(found[f"weight/{t}"]) for t in TASKS] == pytest.approx(expected.tolist(), rel=1e-9)
+    total = sum(w * float(found[f"loss/{t}"]) for w, t in zip(expected.tolist(), TASKS, strict=True))
+    assert float(found["loss"]) == pytest.approx(total / 3, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["uncertainty", "gradnorm", "dynamic", "share"])
 def test_learned_weights_resume_bitwise(kind: str, tmp_path: Path) -> None:
-    tasks = {"weighting": kind, "gradients": "pcgrad"}
+    tasks = {**(SHARES if kind == "share" else {}), "weighting": kind, "gradients": "pcgrad"}
     through = fresh(small_config("conclugen", tasks=tasks))
     for step in range(8):
         if step == 5:
@@ -245,7 +412,7 @@ def test_learned_weights_resume_bitwise(kind: str, tmp_path: Path) -> None:
         found = resumed.step(rows(step))
     assert {n: float(x) for n, x in found.items()} == {n: float(x) for n, x in expected.items()}
     moved = [float(expected[f"weight/{t}"]) for t in TASKS]
-    assert moved != [1.0, 0.2, 1.0]
+    assert moved != [through.config.tasks.active[t].weight for t in TASKS]
 
 
 def test_learned_weights_are_not_decayed() -> None:
@@ -321,6 +488,8 @@ def test_learned_weights_cannot_be_set() -> None:
         ({"gradients": "pcgrd"}, "tasks.gradients.*did you mean 'pcgrad'"),
         ({"learned_weight_lr": -1.0}, "tasks.learned_weight_lr: found -1.0"),
         ({"gradnorm_alpha": math.inf}, "tasks.gradnorm_alpha: found inf"),
+        ({"share_band": 1.0}, "tasks.share_band: found 1.0"),
+        ({"share_every": -1}, "tasks.share_every: found -1"),
     ],
 )
 def test_options_are_checked_by_name(options: dict[str, Any], words: str) -> None:
@@ -330,7 +499,9 @@ def test_options_are_checked_by_name(options: dict[str, Any], words: str) -> Non
         small_config("contrast_generative", tasks=options)
 
 
-@pytest.mark.parametrize("option", [{"weighting": "uncertainty"}, {"weighting": "gradnorm"}, {"gradients": "pcgrad"}])
+@pytest.mark.parametrize(
+    "option", [*({"weighting": kind} for kind in WEIGHTINGS if kind != "static"), {"gradients": "pcgrad"}]
+)
 def test_one_task_has_nothing_to_be_weighed_against(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=f"tasks.{next(iter(option))}.*contrastive alone.*two tasks"):
         small_config("contrast_only", tasks=option)

@@ -88,6 +88,12 @@ def assert_rank_parity(
 
 
 UNEQUAL = {"contrastive": {"weight": 0.5}, "clustering": {"weight": 2.0}, "reconstruction": {"weight": 0.1}}
+SHARED = {
+    "weighting": "share",
+    "contrastive": {"weight": 0.5},
+    "clustering": {"weight": 0.2, "start_epoch": 1},
+    "reconstruction": {"weight": 0.3},
+}
 OF_TASKS = {name: case for task in registry.registered() for name, case in cases_of(task).items()}
 CASES: dict[str, dict[str, Any]] = {
     **OF_TASKS,
@@ -108,6 +114,10 @@ CASES: dict[str, dict[str, Any]] = {
     "total, uncertainty and pcgrad": config(
         "conclugen", "improved", {"gradients": "pcgrad", "weighting": "uncertainty"}
     ),
+    "total, share": config("conclugen", "improved", SHARED),
+    "total, dynamic": config("conclugen", "improved", {"weighting": "dynamic", "share_every": 2}),
+    "micro-batches, shares measured": config("conclugen", "improved", {"share_every": 1}, micro_batch=2),
+    "micro-batches, dynamic": config("conclugen", "improved", {"weighting": "dynamic"}, micro_batch=3),
     "micro-batches, paper": config("conclugen", "paper", micro_batch=2),
     "micro-batches, improved": config("conclugen", "improved", micro_batch=3),
     "micro-batches, pcgrad": config("conclugen", "improved", {"gradients": "pcgrad"}, micro_batch=2),

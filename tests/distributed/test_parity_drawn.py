@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 
 from conclugen import presets
-from conclugen.config import RECIPES
+from conclugen.config import RECIPES, WEIGHTINGS
 from conclugen.tasks import Task, registry
 from tests.distributed import parity, ranks
 from tests.distributed.pool import Pool
@@ -62,11 +62,15 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     names = list(configs)
     several = len(names) > 1
     tasks = {
-        "weighting": draw(st.sampled_from(["static", "uncertainty", "gradnorm"])) if several else "static",
+        "weighting": draw(st.sampled_from(WEIGHTINGS)) if several else "static",
+        "share_every": draw(st.integers(0, 3)),
         "gradients": draw(st.sampled_from(["sum", "pcgrad"])) if several else "sum",
         "divisor": draw(st.sampled_from(["active", "configured"])),
     }
     built = presets.build("conclugen", recipe, tasks={}).to_dict() | {"modalities": modalities}
+    if tasks["weighting"] == "share":
+        total = sum(each["weight"] for each in configs.values())
+        configs = {name: {**each, "weight": each["weight"] / total} for name, each in configs.items()}
     absent = {name: None for name in registry.registered() if name not in names}
     built["tasks"] = {**built["tasks"], **tasks, **absent, **configs}
     own_views = all(registry.get(name).inputs(options[name], tuple(modalities)).views for name in names)

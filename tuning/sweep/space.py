@@ -83,8 +83,9 @@ class SpaceOptions:
         modalities: Subsets of the data's modalities, names joined by `+`; `all`: every one, `subsets`: all subsets.
         tasks: Sets of tasks, names joined by `+`; `subsets`: every non-empty set of the tasks of the preset conclugen.
         recipe: `paper`, `improved`.
-        weighting: `static`: the weights drawn; `uncertainty` (Kendall et al. 2018), `gradnorm` (Chen et al. 2018):
-            learned. Of two tasks or more.
+        weighting: `static`: the weights drawn; `share`: those over their sum, as shares of the heads' gradient;
+            `uncertainty` (Kendall et al. 2018), `gradnorm` (Chen et al. 2018), `dynamic` (Ming et al. 2019): learned.
+            Of two tasks or more.
         gradients: `sum`, or `pcgrad`: conflicting gradients projected (Yu et al. 2020). Of two tasks or more.
         weights: Ranges of the tasks' weights.
         representation_dim: Widths R of the representation.
@@ -201,9 +202,16 @@ class SpaceOptions:
         tasks = names(chosen)
         recipe = option("recipe", self.recipe)
         if len(tasks) > 1:
-            if self.weighting == ("static",) or option("tasks.weighting", self.weighting) == "static":
-                for task in tasks:
-                    number(f"tasks.{task}.weight", getattr(self.weights, task))
+            weighting = "static"
+            if self.weighting != ("static",):
+                weighting = option("tasks.weighting", self.weighting)
+            if weighting in ("static", "share"):
+                drawn = [f"tasks.{task}.weight" for task in tasks]
+                for name, task in zip(drawn, tasks, strict=True):
+                    number(name, getattr(self.weights, task))
+                if weighting == "share":
+                    total = sum(choices[name] for name in drawn)
+                    choices |= {name: choices[name] / total for name in drawn}
             if self.gradients != ("sum",):
                 option("tasks.gradients", self.gradients)
         option("model.representation_dim", self.representation_dim)

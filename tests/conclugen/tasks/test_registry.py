@@ -11,7 +11,7 @@ import pytest
 
 from conclugen import presets
 from conclugen.common.plugins import Registry
-from conclugen.config import RECIPES, PretrainConfig
+from conclugen.config import RECIPES, PretrainConfig, TaskOptions
 from conclugen.fields import SCHEDULABLE
 from conclugen.tasks import Range, Searched, Task, registry
 from conclugen.tasks.contrastive import Contrastive
@@ -154,7 +154,8 @@ def test_a_saved_configuration_names_the_task_that_is_not_installed() -> None:
 def test_what_is_installed_beside_changes_no_configuration() -> None:
     """Keys of runs and ablations are made of it: absent tasks of the first version are null there, others left out."""
     first = {"contrastive", "clustering", "reconstruction", "simclr"}
-    options = {"divisor", "weighting", "gradients", "learned_weight_lr", "gradnorm_alpha"}
+    options = {field.name for field in dataclasses.fields(TaskOptions)}
+    assert options == {*registry.RESERVED}
     for name in presets.PRESETS:
         assert presets.build(name).to_dict()["tasks"].keys() == first | options
         assert {n for n in presets.build(name).identity() if n.startswith("tasks.") and n.count(".") == 1} <= {

@@ -11,6 +11,7 @@ import pytest
 
 from conclugen import PretrainConfig
 from conclugen.common.options import save
+from conclugen.config import WEIGHTINGS
 from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from tuning.sweep.job import COMMAND
@@ -72,7 +73,7 @@ def test_weights_are_drawn_only_where_nothing_learns_them() -> None:
     space = dataclasses.replace(
         laptop(),
         tasks=("contrastive", "contrastive+reconstruction"),
-        weighting=("static", "uncertainty", "gradnorm"),
+        weighting=WEIGHTINGS,
         gradients=("sum", "pcgrad"),
     ).resolve(WIDTHS)
     seen = set()
@@ -80,12 +81,14 @@ def test_weights_are_drawn_only_where_nothing_learns_them() -> None:
         config = space.config(choices)
         several = "+" in choices["tasks"]
         assert ("tasks.weighting" in choices) == ("tasks.gradients" in choices) == several
-        weighed = several and choices["tasks.weighting"] == "static"
+        weighed = several and choices["tasks.weighting"] in ("static", "share")
         assert any(name.endswith(".weight") for name in choices) == weighed
         assert config.tasks.weighting == choices.get("tasks.weighting", "static")
         assert config.tasks.gradients == choices.get("tasks.gradients", "sum")
         seen.add((config.tasks.weighting, config.tasks.gradients))
-    assert len(seen) == 6
+        if config.tasks.weighting == "share":
+            assert sum(task.weight for task in config.tasks.active.values()) == pytest.approx(1, abs=1e-12)
+    assert len(seen) == 10
 
 
 def test_modalities_stand_in_the_order_of_the_presets_whatever_the_data_lists_first() -> None:
