@@ -24,22 +24,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than there are cores: the one that has `tests/cluster` waits for Ray half of the time."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than there are cores: those that have `tests/cluster` wait for Ray half of the time."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process has all of `tests/cluster`, one test after the other, for they share a Ray whose CPUs they use up; it
-    begins at once, for that takes longest (`tests/cluster/conftest.py` puts it first). Meanwhile the others have the
-    remaining files one by one, and `tests/distributed`, whose files share their ranks, in one piece.
+    """One process has `tests/cluster`, one test after the other, for they share a Ray whose CPUs they use up; a second
+    one has its longest file, with a Ray of its own. Both begin at once, for they take longest
+    (`tests/cluster/conftest.py` puts them first). Meanwhile the others have the remaining files one by one, and
+    `tests/distributed`, whose files share their ranks, in one piece.
     """
     from xdist.scheduler import LoadScopeScheduling
+
+    pieces = ("tests/cluster/test_failures.py", "tests/cluster", "tests/distributed")
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.split("::", 1)[0]
-            return next((folder for folder in ("tests/cluster", "tests/distributed") if path.startswith(folder)), path)
+            return next((piece for piece in pieces if path.startswith(piece)), path)
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
