@@ -71,10 +71,12 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, header["timeout"])
         try:
             if "clock" in header:
-                check_clock(header["clock"], Limits(**header["limits"]))
-                prepared = None
+                details: Any = {"read": check_clock(header["clock"], Limits(**header["limits"]))}
+                parts = []
             else:
                 prepared = prepare(Request.from_dict(header["request"]))
+                details = prepared.details
+                parts = [part for part in (prepared.video, prepared.sound) if part is not None]
         except MediaError as error:
             answer: tuple[Any, ...] = ({"reason": error.reason, "message": str(error)},)
         except MemoryError:
@@ -82,8 +84,7 @@ def main() -> None:
         except Exception as error:  # a library's own failure on hostile data is this clip's fault, not the job's
             answer = ({"reason": "damaged", "message": f"{type(error).__name__}: {error}"[:500]},)
         else:
-            parts = [] if prepared is None else [part for part in (prepared.video, prepared.sound) if part is not None]
-            answer = ({"details": None if prepared is None else prepared.details}, *parts)
+            answer = ({"details": details}, *parts)
         signal.setitimer(signal.ITIMER_REAL, 0)
         write_message(answers, *answer)
 

@@ -1,14 +1,14 @@
 """Remembers which recordings have one clock: a large one is read once for a whole build, not for each of its shards.
 
 Intervals of one recording lie in many shards, which other processes build, on other machines. So verdicts on large
-files are kept on the disk that they share, under a file's path, with its size, its time of change and the number of the
-rule by which it was judged. Whoever needs one that another is about to give waits for it.
+files are kept on the disk that they share, under a digest of a file's path, with its size, its time of change and the
+number of the rule by which it was judged. Whoever needs one that another is about to give waits for it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ _SLOWEST = 4_000_000  # bytes a second at which a recording is read at least, by
 _TRIES = 2
 _UNFINISHED = frozenset({"timeout", "crashed", "too_many_bytes"})
 _LONGEST = 1 << 16  # bytes of a kept verdict
+Scan = Callable[[float], bool]
 _told: set[Path] = set()
 
 
@@ -63,12 +64,12 @@ class ClockVerdicts:
         self._folder = folder
         self._known: dict[tuple[str, int, int], _Verdict] = {}
 
-    def check(self, path: str, timeout: float, scan: Callable[[float], None]) -> None:
+    def check(self, path: str, timeout: float, scan: Scan) -> None:
         """Raise MediaError as `scan` does or did for the file as it is now.
 
-        scan: reads the file within so many seconds: `timeout`, and as many more as its size takes. Where it takes
-        longer, or its process dies, it is tried once more, by the next process that asks, and again by one that has
-        more seconds.
+        scan: reads the file within so many seconds, `timeout` and as many more as its size takes, and returns False
+        where its format leaves nothing to read, which is not kept. Where it takes longer, or its process dies, it is
+        tried once more, by the next process that asks, and again by one that has more seconds.
         """
         size = check_file(path)
         try:
@@ -78,17 +79,16 @@ class ClockVerdicts:
         if version not in self._known:
             seconds = timeout + size / _SLOWEST
             if self._folder is None or size < _LARGE:
-                self._known[version] = _made(scan, seconds)
+                self._known[version], _ = _made(scan, seconds)
             else:
                 self._known[version] = self._kept(self._folder, version, seconds, scan)
         self._known[version].check()
 
-    def _kept(
-        self, folder: Path, version: tuple[str, int, int], seconds: float, scan: Callable[[float], None]
-    ) -> _Verdict:
+    def _kept(self, folder: Path, version: tuple[str, int, int], seconds: float, scan: Scan) -> _Verdict:
         """From the disk, else by a scan that one process alone makes at a time."""
-        file = folder / f"{xxhash.xxh3_128_hexdigest(version[0].encode(errors='surrogateescape'))}.json"
-        stated = {"rule": RULE, **dict(zip(("path", "size", "changed"), version, strict=True))}
+        path, size, changed = version
+        file = folder / f"{xxhash.xxh3_128_hexdigest(path.encode(errors='surrogateescape'))}.json"
+        stated = {"rule": RULE, "size": size, "changed": changed}
         kept = _read(file, stated)
         if kept is not None and kept.holds(seconds):
             return kept
@@ -100,13 +100,13 @@ class ClockVerdicts:
             pass
         except OSError as error:
             self._go_without(folder, error)
-            return _made(scan, seconds)
+            return _made(scan, seconds)[0]
         try:
             kept = _read(file, stated)
             if kept is not None and kept.holds(seconds):
                 return kept
-            verdict = _made(scan, seconds, 0 if kept is None else kept.tries)
-            if verdict.reason is None or verdict.reason == "clock_jumps" or verdict.reason in _UNFINISHED:
+            verdict, lasting = _made(scan, seconds, 0 if kept is None else kept.tries)
+            if lasting:
                 try:
                     write_json(file, {**stated, **asdict(verdict)})
                 except OSError as error:
@@ -123,15 +123,16 @@ class ClockVerdicts:
             _log.warning("%s: %s (%s), so each shard reads large ones anew", folder, what, error.strerror or error)
 
 
-def _made(scan: Callable[[float], None], seconds: float, before: int = 0) -> _Verdict:
+def _made(scan: Scan, seconds: float, before: int = 0) -> tuple[_Verdict, bool]:
+    """And whether it is worth keeping: not where nothing was read, or the file could not be opened, which may pass."""
     try:
-        scan(seconds)
+        return _Verdict(), scan(seconds)
     except MediaError as error:
-        return _Verdict(error.reason, str(error), before + 1, seconds)
-    return _Verdict()
+        lasting = error.reason == "clock_jumps" or error.reason in _UNFINISHED
+        return _Verdict(error.reason, str(error), before + 1, seconds), lasting
 
 
-def _read(file: Path, stated: dict[str, object]) -> _Verdict | None:
+def _read(file: Path, stated: Mapping[str, object]) -> _Verdict | None:
     """None where there is no verdict on this version of the recording."""
     try:
         found = read_mapping(file, _LONGEST)

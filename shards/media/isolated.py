@@ -57,8 +57,9 @@ class IsolatedPreparer:
         return Prepared(parts[0], parts[1] if len(parts) > 1 else None, header["details"])
 
     def _check_clock(self, path: str, limits: Limits) -> None:
-        def scan(seconds: float) -> None:
-            self._ask({"clock": path, "limits": limits.to_dict()}, seconds)
+        def scan(seconds: float) -> bool:
+            header, _ = self._ask({"clock": path, "limits": limits.to_dict()}, seconds)
+            return bool(header["details"]["read"])
 
         self._clocks.check(path, self._timeout, scan)
 

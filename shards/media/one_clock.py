@@ -10,13 +10,12 @@ import contextlib
 import struct
 from collections import deque
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.media.libraries import av
 from shards.media.limits import Limits, MediaError
-from shards.media.probe import audio_stream, check_file, open_media, start_of, video_stream
+from shards.media.probe import audio_stream, open_media, start_of, video_stream
 
 RULE = 1  # one more whenever other recordings are refused than before: verdicts that were kept are by a rule
 _BACK = 0.1  # seconds: less is jitter of a writer, or of a demuxer that has to guess decoding times
@@ -32,28 +31,20 @@ _REMEDY = (
 )
 
 
-def check_clock(path: str | Path, limits: Limits) -> None:
+def check_clock(path: str | Path, limits: Limits) -> bool:
     """Raise MediaError `clock_jumps` where the decoding times of a stream to be used run backwards, or (MPEG streams)
-    leap ahead in all of them at once. Only formats in which that can be are read, once for all intervals of a file."""
-    check_file(path)
-    status = Path(path).stat()
-    found = _jump(str(path), (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns), limits)
-    if found is not None:
-        raise MediaError("clock_jumps", found)
-
-
-@lru_cache(maxsize=256)
-def _jump(path: str, _version: tuple[int, ...], limits: Limits) -> str | None:
+    leap ahead in all of them at once. Only formats in which that can be are read, to their end: returns whether it
+    was."""
     with open_media(path, limits) as container:
         names = set(container.format.name.split(","))
         if not _can_restart(names, path):
-            return None
+            return False
         used = [audio_stream(container)]
         with contextlib.suppress(MediaError):  # its pictures are not asked for, or are refused for a better reason
             used.append(video_stream(container, limits))
         streams = [stream for stream in used if stream is not None]
         if not streams:
-            return None
+            return False
         zero, leaps = float(start_of(container)), bool(names & _MPEG)
         watch = _Watch(leaps)
         for packet in _readable(container, streams):
@@ -61,8 +52,8 @@ def _jump(path: str, _version: tuple[int, ...], limits: Limits) -> str | None:
                 continue
             jump = watch.add(packet.stream_index, float(packet.dts * packet.time_base), packet.pos)
             if jump is not None:
-                return _told(jump.before - zero, jump.after - zero, jump.place, leaps)
-    return None
+                raise MediaError("clock_jumps", _told(jump.before - zero, jump.after - zero, jump.place, leaps))
+    return True
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ def _readable(container: Any, streams: list[Any]) -> Any:
         yield packet
 
 
-def _can_restart(names: set[str], path: str) -> bool:
+def _can_restart(names: set[str], path: str | Path) -> bool:
     """Whether a file may hold a second clock. Where an index or a length stands in front of all that is read, what was
     appended after it is not."""
     if names & (_MPEG | {"ogg", "nut"}):

@@ -69,6 +69,9 @@ class Prepared:
 def prepare(request: Request) -> Prepared:
     """Cut and check one clip. Raises MediaError, whose `reason` says why the clip can't be used.
 
+    Unless `clocks_checked`, whole files are read for their clocks, anew at each call: who prepares many intervals of
+    one remembers what was found (`shards.media.clock_verdicts`).
+
     Every picture of the result is decoded once: what is stored has been seen to be readable, and to show what was asked
     for at its time. A copy that does not is made anew by encoding; so is interlaced video.
     """

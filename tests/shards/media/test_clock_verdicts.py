@@ -25,13 +25,14 @@ from tests.shards.media.timed_media import Recipe, make, steady
 class Scan:
     """Counts how often a file was read, and finds what it is told to."""
 
-    def __init__(self, found: MediaError | None = None) -> None:
-        self.found, self.times, self.seconds = found, 0, 0.0
+    def __init__(self, found: MediaError | None = None, reads: bool = True) -> None:
+        self.found, self.reads, self.times, self.seconds = found, reads, 0, 0.0
 
-    def __call__(self, seconds: float) -> None:
+    def __call__(self, seconds: float) -> bool:
         self.times, self.seconds = self.times + 1, seconds
         if self.found is not None:
             raise self.found
+        return self.reads
 
 
 @pytest.fixture
@@ -54,7 +55,8 @@ def test_one_reading_for_all_processes(found: MediaError | None, path: str, tmp_
     scan, folder = Scan(found), tmp_path / "clocks"
     answers = {asked(ClockVerdicts(folder), path, scan) for _ in range(3)}
     assert answers == {None if found is None else "clock_jumps: back"} and scan.times == 1
-    assert [file.suffix for file in folder.iterdir()] == [".json"]  # no lock stays
+    (kept,) = folder.iterdir()  # no lock stays
+    assert kept.suffix == ".json" and str(tmp_path) not in kept.read_text()
     # Of another time, of another size, and spoilt: read anew.
     os.utime(path, (1, 1))
     asked(ClockVerdicts(folder), path, scan)
@@ -88,10 +90,10 @@ def test_verdicts_of_another_rule_are_not_believed(
 def test_who_comes_meanwhile_waits(path: str, tmp_path: Path) -> None:
     reads, going, go_on = Scan(), threading.Event(), threading.Event()
 
-    def slow(seconds: float) -> None:
+    def slow(seconds: float) -> bool:
         going.set()
         assert go_on.wait(10)
-        reads(seconds)
+        return reads(seconds)
 
     first = threading.Thread(target=ClockVerdicts(tmp_path / "clocks").check, args=(path, 10.0, slow))
     first.start()
@@ -173,8 +175,18 @@ def test_a_folder_that_cannot_be_used_is_gone_without(
 def test_small_files_leave_nothing(tmp_path: Path) -> None:
     scan, file = Scan(), tmp_path / "a.ts"
     file.write_bytes(b"x")
-    asked(ClockVerdicts(tmp_path / "clocks"), str(file), scan)
+    verdicts = ClockVerdicts(tmp_path / "clocks")
+    assert {asked(verdicts, str(file), scan) for _ in range(3)} == {None}
     assert scan.times == 1 and not (tmp_path / "clocks").exists()
+
+
+def test_a_format_that_leaves_nothing_to_read_leaves_nothing(path: str, tmp_path: Path) -> None:
+    """However large: it is opened once for a shard, and no verdict on it is kept."""
+    scan, folder = Scan(reads=False), tmp_path / "clocks"
+    for shard in (1, 2):
+        verdicts = ClockVerdicts(folder)
+        assert {asked(verdicts, path, scan) for _ in range(3)} == {None} and scan.times == shard
+    assert not list(folder.iterdir())
 
 
 def test_the_alarm_grows_with_the_file_and_is_not_the_clip_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,13 +199,26 @@ def test_the_alarm_grows_with_the_file_and_is_not_the_clip_s(tmp_path: Path, mon
         if "request" in question:
             assert question["request"]["clocks_checked"]
         questions.append((next(iter(question)), timeout))
-        return {"details": {}}, [b"video"]
+        return {"details": {"read": True}}, [b"video"]
 
     monkeypatch.setattr(IsolatedPreparer, "_ask", answer)
     with IsolatedPreparer(timeout=300) as preparer:
         for start in (1.0, 2.0):
             preparer.prepare(Request(str(tmp_path / "a.ts"), None, start, start + 1))
     assert questions == [("clock", 5300.0), ("request", 300), ("request", 300)]
+
+
+def test_a_build_keeps_verdicts_on_what_it_had_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By real readings: of a transport stream and a live Matroska one, not of files whose index comes first."""
+    monkeypatch.setattr(clock_verdicts, "_LARGE", 1)
+    kept: dict[str, int] = {}
+    muxers: dict[str, dict[str, str]] = {"a.ts": {}, "a.mp4": {}, "a.mkv": {}, "live.mkv": {"live": "1"}}
+    for number, (name, muxer) in enumerate(muxers.items()):
+        make(tmp_path / name, Recipe(steady(25), codec="mpeg2video", muxer=muxer))
+        with IsolatedPreparer(verdicts=tmp_path / f"clocks-{number}") as preparer:
+            assert preparer.prepare(Request(str(tmp_path / name), faces=False)).video
+        kept[name] = len(list((tmp_path / f"clocks-{number}").iterdir()))
+    assert kept == {"a.ts": 1, "a.mp4": 0, "a.mkv": 0, "live.mkv": 1}
 
 
 def test_a_build_reads_a_recording_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,17 +57,13 @@ def numbers(path: Path, start: float | None = None, end: float | None = None) ->
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_a_clock_that_restarts_is_refused(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole and intervals, with the place, after one reading; the first part alone is read as it is."""
+def test_a_clock_that_restarts_is_refused(suffix: str, tmp_path: Path) -> None:
+    """Whole and intervals, with the place; the first part alone is read as it is."""
     path, parts = joined(tmp_path, suffix, 0.0, 0.0)
-    read = []
-    real = one_clock._readable
-    monkeypatch.setattr(one_clock, "_readable", lambda *given: read.append(0) or real(*given))
     for start, end in ((None, None), (1.0, 2.0), (4.0, 5.0)):
         with pytest.raises(MediaError, match=r"back from 2\.\d\d to -?0\.\d\d s at byte \d+: .*ffmpeg -f") as caught:
             prepare(Request(str(path), None, start, end, faces=False))
         assert caught.value.reason == "clock_jumps"
-    assert len(read) == 1
     found = numbers(parts[0], 1.0, 2.0)
     assert len(found) == 25 and found[0] in (23, 24, 25)  # fragments begin with their B pictures' delay
 
@@ -158,8 +154,7 @@ def test_a_few_wrong_time_stamps_are_no_jump_anywhere(
                 yield packet
 
         monkeypatch.setattr(one_clock, "_readable", damaged)
-        one_clock._jump.cache_clear()
-        check_clock(path, Limits())
+        assert check_clock(path, Limits())
         assert not changed
 
     half = len(stamped) // 2
