@@ -17,7 +17,7 @@ from shards.media.libraries import av
 from shards.media.limits import Limits, MediaError
 from shards.media.probe import audio_stream, open_media, start_of, video_stream
 
-RULE = 1  # one more whenever other recordings are refused than before: verdicts that were kept are by a rule
+RULE = 2  # one more whenever other recordings are refused than before: verdicts that were kept are by a rule
 _BACK = 0.1  # seconds: less is jitter of a writer, or of a demuxer that has to guess decoding times
 # MPEG streams carry a clock reference every tenth of a second. Programs that replay them take a larger step for a new
 # clock (as ffmpeg does), others for a hole; so does a restart that looks like a wrap of 33 bits.

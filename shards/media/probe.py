@@ -39,6 +39,7 @@ _SPECIAL_SOUND = (
     | Disposition.clean_effects
     | Disposition.dependent
 )
+_LISTED = re.compile(r"  Stream #\d+:(\d+)")
 # What the library says of a picture that it was told not to decode.
 _TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")
 
@@ -161,19 +162,26 @@ def video_stream(container: Any, limits: Limits) -> Any:
     """The video stream to use, with one decoding thread: of those that are no cover picture the one marked default,
     else the largest. MediaError where there is none, where its codec is unknown or its pictures are larger than
     allowed."""
-    moving = [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
-    if not moving:
+    if not _moving(container):
         still = len(container.streams.video) > 0
         raise MediaError("no_video", "the only picture is a cover or a still" if still else "there is no video stream")
-    known = [stream for stream in moving if stream.codec_context is not None]
-    if not known:
+    stream = _picture(container)
+    if stream is None:
         raise MediaError("no_video", "the video is of a codec that is not read")
-    stream = max(known, key=_video_rank)
     context = stream.codec_context
     limits.check_pixels(context.width, context.height)
     # One thread: many clips are decoded side by side, and the order of errors must not depend on timing.
     context.thread_count = 1
     return stream
+
+
+def _moving(container: Any) -> list[Any]:
+    return [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
+
+
+def _picture(container: Any) -> Any | None:
+    """The video stream to use, of those whose codec is known."""
+    return max((s for s in _moving(container) if s.codec_context is not None), key=_video_rank, default=None)
 
 
 def _video_rank(stream: Any) -> tuple[Any, ...]:
@@ -187,14 +195,16 @@ def audio_stream(container: Any) -> Any | None:
     """The sound stream to use, or None: of those whose codec is known the one marked default, else the best: not made
     for the hard of hearing or seeing, most channels, highest sample rate, most bits; else the first.
 
-    A transport stream may carry several programs, which only the library tells apart: there it is the library's choice
-    among the sounds of the picture's program."""
+    In a transport stream of several programs none but those of the picture's program: there, as players do, by the
+    library's choice."""
     known = [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate > 0]
-    moving = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & _NOT_MOVING]
-    if container.format.name == "mpegts" and len(known) > 1 and moving:
-        beside = container.streams.best("audio", related=max(moving, key=_video_rank))
-        if any(stream is beside for stream in known):
-            return beside
+    picture = _picture(container)
+    if container.format.name == "mpegts" and known and picture is not None:
+        program = {stream.index for stream in _program(container, picture)}
+        known = [stream for stream in known if stream.index in program]
+        best = container.streams.best("audio", related=picture)
+        if best is not None and any(stream.index == best.index for stream in known):
+            return best
     return max(known, key=_audio_rank) if known else None
 
 
@@ -237,7 +247,9 @@ def start_of(container: Any) -> Fraction:
     tools and `ffmpeg -ss` count. It is the earliest start of any stream, after edit lists; in a transport stream of
     several programs, each of which has a clock of its own, of any stream of the picture's program."""
     streams = list(container.streams)
-    program = _program(container, streams)
+    picture = _picture(container)
+    used = audio_stream(container) if picture is None else picture
+    program = streams if used is None else _program(container, used)
     starts = [s.start_time * Fraction(s.time_base) for s in program if s.start_time is not None]
     if container.start_time is None or len(program) < len(streams):
         return min(starts, default=Fraction(0))
@@ -247,24 +259,38 @@ def start_of(container: Any) -> Fraction:
     return nearest if abs(nearest - announced) <= Fraction(2, av.time_base) else announced
 
 
-def _program(container: Any, streams: list[Any]) -> list[Any]:
-    """The streams of the same program as the picture (else the sound) that is used; all where there are no programs.
+def _program(container: Any, stream: Any) -> list[Any]:
+    """The streams of the first program that holds a stream, which players take; all where there are no two programs, or
+    it is in none."""
+    streams = list(container.streams)
+    programs = [program for program in _programs(container) if program]
+    own = next((program for program in programs if stream.index in program), None)
+    return streams if own is None or len(programs) < 2 else [other for other in streams if other.index in own]
 
-    The library does not list programs, but says which picture and which sound are the best of a stream's own one: those
-    of one program have both in common, and no two programs do.
+
+def _programs(container: Any) -> list[set[int]]:
+    """Numbers of the streams of each program of a transport stream, in the order of its table; programs may share some.
+
+    The library says it only in the listing that `ffmpeg -i` prints. What a broadcaster writes (names, languages) is
+    indented further there, all its lines.
     """
-    if container.format.name != "mpegts" or len(streams) < 2:
-        return streams
-    moving = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & _NOT_MOVING]
-    used = max(moving, key=_video_rank) if moving else audio_stream(container)
-    if used is None:
-        return streams
-
-    def best(stream: Any) -> list[int | None]:
-        found = [container.streams.best(kind, related=stream) for kind in ("video", "audio")]
-        return [None if one is None else one.index for one in found]
-
-    return [stream for stream in streams if best(stream) == best(used)]
+    if container.format.name != "mpegts" or len(container.streams) < 2:
+        return []
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        listing = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    programs: list[set[int]] = []
+    for line in listing.split("\n"):
+        if line == "  No Program":
+            break
+        if line.startswith("  Program "):
+            programs.append(set())
+        elif programs and (listed := _LISTED.match(line)):
+            programs[-1].add(int(listed[1]))
+    return programs
 
 
 def seek(container: Any, stream: Any, time: Fraction) -> bool:

@@ -17,7 +17,6 @@ from shards.media import one_clock
 from shards.media.limits import Limits, MediaError
 from shards.media.one_clock import check_clock
 from shards.media.prepare import Request, prepare
-from shards.media.probe import start_of
 from tests.campaigns.media_matrix import read_wav
 from tests.shards.media.timed_media import RATE, Recipe, make, shown, sound, steady, time_heard
 
@@ -207,31 +206,6 @@ def test_a_sound_file_of_its_own_is_read_too(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         prepare(Request(str(video), str(path), faces=False))
     assert caught.value.reason == "clock_jumps"
-
-
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed")
-@pytest.mark.parametrize("later", [5.0, 500.0])
-def test_time_zero_is_that_of_the_picture_s_program(later: float, tmp_path: Path) -> None:
-    """Two programs in a transport stream, with clocks of their own, and a radio one: each as if it were alone. Two
-    sounds of one program still have one zero."""
-    parts = [part(tmp_path / f"{i}.ts", i, 4, shift) for i, shift in enumerate((later, 0.0))]
-    inputs = [word for one in parts for word in ("-i", str(one))]
-
-    def mux(name: str, *words: str) -> Path:
-        command = ["ffmpeg", "-v", "error", "-copyts", *inputs, *words, "-c", "copy", str(tmp_path / name)]
-        subprocess.run(command, check=True)
-        return tmp_path / name
-
-    programs = [word for pair in ("st=0:st=1", "st=2:st=3", "st=4") for word in ("-program", f"title=a:{pair}")]
-    mapped = [word for one in ("0:v", "0:a", "1:v", "1:a", "1:a") for word in ("-map", one)]
-    clip = prepare(Request(str(mux("two.ts", *mapped, *programs)), None, 1.0, 3.0, sound="wav", faces=False))
-    alone = prepare(Request(str(parts[0]), None, 1.0, 3.0, sound="wav", faces=False))
-    assert shown(clip.video) == shown(alone.video) and clip.details["taken"]["begin"] == alone.details["taken"]["begin"]
-    assert clip.sound is not None
-    assert time_heard(*read_wav(clip.sound), 0.3) == pytest.approx(1.3, abs=0.05)
-    one = mux("one.ts", "-map", "0:v", "-map", "0:a", "-map", "1:a")
-    with av.open(str(one)) as container:
-        assert float(start_of(container)) == pytest.approx(container.start_time / av.time_base, abs=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed")
