@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import conclugen
 from conclugen import Pretrainer
+from conclugen.common import paths
 from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, sync_folder, write_json, write_text
 from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
@@ -103,7 +104,7 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
         ValueError: no such finished run, view or label; a label or a split from which nothing can be learned.
     """
     refuse_url("output", job.output, SHARED_FOLDER)
-    output = Path(job.output).expanduser().absolute()
+    output = paths.absolute(job.output, "output")
     folder = RunFolder(output / job.run)
     if not folder.path.is_dir():
         runs = sorted(path.parent.name for path in output.glob("*/run.json"))
@@ -182,7 +183,7 @@ def place_of(folder: RunFolder, series: str) -> Path:
 def being_written(job: EvaluateJob) -> Iterator[None]:
     """Hold the evaluation's folder alone, before anything is computed for it. Raises FolderInUseError, and OSError
     where it cannot be written to."""
-    folder = RunFolder(Path(job.output).expanduser().absolute() / job.run)
+    folder = RunFolder(paths.absolute(job.output, "output") / job.run)
     if "://" in job.output or not folder.model.is_dir():
         yield  # `open_run` says what is wrong
         return

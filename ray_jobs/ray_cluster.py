@@ -26,7 +26,7 @@ import ray
 from ray._private import ray_constants, services  # of Ray's start alone; all else is in training/ray_internals.py
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-from conclugen.common import ending, machine, uris
+from conclugen.common import ending, machine, paths, uris
 from conclugen.common.locks import Owner
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_loggers
@@ -158,7 +158,10 @@ def private_folder() -> Path:
     given = os.environ.get("RAY_TMPDIR")
     own = f"ray-{os.getuid()}"
     if given:
-        folder = Path(given).expanduser().absolute() / own
+        try:
+            folder = paths.absolute(given, "RAY_TMPDIR") / own
+        except ValueError as error:
+            raise NoRayError(str(error)) from None
         if len(os.fsencode(folder)) > _LONGEST_FOLDER:
             raise NoRayError(
                 f"RAY_TMPDIR: {given} is too long for the names of sockets below it; name a shorter folder"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conclugen import PretrainConfig, presets
-from conclugen.common import uris
+from conclugen.common import paths, uris
 from conclugen.config import DEFAULT_PRESET, known_tasks
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, check_tracking_uri
 
@@ -51,7 +51,7 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         uris.check("data.folder", self.folder)
         if "://" not in self.folder:  # workers and submitted jobs have other current directories
-            object.__setattr__(self, "folder", str(Path(self.folder).expanduser().absolute()))
+            object.__setattr__(self, "folder", str(paths.absolute(self.folder, "data.folder")))
         if not 0 <= self.max_damaged_share <= 1:
             raise ValueError(f"data.max_damaged_share: must be a share from 0 to 1, got {self.max_damaged_share}")
 
@@ -180,12 +180,12 @@ class RunConfig:
         if self.storage is not None:
             uris.check("run.storage", self.storage)
         if self.storage is not None and "://" not in self.storage:  # workers have other current directories
-            object.__setattr__(self, "storage", str(Path(self.storage).expanduser().absolute()))
+            object.__setattr__(self, "storage", str(paths.absolute(self.storage, "run.storage")))
 
     @property
     def output_folder(self) -> Path:
         """`output`, absolute: workers and submitted jobs have other current directories."""
-        return Path(self.output).expanduser().absolute()
+        return paths.absolute(self.output, "run.output")
 
 
 @dataclass(frozen=True)

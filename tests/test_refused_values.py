@@ -320,3 +320,14 @@ OTHER_NAMES = {"kind": "pool", "count": "views", "max_share": "max_damaged_share
 def names(message: str, field: str) -> bool:
     said = message.replace("-", "_")
     return field in said or OTHER_NAMES.get(field, field) in said
+
+
+@pytest.mark.parametrize("place", ["", "~nobody-here/x"])
+def test_places_that_name_nothing_are_refused_by_their_field(place: str) -> None:
+    for make, field in (
+        (lambda: DataConfig(folder=place), "data.folder"),
+        (lambda: RunConfig(name="one", storage=place), "run.storage"),
+        (lambda: RunConfig(name="one", output=place).output_folder, "run.output"),
+    ):
+        with pytest.raises(ValueError, match=f"^{field}: "):
+            make()

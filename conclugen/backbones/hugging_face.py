@@ -24,7 +24,7 @@ from torch import Tensor
 
 from conclugen.backbones.encoder import MEAN, MEAN_STD
 from conclugen.backbones.weights import WeightsError, not_installed
-from conclugen.common import uris
+from conclugen.common import paths, uris
 
 FIRST = "first"
 POOLS = (MEAN, MEAN_STD, FIRST)
@@ -167,7 +167,7 @@ def find(request: Request, given: str | None, mirror: str | None) -> Found:
 
 def _copy(model: str, mirror: str) -> str | None:
     """The folder of a model below a mirror, by its whole name or without its owner."""
-    copies = [Path(mirror).expanduser() / name for name in (model, model.rpartition("/")[2])]
+    copies = [paths.absolute(mirror, "mirror") / name for name in (model, model.rpartition("/")[2])]
     return next((absolute(str(copy)) for copy in copies if copy.is_dir()), None)
 
 
@@ -194,15 +194,12 @@ def is_path(place: str) -> bool:
     return place.startswith(("/", ".", "~"))
 
 
-def absolute(place: str) -> str:
+def absolute(place: str, field: str = "the model") -> str:
     """A folder or file as every working folder finds it: one that is written as a path, or is there. Anything else (a
-    hub's name, a URL) as it is."""
-    if "://" in place or not (is_path(place) or Path(place).exists()):
+    hub's name, a URL) as it is. Raises ValueError for a path that names nothing."""
+    if "://" in place or (place and not (is_path(place) or Path(place).exists())):
         return place
-    try:
-        path = Path(place).expanduser().absolute()
-    except RuntimeError:  # of a user whom this machine does not know
-        raise ValueError(f"the path {place!r}: there is no such home folder") from None
+    path = paths.absolute(place, field)
     return str(path.resolve() if ".." in path.parts else path)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conclugen.common import paths
 from conclugen.common.atomic import atomic_file
 
 _BLOCK = 1 << 20
@@ -43,7 +44,7 @@ class Published:
 def find(published: Published, given: str | None, mirror: str | None) -> Path:
     """Path of the weight file. Raises WeightsError: which file, where to get it, and the option that takes a copy."""
     if given is not None:
-        path = Path(given).expanduser()
+        path = paths.absolute(given, f"weights of {published.encoder}")
         if not path.is_file():
             raise WeightsError(
                 f"encoder {published.encoder}: the weight file {path} does not exist. {_remedy(published)}"
@@ -52,7 +53,7 @@ def find(published: Published, given: str | None, mirror: str | None) -> Path:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / published.file
     if mirror is not None:
         if "://" not in mirror:
-            path = Path(mirror).expanduser() / published.file
+            path = paths.absolute(mirror, "mirror") / published.file
             if path.is_file():
                 return path
             raise WeightsError(

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from conclugen.common import atomic
+from conclugen.common import atomic, paths
 from conclugen.common.options import GOOD, Command
 
 _MARK = ".conclugen-demo"
@@ -67,7 +67,7 @@ def run(job: DemoJob) -> int:
     from ray_jobs.demo import steps, summary  # torch, Ray: not before a wrong option has been refused
     from shards.corpus import CorpusConfig
 
-    output = job.output.expanduser().absolute()
+    output = paths.absolute(job.output, "output")
     config = steps.DemoConfig(output, CorpusConfig(job.speakers, job.takes, job.seed), job.epochs, job.batch)
     clear(output)
     try:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from conclugen.backbones import EncoderError
 from conclugen.backbones.encoder import differences
-from conclugen.common import uris
+from conclugen.common import paths, uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.names import file_name
@@ -251,7 +251,7 @@ def run(job: EmbedJob) -> int:
     refuse_url("embeddings", job.embeddings, LOCAL_RESULT)
     for file in job.files:
         refuse_url("files", file, LOCAL_SOURCE)
-    folder = RunFolder(job.output.expanduser().absolute() / job.run)
+    folder = RunFolder(paths.absolute(job.output, "output") / job.run)
     model = RunModel.open(folder, job.label, evaluation=job.evaluation)
     if model.evaluation is not None:
         print(f"probabilities by the probe of evaluation {model.evaluation!r}", flush=True)
@@ -259,7 +259,7 @@ def run(job: EmbedJob) -> int:
         known = ", ".join(map(repr, model.evaluations))
         print(f"no probabilities: the run has several evaluations, {known}; choose by --evaluation", flush=True)
     model.embedder.check_fusion(job.fusion)
-    out = job.embeddings.expanduser().absolute() if job.embeddings else folder.path / "embeddings"
+    out = paths.absolute(job.embeddings, "embeddings") if job.embeddings else folder.path / "embeddings"
     with folder_held(out, "embeddings are being written here", "another --embeddings"):
         if job.data is None:
             return embed_paths(model, job, out)

@@ -20,14 +20,14 @@ import ray
 from conclugen import backbones
 from conclugen.backbones import EncoderError, registry
 from conclugen.backbones.hugging_face import absolute, bare, check_of_data, located
-from conclugen.common import uris
+from conclugen.common import paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extract_features import EncoderOptions, ExtractJob
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
-from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish, report_path
+from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish, load_report
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
 from shards.check_stored import warn_of_stored
@@ -164,10 +164,11 @@ def choices_of(
         registry.plug(module)
     resolved = backbones.resolve([located(name) for name in names] if provided is None else names, provided)
     # Workers have other working folders.
-    given = {name: absolute(place) for name, place in _named("weights", options.weights or {}, resolved).items()}
+    places = _named("weights", options.weights or {}, resolved)
+    given = {name: absolute(place, f"weights of {name}") for name, place in places.items()}
     mirror = options.mirror
     if mirror is not None and "://" not in mirror:
-        mirror = str(Path(mirror).expanduser().absolute())
+        mirror = str(paths.absolute(mirror, "mirror"))
     for name in resolved if provided is not None else ():
         check_of_data(name, _of(name, given), mirror)
     return tuple(EncoderChoice(name, _of(name, given), mirror, registry.plugin_of(name)) for name in resolved)
@@ -210,7 +211,7 @@ def _per_encoder(field: str, given: Number | Mapping[str, Number], names: Sequen
 def plan_of(job: ExtractJob) -> Extraction:
     """ValueError or OSError for wrong input, including weights that cannot be found."""
     refuse_url("output", job.output, LOCAL_RESULT)
-    out = job.output.expanduser().absolute()
+    out = paths.absolute(job.output, "output")
     clips = ClipManifest.open(job.data)
     if clips.is_local and Path(clips.folder) == out:
         raise ValueError(f"output: {out} is the folder of the clips; choose another one")
@@ -231,7 +232,7 @@ def room_needed(plan: Extraction, overwrite: bool) -> int:
     shards = range(len(plan.clips))
     if overwrite:
         return least_bytes(plan.schema.columns, plan.clips.rows) - bytes_in(plan.out)
-    left = [shard for shard in shards if not report_path(plan.out, plan.clips.entry(shard).name).is_file()]
+    left = [shard for shard in shards if load_report(plan, shard) is None]
     return least_bytes(plan.schema.columns, sum(int(plan.clips.counts[shard]) for shard in left))
 
 

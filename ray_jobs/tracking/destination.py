@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conclugen.common import uris
+from conclugen.common import paths, uris
 from conclugen.common.atomic import write_json
 from conclugen.common.reading import read_mapping
 from ray_jobs.tracking.mlflow_environment import check_tracking_uri, default_tracking_uri
@@ -29,7 +29,7 @@ def remember(folder: str | Path, given: str | None) -> str:
     given: what the user asked for; None: what `uri_of_run` finds, so that a job that goes on stays on its server.
     Raises ValueError as `uri_of_run` does.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = paths.absolute(folder, "run").resolve()
     uri = uri_of_run(folder, given)
     stored = None if uri == default_tracking_uri(folder.parent) else uris.public(uri)
     write_json(folder / FILE, {"tracking_uri": stored})
@@ -46,7 +46,7 @@ def uri_of_run(folder: str | Path, given: str | None = None) -> str:
     """
     if given is not None:
         return check_tracking_uri(given)
-    folder = Path(folder).expanduser().resolve()
+    folder = paths.absolute(folder, "run").resolve()
     owner, stored = _nearest(folder)
     default = default_tracking_uri(owner.parent)
     if stored is None or stored == default:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conclugen.common import uris
+from conclugen.common import paths, uris
 from conclugen.common.extras import require
 from conclugen.common.locks import Lock
 
@@ -60,7 +60,7 @@ def bounded_calls() -> Iterator[None]:
 
 def default_tracking_uri(output_folder: str | Path) -> str:
     """The local store of an output folder: a SQLite file, by absolute path because workers change their directory."""
-    return f"{_SQLITE}{Path(output_folder).expanduser().resolve() / 'mlflow.db'}"
+    return f"{_SQLITE}{paths.absolute(output_folder, 'output').resolve() / 'mlflow.db'}"
 
 
 def check_tracking_uri(uri: str, field: str = "tracking_uri") -> str:

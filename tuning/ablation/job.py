@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conclugen import PretrainConfig, fields
+from conclugen.common import paths
 from conclugen.config import DEFAULT_PRESET, RECIPES
 from conclugen.evaluation.config import CHEAP_BASELINES, SLOW_BASELINES, JudgingConfig
 from conclugen.presets import PRESETS
@@ -172,7 +173,7 @@ class AblateJob:
 
     @property
     def folder(self) -> Path:
-        return Path(self.output).expanduser().absolute() / self.name
+        return paths.absolute(self.output, "output") / self.name
 
     def settings(self) -> dict[str, Any]:
         """What must not change between starts on one folder; data sets, seeds, sections and recipes may be added."""

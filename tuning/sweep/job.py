@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from conclugen.common import paths
 from conclugen.common.options import Command, Leaf, build
 from conclugen.evaluation.config import MeasureConfig
 from conclugen.fields import choose, require
@@ -157,7 +158,7 @@ class SweepJob:
 
     @property
     def folder(self) -> Path:
-        return Path(self.output).expanduser().absolute() / self.name
+        return paths.absolute(self.output, "output") / self.name
 
     def best_run(self) -> RunConfig:
         """The run that trains the best configuration, as `best.yaml` has it. Raises ValueError for a name, an

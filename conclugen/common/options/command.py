@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conclugen.common import ending, uris
+from conclugen.common import ending, paths, uris
 from conclugen.common.atomic import write_text
 from conclugen.common.extras import needed_for
 from conclugen.common.names import closest, nearest
@@ -152,9 +152,9 @@ class Command:
         for leaf in _leaves(self):
             value = _field(job, leaf.name)
             if isinstance(value, str | Path) and error.filename is not None and str(value) not in ("", "."):
-                place = Path(value).expanduser().absolute()
-                if Path(str(error.filename)).absolute().is_relative_to(place):
-                    return f"{self.option(leaf.name)}: {said}"
+                with contextlib.suppress(ValueError):  # text that is no path
+                    if Path(str(error.filename)).absolute().is_relative_to(paths.absolute(value, leaf.name)):
+                        return f"{self.option(leaf.name)}: {said}"
         return said
 
 

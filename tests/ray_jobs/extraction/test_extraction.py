@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -31,7 +32,7 @@ from ray_jobs.extraction.clip_features import (
     input_of,
 )
 from ray_jobs.extraction.extract import choices_of, resources_of, room_needed
-from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction, Recipe, recipe_of
+from ray_jobs.extraction.plan import REPORTS, Augmentation, Decoding, EncoderChoice, Extraction, Recipe, recipe_of
 from shards.adapters import read_clips
 from shards.check_stored import stored_samples
 from shards.clips.build import build_shard
@@ -460,6 +461,20 @@ def test_places_hold_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"weights": {"prosody": ""}}, "weights of prosody: must name a file or folder, got ''"),
+        ({"weights": {"prosody": "~nobody-here/x"}}, "weights of prosody: '~nobody-here/x': there is no home folder"),
+        ({"mirror": ""}, "mirror: must name a file or folder, got ''"),
+        ({"mirror": "~nobody-here"}, "mirror: '~nobody-here': there is no home folder ~nobody-here; write the whole"),
+    ],
+)
+def test_places_that_are_none(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        choices_of(["prosody"], extract_features.EncoderOptions(**given))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--encoders", "resnet15"], "did you mean 'resnet152'"),
@@ -535,3 +550,10 @@ def test_room_is_asked_for_what_is_left(tmp_path: Path) -> None:
     assert room_needed(plan, overwrite=True) == whole - bytes_in(plan.out)
     run_loop(plan)
     assert room_needed(plan, overwrite=False) == none
+    # A report alone, of files that went or of another extraction, is no shard that is done.
+    reports = sorted((plan.out / REPORTS).glob("*.json"))
+    (plan.out / f"{reports[0].stem}.tar").unlink()
+    assert room_needed(plan, overwrite=False) == half
+    report = json.loads(reports[1].read_text())
+    reports[1].write_text(json.dumps(report | {"digest": "of another"}))
+    assert room_needed(plan, overwrite=False) == whole
