@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conclugen.backbones.encoder import MEAN, MEAN_STD
 from conclugen.backbones.weights import WeightsError, not_installed
@@ -350,12 +350,18 @@ def whole_model(place: str, options: Mapping[str, Any]) -> Any:
     )
     missing = [str(name) for name in told["missing_keys"] if not _UNUSED.search(str(name))]
     # Of these the encoder alone is used; in other models `decoder` is what the layers themselves are named.
-    spared = ("decoder.",) if model.config.is_encoder_decoder else ()
+    spared = ("decoder.",) if has_decoder(model) else ()
     absent = sorted(name for name in missing if not name.startswith(spared))
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise OSError(f"its weights lack the tensor {absent[0]}{more}: they are not whole, or another model's")
     return model
+
+
+def has_decoder(model: Any) -> bool:
+    """Whether a model is an encoder and a decoder, as it is built: configurations of encoders that were saved by
+    themselves say either."""
+    return all(isinstance(getattr(model, part, None), nn.Module) for part in ("encoder", "decoder"))
 
 
 def cast(network: Any, found: Found) -> Any:

@@ -79,7 +79,7 @@ def _load(name: str, column: str, found: hf.Found, source: str, licence: str, de
         if found.pool == hf.FIRST and tokenizer.cls_token_id is None:
             raise hf.WrongModelError("@pool=first: its tokenizer has no class token, allowed: mean, meanstd")
         network = hf.whole_model(place, {**options, "attn_implementation": "eager"})
-        if network.config.is_encoder_decoder:
+        if hf.has_decoder(network):
             network = network.get_encoder()  # a decoder says what comes next, not what was read
         positions = int(getattr(network.config, "max_position_embeddings", None) or 0)
         limits = (longest, int(tokenizer.model_max_length), positions)

@@ -348,9 +348,9 @@ def text_model(kind: str, folder: Path) -> Path:
         sizes = c(d_model=32, encoder_layers=2, decoder_layers=1, encoder_ffn_dim=48, decoder_ffn_dim=48)
         heads = c(encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=16)
         model = t.BartModel(t.BartConfig(**sizes, **heads, vocab_size=len(WORDS), pad_token_id=0))
-    elif kind == "t5":
+    elif kind in ("t5", "t5-encoder"):
         sizes = c(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
-        model = t.T5Model(t.T5Config(**sizes, vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0))
+        model = (t.T5Model if kind == "t5" else t.T5EncoderModel)(t.T5Config(**sizes, vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0))
     else:
         sizes = c(d_model=32, n_layer=2, n_head=2, d_inner=48)
         model = t.XLNetModel(t.XLNetConfig(**sizes, vocab_size=len(WORDS)))
@@ -359,11 +359,12 @@ def text_model(kind: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["bart", "t5", "xlnet", "opt"])
+@pytest.mark.parametrize("kind", ["bart", "t5", "t5-encoder", "xlnet", "opt"])
 def test_other_text_models(kind: str, tmp_path: Path) -> None:
     """Of an encoder and a decoder the encoder alone; no limit of positions; layers as the library counts them."""
     folder = text_model(kind, tmp_path / kind)
-    network = transformers.AutoModel.from_pretrained(folder).eval()
+    own = transformers.T5EncoderModel if kind == "t5-encoder" else transformers.AutoModel
+    network = own.from_pretrained(folder).eval()
     network = network.get_encoder() if kind in ("bart", "t5") else network
     given = transformers.AutoTokenizer.from_pretrained(folder)("one two three", return_tensors="pt")
     given.pop("token_type_ids", None)
