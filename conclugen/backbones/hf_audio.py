@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from conclugen.backbones import hugging_face as hf
-from conclugen.backbones.encoder import MEAN, MEAN_STD, WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
+from conclugen.backbones.encoder import WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
 
 _SECONDS = 30  # of a window, where the extractor sets no limit
 _SHORTEST = 400  # samples that one step of these networks hears
@@ -75,40 +75,30 @@ KINDS = {
 
 
 def create(model: str, given: str | None, mirror: str | None, device: str) -> AudioEncoder:
-    """model: what follows `hf-audio:`. Raises ValueError for a wrong request or kind of model, WeightsError."""
-    found = hf.find(hf.Request.parse("hf-audio", model), given, mirror)
-    return hf.read(found.name, found, lambda place, options: _load(found, place, options, device))
+    """model: what follows `hf-audio:`. Raises as `hugging_face.create`."""
+    return hf.create("hf-audio", model, given, mirror, lambda found: _load(found, device))
 
 
-def _load(found: hf.Found, place: str, options: Any, device: str) -> AudioEncoder:
+def _load(found: hf.Found, device: str) -> AudioEncoder:
     from transformers import AutoConfig, AutoFeatureExtractor
 
-    config = AutoConfig.from_pretrained(place, **options)
+    config = AutoConfig.from_pretrained(found.folder, **hf.LOCAL)
     kind = KINDS[hf.kind_of(found, config)]
-    if found.pool == hf.FIRST and not kind.has_class_token:
-        raise hf.WrongModelError(f"@pool=first: a {config.model_type} has no class token, allowed: mean, meanstd")
-    if found.fps is not None:
-        raise hf.WrongModelError("@fps is an option of hf-image and hf-video; leave it out")
-    extractor = AutoFeatureExtractor.from_pretrained(place, **options)
-    network = kind.network(hf.whole_model(place, options)).eval()
+    hf.check_options(found, config, kind.has_class_token, frames=False)
+    extractor = AutoFeatureExtractor.from_pretrained(found.folder, **hf.LOCAL)
+    network = kind.network(hf.whole_model(found)).eval()
     part = _Part(found, kind, network, extractor)
     with torch.inference_mode():
         _, steps = part(np.zeros(part.rate, np.float32))
-    pooling = MEAN_STD if found.pool == MEAN_STD else MEAN
     kept = "class token of each window" if found.pool == hf.FIRST else "steps of time without padding"
-    info = EncoderInfo(
-        name=found.name,
+    info = hf.described(
+        found,
+        network,
+        hf.settings(extractor),
         modality="audio",
-        column=found.column("audio"),
-        width=steps.shape[1] * (2 if pooling == MEAN_STD else 1),
+        steps_width=steps.shape[1],
         takes=Takes(WAVE, part.rate),
-        preprocessing=f"{type(extractor).__name__}; windows of {part.window} samples; {kept}; {hf.arithmetic(found)}",
-        source=found.source,
-        licence=hf.licence(found),
-        digest=hf.digest(network, hf.settings(extractor)),
-        pooling=pooling,
-        revision=hf.revision(network),
-        layers=found.shown_layers,
+        preprocessing=f"{type(extractor).__name__}; windows of {part.window} samples; {kept}",
     )
     return AudioEncoder(info, part, device)
 

@@ -20,7 +20,6 @@ from conclugen.backbones import hugging_face as hf
 from conclugen.backbones.encoder import (
     FRAMES,
     MEAN,
-    MEAN_STD,
     Array,
     EncoderInfo,
     FrozenEncoder,
@@ -54,49 +53,38 @@ KINDS = {
 
 
 def create_image(model: str, given: str | None, mirror: str | None, device: str) -> FramesEncoder:
-    """model: what follows `hf-image:`. Raises ValueError for a wrong request or kind of model, WeightsError."""
-    return _create("hf-image", model, given, mirror, device)
+    """model: what follows `hf-image:`. Raises as `hugging_face.create`."""
+    return hf.create("hf-image", model, given, mirror, lambda found: _load(found, device))
 
 
 def create_video(model: str, given: str | None, mirror: str | None, device: str) -> FramesEncoder:
-    """model: what follows `hf-video:`. Raises as `create_image`."""
-    return _create("hf-video", model, given, mirror, device)
+    """model: what follows `hf-video:`. Raises as `hugging_face.create`."""
+    return hf.create("hf-video", model, given, mirror, lambda found: _load(found, device))
 
 
-def _create(family: str, model: str, given: str | None, mirror: str | None, device: str) -> FramesEncoder:
-    found = hf.find(hf.Request.parse(family, model), given, mirror)
-    return hf.read(found.name, found, lambda place, options: _load(found, place, options, device))
-
-
-def _load(found: hf.Found, place: str, options: Any, device: str) -> FramesEncoder:
+def _load(found: hf.Found, device: str) -> FramesEncoder:
     from transformers import AutoConfig, AutoImageProcessor
 
-    config = AutoConfig.from_pretrained(place, **options)
+    config = AutoConfig.from_pretrained(found.folder, **hf.LOCAL)
     kind = KINDS[hf.kind_of(found, config)]
-    if found.pool == hf.FIRST and not kind.special:
-        raise hf.WrongModelError(f"@pool=first: a {config.model_type} has no class token, allowed: mean, meanstd")
-    processor = AutoImageProcessor.from_pretrained(place, **options)
-    network = kind.network(hf.whole_model(place, options)).eval()
+    hf.check_options(found, config, bool(kind.special), frames=True)
+    processor = AutoImageProcessor.from_pretrained(found.folder, **hf.LOCAL)
+    network = kind.network(hf.whole_model(found)).eval()
     length = int(network.config.num_frames) if kind.video else 1
-    size, pooling = _size(processor, network.config), MEAN_STD if found.pool == MEAN_STD else MEAN
+    size = _size(processor, network.config)
     eyes = _Eyes(found, kind, network, processor)
     with torch.inference_mode():
         vector = eyes(np.zeros((1, length, *size, 3), np.uint8))
     token = "class token" if eyes.takes_class_token else "mean over patches"
     seen = f"windows of {length} frames, the last one ending with the clip" if kind.video else "each frame"
-    info = EncoderInfo(
-        name=found.name,
+    info = hf.described(
+        found,
+        network,
+        hf.settings(processor),
         modality="video",
-        column=found.column("video"),
-        width=vector.shape[1] * (2 if pooling == MEAN_STD else 1),
+        steps_width=vector.shape[1],
         takes=Takes(FRAMES, found.fps or (_VIDEO_FPS if kind.video else _IMAGE_FPS), size),
-        preprocessing=f"{type(processor).__name__}; {seen}; {token}; {hf.arithmetic(found)}",
-        source=found.source,
-        licence=hf.licence(found),
-        digest=hf.digest(network, hf.settings(processor)),
-        pooling=pooling,
-        revision=hf.revision(network),
-        layers=found.shown_layers,
+        preprocessing=f"{type(processor).__name__}; {seen}; {token}",
     )
     return FramesEncoder(info, eyes, length, device)
 

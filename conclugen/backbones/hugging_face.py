@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from conclugen.backbones.encoder import MEAN, MEAN_STD
+from conclugen.backbones.encoder import MEAN, MEAN_STD, EncoderInfo, Takes
 from conclugen.backbones.weights import WeightsError, not_installed
 from conclugen.common import paths, uris
 
@@ -37,9 +37,12 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 HALF = "bfloat16"
 _OPTIONS = ("revision", "layer", "layers", "pool", "fps", "dtype")
 _OPTION = re.compile(r"@([a-z]+)=([^@]*)$")
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]*")  # also a folder's name in the hub's cache: nothing that climbs
 _LAYERS = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?")
 # Tensors that a checkpoint may lack: no output that is read here depends on them.
 _UNUSED = re.compile(r"(^|\.)(pooler|masked_spec_embed|position_ids)(\.|$)")
+_CARD, _WHOLE, _SAFE = "README.md", "model.safetensors", ".safetensors"
+_SETTINGS = (".json", ".txt", ".model", ".codes", ".spm")  # configurations, and what tokenizers are made of
 _TIMEOUT = 20.0  # seconds that the hub has for its first answer
 _LONGEST_COLUMN = 36
 _UNSTATED = "as its model card states"
@@ -88,7 +91,10 @@ class Request:
             )
         if "revision" in given and is_path(rest):
             raise ValueError(f"{place}: @revision is of a hub's models, and {rest} is a folder; leave it out")
-        return cls(family, rest, given.get("revision") or None, layers, pool, _fps(place, given.get("fps")), dtype)
+        revision = given.get("revision")
+        if revision is not None and not _REVISION.fullmatch(revision):
+            raise ValueError(f"{place}: @revision is {revision!r}, expected a branch, tag or commit of a hub")
+        return cls(family, rest, revision, layers, pool, _fps(place, given.get("fps")), dtype)
 
     @property
     def name(self) -> str:
@@ -96,6 +102,11 @@ class Request:
         model = Path(absolute(self.model)).name if is_path(self.model) else self.model
         options = [f"@{name}={value}" for name, value in self._chosen().items()]
         return f"{self.family}:{model}{''.join(options)}"
+
+    @property
+    def asked(self) -> str:
+        """As `--weights` names the encoder; `text` is no family, and chooses its model by that."""
+        return f"{self.family}:{self.model}" if self.family.startswith("hf-") else self.family
 
     def _chosen(self) -> dict[str, str]:
         first, *others = self.layers or (None,)
@@ -143,9 +154,12 @@ def _fps(place: str, value: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class Found(Request):
-    """A request whose model has a place: a folder, or a name on the hub."""
+    """A request whose model has a place: a folder, or a name on the hub. folder: where its files are, on this machine;
+    commit: of the hub, which they are of; both known when it is read."""
 
     place: str = ""
+    folder: str = ""
+    commit: str = ""
 
     @property
     def source(self) -> str:
@@ -156,11 +170,20 @@ class Found(Request):
 
 
 def find(request: Request, given: str | None, mirror: str | None) -> Found:
-    """given: the model's copy of `--weights`; mirror: a folder that holds models under their names."""
-    place = given or request.model
-    place = absolute(place) if is_path(place) else place
-    if given is None and mirror is not None and "://" not in mirror and not is_path(place):
-        place = _copy(request.model, mirror) or place
+    """given: the model's copy of `--weights`; mirror: a folder that holds models under their names. Raises ValueError
+    for a mirror that is none."""
+    if given is not None:
+        place = absolute(given, f"weights of {request.asked}")
+    else:
+        place = absolute(request.model) if is_path(request.model) else request.model
+    if not is_path(place) and mirror is not None:
+        if "://" not in mirror:
+            place = _copy(place, mirror) or place
+        elif given is None:
+            raise ValueError(
+                f"mirror: {uris.public(mirror)} is a URL, and the files of {place} are read from a folder; copy them, and name the "
+                f"copy with --weights {request.asked}=FOLDER, or take the hub's with --weights {request.asked}={place}"
+            )
     values = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
     return Found(**values, place=place)
 
@@ -171,22 +194,42 @@ def _copy(model: str, mirror: str) -> str | None:
     return next((absolute(str(copy)) for copy in copies if copy.is_dir()), None)
 
 
-def check_of_data(name: str, given: str | None, mirror: str | None) -> None:
-    """For the name of an encoder that data give: ValueError unless it names a model whose place the user gave. Data
-    choose no folders, and start no downloads."""
-    _, colon, model = bare(name).partition(":")
-    parts = model.split("/")
+def _cached(model: str, revision: str | None) -> Path | None:
+    """The folder of what was downloaded of a hub's model before, whole or not; it is named by the commit."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(model, "config.json", revision=revision)
+    except (ImportError, ValueError):  # no name that a hub has
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def place_of_data(name: str, given: str | None, mirror: str | None) -> str | None:
+    """Where the model is that the name of an encoder means, when data give that name: what the user gave, a copy below
+    the mirror, or what was downloaded before. None for an encoder of no family.
+
+    Data choose no folders, and start no downloads: ValueError for a path, and for a model that is at none of these.
+    """
+    family, colon, model = bare(name).partition(":")
     if not colon:
-        return
+        return given
+    parts = model.split("/")
     if len(parts) > 2 or not {"", ".", ".."}.isdisjoint(parts) or model.startswith("~"):
         raise ValueError(f"encoder {name!r}: what features are made with has a name, and no path; refused")
-    there = given or (mirror is not None and "://" not in mirror and not is_path(model) and _copy(model, mirror))
-    if not there:
-        asked = f"; {bare(name)}={model} takes it from the hub" if not is_path(model) else ""
+    revision = Request.parse(family, name.partition(":")[2]).revision
+    place = given
+    if place is None and not is_path(model):
+        copy = _copy(model, mirror) if mirror is not None and "://" not in mirror else None
+        cached = _cached(model, revision) if copy is None else None
+        place = copy if cached is None else str(cached)
+    if place is None:
+        asked = f"; --weights {bare(name)}={model} takes it from the hub" if not is_path(model) else ""
         raise ValueError(
             f"encoder {name!r}: data name this model, so it is not fetched unasked; say where it is with --weights "
             f"{bare(name)}=FOLDER, or --mirror FOLDER{asked}"
         )
+    return place
 
 
 def is_path(place: str) -> bool:
@@ -210,8 +253,19 @@ def located(name: str) -> str:
     return f"{family}:{absolute(model)}{name[len(plain) :]}" if colon and model else name
 
 
-def read(name: str, found: Found, load: Callable[[str, Mapping[str, Any]], T]) -> T:
-    """`load(place, options)` of a folder, or of a name on the hub: what was downloaded before is used as it is.
+LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""Options of everything that the library loads."""
+
+
+def create(family: str, model: str, given: str | None, mirror: str | None, load: Callable[[Found], T]) -> T:
+    """What `load` makes of the model that follows `hf-audio:` or another family's name. Raises ValueError for a wrong
+    request or kind of model, WeightsError."""
+    found = find(Request.parse(family, model), given, mirror)
+    return read(found.name, found, load)
+
+
+def read(name: str, found: Found, load: Callable[[Found], T]) -> T:
+    """`load` of a model whose folder is known: what was downloaded before is used as it is.
 
     name: of the encoder, for messages. Raises WeightsError for a model that can't be had: why, and the option that
     takes a copy.
@@ -223,21 +277,23 @@ def read(name: str, found: Found, load: Callable[[str, Mapping[str, Any]], T]) -
         raise not_installed(name, "transformers") from None
     logging.set_verbosity_error()  # a classifier's own head is not loaded, and is not missed
     logging.disable_progress_bar()
-    options = {"trust_remote_code": False} | ({"revision": found.revision} if found.revision else {})
     try:
         if is_path(found.place):
-            _refuse_pickles(Path(found.place))
-            return load(found.place, options | {"local_files_only": True})
-        try:
-            return load(found.place, options | {"local_files_only": True})
-        except WrongModelError:
-            raise
-        except (OSError, ValueError):  # not here, or not whole
-            pass
-        _ask_the_hub(found.place, found.revision)
-        return load(found.place, options)
+            return load(_within(found, Path(found.place)))
+        cached = _cached(found.place, found.revision)
+        if cached is not None:
+            try:
+                return load(_within(found, cached, cached.name))
+            except WrongModelError:
+                raise
+            except (OSError, ValueError):  # not whole
+                pass
+        fetched = _fetched(found.place, found.revision)
+        return load(_within(found, fetched, fetched.name))
     except WrongModelError as error:
         raise ValueError(f"encoder {name}: {error}") from None
+    except _PickledError as error:
+        raise WeightsError(f"encoder {name}: the model {found.place}: {error} --weights {bare(name)}=FOLDER") from None
     except (
         OSError,
         ValueError,
@@ -256,20 +312,42 @@ class WrongModelError(ValueError):
     """A model that was read and does not serve: of another kind, or without what was asked for."""
 
 
-def _refuse_pickles(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and (pickles := sorted(folder.glob("*.bin"))):
-        raise OSError(
-            f"its weights are {pickles[0].name}, a pickle, which is never loaded; convert it where you trust it: "
-            "model.save_pretrained(FOLDER) of the library writes safetensors"
+class _PickledError(OSError):
+    """A model whose weights are pickles alone."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(
+            f"its weights are {file}, a pickle, which is never loaded; convert it where you trust it: "
+            "model.save_pretrained(FOLDER) of the library writes safetensors; name that folder with"
         )
 
 
-def _ask_the_hub(place: str, revision: str | None) -> None:
-    """One question first: where the hub is blocked, the loaders ask six times for every file, half a minute each."""
-    from huggingface_hub import HfApi
+def _within(found: Found, folder: Path, commit: str = "") -> Found:
+    if folder.is_dir():
+        _refuse_pickles([path.name for path in folder.iterdir()])
+    return dataclasses.replace(found, folder=str(folder), commit=commit)
+
+
+def _refuse_pickles(files: Sequence[str]) -> None:
+    pickles = sorted(name for name in files if name.endswith(".bin"))
+    if pickles and not any(name.endswith(_SAFE) for name in files):
+        raise _PickledError(pickles[0])
+
+
+def _fetched(model: str, revision: str | None) -> Path:
+    """The folder with what is read of a hub's model, and its card, downloaded; named by the commit."""
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        HfApi().model_info(place, revision=revision, timeout=_TIMEOUT)
+        # One question first: where the hub is blocked, a loader asks six times, half a minute each.
+        about = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT)
+        files = [file.rfilename for file in about.siblings or () if "/" not in file.rfilename]
+        _refuse_pickles(files)
+        weights = [_WHOLE] if _WHOLE in files else [name for name in files if name.endswith(_SAFE)]
+        read = [name for name in files if name == _CARD or name.endswith(_SETTINGS)]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=[*weights, *read]))
+    except _PickledError:
+        raise
     except Exception as error:  # also those of its HTTP library
         raise OSError(f"the hub does not give it: {error or repr(error)}") from None
 
@@ -321,32 +399,45 @@ def settings(preprocessor: Any) -> dict[str, Any]:
 
 def licence(found: Found) -> str:
     """The licence in the head of the model's card, where the card is at hand."""
-    card: Any = Path(found.place) / "README.md"
-    if not is_path(found.place):
-        from huggingface_hub import try_to_load_from_cache
-
-        card = try_to_load_from_cache(found.place, "README.md", revision=found.revision)
     try:
-        text = Path(card).read_text("utf-8", errors="replace")[:20_000]
-    except (OSError, TypeError):
+        text = (Path(found.folder) / _CARD).read_text("utf-8", errors="replace")[:20_000]
+    except OSError:
         return _UNSTATED
     head = re.match(r"---[ \t]*\r?\n(.*?)(?:^---|\Z)", text, re.DOTALL | re.MULTILINE)
     stated = head and re.search(r"^license:[ \t]*([^\s#][^\r\n]*)", head[1], re.MULTILINE)
     return stated[1].strip().strip("'\"")[:80] if stated else _UNSTATED
 
 
-def revision(network: Any) -> str:
-    """The commit of the hub that the weights are of; empty for a folder."""
-    return str(getattr(network.config, "_commit_hash", None) or "")
+def described(
+    found: Found, network: Any, before: Any, *, modality: str, steps_width: int, takes: Takes, preprocessing: str
+) -> EncoderInfo:
+    """What an encoder is. before: what goes before the network, as `digest` takes it; steps_width: of each vector of a
+    sequence; preprocessing: without the arithmetic."""
+    pooling = MEAN_STD if found.pool == MEAN_STD else MEAN
+    return EncoderInfo(
+        name=found.name,
+        modality=modality,
+        column=found.column(modality),
+        width=steps_width * (2 if pooling == MEAN_STD else 1),
+        takes=takes,
+        # float32 is named as well: before precision could be chosen, the device chose it in silence.
+        preprocessing=f"{preprocessing}; computed in {found.dtype or 'float32'}",
+        source=found.source,
+        licence=licence(found),
+        digest=digest(network, before),
+        pooling=pooling,
+        revision=found.commit,
+        layers=found.shown_layers,
+    )
 
 
-def whole_model(place: str, options: Mapping[str, Any]) -> Any:
+def whole_model(found: Found, **options: Any) -> Any:
     """A model with all its parts, in float32, from safetensors alone: the older format of weights is a pickle. Raises
     OSError for weights that lack a tensor which is used; the library would draw it at random."""
     from transformers import AutoModel
 
     model, told = AutoModel.from_pretrained(
-        place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        found.folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **LOCAL, **options
     )
     missing = [str(name) for name in told["missing_keys"] if not _UNUSED.search(str(name))]
     # Of these the encoder alone is used; in other models `decoder` is what the layers themselves are named.
@@ -369,9 +460,13 @@ def cast(network: Any, found: Found) -> Any:
     return network.to(torch.bfloat16) if found.dtype == HALF else network
 
 
-def arithmetic(found: Found) -> str:
-    """For the recipe. float32 is named as well: before precision could be chosen, the device chose it in silence."""
-    return f"computed in {found.dtype or 'float32'}"
+def check_options(found: Found, config: Any, class_token: bool, frames: bool) -> None:
+    """Raise WrongModelError for an option that a model does not have. class_token: whether it has one; frames: whether
+    it sees any."""
+    if found.pool == FIRST and not class_token:
+        raise WrongModelError(f"@pool=first: a {config.model_type} has no class token, allowed: mean, meanstd")
+    if found.fps is not None and not frames:
+        raise WrongModelError("@fps is an option of hf-image and hf-video; leave it out")
 
 
 def kind_of(found: Found, config: Any) -> str:

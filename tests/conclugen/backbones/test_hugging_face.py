@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,10 @@ SQUARE = {"height": 32, "width": 32}
 TEXT_SIDE = SMALL | {"vocab_size": 20, "max_position_embeddings": 16}
 
 
-def make(kind: str, folder: Path) -> Path:
+def make(kind: str, folder: Path, seed: int = 0) -> Path:
     """A random model of a kind, and its preprocessor, as the library saves them; weights in several files."""
     t, c = transformers, dict[str, Any]
-    torch.manual_seed(sum(kind.encode()))
+    torch.manual_seed(sum(kind.encode()) + seed)
     model: Any
     before: Any
     if kind in ("wav2vec2", "wavlm"):
@@ -298,14 +299,35 @@ def test_pickles_and_code_are_never_loaded(models: Callable[[str], Path], tmp_pa
     torch.save(tensors, folder / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"its weights are pytorch_model\.bin, a pickle, which is never loaded"):
         backbones.create(f"hf-image:{folder}")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass C: pass\n")
-    remote = {"auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.C"}, "model_type": "nobody-knows"}
-    (folder / "config.json").write_text(json.dumps(config | remote))
-    shutil.copy(next(models("wavlm").glob("*.safetensors")), folder / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"encoder hf-image:vit: the folder .* holds no model that can be loaded"):
-        backbones.create(f"hf-image:{folder}")
+
+
+@pytest.mark.parametrize("kind", ["vit", "wavlm", "bert"])
+def test_code_of_a_model_is_never_run(kind: str, models: Callable[[str], Path], tmp_path: Path) -> None:
+    """A kind that the library knows is the library's own, whatever code its files name; another one is refused."""
+    folder = shutil.copytree(models(kind), tmp_path / kind)
+    code = f"open({str(tmp_path / 'executed')!r}, 'w').close()\nclass C: pass\n"
+    (folder / "evil.py").write_text(code)
+    named = {"preprocessor_config.json": "AutoFeatureExtractor", "tokenizer_config.json": "AutoTokenizer"}
+    if kind == "vit":
+        named["preprocessor_config.json"] = "AutoImageProcessor"
+    changed = 0
+    for file, auto in {"config.json": "AutoModel", **named}.items():
+        if (folder / file).exists():
+            content = json.loads((folder / file).read_text())
+            both = ["evil.C", "evil.C"] if auto == "AutoTokenizer" else "evil.C"
+            (folder / file).write_text(json.dumps(content | {"auto_map": {"AutoConfig": "evil.C", auto: both}}))
+            changed += 1
+    assert changed == 2
+    own, other = (backbones.create(f"{FAMILY[kind]}:{place}") for place in (models(kind), folder))
+    clips = inputs(own)
+    np.testing.assert_array_equal(other.encode(clips), own.encode(clips))
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"model_type": "nobody-knows"}))
+    with pytest.raises(WeightsError, match=rf"encoder {FAMILY[kind]}:{kind}: the folder .* holds no model that can be"):
+        backbones.create(f"{FAMILY[kind]}:{folder}")
     assert not (tmp_path / "executed").exists()
+    exec(code, {})  # noqa: S102 - the code of this test, which would have left its mark
+    assert (tmp_path / "executed").exists()
 
 
 def test_weights_that_lack_a_tensor(models: Callable[[str], Path], tmp_path: Path) -> None:
@@ -350,7 +372,9 @@ def text_model(kind: str, folder: Path) -> Path:
         model = t.BartModel(t.BartConfig(**sizes, **heads, vocab_size=len(WORDS), pad_token_id=0))
     elif kind in ("t5", "t5-encoder"):
         sizes = c(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
-        model = (t.T5Model if kind == "t5" else t.T5EncoderModel)(t.T5Config(**sizes, vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0))
+        model = (t.T5Model if kind == "t5" else t.T5EncoderModel)(
+            t.T5Config(**sizes, vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0)
+        )
     else:
         sizes = c(d_model=32, n_layer=2, n_head=2, d_inner=48)
         model = t.XLNetModel(t.XLNetConfig(**sizes, vocab_size=len(WORDS)))
@@ -412,34 +436,136 @@ def test_a_decoder_that_is_used_is_not_spared(tmp_path: Path) -> None:
 
 
 def test_where_a_model_is_found(models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder, a mirror, `--weights`: one name and column. A hub that is blocked is asked once."""
-    folder = models("vit")
-    by_folder = backbones.create(f"hf-image:{folder}").info
-    for info in (
-        backbones.create("hf-image:vit", mirror=str(folder.parent)).info,
-        backbones.create("hf-image:vit", weights=str(folder)).info,
-        backbones.create("hf-image:someone/vit", mirror=str(folder.parent)).info,
+    """A folder, a mirror, `--weights`: one name, and the model of that place; what is given goes first."""
+    mine, theirs = models("vit"), make("vit", tmp_path / "mirror/someone/vit", seed=1)
+    mirror = str(tmp_path / "mirror")
+    by_folder, mirrored = (backbones.create(f"hf-image:{place}").info for place in (mine, theirs))
+    assert by_folder.digest != mirrored.digest
+    for name, given, expected in (
+        ("vit", {"weights": str(mine)}, by_folder),
+        ("vit", {"mirror": str(theirs.parent)}, mirrored),
+        ("someone/vit", {"mirror": mirror}, mirrored),
+        ("someone/vit", {"mirror": str(theirs.parent)}, mirrored),
+        ("someone/vit", {"mirror": mirror, "weights": str(mine)}, by_folder),
+        ("vit", {"mirror": mirror, "weights": "someone/vit"}, mirrored),
     ):
-        assert info.digest == by_folder.digest
-        assert info.name in ("hf-image:vit", "hf-image:someone/vit")
-    assert backbones.create("hf-image:vit", weights=str(folder)).info.identity() == by_folder.identity()
-    asked = []
-
-    def refused(self: object, name: str, **options: object) -> None:
-        asked.append((name, options["revision"]))
-        raise RuntimeError("connection refused")
-
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
-    told = r"'nobody/vit' cannot be loaded: the hub .*connection refused.*--weights hf-image:nobody/vit=FOLDER.*--mirr"
-    with pytest.raises(WeightsError, match=told):
-        backbones.create("hf-image:nobody/vit@revision=abc@layer=1")
-    assert asked == [("nobody/vit", "abc")]
+        info = backbones.create(f"hf-image:{name}", **given).info
+        assert info.digest == expected.digest, given
+        assert info.name == f"hf-image:{name}"
+        assert name != "vit" or info.column == by_folder.column
+    assert backbones.create("hf-image:vit", weights=str(mine)).info.identity() == by_folder.identity()
+    monkeypatch.chdir(tmp_path)  # a folder that is there is no name on a hub
+    for name, given in (("mirror/someone/vit", None), ("vit", "mirror/someone/vit")):
+        info = backbones.create(f"hf-image:{name}", given).info
+        assert (info.name, info.digest, info.source) == ("hf-image:vit", mirrored.digest, "folder vit")
+    make("bert", tmp_path / "sub/bert")
+    assert backbones.create("text", "sub/bert").info.source == "bert"
+    for name in ("text", "hf-image:someone/vit"):
+        told = rf"mirror: s3://b/m is a URL, and the files of .* are read from a folder; .* --weights {name}=FOLDER"
+        with pytest.raises(ValueError, match=told):
+            backbones.create(name, mirror="s3://b/m")
+    assert backbones.create("text", "sub/bert", mirror="s3://b/m").info.name == "text"
     for name in ("hf-image:", "hf-image:MODEL"):
         with pytest.raises(ValueError, match="names no model; give hf-image:NAME of a hub, or hf-image:FOLDER"):
             backbones.create(name)
     with pytest.raises(ValueError, match="did you mean 'hf-image:MODEL'"):
         backbones.create("hf-image")
+
+
+class Hub:
+    """A hub's cache on disk, and what the hub would answer."""
+
+    def __init__(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cache, self.asked = cache, list[tuple[str, Any]]()
+        self.offers: dict[str, tuple[str, Path]] = {}  # model -> (commit, folder with its files)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda _, *given, **more: self._info(*given, **more))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self._download)
+
+    def keep(
+        self, model: str, commit: str, folder: Path, ref: str = "main", patterns: tuple[str, ...] = ("*",)
+    ) -> Path:
+        """As a download leaves it: snapshots named by their commits, and a file for each branch that was asked for."""
+        home = self.cache / f"models--{model.replace('/', '--')}"
+        snapshot = home / "snapshots" / commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+            shutil.copy(path, snapshot)
+        (home / "refs").mkdir(exist_ok=True)
+        (home / "refs" / ref).write_text(commit)
+        return snapshot
+
+    def _info(self, model: str, *, revision: str | None, timeout: float) -> Any:
+        self.asked.append((model, revision))
+        if model not in self.offers:
+            raise RuntimeError("connection refused")
+        commit, folder = self.offers[model]
+        siblings = [SimpleNamespace(rfilename=path.name) for path in folder.iterdir()]
+        return SimpleNamespace(sha=commit, siblings=[*siblings, SimpleNamespace(rfilename="onnx/model.safetensors")])
+
+    def _download(self, model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.asked.append((model, sorted(allow_patterns)))
+        commit, folder = self.offers[model]
+        return str(self.keep(model, commit, folder, revision or "main", tuple(allow_patterns)))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    return Hub(tmp_path / "hub", monkeypatch)
+
+
+def test_what_was_downloaded_is_used_by_its_commit(hub: Hub, models: Callable[[str], Path], tmp_path: Path) -> None:
+    """The commit travels with the features; a branch that moved is another model. Nothing is asked of the hub."""
+    first, second = "a" * 40, "b" * 40
+    old, new = models("vit"), make("vit", tmp_path / "new", seed=1)
+    hub.keep("owner/vit", first, old)
+    info = backbones.create("hf-image:owner/vit").info
+    assert (info.revision, info.licence, info.source) == (first, "apache-2.0", "https://huggingface.co/owner/vit")
+    hub.keep("owner/vit", second, new)
+    hub.keep("owner/vit", first, old, ref="v1")
+    found = {
+        name: backbones.create(f"hf-image:owner/vit{name}").info for name in ("", "@revision=v1", f"@revision={first}")
+    }
+    assert [info.revision for info in found.values()] == [second, first, first]
+    digests = [backbones.create(f"hf-image:{place}").info.digest for place in (new, old, old)]
+    assert [info.digest for info in found.values()] == digests and digests[0] != digests[1]
+    assert not hub.asked
+    for revision in ("../../x", "/x", "a/../b", ""):
+        with pytest.raises(ValueError, match=r"@revision is .*, expected a branch, tag or commit of a hub"):
+            backbones.create(f"hf-image:owner/vit@revision={revision}")
+
+
+def test_what_is_fetched_of_a_hub(hub: Hub, models: Callable[[str], Path], tmp_path: Path) -> None:
+    """The weights that are read, once, and the card; never pickles. What was begun is made whole."""
+    folder = shutil.copytree(models("vit"), tmp_path / "vit")
+    for name in ("pytorch_model.bin", "modeling.py", "flax_model.msgpack"):
+        (folder / name).write_text("x")
+    commit = "c" * 40
+    hub.keep("owner/vit", commit, folder, patterns=("config.json",))
+    hub.offers["owner/vit"] = (commit, folder)
+    info = backbones.create("hf-image:owner/vit").info
+    assert (info.revision, info.licence) == (commit, "apache-2.0")
+    assert info.digest == backbones.create(f"hf-image:{models('vit')}").info.digest
+    fetched = sorted(path.name for path in models("vit").iterdir())
+    assert hub.asked == [("owner/vit", None), ("owner/vit", fetched)]
+    backbones.create("hf-image:owner/vit")
+    assert len(hub.asked) == 2  # it is there
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    hub.offers["owner/old"] = (commit, folder)
+    told = (
+        r"the model owner/old: its weights are pytorch_model\.bin, a pickle, .*save_pretrained.* --weights hf-image:own"
+    )
+    with pytest.raises(WeightsError, match=told):
+        backbones.create("hf-image:owner/old")
+    assert hub.asked[2:] == [("owner/old", None)]  # nothing was downloaded
+
+
+def test_a_hub_that_is_blocked_is_asked_once(hub: Hub) -> None:
+    told = r"'nobody/vit' cannot be loaded: the hub .*connection refused.*--weights hf-image:nobody/vit=FOLDER.*--mirr"
+    with pytest.raises(WeightsError, match=told):
+        backbones.create("hf-image:nobody/vit@revision=abc@layer=1")
+    assert hub.asked == [("nobody/vit", "abc")]
 
 
 def test_columns_are_names_that_shards_allow() -> None:
@@ -451,7 +577,7 @@ def test_columns_are_names_that_shards_allow() -> None:
 def test_licences(tmp_path: Path) -> None:
     def stated(text: str) -> str:
         (tmp_path / "README.md").write_text(text)
-        return hf.licence(hf.Found("hf-audio", str(tmp_path), place=str(tmp_path)))
+        return hf.licence(hf.Found("hf-audio", str(tmp_path), folder=str(tmp_path)))
 
     assert (
         stated("---\nlicense: mit\n---\n") == "mit" and stated("---\na: b\nlicense: 'cc-by-nc-4.0'\n") == "cc-by-nc-4.0"

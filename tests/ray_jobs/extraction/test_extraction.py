@@ -418,7 +418,7 @@ def test_every_machine_has_the_encoder_of_the_plan(clips: ClipManifest, tmp_path
 
 def test_data_choose_no_folder_and_start_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names out of a model's config.json: the user says where the model is, by --weights or --mirror."""
-    for folder in ("work/sub/dir", "work/.vit", "mirror/owner/vit", "outside"):
+    for folder in ("work/sub/dir", "work/.vit", "mirror/owner/vit", "work/owner/vit", "outside"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     mirror = str(tmp_path / "mirror")
@@ -435,8 +435,20 @@ def test_data_choose_no_folder_and_start_no_download(tmp_path: Path, monkeypatch
         with pytest.raises(ValueError, match=f"data name this model, .* with --weights {name}=FOLDER, or --mirror"):
             weights_of(f"{name}@layer=1")
         assert weights_of(f"{name}@layer=1", **{name: mirror}) == mirror
-    assert weights_of("hf-image:owner/vit") is None  # the mirror's
+    assert weights_of("hf-image:owner/vit") == f"{mirror}/owner/vit"  # no folder of that name elsewhere
     assert weights_of("hf-image:evil/repo", **{"hf-image:evil/repo": "evil/repo"}) == "evil/repo"
+    # What was downloaded before needs no leave; a revision is no way out of the cache.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub/models--mine--vit/snapshots" / ("a" * 40)
+    for file, text in ((snapshot / "config.json", "{}"), (snapshot.parent.parent / "refs/main", snapshot.name)):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    assert weights_of("hf-image:mine/vit@layer=1") == str(snapshot)
+    (tmp_path / "outside/config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"@revision is '[./]+outside', expected a branch"):
+        weights_of("hf-image:mine/vit@revision=../../../outside")
+    with pytest.raises(ValueError, match="data name this model"):
+        weights_of("hf-image:mine/vit@revision=v1")
 
 
 def test_places_hold_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
