@@ -92,7 +92,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
         info = {**document["info"], **kept}
         # On no device: sizes that the document claims take no memory before the tensors are found to have them.
         with torch.device("meta"):
-            embedder = Embedder(model, widths, info, bool(document.get(_BESIDE)))
+            embedder = Embedder(model, widths, info, bool(document.get(_BESIDE)), path.absolute())
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as cause:
         raise ExportError(f"{path / DOCUMENT}: {cause}; export the model again") from cause
     dtype = torch.float64 if info["precision"] == "float64" else torch.float32
@@ -107,12 +107,17 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
 
 class Embedder:
     """Frozen features in, representations out. widths: modality -> expected feature width; info: what the model is;
-    beside_raw: it holds the scales of the fusion `concat+raw`."""
+    beside_raw: it holds the scales of the fusion `concat+raw`; folder: which it was loaded from."""
 
     def __init__(
-        self, config: ModelConfig, widths: dict[str, int], info: dict[str, Any], beside_raw: bool = False
+        self,
+        config: ModelConfig,
+        widths: dict[str, int],
+        info: dict[str, Any],
+        beside_raw: bool = False,
+        folder: Path | None = None,
     ) -> None:
-        self.widths, self.info = widths, info
+        self.widths, self.info, self.folder = widths, info, folder
         self.representation_dim = config.representation_dim
         activation, own = config.representation_activation, config.own_width_modalities
         heads = {m: RepresentationHead(w, config.representation_dim, activation, m in own) for m, w in widths.items()}

@@ -52,8 +52,8 @@ def check_tracking(uri: str, experiment: str, registered_model: str | None = Non
 
 
 def check_storage(field: str, url: str, within_s: float | None = None) -> None:
-    """Raise OSError unless objects can be written below an address and removed again, as old checkpoints are; leaves
-    nothing there. One name for all probes: where nothing can be removed, tries do not pile up."""
+    """Raise OSError unless objects can be written below an address and removed again, as old checkpoints are. Where
+    nothing can be removed the probe stays; all probes have one name, so that tries do not pile up."""
     probe = f"{url.rstrip('/')}/.conclugen-probe"
 
     def write() -> None:

@@ -180,9 +180,10 @@ def find(request: Request, given: str | None, mirror: str | None) -> Found:
         if "://" not in mirror:
             place = _copy(place, mirror) or place
         elif given is None:
+            option = f"--weights {request.asked}"
             raise ValueError(
-                f"mirror: {uris.public(mirror)} is a URL, and the files of {place} are read from a folder; copy them, and name the "
-                f"copy with --weights {request.asked}=FOLDER, or take the hub's with --weights {request.asked}={place}"
+                f"mirror: {uris.public(mirror)} is a URL, and the files of {place} are read from a folder; copy them, "
+                f"and name the copy with {option}=FOLDER, or take the hub's with {option}={place}"
             )
     values = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
     return Found(**values, place=place)

@@ -87,6 +87,8 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
             named = pa.array([table["path"][0].as_py() for table in tables])
             tables = [kept.filter(pc.invert(pc.is_in(kept["path"], named))), *tables]
         table = pa.concat_tables(tables, promote_options="permissive")
+        # The arrays follow the table; where that is interrupted, none are better than those of another call.
+        (out / _ARRAYS_FILE).unlink(missing_ok=True)
         metadata = {_METADATA: json.dumps(model.identity(job.fusion), sort_keys=True)}
         with atomic_path(out / _ROWS_FILE) as temporary:  # what an earlier call wrote stays whole until this one is
             pq.write_table(table.replace_schema_metadata(metadata), temporary)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import conclugen
+from conclugen.backbones import Encoder, WeightsError
 from conclugen.common import uris
 from ray_jobs.embedding.clips import Embedded, embed_files
 from ray_jobs.embedding.model import RunModel, told_by
 from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.extract import choices_of
 from shards.clips.clip_progress import ClipProgress
+
+# What a message of the jobs advises -> what a caller writes.
+_ARGUMENTS = (
+    (re.compile(r"--weights (\S+)=([\w./-]*\w)"), r'weights={"\1": "\2"}'),
+    (re.compile(r"--mirror (FOLDER)"), r'mirror="\1"'),
+    (re.compile(r"--plugin ([\w.]*\w)"), r'plugin=["\1"]'),
+)
 
 
 def encode(
@@ -40,16 +49,14 @@ def encode(
         progress: Whether to print lines of progress.
 
     Raises ValueError for a file that can't be used, or holds nothing that the model takes, naming it; for encoders that
-    are not those of the model's features; and for a model that does not tell them.
+    can't be had (WeightsError) or are not those of the model's features; and for a model that does not tell them.
     """
     if texts is not None and len(texts) != len(paths):
         raise ValueError(f"texts: found {len(texts)}, expected one for each of the {len(paths)} files")
-    info = embedder.info
-    model = RunModel("of this model", Path(), embedder, *told_by(embedder, info), None)
+    folder = embedder.folder or Path()
+    model = RunModel(folder.parent.name, folder.parent, embedder, *told_by(embedder), None)
     options = EncoderOptions(plugin=tuple(plugin), weights=dict(weights or {}), mirror=mirror)
-    choices = choices_of(model.encoder_names, options, model.provided)
-    encoders = [choice.create("cpu") for choice in choices]
-    model.check([encoder.info for encoder in encoders])
+    encoders = _encoders(model, options)
     vectors = np.empty((len(paths), embedder.width(fusion)), np.float32)
     shown = ClipProgress(len(paths), quiet=not progress)
     known = texts if texts is not None else [None] * len(paths)
@@ -63,3 +70,20 @@ def encode(
         shown.show(row + 1)
     shown.show(len(paths), last=True)
     return vectors
+
+
+def _encoders(model: RunModel, options: EncoderOptions) -> list[Encoder]:
+    try:
+        choices = choices_of(model.encoder_names, options, model.provided)
+        encoders = [choice.create("cpu") for choice in choices]
+        model.check([encoder.info for encoder in encoders])
+    except ValueError as error:
+        kind = WeightsError if isinstance(error, WeightsError) else ValueError
+        raise kind(_in_python(str(error))) from error
+    return encoders
+
+
+def _in_python(message: str) -> str:
+    for option, argument in _ARGUMENTS:
+        message = option.sub(argument, message)
+    return message

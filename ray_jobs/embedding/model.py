@@ -84,9 +84,8 @@ class RunModel:
                 f"run {folder.name!r}: no exported model in {folder.model}; finish it with ray_jobs.pretrain"
             )
         embedder = conclugen.load(folder.model, device)
-        info = embedder.info if "features" in embedder.info else {**embedder.info, **_shards_info(folder)}
         try:
-            recipe, modalities = told_by(embedder, info)
+            recipe, modalities = told_by(embedder)
         except ValueError as cause:
             raise ValueError(
                 f"{folder.model / 'config.json'}: {cause}; run ray_jobs.pretrain, whose models say what they were "
@@ -160,10 +159,13 @@ class RunModel:
         )
 
 
-def told_by(embedder: conclugen.Embedder, info: Mapping[str, Any]) -> tuple[Recipe | None, dict[str, tuple[str, ...]]]:
-    """How a model's features were made, and modality -> columns of them. info: of the model, or more of it that its
-    shards tell. ValueError naming the entry that can't be used."""
+def told_by(embedder: conclugen.Embedder) -> tuple[Recipe | None, dict[str, tuple[str, ...]]]:
+    """How a model's features were made, and modality -> columns of them, as the model tells it, or else the shards of
+    the run in whose folder it lies. ValueError naming the entry that can't be used."""
     modalities = _composition(embedder)
+    info = embedder.info
+    if "features" not in info and embedder.folder is not None:
+        info = {**info, **_shards_info(RunFolder(embedder.folder.parent))}
     recipe = recipe_of(info)
     _check_columns(embedder, modalities, recipe)
     return recipe, modalities
@@ -206,7 +208,7 @@ def _short(value: Any) -> str:
 
 def _shards_info(folder: RunFolder) -> dict[str, Any]:
     """What the manifest of the run's own shards says, for models that were exported without it."""
-    data = folder.load_config().get("data")
+    data = folder.load_config().get("data") if folder.config.is_file() else None
     if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
         return {}
     try:

@@ -123,7 +123,9 @@ class Extraction:
         columns = [info.column for info in infos]
         for info in infos:
             if columns.count(info.column) > 1:
-                raise ValueError(f"two of the encoders write the column {info.column!r}; leave one of them out")
+                same = sum(other.name == info.name for other in infos) > 1
+                remedy = "rename one model's folder, which names the column" if same else "leave one of them out"
+                raise ValueError(f"two of the encoders write the column {info.column!r}; {remedy}")
         return cls(clips, out, tuple(choices), infos, **options)
 
     def __post_init__(self) -> None:

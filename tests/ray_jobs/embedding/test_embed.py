@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -454,6 +455,28 @@ def test_a_later_call_adds_its_clips_and_mixes_nothing(
     assert not list(out.glob(".*"))
 
 
+def test_arrays_are_never_those_of_another_table(
+    root: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two files there are none; the next call writes both."""
+    out, other = tmp_path / "out", make_video(tmp_path / "other.mp4", 30)
+    given = [root, str(other), "--out", str(out)]
+    assert embed.main(arguments(root, str(video), "--out", str(out))) == 0
+    assert np.load(out / "embeddings.npz")["keys"].tolist() == [str(video)]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ray_jobs.embedding.embed._write_arrays", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            embed.main(arguments(*given))
+    assert pq.read_table(out / "embeddings.parquet")["path"].unique().to_pylist() == [str(video), str(other)]
+    assert not (out / "embeddings.npz").exists()
+    assert embed.main(arguments(*given)) == 0
+    assert np.load(out / "embeddings.npz")["keys"].tolist() == [str(video), str(other)]
+
+
 def test_files_and_a_corpus_do_not_share_a_folder(
     root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -532,6 +555,8 @@ def test_what_can_t_be_encoded_is_told_in_one_line(
     root: Path, video: Path, tmp_path: Path, decodes_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = conclugen.load(root / "runs/run/model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
     (tmp_path / "text.mp4").write_text("text")
     for paths, options, words in (
         ([tmp_path / "text.mp4"], {}, r"text\.mp4: not_media: .*; leave it out"),
@@ -558,7 +583,27 @@ def test_what_can_t_be_encoded_is_told_in_one_line(
         with pytest.raises(ValueError, match=words):
             model.encode([video], progress=False)
         model.info[entry] = told[entry]
+    # Hints are of Python's arguments.
+    for name, words in (
+        (
+            "hf-image:owner/vit@layer=1",
+            r'weights={"hf-image:owner/vit": "FOLDER"}, or mirror="FOLDER"; weights={"hf-im',
+        ),
+        (
+            "resnet152",
+            r'name your copy with weights={"resnet152": "FILE"}, or the folder that holds it with mirror="FO',
+        ),
+    ):
+        changed = json.loads(json.dumps(told["features"]))
+        changed["encoders"][0]["name"] = name
+        model.info["features"] = changed
+        with pytest.raises(ValueError, match=re.escape(words)) as caught:
+            model.encode([video], progress=False)
+        assert "--" not in str(caught.value)
+    # Exported without: the run's own shards tell; a model that lies elsewhere has none.
     del model.info["features"]
+    assert model.encode([video], progress=False).shape == (1, 16)
+    model.folder = Path(shutil.copytree(root / "runs/run/model", tmp_path / "elsewhere/model"))
     with pytest.raises(ValueError, match="do not tell which encoders made their features"):
         model.encode([video])
     monkeypatch.setattr("conclugen.common.plugins.installed", lambda group: ())

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -470,6 +471,18 @@ def test_places_hold_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.M
     assert {choice.mirror for choice in choices_of(names, options)} == {"s3://bucket/m"}
     shares = resources_of(options, [choice.name for choice in choices]).gpus
     assert shares == {f"hf-image:{tmp_path}/sub/vit@layer=1": 0.5, "text": 1}
+
+
+def test_two_encoders_of_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders of one name, or two encoders that write the same column."""
+    clips = make_clips(tmp_path / "clips", 1, 2, pictures=25)
+    with pytest.raises(ValueError, match="write the column 'random_image'; rename one model's folder, which names"):
+        make_plan(clips, tmp_path / "out", ("random-image", "random-image"))
+    info = backbones.create("random-audio").info
+    other = {name: replace(info, name=name) for name in ("one", "two")}
+    monkeypatch.setattr(EncoderChoice, "create", lambda choice, device: SimpleNamespace(info=other[choice.name]))
+    with pytest.raises(ValueError, match="write the column 'random_audio'; leave one of them out"):
+        make_plan(clips, tmp_path / "out", ("one", "two"))
 
 
 @pytest.mark.parametrize(
