@@ -50,9 +50,6 @@ class Beside:
     def interval(self) -> Interval:
         return self.comparison.interval
 
-    def verdict(self, units: str) -> str:
-        return self.comparison.verdict(units=units)
-
 
 def confusions(protocol: Protocol, evaluation: Evaluation, fraction: float) -> Floats:
     """(seeds, draws, G, K, K) confusion of the test rows of each group.

@@ -249,7 +249,7 @@ def _take(section: Section, fraction: float) -> str:
 
 def _verdict(section: Section, name: str, fraction: float) -> str:
     one = section.differences[name, section.strongest[fraction], fraction]
-    return "no common seed" if one is None else one.verdict(section.data.units)
+    return "no common seed" if one is None else one.comparison.verdict(units=section.data.units)
 
 
 def _unrun(sections: Sequence[Section]) -> str:
@@ -287,7 +287,8 @@ def _when(sections: Sequence[Section]) -> str:
             mean = beside.mean(section.data.protocol, section.systems[name], fraction, section.data.measure)
             best = section.best_learned(fraction)
             told = ["—", "—"] if best is None else [
-                f"`{best.system}` {signed(best.interval)}{_paired(best)}", best.verdict(section.data.units)
+                f"`{best.system}` {signed(best.interval)}{_paired(best)}",
+                best.comparison.verdict(units=section.data.units),
             ]  # fmt: skip
             cells = [section.short, f"{fraction:.0%}", f"`{name}` {mean:.3f}", *told, f"`{_take(section, fraction)}`"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -340,7 +341,7 @@ def _beside(section: Section) -> str:
         if one is None:
             rows.setdefault(label, []).append("— (no common seed)")
             continue
-        said = one.verdict(section.data.units)
+        said = one.comparison.verdict(units=section.data.units)
         p = "< 0.001" if one.comparison.adjusted < 0.001 else f"{one.comparison.adjusted:.3f}"
         rows.setdefault(label, []).append(f"{signed(one.interval)}{_paired(one)}, p {p}: {said}")
     lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in rows.items()]

@@ -83,7 +83,7 @@ def test_differences_are_a_family_corrected_by_holm(measure):
     adjusted = list(holm(p_values).values())
     assert [one.comparison.p_value for one in found] == pytest.approx(p_values)
     assert [one.comparison.adjusted for one in found] == pytest.approx(adjusted)
-    assert [one.verdict("speakers") for one in found] == ["better", "no difference shown", "worse"]
+    assert [one.comparison.verdict(units="speakers") for one in found] == ["better", "no difference shown", "worse"]
 
 
 def test_pretrained_rows_are_paired_at_the_seeds_that_both_have():
@@ -115,7 +115,7 @@ def test_of_few_groups_nothing_is_told():
     protocol, systems = made(groups=4)
     (found,) = differences(protocol, systems, [("learned", "weak", FRACTION)], "accuracy", FEW)
     assert found.interval.low > 0
-    assert found.verdict("videos") == "cannot be told with 4 videos"
+    assert found.comparison.verdict(units="videos") == "cannot be told with 4 videos"
 
 
 def test_a_row_without_prediction_is_named():
