@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from conclugen.common import uris
 from conclugen.common.options import GOOD, PARTIAL, Command
-from ray_jobs.run_config import PretrainJob, preset_with
+from ray_jobs.run_config import PretrainJob, gpu_profile, preset_with
 from ray_jobs.tracking.mlflow_environment import ui_command
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ COMMAND = Command(
         *("view", "label"),
     ),
     built={"pretrain": preset_with},
+    implied=gpu_profile,
 )
 main = COMMAND.main
 

@@ -102,7 +102,7 @@ class RunConfig:
         workers: Training workers (processes; on a GPU cluster: GPUs).
         min_workers: Fewest workers to go on with where nodes are lost, back to `workers` where they return; None: wait
             until all can be placed. The same samples are trained on in the same batches for any number.
-        gpu: Train on GPUs, one per worker.
+        gpu: Train on GPUs, one per worker; in bfloat16 and compiled unless the options say otherwise.
         cpus_per_worker: Logical CPUs that each worker reserves; also its number of threads.
         checkpoint_every: Optimiser steps between checkpoints.
         keep_checkpoints: Checkpoints kept: the best by `keep_by`, and always the newest.
@@ -198,6 +198,33 @@ class PretrainJob:
     pretrain: PretrainConfig
     data: DataConfig
     run: RunConfig
+
+
+# What float32 and eager costs beside GPU_PROFILE on an H100 at the published sizes, as counted in docs/scaling.md.
+_FLOAT32_FACTOR = 4.8
+GPU_PROFILE = {"pretrain.precision": "bfloat16", "pretrain.compile": True}
+"""What training on GPUs means unless something else is said."""
+
+
+def gpu_profile(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that follow from `run.gpu`, of what is given by dotted field."""
+    return dict(GPU_PROFILE) if given.get("run.gpu") else {}
+
+
+def gpu_lines(job: PretrainJob) -> list[str]:
+    """What a job on GPUs says at its start of how it computes, and a warning where that is slow."""
+    if not job.run.gpu:
+        return []
+    config = job.pretrain
+    how = f"{config.precision}, {'compiled' if config.compile else 'eager'}"
+    lines = [f"on GPUs: {how} (pretrain.precision, pretrain.compile)"]
+    if config.precision != "bfloat16":
+        lines.append(
+            f"warning: a step in {config.precision} takes at least {_FLOAT32_FACTOR:g} times as long as in bfloat16 "
+            "(as counted for an H100 at the published sizes), and a run keeps the precision that it began with: give "
+            "pretrain.precision=bfloat16 under a new run.name"
+        )
+    return lines
 
 
 def preset_with(fields: Mapping[str, Any]) -> PretrainConfig:

@@ -22,7 +22,7 @@ from conclugen.evaluation.features import fuse
 from conclugen.model import Model
 from ray_jobs import preflight, ray_cluster
 from ray_jobs.preflight import check_storage, check_tracking, within
-from ray_jobs.run_config import PretrainJob
+from ray_jobs.run_config import PretrainJob, gpu_lines
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
 from ray_jobs.tracking import model_artifact
@@ -121,6 +121,8 @@ def _pretrain(
         begins = f"resuming after step {reached} of" if resumed or reached else "starting"
         size = f"{total_steps} steps, {job.run.workers} worker(s){remainder(source)}"
         print(f"{begins} run {job.run.name}: {size}", flush=True)
+        for line in gpu_lines(job):
+            print(line, flush=True)
         if reached < total_steps:
             ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
             with ProgressPrinter(folder.journal, total_steps):

@@ -22,15 +22,13 @@ from ray_jobs.training import failures, known_nodes, ray_internals
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import Failure, RunFailedError
-from ray_jobs.training.worker import Start
+from ray_jobs.training.worker import COLLECTIVES_LATER_S, Start
 
 # How often the controller looks at its workers, and for notices; Ray's own defaults are 2 and 5 s.
 _CONTROLLER_LOOKS_EVERY_S, _NOTICES_EVERY_S = "0.5", "1"
 # How long workers may take to come up on a busy machine. Where fewer would do, less: Ray may still count what a node
 # had that hangs (one that is gone is waited for before), and tries with what is left only after this.
 _WORKERS_START_WITHIN_S, _FEWER_AFTER_S = "300", "90"
-# A rank that stalls says so itself; only then do the collectives end in which others wait for it.
-_COLLECTIVES_LATER_S = 30.0
 
 
 def fit(
@@ -113,7 +111,7 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
         ray_internals.Trainer(
             start.attempt,
             functools.partial(train, start),
-            torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + _COLLECTIVES_LATER_S)),
+            torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + COLLECTIVES_LATER_S)),
             scaling_config=ScalingConfig(
                 num_workers=run.workers if run.min_workers is None else (run.min_workers, run.workers),
                 use_gpu=run.gpu,
@@ -138,8 +136,8 @@ def _limits(run: RunConfig) -> Iterator[None]:
         if run.min_workers is None
         else _FEWER_AFTER_S,
         # A worker that is stopped, or whose machine hangs, can't give itself up.
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(run.stall_timeout_s + _COLLECTIVES_LATER_S),
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(run.stall_timeout_s + _COLLECTIVES_LATER_S),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(run.stall_timeout_s + COLLECTIVES_LATER_S),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(run.stall_timeout_s + COLLECTIVES_LATER_S),
     }
     made = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(made)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
 
-from conclugen import Pretrainer, checkpoint
+from conclugen import Pretrainer, checkpoint, distributed
 from conclugen.checkpoint import Checkpoint
 from conclugen.common import uris
 from conclugen.prefetch import prefetch
@@ -26,6 +27,9 @@ from ray_jobs.training.step_profile import profiled
 from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
 from shards import Cursor, Damage
 from shards.damage import DamageLog
+
+# A rank that stalls says so itself; only then do the collectives end in which others wait for it.
+COLLECTIVES_LATER_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
     watch = Watch(source, job, folder)
     meeting = RankMeeting(rank, world, run.stall_timeout_s)
     state = newest_state(start, rank, meeting)
+    if run.gpu:
+        distributed.separate(timedelta(seconds=run.stall_timeout_s + COLLECTIVES_LATER_S))
     step = 0 if state is None else int(state.meta["step_number"])
     cursor = Cursor(epoch=0, step=0) if state is None else Cursor.from_dict(state.cursor)
 

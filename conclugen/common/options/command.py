@@ -62,6 +62,7 @@ class Command:
         bare: Option that words without an option give, such as the clips of `embed`.
         built: Dotted group -> what builds it from plain data, where that is more than laying it over the defaults (the
             preset of a configuration).
+        implied: What is given, by dotted field -> fields that follow from it where they are not given themselves.
         extra: Options of such a group that are no fields, as leaves.
         epilog: Text below the options.
         called: What was typed to run it; none: `python -m` and its name.
@@ -75,6 +76,7 @@ class Command:
     was: Mapping[str, str] = field(default_factory=dict)
     bare: str | None = None
     built: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda given: {})
     extra: Sequence[Leaf] = ()
     epilog: Callable[[], str] | None = None
     called: str | None = None
@@ -371,7 +373,7 @@ class _CommandLine:
         ]
         if missing:
             raise OptionsError(f"missing: {', '.join(missing)}; give them, or a file with them by --config")
-        tree = _nested(given)
+        tree = _nested({**self.command.implied(given), **given})
         try:
             for group, builder in self.command.built.items():
                 _put(tree, group, builder(_get(tree, group) or {}))
@@ -390,7 +392,7 @@ class _CommandLine:
 
     def resolved(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Leaf -> plain value, and group -> None where it is off; REQUIRED stands for what must yet be given."""
-        tree = _nested(given)
+        tree = _nested({**self.command.implied(given), **given})
         built: dict[str, Any] = {}
         for group, builder in self.command.built.items():
             _put(built, group, schema.to_plain(builder(_get(tree, group) or {})))
