@@ -32,7 +32,7 @@ def part_seconds(pretrainer: Pretrainer, batch: Batch) -> dict[str, float]:
         seconds[name] = time.perf_counter() - begin
 
     model.train()
-    inputs, presences = model.inputs(batch), model.presences(batch)
+    inputs, presences = model.inputs(batch), model.presences(batch)()
     presence = presences[SHARED]
     with torch.no_grad():
         representations = model.representations(inputs, batch.row, step)

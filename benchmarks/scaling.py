@@ -29,12 +29,12 @@ WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
 _FLOAT, _LONG = 4, 8
 _LISTED = ("contrastive", "clustering", "reconstruction")  # those whose collectives are written down here
 # What goes through each rank's link, as a multiple of (W - 1) / W and of the collective's size.
-_PASSES = {"gather": 1, "scatter": 1, "exchange": 1, "sum": 2, "broadcast": 1}
+_PASSES = {"gather": 1, "scatter": 1, "exchange": 1, "sum": 2}
 
 
 @dataclass(frozen=True)
 class Collective:
-    """kind: gather, scatter, exchange, sum or broadcast. bytes: of the larger tensor on one rank: what was gathered, is
+    """kind: gather, scatter, exchange or sum. bytes: of the larger tensor on one rank: what was gathered, is
     scattered, or for the others what each rank has."""
 
     name: str
@@ -55,7 +55,7 @@ def collectives(config: PretrainConfig, model: Model, world: int) -> list[Collec
     P = config.model.projection_dim
     pairs = 1 if modalities == 2 else modalities
     grouped = tasks.contrastive is not None and tasks.contrastive.negatives != "all"
-    found = [Collective("presence and groups", "gather", rows * (modalities + grouped) * _LONG)]
+    found = [Collective("presence and groups", "gather", rows * (-(-modalities // 8) + grouped * _LONG))]
     if model.projection is not None:
         channels = max(1, config.model.representation_dim // config.model.projection_shrink)
         moments = world * modalities * (2 * channels + 1) * _FLOAT
@@ -73,11 +73,7 @@ def collectives(config: PretrainConfig, model: Model, world: int) -> list[Collec
         ]
     if tasks.clustering is not None:
         K = tasks.clustering.clusters
-        found += [
-            Collective("cluster features", "gather", rows * K * _FLOAT),
-            Collective("centroids", "broadcast", K * K * _FLOAT),
-            Collective("assignments", "broadcast", config.global_batch * _LONG),
-        ]
+        found.append(Collective("cluster features", "gather", rows * K * _FLOAT))
     found.append(Collective("losses", "sum", len(tasks.active) * _FLOAT))
     return [*found, Collective("gradients of parameters", "sum", parameters(model) * _FLOAT)]
 
@@ -118,7 +114,7 @@ class Rates:
 @dataclass(frozen=True)
 class Estimate:
     """Seconds and bytes of one step. compute: matrix products, of which similarities: those of the contrastive losses.
-    kmeans: on rank 0, while others wait. blocking: collectives that nothing overlaps. gradients: their all-reduce,
+    kmeans: on every rank alike. blocking: collectives that nothing overlaps. gradients: their all-reduce,
     which runs beside the backward pass of all but the similarities, after which the first gradient is there. step:
     compute + kmeans + blocking + what the backward pass does not cover of the gradients. node_read: bytes/s that a node
     reads to keep up with that. bound: what takes longest."""

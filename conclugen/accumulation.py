@@ -41,13 +41,14 @@ def cached_gradients(
 ) -> tuple[dict[str, Tensor], list[Gradients]]:
     """The same with at most `micro_batch` rows in the heads at a time."""
     parts = [slice(start, start + micro_batch) for start in range(0, batch.rows, micro_batch)]
-    presences = model.presences(batch)
+    coming = model.presences(batch)
     parameters = model.trainable()
 
     with torch.no_grad():
         pieces = [model.representations(model.inputs(batch.part(part)), batch.row[part], step) for part in parts]
     cached = {name: torch.cat([piece[name] for piece in pieces]).requires_grad_() for name in pieces[0]}
     del pieces
+    presences = coming()
     model.note_feature(cached, presences)
 
     row_tasks = model.row_tasks

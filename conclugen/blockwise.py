@@ -13,7 +13,7 @@ The running sums are those of Milakov & Gimelshein 2018 (arXiv 1805.02867), merg
 Shape suffixes: B rows of this rank, N rows of all ranks, P projection, r rows of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,11 +74,28 @@ def log_sums(
     A row without any candidate gives the lowest finite number and a zero gradient, provided that no gradient arrives
     for it.
     """
+    row_B, column_N = own_log_sums(query_BP, key_NP, scale, compared, sweep)
+    return row_B, merge_columns([column_N])[0]
+
+
+def own_log_sums(
+    query_BP: Tensor, key_NP: Tensor, scale: Tensor | float, compared: Compared, sweep: Sweep | None = None
+) -> tuple[Tensor, Tensor]:
+    """`log_sums` of what this rank alone has seen: rows (B,) over all keys, columns (N,) over its own queries."""
     scale = scale if isinstance(scale, Tensor) else query_BP.new_full((), scale)
     row_B, column_N = _LogSums.apply(query_BP, key_NP, scale, compared, sweep or Sweep(), True)
-    # Each rank has seen its own queries only; what belongs to a column comes together at the rank that owns it.
-    column_WB = distributed.exchange(column_N).view(-1, len(query_BP))
-    return row_B, column_WB.logsumexp(0) if len(column_WB) > 1 else column_N
+    return row_B, column_N
+
+
+def merge_columns(columns: Sequence[Tensor]) -> list[Tensor]:
+    """Column log-sums (N,) over each rank's own queries to those (B,) of this rank's columns over all queries; those of
+    several matrices travel together."""
+    world = distributed.world_size()
+    if world == 1:
+        return list(columns)
+    # What belongs to a column comes together at the rank that owns it.
+    column_WBM = distributed.exchange(torch.stack(list(columns), dim=1)).unflatten(0, (world, -1))
+    return list(column_WBM.logsumexp(0).unbind(1))
 
 
 def row_log_sums(
@@ -210,9 +227,19 @@ def _tf32(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    # torch has two switches for this. While it is set by the newer one alone, reading the older raises, and inductor's
+    # search for the fastest kernel reads it.
+    older: bool | None = None
+    try:
+        older = switch.allow_tf32
+        switch.allow_tf32 = True
+    except RuntimeError:  # whoever runs us has used the newer one
+        switch.fp32_precision = "tf32"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        if older is not None:
+            switch.allow_tf32 = older
+        switch.fp32_precision = before

@@ -22,6 +22,7 @@ RECIPES = ("paper", "improved")
 PRECISIONS = ("float32", "bfloat16", "float64")
 WEIGHTINGS = ("static", "uncertainty", "gradnorm", "dynamic", "share")
 GRADIENTS = ("sum", "pcgrad")
+GRADIENT_COMPRESSIONS = ("none", "bfloat16")
 DEFAULT_PRESET = "conclugen"
 
 
@@ -136,6 +137,8 @@ class PretrainConfig:
         micro_batch: Rows that one rank passes through the heads at a time, for batches that do not fit into memory;
             None: all of its rows. Like the number of ranks it changes rounding only (`conclugen.accumulation`).
         compile: torch.compile the heads and losses, which changes rounding only and pays on GPUs.
+        gradient_compression: Between ranks gradients travel and are added as they are ("none"), or in "bfloat16": half
+            the bytes, and eight bits of each rank's gradient.
     """
 
     preset: str = field(default=DEFAULT_PRESET, metadata=IDENTITY)
@@ -151,10 +154,12 @@ class PretrainConfig:
     clip_norm: float | None = field(default=None, metadata=SCHEDULABLE)
     micro_batch: int | None = field(default=None, metadata=FREE)
     compile: bool = field(default=False, metadata=FREE)
+    gradient_compression: str = field(default="none", metadata=FREE)
 
     def __post_init__(self) -> None:
         choose("recipe", self.recipe, RECIPES)
         choose("precision", self.precision, PRECISIONS)
+        choose("gradient_compression", self.gradient_compression, GRADIENT_COMPRESSIONS)
         require(self.global_batch >= 2, "global_batch", self.global_batch, "2 rows or more")
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         if self.clip_norm is not None:

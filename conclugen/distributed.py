@@ -5,7 +5,13 @@ global count, so that the sum over ranks is the loss of the global batch. Whatev
 of all ranks; its gradient is therefore the sum over ranks, and so is that of every parameter.
 """
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +20,19 @@ from torch import Tensor
 
 # Small tensors travel together, up to so many numbers; a larger one travels alone.
 _BUCKET_ELEMENTS = 1 << 22
+
+
+@dataclass
+class _World:
+    """What is known of one default process group. own: the group of this module's collectives, where it has one;
+    alike: whether ranks compute alike, by kind of device."""
+
+    default: Any
+    own: Any
+    alike: dict[str, bool]
+
+
+_known: _World | None = None
 
 
 def active() -> bool:
@@ -28,6 +47,29 @@ def rank() -> int:
     return dist.get_rank() if active() else 0
 
 
+def separate(timeout: timedelta | None = None) -> None:
+    """Give the collectives of this module a process group of their own; every rank must call it, before the first step.
+
+    On one communicator collectives run in the order in which they are asked for. The gradients of the decoders are
+    there first, and 70 MB of them would be summed before the few bytes that the losses' own backward pass waits for.
+    """
+    if world_size() > 1:
+        _world().own = dist.new_group(timeout=timeout)
+
+
+def alike(device: torch.device) -> bool:
+    """Whether the same arithmetic on `device` gives the same bits on every rank: equal processors, libraries and
+    numbers of threads. Asked once for each kind of device; every rank must ask."""
+    if world_size() == 1:
+        return True
+    found = _world().alike
+    if device.type not in found:
+        digest = hashlib.blake2b(_arithmetic(device).encode(), digest_size=7).digest()
+        mine = torch.tensor([int.from_bytes(digest, "little")], device=device)
+        found[device.type] = bool((gather(mine) == mine).all())
+    return found[device.type]
+
+
 def gather(x: Tensor) -> Tensor:
     """Concatenate `x` (B, ...) of all ranks along rows, in rank order: (W B, ...), bitwise the same on every rank.
 
@@ -38,6 +80,21 @@ def gather(x: Tensor) -> Tensor:
         return x
     gathered: Tensor = _Gather.apply(x)
     return gathered
+
+
+def gather_behind(x: Tensor) -> Callable[[], Tensor]:
+    """`gather` without gradient, begun now and waited for where its result is asked for."""
+    if world_size() == 1:
+        return x.detach
+    sent = x.detach().contiguous()
+    gathered = sent.new_empty((world_size() * sent.shape[0], *sent.shape[1:]))
+    work = dist.all_gather_into_tensor(gathered, sent, group=_group(), async_op=True)
+
+    def result() -> Tensor:
+        work.wait()
+        return gathered
+
+    return result
 
 
 def exchange(x: Tensor) -> Tensor:
@@ -57,7 +114,7 @@ def all_sum(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     x = x.clone()
-    dist.all_reduce(x)
+    dist.all_reduce(x, group=_group())
     return x
 
 
@@ -69,11 +126,14 @@ def total(x: Tensor) -> Tensor:
     return summed
 
 
-def all_sum_each(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Sum of each over ranks, without gradient, in few collectives; the tensors themselves are left as they were."""
+def all_sum_each(tensors: Sequence[Tensor], wire: torch.dtype | None = None) -> list[Tensor]:
+    """Sum of each over ranks, without gradient, in few collectives; the tensors themselves are left as they were.
+
+    wire: the type in which they travel and are added; None: their own.
+    """
     if world_size() == 1:
         return [x.detach() for x in tensors]
-    sums: list[Tensor] = []
+    under_way: list[tuple[Tensor, list[Tensor], Any]] = []
     start = 0
     while start < len(tensors):
         stop, elements = start + 1, tensors[start].numel()
@@ -81,19 +141,52 @@ def all_sum_each(tensors: Sequence[Tensor]) -> list[Tensor]:
             elements += tensors[stop].numel()
             stop += 1
         bucket = [x.detach() for x in tensors[start:stop]]
-        flat = torch.cat([x.flatten() for x in bucket])
-        dist.all_reduce(flat)
-        pieces = flat.split([x.numel() for x in bucket])
-        sums += [piece.view(x.shape) for piece, x in zip(pieces, bucket, strict=True)]
+        flat = torch.cat([x.flatten() for x in bucket]).to(wire)
+        under_way.append((flat, bucket, dist.all_reduce(flat, group=_group(), async_op=True)))
         start = stop
+    sums: list[Tensor] = []
+    for flat, bucket, work in under_way:
+        work.wait()
+        pieces = flat.to(bucket[0].dtype).split([x.numel() for x in bucket])
+        sums += [piece.view(x.shape) for piece, x in zip(pieces, bucket, strict=True)]
     return sums
+
+
+def sum_scattered(x: Tensor) -> Tensor:
+    """Part r of the sum of `x` (W, A, ...) over ranks, on rank r: (A, ...); without gradient."""
+    own = x.new_empty(x.shape[1:])
+    dist.reduce_scatter_tensor(own, x.detach().flatten(0, 1).contiguous(), group=_group())
+    return own
 
 
 def broadcast(x: Tensor) -> Tensor:
     """Overwrite `x` with rank 0's values, in place."""
     if world_size() > 1:
-        dist.broadcast(x, src=0)
+        dist.broadcast(x, src=0, group=_group())
     return x
+
+
+def _world() -> _World:
+    global _known
+    if _known is None or _known.default is not dist.group.WORLD:  # another one was initialised since
+        _known = _World(dist.group.WORLD, None, {})
+    return _known
+
+
+def _group() -> Any:
+    return _world().own
+
+
+def _arithmetic(device: torch.device) -> str:
+    """What decides how sums are rounded."""
+    if device.type == "cuda":
+        return f"{torch.__version__} {torch.version.cuda} {torch.cuda.get_device_name(device)}"
+    model = ""
+    with suppress(OSError):
+        named = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+        model = named[1].strip() if named else ""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__} {device.type} {capability} {model} {torch.get_num_threads()}"
 
 
 class _Gather(torch.autograd.Function):
@@ -101,14 +194,14 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(gathered, x)
+        dist.all_gather_into_tensor(gathered, x, group=_group())
         return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous()
         own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(own, gradient)
+        dist.reduce_scatter_tensor(own, gradient, group=_group())
         return own
 
 
@@ -126,7 +219,7 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         exchanged = torch.empty_like(x, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(exchanged, x.contiguous())
+        dist.all_to_all_single(exchanged, x.contiguous(), group=_group())
         return exchanged
 
     @staticmethod

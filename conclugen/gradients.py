@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from conclugen import distributed, gradient_conflicts
@@ -17,6 +18,7 @@ from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
 from conclugen.gradient_conflicts import Gradients
 from conclugen.model import Model
+from conclugen.summed_gradients import SummedGradients, summed
 from conclugen.weighting import Weighting, weighted_sum
 
 
@@ -50,9 +52,14 @@ class GradientComputer:
         late = weighting.needs_feature and config.micro_batch is not None  # weights come after the first passage
         self.by_task = self._always_measured or late
         self._heads = [parameter for parameter in model.heads.parameters() if parameter.requires_grad]
+        self._wire = torch.bfloat16 if config.gradient_compression == "bfloat16" else None
         self._replica: nn.Module = model
         if distributed.world_size() > 1 and not self.by_task and config.micro_batch is None:
-            self._replica = DistributedDataParallel(model, broadcast_buffers=False)
+            # Gradients stay where they were summed: no second copy of all, and none made at each step.
+            replica = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if self._wire is not None:
+                replica.register_comm_hook(None, bf16_compress_hook)
+            self._replica = replica
 
     def compute(self, batch: Batch, step: int, epoch: int, active: Sequence[str]) -> Computed:
         """Gradient of the sum over `active` tasks of factor x loss, or what the projection makes of its terms."""
@@ -63,17 +70,19 @@ class GradientComputer:
         due = self._always_measured or (every > 0 and step % every == 0)
         measured = due and len(active) > 1
         if self.by_task:
-            shares, gradients_T = self._summed(batch, step, epoch, by_itself)
-            self._show(active, norm_T := self._head_norms(gradients_T))
+            shares, partial_T = self._own(batch, step, epoch, by_itself)
+            gradients_T = summed(partial_T, len(self._heads), self._wire)
+            self._show(active, norm_T := gradients_T.head_norms())
             factors = self.weighting.factors(active)
             computed = self._combine(self._losses(shares), gradients_T, step, [factors[name] for name in active])
             computed = replace(computed, shares=shares_of(norm_T, factors, active)) if measured else computed
         elif self.config.micro_batch is not None:
             factors = self.weighting.factors(active)
             objectives = [factors, *(by_itself if measured else [])]
-            shares, (gradients, *gradients_T) = self._summed(batch, step, epoch, objectives)
-            self._assign(gradients)
-            part_T = shares_of(self._head_norms(gradients_T), factors, active) if measured else None
+            shares, (gradients, *partial_T) = self._own(batch, step, epoch, objectives)
+            sums = iter(distributed.all_sum_each([g for g in gradients if g is not None], self._wire))
+            self._assign([None if g is None else next(sums) for g in gradients])
+            part_T = shares_of(self._head_norms(partial_T), factors, active) if measured else None
             computed = Computed(self._losses(shares), shares=part_T)
         else:
             shares = self._replica(batch, step, epoch)
@@ -96,59 +105,38 @@ class GradientComputer:
             self.weighting.balance(norm_T, active)
 
     def _of_heads(self, shares: Mapping[str, Tensor], active: Sequence[str]) -> list[Gradients]:
-        """Each active task's gradient, unweighted and summed over ranks, for the heads' parameters alone; the graph
-        stays as it is for the backward pass that follows."""
-        found: list[Gradients] = [
-            torch.autograd.grad(shares[name], self._heads, retain_graph=True, allow_unused=True) for name in active
-        ]
-        return self._over_ranks(found)
+        """This rank's part of each active task's gradient, unweighted, for the heads' parameters alone; the graph stays
+        as it is for the backward pass that follows."""
+        return [torch.autograd.grad(shares[name], self._heads, retain_graph=True, allow_unused=True) for name in active]
 
-    def _head_norms(self, gradients_T: Sequence[Gradients]) -> Tensor:
-        """Norm (T,) float64 over the heads' parameters of gradients by parameter, of the heads alone or of the model,
-        whose heads come first."""
-        zero = torch.zeros((), dtype=torch.float64, device=self._heads[0].device)
-        heads = [[g for g in gradients[: len(self._heads)] if g is not None] for gradients in gradients_T]
-        norms = [sum((g.double().square().sum() for g in own), zero).sqrt() for own in heads]
-        return torch.stack(norms) if norms else zero.expand(0)
+    def _head_norms(self, partial_T: Sequence[Gradients]) -> Tensor:
+        """Norm (T,) float64 over the heads' parameters of the sums over ranks of gradients by parameter, of the heads
+        alone or of the model, whose heads come first."""
+        heads = len(self._heads)
+        return summed([gradients[:heads] for gradients in partial_T], heads, self._wire).head_norms()
 
-    def _summed(
+    def _own(
         self, batch: Batch, step: int, epoch: int, objectives: Sequence[Objective]
     ) -> tuple[dict[str, Tensor], list[Gradients]]:
-        """Shares, and the objectives' gradients summed over ranks: a projection of partial ones would be another."""
+        """This rank's shares, and its part of the objectives' gradients, which are yet to be summed over ranks."""
         arguments = (self.model, batch, step, epoch, objectives)
         micro_batch = self.config.micro_batch
-        shares, gradients = (
-            direct_gradients(*arguments) if micro_batch is None else cached_gradients(*arguments, micro_batch)
-        )
-        return shares, self._over_ranks(gradients)
-
-    def _over_ranks(self, gradients: Sequence[Gradients]) -> list[Gradients]:
-        sums = iter(distributed.all_sum_each([g for each in gradients for g in each if g is not None]))
-        return [[None if g is None else next(sums) for g in each] for each in gradients]
+        return direct_gradients(*arguments) if micro_batch is None else cached_gradients(*arguments, micro_batch)
 
     def _combine(
-        self,
-        losses: dict[str, Tensor],
-        gradients_T: Sequence[Gradients],
-        step: int,
-        factors: Sequence[Tensor | float],
+        self, losses: dict[str, Tensor], gradients_T: SummedGradients, step: int, factors: Sequence[Tensor | float]
     ) -> Computed:
-        if not gradients_T:
+        """What is projected is the gradients' sums over ranks: a projection of each rank's own would be another."""
+        if not factors:
             return Computed(losses)
-        among = gradient_conflicts.shared(gradients_T)
-        gram_TT = gradient_conflicts.gram(gradients_T, among)
+        gram_TT = gradients_T.gram()
         factor_T = torch.stack([torch.as_tensor(f, dtype=gram_TT.dtype, device=gram_TT.device) for f in factors])
         coefficient_T = factor_T
         if self.project:
-            order = gradient_conflicts.projection_order(len(gradients_T), self.config.seed, step)
+            order = gradient_conflicts.projection_order(len(factors), self.config.seed, step)
             weighted_TT = factor_T.unsqueeze(1) * gram_TT * factor_T
             coefficient_T = factor_T * gradient_conflicts.pcgrad(weighted_TT, order)
-        for parameter, is_shared, column in zip(
-            self.model.trainable(), among, zip(*gradients_T, strict=True), strict=True
-        ):
-            scales = (coefficient_T if is_shared else factor_T).to(parameter.dtype).unbind()
-            terms = [g * scale for g, scale in zip(column, scales, strict=True) if g is not None]
-            parameter.grad = torch.stack(terms).sum(0) if terms else None
+        self._assign(gradients_T.combined(coefficient_T, factor_T))
         cosines = gradient_conflicts.cosines(gram_TT) if self.project else None
         return Computed(losses, gram_TT.diagonal().sqrt(), cosines)
 

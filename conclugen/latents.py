@@ -3,13 +3,17 @@
 Shape suffixes: M modalities, B rows of this rank, N = W B rows of all ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from conclugen import distributed
 from conclugen.batch import Batch
+
+_BITS = 1 << torch.arange(8, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -27,31 +31,51 @@ class Presence:
     offset: int
 
     @classmethod
-    def of(
+    def asked(
         cls, batch: Batch, modalities: tuple[str, ...], with_group: bool = False, together: bool = False
-    ) -> "Presence":
-        """Gather presence (and groups, where a loss needs them) of all ranks in one collective. together: where one
-        of the modalities is missing, all of them count as missing."""
+    ) -> Callable[[], "Presence"]:
+        """Begin to gather presence (and groups, where a loss needs them) of all ranks in one collective, a bit for each
+        modality; what is returned waits for it. together: where one of the modalities is missing, all of them count as
+        missing.
+
+        It is gathered even where the data lacks nothing: a rank may find a row damaged, which the others must know."""
         local_MB = torch.stack([batch.present[m] & (batch.row >= 0) for m in modalities])
         if together:
             local_MB = local_MB.all(0).repeat(len(modalities), 1)
-        columns = [local_MB.T.long()]
+        bytes_BC = [pack_bits(local_MB.T)]
         if with_group:
             group_B = torch.full_like(batch.row, -1) if batch.group is None else batch.group
-            columns.append(group_B.unsqueeze(1))
-        gathered = distributed.gather(torch.cat(columns, dim=1))
-        count = len(modalities)
-        return cls(
-            local=local_MB,
-            all=gathered[:, :count].T.bool(),
-            row=batch.row,
-            all_group=gathered[:, count].contiguous() if with_group else None,
-            offset=distributed.rank() * batch.rows,
-        )
+            bytes_BC.append(group_B.contiguous().unsqueeze(1).view(torch.uint8))
+        gathered = distributed.gather_behind(torch.cat(bytes_BC, dim=1))
+        packed = bytes_BC[0].shape[1]
+
+        def presence() -> Presence:
+            bytes_NC = gathered()
+            return cls(
+                local=local_MB,
+                all=unpack_bits(bytes_NC[:, :packed], len(modalities)).T,
+                row=batch.row,
+                all_group=bytes_NC[:, packed:].contiguous().view(torch.int64).squeeze(1) if with_group else None,
+                offset=distributed.rank() * batch.rows,
+            )
+
+        return presence
 
     def part(self, rows: slice) -> "Presence":
         """Of some of this rank's rows; `all` and `all_group` stay whole, so counts stay those of the global batch."""
         return replace(self, local=self.local[:, rows], row=self.row[rows], offset=self.offset + (rows.start or 0))
+
+
+def pack_bits(flags_BM: Tensor) -> Tensor:
+    """(B, M) bool to (B, ceil(M / 8)) uint8, the first flag in the lowest bit."""
+    rows, count = flags_BM.shape
+    padded = functional.pad(flags_BM, (0, -count % 8)).view(rows, -1, 8)
+    return (padded * _BITS.to(flags_BM.device)).sum(2, dtype=torch.uint8)
+
+
+def unpack_bits(bytes_BC: Tensor, count: int) -> Tensor:
+    """Inverse of `pack_bits`: (B, count) bool."""
+    return (bytes_BC.unsqueeze(2) & _BITS.to(bytes_BC.device)).bool().flatten(1)[:, :count]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Shape suffixes: B rows of this rank, M modalities, D feature width, R representa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,9 +127,10 @@ class Model(nn.Module):
     def forward(self, batch: Batch, step: int, epoch: int) -> dict[str, Tensor]:
         """This rank's share of each task's loss, by name; a task that is not active yet gives a zero with a gradient
         path."""
+        coming = self.presences(batch)  # while the heads compute
         inputs = self.inputs(batch)
         representations = self.representations(inputs, batch.row, step)
-        presences = self.presences(batch)
+        presences = coming()
         self.note_feature(representations, presences)
         return self.shares(inputs, representations, presences, step, epoch, list(self.tasks))
 
@@ -171,13 +172,13 @@ class Model(nn.Module):
                 representations[view.name] = self.heads[view.modality](masked)
         return representations
 
-    def presences(self, batch: Batch) -> dict[str, Presence]:
-        """Who is there, gathered from all ranks, for each stream."""
-        found = {}
+    def presences(self, batch: Batch) -> Callable[[], dict[str, Presence]]:
+        """Begin to gather from all ranks who is there; what is returned gives it for each stream."""
+        asked = {}
         for key, stream in self.streams.items():
             groups = any(self.reads[name].groups for name, own in self._stream_of.items() if own == key)
-            found[key] = Presence.of(batch, tuple(view.source for view in stream.views), groups, stream.together)
-        return found
+            asked[key] = Presence.asked(batch, tuple(view.source for view in stream.views), groups, stream.together)
+        return lambda: {key: presence() for key, presence in asked.items()}
 
     def shares(
         self,

@@ -268,13 +268,17 @@ class Clustering(Task):
         """Cluster queue and batch, keep centroids and queue for the next step; labels of this rank's rows (B,)."""
         batch_GK = distributed.gather(joint_BK)[: self.global_batch]
         valid_G = valid_N[: self.global_batch]
-        label_G = torch.zeros(len(batch_GK), dtype=torch.int64, device=joint_BK.device)
-        centroids = torch.zeros_like(self.centroids)
-        if distributed.rank() == 0:
-            centroids, label_G = self._cluster(batch_GK, valid_G, step)
-        self.centroids.copy_(distributed.broadcast(centroids))
+        if distributed.alike(joint_BK.device):
+            centroids, label_G = self._cluster(batch_GK, valid_G, step)  # the same bits on every rank
+        else:
+            label_G = torch.zeros(len(batch_GK), dtype=torch.int64, device=joint_BK.device)
+            centroids = torch.zeros_like(self.centroids)
+            if distributed.rank() == 0:
+                centroids, label_G = self._cluster(batch_GK, valid_G, step)
+            distributed.broadcast(centroids)
+            distributed.broadcast(label_G)
+        self.centroids.copy_(centroids)
         self.started = True
-        distributed.broadcast(label_G)
         self.assigned.copy_((functional.one_hot(label_G, self.config.clusters) * valid_G.unsqueeze(1)).sum(0))
         self._push(batch_GK, valid_G)
         rows = len(valid_N)

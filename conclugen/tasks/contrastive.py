@@ -27,7 +27,7 @@ from conclugen.tasks.deferred import blockwise, distributed, functional, nn, tor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.blockwise import Compared, Sweep
+    from conclugen.blockwise import Compared
     from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
@@ -98,18 +98,17 @@ def comparisons(
 def pair_sum(
     a_BP: Tensor,
     b_BP: Tensor,
-    b_NP: Tensor,
-    compared: Compared,
+    row_B: Tensor,
+    column_B: Tensor,
     counted_B: Tensor,
     margin: float,
     scale: Tensor | float,
-    sweep: Sweep | None = None,
 ) -> Tensor:
-    """Sum over counted rows of both cross-entropies of a pair of modalities. Unit vectors; b_NP: those of all ranks.
+    """Sum over counted rows of both cross-entropies of a pair of modalities. Unit vectors, and the log-sums over their
+    negatives by row and by column.
 
     With x the log-sum over the negatives and p the positive's logit, a cross-entropy is log(1 + exp(x - p)).
     """
-    row_B, column_B = blockwise.log_sums(a_BP, b_NP, scale, compared, sweep)
     positive_B = ((a_BP * b_BP).sum(1) - margin) * scale
     losses_B = blockwise.surplus(row_B - positive_B) + blockwise.surplus(column_B - positive_B)
     return torch.where(counted_B, losses_B, 0).sum()
@@ -208,8 +207,9 @@ class Contrastive(Task):
         presence, scale = latents.presence, self.scale()
         z_MBP = functional.normalize(latents.projections, dim=2)
         z_MNP = distributed.gather(z_MBP.transpose(0, 1)).transpose(0, 1)
-        shares, own = [], []
-        for a, b in ring(len(latents.modalities)):
+        pairs, own = ring(len(latents.modalities)), []
+        counted, rows, columns = [], [], []
+        for a, b in pairs:
             compared, counted_N = comparisons(
                 presence.local[a] & presence.local[b],
                 presence.all[a] & presence.all[b],
@@ -218,16 +218,16 @@ class Contrastive(Task):
             )
             if compared.within_all is not None:
                 own.append((compared.within_all & counted_N).sum() / counted_N.sum().clamp(min=1))
-            total = pair_sum(
-                z_MBP[a],
-                z_MBP[b],
-                z_MNP[b],
-                compared,
-                compared.local(counted_N),
-                self.config.margin,
-                scale,
-                self.sweep,
-            )
+            row_B, column_N = blockwise.own_log_sums(z_MBP[a], z_MNP[b], scale, compared, self.sweep)
+            rows.append(row_B)
+            columns.append(column_N)
+            counted.append(counted_N)
+        shares = []
+        offset, local = presence.offset, z_MBP.shape[1]
+        merged = blockwise.merge_columns(columns)
+        for (a, b), row_B, column_B, counted_N in zip(pairs, rows, merged, counted, strict=True):
+            counted_B = counted_N[offset : offset + local]
+            total = pair_sum(z_MBP[a], z_MBP[b], row_B, column_B, counted_B, self.config.margin, scale)
             shares.append(total / counted_N.sum().clamp(min=1))
         self._share = torch.stack(own).mean() if own else None
         return torch.stack(shares).sum()

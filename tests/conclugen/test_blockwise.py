@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,24 @@ def test_tensor_float_is_asked_for_inside_the_sweeps_alone(monkeypatch: pytest.M
         row, _ = log_sums(z, z, 1.0, Compared(valid, valid, 0), Sweep(tf32=tf32))
         row.sum().backward()
     assert seen == [before, before, "tf32", "tf32"] and backend.fp32_precision == before
+
+
+def test_compilers_may_ask_within_the_sweeps_how_products_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor reads torch's older switch, which raises where only the newer one has been set."""
+    seen, compute = [], blockwise.block_scores
+
+    def asked(*arguments: Any) -> Any:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()))
+        return compute(*arguments)
+
+    monkeypatch.setattr(blockwise, "block_scores", asked)
+    z, valid = randn(8, P).requires_grad_(), torch.ones(8, dtype=torch.bool)
+    before = torch.get_float32_matmul_precision()
+    for _ in range(2):
+        row, _ = log_sums(z, z, 1.0, Compared(valid, valid, 0), Sweep(tf32=True))
+        row.sum().backward()
+        assert torch.get_float32_matmul_precision() == before and not torch.backends.cuda.matmul.allow_tf32
+    assert seen == [(True, "high")] * 4
 
 
 def peak_bytes(sizes: list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -14,7 +15,17 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from conclugen import Batch, PretrainConfig, Pretrainer, accumulation, batch_norm, distributed, gradients, model
+from conclugen import (
+    Batch,
+    PretrainConfig,
+    Pretrainer,
+    accumulation,
+    batch_norm,
+    distributed,
+    gradients,
+    model,
+    summed_gradients,
+)
 from conclugen.latents import Presence
 from conclugen.random import uniform
 
@@ -53,10 +64,7 @@ def own_rows(batch: dict[str, Any], config: PretrainConfig) -> SimpleNamespace:
 def train(config: dict[str, Any], batches: list[dict[str, Any]], steps: int, steps_per_epoch: int) -> dict[str, Any]:
     """Metrics and gradients of each step; weights, buffers and moments at the end."""
     cfg = PretrainConfig.from_dict(config)
-    standardization = (
-        {m: (np.full(d, 0.1), np.full(d, 1.5)) for m, d in WIDTHS.items()} if cfg.model.standardize else None
-    )
-    pretrainer = Pretrainer(cfg, WIDTHS, steps_per_epoch, standardization)
+    pretrainer = Pretrainer(cfg, WIDTHS, steps_per_epoch, _moments(cfg))
     metrics: list[dict[str, float]] = []
     found: list[dict[str, NDArray[Any]]] = []
     for i in range(steps):
@@ -65,6 +73,10 @@ def train(config: dict[str, Any], batches: list[dict[str, Any]], steps: int, ste
         found.append({n: p.grad.numpy().copy() for n, p in pretrainer.parameters.items() if p.grad is not None})
     tensors, _ = pretrainer.state()
     return {"metrics": metrics, "gradients": found, "tensors": {n: x.numpy().copy() for n, x in tensors.items()}}
+
+
+def _moments(config: PretrainConfig) -> dict[str, tuple[NDArray[Any], NDArray[Any]]] | None:
+    return {m: (np.full(d, 0.1), np.full(d, 1.5)) for m, d in WIDTHS.items()} if config.model.standardize else None
 
 
 def train_with(fault: str, *arguments: Any) -> dict[str, Any]:
@@ -102,11 +114,11 @@ def local_count() -> Any:
 
     class OwnRowsRepeated(Presence):
         @classmethod
-        def of(cls, *arguments: Any, **options: Any) -> Presence:
-            presence = real(*arguments, **options)
-            return dataclasses.replace(presence, all=presence.local.repeat(1, distributed.world_size()))
+        def asked(cls, *arguments: Any, **options: Any) -> Callable[[], Presence]:
+            presence = real(*arguments, **options)()
+            return lambda: dataclasses.replace(presence, all=presence.local.repeat(1, distributed.world_size()))
 
-    real = Presence.of
+    real = Presence.asked
     return mock.patch.object(model, "Presence", OwnRowsRepeated)
 
 
@@ -114,13 +126,13 @@ def projection_before_the_sum() -> Any:
     """Each rank projects its own part of the tasks' gradients, and the results are added."""
 
     def compute(self: gradients.GradientComputer, *arguments: Any) -> gradients.Computed:
-        with mock.patch.object(distributed, "all_sum", lambda x: x.detach()):
+        with mock.patch.object(gradients, "summed", lambda partial, heads, wire: own(partial, heads)):
             computed = real(self, *arguments)
         for parameter in self.model.parameters():
             parameter.grad = None if parameter.grad is None else distributed.all_sum(parameter.grad)
-        return dataclasses.replace(computed, losses={n: distributed.all_sum(x) for n, x in computed.losses.items()})
+        return computed
 
-    real = gradients.GradientComputer.compute
+    real, own = gradients.GradientComputer.compute, summed_gradients._Whole
     return mock.patch.object(gradients.GradientComputer, "compute", compute)
 
 
@@ -191,6 +203,89 @@ def summed_in_buckets(shapes: list[tuple[int, ...]], bucket: int) -> list[bool]:
     return [torch.equal(found, distributed.all_sum(x)) for found, x in zip(sums, tensors, strict=True)]
 
 
+def train_apart(*arguments: Any) -> tuple[dict[str, Any], set[bool]]:
+    """Training whose collectives have a process group of their own; and whether each of them used it."""
+    distributed.separate()
+    own = distributed._group()
+    used: set[bool] = set()
+    with contextlib.ExitStack() as stack:
+        for name in LARGER:
+            original = getattr(torch.distributed, name)
+
+            def noted(*tensors: Any, original: Any = original, **rest: Any) -> Any:
+                used.add(rest["group"] is own)
+                return original(*tensors, **rest)
+
+            stack.enter_context(mock.patch.object(torch.distributed, name, noted))
+        return train(*arguments), used
+
+
+def train_unlike(*arguments: Any) -> dict[str, Any]:
+    """Training on ranks whose arithmetic is not known to be the same: rank 0 clusters for all."""
+    with mock.patch.object(distributed, "_arithmetic", lambda device: f"machine {distributed.rank()}"):
+        return train(*arguments)
+
+
+def gradient_traffic(config: dict[str, Any], batch: dict[str, Any]) -> tuple[int, list[tuple[list[str], bool, int]]]:
+    """Bytes that pass each rank's link for the sum of the tasks' gradients of one step, ring by ring; and for each
+    parameter the tasks that reach it, whether it is one of the heads', and its numbers."""
+    cfg = PretrainConfig.from_dict(config)
+    pretrainer = Pretrainer(cfg, WIDTHS, 1, _moments(cfg))
+    rows, world = own_rows(batch, cfg), distributed.world_size()
+    moved = 0
+
+    def scattered(x: Tensor) -> Tensor:
+        nonlocal moved
+        moved += x.nbytes * (world - 1) // world
+        return real_scattered(x)
+
+    def gathered(x: Tensor) -> Any:
+        nonlocal moved
+        moved += x.nbytes * (world - 1) if x.dtype.is_floating_point else 0  # presence travels as bytes
+        return real_gathered(x)
+
+    real_scattered, real_gathered = distributed.sum_scattered, distributed.gather_behind
+    with (
+        mock.patch.object(distributed, "sum_scattered", scattered),
+        mock.patch.object(distributed, "gather_behind", gathered),
+    ):
+        pretrainer.step(rows)
+    reached = {name: pretrainer.model.trained_by([name]) for name in pretrainer.model.tasks}
+    heads = set(pretrainer.model.heads.parameters())
+    parameters = [
+        ([name for name, those in reached.items() if p in those], p in heads, p.numel())
+        for p in pretrainer.model.trainable()
+    ]
+    return moved, parameters
+
+
+def own_gradients(config: dict[str, Any], batch: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """This rank's part of the first step's gradient, before any sum over ranks."""
+    cfg = PretrainConfig.from_dict(config)
+    pretrainer = Pretrainer(cfg, WIDTHS, 1, _moments(cfg))
+    pretrainer.model.train()
+    factors = pretrainer.weighting.factors(pretrainer.model.active_tasks(0))
+    rows = pretrainer._rows(own_rows(batch, cfg))
+    _, gradients_T = pretrainer._gradients._own(rows, 0, 0, [{name: factor} for name, factor in factors.items()])
+    sizes: dict[str, NDArray[Any]] = {}
+    names = [name for name, p in pretrainer.model.named_parameters() if p.requires_grad]
+    for name, column in zip(names, zip(*gradients_T, strict=True), strict=True):
+        there = [g.abs().numpy() for g in column if g is not None]
+        if there:
+            sizes[name] = np.sum(there, axis=0)
+    return sizes
+
+
+LARGER = {
+    "all_gather_into_tensor": ("gather", 0),
+    "reduce_scatter_tensor": ("scatter", 1),
+    "all_to_all_single": ("exchange", 0),
+    "all_reduce": ("sum", 0),
+    "broadcast": ("broadcast", 0),
+}
+"""Collective -> its kind, and which of its tensors is the larger one."""
+
+
 def collectives_of_a_step(config: dict[str, Any], batch: dict[str, Any]) -> list[tuple[str, int]]:
     """Kind and bytes of each collective of the second step, when everything runs. The gradients' buckets are those of
     DistributedDataParallel, summed through `torch.distributed` as by default in C++, so that they are seen."""
@@ -203,15 +298,8 @@ def collectives_of_a_step(config: dict[str, Any], batch: dict[str, Any]) -> list
     replica.register_comm_hook(None, allreduce_hook)
     pretrainer.step(rows)
     found: list[tuple[str, int]] = []
-    larger = {
-        "all_gather_into_tensor": ("gather", 0),
-        "reduce_scatter_tensor": ("scatter", 1),
-        "all_to_all_single": ("exchange", 0),
-        "all_reduce": ("sum", 0),
-        "broadcast": ("broadcast", 0),
-    }
     with contextlib.ExitStack() as stack:
-        for name, (kind, which) in larger.items():
+        for name, (kind, which) in LARGER.items():
             original = getattr(torch.distributed, name)
 
             def counted(

@@ -1,0 +1,96 @@
+"""What travels between ranks, how much of it, and in which type: bytes by closed forms, values by the whole batch."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conclugen.latents import pack_bits, unpack_bits
+from tests.distributed import parity, ranks
+from tests.distributed.parity import BATCHES, CASES
+from tests.distributed.pool import Pool
+
+UNIT = 2.0**-9  # of rounding to bfloat16, which keeps eight bits
+BATCH = BATCHES["randomly missing"]
+COMPRESSED = ["total, improved, clipped", "total, gradnorm", "micro-batches, improved"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", COMPRESSED)
+def test_compressed_gradients_are_right_within_the_rounding_of_bfloat16(workers: Pool, case: str, world: int) -> None:
+    """A sum over W ranks is rounded once for each rank, sum, division and way back, each time by half a last bit."""
+    plain = {**CASES[case], "clip_norm": None}
+    expected = parity.reference(plain, [BATCH], 1, 1)["gradients"][0]
+    parts = workers.run(world, ranks.own_gradients, plain, BATCH)
+    first, *others = workers.run(world, ranks.train, {**plain, "gradient_compression": "bfloat16"}, [BATCH], 1, 1)
+    found = first["gradients"][0]
+    assert found.keys() == expected.keys()
+    worst = 0.0
+    for name in parts[0]:
+        size = np.sum([part[name] for part in parts], axis=0)
+        error = np.abs(found[name] - expected[name])
+        assert (error <= ((1 + UNIT) ** (world + 3) - 1) * size + 1e-12).all(), name
+        worst = max(worst, float(error.max()))
+    assert worst > 1e-6, "nothing was rounded: nothing was compressed"
+    for other in others:
+        for name, x in other["tensors"].items():
+            np.testing.assert_array_equal(x, first["tensors"][name], err_msg=f"{name} differs between ranks")
+
+
+@pytest.mark.parametrize("compression", ["none", "bfloat16"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_gradients_of_tasks_travel_as_often_as_the_closed_form_says(
+    workers: Pool, world: int, compression: str
+) -> None:
+    """k tasks' gradients of n numbers are scattered, and what they are combined to comes back: (k + 1) n numbers, each
+    passing W - 1 of W links. An all-reduce moves 2 n."""
+    case = {**CASES["total, pcgrad"], "gradient_compression": compression, "precision": "float32"}
+    size = 2 if compression == "bfloat16" else 4
+    for moved, parameters in workers.run(world, ranks.gradient_traffic, case, BATCH):
+        numbers: dict[tuple[int, tuple[str, ...], bool], int] = defaultdict(int)
+        for tasks, of_heads, count in parameters:
+            numbers[len(tasks), tuple(tasks), of_heads] += count
+        assert {reached for reached, _, _ in numbers} == {1, 2, 3}
+        whole = [(reached, -(-n // world) * world) for (reached, _, _), n in numbers.items()]  # shared out equally
+        assert moved == sum((reached + 1) * n * size * (world - 1) // world for reached, n in whole)
+        alone = sum(n for reached, n in whole if reached == 1)
+        shared = sum(n for reached, n in whole if reached > 1)
+        all_reduced = 2 * size * (world - 1) / world
+        assert moved <= all_reduced * (alone + shared * (3 + 1) / 2)
+
+
+def test_a_projection_of_compressed_gradients_is_near_that_of_whole_ones(workers: Pool) -> None:
+    case = CASES["total, gradnorm and pcgrad"]
+    expected = parity.reference(case, [BATCH], 1, 1)["gradients"][0]
+    found = workers.run(2, ranks.train, {**case, "gradient_compression": "bfloat16"}, [BATCH], 1, 1)[0]["gradients"][0]
+    names = [name for name in expected if not name.startswith("weighting.")]
+    error, size = (np.sqrt(sum(float((x**2).sum()) for x in each)) for each in (
+        [found[name] - expected[name] for name in names], [expected[name] for name in names]
+    ))  # fmt: skip
+    assert 1e-6 < error / size < 4 * 2 * UNIT
+
+
+@pytest.mark.parametrize("case", ["total, improved, clipped", "total, pcgrad"])
+def test_a_process_group_of_their_own_changes_no_digit(workers: Pool, case: str) -> None:
+    arguments: tuple[Any, ...] = (CASES[case], [BATCH], 2, 1)
+    expected = workers.run(2, ranks.train, *arguments)[0]
+    for found, used in workers.run(2, ranks.train_apart, *arguments):
+        assert used == {True}
+        assert parity.difference(found, expected) == {"loss": 0, "gradient": 0, "weights": 0}
+
+
+def test_clusters_are_the_same_whether_each_rank_finds_them_or_one_for_all(workers: Pool) -> None:
+    arguments: tuple[Any, ...] = (CASES["clustering, warm, rolling queue"], list(BATCHES.values()), 6, 3)
+    expected = workers.run(2, ranks.train, *arguments)[0]
+    for found in workers.run(2, ranks.train_unlike, *arguments):
+        assert parity.difference(found, expected) == {"loss": 0, "gradient": 0, "weights": 0}
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 17])
+def test_flags_travel_as_bits(count: int) -> None:
+    flags = torch.rand(13, count, generator=torch.Generator().manual_seed(count)) < 0.5
+    packed = pack_bits(flags)
+    np.testing.assert_array_equal(packed.numpy(), np.packbits(flags.numpy(), axis=1, bitorder="little"))
+    torch.testing.assert_close(unpack_bits(packed, count), flags)
