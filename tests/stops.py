@@ -12,6 +12,7 @@ each of them, so a case costs its own work only.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -43,15 +44,16 @@ class Ended:
 
 
 class Stops:
-    """Args: folder: where the output of commands is kept; they run in it. environment: over this process's own."""
+    """Args: folder: where the output of commands is kept; they run in it. environment: over this process's own.
+    imports: modules beside those of shards' commands that are imported once for all commands."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, imports: Sequence[str] = ()) -> None:
+        self._folder, self._imports = folder, imports
         self._environment = {**os.environ, "PYTHONPATH": str(_REPOSITORY), **(environment or {})}
 
     def __enter__(self) -> Stops:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.stops", str(self._folder)],
+            [sys.executable, "-m", "tests.stops", str(self._folder), *self._imports],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -86,12 +88,14 @@ class Stops:
         return Ended(answer["status"], *texts, *answer["counts"])
 
 
-def _serve(folder: Path) -> None:
+def _serve(folder: Path, imports: Sequence[str]) -> None:
     import shards.foreign.command
     import shards.packing.command
     import shards.split
     import shards.verification.command  # noqa: F401
 
+    for module in imports:
+        importlib.import_module(module)
     for line in sys.stdin:
         case = json.loads(line)
         reading, writing = os.pipe()
@@ -160,4 +164,4 @@ def _run(case: Mapping[str, Any], folder: Path, counts: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), sys.argv[2:])

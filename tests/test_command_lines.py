@@ -130,3 +130,9 @@ def test_defaults_that_stand_in_two_places_agree() -> None:
     assert job.picture_gap_seconds == limits.picture_gap_seconds
     for name in ("clips_per_shard", "shuffle_seed", "sound", "audio_rate", "audio_length", "faces", "timeout"):
         assert getattr(job, name) == getattr(options, name), name
+
+
+def test_the_campaign_of_endings_stops_every_command() -> None:
+    from tests.campaigns import endings  # which imports what all of them need
+
+    assert {job.command for job in endings.JOBS.values()} == set(NAMES)

@@ -36,19 +36,26 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal, read_records
 from ray_jobs.tracking.mlflow_environment import connect
 from shards import Manifest, View
-from shards.clips.reader import ClipManifest
+from shards.clips.reader import ClipManifest, ClipSchema
+from shards.clips.writer import NewClip, write_clip_shard
+from shards.media.audio import Sound, encode_audio
 from tests.campaigns.results_fuzz.folders import MAKERS
+from tests.cluster.sweeps import fixed_space, small_sweep
 from tests.feature_corpus import WIDTHS, write_corpus
 from tests.ray_jobs.extraction.extraction_loop import make_clips
 from tests.shards.media.make_media import make_video
 from tests.shards.small_data import make_samples, write
 from tests.stops import Ended, Stops
 from tuning.ledger import Ledger
+from tuning.sweep.folder import SCHEDULE, SweepFolder
+from tuning.sweep.population import Schedule
+from tuning.sweep.search import proposer
+from tuning.sweep.sweep import identity, prepare
 
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": signal.SIGKILL}
 STATUSES = {"interrupt": 130, "terminate": 143, "kill -9": -9}
 POINTS = ("start", "middle", "publication")
-_RAY = ("pretrain", "ablate", "sweep", "build", "features", "embed")
+_RAY = ("pretrain", "ablate", "sweep", "build", "features", "embed", "demo")
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,31 @@ def _evaluated_run(folder: Path) -> None:
     write_json(place / "scores.json", {"job": asdict(EvaluateJob("a", "emotion", shards)), "cells": []})
 
 
+def _population(folder: Path) -> None:
+    """A sweep by population as it stands at its end, without its trials; one weight changed once."""
+    write_corpus(folder / "data", speakers=9, takes=4)
+    space = fixed_space(epochs=2, global_batch=(30,))
+    job = small_sweep(folder / "data", folder / "out", "a", space=space, scheduler="pbt", objective="effective_rank")
+    ready, place = prepare(job), SweepFolder(folder / "out" / "a")
+    place.claim(identity(ready))
+    save(job, place.settings)
+    choices = proposer("random", ready.space, 0, "max", folder).ask(0, 0)
+    assert choices is not None
+    Schedule(ready.space.config(choices), ((2, {"contrastive": 0.5}),), job.objective, 1.0).save(place.path / SCHEDULE)
+
+
+def _words(folder: Path) -> None:
+    """A second of silence whose words are known."""
+    sound = encode_audio(Sound(np.zeros(16_000, np.float32), 16_000), "flac")
+    meta = {"split": "train", "source": "0.mp4", "seconds": "1.000"}
+    details = {"video": {"seconds": 1.0}, "transcript": {"source": "own"}, "face": None}
+    clip = NewClip("c0", b"video", sound, "bin blue at f two now", {}, None, meta, details)
+    (folder / "data").mkdir()
+    entry = write_clip_shard(folder / "data", "clips-0", ClipSchema("flac", (), grouped=False), [clip])
+    assert entry is not None
+    ClipManifest.assemble(folder / "data", [entry])
+
+
 def _ablated(folder: Path) -> None:
     MAKERS["ablation"](folder / "a")
 
@@ -198,6 +230,13 @@ def _run(folder: Path) -> Any:
              and record["series"] == "train"]  # fmt: skip
     weights = (folder / "out/a/model/model.safetensors").read_bytes()
     return steps, weights, _statuses(folder / "out/a/journal.jsonl")[-1]
+
+
+def _demonstrated(folder: Path) -> Any:
+    """What does not tell of the time: pixels, features, weights."""
+    out, run = folder / "out", RunFolder(folder / "out/runs/demo")
+    digests = ClipManifest.open(out / "clips").digest, Manifest.open(out / "features").digest
+    return digests, (run.model / "model.safetensors").read_bytes(), _statuses(run.journal)
 
 
 def _ledger(folder: Path) -> Any:
@@ -300,6 +339,24 @@ JOBS: dict[str, Job] = {
         ],
         _embedded,
     ),
+    "doctor": Job(
+        "doctor",
+        lambda folder: None,
+        lambda folder: ["check", "--output", folder],
+        lambda folder: sorted(content(folder)),
+    ),
+    "word_error_rate": Job(
+        "word_error_rate", _words, lambda folder: [folder / "data"], lambda folder: sorted(content(folder / "data"))
+    ),
+    "sweep replay": Job(
+        "sweep replay", _population, lambda folder: [folder / "out/a"], lambda folder: content(folder / "out/a/model")
+    ),
+    "demo": Job(
+        "demo",
+        lambda folder: None,
+        lambda folder: ["--output", folder / "out", "--speakers", 6, "--takes", 1, "--epochs", 2, "--batch", 8],
+        _demonstrated,
+    ),
     "pretrain": Job(
         "pretrain",
         _corpus,
@@ -332,6 +389,10 @@ JOBS: dict[str, Job] = {
 }
 
 
+def _stops(folder: Path) -> Stops:
+    return Stops(folder, {"RAY_worker_niceness": "0"}, ("torch", "ray.train", "mlflow", "sklearn.linear_model"))
+
+
 def cell(stops: Stops, job: Job, folder: Path, how: str, point: str, renames: int, expected: Any) -> tuple[bool, str]:
     """(whether all is as it should be, what happened)."""
     if not renames and point != "start":
@@ -362,7 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     points = given.points.split(",")
     print(f"| job | signal | {' | '.join(points)} |\n{'|---' * (2 + len(points))}|", flush=True)
     whole = True
-    with tempfile.TemporaryDirectory(prefix="ends-") as base, Stops(Path(base), {"RAY_worker_niceness": "0"}) as stops:
+    with tempfile.TemporaryDirectory(prefix="ends-") as base, _stops(Path(base)) as stops:
         for name in given.jobs.split(","):
             job, reference = JOBS[name], Path(base) / "reference"
             reference.mkdir()
