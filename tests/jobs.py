@@ -9,6 +9,8 @@ from conclugen.common import commands as front
 from conclugen.common.options import Command
 from shards.commands import COMMANDS
 
+# What takes long to import: neither help nor a refusal may.
+HEAVY = ("torch", "ray", "mlflow", "pandas", "sklearn", "scipy", "matplotlib", "av", "cv2", "pyarrow")
 # Commands of `python -m shards`.
 SHARDS = tuple(COMMANDS)
 _TOOLS = {

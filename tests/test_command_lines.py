@@ -21,7 +21,6 @@ from tests import jobs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = (*jobs.JOBS, *jobs.SHARDS)
-HEAVY = ("torch", "ray", "mlflow", "pandas", "sklearn", "scipy", "matplotlib", "av", "cv2", "pyarrow")
 # One meaning each in all commands: the option, and what its field is called where it has another name.
 VOCABULARY = {
     "--run": ("run", "run.name", "name"),
@@ -103,7 +102,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
             status = command.main(arguments)
         except SystemExit as stopped:
             status = stopped.code
-        found[arguments[0]] = [status, [name for name in {HEAVY!r} if name in sys.modules]]
+        found[arguments[0]] = [status, [name for name in {jobs.HEAVY!r} if name in sys.modules]]
 print(json.dumps(found))
 """
     running = {

@@ -20,7 +20,7 @@ from conclugen.common.extras import EXTRA_OF
 from conclugen.common.revision import revision_of
 from ray_jobs import doctor
 from tests.conclugen.common.test_extras import HIDE
-from tests.test_command_lines import HEAVY
+from tests.jobs import HEAVY
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -63,6 +63,7 @@ print(json.dumps([ended, heavy]))"""
 
 
 def test_every_command_is_listed_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")  # every command is loaded
     assert set(DECLARED) >= WANTED and set(commands.registered().entries) == set(DECLARED)
     assert main(["--help"]) == 0
     listed = re.findall(r"^  ([a-z-]+) +(\S.*)$", capsys.readouterr().out, re.M)
@@ -204,6 +205,7 @@ def test_doctor_tells_what_is_missing_for_which_command(
 def test_doctor_names_libraries_that_do_not_work_and_places_that_do_not_serve(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    pytest.importorskip("ray")
     (tmp_path / "cv2.py").write_text("raise OSError('libGL.so.1: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cv2", raising=False)
