@@ -92,7 +92,7 @@ def listened(samples: np.ndarray, rate: int) -> str:
     for share in PLACES:
         at = share * len(samples) / rate
         heard = time_heard(samples, rate, at)
-        begins.append(f"{heard - at:.2f}" if isinstance(heard, float) else str(heard))
+        begins.append(f"{round(heard - at, 2) + 0.0:.2f}" if isinstance(heard, float) else str(heard))
     return "begins at " + (begins[0] if len(set(begins)) == 1 else ", ".join(begins))
 
 
