@@ -39,6 +39,17 @@ def digest_of(identity: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(_canonical(identity), sort_keys=True).encode())
 
 
+def describe_differences(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """For a message: what of a stored identity (JSON) differs from a job's, by names as deep as they lie, with both
+    values; empty where they are the same job's. None counts as absent, and whole floats as ints."""
+    found = [
+        f"{name} (there {theirs}, here {mine})"
+        for name, theirs, mine in _differing(_canonical(stored), _canonical(identity))
+    ]
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    return ", ".join(found[:_MOST_LISTED]) + more
+
+
 class ClaimLostError(ValueError):
     """The folder has become another job's while this one, or a task that it left behind, was at work."""
 
@@ -61,7 +72,7 @@ class Claim:
         """
         path = folder / self.record
         if owned(folder, self.record, self.what):
-            problem = self._problem(folder, path, _canonical(identity))
+            problem = self._problem(folder, path, identity)
             if problem is None:
                 return
             if not overwrite:
@@ -86,21 +97,19 @@ class Claim:
                 "nothing more there. Choose another folder for one of them"
             )
 
-    def _problem(self, folder: Path, path: Path, identity: dict[str, Any]) -> str | None:
+    def _problem(self, folder: Path, path: Path, identity: Mapping[str, Any]) -> str | None:
         """Why the job that is there can't be gone on with, and what would be needed to."""
         try:
             stored = json.loads(path.read_bytes())
             if not isinstance(stored, dict):
                 raise ValueError(f"expected a JSON object, found {_short(stored)}")
-            differing = list(_differing(_canonical(stored), identity))
+            differing = describe_differences(stored, identity)
         except (OSError, ValueError, RecursionError) as error:
             return f"{path} cannot be read ({error}): restore it"
         if not differing:
             return None
-        listed = ", ".join(f"{name} (there {found}, here {wanted})" for name, found, wanted in differing[:_MOST_LISTED])
-        more = f" and {len(differing) - _MOST_LISTED} more" if len(differing) > _MOST_LISTED else ""
         return (
-            f"{folder} holds a {self.what} that differs in {listed}{more}; "
+            f"{folder} holds a {self.what} that differs in {differing}; "
             "go on with it by the options and the version that it was begun with"
         )
 

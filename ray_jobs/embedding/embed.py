@@ -33,7 +33,7 @@ from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
 from shards.check_stored import warn_of_stored
-from shards.claim import Claim
+from shards.claim import Claim, describe_differences
 from shards.clips.reader import ClipManifest
 from shards.quarantine import COMPLETE, QUARANTINED
 from shards.verification.clips import open_manifest
@@ -131,11 +131,11 @@ def _kept(path: Path, identity: Mapping[str, Any], overwrite: bool) -> pa.Table 
             f"embeddings: {path} does not say whose embeddings it holds ({error!r}); choose another folder, or replace "
             "it with --overwrite"
         ) from None
-    differing = sorted(name for name in {*identity, *of} if identity.get(name) != of.get(name))
+    differing = describe_differences(of, identity)
     if differing:
         raise ValueError(
-            f"embeddings: {path} holds embeddings that differ in {', '.join(differing)}; choose another folder, or "
-            "replace them with --overwrite"
+            f"embeddings: {path} holds embeddings that differ in {differing}; choose another folder, or replace them "
+            "with --overwrite"
         )
     return kept
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.progress import ProgressPrinter
 from ray_jobs.training.validation import check_validation, spread_rows
 from ray_jobs.training.worker import Start
+from shards.claim import describe_differences
 
 # Rows over which the scales of `concat+raw` are fitted, at most, and how many are embedded at once.
 _SCALED_ROWS, _BLOCK_ROWS = 8192, 2048
@@ -171,10 +171,8 @@ def reached_step(store: CheckpointStore, identity: dict[str, Any], size: int) ->
     found = newest(store, size)
     if found is None:
         return 0
-    theirs, mine = found.extra.get("identity", {}), json.loads(json.dumps(identity))
-    differing = sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
-    if differing:
-        raise ValueError(f"{store.location}: holds checkpoints of another run, which differs in {', '.join(differing)}")
+    if differing := describe_differences(found.extra.get("identity", {}), identity):
+        raise ValueError(f"{store.location}: holds checkpoints of another run, which differs in {differing}")
     return int(found.meta["step_number"])
 
 

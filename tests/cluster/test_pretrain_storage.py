@@ -52,5 +52,7 @@ def test_a_run_goes_on_from_the_store_alone(bucket: str, shards: Path, tmp_path:
     for name, x in there.tensors.items():
         torch.testing.assert_close(here.tensors[name], x, atol=1e-8, rtol=0, msg=name)
     other = replace(two, pretrain=replace(two.pretrain, seed=5))
-    with pytest.raises(ValueError, match=r"holds checkpoints of another run, which differs in .*seed"):
+    with pytest.raises(
+        ValueError, match=r"holds checkpoints of another run, which differs in .*seed \(there \d+, here 5\)"
+    ):
         pretrain(with_run(other, output=str(tmp_path / "three")))

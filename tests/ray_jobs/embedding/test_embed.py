@@ -445,7 +445,10 @@ def test_a_later_call_adds_its_clips_and_mixes_nothing(
     capsys.readouterr()
     mean = arguments(root, str(video), "--embeddings", str(out), "--fusion", "mean", *once)
     assert embed.main(mean) == 2
-    assert "embeddings.parquet holds embeddings that differ in fusion; choose another folder" in capsys.readouterr().err
+    told = (
+        'embeddings.parquet holds embeddings that differ in fusion (there "concat", here "mean"); choose another folder'
+    )
+    assert told in capsys.readouterr().err
     assert pq.read_table(out / "embeddings.parquet").equals(table)
     assert embed.main([*mean, "--overwrite"]) == 0
     assert pq.read_table(out / "embeddings.parquet")["path"].to_pylist() == [str(video)]
@@ -519,7 +522,7 @@ def test_a_table_of_something_else_is_refused(root: Path, tmp_path: Path) -> Non
         for changed in ({n: c for n, c in columns.items() if n != name}, columns | {name: pa.array([7])}):
             with pytest.raises(ValueError, match=f"does not say whose .*column.* '{name}'"):
                 kept(changed, json.dumps(identity))
-    with pytest.raises(ValueError, match="differ in run"):
+    with pytest.raises(ValueError, match=r'differ in run \(there "cd", here "ab"\); choose'):
         kept(columns, '{"run": "cd"}')
 
 
