@@ -25,7 +25,7 @@ POOLINGS = (MEAN, MEAN_STD)
 
 IDENTITY = {
     **dict.fromkeys(("name", "column", "width", "takes", "preprocessing", "digest")),
-    **{"pooling": MEAN, "layers": ""},
+    **{"pooling": MEAN, "layers": "", "stored_layers": 0},
 }
 """What must agree for two sets of features to be comparable -> what an encoder is that does not state it."""
 
@@ -74,6 +74,8 @@ class EncoderInfo:
         pooling: How a clip's vector comes from its sequence, one of `POOLINGS`.
         revision: Of the weights on a hub, where they come from one.
         layers: Whose output the sequence is, where that can be chosen.
+        stored_layers: How many of them lie side by side in a vector, which then is a (stored_layers, width /
+            stored_layers) block, the first layer first; 0: it is of one layer, or a mean.
     """
 
     name: str
@@ -88,6 +90,7 @@ class EncoderInfo:
     pooling: str = MEAN
     revision: str = ""
     layers: str = ""
+    stored_layers: int = 0
 
     @property
     def step_width(self) -> int:
@@ -227,6 +230,7 @@ def check_encoder(encoder: Any, name: str) -> None:
         ("width", info.width, type(info.width) is int and info.width > 0, "a number above 0"),
         ("pooling", info.pooling, info.pooling in POOLINGS, f"one of {', '.join(POOLINGS)}"),
         ("width", info.width, info.pooling != MEAN_STD or not info.width % 2, "an even number: mean and deviation"),
+        ("stored_layers", info.stored_layers, _splits(info), "0, or layers that are equally wide, pooled by mean"),
         ("takes.kind", takes.kind, takes.kind in KINDS, f"one of {', '.join(KINDS)}"),
         ("takes.rate", takes.rate, takes.rate > 0 or not timed, "frames or samples a second, above 0"),
         ("takes.rate", takes.rate, takes.kind != WAVE or takes.rate == int(takes.rate), "a whole number of samples"),
@@ -238,6 +242,13 @@ def check_encoder(encoder: Any, name: str) -> None:
     for method in ("encode", "encode_sequence"):
         if not callable(getattr(encoder, method, None)):
             raise ValueError(f"it has no method {method!r}; derive it from FrozenEncoder, which has `encode`")
+
+
+def _splits(info: EncoderInfo) -> bool:
+    layers = info.stored_layers
+    if type(layers) is not int or not layers:
+        return layers == 0 and type(layers) is int
+    return layers > 0 and not info.width % layers and info.pooling == MEAN
 
 
 def _fits(pattern: re.Pattern[str], value: Any) -> bool:

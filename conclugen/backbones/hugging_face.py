@@ -5,7 +5,8 @@
 
 A model is a name on the hub, a folder, or a name below a mirror (`--mirror FOLDER` holds `OWNER/MODEL` or `MODEL`).
 `@layer=N` takes `hidden_states[N]` of the library (0: the embeddings) instead of the last output, `@layers=N-M` the
-mean of several. Weights are read from safetensors alone, and no code of a model's repository is run.
+mean of several, `@layers=all` every one of them, side by side. Weights are read from safetensors alone, and no code of
+a model's repository is run.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }
 """Family -> `model_type` of the models that it takes, as their configurations say it."""
 HALF = "bfloat16"
+_EVERY = "all"
 _OPTIONS = ("revision", "layer", "layers", "pool", "fps", "dtype")
 _OPTION = re.compile(r"@([a-z]+)=([^@]*)$")
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]*")  # also a folder's name in the hub's cache: nothing that climbs
@@ -52,8 +54,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What follows `hf-audio:`. model: hub name or folder; layers: of `hidden_states`, none: the last output; pool: one
-    of `POOLS`, or what suits the model; fps: frames a second; dtype: `HALF`, or none for float32."""
+    """What follows `hf-audio:`. model: hub name or folder; layers: of `hidden_states`, none: the last output;
+    every_layer: all of them, side by side; pool: one of `POOLS`, or what suits the model; fps: frames a second; dtype:
+    `HALF`, or none for float32."""
 
     family: str
     model: str
@@ -62,6 +65,7 @@ class Request:
     pool: str | None = None
     fps: float | None = None
     dtype: str | None = None
+    every_layer: bool = False
 
     @classmethod
     def parse(cls, family: str, text: str) -> Request:
@@ -80,10 +84,13 @@ class Request:
         if "layer" in given and "layers" in given:
             raise ValueError(f"{place}: @layer and @layers are both given; give one of them")
         layers = _layers(place, given["layer"], False) if "layer" in given else ()
-        layers = _layers(place, given["layers"], True) if "layers" in given else layers
+        every_layer = given.get("layers") == _EVERY
+        layers = _layers(place, given["layers"], True) if "layers" in given and not every_layer else layers
         pool = given.get("pool")
-        if pool is not None and pool not in POOLS:
-            raise ValueError(f"{place}: @pool is {pool!r}, allowed: {', '.join(POOLS)}")
+        pools = [one for one in POOLS if one != MEAN_STD] if every_layer else POOLS
+        if pool is not None and pool not in pools:
+            of = f" with @layers={_EVERY}" if every_layer else ""
+            raise ValueError(f"{place}: @pool is {pool!r}, allowed{of}: {', '.join(pools)}")
         dtype = given.get("dtype")
         if dtype not in (None, HALF):
             raise ValueError(
@@ -94,7 +101,8 @@ class Request:
         revision = given.get("revision")
         if revision is not None and not _REVISION.fullmatch(revision):
             raise ValueError(f"{place}: @revision is {revision!r}, expected a branch, tag or commit of a hub")
-        return cls(family, rest, revision, layers, pool, _fps(place, given.get("fps")), dtype)
+        fps = _fps(place, given.get("fps"))
+        return cls(family, rest, revision, layers, pool, fps, dtype, every_layer)
 
     @property
     def name(self) -> str:
@@ -111,6 +119,7 @@ class Request:
     def _chosen(self) -> dict[str, str]:
         first, *others = self.layers or (None,)
         layers = {} if first is None else {"layers": f"{first}-{others[-1]}"} if others else {"layer": str(first)}
+        layers = {"layers": _EVERY} if self.every_layer else layers
         fps = {} if self.fps is None else {"fps": f"{self.fps:g}"}
         pool = {} if self.pool is None else {"pool": self.pool}
         dtype = {} if self.dtype is None else {"dtype": self.dtype}
@@ -118,7 +127,7 @@ class Request:
 
     @property
     def shown_layers(self) -> str:
-        """For the recipe; empty: the last output."""
+        """As they were asked for; empty: the last output."""
         return self._chosen().get("layer") or self._chosen().get("layers") or ""
 
     def column(self, modality: str) -> str:
@@ -132,7 +141,7 @@ class Request:
 def _layers(place: str, value: str, several: bool) -> tuple[int, ...]:
     found = _LAYERS.fullmatch(value)
     if found is None or (found[2] is not None) != several or (several and int(found[2]) <= int(found[1])):
-        expected = "two numbers, the lower first, such as 6-12" if several else "a number, such as 9"
+        expected = f"two numbers, the lower first, such as 6-12, or {_EVERY}" if several else "a number, such as 9"
         raise ValueError(f"{place}: @layer{'s' * several} is {value!r}, expected {expected}")
     return tuple(range(int(found[1]), int(found[2]) + 1)) if several else (int(found[1]),)
 
@@ -415,6 +424,7 @@ def described(
     """What an encoder is. before: what goes before the network, as `digest` takes it; steps_width: of each vector of a
     sequence; preprocessing: without the arithmetic."""
     pooling = MEAN_STD if found.pool == MEAN_STD else MEAN
+    stored = steps_width // int(network.config.hidden_size) if found.every_layer else 0
     return EncoderInfo(
         name=found.name,
         modality=modality,
@@ -428,7 +438,8 @@ def described(
         digest=digest(network, before),
         pooling=pooling,
         revision=found.commit,
-        layers=found.shown_layers,
+        layers=f"0-{stored - 1}" if stored else found.shown_layers,
+        stored_layers=stored,
     )
 
 
@@ -492,18 +503,20 @@ def refuse_other_families(found: Found, config: Any) -> None:
 
 
 def hidden_of(found: Found, network: Any, **inputs: Tensor) -> Tensor:
-    """(B, ...): the network's last output, one of its hidden states, or the mean of several, as was asked for. Raises
-    WrongModelError for layers that it does not have, or that can't be averaged."""
-    layers = found.layers
-    output = network(**inputs, output_hidden_states=bool(layers))
+    """(B, ...): the network's last output, one of its hidden states, the mean of several, or all of them side by side
+    in the last dimension, as was asked for. Raises WrongModelError for layers that it does not have, or that differ in
+    shape."""
+    output = network(**inputs, output_hidden_states=bool(found.layers) or found.every_layer)
+    states = output.hidden_states
+    layers = tuple(range(len(states))) if found.every_layer else found.layers
     if not layers:
         last: Tensor = output.last_hidden_state
         return last
-    states = output.hidden_states
     if layers[-1] >= len(states):
         option = "@layer" if len(layers) == 1 else "@layers"
         raise WrongModelError(f"{option}: {layers[-1]} does not exist, the model has the layers 0 to {len(states) - 1}")
     shapes = {tuple(states[number].shape) for number in layers}
     if len(shapes) > 1:
         raise WrongModelError(f"@layers: these layers have the shapes {sorted(shapes)}, expected one; choose @layer=N")
-    return torch.stack([states[number] for number in layers]).mean(0)
+    chosen = [states[number] for number in layers]
+    return torch.cat(chosen, -1) if found.every_layer else torch.stack(chosen).mean(0)

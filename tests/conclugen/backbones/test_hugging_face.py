@@ -189,6 +189,12 @@ def test_it_is_the_library_s_own_arithmetic_for_any_batch_and_layer(kind: str, m
     if kind != "clap":  # whose layers are of unlike widths
         mean = (expected[0](1) + expected[0](2)) / 2
         np.testing.assert_allclose(backbones.create(f"{name}@layers=1-2").encode(clips[:1])[0], mean, atol=1e-5)
+        every = backbones.create(f"{name}@layers=all")
+        info = every.info
+        assert (info.layers, info.stored_layers, info.width) == ("0-2", 3, 3 * first.info.width)
+        block = every.encode(clips)[0].reshape(3, -1)
+        for layer in (0, 1, 2):
+            np.testing.assert_allclose(block[layer], expected[0](layer), atol=1e-5)
     info = encoder.info
     assert (info.name, info.licence, info.width) == (f"{FAMILY[kind]}:{kind}", "apache-2.0", together.shape[1])
 
@@ -258,6 +264,8 @@ def test_windows_of_frames() -> None:
         ("hf-text", "vit", "", "of the kind 'vit', expected one that takes text; give hf-image:"),
         ("hf-audio", "wavlm", "@layer=3", "@layer: 3 does not exist, the model has the layers 0 to 2"),
         ("hf-text", "bert", "@layers=1-9", "@layers: 9 does not exist, the model has the layers 0 to 2"),
+        ("hf-audio", "clap", "@layers=all", r"@layers: these layers have the shapes .*; choose @layer=N"),
+        ("hf-audio", "wavlm", "@layers=all@pool=meanstd", "@pool is 'meanstd', allowed with @layers=all: mean, first"),
         ("hf-audio", "clap", "@layers=0-1", r"@layers: these layers have the shapes .*; choose @layer=N"),
         ("hf-audio", "wavlm", "@pool=first", "@pool=first: a wavlm has no class token, allowed: mean, meanstd"),
         ("hf-image", "siglip", "@pool=first", "@pool=first: a siglip has no class token"),
