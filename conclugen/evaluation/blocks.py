@@ -8,13 +8,14 @@ made on held-out training groups as its strength is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from conclugen.evaluation.checks import Floats
+from conclugen.evaluation.solvers import LayerBlock
 
 Weights = Mapping[str, float]
 # Share of the total variance that the chosen weights may give one modality; the others divide the rest.
@@ -30,6 +31,7 @@ class Blocks:
         choices: Name of a choice -> block -> its weight: in the standardised matrix its share of the total variance is
             its weight over the sum of weights. A block without a weight is left out. The total variance is the number
             of columns that are left, as in a plain concatenation, so that strengths mean the same for every choice.
+        layers: Block -> those of its columns that are layers side by side, of which a probe learns the weighted sum.
 
     Raises:
         ValueError: no block, blocks of different numbers of rows, a weight of an unknown block or not above 0.
@@ -37,6 +39,7 @@ class Blocks:
 
     arrays: Mapping[str, Floats]
     choices: Mapping[str, Weights]
+    layers: Mapping[str, Sequence[LayerBlock]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = {name: len(array) for name, array in self.arrays.items()}
@@ -57,6 +60,11 @@ class Blocks:
         """Side by side as they are: shares of the variance are shares of the columns."""
         blocks = _blocks(arrays)
         return cls(blocks, {"plain": _plain(blocks)})
+
+    @classmethod
+    def layered(cls, arrays: Mapping[str, ArrayLike], layers: Mapping[str, Sequence[LayerBlock]]) -> Blocks:
+        """Side by side as they are, but for the layers."""
+        return replace(cls.plain(arrays), layers=layers)
 
     @classmethod
     def balanced(cls, arrays: Mapping[str, ArrayLike]) -> Blocks:
@@ -131,6 +139,15 @@ class Blocks:
             for name in kept
         ]
         return np.concatenate(at), np.concatenate(factors)
+
+    def layers_of(self, choice: str) -> list[LayerBlock]:
+        """Among the columns that a choice keeps."""
+        found, start = [], 0
+        for name in self.arrays:
+            if name in self.choices[choice]:
+                found += [replace(block, start=block.start + start) for block in self.layers.get(name, ())]
+                start += self.widths[name]
+        return found
 
 
 def _blocks(arrays: Mapping[str, ArrayLike]) -> dict[str, Floats]:

@@ -35,7 +35,8 @@ SLOW_BASELINES = (
 # How the modalities of a concatenation share the variance.
 BLOCK_SCALES = ("plain", "balanced", "chosen")
 # Systems that hold raw features and nothing learned without labels: the strongest row of these is the one to beat.
-RAW_SYSTEMS = ("raw", "raw balanced", "best single modality", "raw, block weights chosen")
+LAYERS_WEIGHED = "raw, layers weighed"
+RAW_SYSTEMS = ("raw", "raw balanced", "best single modality", "raw, block weights chosen", LAYERS_WEIGHED)
 
 # Candidates of C, the inverse of a probe's penalty: of logistic regressions, and of ridge regressions.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -142,8 +143,9 @@ class ComparisonConfig:
         probe_weights: Of the classes in the probe's loss: `none` or `balanced`.
         select_by: Score by which the probe's strength (and blocks) are chosen: `accuracy` or `uar`.
         baselines: Rows beside the representation: `constant` (the best one), `untrained` heads, `raw` features side by
-            side, `raw_balanced` (each modality the same share of the variance), `best_modality` (of raw ones, chosen
-            on held-out training groups); slower: `block_weights` (shares of the variance, chosen so), `late_fusion` (a
+            side (of encoders that store all their layers also the weighted sum of these, learned by the probe),
+            `raw_balanced` (each modality the same share of the variance), `best_modality` (of raw ones, chosen on
+            held-out training groups); slower: `block_weights` (shares of the variance, chosen so), `late_fusion` (a
             probe for each modality), `shrinkage_lda`, `rbf_machine`, `boosted_trees`, `self_training`, `supervised`
             (the heads and their fusion, trained on the labels alone); or `all`.
     """

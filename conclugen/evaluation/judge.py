@@ -25,12 +25,19 @@ from conclugen.evaluation import checks, metrics
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.checks import Floats
 from conclugen.evaluation.classifiers import CLASSIFIERS, Task, classify
-from conclugen.evaluation.config import CONSTANTS, PUBLISHED_WEIGHTS, RAW_SYSTEMS, ComparisonConfig, FineTuneConfig
+from conclugen.evaluation.config import (
+    CONSTANTS,
+    LAYERS_WEIGHED,
+    PUBLISHED_WEIGHTS,
+    RAW_SYSTEMS,
+    ComparisonConfig,
+    FineTuneConfig,
+)
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.knn import neighbour_vote
 from conclugen.evaluation.probe import Probe, balanced_weights, fit_classes, fit_labels, fit_values
 from conclugen.evaluation.protocol import Protocol, Split, group_folds
-from conclugen.evaluation.solvers import log_softmax, sigmoid
+from conclugen.evaluation.solvers import LayerBlock, WeighedLayers, log_softmax, sigmoid
 from conclugen.evaluation.statistics import (
     DEFAULT,
     Interval,
@@ -59,7 +66,8 @@ class Predictions:
         values: (draws, N) classes, -1 in rows that no fold tests; or (draws, N) numbers or (draws, N, L) probabilities,
             NaN there. Draws that failed have no part in it.
         strengths: (draws, folds) the C that was chosen; NaN for methods without.
-        choices: Of a system with several weights of its blocks, what was chosen in each draw and fold.
+        choices: Of a system with several weights of its blocks, or layers to weigh, what was chosen or learned in each
+            draw and fold.
         failures: The draws that taught nothing, where holes were allowed.
     """
 
@@ -83,7 +91,7 @@ class Score:
         predictions: For the test rows, of the first such draw; None where there is none.
         failures: The draws that could not be scored. Where they are all of them, the cell is a hole: `scores`,
             `intervals` and `draws` are empty.
-        choices: What was chosen among a system's blocks -> in how many draws and folds.
+        choices: What was chosen among a system's blocks, or learned of its layers -> in how many draws and folds.
         groups: Of classes, test unit (of intervals) -> accuracy over its rows, mean over draws.
         recalls: Of classes and each draw that was scored, test unit -> recall of each class over its rows (NaN where it
             has none).
@@ -159,11 +167,13 @@ def compare(
     systems: Mapping[str, ArrayLike | Blocks],
     config: ComparisonConfig,
     raw: Mapping[str, ArrayLike] | None = None,
+    layers: Mapping[str, Sequence[LayerBlock]] | None = None,
 ) -> Iterator[Score]:
     """Yield the score of every system, method and fraction, the constant predictions first, then systems, then those
     baselines of `config.baselines` that are made of the raw modalities.
 
-    raw: modality -> (N, D) features, a missing one zero; without it there are no such baselines.
+    raw: modality -> (N, D) features, a missing one zero; without it there are no such baselines. layers: modality ->
+    columns of it that are layers of a network side by side; a probe beside that of `raw` learns how to weigh them.
 
     A draw of a few labels may hold too little to learn from (a label that none of its rows has, speakers for fewer than
     three inner folds). It is left out of its cell, which names it in `failures`; the others go on.
@@ -184,6 +194,8 @@ def compare(
     rows = [(systems, config.methods)]
     if raw is not None:
         rows += raw_baselines(raw, config)
+        if layers and "raw" in config.wanted:
+            rows.append(({LAYERS_WEIGHED: Blocks.layered(raw, layers)}, ("probe",)))
     for some, methods in rows:
         for predictions in evaluate(
             drawn,
@@ -511,6 +523,7 @@ def _fit(
     scaling: Scaling,
     scored: bool = False,
     allow_absent_classes: bool = False,
+    layers: Sequence[LayerBlock] = (),
 ) -> Probe:
     target, rows = protocol.target, split.labelled_rows
     labelled = (array[rows], target.values[rows], protocol.groups[rows])
@@ -519,6 +532,7 @@ def _fit(
         "all_groups": _inner_groups(protocol, split),
         "scaling": scaling,
         "scored": scored,
+        "layers": layers,
     }
     if protocol.probe.strengths is not None:
         shared["strengths"] = protocol.probe.strengths
@@ -578,7 +592,7 @@ def fit_probe(protocol: Protocol, blocks: Blocks, split: Split, allow_absent_cla
     best, best_score = None, -np.inf
     for name in blocks.choices:
         array, scaling = _weighed(protocol, blocks, split, name)
-        fitted = _fit(protocol, array, split, scaling, several, allow_absent_classes)
+        fitted = _fit(protocol, array, split, scaling, several, allow_absent_classes, blocks.layers_of(name))
         found = fitted.scores[fitted.strength] if several else 0.0
         if best is None or found > best_score:
             best, best_score = FittedProbe(fitted, name, blocks.columns(name)[0]), found
@@ -589,7 +603,11 @@ def fit_probe(protocol: Protocol, blocks: Blocks, split: Split, allow_absent_cla
 def _probe(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:
     fitted = fit_probe(protocol, blocks, split)
     predicted = fitted.probe.judged(fitted.on(blocks)[split.fold.test_rows])
-    return _Learned(predicted, fitted.probe.strength, "" if blocks.only_choice else fitted.choice)
+    chosen = "" if blocks.only_choice else fitted.choice
+    if isinstance(fitted.probe.model, WeighedLayers):
+        mixtures = fitted.probe.model.mixtures
+        chosen = "; ".join(f"{name} {' '.join(f'{s:.2f}' for s in mixture)}" for name, mixture in mixtures.items())
+    return _Learned(predicted, fitted.probe.strength, chosen)
 
 
 def _late_fusion(protocol: Protocol, blocks: Blocks, split: Split, _: _Settings) -> _Learned:

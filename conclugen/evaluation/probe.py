@@ -8,7 +8,7 @@ one, comes to the same probe at twice the C.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,17 @@ from conclugen.evaluation.config import RIDGE_STRENGTHS, STRENGTHS, Kind
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import group_folds
-from conclugen.evaluation.solvers import Linear, Rotation, logistic_path, ridge_path, sigmoid, softmax
+from conclugen.evaluation.solvers import (
+    LayerBlock,
+    Linear,
+    Link,
+    Rotation,
+    layered_path,
+    logistic_path,
+    ridge_path,
+    sigmoid,
+    softmax,
+)
 
 
 class Readout(ABC):
@@ -96,12 +106,14 @@ def fit_classes(
     all_groups: ArrayLike | None = None,
     scaling: Scaling | None = None,
     scored: bool = False,
+    layers: Sequence[LayerBlock] = (),
 ) -> Probe:
     """Multinomial logistic regression on (N, D) features with (N,) targets in 0..classes-1.
 
     groups (N,): speaker or video of each row (`range(N)` where there are none). `all_groups`: the training groups,
     where some of them have no labelled row. `scaling`: fitted on more rows than the labelled ones; default: on these.
-    `scored`: a single strength is scored on the inner folds too.
+    `scored`: a single strength is scored on the inner folds too. `layers`: columns that are layers side by side, of
+    which the probe reads a weighted sum; it learns the weights (`solvers.layered_path`).
     An inner fold whose other groups lack a class trains without it; a class absent from all rows is refused unless
     `allow_absent_classes`, and then never predicted.
     Raises `ValueError`: NaN in features, missing or unknown label, empty class, one class only, too few groups.
@@ -121,7 +133,7 @@ def fit_classes(
         if len(seen) == 1:  # nothing to tell apart: the fold predicts its one class, whatever the strength
             models = [Linear(np.zeros((X.shape[1], 1)), np.zeros(1))] * len(strengths)
         else:
-            models = logistic_path(Rotation.of(X[rows]), onehot, strengths, "softmax", weight)
+            models = _logistic(X[rows], layers, onehot, strengths, "softmax", weight)
         return [_spread(model, seen, classes) for model in models]
 
     def score(model: Linear, X: Floats, rows: NDArray[np.int64]) -> float:
@@ -147,6 +159,7 @@ def fit_labels(
     all_groups: ArrayLike | None = None,
     scaling: Scaling | None = None,
     scored: bool = False,
+    layers: Sequence[LayerBlock] = (),
 ) -> Probe:
     """One logistic regression for each of L labels; target (N, L) in {0, 1}.
 
@@ -170,7 +183,7 @@ def fit_labels(
     weight = 1.0 + (emphasis - 1.0) * Y
 
     def path(X: Floats, rows: NDArray[np.int64], strengths: list[float]) -> list[Linear]:
-        return logistic_path(Rotation.of(X[rows]), Y[rows], strengths, "sigmoid", weight[rows])
+        return _logistic(X[rows], layers, Y[rows], strengths, "sigmoid", weight[rows])
 
     def score(model: Linear, X: Floats, rows: NDArray[np.int64]) -> float:
         logits = model(X[rows])
@@ -189,6 +202,7 @@ def fit_values(
     all_groups: ArrayLike | None = None,
     scaling: Scaling | None = None,
     scored: bool = False,
+    layers: Sequence[LayerBlock] = (),
 ) -> Probe:
     """Ridge regression of (N,) or (N, T) continuous targets; C (the inverse penalty) by held-out squared error."""
     X = checks.matrix(features, "features")
@@ -197,6 +211,8 @@ def fit_values(
     checks.same_length(len(X), target=Y, groups=groups)
 
     def path(X: Floats, rows: NDArray[np.int64], strengths: list[float]) -> list[Linear]:
+        if layers:
+            return [*layered_path(X[rows], layers, Y[rows], strengths, "identity")]
         return ridge_path(Rotation.of(X[rows]), Y[rows], strengths)
 
     def score(model: Linear, X: Floats, rows: NDArray[np.int64]) -> float:
@@ -205,13 +221,21 @@ def fit_values(
     return _fit("continuous", X, groups, all_groups, strengths, inner_folds, scaling, scored, path, score)
 
 
+def _logistic(
+    X: Floats, layers: Sequence[LayerBlock], target: Floats, strengths: list[float], link: Link, weight: Floats | None
+) -> list[Linear]:
+    if layers:
+        return [*layered_path(X, layers, target, strengths, link, weight)]
+    return logistic_path(Rotation.of(X), target, strengths, link, weight)
+
+
 def _spread(model: Linear, seen: NDArray[np.int64], classes: int) -> Linear:
     """The model over all classes; those it was not trained on get a logit of minus infinity in all but name."""
     if len(seen) == classes:
         return model
     weight, bias = np.zeros((len(model.weight), classes)), np.full(classes, -1e30)
     weight[:, seen], bias[seen] = model.weight, model.bias
-    return Linear(weight, bias)
+    return replace(model, weight=weight, bias=bias)
 
 
 def _fit(

@@ -1,15 +1,18 @@
-"""Exact, quick solvers of the linear probes: L2-penalised logistic regression and ridge regression.
+"""Solvers of the linear probes: L2-penalised logistic regression and ridge regression, exact and quick; and both on a
+weighted sum of layers whose weights are learned with them.
 
-Both work in the coordinates of the centred training matrix's own right singular vectors. That loses nothing: the bias
-carries no penalty and takes up the centre; the optimum of an L2-penalised linear model lies in the span of the training
-rows, so N rows of width D > N give a problem of N columns; and rotating the columns leaves the penalty as it is.
-In these coordinates the Hessian of the logistic loss at equal probabilities is diagonal; variables scaled by it make
-L-BFGS converge in tens of steps rather than hundreds.
+The first two work in the coordinates of the centred training matrix's own right singular vectors. That loses nothing:
+the bias carries no penalty and takes up the centre; the optimum of an L2-penalised linear model lies in the span of the
+training rows, so N rows of width D > N give a problem of N columns; and rotating the columns leaves the penalty as it
+is. In these coordinates the Hessian of the logistic loss at equal probabilities is diagonal; variables scaled by it
+make L-BFGS converge in tens of steps rather than hundreds.
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,7 +20,7 @@ import numpy as np
 from conclugen.common.extras import require
 from conclugen.evaluation.checks import Floats
 
-Link = Literal["softmax", "sigmoid"]
+Link = Literal["softmax", "sigmoid", "identity"]
 
 # Directions whose singular value is below this share of the largest are lost in rounding of the Gram matrix anyway.
 _RANK_TOLERANCE = 1e-7
@@ -71,6 +74,29 @@ class Linear:
         return X @ self.weight + self.bias
 
 
+@dataclass(frozen=True)
+class LayerBlock:
+    """Columns of a matrix that are a network's layers side by side, the first one first: `layers` times `width` of
+    them, from `start` on. name: for those who read the weights."""
+
+    name: str
+    start: int
+    layers: int
+    width: int
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.start + self.layers * self.width)
+
+
+@dataclass(frozen=True)
+class WeighedLayers(Linear):
+    """A model of weighted sums of layers, written as one of all columns. mixtures: name of each block -> the weights of
+    its layers, which sum to 1."""
+
+    mixtures: Mapping[str, Floats]
+
+
 def _threads(several: bool) -> AbstractContextManager[object]:
     """Linear algebra by one thread, or by as many as are set."""
     require("fitting a probe", "threadpoolctl")
@@ -96,7 +122,10 @@ def sigmoid(logits: Floats) -> Floats:
 
 
 def _loss_and_residual(logits: Floats, target: Floats, weight: Floats, link: Link) -> tuple[float, Floats]:
-    """Sum of the weighted losses and its derivative by the logits."""
+    """Sum of the weighted losses and its derivative by the logits (of `identity`, half of the squared errors)."""
+    if link == "identity":
+        residual = weight * (logits - target)
+        return 0.5 * float((residual * (logits - target)).sum()), residual
     if link == "softmax":
         shifted = logits - logits.max(axis=1, keepdims=True)
         exponentials = np.exp(shifted)
@@ -158,6 +187,75 @@ def logistic_path(
             theta = found.x.reshape(-1, classes)
             W, b = theta[:-1] * scale, theta[-1] * bias_scale
             models.append(rotation.linear(W, b))
+    return models
+
+
+def layered_path(
+    X: Floats,
+    blocks: Sequence[LayerBlock],
+    target: Floats,
+    strengths: list[float],
+    link: Link,
+    weight: Floats | None = None,
+) -> list[WeighedLayers]:
+    """Minimisers, for each C, of the same sums as `logistic_path` and `ridge_path` have (the latter for `identity`) on
+    features in which every block of X (N, D) is replaced by `sum_l s_l X_l`, over the linear model and s = softmax(a)
+    at once: the weighted sum of layers of Peters et al. (2018, eq. 1) and SUPERB (Yang et al. 2021).
+
+    Not convex in both: it starts at equal weights, and each C from the solution of the one before it, ascending.
+    """
+    require("fitting a probe", "scipy")
+    from scipy.optimize import minimize  # as above
+
+    rows, outputs = target.shape
+    weights = np.ones((rows, 1)) if weight is None else weight
+    # (layers, N width) each: mixing and its derivative are products with a vector.
+    stacks = [
+        np.ascontiguousarray(X[:, b.columns].reshape(rows, b.layers, b.width).swapaxes(0, 1)).reshape(b.layers, -1)
+        for b in blocks
+    ]
+    single = np.ones(X.shape[1], bool)
+    for block in blocks:
+        single[block.columns] = False
+    rest = X[:, single]
+    free, width = sum(b.layers for b in blocks), sum(b.width for b in blocks) + rest.shape[1]
+    ends = np.cumsum([0, *(b.layers for b in blocks)])
+    places = np.cumsum([0, *(b.width for b in blocks)])
+
+    def parts(flat: Floats) -> tuple[list[Floats], Floats, Floats]:
+        theta = flat[free:].reshape(-1, outputs)
+        return [softmax(flat[None, i:j])[0] for i, j in pairwise(ends)], theta[:-1], theta[-1]
+
+    models, start = [], np.zeros(free + (width + 1) * outputs)
+    for strength in strengths:
+        penalty = 1.0 / (strength * rows)
+
+        def objective(flat: Floats, penalty: float = penalty) -> tuple[float, Floats]:
+            mixtures, W, b = parts(flat)
+            mixed = [(s @ stack).reshape(rows, -1) for s, stack in zip(mixtures, stacks, strict=True)]
+            Z = np.hstack([*mixed, rest])
+            loss, residual = _loss_and_residual(Z @ W + b, target, weights, link)
+            by_mixture = []
+            for s, stack, (i, j) in zip(mixtures, stacks, pairwise(places), strict=True):
+                by_weight = stack @ (residual @ W[i:j].T).ravel() / rows
+                by_mixture.append(s * (by_weight - s @ by_weight))
+            by_W = Z.T @ residual / rows + penalty * W
+            gradient = np.concatenate([*by_mixture, by_W.ravel(), residual.sum(axis=0) / rows])
+            return loss / rows + 0.5 * penalty * float((W**2).sum()), gradient
+
+        options = {"maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS, "gtol": _GRADIENT_TOLERANCE, "ftol": 0.0}
+        with _threads(X.size >= _LEAST_PRODUCT_FOR_THREADS):
+            found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+        if np.abs(found.jac).max() > 100 * _GRADIENT_TOLERANCE:
+            warnings.warn(f"weighted layers (C = {strength}) stopped early: {found.message}", stacklevel=2)
+        start = found.x
+        mixtures, W, bias = parts(start)
+        whole = np.empty((X.shape[1], outputs))
+        whole[single] = W[places[-1] :]
+        for block, s, (i, j) in zip(blocks, mixtures, pairwise(places), strict=True):
+            whole[block.columns] = (s[:, None, None] * W[i:j]).reshape(-1, outputs)
+        named = {block.name: s for block, s in zip(blocks, mixtures, strict=True)}
+        models.append(WeighedLayers(whole, bias.copy(), named))
     return models
 
 

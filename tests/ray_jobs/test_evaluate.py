@@ -12,9 +12,10 @@ from sklearn.preprocessing import StandardScaler
 
 from conclugen import Pretrainer, export, load, presets
 from conclugen.common.options import OptionsError, save
-from conclugen.evaluation.config import RAW_SYSTEMS, ComparisonConfig, ProbeConfig, SelectBy
+from conclugen.evaluation.config import LAYERS_WEIGHED, RAW_SYSTEMS, ComparisonConfig, ProbeConfig, SelectBy
 from conclugen.evaluation.judge import Predictions, compare, group_class_rows, score
 from conclugen.evaluation.protocol import Fold, Protocol, Target
+from conclugen.evaluation.solvers import LayerBlock
 from ray_jobs import evaluation
 from ray_jobs.evaluate import COMMAND, EvaluateJob, evaluate, main
 from ray_jobs.evaluation import (
@@ -24,8 +25,10 @@ from ray_jobs.evaluation import (
     raw_modalities,
     read_labelled,
     representations,
+    stored_layers,
     table,
 )
+from ray_jobs.extraction.plan import recipe_of
 from ray_jobs.roles import Units
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
@@ -383,6 +386,26 @@ def test_block_weights_of_representations_are_chosen_by_the_probe(job: PretrainJ
         dataclasses.replace(ask, comparison=ComparisonConfig(methods=("neighbours",)))
     with pytest.raises(ValueError, match="block_scales"):
         dataclasses.replace(ask, block_scales="balance")
+
+
+def test_layers_that_the_shards_tell_are_weighed(
+    job: PretrainJob, shards: ShardsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"name": "hf-audio:x@layers=all", "column": "audio", "modality": "audio", "width": 5, "stored_layers": 5}
+    features = {"encoders": [told], "crop": "follow", "low_confidence": False}
+    monkeypatch.setattr("ray_jobs.evaluation.recipe_of", lambda info: recipe_of({"features": features}))
+    assert stored_layers(shards, ("video", "audio")) == {"audio": [LayerBlock("audio", 0, 5, 1)]}
+    beside = dataclasses.replace(shards, modalities={"both": ("video", "audio")})
+    assert stored_layers(beside, ("both",)) == {"both": [LayerBlock("audio", 6, 5, 1)]}
+    ask = EvaluateJob("first", "emotion", shards, output=job.run.output, tracking_uri=job.run.tracking_uri)
+    result = evaluate(dataclasses.replace(ask, comparison=dataclasses.replace(_QUICK, baselines=("raw",))))
+    (row,) = (s for s in result.scores if s.system == LAYERS_WEIGHED)
+    ((weights, _),) = row.choices.items()
+    assert weights.startswith("audio 0.") and sum(map(float, weights.split()[1:])) == pytest.approx(1, abs=0.03)
+    assert f"{LAYERS_WEIGHED}, 100% of labels: {weights} (1)" in table(result)
+    told["stored_layers"] = 2
+    with pytest.raises(ValueError, match="stored_layers of column 'audio' is 2, expected a divisor of its width 5"):
+        stored_layers(shards, ("audio",))
 
 
 def test_validation_rows_are_spread_and_never_more_than_asked(manifest: Manifest) -> None:
