@@ -372,10 +372,11 @@ def test_gradient_of_dynamic_weights() -> None:
         optimizer.step()
     found = {name: float(w) for name, w in module.weights(active).items()}
     assert found["contrastive"] > 2.4 and sum(found.values()) == pytest.approx(2.5)
-    before = module.bias.detach().clone()  # type: ignore[operator]
+    bias = dict(module.named_parameters())["bias"]
+    before = bias.detach().clone()
     module.learn({"contrastive": torch.tensor(0.0), "reconstruction": torch.tensor(1.0)}, None, active)
     optimizer.step()
-    torch.testing.assert_close(module.bias.detach(), before, atol=1e-12, rtol=0)  # type: ignore[arg-type]
+    torch.testing.assert_close(bias.detach(), before, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 5])

@@ -8,7 +8,7 @@ features. Raw rows are those of an evaluation (`judge.raw_baselines`).
 import contextlib
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -228,15 +228,23 @@ def make_pretrainer(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[Pretrain
     return pretrainer, everything
 
 
-def train(pretrainer: Pretrainer, everything: Batch, fold: Fold, first: int, stop: int) -> None:
-    """Take the optimiser steps [first, stop) on the fold's training rows, in the order of the epoch plan."""
+def train(
+    pretrainer: Pretrainer,
+    everything: Batch,
+    fold: Fold,
+    first: int,
+    stop: int,
+    seen: Callable[[dict[str, torch.Tensor]], None] | None = None,
+) -> None:
+    """Take the optimiser steps [first, stop) on the fold's training rows, in the order of the epoch plan. seen: is
+    handed what each step reports."""
     config, per_epoch = pretrainer.config, int(pretrainer.steps_per_epoch)
     plan = EpochPlan([len(fold.train_rows)], seed=config.seed, global_batch=config.global_batch, chunk_rows=1)
     for step in range(first, stop):
         parts = plan.rows(step // per_epoch, step % per_epoch)
         chosen = np.concatenate([np.arange(part.start, part.stop) for part in parts])
         rows = torch.from_numpy(fold.train_rows[chosen])
-        pretrainer.step(
+        reported = pretrainer.step(
             Batch(
                 {m: x[rows] for m, x in everything.features.items()},
                 {m: x[rows] for m, x in everything.present.items()},
@@ -244,6 +252,8 @@ def train(pretrainer: Pretrainer, everything: Batch, fold: Fold, first: int, sto
                 group=None if everything.group is None else everything.group[rows],
             )
         )
+        if seen is not None:
+            seen(reported)
 
 
 def table_of(representations: Mapping[str, torch.Tensor]) -> NDArray[np.float32]:

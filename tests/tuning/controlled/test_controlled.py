@@ -1,0 +1,170 @@
+"""Known factors: that the features hold them as said, what is refused, and one small experiment from shards to page."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
+
+from shards import Manifest, View
+from tuning.controlled import experiment, page
+from tuning.controlled.__main__ import run
+from tuning.controlled.factors import FactorsConfig, draw
+from tuning.controlled.job import ControlledJob, System
+
+SMALL = FactorsConfig(widths={"video": 24, "audio": 20}, speakers=9, clips=12)
+
+
+def accuracy(model: Any, x: Any, label: Any) -> float:
+    """Fitted on three quarters of the rows, asked of the rest."""
+    cut = len(x) * 3 // 4
+    return float(model.fit(x[:cut], label[:cut]).score(x[cut:], label[cut:]))
+
+
+def test_each_factor_is_where_it_is_said_to_be() -> None:
+    config = FactorsConfig(widths={"video": 24, "audio": 20}, speakers=40, clips=60, noise=0.1, speaker=0, clusters=5)
+    rows = draw(config, 3)
+    order = np.random.default_rng(0).permutation(len(rows.speaker))
+    x = {m: values[order] for m, values in rows.features.items()}
+    label = {name: values[order] for name, values in rows.labels.items()}
+    linear = LogisticRegression(max_iter=500)
+    for modality in ("video", "audio"):
+        assert accuracy(linear, x[modality], label["shared"]) > 0.75
+        assert accuracy(linear, x[modality], label["cluster"]) > 0.6
+        assert accuracy(linear, x[modality], label[f"unique_{modality}"]) > 0.75
+    assert accuracy(linear, x["audio"], label["unique_video"]) < 0.35
+    assert accuracy(linear, x["video"], label["unique_audio"]) < 0.35
+    both = np.concatenate(list(x.values()), axis=1)
+    assert 0.42 < accuracy(linear, both, label["synergy"]) < 0.58
+    assert all(accuracy(SVC(), x[m], label["synergy"]) < 0.58 for m in x)
+    assert accuracy(SVC(C=10.0), both, label["synergy"]) > 0.75
+
+
+def test_rows_are_made_of_configuration_and_seed_alone() -> None:
+    first, again, other = draw(SMALL, 1), draw(SMALL, 1), draw(SMALL, 2)
+    for m, x in first.features.items():
+        np.testing.assert_array_equal(x, again.features[m])
+        assert not np.allclose(x, other.features[m])
+        assert x.dtype == np.float32 and x.shape == (108, SMALL.widths[m])
+    assert set(first.labels) == set(SMALL.labels)
+    trait = {int(s): set(first.labels["speaker"][first.speaker == s].tolist()) for s in range(9)}
+    assert all(len(values) == 1 for values in trait.values())
+    tested = [trait[s] for s in range(SMALL.test_speakers)]
+    assert {0} in tested and {1} in tested, "test speakers of one kind only tell nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shared": 30}, r"factors.widths.video: found 24, expected 43 or more, the dimensions of its factors"),
+        ({"noise": -0.1}, r"factors.noise: found -0.1, expected a number of 0 or more"),
+        ({"noise": math.nan}, r"factors.noise: found nan"),
+        ({"cluster_spread": math.inf}, r"factors.cluster_spread"),
+        ({"shared": 1}, r"factors.shared: found 1, expected 0, or 2 or more"),
+        ({"unique": -2}, r"factors.unique: found -2"),
+        ({"clusters": 1}, r"factors.clusters: found 1"),
+        ({"cluster_dimensions": 0}, r"factors.cluster_dimensions: found 0"),
+        ({"speaker": -1}, r"factors.speaker: found -1"),
+        ({"speakers": 3}, r"factors.speakers: found 3"),
+        ({"clips": 1}, r"factors.clips: found 1"),
+        ({"widths": {"video": 24}}, r"factors.widths.*two modalities"),
+        ({"widths": {"a b": 24, "audio": 20}}, r"factors.widths: found 'a b'"),
+        ({"shared": 0, "unique": 0, "clusters": 0, "speaker": 0, "synergy": False}, r"factors: found 'none'"),
+    ],
+)
+def test_factors_that_cannot_be_are_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
+        dataclasses.replace(SMALL, **changes)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"systems": ("contrastiv",)}, "systems: .*did you mean 'contrastive'"),
+        ({"systems": ("contrastive:much",)}, r"'contrastive:much': the weight must be a number"),
+        ({"systems": ("contrastive+contrastive",)}, "names a task twice"),
+        ({"systems": ("share=contrastive:0.5+reconstruction:0.7",)}, r"must sum to 1, got 1.2"),
+        ({"systems": ()}, "systems"),
+        ({"data_seeds": (1, 1)}, "data_seeds"),
+        ({"global_batch": 73}, "global_batch: found 73, expected at most 72"),
+    ],
+)
+def test_experiments_that_cannot_be_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ControlledJob(**{"factors": SMALL, "global_batch": 36, **changes})
+
+
+def test_a_system_is_written_as_tasks_and_weights() -> None:
+    system = System.parse("share=reconstruction:0.4+contrastive:0.6")
+    assert system.tasks == ("contrastive", "reconstruction") and system.weighting == "share"
+    config = ControlledJob(factors=SMALL, global_batch=36).config(system)
+    assert {name: task.weight for name, task in config.tasks.active.items()} == {
+        "contrastive": 0.6,
+        "reconstruction": 0.4,
+    }
+    alone = ControlledJob(factors=SMALL, global_batch=36, systems=("alone",)).all_systems
+    assert {"contrastive", "clustering", "reconstruction", "siglip"} <= {each.name for each in alone}
+
+
+def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = ControlledJob(
+        name="one",
+        output=str(tmp_path),
+        systems=("contrastive+reconstruction",),
+        data_seeds=(0, 1),
+        epochs=12,
+        global_batch=36,
+        representation_dim=8,
+        projection_dim=4,
+        factors=SMALL,
+        parallel=1,
+    )
+    assert run(job) == 0
+    assert capsys.readouterr().out.count("data seed") == 4
+    manifest = Manifest.open(tmp_path / "one" / "seed-1")
+    views = [View.open(manifest, name) for name in ("train", "test")]
+    assert [view.rows for view in views] == [72, 36]
+    text = (tmp_path / "one" / "page.md").read_text()
+    assert (
+        "| contrastive+reconstruction | " in text and "chance 0.17" in text and "Shares of the heads' gradient" in text
+    )
+    assert all((tmp_path / "one" / f"{label}.png").stat().st_size > 1000 for label in SMALL.labels)
+
+    cells = sorted((tmp_path / "one" / "cells").iterdir())
+    assert len(cells) == 4
+    before = {cell: cell.stat().st_mtime_ns for cell in cells}
+    assert run(dataclasses.replace(job, systems=("contrastive+reconstruction", "reconstruction"))) == 0
+    assert capsys.readouterr().out.count("data seed") == 2, "what is there is not run again"
+    assert all(cell.stat().st_mtime_ns == time for cell, time in before.items())
+
+    content = json.loads(cells[0].read_text())
+    cells[0].write_text(json.dumps({**content, "accuracy": 3}))
+    with pytest.raises(ValueError, match=rf"{cells[0].name} is not what a cell found.*remove it"):
+        run(job)
+    with pytest.raises(ValueError, match=r"features of other factors.*--run"):
+        run(dataclasses.replace(job, factors=dataclasses.replace(SMALL, noise=0.9)))
+
+
+def test_differences_are_paired_by_data_seed_with_students_interval() -> None:
+    own, raw = [0.5, 0.7, 0.6, 0.9], [0.4, 0.5, 0.6, 0.7]
+    cells = {
+        seed: [
+            experiment.Found(
+                {"raw": {"x": {"1": b}}, "raw balanced": {"x": {"1": b - 0.1}}, "mine": {"x": {"1": a}}}, {}
+            )
+        ]
+        for seed, (a, b) in enumerate(zip(own, raw, strict=True))
+    }
+    found = page.Results(cells).difference("mine", "x", "1")
+    expected = stats.ttest_rel(own, raw).confidence_interval(0.95)
+    assert found is not None and found.estimate == pytest.approx(0.125)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    alone = page.interval([0.3])
+    assert alone is not None and math.isnan(alone.low) and not alone.excludes_zero

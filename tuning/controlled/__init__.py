@@ -1,0 +1,1 @@
+"""What a task keeps of features whose factors are known."""

@@ -1,0 +1,152 @@
+"""What a controlled experiment needs to know, as one typed configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from conclugen import PretrainConfig, fields, presets
+from conclugen.config import DEFAULT_PRESET, RECIPES
+from conclugen.evaluation.config import JudgingConfig
+from conclugen.presets import PRESETS
+from conclugen.tasks import registry
+from ray_jobs.run_config import DEFAULT_OUTPUT
+from shards.access import SHARED_FOLDER, refuse_url
+from tuning.controlled.factors import FactorsConfig
+
+ALONE = "alone"
+WEIGHED = ":"
+UNTRAINED, RAW = "untrained", ("raw", "raw balanced")
+
+
+@dataclass(frozen=True)
+class System:
+    """Tasks that are trained together. weights: of those that don't keep the recipe's; weighting as `tasks` has it."""
+
+    name: str
+    tasks: tuple[str, ...]
+    weights: dict[str, float]
+    weighting: str = "static"
+
+    @classmethod
+    def parse(cls, text: str) -> System:
+        """`NAME+NAME`, each with a weight where it is not the recipe's, `NAME:10+NAME`; behind `WEIGHTING=`, weighted
+        in another way. Raises ValueError, with the remedy, for what is no such text."""
+        weighting, _, rest = text.rpartition("=")
+        weights: dict[str, float] = {}
+        tasks = []
+        for part in rest.split("+"):
+            name, mark, weight = part.partition(WEIGHED)
+            fields.choose("systems", name, registry.registered())
+            tasks.append(name)
+            if mark:
+                try:
+                    weights[name] = float(weight)
+                except ValueError:
+                    raise ValueError(f"systems: {part!r}: the weight must be a number, as in {name}:0.5") from None
+        if len(set(tasks)) != len(tasks):
+            raise ValueError(f"systems: {text!r} names a task twice")
+        ordered = tuple(name for name in registry.registered() if name in tasks)
+        return cls(text, ordered, weights, weighting or "static")
+
+
+@dataclass(frozen=True)
+class ControlledJob:
+    """What does each task keep, of factors that are known? Features made of them, one page of what a probe finds.
+
+    Attributes:
+        name: Of the experiment, and of its folder.
+        output: Folder of all experiments.
+        systems: What is trained: tasks joined by `+`, weights behind a colon (`contrastive+reconstruction:10`), another
+            weighting before an equals sign (`share=contrastive:0.5+reconstruction:0.5`); `alone`: each registered task
+            by itself. Untrained heads and raw features are always there.
+        recipe: Of every system: `improved` or `paper`.
+        data_seeds: Of the features; a row of the page is a mean over them.
+        seed: Of training.
+        epochs: Length of each training.
+        global_batch: Rows of an optimiser step.
+        representation_dim: Width R of each modality's representation.
+        projection_dim: Width P of the projection.
+        factors: What the features are made of.
+        judging: Shares of labels, draws.
+        parallel: Systems that are trained at a time, each in a process of its own.
+        shards_only: Write the feature shards (`OUTPUT/RUN/seed-N`), which every job reads, and stop.
+    """
+
+    name: str = "controlled"
+    output: str = DEFAULT_OUTPUT
+    systems: tuple[str, ...] = (
+        ALONE,
+        "contrastive+reconstruction",
+        "contrastive+clustering+reconstruction",
+        "contrastive+reconstruction:10",
+        "share=contrastive:0.5+reconstruction:0.5",
+    )
+    recipe: str = "improved"
+    data_seeds: tuple[int, ...] = (0, 1, 2)
+    seed: int = 127
+    epochs: int = 40
+    global_batch: int = 192
+    representation_dim: int = 96
+    projection_dim: int = 48
+    factors: FactorsConfig = field(default_factory=FactorsConfig)
+    judging: JudgingConfig = field(
+        default_factory=lambda: JudgingConfig(fractions=(0.1, 1.0), draws=2, inner_folds=2, with_raw=False)
+    )
+    parallel: int = 2
+    shards_only: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_url("output", self.output, SHARED_FOLDER)
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"run {self.name!r}: expected letters, digits, - and _")
+        fields.choose("recipe", self.recipe, RECIPES)
+        fields.require(bool(self.systems), "systems", self.systems, "one at least")
+        distinct = len(set(self.data_seeds)) == len(self.data_seeds) and min(self.data_seeds, default=-1) >= 0
+        fields.require(bool(self.data_seeds) and distinct, "data_seeds", self.data_seeds, "different ones of 0 or more")
+        fields.require(self.parallel >= 1, "parallel", self.parallel, "1 or more")
+        training = (self.factors.speakers - self.factors.test_speakers) * self.factors.clips
+        remedy = f"at most {training}, the rows of the training speakers"
+        fields.require(self.global_batch <= training, "global_batch", self.global_batch, remedy)
+        for system in self.all_systems:
+            self.config(system)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output).expanduser().absolute() / self.name
+
+    @property
+    def all_systems(self) -> tuple[System, ...]:
+        """The systems that are trained, `alone` spelled out."""
+        texts: list[str] = []
+        for text in self.systems:
+            if text != ALONE:
+                texts.append(text)
+                continue
+            modalities = tuple(self.factors.widths)
+            texts += [name for name in registry.registered() if registry.serve([name], modalities)]
+        return tuple(System.parse(text) for text in dict.fromkeys(texts))
+
+    def config(self, system: System) -> PretrainConfig:
+        """The configuration of a system. Raises ValueError where there can be none."""
+        published = PRESETS[DEFAULT_PRESET][1]
+        tasks: dict[str, Any] = {name: None for name in published if name not in system.tasks}
+        for name in system.tasks:
+            tasks[name] = {"weight": system.weights[name]} if name in system.weights else {}
+        built = presets.build(
+            DEFAULT_PRESET,
+            self.recipe,
+            modalities=tuple(self.factors.widths),
+            tasks={**tasks, "weighting": system.weighting, "share_every": 10},
+            model={"representation_dim": self.representation_dim, "projection_dim": self.projection_dim},
+            global_batch=self.global_batch,
+            epochs=self.epochs,
+            seed=self.seed,
+        )
+        within = {n: registry.get(n).within(task, self.epochs) for n, task in built.tasks.active.items()}
+        return replace(built, tasks=replace(built.tasks, **within))
+
+    def settings(self) -> dict[str, Any]:
+        """What decides every number, systems and data seeds apart."""
+        return {"factors": asdict(self.factors), "judging": asdict(self.judging)}
