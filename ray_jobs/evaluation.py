@@ -28,7 +28,7 @@ from conclugen.evaluation.judge import Score, check, compare, group_class_rows, 
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, natural_order
 from conclugen.evaluation.solvers import LayerBlock
-from conclugen.evaluation.statistics import Crossed, Interval, Scores, paired_tests
+from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.extraction.plan import recipe_of
@@ -40,6 +40,7 @@ from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
+from ray_jobs.verdict import comparisons, verdict
 from shards import Damage, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
 
@@ -487,6 +488,7 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
     document = {
         "job": asdict(job),
         "main_score": result.main_score,
+        "verdict": verdict(result),
         "class_rows": dict(result.class_rows),
         "group_rows": dict(result.group_rows),
         "damaged": [asdict(d) for d in result.damaged],
@@ -508,7 +510,8 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
 def table(result: EvaluateResult) -> str:
     """The main score as Markdown: a row for each system and method, a column for each share of labels; of classes the
     others of accuracy, UAR and macro-F1 as well, recall by class and accuracy by speaker with all labels, and confusion
-    of the pretrained heads and of the strongest raw row. Below it what could not be scored, and why."""
+    of the pretrained heads and of the strongest raw row. Below it what could not be scored, and why; and the verdict.
+    """
     lines = _by_fraction(result, result.main_score)
     if result.kind == "class":
         for score in CLASS_SCORES:
@@ -524,6 +527,7 @@ def table(result: EvaluateResult) -> str:
     if missing:
         lines += ["", "Not scored:", ""]
         lines += [markdown_item(f"{what} ({'; '.join(systems)})") for what, systems in missing.items()]
+    lines += ["", markdown(verdict(result))]
     return "\n".join(lines) + "\n"
 
 
@@ -629,17 +633,8 @@ def _told(own: Sequence[Score], best: Score, result: EvaluateResult) -> list[str
     labels, crossed, p corrected by Holm over this list, and the verdict, if there are two speakers."""
     main = result.main_score
     plain = [f"{s.scores[main] - best.scores[main]:+.3f}" for s in own]
-    if len(result.group_rows) < 2 or not best.recalls:
-        return plain
-    rows: Scores = result.group_class_rows if main == "uar" else result.group_rows
-    pairs: dict[tuple[str, str], tuple[Crossed, Crossed]] = {}
-    for i, s in enumerate(own):
-        common = [draw for draw in s.scored if draw in best.scored]
-        if common:
-            first, second = ([[_by_unit(one, draw, result) for draw in common]] for one in (s, best))
-            pairs[str(i), "raw"] = (first, second)
-    for c in paired_tests(pairs, rows):
-        at = int(c.first)
+    for name, c in comparisons({str(i): (s, best) for i, s in enumerate(own)}, result).items():
+        at = int(name)
         # Of the same draws it is the difference of the table's own numbers, which rounds as they do.
         difference = plain[at] if own[at].scored == best.scored else f"{c.difference:+.3f}"
         plain[at] = (
@@ -647,17 +642,6 @@ def _told(own: Sequence[Score], best: Score, result: EvaluateResult) -> list[str
             f"{c.verdict(units=result.unit + 's')}"
         )
     return plain
-
-
-def _by_unit(score: Score, draw: int, result: EvaluateResult) -> Scores:
-    """Of one draw of labels, test unit -> recall of each class, or accuracy."""
-    recalls = score.recalls[score.scored.index(draw)]
-    if result.main_score == "uar":
-        return recalls
-    counts = {unit: np.asarray(own) for unit, own in result.group_class_rows.items()}
-    return {
-        unit: float(np.nansum(counts[unit] * np.asarray(own)) / counts[unit].sum()) for unit, own in recalls.items()
-    }
 
 
 def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:

@@ -36,6 +36,7 @@ from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training.validation import Validation, spread_rows
+from ray_jobs.verdict import verdict as verdict_of
 from shards import Column, Label, Manifest, Reader, Rows, Sample, Schema, ShardWriter, View
 from shards.view import IndexValues
 
@@ -372,6 +373,17 @@ def test_a_table_names_absent_classes_and_says_what_few_speakers_cannot_tell(tmp
     (line,) = (line for line in found.splitlines() if "; minus it: pretrained, probe" in line)
     assert f"{best.system}, probe ({best.scores['accuracy']:.3f}); minus it: pretrained, probe {gain:+.3f} [" in line
     assert gain > 0.1 and line.endswith("p 0.125, cannot be told with 4 speakers")
+    told = found.splitlines()[-1]
+    assert told.startswith("Whether pretraining helps here cannot be told with 4 speakers: at 100% of labels ")
+    assert f" pretrained is {gain:+.3f} [" in told
+    own_score, raw_score = own.scores["accuracy"], best.scores["accuracy"]
+    assert told.endswith(f"] in accuracy from {best.system} ({own_score:.3f} against {raw_score:.3f}).")
+    alone = dataclasses.replace(result, group_rows={"4": 80})
+    assert verdict_of(alone).startswith(
+        "Whether pretraining helps here can't be told, for the test rows are of one speaker"
+    )
+    no_raw = dataclasses.replace(result, scores=[own])
+    assert verdict_of(no_raw) == "Whether pretraining helps here is not told: there is no raw row beside it."
 
 
 def test_block_weights_of_representations_are_chosen_by_the_probe(job: PretrainJob, shards: ShardsConfig) -> None:
@@ -482,3 +494,7 @@ def test_rows_are_compared_by_the_score_that_was_selected(
     gain = by_hand["pretrained"] - by_hand[strongest]
     assert f": {strongest}, probe ({by_hand[strongest]:.3f}); minus it: pretrained, probe {gain:+.3f} [" in line
     assert line.endswith(verdict)
+    begins = {"better": "Pretraining helps here: ", "worse": "Pretraining does harm here: "}
+    told = found.splitlines()[-1]
+    assert told.startswith(begins.get(verdict.rpartition(", ")[2], "No difference is shown: "))
+    assert f" at 100% of labels pretrained is {gain:+.3f} " in told and f" in {select_by} from {strongest} (" in told

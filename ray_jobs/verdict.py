@@ -1,0 +1,102 @@
+"""Representations against the strongest raw row of an evaluation: differences with intervals, and what they come to in
+one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conclugen.evaluation.judge import Score, strongest_raw
+from conclugen.evaluation.statistics import Comparison, Crossed, Scores, paired_tests
+
+if TYPE_CHECKING:
+    from ray_jobs.evaluation import EvaluateResult
+
+# What one would use a pretrained model for: its heads instead of the raw features, or beside them.
+_ASKED = ("pretrained", "pretrained + raw")
+
+
+def comparisons(pairs: Mapping[str, tuple[Score, Score]], result: EvaluateResult) -> dict[str, Comparison]:
+    """Name -> first minus second in the main score, tested as one family; intervals are over test units and draws of
+    labels, crossed. Nothing where there are fewer than two units, or no scores of each (labels that are no classes)."""
+    rows: Scores = result.group_class_rows if result.main_score == "uar" else result.group_rows
+    sides: dict[tuple[str, str], tuple[Crossed, Crossed]] = {}
+    for name, (first, second) in pairs.items():
+        common = [draw for draw in first.scored if draw in second.scored]
+        if len(result.group_rows) >= 2 and second.recalls and common:
+            one, other = ([[_by_unit(score, draw, result) for draw in common]] for score in (first, second))
+            sides[name, "raw"] = (one, other)
+    return {found.first: found for found in paired_tests(sides, rows)}
+
+
+def _by_unit(score: Score, draw: int, result: EvaluateResult) -> Scores:
+    """Of one draw of labels, test unit -> recall of each class, or accuracy."""
+    recalls = score.recalls[score.scored.index(draw)]
+    if result.main_score == "uar":
+        return recalls
+    counts = {unit: np.asarray(own) for unit, own in result.group_class_rows.items()}
+    return {
+        unit: float(np.nansum(counts[unit] * np.asarray(own)) / counts[unit].sum()) for unit, own in recalls.items()
+    }
+
+
+def verdict(result: EvaluateResult) -> str:
+    """Does pretraining help here, by how much, at which share of labels: one sentence for each answer.
+
+    The heads alone and beside the raw features, at every share of labels, are one family of tests against the strongest
+    raw row of each share, which is chosen on the test rows, in its favour.
+    """
+    main, pairs = result.main_score, {}
+    for fraction in sorted({score.fraction for score in result.scores}):
+        best = strongest_raw(result.scores, fraction, main)
+        for system in _ASKED:
+            own = _probed(result.scores, system, fraction)
+            if own is not None and best is not None:
+                pairs[f"{fraction:g} {system}"] = (own, best)
+    if not pairs:
+        return "Whether pretraining helps here is not told: there is no raw row beside it."
+    tested = comparisons(pairs, result)
+    if not tested:
+        listed = "; ".join(_plain(*pair, main) for pair in pairs.values())
+        why = f"the test rows are of one {result.unit}" if len(result.group_rows) < 2 else "its tests are of classes"
+        return f"Whether pretraining helps here can't be told, for {why}: {listed}."
+    words: dict[str, list[str]] = {"better": [], "worse": []}
+    for name, comparison in tested.items():
+        said = comparison.verdict(units=f"{result.unit}s")
+        words.setdefault(said, []).append(_interval(*pairs[name], comparison, main))
+    begins = {
+        "better": "Pretraining helps here",
+        "worse": "Pretraining does harm here",
+        "no difference shown": "No difference is shown",
+    }
+    answers = [
+        f"{begins.get(said, f'Whether pretraining helps here {said}')}: {'; '.join(differences)}."
+        for said, differences in words.items()
+        if differences
+    ]
+    return " ".join(answers)
+
+
+def _probed(scores: Sequence[Score], system: str, fraction: float) -> Score | None:
+    """Of a system its probe, or else whichever method there is."""
+    own = [s for s in scores if (s.system, s.fraction) == (system, fraction) and s.scores]
+    return next((s for s in own if s.method == "probe"), own[0] if own else None)
+
+
+def _interval(own: Score, best: Score, found: Comparison, main: str) -> str:
+    low, high = found.interval.low, found.interval.high
+    # Of the same draws it is the difference of the table's own numbers, which rounds as they do.
+    gain = own.scores[main] - best.scores[main] if own.scored == best.scored else found.difference
+    return (
+        f"at {own.fraction:.0%} of labels {own.system} is {gain:+.3f} [{low:+.3f}, {high:+.3f}] in {main} "
+        f"from {best.system} ({own.scores[main]:.3f} against {best.scores[main]:.3f})"
+    )
+
+
+def _plain(own: Score, best: Score, main: str) -> str:
+    return (
+        f"at {own.fraction:.0%} of labels {own.system} has {main} {own.scores[main]:.3f}, {best.system} "
+        f"{best.scores[main]:.3f}"
+    )
