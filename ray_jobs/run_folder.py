@@ -12,6 +12,7 @@
     model/                 exported model
     plots/  evaluation/    what people look at
     profile/               traces of steps, where run.profile asks for them
+    data/  run.yaml        of a run that made its own shards (`conclugen run`): these, and what it chose
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from ray_jobs.training.checkpoint_store import CheckpointStore
 from shards import Damage
 
 _MOMENTS = ("mean", "deviation")
+DATA, CHOSEN = "data", "run.yaml"
+"""What stands in the folder before the run begins, where the same command makes its shards."""
 
 Standardization = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -80,7 +83,9 @@ class RunFolder:
                 Or it holds files of something else, or a `run.json` that can't be read.
         """
         if not self._record.is_file():
-            if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            before = (DATA, CHOSEN)
+            others = (path.name for path in self.path.iterdir()) if self.path.is_dir() else ()
+            if any(not name.startswith(".") and name not in before for name in others):
                 raise ValueError(f"{self.path}: holds files but no run.json, so it is no run; choose another run.name")
             return False
         found, wanted = self._identity(), _plain(identity)

@@ -111,7 +111,7 @@ def _clips(job: CheckJob) -> tuple[list[str], list[str], int]:
 
 def _features(job: CheckJob) -> tuple[list[str], list[str], int]:
     pooling = Pooling(job.pool, job.zero_padding)
-    columns = job.column or _all_columns(job.source, pooling, job.csv_columns)
+    columns = job.column or columns_of(job.source, pooling, job.csv_columns)
     options = PackOptions(
         source=job.source,
         out=Path(),
@@ -134,7 +134,7 @@ def _features(job: CheckJob) -> tuple[list[str], list[str], int]:
     return data.lines(), data.doubts(), 0
 
 
-def _all_columns(path: Path, pooling: Pooling, csv_columns: tuple[str, ...]) -> dict[str, str]:
+def columns_of(path: Path, pooling: Pooling, csv_columns: tuple[str, ...]) -> dict[str, str]:
     """Everything in the source that can be a column, under its own name."""
     source = open_source(path, pooling, csv_columns)
     columns = {}

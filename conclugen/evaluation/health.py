@@ -1,5 +1,6 @@
 """Is the representation alive? Measures of collapse, and warnings that name the likely cause and what to do."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,22 @@ def retrieval(
     return {f"recall@{k}": ((rank_ab < k).double().mean() + (rank_ba < k).double().mean()) / 2 for k in ks}
 
 
+def recall_interval(recall: float, rows: int) -> tuple[float, float]:
+    """95 % interval of a share of so many rows (Wilson 1927, equation 9)."""
+    z = 1.959963984540054
+    middle = (recall + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * math.sqrt(recall * (1 - recall) / rows + z * z / (4 * rows * rows))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def no_better_than_chance(recall: float, rows: int, k: int) -> bool:
+    """Whether recall@k on so many rows shows that matches are found no better than by chance, k / rows: its interval
+    holds chance, and is short enough to leave out twice that. Fewer than 4 k rows show nothing."""
+    chance = k / rows
+    low, high = recall_interval(recall, rows)
+    return rows >= 4 * k and low <= chance and high < 2 * chance
+
+
 def alignment(a_BP: Tensor, b_BP: Tensor) -> Tensor:
     """Mean squared distance of matching unit vectors, 0 to 4 (Wang & Isola 2020, arXiv 2005.10242, equation 4)."""
     return (functional.normalize(a_BP, dim=1) - functional.normalize(b_BP, dim=1)).square().sum(1).mean()
@@ -86,11 +103,10 @@ def report(
 @dataclass(frozen=True)
 class Thresholds:
     """Below these something has collapsed. min_rank: effective rank; max_uniformity: close to 0 means all
-    rows in one point; chance_factor: recall@1 against chance (1 / rows that have both modalities)."""
+    rows in one point. Retrieval is tested against chance: `no_better_than_chance`."""
 
     min_rank: float = 3.0
     max_uniformity: float = -0.1
-    chance_factor: float = 1.5
 
 
 def warnings(
@@ -115,9 +131,11 @@ def warnings(
                 "them apart: give the task that compares rows a lower temperature, or use a larger global_batch, or "
                 "a smaller weight of the tasks that draw rows together"
             )
-        elif kind == "recall@1" and pairs[where] >= 20 and value < limit.chance_factor / pairs[where]:
+        elif kind == "recall@10" and no_better_than_chance(value, pairs[where], 10):
+            low, high = recall_interval(value, pairs[where])
             found.append(
-                f"retrieval {where} finds its match in {value:.1%} of {pairs[where]} rows, no better than chance. "
+                f"retrieval {where} finds its match among 10 in {value:.1%} of {pairs[where]} rows "
+                f"[{low:.1%}, {high:.1%}], no better than chance ({10 / pairs[where]:.1%}). "
                 "Likely the modalities do not belong together row by row, or training has not begun to work; "
                 "check the packing, then lr and warm-up"
             )

@@ -55,6 +55,12 @@ class Validation:
             print(f"left out of validation: sample {sample.key!r} of {sample.shard}: {sample.reason}", flush=True)
         return cls(rows, data.label, classes)
 
+    def pairs(self) -> dict[str, int]:
+        """`<a>-<b>` of each two modalities -> held-out rows that have both, as retrieval counts them."""
+        there = self._rows.present
+        names = list(there)
+        return {f"{a}-{b}": int((there[a] & there[b]).sum()) for i, a in enumerate(names) for b in names[i + 1 :]}
+
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
         """Every measure by name; warnings about collapse are printed, and counted as `warnings`."""
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)

@@ -37,7 +37,7 @@ def pack(
     or not numeric, differing numbers of rows, rows that are partly NaN or infinite, a column or modality that is
     missing everywhere, labels that don't fit, classes without samples, values of `view_by` that can't name views.
     """
-    of = {"pack": _work(options)}
+    of = {"pack": work_of(options)}
     if publication.finish_same(options.out, of):
         print("the same pack was stopped while it published its shards, which is done now", flush=True)
         return Manifest.open(options.out), []
@@ -68,7 +68,7 @@ def _save_views(options: PackOptions, manifest: Manifest) -> None:
             view.save()
 
 
-def _work(options: PackOptions) -> str:
+def work_of(options: PackOptions) -> str:
     """Digest of what decides the data set: the options, and names, sizes and times of the files that are read."""
     digest = xxhash.xxh3_128(repr(replace(options, overwrite=False, out=Path())).encode())
     for place in (options.source, *([options.table] if options.table is not None else [])):

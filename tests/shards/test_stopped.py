@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shards import Manifest, View, publication
-from shards.packing.command import _work
+from shards.packing.command import work_of
 from shards.packing.inputs import PackOptions
 from shards.publication import STAGING, Publication
 from shards.split import save_views
@@ -229,10 +229,10 @@ def test_pack_into_its_own_source_knows_its_work_again(
         assert Manifest.open(out).digest == Manifest.open(packed[1]).digest
 
     options = PackOptions(folder, folder, {"video": "video"})
-    before = _work(options)
+    before = work_of(options)
     (folder / "notes.txt").touch()
-    assert _work(options) != before
-    assert _work(PackOptions(source, source, {"video": "video"}))  # refused later, in words
+    assert work_of(options) != before
+    assert work_of(PackOptions(source, source, {"video": "video"}))  # refused later, in words
 
 
 def test_folders_and_files_that_stand_in_the_way(tmp_path: Path) -> None:

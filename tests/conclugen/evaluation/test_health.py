@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from conclugen.evaluation import health
 from conclugen.tasks.registry import registered
@@ -86,12 +87,31 @@ def test_a_healthy_model_raises_no_warning_and_a_collapsed_one_does() -> None:
 
 
 def test_chance_is_that_of_the_rows_that_have_both_modalities() -> None:
-    """Recall@1 of 1 in 20 is chance where 20 rows of 2,000 have both, and far above it where all have."""
-    everywhere, few = torch.ones(2000, dtype=torch.bool), torch.arange(2000) < 20
-    measures = {"recall@1/video-audio": 0.05}
+    """Recall@10 of 10 % is chance where 100 rows of 2,000 have both, and far above it where all have."""
+    everywhere, few = torch.ones(2000, dtype=torch.bool), torch.arange(2000) < 100
+    measures = {"recall@10/video-audio": 0.1}
     (warning,) = health.warnings(measures, {"video": everywhere, "audio": few})
-    assert "5.0% of 20 rows, no better than chance" in warning
+    assert "10.0% of 100 rows [5.5%, 17.4%], no better than chance (10.0%)" in warning
     assert health.warnings(measures, {"video": everywhere, "audio": everywhere}) == []
+
+
+@pytest.mark.parametrize(
+    ("recall", "rows", "alarm"),
+    [
+        (17 / 46, 46, False),  # above chance, which is 0.22
+        (10 / 46, 46, True),  # chance itself, and twice that is left out
+        (14 / 46, 46, False),  # chance is not left out, nor is twice that
+        (1 / 12, 12, False),  # of 12 rows 10 are nearly all: nothing is shown
+        (0.0, 46, True),
+        (0.015, 2000, False),
+        (0.005, 2000, True),
+    ],
+)
+def test_a_retrieval_alarm_is_a_test_against_chance(recall: float, rows: int, alarm: bool) -> None:
+    found = health.recall_interval(recall, rows)
+    known = binomtest(round(recall * rows), rows).proportion_ci(0.95, "wilson")
+    assert found == pytest.approx((known.low, known.high))
+    assert health.no_better_than_chance(recall, rows, 10) is alarm
 
 
 def test_report_counts_present_rows_only() -> None:

@@ -1,0 +1,161 @@
+"""The report of a run: one page that needs nothing besides itself, and its figures as files."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen.common import commands
+from conclugen.common.atomic import write_text
+from conclugen.common.reading import read_json, read_mapping
+from ray_jobs.run_folder import CHOSEN
+from ray_jobs.training.pretraining import PretrainResult
+from shards import Manifest, View
+from tuning.report.page import Block, Charts, Heading, Text, html
+from tuning.report.tables import Entry, Line, Table
+from tuning.run.found import Findings
+from tuning.run.job import RunJob
+
+_CAPTIONS = {
+    "losses.png": "Losses while training",
+    "health.png": "Health on held-out rows",
+    "systems.png": "Systems with all labels",
+    "label_efficiency.png": "Scores by share of labels",
+    "confusion.png": "What was taken for what",
+    "map.png": "Test rows by class",
+}
+
+
+def write(
+    job: RunJob,
+    manifest: Manifest,
+    pretrained: PretrainResult,
+    findings: Findings,
+    verdicts: Mapping[str, Path],
+    failed: Mapping[str, str],
+) -> Path:
+    """Write `report.html` and `figures/` into the run's folder; returns the page."""
+    folder = job.folder
+    blocks: list[Block] = []
+    for label, place in verdicts.items():
+        scores = read_json(place / "scores.json", nan=True)
+        blocks += [Heading(f"How well is {label} predicted?", f"label-{len(blocks)}"), Text((scores["verdict"],))]
+        blocks.append(_scores(label, scores))
+        blocks.append(_pictures(folder, {f"{place.name}-{path.name}": path for path in sorted(place.glob("*.png"))}))
+    if failed:
+        blocks += [Heading("Not evaluated", "failed"), Text(tuple(f"{k}: {why}" for k, why in failed.items()), True)]
+    blocks += [Heading("What is in the embeddings", "embeddings"), Text(tuple(_sentences(findings)), listed=True)]
+    if findings.clusters is not None:
+        blocks.append(_clusters(findings))
+    blocks.append(_pictures(folder, {path.name: path for _, path in findings.figures}, dict(findings.figures)))
+    blocks += [
+        Heading("Is the representation alive?", "health"),
+        _health(findings),
+        _pictures(folder, {path.name: path for path in sorted(pretrained.folder.plots.glob("*.png"))}),
+        Heading("Set-up", "setup"),
+        _setup(job, manifest, pretrained),
+    ]
+    lead = next(iter(_verdicts(verdicts)), None) or next(iter(findings.lines), "")
+    page = html(f"Run {job.name}", lead, [block for block in blocks if block is not None])
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _verdicts(verdicts: Mapping[str, Path]) -> list[str]:
+    return [str(read_json(place / "scores.json", nan=True)["verdict"]) for place in verdicts.values()]
+
+
+def _sentences(findings: Findings) -> list[str]:
+    return [" ".join(line.split()) for line in findings.lines]
+
+
+def _scores(label: str, scores: Mapping[str, Any]) -> Table:
+    """Rows are systems, columns shares of the labels."""
+    main, cells = scores["main_score"], scores["cells"]
+    shares = sorted({cell["fraction"] for cell in cells})
+    found = {(cell["system"], cell["method"], cell["fraction"]): cell for cell in cells}
+    best = {
+        share: max((c["scores"].get(main) or -np.inf for c in cells if c["fraction"] == share), default=-np.inf)
+        for share in shares
+    }
+
+    def entry(cell: Mapping[str, Any] | None) -> Entry:
+        value = None if cell is None else cell["scores"].get(main)
+        if cell is None or value is None:
+            return Entry("—", "hole")
+        ends = cell["intervals"].get(main)
+        text = f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+        return Entry(text, "best" if value == best[cell["fraction"]] else "")
+
+    lines = [
+        Line(
+            system if system == method else f"{system}, {method}",
+            tuple(entry(found.get((system, method, share))) for share in shares),
+        )
+        for system, method in dict.fromkeys((cell["system"], cell["method"]) for cell in cells)
+    ]
+    note = f"{main} on {sum(scores['group_rows'].values())} test rows; in brackets 95 % intervals over speakers."
+    return Table(
+        f"{label}: {main}", "system", tuple((f"{share:.0%} of labels",) for share in shares), tuple(lines), note
+    )
+
+
+def _clusters(findings: Findings) -> Table:
+    clusters = findings.clusters
+    assert clusters is not None
+    counts = np.bincount(clusters.owner).tolist()
+    lines = [
+        Line(str(number), (Entry(str(count)), Entry(", ".join(findings.typical[number]), "words")))
+        for number, count in enumerate(counts)
+    ]
+    where = "Every row's cluster is in clusters.csv, its neighbours in neighbours.csv."
+    note = f"Mean silhouette {clusters.silhouette:.2f}. {where}"
+    return Table("Clusters", "cluster", (("rows",), ("most typical",)), tuple(lines), note)
+
+
+def _health(findings: Findings) -> Table:
+    shown = sorted(findings.health.items())
+    lines = [Line(name, (Entry(f"{value:.4g}"),)) for name, value in shown]
+    return Table("Held-out measures at the end", "measure", (("value",),), tuple(lines))
+
+
+def _setup(job: RunJob, manifest: Manifest, pretrained: PretrainResult) -> Table:
+    config = read_mapping(pretrained.folder.config)
+    sizes = {name: View.open(manifest, name).rows for name in View.names(manifest)}
+    facts = {
+        "command": commands.typed(f"run --config {job.folder / CHOSEN}"),
+        "source": str(job.source),
+        "rows": f"{manifest.rows} in all; " + ", ".join(f"{name} {count}" for name, count in sizes.items()),
+        "modalities": ", ".join(job.modalities or ()),
+        "data digest": manifest.digest,
+        "preset, recipe": f"{job.preset}, {job.recipe}",
+        "batch, representation, epochs": f"{job.batch}, {job.representation}, {job.epochs}",
+        "optimiser steps": str(pretrained.step),
+        "commit": str(config["run"].get("commit")),
+        "MLflow run": str(pretrained.mlflow_run_id),
+    }
+    lines = tuple(Line(name, (Entry(text, "words"),)) for name, text in facts.items())
+    return Table("How it was made", "", (("",),), lines)
+
+
+def _pictures(folder: Path, pictures: Mapping[str, Path], captions: Mapping[str, Path] | None = None) -> Charts:
+    """The pictures, kept in `figures` too under these names."""
+    of_path = {path: caption for caption, path in (captions or {}).items()}
+    (folder / "figures").mkdir(exist_ok=True)
+    shown = []
+    for name, path in pictures.items():
+        kept = folder / "figures" / name
+        if path != kept:
+            shutil.copyfile(path, kept)
+        caption = escape(of_path.get(path) or _CAPTIONS.get(path.name, path.stem))
+        encoded = base64.b64encode(path.read_bytes()).decode()
+        image = f'<img alt="{caption}" src="data:image/png;base64,{encoded}">'
+        shown.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    return Charts(tuple(shown))
