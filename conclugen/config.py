@@ -202,7 +202,8 @@ class PretrainConfig:
             if modality not in available:
                 raise ValueError(
                     f"preset {self.preset!r} needs modality {modality!r}{fields.nearest(modality, available)}, "
-                    f"but the data has: {there}. Pack that modality, or name the ones to learn: modalities=[...]"
+                    f"but the data has: {there}. Pack that modality, or name the ones to learn, such as --modalities "
+                    f"{','.join(m for m in available if m in self.modalities) or next(iter(available), '...')}"
                 )
         for name, inputs in self.inputs.items():
             for view in inputs.views:

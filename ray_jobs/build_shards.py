@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from conclugen.common.commands import tell_next
 from conclugen.common.options import Command
 
 
@@ -86,7 +88,9 @@ class BuildJob:
 def run(job: BuildJob) -> int:
     from ray_jobs import building  # Ray, media: not before a wrong option has been refused
 
-    return building.run(job)
+    status = building.run(job)
+    tell_next(f"features --data {shlex.quote(str(job.output))} --output {shlex.quote(f'{job.output}-features')}")
+    return status
 
 
 def _known() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from conclugen.common.commands import tell_next
 from conclugen.common.options import GOOD, PARTIAL, Command
 from conclugen.evaluation.config import BLOCK_SCALES, ComparisonConfig
 from conclugen.evaluation.protocols import registry
@@ -90,6 +92,9 @@ def run(job: EvaluateJob) -> int:
 
     result = evaluate(job)
     print(f"\n{table(result)}\nfigures and pictures: {result.folder}")
+    where = "" if job.output == DEFAULT_OUTPUT else f" --output {shlex.quote(job.output)}"
+    data = shlex.quote(job.data.folder)
+    tell_next(f"embed --data {data} --run {job.run} --evaluation {shlex.quote(result.folder.name)}{where}")
     return PARTIAL if result.damaged else GOOD
 
 

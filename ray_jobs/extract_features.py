@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from conclugen.common.commands import tell_next
 from conclugen.common.options import Command
 
 
@@ -76,8 +77,13 @@ class ExtractJob(EncoderOptions):
 
 def run(job: ExtractJob) -> int:
     from ray_jobs.extraction import extract  # torch, Ray: not before a wrong option has been refused
+    from shards.commands import learn_from
+    from shards.manifest import MANIFEST_NAME
 
-    return extract.run(job)
+    status = extract.run(job)
+    if (job.output / MANIFEST_NAME).is_file():  # not every clip was left out
+        tell_next(learn_from(job.output))
+    return status
 
 
 def known_encoders() -> str:

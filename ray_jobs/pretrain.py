@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from conclugen.common import uris
+from conclugen.common.commands import tell_next
 from conclugen.common.options import GOOD, PARTIAL, Command
-from ray_jobs.run_config import PretrainJob, gpu_profile, preset_with
+from ray_jobs.run_config import DEFAULT_OUTPUT, PretrainJob, gpu_profile, preset_with
 from ray_jobs.tracking.mlflow_environment import ui_command
 
 if TYPE_CHECKING:
@@ -50,7 +52,22 @@ def run(job: PretrainJob) -> int:
         print(f"the model was not registered as {model!r}; mend the cause, and the same command registers it")
     if result.unsent:
         print(f"not all of it reached MLflow; it is sent by: python -m ray_jobs.tracking {result.folder.path}")
+    tell_next(_next(job))
     return PARTIAL if damaged or result.refused or (result.unsent and model is not None) else GOOD
+
+
+def _next(job: PretrainJob) -> str:
+    """How well a label is predicted, where there is one and a view to test on; else the embeddings."""
+    from shards import Manifest, View
+
+    manifest = Manifest.open(job.data.folder)
+    where = f"--run {job.run.name} --data {shlex.quote(job.data.folder)}"
+    if job.run.output != DEFAULT_OUTPUT:
+        where += f" --output {shlex.quote(job.run.output)}"
+    label = job.data.label or next((label.name for label in manifest.labels), None)
+    if label is not None and "test" in View.names(manifest):
+        return f"evaluate --label {label} {where}"
+    return f"embed {where}"
 
 
 COMMAND = Command(

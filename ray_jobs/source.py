@@ -14,7 +14,7 @@ from ray_jobs.roles import GROUP
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.damage import Damage
-from shards.stats import check_present, column_moments
+from shards.stats import absent_modalities, column_moments
 from shards.stream import ReadAhead, Step
 
 
@@ -40,6 +40,12 @@ class Source:
         manifest = Manifest.open(data.folder)
         config.check_serves(available_widths(data, manifest))
         view = View.open(manifest, data.view)
+        if 0 < view.rows < config.global_batch and data.remainder != "pad":
+            fitting = max(min(view.rows, 16), 1 << (max(view.rows // 4, 1).bit_length() - 1))
+            raise ValueError(
+                f"pretrain.global_batch: {config.global_batch} is more than the {view.rows} rows of view "
+                f"{data.view!r}; give --batch {fitting}, or at most {view.rows}"
+            )
         plan = EpochPlan(
             counts=view.counts,
             seed=config.seed,
@@ -52,8 +58,16 @@ class Source:
         return cls(manifest, view, reader, plan, data)
 
     def check(self) -> None:
-        """Raise ValueError for a modality that no row of the view has."""
-        check_present(self.reader)
+        """Raise ValueError for a modality that no row of the view has, with the option that leaves it out."""
+        absent = absent_modalities(self.reader)
+        if absent:
+            there = [name for name in self.reader.modalities if name not in absent]
+            remedy = f"learn from the others: --modalities {','.join(there)}" if there else "choose another --view"
+            names = ", ".join(map(repr, absent))
+            raise ValueError(
+                f"pretrain.modalities: {names} missing in all {len(self.reader)} rows of view {self.view.name!r}; "
+                f"{remedy}"
+            )
 
     def moments(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Mean and deviation of each modality, (D_m,) both, over the rows that standardisation is fitted on."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from conclugen.common.options import Command
+from conclugen.common.commands import tell_next
+from conclugen.common.options import GOOD, PARTIAL, Command
 
 _EACH = {"whole": True}  # every occurrence of the option is one item
 
@@ -262,12 +264,39 @@ class SplitJob:
     overwrite: bool = False
 
 
-def _run(module: str) -> Callable[[Any], int]:
+def _run(module: str, then: Callable[[Any], str | None] | None = None) -> Callable[[Any], int]:
+    """Runs a command's job, and names the next command unless it failed. then: the job -> that command."""
+
     def run(job: Any) -> int:
         status: int = import_module(module).run(job)  # numpy, Arrow: not before a wrong option has been refused
+        if then is not None and status in (GOOD, PARTIAL) and (line := then(job)) is not None:
+            tell_next(line)
         return status
 
     return run
+
+
+def learn_from(folder: str | Path) -> str:
+    """The command that learns from feature shards, by their first label where they have one."""
+    from shards.manifest import Manifest
+
+    labels = Manifest.open(folder).labels
+    return f"run {shlex.quote(str(folder))}" + (f" --label {labels[0].name}" if labels else "")
+
+
+def _after_check(job: CheckJob) -> str | None:
+    """What would be typed to work on what was checked; of archives nothing, as they must be indexed first."""
+    import shards.check as check
+
+    kind, source = job.kind or check.kind_of(job.source), shlex.quote(str(job.source))
+    if kind in ("archives", "table"):
+        return f"index {source}" if kind == "archives" else f"run FOLDER --labels {source}"
+    words = ["run", source] + (["--labels", shlex.quote(str(job.table))] if job.table is not None else [])
+    given = {"--label": job.label, "--group": (job.group,), "--key": (job.key,), "--text": (job.text,)}
+    for option, values in given.items():
+        words += [word for value in values if value is not None for word in (option, shlex.quote(value))]
+    words += [word for name, column in job.field.items() for word in ("--field", shlex.quote(f"{name}={column}"))]
+    return " ".join(words)
 
 
 _PACK_EXAMPLE = """\
@@ -291,11 +320,13 @@ examples:
   python -m shards check features.npz --table labels.csv --table-key id --key ids --label emotion:class --group speaker
   python -m shards check labels.csv"""
 
-CHECK = Command("shards check", CheckJob, _run("shards.check"), bare="source", epilog=lambda: _CHECK_EXAMPLES)
+CHECK = Command(
+    "shards check", CheckJob, _run("shards.check", _after_check), bare="source", epilog=lambda: _CHECK_EXAMPLES
+)
 PACK = Command(
     "shards pack",
     PackJob,
-    _run("shards.packing.command"),
+    _run("shards.packing.command", lambda job: learn_from(job.output)),
     was={"out": "output"},
     bare="source",
     epilog=lambda: _PACK_EXAMPLE,
@@ -303,7 +334,7 @@ PACK = Command(
 INDEX = Command(
     "shards index",
     IndexJob,
-    _run("shards.foreign.command"),
+    _run("shards.foreign.command", lambda job: learn_from(job.output or job.data)),
     was={"out": "output"},
     bare="data",
     epilog=lambda: _INDEX_EXAMPLE,
@@ -311,7 +342,7 @@ INDEX = Command(
 CONVERT_PICKLE = Command(
     "shards convert-pickle",
     ConvertPickleJob,
-    _run("shards.foreign.convert_pickle"),
+    _run("shards.foreign.convert_pickle", lambda job: f"run {shlex.quote(str(job.output))}"),
     was={"out": "output"},
     bare="source",
     epilog=lambda: _CONVERT_EXAMPLE,
@@ -319,7 +350,11 @@ CONVERT_PICKLE = Command(
 VERIFY = Command("shards verify", VerifyJob, _run("shards.verification.command"), bare="data")
 STATS = Command("shards stats", StatsJob, _run("shards.stats"), bare="data")
 SPLIT = Command(
-    "shards split", SplitJob, _run("shards.split"), was={"groups": "take", "replace": "overwrite"}, bare="data"
+    "shards split",
+    SplitJob,
+    _run("shards.split", lambda job: learn_from(job.data)),
+    was={"groups": "take", "replace": "overwrite"},
+    bare="data",
 )
 COMMANDS = {
     command.name.removeprefix("shards "): command

@@ -43,11 +43,8 @@ def column_moments(
     return {modality: (accumulator.mean, accumulator.std) for modality, accumulator in moments.items()}
 
 
-def check_present(reader: Reader) -> None:
-    """Raise ValueError for modalities that no row of the reader's selection has, naming all of them.
-
-    Indexes are read until each modality was seen.
-    """
+def absent_modalities(reader: Reader) -> tuple[str, ...]:
+    """The modalities that no row of the reader's selection has. Indexes are read until each modality was seen."""
     lacking = dict(reader.modalities)
     for shard in np.flatnonzero(reader.counts).tolist():
         table = reader.metadata(shard)
@@ -56,8 +53,13 @@ def check_present(reader: Reader) -> None:
             if np.logical_and.reduce([table[f"present.{name}"].to_numpy()[rows] for name in columns]).any():
                 del lacking[modality]
         if not lacking:
-            return
-    if lacking:
+            break
+    return tuple(lacking)
+
+
+def check_present(reader: Reader) -> None:
+    """Raise ValueError where there are such modalities, naming all of them."""
+    if lacking := absent_modalities(reader):
         names = ", ".join(map(repr, lacking))
         what, them = (f"modality {names} is", "it") if len(lacking) == 1 else (f"modalities {names} are", "them")
         raise ValueError(f"{what} missing in all {len(reader)} rows; leave {them} out, or give rows that have {them}")

@@ -15,8 +15,10 @@ ablation's own settings, on test speakers, by
 
 from __future__ import annotations
 
+import shlex
 import sys
 
+from conclugen.common.commands import tell_next
 from conclugen.common.options import GOOD, PARTIAL, Command
 from tuning.ablation.job import AblateJob
 
@@ -26,7 +28,7 @@ def run(job: AblateJob) -> int:
 
     failed = ablate(job)
     if not job.dry_run:
-        print(f"report: python -m tuning.report {job.folder}")
+        tell_next(f"report {shlex.quote(str(job.folder))}")
     if failed:
         print(f"{len(failed)} cell(s) failed, each with its reason in the ledger; the same command tries them again")
     return PARTIAL if failed else GOOD

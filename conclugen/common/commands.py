@@ -96,6 +96,11 @@ def typed(arguments: Sequence[str] | str) -> str:
     return f"{'python' if known else _short(Path(sys.executable))} -m {plugins.OWN} {rest}"
 
 
+def tell_next(arguments: str) -> None:
+    """The last line of a job: the command that one would type now."""
+    print(f"next: {typed(arguments)}", flush=True)
+
+
 def _short(path: Path) -> str:
     here = Path.cwd()
     return shlex.quote(os.fspath(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from conclugen.common import commands
 from conclugen.evaluation.judge import Score
 from ray_jobs.demo.steps import FRACTIONS, LABEL, WORKERS, DemoResult
 from ray_jobs.tracking.mlflow_environment import ui_command
@@ -43,6 +44,7 @@ def summary(result: DemoResult) -> str:
         f"model                 {result.pretrained.model}",
         f"MLflow run            {result.pretrained.mlflow_run_id}",
         f"open the MLflow UI    {ui_command(result.pretrained.tracking_uri)}",
+        f"next, on your clips   {commands.typed('run FOLDER')}",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """What goes wrong on a rank, kept by rank, step and cause: noted where it happens, read by the job that started it.
 
 Ray hands over the error of whichever rank it hears of first, and of a process that died no cause at all. So each rank
-writes its own record, `failures.jsonl` in the run's folder: one line for each failure of each start.
+writes its own record, `failures.jsonl` in the run's folder: one line for each failure of each start, and for each
+beginning. A run that ends well and never failed leaves none.
 """
 
 from __future__ import annotations
@@ -178,6 +179,20 @@ def read(path: Path, attempt: str) -> list[Failure]:
         except (ValueError, TypeError, KeyError):
             continue  # torn by a crash
     return sorted(records, key=lambda record: (not record.fatal, record.waited, record.time))
+
+
+def forget_beginnings(path: Path) -> None:
+    """At a run's end: remove the file where it tells of no failure, only of ranks that began."""
+    if path.is_file() and not any(_is_failure(line) for line, _ in read_lines(path)):
+        path.unlink()
+
+
+def _is_failure(line: bytes | None) -> bool:
+    """Also of a line that can't be read: it stays."""
+    try:
+        return "begun" not in parse_json(line or b"")
+    except (ValueError, TypeError):
+        return True
 
 
 def describe(failures: list[Failure], error: BaseException, step: int) -> str:

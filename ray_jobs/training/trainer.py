@@ -58,6 +58,7 @@ def fit(
             _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
             if total_steps not in _stored(folder.store(job.run)):
                 raise RunFailedError(f"the workers ended after step {last_step(folder)} of {total_steps}")
+            failures.forget_beginnings(folder.failures)
             return
         except (TrainingFailedError, RayError) as error:
             found, at = failures.read(folder.failures, attempt), last_step(folder)

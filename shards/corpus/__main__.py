@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from conclugen.common import machine
+from conclugen.common.commands import tell_next
 from conclugen.common.options import Command
 
 
@@ -42,7 +44,10 @@ class CorpusJob:
 def run(job: CorpusJob) -> int:
     from shards.corpus import command  # OpenCV, PyAV: not before a wrong option has been refused
 
-    return command.run(job)
+    status = command.run(job)
+    place = shlex.quote(str(job.output))
+    tell_next(f"run {place} --labels {place}/clips.csv --label emotion --group speaker")
+    return status
 
 
 def _example() -> str:
@@ -50,7 +55,7 @@ def _example() -> str:
 
     return (
         "clip shards of it:\n  python -m ray_jobs.build_shards --adapter folder --source FOLDER --output SHARDS "
-        f"\\\n      --table FOLDER/labels.csv --field group=speaker --field text=transcript \\\n"
+        f"\\\n      --table FOLDER/clips.csv --field group=speaker --field text=transcript \\\n"
         f"      --label emotion:class:{','.join(EMOTIONS)} --label valence:continuous"
     )
 

@@ -62,7 +62,10 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
             "needs modality 'video_3d'.*did you mean 'video'",
         ),
         (["--view", "tarin"], "no view 'tarin'.*did you mean 'train'"),
-        (["--pretrain.global_batch", "64"], "32 rows.*64|64.*32 rows"),
+        (
+            ["--pretrain.global_batch", "64"],
+            "--batch: 64 is more than the 32 rows of view 'train'; give --batch 16, or at most 32",
+        ),
         (
             ["--run.keep_by", "validation/loss"],
             "--run.keep-by: 'validation/loss' needs data.validation_view, which is None",
@@ -92,7 +95,10 @@ def test_unknown_names_and_what_does_not_fit(
 @pytest.mark.parametrize("recipe", ["paper", "improved"])
 def test_a_modality_that_no_training_row_has(shards: Path, capsys: pytest.CaptureFixture[str], recipe: str) -> None:
     said = refused(shards, capsys, "--pretrain.modalities", "[video, audio, text]", "--recipe", recipe)
-    assert said == "error: modality 'text' is missing in all 32 rows; leave it out, or give rows that have it\n"
+    assert said == (
+        "error: --modalities: 'text' missing in all 32 rows of view 'train'; learn from the others: "
+        "--modalities video,audio\n"
+    )
 
 
 def test_a_shard_that_is_cut_off_or_not_there(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,252 @@
+"""`conclugen run`: what it chooses and finds, by hand; and whole, on rendered clips, feature files and shards."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from conclugen.common.options import OptionsError
+from ray_jobs.run_folder import RunFolder
+from shards import Manifest, View
+from shards.corpus import CorpusConfig, write_corpus
+from tests.cluster.runs import without_ray_of_the_test
+from tests.tuning.labelled_shards import write_labelled
+from tuning.run import data, found, stages
+from tuning.run.done import Stages
+from tuning.run.job import COMMAND, RunJob
+from tuning.run.sizes import sizes
+
+ROOT = Path(__file__).parents[3]
+
+
+def job(tmp_path: Path, *words: str) -> RunJob:
+    parsed: RunJob = COMMAND.parse([str(tmp_path / "my study"), "--output", str(tmp_path / "outputs"), *words])
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("column", "modality"),
+    [
+        ("visual_au35", "video"),
+        ("audio_mfcc259", "audio"),
+        ("audio_egemaps88", "audio"),
+        ("text_minilm384", "text"),
+        ("AU01_r", "video"),
+        ("glove", "text"),
+        ("COVAREP", "audio"),
+        ("gsr", "gsr"),
+        ("skin response", "skin_response"),
+        ("author", "author"),  # begins with `au`, and is none
+    ],
+)
+def test_a_column_s_name_says_its_modality(column: str, modality: str) -> None:
+    assert data.modality_of(column) == modality
+
+
+def test_a_run_is_named_after_its_source_and_repeated_from_what_it_chose(tmp_path: Path) -> None:
+    asked = job(tmp_path, "--labels", str(tmp_path / "l.csv"), "--label", "emotion", "--group", "person")
+    assert asked.name == "my-study" and asked.folder == tmp_path / "outputs/my-study"
+    chosen = asked.chosen(sizes(200), ("video", "audio"))
+    stages.save(chosen, tmp_path / "run.yaml")
+    again = COMMAND.parse(["--config", str(tmp_path / "run.yaml")])
+    assert again == chosen and (again.batch, again.representation, again.epochs) == (32, 128, 50)
+    assert again.modalities == ("video", "audio") and again.name == asked.name and not again.overwrite
+    with pytest.raises(OptionsError, match="--epochs: must be at least 1, got 0"):
+        job(tmp_path, "--epochs", "0")
+
+
+@pytest.mark.parametrize("modalities", [("video",), ("video", "audio"), ("video", "audio", "text")])
+def test_what_is_chosen_can_be_trained(modalities: tuple[str, ...], tmp_path: Path) -> None:
+    manifest = Manifest.open(write_labelled(tmp_path / "shards", modalities))
+    asked = job(tmp_path, "--label", "emotion:class")
+    views, lines = data.views_of(asked, manifest)
+    assert views == data.Views("train", "valid", "test") and any("speakers" in line for line in lines)
+    groups = {}
+    for name in ("train", "valid", "test"):
+        values = data.IndexValues.read(manifest, "group")
+        mask = np.concatenate([View.open(manifest, name).mask(shard) for shard in range(len(manifest))])
+        groups[name] = {values.names[code] for code in values.codes[mask]}
+    assert not groups["train"] & groups["test"] and not groups["valid"] & groups["test"]
+    rows = View.open(manifest, "train").rows
+    assert data.present(manifest, "train") == dict.fromkeys(modalities, rows)
+    chosen = sizes(rows)
+    planned = stages.pretraining(asked.chosen(chosen, modalities), chosen, manifest, views)
+    assert planned.pretrain.modalities == modalities and planned.data.label == "emotion"
+    assert ("contrastive" in planned.pretrain.tasks.active) is (len(modalities) > 1)
+    assert planned.pretrain.global_batch == chosen.batch and planned.pretrain.model.representation_dim == 128
+    assert data.views_of(asked, manifest)[0] == views  # found again, not made again
+
+
+def test_rows_that_lack_a_column_lack_the_modality(tmp_path: Path) -> None:
+    manifest = Manifest.open(write_labelled(tmp_path / "shards", missing=40))
+    assert data.present(manifest, "everything") == {"video": 128, "audio": 128, "text": 88}
+
+
+def test_without_speakers_rows_are_divided_and_it_is_said(tmp_path: Path) -> None:
+    manifest = Manifest.open(write_labelled(tmp_path / "shards", speakers=2))
+    views, lines = data.views_of(job(tmp_path), manifest)
+    assert views == data.Views("train", "valid", None)
+    assert "2 speaker(s) are known, so rows are divided one by one" in lines[-1] and "--group COLUMN" in lines[-1]
+
+
+def test_stages_are_done_while_their_inputs_stay(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    stage = Stages(tmp_path)
+    assert not stage.done("pack", {"a": 1})
+    stage.end("pack", {"a": 1, "b": (1, Path("x"))})
+    assert Stages(tmp_path).done("pack", {"a": 1, "b": [1, "x"]}) and not stage.done("pack", {"a": 2})
+    stage.end("embed", {})
+    assert stage.done("pack", {"a": 1, "b": [1, "x"]}) and stage.done("embed", {})
+
+
+def test_embeddings_are_gathered_with_keys_speakers_labels_and_views(tmp_path: Path) -> None:
+    manifest = Manifest.open(write_labelled(tmp_path / "shards", published=True))
+    rng, expected = np.random.default_rng(0), {}
+    for shard in range(len(manifest)):
+        entry = manifest.entry(shard)
+        keys = [f"{entry.name}-{row}" for row in range(entry.count)]
+        vectors: list[list[float] | None] = rng.normal(size=(entry.count, 3)).astype(np.float32).tolist()
+        if shard == 0:
+            vectors[1] = None
+        expected |= {key: vector for key, vector in zip(keys, vectors, strict=True) if vector is not None}
+        rows = {"key": keys, "row": np.arange(entry.count, dtype=np.int32)}
+        table = pa.table({**rows, "embedding": pa.array(vectors, pa.list_(pa.float32()))})
+        (tmp_path / "embeddings").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "embeddings" / f"{entry.name}.parquet")
+    found.gather(manifest, tmp_path / "embeddings", tmp_path / "all.npz")
+    with np.load(tmp_path / "all.npz", allow_pickle=False) as archive:
+        arrays = dict(archive)
+    assert dict(zip(arrays["keys"].tolist(), arrays["vectors"].tolist(), strict=True)) == expected
+    assert len(arrays["keys"]) == manifest.rows - 1 and set(arrays["label.emotion"]) == {"calm", "happy"}
+    assert (arrays["view.train"] ^ arrays["view.test"]).all() and len(set(arrays["groups"])) == 8
+    for value, test in zip(arrays["groups"], arrays["view.test"], strict=True):
+        assert (int(value) > 6) is bool(test)
+
+
+def test_retrieval_says_whether_it_is_above_chance() -> None:
+    assert "chance 22%: above chance" in str(found.Retrieval("a-b", 46, 0.37, 0.24, 0.51))
+    assert "not told from chance" in str(found.Retrieval("a-b", 46, 0.3, 0.19, 0.44))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["labels.csv"], "labels.csv is a table; give the folder of its clips, and the table by --labels"),
+        (["clips", "--label", "emotion"], "--labels: must be given with label, group, text and field"),
+        (["clips", "--run", "../x"], "'../x' is no folder name"),
+        (["clips", "--label", "a:clas"], "did you mean 'class'?"),
+        (["clips", "--encoders", "offlin"], "did you mean 'offline'?"),
+        (["clips", "--batch", "many"], "--batch"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages.ray_cluster, "connect", lambda *_: None)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/a.mp4").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("path,emotion\na.mp4,glad\n")
+    assert COMMAND.main(words) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+# ---- whole runs ----------------------------------------------------------------------------------------------------
+
+
+def conclugen(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**without_ray_of_the_test(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "conclugen", *map(str, words)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+class Page(HTMLParser):
+    """Headings, and pictures that are in the page itself."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.pictures = 0
+        self._tag = ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._tag = tag
+        if tag == "img":
+            assert (dict(attrs)["src"] or "").startswith("data:image/png;base64,")
+            self.pictures += 1
+
+    def handle_data(self, text: str) -> None:
+        if self._tag == "h2" and text.strip():
+            self.headings.append(text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_folder_of_clips_and_a_table_as_people_write_it(tmp_path: Path) -> None:
+    """Semicolons, other names of columns, an unknown file; the same command again does nothing anew."""
+    rows = write_corpus(tmp_path / "videos", CorpusConfig(speakers=6, takes=1))
+    table = ["filename;person;emotion;transcript"]
+    table += [f"{row.path};{row.speaker};{row.emotion};{row.transcript or ''}" for row in rows]
+    (tmp_path / "mine.csv").write_text("\n".join(table), "cp1252")
+    (tmp_path / "videos/clips.csv").unlink()
+    (tmp_path / "videos/notes.mp4").write_bytes(b"no video")
+    words = ("run", "videos", "--labels", "mine.csv", "--label", "emotion", "--encoders", "random", "--epochs", "3")
+    ended = conclugen(tmp_path, *words)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    folder = tmp_path / "outputs/videos"
+    with np.load(folder / "embeddings.npz", allow_pickle=False) as archive:
+        assert set(archive["keys"]) == {Path(row.path).with_suffix("").as_posix().replace("/", "_") for row in rows}
+        assert set(archive["groups"]) == {row.speaker for row in rows}
+        assert sorted(archive["label.emotion"]) == sorted(row.emotion for row in rows)
+        vectors = archive["vectors"]
+    page = Page(folder / "report.html")
+    assert page.headings[0] == "How well is emotion predicted?" and page.pictures >= 6
+    assert {path.name for path in (folder / "figures").iterdir()} >= {
+        "losses.png",
+        "map-cluster.png",
+        "map-emotion.png",
+    }
+    assert re.search(r"^next +\S+.* sweep --data ", ended.stdout, re.M)
+    scores = json.loads((folder / "evaluation/features-emotion/scores.json").read_text())
+    assert scores["verdict"] in ended.stdout and "pretraining helps here" in scores["verdict"].lower()
+    chosen = yaml.safe_load((folder / "run.yaml").read_text())
+    assert chosen["epochs"] == 3 and chosen["modalities"] == ["video", "audio", "text"] and chosen["batch"] == 16
+    again = conclugen(tmp_path, "run", "--config", folder / "run.yaml")
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    assert "evaluated already" in again.stdout and "step 1/" not in again.stdout
+    with np.load(folder / "embeddings.npz", allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["vectors"], vectors)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_feature_files_and_shards_without_labels(tmp_path: Path) -> None:
+    write_labelled(tmp_path / "shards", missing=10)
+    with np.load(tmp_path / "shards.npz") as archive:
+        kept = {name: archive[name] for name in ("video", "audio", "text", "speaker")}
+    np.savez(tmp_path / "mine.npz", **kept)
+    packed = conclugen(tmp_path, "run", "mine.npz", "--group", "speaker", "--epochs", "2")
+    assert packed.returncode == 0, packed.stdout[-3000:] + packed.stderr[-3000:]
+    there = conclugen(tmp_path, "run", "shards", "--epochs", "2")
+    assert there.returncode == 0, there.stdout[-3000:] + there.stderr[-3000:]
+    for name in ("mine", "shards"):
+        folder = tmp_path / "outputs" / name
+        with np.load(folder / "embeddings.npz", allow_pickle=False) as archive:
+            assert archive["vectors"].shape == (128, 3 * 128) and len(set(archive["groups"])) == 8
+        assert Page(folder / "report.html").headings[0] == "What is in the embeddings"
+        assert (folder / "clusters.csv").is_file() and (folder / "neighbours.csv").is_file()
+        assert not (folder / "failures.jsonl").exists() and not RunFolder(folder).evaluation.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.npz", "outputs", "shards", "shards.npz"]
