@@ -25,7 +25,8 @@ from conclugen.common.reading import read_mapping
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.judge import evaluate, scores
 from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
-from shards.view import IndexValues
+from shards.manifest import MANIFEST_NAME, plain_info
+from shards.view import IndexValues, View
 from tuning.ablation import cell
 from tuning.controlled.factors import Rows, draw
 from tuning.controlled.job import RAW, UNTRAINED, ControlledJob, System
@@ -88,26 +89,30 @@ def write_shards(job: ControlledJob, seed: int) -> Manifest:
     """
     folder, config = job.folder / f"seed-{seed}", job.factors
     info = {"made_of": asdict(config), "seed": seed}
-    if (folder / "manifest.json").exists():
-        manifest = Manifest.open(folder)
-        if manifest.info.get("made_of") != info["made_of"]:
-            raise ValueError(f"{folder} holds features of other factors: give this experiment another --run")
-        return manifest
+    if not (folder / MANIFEST_NAME).exists():
+        _write(job, folder, seed, info)
+    manifest = Manifest.open(folder)
+    if manifest.info != plain_info(info):
+        raise ValueError(f"{folder} holds features of other factors: give this experiment another --run")
+    tested = {_speaker(number) for number in range(config.test_speakers)}
+    groups = IndexValues.read(manifest, "group")
+    for view, members in ((TRAIN_VIEW, {*groups.names} - tested), (TEST_VIEW, tested)):
+        if view not in View.names(manifest):
+            groups.view(view, members, {"by": "group", "test_speakers": config.test_speakers}).save()
+    return manifest
+
+
+def _write(job: ControlledJob, folder: Path, seed: int, info: Mapping[str, Any]) -> None:
+    config = job.factors
     schema = Schema(
         columns=tuple(Column(name, width) for name, width in config.widths.items()),
         modalities={name: (name,) for name in config.widths},
         labels=tuple(Label(name, "class", classes) for name, classes in config.labels.items()),
         grouped=True,
     )
-    with ShardWriter(folder, schema, shuffle_seed=seed, overwrite=folder.exists(), info=info) as writer:
+    with ShardWriter(folder, schema, shuffle_seed=seed, info=info) as writer:
         for sample in _samples(job, draw(config, seed)):
             writer.append(sample)
-    manifest = Manifest.open(folder)
-    groups = IndexValues.read(manifest, "group")
-    tested = {_speaker(number) for number in range(config.test_speakers)}
-    for view, members in ((TRAIN_VIEW, {*groups.names} - tested), (TEST_VIEW, tested)):
-        groups.view(view, members, {"by": "group", "test_speakers": config.test_speakers}).save()
-    return manifest
 
 
 def _samples(job: ControlledJob, rows: Rows) -> Iterator[Sample]:
