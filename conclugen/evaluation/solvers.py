@@ -202,7 +202,8 @@ def layered_path(
     features in which every block of X (N, D) is replaced by `sum_l s_l X_l`, over the linear model and s = softmax(a)
     at once: the weighted sum of layers of Peters et al. (2018, eq. 1) and SUPERB (Yang et al. 2021).
 
-    Not convex in both: it starts at equal weights, and each C from the solution of the one before it, ascending.
+    Not convex in both: each C starts at equal weights and a model of zeros. The solution of another C may have left but
+    one layer, from which no gradient leads back.
     """
     require("fitting a probe", "scipy")
     from scipy.optimize import minimize  # as above
@@ -248,8 +249,7 @@ def layered_path(
             found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
         if np.abs(found.jac).max() > 100 * _GRADIENT_TOLERANCE:
             warnings.warn(f"weighted layers (C = {strength}) stopped early: {found.message}", stacklevel=2)
-        start = found.x
-        mixtures, W, bias = parts(start)
+        mixtures, W, bias = parts(found.x)
         whole = np.empty((X.shape[1], outputs))
         whole[single] = W[places[-1] :]
         for block, s, (i, j) in zip(blocks, mixtures, pairwise(places), strict=True):

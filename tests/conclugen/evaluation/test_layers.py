@@ -65,6 +65,8 @@ def test_no_fixed_weights_do_better(made, link):
     (model,) = layered_path(X, [BLOCK], targets[link], [C], link)
     share = model.mixtures["audio_x"][1]
     assert abs(share - grid[best]) <= 0.05 and model.mixtures["audio_x"].sum() == pytest.approx(1)
+    after = layered_path(X, [BLOCK], targets[link], [1e-6, 1e3, C], link)[-1]
+    np.testing.assert_array_equal(after.weight, model.weight)  # whatever other strengths found
     own = lowest(mixed(X, share), targets[link], link)
     assert own <= min(found) and own < found[10] - 0.1  # equal weights are where it began
     # And the linear part is the minimiser at these weights; as one of all columns it is the same model.
