@@ -45,7 +45,7 @@ class ExtractJob(EncoderOptions):
     quarantine.jsonl, and the job ends with status 3.
 
     Attributes:
-        data: Clip shards (folder or URL), as `ray_jobs.build_shards` makes them.
+        data: Clip shards (folder or URL), as `ray_jobs.build_shards` makes them; given without an option.
         output: Folder where the feature shards go.
         encoders: Encoders, or sets of them.
         overwrite: Replace another extraction that stands in the output.
@@ -105,6 +105,7 @@ COMMAND = Command(
         *("overwrite", "seed", "quiet"),
     ),
     was={"clips": "data", "out": "output"},
+    bare="data",
     epilog=known_encoders,
 )
 main = COMMAND.main

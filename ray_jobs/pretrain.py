@@ -95,6 +95,7 @@ COMMAND = Command(
         *("data", "run", "output", "preset", "recipe", "modalities", "epochs", "batch", "lr", "seed", "workers", "gpu"),
         *("view", "label"),
     ),
+    bare="data",
     built={"pretrain": preset_with},
     implied=gpu_profile,
 )

@@ -19,7 +19,7 @@ from ray_jobs.embedding import embed
 from ray_jobs.evaluate import EvaluateJob, evaluate
 from ray_jobs.extraction.extract import choices_of
 from ray_jobs.pretrain import pretrain
-from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
+from ray_jobs.run_config import DEFAULT_OUTPUT, GPU_PROFILE, DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import CHOSEN, DATA
 from shards import Manifest, View
 from shards.check import kind_of
@@ -158,6 +158,7 @@ def pretraining(job: RunJob, chosen: sizes.Sizes, manifest: Manifest, views: dat
             "reconstruction_hidden_dim": chosen.hidden,
         },
         tasks=tasks,
+        **({name.removeprefix("pretrain."): value for name, value in GPU_PROFILE.items()} if job.gpu else {}),
     )
     steps = View.open(manifest, views.train).rows // chosen.batch * job.epochs
     names = [LabelSpec.parse(text).name for text in job.label]
@@ -198,7 +199,7 @@ def _evaluation(job: RunJob, manifest: Manifest, views: data.Views, label: str, 
 
 def _next(job: RunJob, manifest: Manifest, kind: str, labels: list[str]) -> str:
     """The command that one would type now."""
-    where = "" if job.output == RunConfig(name="x").output else f" --output {job.output}"
+    where = "" if job.output == DEFAULT_OUTPUT else f" --output {job.output}"
     if labels:
         return commands.typed(f"sweep --data {manifest.folder} --label {labels[0]} --run {job.name}-search{where}")
     if kind == "clips":

@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -133,7 +134,7 @@ class Command:
         if "print_config" in words:
             print(line.template(given), end="")
             raise SystemExit(GOOD)
-        return line.build(given)
+        return line.build(given, argv)
 
     def option(self, name: str) -> str:
         """The option of a field, with its dashes."""
@@ -366,13 +367,14 @@ class _CommandLine:
 
     # ------------------------------------------------------------------ the job
 
-    def build(self, given: Mapping[str, Any]) -> Any:
+    def build(self, given: Mapping[str, Any], argv: Sequence[str] = ()) -> Any:
         """The job. OptionsError: all the fields that must be given and are not, or a value that does not serve."""
         missing = [
             f"{self.command.option(leaf.name)} {leaf.metavar}" for leaf in self._required() if leaf.name not in given
         ]
         if missing:
-            raise OptionsError(f"missing: {', '.join(missing)}; give them, or a file with them by --config")
+            typed = " ".join([self.command.prog, shlex.join(argv), *missing])
+            raise OptionsError(f"missing: {', '.join(missing)}; give it as in {typed}, or in a file by --config")
         tree = _nested({**self.command.implied(given), **given})
         try:
             for group, builder in self.command.built.items():

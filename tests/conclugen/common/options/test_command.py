@@ -253,7 +253,7 @@ def test_the_template_is_whole_where_fields_are_missing(tmp_path, capsys):
     assert "  # Of each. (default: a=1)\n  weights: {a: 1.0, b: 2.0}\n" in text
     assert "  # What is beside it.\n  extra: null\n" in text
     path = yaml_file(tmp_path, text)
-    with pytest.raises(OptionsError, match=r"missing: --data FOLDER, --run NAME; give them, or a file"):
+    with pytest.raises(OptionsError, match=r"missing: --data FOLDER, --run NAME; give it as in .*, or in a file"):
         JOB.parse(["--config", path])
     assert JOB.parse(["--config", path, *NEEDED]) == parse("--data.weights.b", "2")
 
@@ -364,7 +364,10 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
 
 
 def test_required_fields_are_asked_for_by_their_options():
-    with pytest.raises(OptionsError, match=r"missing: --run NAME; give them, or a file with them by --config"):
+    with pytest.raises(
+        OptionsError,
+        match=r"missing: --run NAME; give it as in python -m tests\.job --data /d --run NAME, or in a file by --config",
+    ):
         JOB.parse(["--data", "/d"])
 
 
