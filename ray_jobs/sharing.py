@@ -1,0 +1,140 @@
+"""A finished run as a folder in a model hub's layout: what `ray_jobs.export` does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import conclugen
+from conclugen import portable
+from conclugen.common import uris
+from conclugen.common.atomic import atomic_folder, write_text
+from conclugen.common.names import did_you_mean
+from conclugen.common.reading import read_json, read_mapping
+from conclugen.common.tables import markdown, markdown_head, markdown_item, markdown_row
+from conclugen.export import CARD, DOCUMENT, TENSORS
+from ray_jobs.export import ExportJob
+from ray_jobs.extraction.plan import recipe_of
+from ray_jobs.run_folder import RunFolder
+
+README = "README.md"
+
+
+def share(job: ExportJob) -> Path:
+    """Write the folder, whole or not at all; returns it. ValueError for a run that is not finished, or a folder that
+    holds something else."""
+    output = job.output.expanduser().absolute()
+    run = RunFolder(output / job.run)
+    if not run.path.is_dir():
+        runs = sorted(path.parent.name for path in output.glob("*/model"))
+        raise ValueError(f"--run: no run {job.run!r} in {output}, {did_you_mean(job.run, runs)}")
+    if not run.model.is_dir():
+        raise ValueError(f"--run: {job.run!r} has no exported model yet; finish it with conclugen pretrain")
+    folder = (job.folder or run.path / "export").expanduser().absolute()
+    if folder.exists():
+        ours = folder.is_dir() and {DOCUMENT, README} <= {path.name for path in folder.iterdir()}
+        if not (job.overwrite and ours):
+            remedy = "give --overwrite to replace it" if ours else "it is no export: choose another --folder"
+            raise ValueError(f"folder: {folder} is there; {remedy}")
+        shutil.rmtree(folder)
+    embedder = conclugen.load(run.model)  # whole and undamaged
+    with atomic_folder(folder) as whole:
+        for name in (DOCUMENT, TENSORS):
+            shutil.copyfile(run.model / name, whole / name)
+        write_text(whole / README, card(job, run))
+        if job.programs:
+            portable.write(embedder, whole)
+    conclugen.load(folder)
+    return folder
+
+
+def card(job: ExportJob, run: RunFolder) -> str:
+    """The hub's card: metadata that it reads, then for people what the run itself says."""
+    document = read_mapping(run.model / DOCUMENT)
+    info = document["info"]
+    scores = [read_json(path, nan=True) for path in sorted(run.evaluation.glob("[!.]*/scores.json"))]
+    encoders = _encoders(info)
+    head: dict[str, Any] = {
+        "library_name": "conclugen",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["self-supervised", "multi-modal", *document["widths"], str(document["config"]["preset"])],
+        "model-index": [{"name": job.run, "results": [one for each in scores for one in _results(each)]}],
+    }
+    if job.licence is not None:
+        head["license"] = job.licence
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        (run.model / CARD).read_text("utf-8").strip(),
+        "## Licence\n\n"
+        + (
+            f"The weights: {markdown(job.licence)}."
+            if job.licence
+            else "None is stated: ask whoever shares this model."
+        )
+        + " The frozen encoders below have licences of their own, and the training data has its terms.",
+        "## Encoders whose features it takes\n\n" + "\n".join(encoders or ["Not known: it was trained on features."]),
+        "## Training data\n\n" + "\n".join(_data(run, info)),
+        "## Measured\n\n" + ("\n\n".join(map(_measured, scores)) or "It was not evaluated on labels."),
+    ]
+    return uris.scrub("\n\n".join(parts)) + "\n"
+
+
+def _encoders(info: Mapping[str, Any]) -> list[str]:
+    recipe = recipe_of(info)
+    made = [] if recipe is None else recipe.encoders
+    return [
+        markdown_item(
+            f"{item['name']} ({item['column']}, {item['width']}): licence {item.get('licence', 'not stated')}"
+        )
+        for item in made
+    ]
+
+
+def _data(run: RunFolder, info: Mapping[str, Any]) -> list[str]:
+    config = run.load_config()
+    data, training = config.get("data", {}), config.get("run", {})
+    facts = {
+        "data set": Path(str(data.get("folder", "not known"))).name,
+        "digest of its shards": info.get("data", {}).get("data.manifest", "not known"),
+        "view": data.get("view", "not known"),
+        "optimiser steps, epochs": f"{info['steps']}, {info['epochs']:g}",
+        "code": training.get("commit") or "not known",
+    }
+    return [markdown_item(f"{name}: {value}") for name, value in facts.items()]
+
+
+def _results(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pretrained heads with the most labels, as the hub's metadata has results."""
+    main = scores["main_score"]
+    own = [cell for cell in scores["cells"] if cell["system"] == "pretrained" and cell["scores"].get(main) is not None]
+    job = scores["job"]
+    return [
+        {
+            "task": {"type": "feature-extraction", "name": f"linear probe of {job['label']}"},
+            "dataset": {"name": Path(job["data"]["folder"]).name, "type": Path(job["data"]["folder"]).name},
+            "metrics": [{"type": main, "value": cell["scores"][main], "name": f"{cell['fraction']:.0%} of labels"}],
+        }
+        for cell in own
+    ]
+
+
+def _measured(scores: Mapping[str, Any]) -> str:
+    """Every system at every share of the labels, and the verdict."""
+    main, cells = scores["main_score"], scores["cells"]
+    shares = sorted({cell["fraction"] for cell in cells})
+    lines = [markdown(f"{scores['job']['label']}: {scores.get('verdict', '')}"), ""]
+    lines += markdown_head([main, *(f"{share:.0%} of labels" for share in shares)])
+    found = {(cell["system"], cell["method"], cell["fraction"]): cell for cell in cells}
+    for system, method in dict.fromkeys((cell["system"], cell["method"]) for cell in cells):
+        values = []
+        for share in shares:
+            cell = found.get((system, method, share), {"scores": {}, "intervals": {}})
+            value, ends = cell["scores"].get(main), cell["intervals"].get(main)
+            text = "—" if value is None else f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+            values.append(text)
+        lines.append(markdown_row([system if system == method else f"{system}, {method}", *values]))
+    return "\n".join(lines)

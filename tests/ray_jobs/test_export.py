@@ -1,0 +1,81 @@
+"""`conclugen export`: the folder reads back equal, and its card says what the run's own files say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import conclugen
+from conclugen import Pretrainer, export, presets
+from conclugen.common.atomic import write_json
+from ray_jobs.export import main
+from ray_jobs.run_folder import RunFolder
+
+WIDTHS = {"video": 5, "audio": 4}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A finished run that was evaluated once."""
+    config = presets.build(
+        "contrast_only_video_audio", global_batch=8, epochs=1, model={"representation_dim": 8, "projection_dim": 8}
+    )
+    moments = {m: (np.zeros(w), np.ones(w)) for m, w in WIDTHS.items()}
+    folder = RunFolder(tmp_path / "runs" / "first")
+    info = {"modalities": {m: [m] for m in WIDTHS}, "data": {"data.manifest": "0123abcd"}}
+    export.save(folder.model, Pretrainer(config, WIDTHS, 1, standardization=moments), info)
+    write_json(folder.config, {"data": {"folder": "/data/mine", "view": "train"}, "run": {"commit": "feed-dirty"}})
+    (folder.evaluation / "mine-mood").mkdir(parents=True)
+    cells = [
+        {"system": "pretrained", "method": "probe", "fraction": 0.1, "scores": {"accuracy": 0.5}, "intervals": {}},
+        {
+            **{"system": "pretrained", "method": "probe", "fraction": 1.0, "scores": {"accuracy": 0.625}},
+            "intervals": {"accuracy": [0.5, 0.75]},
+        },
+        {"system": "raw", "method": "probe", "fraction": 1.0, "scores": {"accuracy": 0.7}, "intervals": {}},
+    ]
+    job = {"label": "mood", "data": {"folder": "/data/mine"}}
+    found = {"job": job, "main_score": "accuracy", "verdict": "No difference is shown: none.", "cells": cells}
+    write_json(folder.evaluation / "mine-mood/scores.json", found)
+    return tmp_path / "runs"
+
+
+def test_an_export_reads_back_and_its_card_says_what_the_run_says(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["first", "--output", str(runs), "--licence", "cc-by-4.0"]) == 0
+    folder = runs / "first/export"
+    assert f"{folder / 'model.safetensors'}" in capsys.readouterr().out
+    names = {path.name for path in folder.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "heads.pt2"} <= names
+    x = {m: np.random.default_rng(0).normal(size=(3, w)).astype(np.float32) for m, w in WIDTHS.items()}
+    mine, theirs = conclugen.load(runs / "first/model"), conclugen.load(folder)
+    np.testing.assert_array_equal(mine.embed(x), theirs.embed(x))
+    _, head, body = (folder / "README.md").read_text("utf-8").split("---\n", 2)
+    stated = yaml.safe_load(head)
+    assert stated["license"] == "cc-by-4.0" and stated["library_name"] == "conclugen"
+    (model,) = stated["model-index"]
+    assert [one["metrics"][0]["value"] for one in model["results"]] == [0.5, 0.625]
+    for said in (
+        "0123abcd",
+        "feed-dirty",
+        "No difference is shown",
+        "| pretrained, probe | 0.500 | 0.625 [0.500, 0.750] |",
+    ):
+        assert said in body, said
+    assert "| raw, probe | — | 0.700 |" in body and "/data/" not in body
+
+
+def test_what_is_there_is_replaced_only_where_it_is_an_export(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["first", "--output", str(runs), "--no-programs"]) == 0
+    assert not (runs / "first/export/heads.pt2").exists()
+    assert main(["first", "--output", str(runs)]) == 2
+    assert "--folder: " in (said := capsys.readouterr().err) and "give --overwrite" in said
+    assert main(["first", "--output", str(runs), "--no-programs", "--overwrite"]) == 0
+    assert main(["first", "--output", str(runs), "--folder", str(runs / "first/model"), "--overwrite"]) == 2
+    assert "it is no export" in capsys.readouterr().err
+    assert main(["frist", "--output", str(runs)]) == 2
+    assert "did you mean 'first'?" in capsys.readouterr().err
