@@ -57,6 +57,7 @@ def clear(output: Path) -> None:
             elif entry.name != _MARK:
                 entry.unlink()
     output.mkdir(parents=True, exist_ok=True)
+    atomic.remove_remnants_in(output)
     atomic.write_text(
         output / _MARK, "Everything in this folder is made by the demo, and removed when it runs again.\n"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conclugen.common.atomic import write_bytes, write_json, write_text
+from conclugen.common.atomic import remove_remnants_in, write_bytes, write_json, write_text
 from shards.claim import owned
 from shards.corpus.acting import FPS, act
 from shards.corpus.emotions import EMOTIONS
@@ -191,4 +191,5 @@ def _claim(folder: Path, overwrite: bool) -> None:
         (folder / TABLE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / CLIPS_FOLDER, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_remnants_in(folder)
     write_bytes(folder / _MARK, b"A rendered corpus (python -m shards.corpus), whole once corpus.json is there.\n")

@@ -7,11 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from conclugen.common.atomic import hidden_beside
 from ray_jobs.demo.command import clear, main
 
 
 def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out" / "demo"
+    output.mkdir(parents=True)
+    hidden_beside(output / ".conclugen-demo").touch()  # a kill amid the mark's writing
     clear(output)
     (output / "runs").mkdir()
     clear(output)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conclugen.common.atomic import hidden_beside
 from shards.adapters import read_clips
 from shards.corpus import EMOTIONS, ClipPlan, ClipRow, CorpusConfig, render, write_clip, write_corpus
 from shards.corpus.__main__ import main
@@ -389,7 +390,15 @@ def test_a_lost_clip_is_no_corpus(tmp_path: Path) -> None:
     assert not (tmp_path / "c/corpus.json").exists()
     with pytest.raises(ValueError, match="a corpus that was not finished; write it anew with --overwrite"):
         write_corpus(tmp_path / "c", WHOLE)
+    for name in ("corpus.json", "clips.csv", ".conclugen-corpus"):  # as a kill leaves them
+        hidden_beside(tmp_path / "c" / name).write_text("half")
     assert len(write_corpus(tmp_path / "c", replace(WHOLE, speakers=1), overwrite=True)) == len(EMOTIONS)
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {
+        ".conclugen-corpus",
+        "clips",
+        "clips.csv",
+        "corpus.json",
+    }
 
 
 def test_pictures_that_cannot_be_encoded_are_refused(tmp_path: Path) -> None:
