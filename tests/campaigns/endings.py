@@ -55,7 +55,7 @@ from tuning.sweep.sweep import identity, prepare
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": signal.SIGKILL}
 STATUSES = {"interrupt": 130, "terminate": 143, "kill -9": -9}
 POINTS = ("start", "middle", "publication")
-_RAY = ("pretrain", "ablate", "sweep", "build", "features", "embed", "demo")
+_RAY = ("pretrain", "ablate", "sweep", "build", "features", "embed", "demo", "run")
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,14 @@ def _demonstrated(folder: Path) -> Any:
     return digests, (run.model / "model.safetensors").read_bytes(), _statuses(run.journal)
 
 
+def _walked(folder: Path) -> Any:
+    """Embeddings, and that the rest is there."""
+    place = folder / "out/x"
+    with np.load(place / "embeddings.npz", allow_pickle=False) as archive:
+        vectors = archive["vectors"].tobytes()
+    return vectors, sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
+
+
 def _ledger(folder: Path) -> Any:
     records = list(Ledger.open(folder / "out/a").history())
     finished = sorted(record.key for record in records if record.status == "finished")
@@ -350,6 +358,22 @@ JOBS: dict[str, Job] = {
     ),
     "sweep replay": Job(
         "sweep replay", _population, lambda folder: [folder / "out/a"], lambda folder: content(folder / "out/a/model")
+    ),
+    "controlled": Job(
+        "controlled",
+        lambda folder: None,
+        lambda folder: [
+            *("--run", "a", "--output", folder / "out", "--systems", "contrastive", "--data-seeds", 0, "--epochs", 1),
+            *("--factors.widths", "video=24,audio=20", "--factors.speakers", 9, "--factors.clips", 12),
+            *("--global-batch", 36, "--representation-dim", 8, "--projection-dim", 4, "--parallel", 1),
+        ],
+        lambda folder: [(folder / "out/a" / name).read_text() for name in ("page.md", "results.csv")],
+    ),
+    "run": Job(
+        "run",
+        _arrays,
+        lambda folder: [folder / "x.npz", "--group", "speaker", "--output", folder / "out", "--epochs", 1, "--quiet"],
+        _walked,
     ),
     "demo": Job(
         "demo",
