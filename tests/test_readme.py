@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conclugen.common import commands as front
+from conclugen.common.options.command import _leaves
 from ray_jobs import evaluate, pretrain
 from shards import Manifest, View
 from shards.__main__ import main as shards_main
@@ -82,3 +84,26 @@ def test_folders_modules_and_pages_are_there_and_it_stays_short() -> None:
     for name in re.findall(rf"`((?:{folders})/[\w./]*|\w+\.(?:md|yaml))`", README):
         assert (ROOT / name).exists() or name in ("table.md",), name
     assert len(README.splitlines()) <= 110, "two screens; more belongs into docs/"
+
+
+PAGES = [ROOT / "README.md", ROOT / "docs/tutorial.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_printed_have_options_that_exist(page: Path) -> None:
+    """Of blocks and of code within the text; where something is left out (`...`) the options before it."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    blocks = [line[4:] for line in text.splitlines() if line.startswith("    conclugen ")]
+    lines = [*blocks, *re.findall(r"`(conclugen [a-z][^`]*)`", text)]
+    assert len(lines) >= 4
+    for line in lines:
+        name, *arguments = shlex.split(line.partition(" ...")[0], comments=True)[1:]
+        command = front.load(name)
+        words = [word for word in arguments if word.startswith("--") and word not in ("--help", "--config", "--parts")]
+        known = {command.option(leaf.name) for leaf in _leaves(command)}
+        assert {word.partition("=")[0] for word in words} <= known, line
+
+
+def test_links_of_the_tutorial_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs/tutorial.md").read_text("utf-8"))
+    assert links and all((ROOT / "docs" / link).is_file() for link in links)
