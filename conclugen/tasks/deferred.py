@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from conclugen import distributed as distributed
     from conclugen import heads as heads
     from conclugen import kmeans as kmeans
+    from conclugen import random as random
 
 
 if not TYPE_CHECKING:
     torch, nn, functional = map(Deferred, ("torch", "torch.nn", "torch.nn.functional"))
     checkpoint = Deferred("torch.utils.checkpoint")
-    blockwise, distributed, heads, kmeans = (
-        Deferred(f"conclugen.{name}") for name in ("blockwise", "distributed", "heads", "kmeans")
+    blockwise, distributed, heads, kmeans, random = (
+        Deferred(f"conclugen.{name}") for name in ("blockwise", "distributed", "heads", "kmeans", "random")
     )

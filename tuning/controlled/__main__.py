@@ -1,7 +1,7 @@
 """Job: what does each task keep, of factors that are known?
 
     python -m tuning.controlled --run first
-    python -m tuning.controlled --run mine --systems [alone,contrastive+mine] --data-seeds [0,1,2,3,4]
+    python -m tuning.controlled --run mine --systems [alone,TASK+TASK:10] --data-seeds [0,1,2,3,4]
 
 Writes feature shards whose rows are made of known factors (shared by modalities, unique to one, in their combination
 only, clusters, the speaker), trains each system on them without labels, and asks the probe for every factor: one page,

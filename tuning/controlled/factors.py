@@ -52,7 +52,7 @@ class FactorsConfig:
 
     widths: dict[str, int] = field(default_factory=lambda: {"video": 48, "audio": 32})
     speakers: int = 24
-    clips: int = 60
+    clips: int = 100
     shared: int = 4
     unique: int = 4
     synergy: bool = True
@@ -61,7 +61,7 @@ class FactorsConfig:
     cluster_spread: float = 0.5
     speaker: int = 4
     speaker_size: float = 1.5
-    noise: float = 0.5
+    noise: float = 1.0
 
     def __post_init__(self) -> None:
         for name in self.widths:

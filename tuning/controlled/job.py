@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from ray_jobs.run_config import DEFAULT_OUTPUT
 from shards.access import SHARED_FOLDER, refuse_url
 from tuning.controlled.factors import FactorsConfig
 
-ALONE = "alone"
+ALONE, PAIRS, ALL, EQUAL = "alone", "pairs", "all", "equal"
+METHOD = PRESETS[DEFAULT_PRESET][1]
+"""The tasks of the published method, in order."""
 WEIGHED = ":"
 UNTRAINED, RAW = "untrained", ("raw", "raw balanced")
 
@@ -58,9 +61,10 @@ class ControlledJob:
     Attributes:
         name: Of the experiment, and of its folder.
         output: Folder of all experiments.
-        systems: What is trained: tasks joined by `+`, weights behind a colon (`contrastive+reconstruction:10`), another
-            weighting before an equals sign (`share=contrastive:0.5+reconstruction:0.5`); `alone`: each registered task
-            by itself. Untrained heads and raw features are always there.
+        systems: What is trained: tasks joined by `+`, weights behind a colon (`A+B:10`), another weighting before an
+            equals sign (`share=A:0.5+B:0.5`); `alone`: each registered task by itself; `pairs`: every two of the
+            published method's tasks, `all`: these together, `equal`: both with equal shares of the gradient. Untrained
+            heads and raw features are always there.
         recipe: Of every system: `improved` or `paper`.
         data_seeds: Of the features; a row of the page is a mean over them.
         seed: Of training.
@@ -76,13 +80,7 @@ class ControlledJob:
 
     name: str = "controlled"
     output: str = DEFAULT_OUTPUT
-    systems: tuple[str, ...] = (
-        ALONE,
-        "contrastive+reconstruction",
-        "contrastive+clustering+reconstruction",
-        "contrastive+reconstruction:10",
-        "share=contrastive:0.5+reconstruction:0.5",
-    )
+    systems: tuple[str, ...] = (ALONE, PAIRS, ALL, EQUAL)
     recipe: str = "improved"
     data_seeds: tuple[int, ...] = (0, 1, 2)
     seed: int = 127
@@ -91,9 +89,7 @@ class ControlledJob:
     representation_dim: int = 96
     projection_dim: int = 48
     factors: FactorsConfig = field(default_factory=FactorsConfig)
-    judging: JudgingConfig = field(
-        default_factory=lambda: JudgingConfig(fractions=(0.1, 1.0), draws=2, inner_folds=2, with_raw=False)
-    )
+    judging: JudgingConfig = field(default_factory=lambda: JudgingConfig(draws=3, with_raw=False))
     parallel: int = 2
     shards_only: bool = False
 
@@ -118,20 +114,22 @@ class ControlledJob:
 
     @property
     def all_systems(self) -> tuple[System, ...]:
-        """The systems that are trained, `alone` spelled out."""
-        texts: list[str] = []
-        for text in self.systems:
-            if text != ALONE:
-                texts.append(text)
-                continue
-            modalities = tuple(self.factors.widths)
-            texts += [name for name in registry.registered() if registry.serve([name], modalities)]
+        """The systems that are trained, each spelled out."""
+        modalities = tuple(self.factors.widths)
+        pairs = ["+".join(pair) for pair in itertools.combinations(METHOD, 2)]
+        everything = "+".join(METHOD)
+        named = {
+            ALONE: [name for name in registry.registered() if registry.serve([name], modalities)],
+            PAIRS: pairs,
+            ALL: [everything],
+            EQUAL: [_equal(text) for text in (*pairs, everything)],
+        }
+        texts = [spelled for text in self.systems for spelled in named.get(text, [text])]
         return tuple(System.parse(text) for text in dict.fromkeys(texts))
 
     def config(self, system: System) -> PretrainConfig:
         """The configuration of a system. Raises ValueError where there can be none."""
-        published = PRESETS[DEFAULT_PRESET][1]
-        tasks: dict[str, Any] = {name: None for name in published if name not in system.tasks}
+        tasks: dict[str, Any] = {name: None for name in METHOD if name not in system.tasks}
         for name in system.tasks:
             tasks[name] = {"weight": system.weights[name]} if name in system.weights else {}
         built = presets.build(
@@ -150,3 +148,11 @@ class ControlledJob:
     def settings(self) -> dict[str, Any]:
         """What decides every number, systems and data seeds apart."""
         return {"factors": asdict(self.factors), "judging": asdict(self.judging)}
+
+
+def _equal(text: str) -> str:
+    """Tasks joined by `+` as a system of equal shares of the gradient, which sum to 1 as they are written."""
+    tasks = text.split("+")
+    shares = [round(1 / len(tasks), 4)] * (len(tasks) - 1)
+    shares.append(round(1 - sum(shares), 4))
+    return "share=" + "+".join(f"{name}:{share:g}" for name, share in zip(tasks, shares, strict=True))
