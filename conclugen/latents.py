@@ -13,8 +13,6 @@ from torch.nn import functional
 from conclugen import distributed
 from conclugen.batch import Batch
 
-_BITS = 1 << torch.arange(8, dtype=torch.uint8)
-
 
 @dataclass(frozen=True)
 class Presence:
@@ -70,12 +68,12 @@ def pack_bits(flags_BM: Tensor) -> Tensor:
     """(B, M) bool to (B, ceil(M / 8)) uint8, the first flag in the lowest bit."""
     rows, count = flags_BM.shape
     padded = functional.pad(flags_BM, (0, -count % 8)).view(rows, -1, 8)
-    return (padded * _BITS.to(flags_BM.device)).sum(2, dtype=torch.uint8)
+    return (padded * _bits(flags_BM.device)).sum(2, dtype=torch.uint8)
 
 
 def unpack_bits(bytes_BC: Tensor, count: int) -> Tensor:
     """Inverse of `pack_bits`: (B, count) bool."""
-    return (bytes_BC.unsqueeze(2) & _BITS.to(bytes_BC.device)).bool().flatten(1)[:, :count]
+    return (bytes_BC.unsqueeze(2) & _bits(bytes_BC.device)).bool().flatten(1)[:, :count]
 
 
 @dataclass(frozen=True)
@@ -94,3 +92,8 @@ class Latents:
     presence: Presence
     step: int
     epoch: int
+
+
+def _bits(device: torch.device) -> Tensor:
+    """1, 2, 4 to 128, made where they are used: a copy from the host would make it wait."""
+    return 1 << torch.arange(8, dtype=torch.uint8, device=device)
