@@ -12,6 +12,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
+from conclugen.evaluation.config import JudgingConfig
 from shards import Manifest, View
 from tuning.controlled import experiment, page
 from tuning.controlled.__main__ import run
@@ -124,6 +125,7 @@ def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.Capture
         representation_dim=8,
         projection_dim=4,
         factors=SMALL,
+        judging=JudgingConfig(fractions=(0.5, 1.0), draws=2, inner_folds=2, with_raw=False),
         parallel=1,
     )
     assert run(job) == 0
