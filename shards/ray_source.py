@@ -3,7 +3,8 @@
 Each rank has a stream of its own over its own part of the plan, so there is no coordinator and no barrier between
 ranks. The plan is executed in windows of a bounded number of read tasks, each window one Ray Data execution that
 preserves order; the next one is started when the current one's last rows wait in the store, so its start-up is hidden.
-`iter_batches` cuts blocks into batches again, so the size of a task is free.
+`iter_batches` cuts blocks into batches again, so the size of a task is free. Tasks run on the node of the process that
+takes their rows: the store is read there, once, and need be reachable from nowhere else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ with needed_for("reading through Ray Data"):
     import ray
     from ray.data import Datasource, ExecutionResources, ReadTask
     from ray.data.block import BlockMetadata
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PAYLOADS = ("object_store", "worker")
 _MOST_STEPS_PER_TASK = 32  # with small rows: enough to hide a task's cost, and a first batch is soon there
@@ -138,6 +140,9 @@ class _Stream:
         # Rows from the object store are copied once in any case: then into memory without gaps.
         self.memory = RowMemory(reader, self.local, execution.prefetch + 3, views=payload == "worker")
         self.task_reader = ray.put(reader.for_tasks())
+        # Ray Data would spread tasks over all nodes, the head included, and most rows would cross the network a second
+        # time. Soft: a task whose node is gone runs elsewhere, until its consumer is stopped as well.
+        self.here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
     def batches(self, cursor: Cursor, steps: int) -> Iterator[Step]:
         """All batches, window after window; the next one starts when `last_steps` of the current one are left."""
@@ -175,6 +180,7 @@ class _Stream:
         dataset = ray.data.read_datasource(
             _PlannedRanges(tasks),
             num_cpus=self.execution.read_cpus,
+            ray_remote_args={"scheduling_strategy": self.here},
             concurrency=min(self.execution.tasks, len(tasks)),
             override_num_blocks=len(tasks),
         )
