@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from conclugen import storage
+from conclugen import distributed, storage
 from conclugen.pretrainer import Pretrainer
 
 SCHEMA, VERSION = "conclugen-checkpoint", 2
@@ -46,16 +47,38 @@ class Snapshot:
     document: dict[str, Any]
 
 
+class HostMemory:
+    """Memory that snapshots are copied into, kept from one to the next: fresh pages cost several times the copy itself,
+    and a GPU copies at full speed into pinned ones only."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors on the host, until the next call: all copies are on their way before the first is waited for."""
+        found = {}
+        for name, x in tensors.items():
+            kept = self._kept.get(name)
+            if kept is None or kept.shape != x.shape or kept.dtype != x.dtype:
+                kept = self._kept[name] = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+            found[name] = kept.copy_(x, non_blocking=True)
+        for device in {x.device for x in tensors.values() if x.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        return found
+
+
 def snapshot(
     pretrainer: Pretrainer,
     cursor: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
     copy: bool = True,
+    memory: HostMemory | None = None,
 ) -> Snapshot:
     """The state of now, copied to the host's memory so that training may go on while it is written.
 
-    cursor and extra must be JSON-able. copy: False where nothing changes the state before it is written. Raises
-    NonFiniteLossError rather than take a state that a bad step has touched.
+    cursor and extra must be JSON-able. copy: False where nothing changes the state before it is written. memory: what
+    to copy into; the snapshot taken into it before must be written by then. Raises NonFiniteLossError rather than take
+    a state that a bad step has touched.
     """
     tensors, meta = pretrainer.state()
     document = {
@@ -67,7 +90,7 @@ def snapshot(
         "extra": dict(extra or {}),
     }
     if copy:  # of a tensor on the host `to` alone would be the tensor itself
-        tensors = {name: x.to("cpu", copy=True) for name, x in tensors.items()}
+        tensors = (memory or HostMemory()).copied(tensors)
         document = json.loads(json.dumps(document))
     return Snapshot(tensors, document)
 
@@ -86,6 +109,17 @@ def save(
 ) -> None:
     """`write` the `snapshot` of now. All ranks hold the same state: one of them writes."""
     write(folder, snapshot(pretrainer, cursor, extra, copy=False))
+
+
+def restore_everywhere(state: Checkpoint, pretrainer: Pretrainer) -> None:
+    """`Checkpoint.restore` on every rank, where rank 0 alone has the tensors: the others get them from it."""
+    if distributed.rank() == 0:
+        state.restore(pretrainer)
+    own, _ = pretrainer.state()
+    for name in sorted(own):
+        distributed.broadcast(own[name])
+    if distributed.rank() > 0:
+        pretrainer.load_state(own, state.meta)
 
 
 def read_extra(document: str) -> dict[str, Any]:

@@ -162,7 +162,8 @@ def sum_scattered(x: Tensor) -> Tensor:
 def broadcast(x: Tensor) -> Tensor:
     """Overwrite `x` with rank 0's values, in place."""
     if world_size() > 1:
-        dist.broadcast(x, src=0, group=_group())
+        # gloo knows no bool
+        dist.broadcast(x.view(torch.uint8) if x.dtype == torch.bool else x, src=0, group=_group())
     return x
 
 

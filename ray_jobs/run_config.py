@@ -104,7 +104,10 @@ class RunConfig:
             until all can be placed. The same samples are trained on in the same batches for any number.
         gpu: Train on GPUs, one per worker; in bfloat16 and compiled unless the options say otherwise.
         cpus_per_worker: Logical CPUs that each worker reserves; also its number of threads.
-        checkpoint_every: Optimiser steps between checkpoints.
+        checkpoint_every: Optimiser steps between checkpoints, beside those by time; None: by time alone.
+        checkpoint_every_s: Seconds between checkpoints, by rank 0's clock; None: by steps alone. It is more where the
+            last one is not stored yet, or training would stand still for more than 1 % of the time. What a failure can
+            cost.
         keep_checkpoints: Checkpoints kept: the best by `keep_by`, and always the newest.
         keep_by: Validation metric by which the best are kept, for instance `validation/effective_rank/video`; None: the
             newest are kept.
@@ -132,7 +135,8 @@ class RunConfig:
     min_workers: int | None = None
     gpu: bool = False
     cpus_per_worker: int = 1
-    checkpoint_every: int = 200
+    checkpoint_every: int | None = None
+    checkpoint_every_s: float | None = 300.0
     keep_checkpoints: int = 3
     keep_by: str | None = None
     keep_order: Literal["max", "min"] = "max"
@@ -157,8 +161,13 @@ class RunConfig:
                 f"run.name: {self.name[:40]!r}... is longer than {_LONGEST_NAME} bytes; choose a shorter one"
             )
         for name in ("workers", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "report_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name}: must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"run.{name}: must be at least 1, got {value}")
+        if self.checkpoint_every_s is not None and not 0 < self.checkpoint_every_s < math.inf:
+            raise ValueError(
+                f"run.checkpoint_every_s: must be null or more than 0 seconds, got {self.checkpoint_every_s}"
+            )
         if self.max_failures < -1:
             raise ValueError(f"run.max_failures: must be at least 0 (-1: without limit), got {self.max_failures}")
         check_experiment("run.experiment", self.experiment)

@@ -157,16 +157,28 @@ class CheckpointWriter:
         self._pending: tuple[int, Future[None]] | None = None
         self._missed = 0
 
-    def submit(self, step: int, state: Snapshot) -> None:
-        """Have a snapshot written; waits until the one before it is."""
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written."""
+        return self._pending is not None and not self._pending[1].done()
+
+    def wait(self) -> None:
+        """Wait until the one submitted last is written, or passed over."""
         self._settle(most_missed=_MOST_MISSED)
-        self._pending = step, self._thread.submit(self._write, step, state)
+
+    def submit(
+        self, step: int, state: Snapshot, completed: Callable[[Snapshot], Snapshot] = lambda state: state
+    ) -> None:
+        """Have a snapshot written, as it is after `completed` in the thread; waits until the one before it is."""
+        self.wait()
+        self._pending = step, self._thread.submit(self._write, step, state, completed)
 
     def finish(self) -> None:
         """Wait until everything is written. Raises CheckpointWriteError where the last one could not be."""
         self._settle(most_missed=1)
 
-    def _write(self, step: int, state: Snapshot) -> None:
+    def _write(self, step: int, state: Snapshot, completed: Callable[[Snapshot], Snapshot]) -> None:
+        state = completed(state)
         self._before()
         self._store.publish(step, state)
 

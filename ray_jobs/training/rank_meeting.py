@@ -38,15 +38,19 @@ class RankMeeting:
 
     def hold(self, step: int, note: Any) -> list[Any]:
         """Exchange JSON-able notes: every rank gets those of all, in order of ranks."""
+        notes = self.exchange((self._steps_until_next(step), note))
+        self._next = step + int(notes[0][0])
+        return [note for _, note in notes]
+
+    def exchange(self, note: Any) -> list[Any]:
+        """The same between meetings, wherever all ranks know that they want it."""
         text = json.dumps(note).encode()
-        facts = self._gather(torch.tensor([len(text), self._steps_until_next(step)]))
-        self._next = step + int(facts[0][1])
-        longest = max(int(length) for length, _ in facts)
+        facts = self._gather(torch.tensor([len(text)]))
+        longest = max(int(length) for length in facts)
         sent = torch.zeros(longest, dtype=torch.uint8)
         sent[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         received = self._gather(sent)
-        notes = zip(received, facts, strict=True)
-        return [json.loads(bytes(x[: int(length)].tolist())) for x, (length, _) in notes]
+        return [json.loads(bytes(x[: int(n)].tolist())) for x, n in zip(received, facts, strict=True)]
 
     def _steps_until_next(self, step: int) -> int:
         (before, then), now = self._last, time.monotonic()

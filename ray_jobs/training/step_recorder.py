@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -53,8 +53,8 @@ class SilentRecorder:
     def heed(self, inputs: Sequence[InputTimes]) -> None:
         pass
 
-    def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
-        return {}
+    def validate(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+        return dict
 
 
 class StepRecorder(SilentRecorder):
@@ -128,13 +128,20 @@ class StepRecorder(SilentRecorder):
         if warning is not None:
             print(f"warning: {warning}", flush=True)
 
-    def validate(self, pretrainer: Pretrainer) -> dict[str, float]:
-        """Measure training health on the validation view, if there is one; journalled and returned."""
+    def validate(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+        """Embed the validation view, if there is one; what is returned measures training health on it, whatever the
+        model has become by then, journals and returns the measures."""
         if self._validation is None:
-            return {}
+            return dict
         with self.input.paused():
-            measures = self._validation.measure(pretrainer)
-        self._journal.metrics(pretrainer.step_number, measures, series="validation")
+            measured = self._validation.embedded(pretrainer)
+        step = pretrainer.step_number
+
+        def measures() -> dict[str, float]:
+            found = measured()
+            self._journal.metrics(step, found, series="validation")
+            return found
+
         return measures
 
 
@@ -171,19 +178,10 @@ class StepTimer:
         """
         if not self._pending:
             return []
-        names = sorted({name for _, values in self._pending for name in values})
-        table = torch.stack(
-            [
-                torch.stack([values[name].detach().double().cpu() if name in values else _ABSENT for name in names])
-                for _, values in self._pending
-            ]
-        ).tolist()
+        table = _on_host([values for _, values in self._pending])
         now = self._gauge.times()
         period, self._taken = now - self._taken, now
-        records = [
-            {"step": step, **{name: value for name, value in zip(names, row, strict=True) if name in values}}
-            for (step, values), row in zip(self._pending, table, strict=True)
-        ]
+        records = [{"step": step, **values} for (step, _), values in zip(self._pending, table, strict=True)]
         records[-1] |= {
             "samples_per_second": len(self._pending) * self.global_batch / period.seconds,
             "step_seconds": period.seconds / len(self._pending),
@@ -195,4 +193,15 @@ class StepTimer:
         return records
 
 
-_ABSENT = torch.tensor(float("nan"), dtype=torch.float64)
+def _on_host(steps: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+    """The steps' values as numbers, sorted by name; one copy from each device for all of them, for which it is waited
+    once."""
+    flat = [(i, name, values[name].detach()) for i, values in enumerate(steps) for name in sorted(values)]
+    found: list[dict[str, float]] = [dict.fromkeys(sorted(values), 0.0) for values in steps]
+    for device in {x.device for _, _, x in flat}:
+        there = [(i, name, x) for i, name, x in flat if x.device == device]
+        by_dtype = [[item for item in there if item[2].dtype == dtype] for dtype in {x.dtype for _, _, x in there}]
+        sent = torch.cat([torch.stack([x for _, _, x in items]).double() for items in by_dtype]).cpu()
+        for (i, name, _), value in zip((item for items in by_dtype for item in items), sent.tolist(), strict=True):
+            found[i][name] = value
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from conclugen.common.names import did_you_mean
 from conclugen.evaluation import health
 from conclugen.evaluation.knn import neighbour_vote
 from conclugen.evaluation.protocol import own_groups
+from conclugen.tasks import Task
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import Source, held_out_view, note_no_validation, open_reader
 from shards import Manifest, Reader, Rows, View
@@ -63,12 +64,28 @@ class Validation:
 
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
         """Every measure by name; warnings about collapse are printed, and counted as `warnings`."""
+        return self.embedded(pretrainer)()
+
+    def embedded(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+        """One pass of the rows through the model of now; what is returned is `measure` of that, which takes far longer
+        and needs the model no more."""
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
-        representations = pretrainer.embed(batch)
-        measures = health.report(representations, pretrainer.project(batch), batch.present)
+        representations, projections = pretrainer.embed(batch), pretrainer.project(batch)
         tasks = [pretrainer.model.task(name) for name in pretrainer.model.tasks]
+        of_tasks: dict[str, float] = {}
         for task in tasks:
-            measures |= task.measures()  # of the last training step
+            of_tasks |= task.measures()  # of the last training step
+        return lambda: self._measured(batch, representations, projections, tasks, of_tasks)
+
+    def _measured(
+        self,
+        batch: Batch,
+        representations: dict[str, torch.Tensor],
+        projections: dict[str, torch.Tensor],
+        tasks: list[Task],
+        of_tasks: dict[str, float],
+    ) -> dict[str, float]:
+        measures = health.report(representations, projections, batch.present) | of_tasks
         found = health.warnings(measures, batch.present)
         found += [warning for task in tasks for warning in task.warnings(measures)]
         for warning in found:

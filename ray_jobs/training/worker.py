@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -13,7 +17,7 @@ import ray.train.torch
 import torch
 
 from conclugen import Pretrainer, checkpoint, distributed
-from conclugen.checkpoint import Checkpoint
+from conclugen.checkpoint import Checkpoint, HostMemory, Snapshot
 from conclugen.common import uris
 from conclugen.prefetch import prefetch
 from ray_jobs.run_config import PretrainJob
@@ -28,6 +32,7 @@ from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
 from shards import Cursor, Damage
 from shards.damage import DamageLog
 
+_MOST_BLOCKED = 0.01  # of the time, by checkpoints that are due by time
 # A rank that stalls says so itself; only then do the collectives end in which others wait for it.
 COLLECTIVES_LATER_S = 30.0
 
@@ -80,7 +85,7 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
             device=ray.train.torch.get_device(),
         )
         if state is not None:
-            state.restore(pretrainer)
+            checkpoint.restore_everywhere(state, pretrainer)
             del state
         recorder = StepRecorder(folder, job, source.manifest, start.attempt) if rank == 0 else SilentRecorder()
         keeper = Keeper(start, rank, recorder)
@@ -91,16 +96,18 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
                 step = pretrainer.step_number
                 recorder.add(step, values)
                 last = step == start.total_steps
-                due = last or step % run.checkpoint_every == 0
+                due = last or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
                 if due or meeting.due(step):
                     note = watch.note(quarantine.take()) | {"input": asdict(recorder.input.times())}
-                    notices = meeting.hold(step, note)
+                    notices = meeting.hold(step, note | {"keep": keeper.wants_one})
+                    due |= notices[0]["keep"]
                     due |= watch.judge(step, notices)
                     pulse.announced = watch.announced
                     recorder.heed([InputTimes(**notice["input"]) for notice in notices])
                 if last or step % run.report_every == 0:
                     recorder.write()
                 if due:
+                    compare(meeting.exchange(pretrainer.checksum()), step)
                     keeper.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
                 with recorder.input.paused():
                     profile.step()
@@ -110,11 +117,30 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
 
 
 def newest_state(start: Start, rank: int, meeting: RankMeeting) -> Checkpoint | None:
-    """The newest whole checkpoint, the same on every rank, or None where there is none."""
-    store = RunFolder(start.folder).store(start.job.run)
-    found = store.newest() if rank == 0 else None
-    step = meeting.hold(0, None if found is None else int(found.meta["step_number"]))[0]
-    return None if step is None else found or store.load(step)
+    """The newest whole checkpoint, or None where there is none: rank 0 alone reads it, the others have it without its
+    tensors."""
+    found = RunFolder(start.folder).store(start.job.run).newest() if rank == 0 else None
+    told = meeting.hold(0, None if found is None else [found.meta, found.cursor, found.extra])[0]
+    return None if told is None else found or Checkpoint({}, *told)
+
+
+class RanksDifferError(RuntimeError):
+    """Ranks that should hold the same parameters do not; a restart goes on from a state that they shared."""
+
+
+def compare(checksums: Sequence[int], step: int) -> None:
+    """Raise RanksDifferError unless all ranks' parameters have the same checksum; it names those that most differ
+    from."""
+    usual, count = Counter(checksums).most_common(1)[0]
+    if count == len(checksums):
+        return
+    ranks = [str(rank) for rank, checksum in enumerate(checksums) if checksum != usual]
+    who = f"rank {', '.join(ranks)} from the others" if 2 * count > len(checksums) else "ranks from each other"
+    raise RanksDifferError(
+        f"after step {step} the parameters of {who} differ, though they were computed from the same numbers: a device "
+        "or its memory is faulty, or the devices are not of one kind. No checkpoint was written of it; look at the "
+        "nodes of these ranks if it comes back"
+    )
 
 
 class Watch:
@@ -154,27 +180,63 @@ class Watch:
         return self.leaving
 
 
+class CheckpointClock:
+    """When the next checkpoint by time is due: after `every_s` seconds, and not before training has gone on for 99
+    times as long as it stood still for the last one."""
+
+    def __init__(self, every_s: float | None, clock: Callable[[], float] = time.monotonic):
+        self._every_s, self._clock = every_s, clock
+        self._next = clock() + (every_s or 0)
+
+    def due(self, busy: bool) -> bool:
+        """busy: the last one is still being written."""
+        return self._every_s is not None and not busy and self._clock() >= self._next
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Around what training stands still for."""
+        begun = self._clock()
+        yield
+        ended = self._clock()
+        self._next = max(begun + (self._every_s or 0), ended + (ended - begun) * (1 / _MOST_BLOCKED - 1))
+
+
 class Keeper:
     """Checkpoints: rank 0 copies the state and has it written while training goes on."""
 
     def __init__(self, start: Start, rank: int, recorder: SilentRecorder):
         self._identity, self._recorder = start.identity, recorder
+        self._clock = CheckpointClock(start.job.run.checkpoint_every_s)
+        self._memory = HostMemory()
         self._writer: CheckpointWriter | None = None
         if rank == 0:
             store = RunFolder(start.folder).store(start.job.run)
             self._writer = CheckpointWriter(store, before=recorder.sync)
 
+    @property
+    def wants_one(self) -> bool:
+        """Whether a checkpoint is due by time; on rank 0 alone, whose word counts."""
+        return self._writer is not None and self._clock.due(self._writer.busy)
+
     def keep(self, pretrainer: Pretrainer, cursor: Cursor, at_once: bool) -> None:
-        """Validate and keep the state of now; at_once: wait until it is stored, rather than let training go on."""
+        """Keep the state of now, and what is measured of it; at_once: wait until it is stored, rather than let training
+        go on."""
         pretrainer.check_finite()  # on every rank alike
         if self._writer is None:
             return
-        self._recorder.write()
-        measures = {f"validation/{name}": value for name, value in self._recorder.validate(pretrainer).items()}
-        finite = {name: value for name, value in measures.items() if value == value}
-        state = checkpoint.snapshot(
-            pretrainer, cursor.to_dict(), {"measures": finite, "identity": dict(self._identity)}
-        )
-        self._writer.submit(pretrainer.step_number, state)
+        with self._clock.keeping():
+            self._writer.wait()  # the memory is its own until then
+            self._recorder.write()
+            measured = self._recorder.validate(pretrainer)
+            extra = {"measures": {}, "identity": dict(self._identity)}
+            state = checkpoint.snapshot(pretrainer, cursor.to_dict(), extra, memory=self._memory)
+            self._writer.submit(pretrainer.step_number, state, functools.partial(_with_measures, measured))
         if at_once:
             self._writer.finish()
+
+
+def _with_measures(measured: Callable[[], dict[str, float]], state: Snapshot) -> Snapshot:
+    """The snapshot with what is measured of its model, where that is a number."""
+    finite = {f"validation/{name}": value for name, value in measured().items() if value == value}
+    extra = {**state.document["extra"], "measures": finite}
+    return replace(state, document={**state.document, "extra": extra})

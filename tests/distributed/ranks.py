@@ -26,6 +26,7 @@ from conclugen import (
     model,
     summed_gradients,
 )
+from conclugen.checkpoint import Checkpoint, restore_everywhere
 from conclugen.latents import Presence
 from conclugen.random import uniform
 
@@ -274,6 +275,19 @@ def own_gradients(config: dict[str, Any], batch: dict[str, Any]) -> dict[str, ND
         if there:
             sizes[name] = np.sum(there, axis=0)
     return sizes
+
+
+def restored(config: dict[str, Any], batches: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Metrics of the third step of a run, and of one that went on after two with what rank 0 alone had kept."""
+    cfg = PretrainConfig.from_dict(config)
+    first, second = (Pretrainer(cfg, WIDTHS, 2, _moments(cfg)) for _ in range(2))
+    for batch in batches[:2]:
+        first.step(own_rows(batch, cfg))
+    tensors, meta = first.state()
+    kept = {name: x.clone() for name, x in tensors.items()} if distributed.rank() == 0 else {}
+    restore_everywhere(Checkpoint(kept, meta, {}, {}), second)
+    assert first.checksum() == second.checksum()
+    return [{name: float(x) for name, x in each.step(own_rows(batches[2], cfg)).items()} for each in (first, second)]
 
 
 LARGER = {

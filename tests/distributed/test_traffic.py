@@ -94,3 +94,10 @@ def test_flags_travel_as_bits(count: int) -> None:
     packed = pack_bits(flags)
     np.testing.assert_array_equal(packed.numpy(), np.packbits(flags.numpy(), axis=1, bitorder="little"))
     torch.testing.assert_close(unpack_bits(packed, count), flags)
+
+
+def test_what_rank_0_alone_has_read_is_restored_everywhere(workers: Pool) -> None:
+    """Parameters, moments, queue and its flags: the next step is the same on every rank, to the last digit."""
+    case = CASES["total, improved, clipped"]
+    for went_on, restored in workers.run(2, ranks.restored, case, list(BATCHES.values())[:3]):
+        assert restored == went_on

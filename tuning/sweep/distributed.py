@@ -85,7 +85,7 @@ class DistributedTrialActor(TrialActor):
             workers=plan.resources.workers,
             gpu=plan.resources.gpu,
             cpus_per_worker=plan.resources.cpus_per_worker,
-            checkpoint_every=10**9,  # one at the end of each stretch is written in any case
+            checkpoint_every_s=None,  # one at the end of each stretch is written in any case
             max_failures=plan.resources.max_failures,
         )
         # The judge measures here; the workers need not.

@@ -63,3 +63,24 @@ def test_less_than_half_is_warned_of_once_and_every_step_is_journalled(
     assert "30% of the rows of a batch found negatives of the same speaker" in out and "data.speaker" in out
     journalled = [value for _, value in metric_history(folder.journal)[SHARE]]
     assert journalled == pytest.approx([0.8, 0.3, 0.2, 0.1])
+
+
+def test_a_report_waits_for_a_device_once_whatever_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, copy = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(x.numel()) or copy(x))
+    recorder = StepTimer(global_batch=10)
+    list(recorder.timed([1]))
+    for step in range(1, 21):
+        recorder.add(
+            step,
+            {
+                "loss": torch.tensor(step / 3),
+                "lr": torch.tensor(step / 7, dtype=torch.float64),
+                "count": torch.tensor(step),
+            },
+        )
+    records = recorder.take()
+    assert copies == [60]
+    for step, record in enumerate(records, 1):
+        assert record["loss"] == float(torch.tensor(step / 3))
+        assert (record["step"], record["lr"], record["count"]) == (step, step / 7, step)

@@ -44,6 +44,19 @@ def test_a_collapsed_representation_is_warned_of(manifest: Manifest, capsys: pyt
     assert "warning: effective rank of video is" in capsys.readouterr().out
 
 
+def test_measures_are_of_the_model_that_was_embedded_whatever_it_became(manifest: Manifest) -> None:
+    """They are made in a thread while training goes on."""
+    pretrainer = untrained("contrast_only", manifest)
+    data = DataConfig(folder=manifest.folder, label="emotion")
+    validation = Validation.open(data, manifest, pretrainer.config.modalities)
+    assert validation is not None
+    expected, later = validation.measure(pretrainer), validation.embedded(pretrainer)
+    with torch.no_grad():
+        for parameter in pretrainer.model.parameters():
+            parameter.mul_(-0.5)
+    assert later() == expected != validation.measure(pretrainer)
+
+
 @pytest.mark.parametrize("preset", ["conclugen", "contrast_only_video_audio", "generative_only"])
 def test_names_are_known_before_the_first_step(preset: str, manifest: Manifest) -> None:
     """Those of tasks too, which are measured only after a step with them."""
