@@ -59,5 +59,4 @@ def pcgrad(gram_TT: Tensor, order: Sequence[Sequence[int]]) -> Tensor:
 
 def projection_order(count: int, seed: int, step: int) -> list[list[int]]:
     """For each task the others in a random order, drawn from (seed, "pcgrad", step, task)."""
-    draws_TT = random.uniform(seed, "pcgrad", step, torch.arange(count), count)
-    return [[j for j in draws.argsort().tolist() if j != i] for i, draws in enumerate(draws_TT)]
+    return [[j for j in random.order(seed, "pcgrad", step, i, count) if j != i] for i in range(count)]

@@ -66,6 +66,7 @@ def cosine_kmeans(
         labels = torch.where(converged, labels, new_labels)
         centroids = torch.where(converged, centroids, means_KC)
         converged = converged | (shift <= tolerance)
-        if pool_NC.device.type in _READABLE and bool(converged):
+        # A tensor without memory, on which a step is only counted, has no value either.
+        if type(pool_NC) is Tensor and pool_NC.device.type in _READABLE and bool(converged):
             break
     return KMeansResult(centroids, labels, converged)

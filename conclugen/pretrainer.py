@@ -15,11 +15,11 @@ import hashlib
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from conclugen import distributed, optimizer, saved_state, step_metrics, weighting
@@ -32,6 +32,8 @@ from conclugen.schedule import learning_rate
 from conclugen.standardize import Standardize
 
 __all__ = ["NonFiniteLossError", "Pretrainer"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # How often a GPU is asked whether a loss was not finite; the parameters stop changing at the bad step unasked.
 _CHECK_EVERY_CUDA = 50
@@ -68,12 +70,12 @@ class Pretrainer:
         self.device = torch.device(device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.step_number = 0
-        self.model = Model(config, self.widths).to(self.device, self.dtype)
+        self.model = self._placed(Model(config, self.widths))
         self.model.initialise()
         self._set_standardization(standardization)
         if config.compile:
             self.model.compile_regions()
-        self.weighting = weighting.make(config.tasks, config.model.representation_dim).to(self.device, self.dtype)
+        self.weighting = self._placed(weighting.make(config.tasks, config.model.representation_dim))
         model_parameters = dict(self.model.named_parameters())
         weight_parameters = {f"weighting.{name}": p for name, p in self.weighting.named_parameters()}
         self.parameters = {**model_parameters, **weight_parameters}
@@ -83,6 +85,9 @@ class Pretrainer:
         self._gradients = GradientComputer(self.model, config, self.weighting)
         self._guard = FiniteGuard(list(config.tasks.active), self.device)
         self._check_every = _CHECK_EVERY_CUDA if self.device.type == "cuda" else 1
+
+    def _placed(self, module: Module) -> Module:
+        return module.to(self.device, self.dtype)
 
     @property
     def epoch(self) -> int:

@@ -41,11 +41,21 @@ def draws(key: int | Tensor, row: Tensor, n: int, dtype: torch.dtype = torch.flo
     if torch.compiler.is_compiling():  # which makes one pass of it all
         return _fractions(_mix(row_key_B1 + counter_N), dtype)
     drawn_BN = torch.empty(len(row), n, dtype=dtype, device=row.device)
-    rows = max(1, _BLOCK // max(1, n)) if row.device.type == "cpu" else max(1, len(row))
+    # Not a fake tensor, on which a step is counted as on a GPU.
+    on_cpu = row.device.type == "cpu" and type(row) is Tensor
+    rows = max(1, _BLOCK // max(1, n)) if on_cpu else max(1, len(row))
     for start in range(0, len(row), rows):
         part = slice(start, start + rows)
         drawn_BN[part] = _fractions(_mix_(row_key_B1[part] + counter_N), dtype)
     return drawn_BN
+
+
+def order(seed: int, purpose: str, step: int, row: int, n: int) -> list[int]:
+    """The numbers below n in the order of `uniform` of this row, in Python integers: where a list is wanted, and
+    tensors that may hold nothing will not do."""
+    start = _mix_int((row ^ key(seed, purpose, step)) & _MASK)
+    draws = [_mix_int((start + i * _GOLDEN) & _MASK) >> 11 for i in range(1, n + 1)]
+    return sorted(range(n), key=draws.__getitem__)
 
 
 def _fractions(bits_BN: Tensor, dtype: torch.dtype) -> Tensor:

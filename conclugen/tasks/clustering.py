@@ -89,7 +89,7 @@ def assignment_sum(
     scores_BK: Tensor, label_B: Tensor, valid_B: Tensor, margin: float, temperature: float = 1.0
 ) -> Tensor:
     """Sum over valid rows of the cross-entropy of (score - margin at the label) / temperature against the label."""
-    own = functional.one_hot(label_B, scores_BK.shape[1]).to(scores_BK.dtype)
+    own = (label_B.unsqueeze(1) == torch.arange(scores_BK.shape[1], device=label_B.device)).to(scores_BK.dtype)
     losses_B = functional.cross_entropy((scores_BK - margin * own) / temperature, label_B, reduction="none")
     return torch.where(valid_B, losses_B, 0).sum()
 
@@ -279,7 +279,8 @@ class Clustering(Task):
             distributed.broadcast(label_G)
         self.centroids.copy_(centroids)
         self.started = True
-        self.assigned.copy_((functional.one_hot(label_G, self.config.clusters) * valid_G.unsqueeze(1)).sum(0))
+        of_cluster_GK = label_G.unsqueeze(1) == torch.arange(self.config.clusters, device=label_G.device)
+        self.assigned.copy_((of_cluster_GK & valid_G.unsqueeze(1)).sum(0))
         self._push(batch_GK, valid_G)
         rows = len(valid_N)
         return functional.pad(label_G, (0, rows - len(label_G)))[offset : offset + len(joint_BK)]

@@ -33,3 +33,10 @@ def test_draws_are_those_of_splitmix64_whatever_the_blocks(n: int, monkeypatch: 
         assert single.dtype == torch.float32
         assert single.tolist() == [[(x >> 40) * 2.0**-24 for x in each] for each in bits]
     assert random.draws(key, torch.tensor(rows[:0], dtype=torch.int64), n).shape == (0, n)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_an_order_is_that_of_the_draws(n: int) -> None:
+    for row in (-1, 0, 5):
+        expected = random.uniform(3, "order", 2, torch.tensor([row]), n)[0].argsort().tolist()
+        assert random.order(3, "order", 2, row, n) == expected
