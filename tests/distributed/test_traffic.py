@@ -101,3 +101,8 @@ def test_what_rank_0_alone_has_read_is_restored_everywhere(workers: Pool) -> Non
     case = CASES["total, improved, clipped"]
     for went_on, restored in workers.run(2, ranks.restored, case, list(BATCHES.values())[:3]):
         assert restored == went_on
+
+
+def test_ranks_exchange_notes_at_meetings_and_between_them(workers: Pool) -> None:
+    notes = [{"note": "x"}, {"note": "x" * 301}, {"note": "x" * 601}]
+    assert workers.run(3, ranks.met, 60.0) == [[notes, [0, 1, 2], False, True]] * 3
