@@ -132,6 +132,14 @@ class Embedder:
         return tuple(self.widths)
 
     @property
+    def moments(self) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+        """Mean and deviation of each modality that is standardised, (D,) both."""
+        scalers = self.modules["standardize"]
+        assert isinstance(scalers, nn.ModuleDict)
+        found = {name: module for name, module in scalers.items() if isinstance(module, Standardize)}
+        return {name: (_numpy(module.mean), _numpy(module.deviation)) for name, module in found.items()}
+
+    @property
     def fusions(self) -> tuple[str, ...]:
         """What `embed` knows."""
         return ("concat", "mean", *((RAW_FUSION,) if _BESIDE in self.modules else ()), *self.modalities)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ class Windows:
 @dataclass(frozen=True)
 class Embedded:
     """Rows of one clip: the whole first, then its windows. embeddings (n, R'), probabilities (n, K) or None, present:
-    modality -> (n,) bool."""
+    modality -> (n,) bool; nearer: modality -> (n,) share of held-out clips that lie nearer to what the model knows."""
 
     path: str
     stretches: tuple[tuple[float, float], ...]
     embeddings: np.ndarray
     probabilities: np.ndarray | None
     present: Mapping[str, np.ndarray]
+    nearer: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def embed_files(
@@ -104,7 +105,7 @@ def _embed(
     embeddings, probabilities = model.represent(features, fusion)
     present = {name: ~np.isnan(x).any(axis=1) for name, x in features.items()}
     stretches = tuple((0.0, seconds) if part is None else part for part in parts)
-    return Embedded(path, stretches, embeddings, probabilities, present)
+    return Embedded(path, stretches, embeddings, probabilities, present, model.nearer(features))
 
 
 def _vectors(

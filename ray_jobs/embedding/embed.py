@@ -21,6 +21,7 @@ from conclugen.common.atomic import atomic_path
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.names import file_name
 from conclugen.common.options import JobFailedError
+from conclugen.reach import FAR
 from ray_jobs import ray_cluster
 from ray_jobs.embed import EmbedJob
 from ray_jobs.embedding import timeline as embed_timeline
@@ -75,6 +76,10 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
             continue
         tables.append(_rows(result, classes))
         print(_line(result, classes), flush=True)
+        far = {name: float(share[0]) for name, share in result.nearer.items() if share[0] > FAR}
+        if far:
+            told = ", ".join(f"{name} lies farther than {share:.1%} of them" for name, share in far.items())
+            print(f"  warning: unlike the clips that the model was checked on, so its numbers say little here: {told}")
         if len(result.stretches) > 2:
             shown = None if result.probabilities is None else result.probabilities[1:]
             picture = out / f"timeline-{pictures[result.path]}.png"
@@ -164,7 +169,8 @@ def _rows(result: Embedded, classes: Sequence[str]) -> pa.Table:
     }
     if result.probabilities is not None:
         columns |= {f"p.{name}": result.probabilities[:, i] for i, name in enumerate(classes)}
-    return pa.table(columns | {f"present.{name}": there for name, there in result.present.items()})
+    columns |= {f"present.{name}": there for name, there in result.present.items()}
+    return pa.table(columns | {f"nearer.{name}": share for name, share in result.nearer.items()})
 
 
 def _line(result: Embedded, classes: Sequence[str]) -> str:

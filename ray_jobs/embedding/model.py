@@ -14,7 +14,7 @@ import xxhash
 from safetensors.numpy import save_file
 
 import conclugen
-from conclugen import storage
+from conclugen import reach, storage
 from conclugen.backbones import EncoderInfo
 from conclugen.common.atomic import atomic_path, write_json
 from conclugen.common.names import did_you_mean
@@ -147,6 +147,19 @@ class RunModel:
                     values[row] = np.concatenate(there)
             features[modality] = values
         return features
+
+    def nearer(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Modality -> (rows,) share of held-out clips that lie nearer to what the model knows, NaN where it is missing;
+        nothing of a model that does not tell."""
+        known = self.embedder.info.get("reach")
+        if not isinstance(known, Mapping):
+            return {}
+        found = reach.distances(features, self.embedder.moments)
+        return {
+            name: np.array([reach.nearer(one, known[name]) if np.isfinite(one) else np.nan for one in values])
+            for name, values in found.items()
+            if isinstance(known.get(name), list)
+        }
 
     def represent(self, features: Mapping[str, np.ndarray], fusion: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Embeddings (rows, R') and probabilities (rows, K), the latter None without a probe."""

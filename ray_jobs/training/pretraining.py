@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conclugen import PretrainConfig, Pretrainer, export
+from conclugen import PretrainConfig, Pretrainer, export, reach
 from conclugen.beside_raw import BesideRaw
 from conclugen.checkpoint import Checkpoint
 from conclugen.common.ending import resumable
@@ -23,7 +23,7 @@ from ray_jobs import preflight, ray_cluster
 from ray_jobs.preflight import check_storage, check_tracking, within
 from ray_jobs.run_config import PretrainJob, gpu_lines
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.source import Source
+from ray_jobs.source import Source, held_out_view, open_reader
 from ray_jobs.tracking import model_artifact
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal, metric_history
@@ -35,6 +35,7 @@ from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.progress import ProgressPrinter
 from ray_jobs.training.validation import check_validation, spread_rows
 from ray_jobs.training.worker import Start
+from shards import View
 from shards.claim import describe_differences
 
 # Rows over which the scales of `concat+raw` are fitted, at most, and how many are embedded at once.
@@ -228,8 +229,22 @@ def export_model(config: PretrainConfig, source: Source, store: CheckpointStore,
         standardization=folder.load_standardization(),
     )
     state.restore(pretrainer)
-    export.save(folder.model, pretrainer, source.model_info(), beside_raw(pretrainer, source))
+    info = source.model_info() | {"reach": reach_of(folder, source)}
+    export.save(folder.model, pretrainer, info, beside_raw(pretrainer, source))
     return pretrainer.step_number
+
+
+def reach_of(folder: RunFolder, source: Source) -> dict[str, list[float]]:
+    """How far rows that were held out lie from what is learned (`conclugen.reach`); of data without a held-out view
+    rows of the training view. Nothing of a model that does not standardise."""
+    moments = folder.load_standardization()
+    if moments is None:
+        return {}
+    held_out, modalities = held_out_view(source.data, source.manifest), tuple(moments)
+    view = source.view if held_out is None else View.open(source.manifest, held_out)
+    rows = spread_rows(open_reader(source.data, source.manifest, view, modalities, ()), _SCALED_ROWS)
+    missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+    return reach.fit(reach.distances(missing, moments))
 
 
 def beside_raw(pretrainer: Pretrainer, source: Source) -> BesideRaw:

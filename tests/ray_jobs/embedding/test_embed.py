@@ -626,3 +626,24 @@ def test_the_example_with_scikit_learn_runs(
     monkeypatch.chdir(tmp_path)
     exec(example, {})  # noqa: S102  the project's own page
     assert re.search(r"\['(calm|angry)' '(calm|angry)'\]", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("reaches", "far"), [(1e-9, True), (1e9, False)])
+def test_a_clip_far_from_what_the_model_knows_is_told_with_its_share(
+    reaches: float, far: bool, root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known clips whose distances go from 0 to nearly nothing, or to very much, in steps of half a hundredth."""
+    runs = tmp_path / "runs"
+    shutil.copytree(root / "runs/run", runs / "run")
+    path = runs / "run/model/config.json"
+    document = json.loads(path.read_text())
+    document["info"]["reach"] = {"video": np.linspace(0, reaches, 201).tolist()}
+    document.pop("seal", None)
+    path.write_text(storage.document_text(document))
+    out = tmp_path / "out"
+    assert embed.main(["--run", "run", "--output", str(runs), str(video), "--embeddings", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert ("warning: unlike the clips" in said and "video lies farther than 100.0% of them" in said) is far
+    table = pq.read_table(out / "embeddings.parquet")
+    assert table["nearer.video"][0].as_py() == pytest.approx(1.0 if far else 0.0, abs=1e-6)
+    assert "nearer.audio" not in table.column_names
