@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -60,13 +61,14 @@ def _next(job: PretrainJob) -> str:
     """How well a label is predicted, where there is one and a view to test on; else the embeddings."""
     from shards import Manifest, View
 
-    manifest = Manifest.open(job.data.folder)
     where = f"--run {job.run.name} --data {shlex.quote(job.data.folder)}"
     if job.run.output != DEFAULT_OUTPUT:
         where += f" --output {shlex.quote(job.run.output)}"
-    label = job.data.label or next((label.name for label in manifest.labels), None)
-    if label is not None and "test" in View.names(manifest):
-        return f"evaluate --label {label} {where}"
+    with contextlib.suppress(OSError, ValueError):  # the run is finished, and no hint makes it fail
+        manifest = Manifest.open(job.data.folder)
+        label = job.data.label or next((label.name for label in manifest.labels), None)
+        if label is not None and "test" in View.names(manifest):
+            return f"evaluate --label {label} {where}"
     return f"embed {where}"
 
 
