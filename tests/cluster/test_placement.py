@@ -34,7 +34,7 @@ def cluster(short_folder_of_module: str) -> Iterator[list[str]]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
         cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "_temp_dir": short_folder_of_module},
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": short_folder_of_module},
         )
         try:
             for _ in range(2):
