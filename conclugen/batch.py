@@ -20,6 +20,8 @@ class Batch:
     row:      (B,) int64 global row number; -1 is padding, whose `present` is False everywhere.
     labels:   label -> (B,) int64 class (-1 missing), (B,) float (NaN missing) or (B, L) float.
     group:    (B,) int64 stable hash of the row's group (a speaker, a video), or None where the data has no groups.
+    corpus:   (B,) int64 number of the row's corpus in `CorporaConfig.names` (-1: padding, or none of them), or None
+              where the data is no mixture.
     """
 
     features: dict[str, Tensor]
@@ -27,13 +29,14 @@ class Batch:
     row: Tensor
     labels: dict[str, Tensor] = field(default_factory=dict)
     group: Tensor | None = None
+    corpus: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32) -> "Batch":
         """Batch of any object with these attributes, in numpy arrays or tensors; features get `dtype`, or keep theirs.
 
-        `present` may lack modalities (taken as present everywhere), as may the object `labels` and `group`. Features of
-        rows that are not present may be anything; here they become 0.
+        `present` may lack modalities (taken as present everywhere), as may the object `labels`, `group` and `corpus`.
+        Features of rows that are not present may be anything; here they become 0.
         Raises ValueError where a shape does not fit the number of rows, or `present` names an unknown modality.
         """
         row = _tensor(rows.row, device).to(torch.int64)
@@ -49,20 +52,23 @@ class Batch:
                 )
         present = {m: _tensor(masks[m], device).to(torch.bool) if m in masks else row >= 0 for m in features}
         labels = {name: _tensor(x, device) for name, x in (getattr(rows, "labels", None) or {}).items()}
-        group = getattr(rows, "group", None)
-        group = None if group is None else _tensor(group, device).to(torch.int64)
+        group, corpus = (
+            None if numbers is None else _tensor(numbers, device).to(torch.int64)
+            for numbers in (getattr(rows, "group", None), getattr(rows, "corpus", None))
+        )
         for kind, arrays in (("features", features), ("present", present), ("labels", labels)):
             for name, x in arrays.items():
                 _check_rows(f"{kind}[{name!r}]", x, row)
-        if group is not None:
-            _check_rows("group", group, row)
+        for name, numbers in (("group", group), ("corpus", corpus)):
+            if numbers is not None:
+                _check_rows(name, numbers, row)
         for name, x in features.items():
             if x.dim() != 2:
                 raise ValueError(f"batch features[{name!r}]: found shape {tuple(x.shape)}, expected (rows, width)")
         # Where a row lacks a modality, or is padding, whatever stands there is no feature, NaN least of all.
         present = {m: x & (row >= 0) for m, x in present.items()}
         features = {m: x.masked_fill(~present[m].unsqueeze(1), 0) for m, x in features.items()}
-        return cls(features, present, row, labels, group)
+        return cls(features, present, row, labels, group, corpus)
 
     @property
     def rows(self) -> int:
@@ -76,6 +82,7 @@ class Batch:
             row=self.row[rows],
             labels={name: x[rows] for name, x in self.labels.items()},
             group=None if self.group is None else self.group[rows],
+            corpus=None if self.corpus is None else self.corpus[rows],
         )
 
     def padded(self, rows: int) -> "Batch":
@@ -90,6 +97,7 @@ class Batch:
             row=functional.pad(self.row, (0, missing), value=-1),
             labels={},
             group=None if self.group is None else functional.pad(self.group, (0, missing), value=-1),
+            corpus=None if self.corpus is None else functional.pad(self.corpus, (0, missing), value=-1),
         )
 
 

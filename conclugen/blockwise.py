@@ -34,7 +34,8 @@ class Compared:
     """Which pairs of rows are compared: both valid, not the row itself, and of one group where the row asks for that.
 
     valid (B,), valid_all (N,): bool. group_all (N,): int64; within_all (N,): bool, the row is compared with its group
-    only; both None where all are compared with all. offset: position of this rank's first row among all.
+    only; both None where all are compared with all. corpus_all: (N,) int64, rows of different corpora are not compared;
+    None: they are. offset: position of this rank's first row among all.
     """
 
     valid: Tensor
@@ -42,6 +43,7 @@ class Compared:
     offset: int
     group_all: Tensor | None = None
     within_all: Tensor | None = None
+    corpus_all: Tensor | None = None
 
     def local(self, x_N: Tensor) -> Tensor:
         """This rank's part of a value of all rows."""
@@ -122,6 +124,8 @@ def block_scores(
     group_N: Tensor | None = None,
     within_r: Tensor | None = None,
     within_N: Tensor | None = None,
+    corpus_r: Tensor | None = None,
+    corpus_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores (r, N) of one block as its rows and as the columns compare them; the lowest finite number where they do
     not."""
@@ -129,6 +133,8 @@ def block_scores(
     # The lowest finite value rather than -inf: a row without any candidate keeps a finite sum, and a zero gradient.
     lowest = torch.finfo(scores_rN.dtype).min
     scores_rN = scores_rN.masked_fill_(~(valid_r.unsqueeze(1) & valid_N), lowest)
+    if corpus_r is not None and corpus_N is not None:
+        scores_rN = scores_rN.masked_fill_(corpus_r.unsqueeze(1) != corpus_N, lowest)
     scores_rN = scores_rN.scatter_(1, own_r.unsqueeze(1), lowest)
     if group_r is None or group_N is None or within_r is None or within_N is None:
         return scores_rN, scores_rN
@@ -214,11 +220,12 @@ def _blocks(
     for start in range(0, len(query_BP), rows):
         part = slice(start, start + rows)
         block = (query_BP[part], key_NP, scale, own_B[part], compared.valid[part], compared.valid_all)
-        if group_N is None or within_N is None:
-            yield part, block
-        else:
+        own: tuple[Tensor | None, ...] = ()
+        if group_N is not None and within_N is not None:
             own = compared.local(group_N)[part], group_N, compared.local(within_N)[part], within_N
-            yield part, (*block, *own)
+        if compared.corpus_all is not None:
+            own = (*(own or (None,) * 4), compared.local(compared.corpus_all)[part], compared.corpus_all)
+        yield part, (*block, *own)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 WEIGHTINGS = ("static", "uncertainty", "gradnorm", "dynamic", "share")
 GRADIENTS = ("sum", "pcgrad")
 GRADIENT_COMPRESSIONS = ("none", "bfloat16")
+SCOPES = ("across", "within")
 DEFAULT_PRESET = "conclugen"
 
 
@@ -119,6 +120,38 @@ def _default_tasks() -> TasksConfig:
 
 
 @dataclass(frozen=True)
+class CorporaConfig:
+    """What mixing corpora means for learning; without several corpora nothing.
+
+    Attributes:
+        names: The corpora that are mixed, in the order of their names; empty: one data set. A job fills it in.
+        standardize: Features are standardised by the moments of the mixture ("joint") or of each row's own "corpus",
+            which takes away what tells corpora apart in each feature.
+        negatives: Contrastive negatives come from "across" corpora or from "within" the row's own, so that none is
+            recognised by its corpus.
+        clusters: K-means clusters rows "across" corpora or those "within" each corpus by themselves.
+    """
+
+    names: tuple[str, ...] = field(default=(), metadata=IDENTITY)
+    standardize: str = field(default="joint", metadata=IDENTITY)
+    negatives: str = field(default="across", metadata=IDENTITY)
+    clusters: str = field(default="across", metadata=IDENTITY)
+
+    def __post_init__(self) -> None:
+        choose("corpora.standardize", self.standardize, ("joint", "corpus"))
+        choose("corpora.negatives", self.negatives, SCOPES)
+        choose("corpora.clusters", self.clusters, SCOPES)
+        require(
+            tuple(sorted(set(self.names))) == self.names, "corpora.names", self.names, "distinct names in their order"
+        )
+
+
+def by_corpus(modality: str, corpus: str) -> str:
+    """Under which a standardisation holds the moments of one corpus."""
+    return f"{modality}@{corpus}"
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """What is learned, from what, and how long.
 
@@ -139,6 +172,7 @@ class PretrainConfig:
         compile: torch.compile the heads and losses, which changes rounding only and pays on GPUs.
         gradient_compression: Between ranks gradients travel and are added as they are ("none"), or in "bfloat16": half
             the bytes, and eight bits of each rank's gradient.
+        corpora: What mixing corpora means for learning.
     """
 
     preset: str = field(default=DEFAULT_PRESET, metadata=IDENTITY)
@@ -155,6 +189,7 @@ class PretrainConfig:
     micro_batch: int | None = field(default=None, metadata=FREE)
     compile: bool = field(default=False, metadata=FREE)
     gradient_compression: str = field(default="none", metadata=FREE)
+    corpora: CorporaConfig = field(default_factory=CorporaConfig)
 
     def __post_init__(self) -> None:
         choose("recipe", self.recipe, RECIPES)
@@ -169,6 +204,12 @@ class PretrainConfig:
         if self.micro_batch is not None:
             require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "None or 1 row or more")
         self._check_modalities()
+        others = [name for name in self.tasks.active if registry.get(name).negatives == "any"]
+        if self.corpora.negatives == "within" and others:
+            raise ValueError(
+                f"corpora.negatives: found 'within' with task {others[0]!r}, expected 'across': it takes any row for a "
+                f"negative; leave it out (tasks.{others[0]}=null), or let negatives come from all corpora"
+            )
 
     def _check_modalities(self) -> None:
         names = self.modalities
@@ -233,6 +274,8 @@ class PretrainConfig:
         for name, task in registry.registered().items():
             if data["tasks"][name] is None and not task.absent_as_null:
                 del data["tasks"][name]
+        if self.corpora == CorporaConfig():
+            del data["corpora"]
         return data
 
     @classmethod
@@ -255,7 +298,10 @@ class PretrainConfig:
         absent = {f"tasks.{name}" for name, task in registry.registered().items() if not task.absent_as_null}
         absent -= {f"tasks.{name}" for name in self.tasks.active}
         leaves = ((name, value) for name, kind, value in fields.leaves(self) if kind == "identity")
-        return {name: value for name, value in leaves if name not in absent}
+        found = {name: value for name, value in leaves if name not in absent}
+        if not self.corpora.names:  # runs on one data set say nothing of corpora, as those from before there were any
+            found = {name: value for name, value in found.items() if not name.startswith("corpora.")}
+        return found
 
     def identity_digest(self) -> str:
         """Hex digest of the identity fields."""

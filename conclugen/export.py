@@ -15,7 +15,7 @@ from conclugen.beside_raw import BesideRaw
 from conclugen.common import plugins
 from conclugen.common.extras import MissingExtraError
 from conclugen.common.options import build
-from conclugen.config import known_tasks
+from conclugen.config import CorporaConfig, known_tasks
 from conclugen.heads import RepresentationHead
 from conclugen.model_config import ModelConfig
 from conclugen.pretrainer import Pretrainer
@@ -92,7 +92,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
         info = {**document["info"], **kept}
         # On no device: sizes that the document claims take no memory before the tensors are found to have them.
         with torch.device("meta"):
-            embedder = Embedder(model, widths, info, bool(document.get(_BESIDE)), path.absolute())
+            corpora = build(CorporaConfig, document["config"].get("corpora", {}), path="corpora")
+            embedder = Embedder(model, widths, info, bool(document.get(_BESIDE)), path.absolute(), corpora)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as cause:
         raise ExportError(f"{path / DOCUMENT}: {cause}; export the model again") from cause
     dtype = torch.float64 if info["precision"] == "float64" else torch.float32
@@ -107,7 +108,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
 
 class Embedder:
     """Frozen features in, representations out. widths: modality -> expected feature width; info: what the model is;
-    beside_raw: it holds the scales of the fusion `concat+raw`; folder: which it was loaded from."""
+    beside_raw: it holds the scales of the fusion `concat+raw`; folder: which it was loaded from; corpora: those that it
+    learned from, where several."""
 
     def __init__(
         self,
@@ -116,12 +118,16 @@ class Embedder:
         info: dict[str, Any],
         beside_raw: bool = False,
         folder: Path | None = None,
+        corpora: CorporaConfig | None = None,
     ) -> None:
         self.widths, self.info, self.folder = widths, info, folder
+        self.corpora = () if corpora is None else corpora.names
+        self.corpus: str | None = None  # the one that rows are of where a call names none
+        own = len(self.corpora) if corpora is not None and corpora.standardize == "corpus" else 0
         self.representation_dim = config.representation_dim
-        activation, own = config.representation_activation, config.own_width_modalities
-        heads = {m: RepresentationHead(w, config.representation_dim, activation, m in own) for m, w in widths.items()}
-        scalers = {m: Standardize(w, config.input_clip) for m, w in widths.items() if config.standardize}
+        activation, alone = config.representation_activation, config.own_width_modalities
+        heads = {m: RepresentationHead(w, config.representation_dim, activation, m in alone) for m, w in widths.items()}
+        scalers = {m: Standardize(w, config.input_clip, own) for m, w in widths.items() if config.standardize}
         parts: dict[str, nn.Module] = {"heads": nn.ModuleDict(heads), "standardize": nn.ModuleDict(scalers)}
         if beside_raw:
             parts[_BESIDE] = BesideRaw(len(widths) * self.representation_dim, widths)
@@ -176,42 +182,50 @@ class Embedder:
             )
         fields.choose("fusion", fusion, self.fusions)
 
-    def represent(self, features: Any) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    def represent(
+        self, features: Any, corpus: str | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
         """Each modality's representation (B, R) and presence (B,).
 
         features: modality -> (B, D) array or tensor; None, or left out: missing in all rows; a row with a NaN: missing
         there. Or a `Batch`, or any object with `features` and `present` as it has them, which may hold modalities that
-        the model does not know. Representations of missing rows are 0. Raises ValueError for unknown modalities, wrong
-        widths, unequal rows, TypeError for anything else than a mapping or a batch.
+        the model does not know. Representations of missing rows are 0. corpus: the one of `corpora` that the rows are
+        of, where the model standardises by corpus; None: another one, for which the moments of all stand. Raises
+        ValueError for unknown modalities and corpora, wrong widths, unequal rows, TypeError for anything else than a
+        mapping or a batch.
         """
-        return self._represent(self._arrays(features))
+        return self._represent(self._arrays(features), corpus)
 
     def _arrays(self, features: Any) -> dict[str, NDArray[Any]]:
         return self._checked(features if isinstance(features, Mapping) else self._of_batch(features))
 
     def _represent(
-        self, arrays: Mapping[str, NDArray[Any]]
+        self, arrays: Mapping[str, NDArray[Any]], corpus: str | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+        corpus = self.corpus if corpus is None else corpus
+        if corpus is not None:
+            fields.choose("corpus", corpus, self.corpora)
+        number = -1 if corpus is None else self.corpora.index(corpus)
         rows = len(next(iter(arrays.values())))
         representations, present = {}, {}
         for modality in self.modalities:
             if modality in arrays:
-                representations[modality], present[modality] = self._represent_one(modality, arrays[modality])
+                representations[modality], present[modality] = self._represent_one(modality, arrays[modality], number)
             else:
                 representations[modality] = np.zeros((rows, self.representation_dim), dtype=np.float32)
                 present[modality] = np.zeros(rows, dtype=bool)
         return representations, present
 
-    def embed(self, features: Any, fusion: str = "concat") -> NDArray[Any]:
+    def embed(self, features: Any, fusion: str = "concat", corpus: str | None = None) -> NDArray[Any]:
         """One vector for each row.
 
         fusion: "concat" (B, M R), missing modalities 0; "mean" (B, R) over the modalities present; "concat+raw"
         (B, M R + sum of D), the first beside the raw features, each half of equal total variance on training rows
-        (`conclugen.beside_raw`); or one modality's name (B, R). features as in `represent`.
+        (`conclugen.beside_raw`); or one modality's name (B, R). features and corpus as in `represent`.
         """
         self.check_fusion(fusion)
         arrays = self._arrays(features)
-        representations, present = self._represent(arrays)
+        representations, present = self._represent(arrays, corpus)
         if fusion in ("concat", RAW_FUSION):
             whole = np.concatenate([representations[m] for m in self.modalities], axis=1)
             beside = self.modules[_BESIDE] if fusion == RAW_FUSION else None
@@ -224,7 +238,7 @@ class Embedder:
         return representations[fusion]
 
     @torch.no_grad()
-    def _represent_one(self, modality: str, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _represent_one(self, modality: str, x: NDArray[Any], corpus: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         heads, scalers = self.modules["heads"], self.modules["standardize"]
         assert isinstance(heads, nn.ModuleDict) and isinstance(scalers, nn.ModuleDict)
         weight = next(heads[modality].parameters())
@@ -233,7 +247,8 @@ class Embedder:
         for start in range(0, len(x), _CHUNK_ROWS):
             rows = torch.as_tensor(x[start : start + _CHUNK_ROWS]).to(weight.device, weight.dtype)
             rows = torch.where(torch.as_tensor(missing[start : start + _CHUNK_ROWS, None], device=rows.device), 0, rows)
-            rows = scalers[modality](rows) if modality in scalers else rows
+            own = torch.full((len(rows),), corpus, device=rows.device)
+            rows = scalers[modality](rows, own) if modality in scalers else rows
             chunks.append(heads[modality](rows).cpu().numpy())
         r = np.concatenate(chunks) if chunks else np.zeros((0, self.representation_dim), dtype=np.float32)
         r[missing] = 0
@@ -285,6 +300,17 @@ def _numpy(x: Any) -> NDArray[Any]:
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
+def _seen(document: Mapping[str, Any]) -> str:
+    """Which corpora the model has seen, where it was told."""
+    corpora = document["info"].get("corpora")
+    if not isinstance(corpora, Mapping):
+        return ""
+    listed = ", ".join(
+        f"{name} ({one['rows_seen']} rows, of {one['rows']} different ones)" for name, one in corpora.items()
+    )
+    return f"\nCorpora seen: {listed}. Scores on these are not of an unseen corpus.\n"
+
+
 def _card(document: dict[str, Any]) -> str:
     config = document["config"]
     widths = ", ".join(f"{m} ({w})" for m, w in document["widths"].items())
@@ -300,7 +326,7 @@ pretrained row was shown to be better than raw features: compare with those firs
 Preset `{config["preset"]}`, recipe `{config["recipe"]}`, {document["info"]["steps"]} optimiser steps at a global batch
 of {config["global_batch"]}. Input: frozen features {widths}. Output: {dim} numbers
 for each modality.
-{beside * document[_BESIDE]}
+{beside * document[_BESIDE]}{_seen(document)}
     import conclugen
     vectors = conclugen.load("this folder").embed({{"{next(iter(document["widths"]))}": features}})
 

@@ -19,7 +19,8 @@ class Presence:
     """Who is there. Row i of this rank is row offset + i of the gathered rows; rows beyond the global batch are
     padding.
 
-    local (M, B) bool; all (M, N) bool; row (B,) int64; all_group (N,) int64 or None.
+    local (M, B) bool; all (M, N) bool; row (B,) int64; all_group (N,) int64 or None; corpus (B,), all_corpus (N,) int64
+    or None, where the rows are of several.
     """
 
     local: Tensor
@@ -27,6 +28,8 @@ class Presence:
     row: Tensor
     all_group: Tensor | None
     offset: int
+    corpus: Tensor | None = None
+    all_corpus: Tensor | None = None
 
     @classmethod
     def asked(
@@ -44,24 +47,32 @@ class Presence:
         if with_group:
             group_B = torch.full_like(batch.row, -1) if batch.group is None else batch.group
             bytes_BC.append(group_B.contiguous().unsqueeze(1).view(torch.uint8))
+        if batch.corpus is not None:
+            bytes_BC.append(batch.corpus.contiguous().unsqueeze(1).view(torch.uint8))
         gathered = distributed.gather_behind(torch.cat(bytes_BC, dim=1))
-        packed = bytes_BC[0].shape[1]
+        packed, wide = bytes_BC[0].shape[1], batch.row.element_size()
 
         def presence() -> Presence:
             bytes_NC = gathered()
+            roles = bytes_NC[:, packed:].split(wide, dim=1)
+            numbers = [role.contiguous().view(torch.int64).squeeze(1) for role in roles]
             return cls(
                 local=local_MB,
                 all=unpack_bits(bytes_NC[:, :packed], len(modalities)).T,
                 row=batch.row,
-                all_group=bytes_NC[:, packed:].contiguous().view(torch.int64).squeeze(1) if with_group else None,
+                all_group=numbers[0] if with_group else None,
                 offset=distributed.rank() * batch.rows,
+                corpus=batch.corpus,
+                all_corpus=None if batch.corpus is None else numbers[-1],
             )
 
         return presence
 
     def part(self, rows: slice) -> "Presence":
         """Of some of this rank's rows; `all` and `all_group` stay whole, so counts stay those of the global batch."""
-        return replace(self, local=self.local[:, rows], row=self.row[rows], offset=self.offset + (rows.start or 0))
+        corpus = None if self.corpus is None else self.corpus[rows]
+        offset = self.offset + (rows.start or 0)
+        return replace(self, local=self.local[:, rows], row=self.row[rows], offset=offset, corpus=corpus)
 
 
 def pack_bits(flags_BM: Tensor) -> Tensor:

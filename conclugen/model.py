@@ -50,7 +50,8 @@ class Model(nn.Module):
         self.standardize = nn.ModuleDict()
         if model.standardize:
             for modality, width in self.widths.items():
-                self.standardize[modality] = Standardize(width, model.input_clip)
+                own = len(config.corpora.names) if config.corpora.standardize == "corpus" else 0
+                self.standardize[modality] = Standardize(width, model.input_clip, own)
         self.heads = nn.ModuleDict(
             {
                 m: RepresentationHead(
@@ -66,6 +67,8 @@ class Model(nn.Module):
             {name: registry.get(name).build(task, config, widths) for name, task in config.tasks.active.items()}
         )
         self.feature: Tensor | None = None
+        for name in self.tasks:
+            self.task(name).corpora = len(config.corpora.names)
         if not any(reads.representation for reads in self.reads.values()):
             self._fix_biases_that_batch_norm_removes()
 
@@ -149,10 +152,11 @@ class Model(nn.Module):
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Standardised features (B, D) by `View.input`: of each modality, and of others that views are read from."""
-        inputs = {m: self.standardized(m, batch.features[m]) for m in self.config.modalities}
+        corpus_B = batch.corpus
+        inputs = {m: self.standardized(m, batch.features[m], corpus_B) for m in self.config.modalities}
         for view in self._views():
             if view.input not in inputs:
-                inputs[view.input] = self.standardized(view.modality, batch.features[view.source])
+                inputs[view.input] = self.standardized(view.modality, batch.features[view.source], corpus_B)
         return inputs
 
     def representations(self, inputs: Mapping[str, Tensor], row_B: Tensor, step: int) -> dict[str, Tensor]:
@@ -216,12 +220,12 @@ class Model(nn.Module):
     def _views(self) -> list[View]:
         return [view for stream in self.streams.values() for view in stream.views]
 
-    def standardized(self, modality: str, x_BD: Tensor) -> Tensor:
-        return self.standardize[modality](x_BD) if modality in self.standardize else x_BD
+    def standardized(self, modality: str, x_BD: Tensor, corpus_B: Tensor | None = None) -> Tensor:
+        return self.standardize[modality](x_BD, corpus_B) if modality in self.standardize else x_BD
 
-    def represent(self, modality: str, x_BD: Tensor) -> Tensor:
+    def represent(self, modality: str, x_BD: Tensor, corpus_B: Tensor | None = None) -> Tensor:
         """Representation (B, R) of raw features."""
-        r: Tensor = self.heads[modality](self.standardized(modality, x_BD))
+        r: Tensor = self.heads[modality](self.standardized(modality, x_BD, corpus_B))
         return r
 
     def project(self, representations: Sequence[Tensor], present_MB: Tensor) -> Tensor:

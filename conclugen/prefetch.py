@@ -57,6 +57,7 @@ class _Stager:
                 row=self._send(batch.row),
                 labels={},
                 group=None if batch.group is None else self._send(batch.group),
+                corpus=None if batch.corpus is None else self._send(batch.corpus),
             )
             done = torch.cuda.Event()
             done.record(self._stream)
@@ -67,8 +68,8 @@ class _Stager:
         batch, done = staged
         current = torch.cuda.current_stream(self._device)
         current.wait_event(done)
-        group = [] if batch.group is None else [batch.group]
-        for x in (*batch.features.values(), *batch.present.values(), batch.row, *group):
+        roles = [numbers for numbers in (batch.group, batch.corpus) if numbers is not None]
+        for x in (*batch.features.values(), *batch.present.values(), batch.row, *roles):
             x.record_stream(current)  # its memory was taken on the other stream and must outlive its use on this one
         return batch
 

@@ -22,9 +22,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
-from conclugen import distributed, optimizer, saved_state, step_metrics, weighting
+from conclugen import corpus_metrics, distributed, optimizer, saved_state, step_metrics, weighting
 from conclugen.batch import Batch
-from conclugen.config import PretrainConfig
+from conclugen.config import PretrainConfig, by_corpus
 from conclugen.gradients import GradientComputer
 from conclugen.model import Model
 from conclugen.non_finite import FiniteGuard, NonFiniteLossError
@@ -44,10 +44,10 @@ class Pretrainer:
 
     widths: modality -> feature width, at least the configuration's modalities. steps_per_epoch: optimiser steps, for
     schedule and epochs; a fraction where epochs don't end with a batch (a batch counts to the epoch of its last row).
-    standardization: modality -> (mean (D,), deviation (D,)), needed when
-    `config.model.standardize` (see `conclugen.standardize.fit`). With torch.distributed initialised before, each rank
-    makes its own Pretrainer and hands `step` its own rows: local = ceil(global_batch / world size) rows, rank r those
-    from r * local on. Raises ValueError when the widths can't serve the configuration.
+    standardization: modality -> (mean (D,), deviation (D,)), needed when `config.model.standardize` (see
+    `conclugen.standardize.fit`), of single corpora under `conclugen.config.by_corpus`. With torch.distributed
+    initialised before, each rank makes its own Pretrainer and hands `step` its own rows: local = ceil(global_batch /
+    world size) rows, rank r those from r * local on. Raises ValueError when the widths can't serve the configuration.
     """
 
     def __init__(
@@ -123,7 +123,10 @@ class Pretrainer:
         self.step_number += 1
         if self.step_number % self._check_every == 0:
             self.check_finite()
-        return step_metrics.collect(self.model, computed, weights, active, loss=total, grad_norm=grad_norm, lr=rate)
+        metrics = step_metrics.collect(self.model, computed, weights, active, loss=total, grad_norm=grad_norm, lr=rate)
+        if rows.corpus is not None:
+            metrics |= corpus_metrics.collect(self.model, rows.corpus, self.config.corpora.names, active)
+        return metrics
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Change the weights of some tasks from the next step on, as population-based training does.
@@ -143,7 +146,8 @@ class Pretrainer:
         rows = Batch.of(batch, self.device, self.dtype)
         self.model.eval()
         return {
-            m: self.model.represent(m, rows.features[m]) * rows.present[m].unsqueeze(1) for m in self.config.modalities
+            m: self.model.represent(m, rows.features[m], rows.corpus) * rows.present[m].unsqueeze(1)
+            for m in self.config.modalities
         }
 
     @torch.no_grad()
@@ -229,6 +233,11 @@ class Pretrainer:
                 f"batch: found {rows.rows} rows, expected at most {local} "
                 f"(global_batch {self.config.global_batch} on {distributed.world_size()} ranks)"
             )
+        names = self.config.corpora.names
+        if (rows.corpus is None) == bool(names):
+            told = "none" if rows.corpus is None else "a corpus of each row"
+            expected = f"numbers of {', '.join(names)} (corpora.names)" if names else "none: corpora.names is empty"
+            raise ValueError(f"batch corpus: found {told}, expected {expected}")
         return rows.padded(local)
 
     def _update(self) -> float:
@@ -257,3 +266,7 @@ class Pretrainer:
             module = self.model.standardize[modality]
             assert isinstance(module, Standardize)
             module.set(modality, *given[modality])
+            for i, corpus in enumerate(self.config.corpora.names if module.corpora else ()):
+                own = by_corpus(modality, corpus)
+                if own in given:  # not where the corpus lacks the modality
+                    module.set_corpus(i, own, *given[own])

@@ -45,22 +45,45 @@ def without_constants(mean: ArrayLike, deviation: ArrayLike) -> NDArray[np.float
 
 
 class Standardize(nn.Module):
-    """(x - mean) / deviation, cut to +-clip. (B, D) -> (B, D)."""
+    """(x - mean) / deviation, cut to +-clip. (B, D) -> (B, D).
+
+    corpora: number of corpora by whose own moments their rows are standardised; 0: all rows by the same.
+    """
 
     mean: Tensor
     deviation: Tensor
+    corpus_mean: Tensor
+    corpus_deviation: Tensor
 
-    def __init__(self, width: int, clip: float) -> None:
+    def __init__(self, width: int, clip: float, corpora: int = 0) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip, self.corpora = clip, corpora
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
+        if corpora:
+            self.register_buffer("corpus_mean", torch.zeros(corpora, width))
+            self.register_buffer("corpus_deviation", torch.ones(corpora, width))
 
     def set(self, name: str, mean: ArrayLike, deviation: ArrayLike) -> None:
-        """Take the fitted values, constants as `without_constants` has them.
+        """Take the fitted values, constants as `without_constants` has them; for every corpus too, until
+        `set_corpus`.
 
         Raises ValueError naming modality and field on a wrong width or a value that can't be.
         """
+        self._check(name, mean, deviation)
+        self.mean.copy_(torch.as_tensor(np.asarray(mean, dtype=np.float64)))
+        self.deviation.copy_(torch.as_tensor(without_constants(mean, deviation)))
+        if self.corpora:
+            self.corpus_mean.copy_(self.mean.expand_as(self.corpus_mean))
+            self.corpus_deviation.copy_(self.deviation.expand_as(self.corpus_deviation))
+
+    def set_corpus(self, corpus: int, name: str, mean: ArrayLike, deviation: ArrayLike) -> None:
+        """`set` for the rows of one corpus alone."""
+        self._check(name, mean, deviation)
+        self.corpus_mean[corpus] = torch.as_tensor(np.asarray(mean, dtype=np.float64)).to(self.mean)
+        self.corpus_deviation[corpus] = torch.as_tensor(without_constants(mean, deviation)).to(self.mean)
+
+    def _check(self, name: str, mean: ArrayLike, deviation: ArrayLike) -> None:
         for field, buffer, array in (("mean", self.mean, mean), ("deviation", self.deviation, deviation)):
             values = torch.as_tensor(np.asarray(array, dtype=np.float64))
             if values.shape != buffer.shape:
@@ -70,8 +93,12 @@ class Standardize(nn.Module):
                 )
             if not bool(torch.isfinite(values).all()) or (field == "deviation" and not bool((values >= 0).all())):
                 raise ValueError(f"standardization[{name!r}] {field}: expected finite values, deviations of 0 or more")
-        self.mean.copy_(torch.as_tensor(np.asarray(mean, dtype=np.float64)))
-        self.deviation.copy_(torch.as_tensor(without_constants(mean, deviation)))
 
-    def forward(self, x_BD: Tensor) -> Tensor:
-        return ((x_BD - self.mean) / self.deviation).clamp(-self.clip, self.clip)
+    def forward(self, x_BD: Tensor, corpus_B: Tensor | None = None) -> Tensor:
+        """corpus_B: (B,) int64, each row's corpus, -1 for none that is known: by the moments of all."""
+        mean, deviation = self.mean, self.deviation
+        if self.corpora and corpus_B is not None:
+            # -1 is the last row of each table.
+            mean = torch.cat([self.corpus_mean, mean.unsqueeze(0)])[corpus_B]
+            deviation = torch.cat([self.corpus_deviation, deviation.unsqueeze(0)])[corpus_B]
+        return ((x_BD - mean) / deviation).clamp(-self.clip, self.clip)

@@ -73,6 +73,7 @@ class EvaluateResult:
     group_rows: Mapping[str, int] = field(default_factory=dict)
     unit: str = "speaker"
     group_class_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    corpora: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,16 @@ class Opened:
     def steps(self) -> int:
         """Optimiser steps that the model took."""
         return int(self.embedder.info["steps"])  # `open_run` has checked it
+
+    @property
+    def corpora(self) -> dict[str, object] | None:
+        """Of a model of several corpora: those that it has `seen`, and which of them `this` data is, if any."""
+        seen = self.embedder.info.get("corpora")
+        if not isinstance(seen, dict):
+            return None
+        digest = self.read.units.values.manifest.digest
+        own = [n for n, one in seen.items() if isinstance(one, dict) and one.get("manifest") == digest]
+        return {"seen": list(seen), "this": own[0] if own else None}
 
     @property
     def model(self) -> str:
@@ -131,7 +142,9 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     for sample in read.damaged:
         print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
     series = series_of(folder, job)
-    return Opened(folder, embedder, read, protocol, place_of(folder, series), f"evaluation/{series}", uri)
+    opened = Opened(folder, embedder, read, protocol, place_of(folder, series), f"evaluation/{series}", uri)
+    tell_corpora(opened)
+    return opened
 
 
 def probe_config(class_weights: ProbeWeights, select_by: SelectBy) -> ProbeConfig:
@@ -243,6 +256,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
         *(place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values())),
         unit=read.units.singular,
         group_class_rows=by_unit,
+        corpora=opened.corpora,
     )
     take_name(result.folder, job)
     with replaced(place) as whole:
@@ -268,6 +282,20 @@ def replaced(place: Path) -> Iterator[Path]:
         sync_folder(place)
     finally:
         shutil.rmtree(whole, ignore_errors=True)
+
+
+def tell_corpora(opened: Opened) -> None:
+    """Say which corpora a model of several has seen, and whether this data is of one of them: then its rows are
+    standardised as that corpus's were."""
+    corpora = opened.corpora
+    if corpora is None:
+        return
+    seen, this = corpora["seen"], corpora["this"]
+    assert isinstance(seen, list)
+    where = opened.read.units.values.manifest.folder
+    what = "an unseen corpus" if this is None else f"{this!r}, one of them"
+    print(f"the model has seen the corpora {', '.join(seen)}; {where} is {what}", flush=True)
+    opened.embedder.corpus = str(this) if this in opened.embedder.corpora else None
 
 
 def check_widths(job: EvaluateJob, embedder: conclugen.Embedder) -> None:
@@ -494,6 +522,8 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
         "damaged": [asdict(d) for d in result.damaged],
         "cells": cells,
     }
+    if result.corpora is not None:
+        document["corpora"] = dict(result.corpora)
     result.folder.mkdir(parents=True, exist_ok=True)
     write_json(result.folder / _SCORES, document)
     rows: list[Sequence[object]] = [("system", "method", "fraction", "score", "value", "low", "high")]

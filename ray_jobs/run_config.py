@@ -6,8 +6,10 @@ recorded with it) and the run itself (free: a run may be resumed with other valu
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +17,13 @@ from typing import Any, Literal
 
 from conclugen import PretrainConfig, presets
 from conclugen.common import paths, uris
-from conclugen.config import DEFAULT_PRESET, known_tasks
+from conclugen.config import DEFAULT_PRESET, CorporaConfig, known_tasks
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, check_tracking_uri
 
 DEFAULT_OUTPUT = "outputs"
 DEFAULT_RECIPE = "improved"
 DEFAULT_VALIDATION_VIEW = "valid"
+_CORPUS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and files beside it are named after it
 
 
@@ -49,11 +52,38 @@ class ShardsConfig:
     split_unit: str = "group"
 
     def __post_init__(self) -> None:
-        uris.check("data.folder", self.folder)
-        if "://" not in self.folder:  # workers and submitted jobs have other current directories
-            object.__setattr__(self, "folder", str(paths.absolute(self.folder, "data.folder")))
+        object.__setattr__(self, "folder", _placed("data.folder", self.folder))
         if not 0 <= self.max_damaged_share <= 1:
             raise ValueError(f"data.max_damaged_share: must be a share from 0 to 1, got {self.max_damaged_share}")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One of several corpora that are mixed.
+
+    Attributes:
+        folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards.
+        view: View to learn from; `everything` is every row.
+        validation_view: Held-out view, on which pretraining measures its health; None, or the default one where the
+            corpus has none of its name: nothing is measured of this corpus.
+        weight: Share of the rows of every batch, in proportion to the other corpora's.
+        epochs: How often the corpus is gone through in one epoch of the mixture, which says its weight by its size;
+            without weight and epochs it is once.
+        modalities: Composition of modalities from the corpus's own columns, e.g. `{"video": ["openface"]}`, whatever
+            the others call theirs; None: its manifest's own. A modality of the run that is not there is missing.
+        speaker: Column that says who speaks, `group` or `meta.NAME`.
+        speakers: A name that corpora which share speakers have in common; None: equal names in two corpora are two
+            speakers.
+    """
+
+    folder: str
+    view: str = "train"
+    validation_view: str | None = DEFAULT_VALIDATION_VIEW
+    weight: float | None = None
+    epochs: float | None = None
+    modalities: dict[str, tuple[str, ...]] | None = None
+    speaker: str = "group"
+    speakers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +91,7 @@ class DataConfig(ShardsConfig):
     """The shards of a training job, and how it goes through them.
 
     Attributes:
+        folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards; empty with `sources`.
         label: Class label by which validation reports a quick nearest-neighbour accuracy; None: label-free health only.
         remainder: What happens to the rows that do not fill an epoch's last global batch (`shards.EpochPlan`).
         chunk_rows: Consecutive rows read together; None: 1/16 of the global batch, at most 64.
@@ -71,8 +102,12 @@ class DataConfig(ShardsConfig):
         standardization_rows: Rows from which the input standardisation is fitted, at most.
         speaker: Column that says who speaks, `group` or `meta.NAME`: tasks whose negatives are of the same group take
             those of the same speaker.
+        sources: Corpora that are mixed in the place of one folder, by name, e.g.
+            `{vox: {folder: /data/vox, weight: 3}, own: {folder: /data/own, weight: 1}}` (docs/corpora.md).
+        weights_from: Other weights from some step on, e.g. `{2000: {vox: 1, own: 1}}`; 0 leaves a corpus out.
     """
 
+    folder: str = field(default="", metadata={"unless": "sources"})
     label: str | None = None
     remainder: Literal["drop", "pad", "carry"] = "drop"
     chunk_rows: int | None = None
@@ -81,13 +116,79 @@ class DataConfig(ShardsConfig):
     prefetch: int = 2
     standardization_rows: int = 200_000
     speaker: str = "group"
+    sources: dict[str, SourceConfig] | None = None
+    weights_from: dict[str, dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
+        if not self.folder and not self.sources:
+            raise ValueError("data.folder: missing; name a folder of shards, or several as data.sources")
+        if self.sources:
+            self._check_sources(self.sources)
+        elif self.weights_from is not None:
+            raise ValueError("data.weights_from: found weights, expected data.sources, whose weights they are")
         super().__post_init__()
         for name, least in (("standardization_rows", 2), ("chunk_rows", 1), ("read_tasks", 1), ("prefetch", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name}: must be at least {least}, got {value}")
+
+    def _check_sources(self, sources: Mapping[str, SourceConfig]) -> None:
+        for name, own, plain in (
+            ("folder", self.folder, ""),
+            ("view", self.view, ShardsConfig.view),
+            ("validation_view", self.validation_view, ShardsConfig.validation_view),
+            ("modalities", self.modalities, None),
+            ("speaker", self.speaker, DataConfig.speaker),
+            ("label", self.label, None),
+            ("remainder", self.remainder, DataConfig.remainder),
+        ):
+            if own != plain:
+                where = "it is of one folder; leave it out" if name in ("folder", "label") else ""
+                where = where or f"give it to each source, data.sources.NAME.{name}"
+                if name == "remainder":
+                    where = "corpora of a mixture run on, and leave no rows over; leave it out"
+                raise ValueError(f"data.{name}: found {own!r} beside data.sources; {where}")
+        folders: dict[str, str] = {}
+        for name, source in sorted(sources.items()):
+            where = f"data.sources.{name}"
+            if not _CORPUS_NAME.fullmatch(name):
+                raise ValueError(f"{where}: expected a name of 1 to 40 letters, digits, - and _, no - first")
+            placed = _placed(f"{where}.folder", source.folder)
+            object.__setattr__(source, "folder", placed)
+            if placed in folders:
+                raise ValueError(
+                    f"{where}.folder: found {placed}, the folder of {folders[placed]!r} as well, expected each folder "
+                    "once; make one view of the rows of both, or give one source more weight"
+                )
+            folders[placed] = name
+            for field_name in ("weight", "epochs"):
+                value = getattr(source, field_name)
+                if value is not None and not (math.isfinite(value) and value > 0):
+                    raise ValueError(
+                        f"{where}.{field_name}: found {value:g}, expected a number above 0; leave the source out, or "
+                        "let it join later (data.weights_from)"
+                    )
+            if source.weight is not None and source.epochs is not None:
+                raise ValueError(f"{where}: found weight and epochs, expected one of them; leave the other out")
+        weighted = sorted(name for name, source in sources.items() if source.weight is not None)
+        if weighted and len(weighted) < len(sources):
+            other = min(set(sources) - set(weighted))
+            raise ValueError(
+                f"data.sources.{other}: found no weight, expected one as {weighted[0]!r} has; give all sources a "
+                "weight, or none"
+            )
+        for step, weights in (self.weights_from or {}).items():
+            where = f"data.weights_from.{step}"
+            if not step.isascii() or not step.isdigit() or int(step) < 1 or step != str(int(step)):
+                raise ValueError(f"{where}: found {step!r}, expected the step from which these weights hold, 1 or more")
+            for name in sorted({*sources, *weights}):
+                if name not in weights or name not in sources:
+                    found = "no weight" if name in sources else "a weight of no source"
+                    raise ValueError(f"{where}.{name}: found {found}, expected one weight for each source")
+                if not (math.isfinite(weights[name]) and weights[name] >= 0):
+                    raise ValueError(f"{where}.{name}: found {weights[name]:g}, expected a number of 0 or more")
+            if not any(weights.values()):
+                raise ValueError(f"{where}: found weights of 0 only, expected one above 0")
 
 
 @dataclass(frozen=True)
@@ -207,6 +308,24 @@ class PretrainJob:
     pretrain: PretrainConfig
     data: DataConfig
     run: RunConfig
+
+    def __post_init__(self) -> None:
+        """The method is told which corpora there are; it decides what it makes of them."""
+        names = tuple(sorted(self.data.sources or ()))
+        corpora = self.pretrain.corpora
+        if not names and corpora != CorporaConfig():
+            raise ValueError(
+                "pretrain.corpora: found a choice, expected data.sources with the corpora that it is about"
+            )
+        if names and corpora.names != names:
+            pretrain = dataclasses.replace(self.pretrain, corpora=dataclasses.replace(corpora, names=names))
+            object.__setattr__(self, "pretrain", pretrain)
+
+
+def _placed(field: str, folder: str) -> str:
+    """A folder or URL, absolute: workers and submitted jobs have other current directories."""
+    uris.check(field, folder)
+    return str(paths.absolute(folder, field)) if folder and "://" not in folder else folder
 
 
 # What float32 and eager costs beside GPU_PROFILE on an H100 at the published sizes, as counted in docs/scaling.md.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,27 @@ class Source:
         info = {"data": identity, "modalities": identity["data.modalities"]}
         # Which encoders made the features, so that new clips go through the same ones.
         return info | ({"features": self.manifest.info["features"]} if "features" in self.manifest.info else {})
+
+    def tags(self) -> dict[str, str]:
+        """What a run is found by in MLflow."""
+        return {
+            "dataset": Path(self.data.folder).name,
+            "manifest_digest": self.manifest.digest,
+            "view_digest": self.view.digest,
+        }
+
+    def describe(self) -> str:
+        """What becomes of the rows that fill no batch at an epoch's end, where there are some."""
+        rows = self.plan.total_rows
+        left = rows % self.plan.global_batch
+        if left == 0:
+            return ""
+        done = {
+            "drop": "are left out of each epoch, others each time",
+            "pad": "make a short batch",
+            "carry": "open the next epoch's first batch",
+        }[self.plan.remainder]
+        return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={self.plan.remainder})"
 
     def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step]:
         """This rank's part of the next `steps` global batches, executed by Ray Data; close it before Ray ends."""

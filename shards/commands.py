@@ -221,16 +221,22 @@ class VerifyJob:
 class StatsJob:
     """Describe a data set: columns, presence, labels, groups, means and deviations.
 
+    Of several folders: what a mixture of them would be, with shares, modalities, speakers, and keys in common.
+
     Attributes:
-        data: Folder or URL of the shards; given without an option.
+        data: Folder or URL of the shards, or several, each as FOLDER or NAME=FOLDER; given without an option.
         view: Describe this view only; none: every row.
+        weight: Of several folders: weight of each in a mixture, as NAME=WEIGHT; none: by their rows.
+        global_batch: Of several folders: rows of a batch of the mixture.
         max_rows: Rows from which means and deviations are taken, at most about so many.
         seed: Of the choice of those rows.
         json: File for the summary; `-`: to standard output, and nothing else; none: it is only printed.
     """
 
-    data: str
+    data: tuple[str, ...] = dataclasses.field(metadata=_EACH)
     view: str | None = None
+    weight: dict[str, float] = dataclasses.field(default_factory=dict)
+    global_batch: int = 4096
     max_rows: int = 100_000
     seed: int = 0
     json: str | None = None

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from conclugen.common.atomic import write_text
+from shards import mixture_stats
 from shards.commands import StatsJob
 from shards.manifest import Manifest
 from shards.reader import Reader
@@ -30,17 +31,24 @@ def column_moments(
     in the order of the shards, so the result depends on the arguments only. Raises ValueError for a modality that no
     row has.
     """
-    moments = {modality: _Moments(width) for modality, width in reader.widths.items()}
-    for shard, start, stop in _chunks(reader.counts, max_rows, seed):
-        rows = reader.read(shard, start, stop)
-        for modality, accumulator in moments.items():
-            accumulator.add(rows.features[modality][rows.present[modality]])
+    moments = running_moments(reader, max_rows, seed)
     for modality, accumulator in moments.items():
         if not accumulator.count:
             raise ValueError(
                 f"modality {modality!r} is missing in every row that was read; leave it out, or give rows that have it"
             )
     return {modality: (accumulator.mean, accumulator.std) for modality, accumulator in moments.items()}
+
+
+def running_moments(reader: Reader, max_rows: int | None = None, seed: int = 0) -> dict[str, Moments]:
+    """As `column_moments`, with the rows that each modality was found in, also where these are none."""
+    moments = {modality: Moments(width) for modality, width in reader.widths.items()}
+    for shard, start, stop in _chunks(reader.counts, max_rows, seed):
+        rows = reader.read(shard, start, stop)
+        for modality, accumulator in moments.items():
+            accumulator.read += len(rows)
+            accumulator.add(rows.features[modality][rows.present[modality]])
+    return moments
 
 
 def absent_modalities(reader: Reader) -> tuple[str, ...]:
@@ -65,11 +73,11 @@ def check_present(reader: Reader) -> None:
         raise ValueError(f"{what} missing in all {len(reader)} rows; leave {them} out, or give rows that have {them}")
 
 
-class _Moments:
-    """Running mean and sum of squared deviations of (n, width) batches."""
+class Moments:
+    """Running mean and sum of squared deviations of (n, width) batches; `count` rows of the `read` ones have them."""
 
     def __init__(self, width: int) -> None:
-        self.count = 0
+        self.count = self.read = 0
         self.mean = np.zeros(width)
         self._squares = np.zeros(width)
 
@@ -84,6 +92,11 @@ class _Moments:
         self._squares += ((wide - mean) ** 2).sum(axis=0) + delta**2 * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count = total
+
+    @property
+    def share(self) -> float:
+        """Of the rows read, those that have the modality."""
+        return self.count / max(self.read, 1)
 
     @property
     def std(self) -> np.ndarray:
@@ -207,16 +220,20 @@ def _groups(counts: Counter[str | None]) -> dict[str, Any]:
 
 def run(job: StatsJob) -> int:
     """Print the summary; returns the exit status."""
-    manifest = Manifest.open(job.data)
-    view = None if job.view is None else View.open(manifest, job.view)
-    summary = describe(manifest, view, job.max_rows, job.seed)
+    mixed = len(job.data) > 1
+    if mixed:
+        summary = mixture_stats.describe(mixture_stats.named(job.data), job.view, job.weight, job.global_batch)
+    else:
+        manifest = Manifest.open(job.data[0])
+        view = None if job.view is None else View.open(manifest, job.view)
+        summary = describe(manifest, view, job.max_rows, job.seed)
     text = json.dumps(summary, indent=2)
     if job.json == "-":
         print(text)
         return 0
     if job.json:
         write_text(job.json, text + "\n")
-    print("\n".join(_lines(summary)))
+    print("\n".join(mixture_stats.lines(summary) if mixed else _lines(summary)))
     return 0
 
 

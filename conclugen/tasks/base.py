@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from conclugen.config import PretrainConfig
-    from conclugen.latents import Latents
+    from conclugen.latents import Latents, Presence
 else:
     Module = object  # `Task.__new__` adds torch's, which a configuration can do without
 
@@ -119,6 +119,8 @@ class Task(Module):
     """It has maps of its own, which run in the heads' precision (bfloat16); what it compares then must not."""
     similarities: ClassVar[bool] = False
     """Its products are similarities in blocks (`conclugen.blockwise`): computed once more in the backward pass."""
+    negatives: ClassVar[str] = "none"
+    """Which rows it tells a row from: "none", "any", or "corpus" where it keeps to the row's own corpus if asked to."""
     recipes: ClassVar[Mapping[str, Any]] = {}
     """Recipe -> configuration; a recipe that is not here takes `Config()`."""
     presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -193,6 +195,8 @@ class Task(Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.corpora = 0  # how many are mixed; the model says so
+        self._noted: dict[str, Tensor] = {}
 
     def forward(self, latents: Latents) -> Tensor:
         """This rank's share of the loss, 0-d, unweighted. Where there is nothing to compare it is a zero with a
@@ -202,6 +206,25 @@ class Task(Module):
     def active(self, epoch: int) -> bool:
         """Whether it counts in this epoch; before, `forward` gives a zero with a gradient path."""
         return epoch >= self.begins(self.config)
+
+    def note(self, term: str, loss_B: Tensor, counted_B: Tensor, presence: Presence) -> None:
+        """Keep what each of this rank's rows gives to a term of the loss, for the losses of single corpora
+        (`conclugen.corpus_metrics`), where several are mixed. The loss is the sum over terms of the mean over counted
+        rows. loss_B: (B,), 0 where a row does not count; parts of the rows may be noted one after another."""
+        if not self.corpora or presence.corpus is None:
+            return
+        mine_BC = presence.corpus.unsqueeze(1) == loss_B.new_tensor(range(self.corpora), dtype=presence.corpus.dtype)
+        mine_BC = mine_BC & counted_B.unsqueeze(1)
+        sums_2C = mine_BC.new_zeros((2, self.corpora)).double()
+        sums_2C[0] = (loss_B.detach().double().unsqueeze(1) * mine_BC).sum(0)
+        sums_2C[1] = mine_BC.sum(0)
+        self._noted[term] = self._noted[term] + sums_2C if term in self._noted else sums_2C
+
+    def take_noted(self) -> Tensor | None:
+        """(terms, 2, corpora) float64: sums and numbers of the rows noted since the last call; None where none are."""
+        noted = list(self._noted.values())
+        self._noted = {}
+        return _stacked(noted) if noted else None
 
     def begin_epoch(self) -> None:
         """Called before the first step of each epoch."""
@@ -252,6 +275,12 @@ def check_block_rows(task: str, value: int | None) -> None:
 def check_two_modalities(task: str, modalities: tuple[str, ...]) -> None:
     """Raise ValueError where there are none to compare."""
     require(len(modalities) >= 2, "modalities", modalities, f"two or more: the {task} task compares modalities")
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.stack(tensors)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from conclugen.config import PretrainConfig
-    from conclugen.latents import Latents
+    from conclugen.latents import Latents, Presence
 
 _ALL = ("video", "audio", "text")
 _FEWEST_USED = 0.25  # share of clusters with a row below which most of them stand for nothing
@@ -85,13 +85,14 @@ def joint_features(features_MBK: Tensor, present_MB: Tensor) -> Tensor:
     return (features_MBK * mask_MB1).sum(0) / mask_MB1.sum(0).clamp(min=1)
 
 
-def assignment_sum(
+def assignment_losses(
     scores_BK: Tensor, label_B: Tensor, valid_B: Tensor, margin: float, temperature: float = 1.0
 ) -> Tensor:
-    """Sum over valid rows of the cross-entropy of (score - margin at the label) / temperature against the label."""
+    """Cross-entropy of (score - margin at the label) / temperature against the label, (B,); 0 in rows that are not
+    valid."""
     own = (label_B.unsqueeze(1) == torch.arange(scores_BK.shape[1], device=label_B.device)).to(scores_BK.dtype)
     losses_B = functional.cross_entropy((scores_BK - margin * own) / temperature, label_B, reduction="none")
-    return torch.where(valid_B, losses_B, 0).sum()
+    return torch.where(valid_B, losses_B, 0)
 
 
 class Clustering(Task):
@@ -157,6 +158,7 @@ class Clustering(Task):
     centroids: Tensor
     queue: Tensor
     queue_valid: Tensor
+    queue_corpus: Tensor
     assigned: Tensor
 
     @classmethod
@@ -179,17 +181,24 @@ class Clustering(Task):
 
     @classmethod
     def build(cls, config: ClusteringConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Clustering:
-        return cls(config, run.model.projection_dim, run.global_batch, run.seed)
+        apart = len(run.corpora.names) if run.corpora.clusters == "within" else 0
+        return cls(config, run.model.projection_dim, run.global_batch, run.seed, apart)
 
-    def __init__(self, config: ClusteringConfig, projection_dim: int, global_batch: int, seed: int) -> None:
+    def __init__(
+        self, config: ClusteringConfig, projection_dim: int, global_batch: int, seed: int, apart: int = 0
+    ) -> None:
+        """apart: corpora whose rows are clustered by themselves, K clusters each; 0: all rows together."""
         super().__init__(config)
+        self.apart = apart
         self.global_batch, self.seed = global_batch, seed
         K, rows = config.clusters, config.queue_batches * global_batch
         self.head = heads.Linear(projection_dim, K, bias=False)
-        self.register_buffer("centroids", torch.zeros(K, K))
+        self.register_buffer("centroids", torch.zeros(max(1, apart) * K, K))
         self.register_buffer("queue", torch.zeros(rows, K))
         self.register_buffer("queue_valid", torch.zeros(rows, dtype=torch.bool))
-        self.register_buffer("assigned", torch.zeros(K), persistent=False)
+        if apart:
+            self.register_buffer("queue_corpus", torch.full((rows,), -1))
+        self.register_buffer("assigned", torch.zeros(max(1, apart) * K), persistent=False)
         self.queued = 0
         self.started = False
 
@@ -246,49 +255,78 @@ class Clustering(Task):
         presence = latents.presence
         joint_BK = joint_features(features_MBK, presence.local)
         with torch.no_grad():
-            label_B = self._assign(joint_BK.detach(), presence.all.any(0), presence.offset, latents.step)
+            label_B = self._assign(joint_BK.detach(), presence, latents.step)
         if self.config.mode == "joint":
-            return self._share(joint_BK, label_B, presence.local.any(0), presence.all.any(0))
+            return self._share("joint", joint_BK, label_B, presence.local.any(0), presence.all.any(0), presence)
         shares = [
-            self._share(features_BK, label_B, presence.local[m], presence.all[m])
+            self._share(str(m), features_BK, label_B, presence.local[m], presence.all[m], presence)
             for m, features_BK in enumerate(features_MBK)
         ]
         return torch.stack(shares).sum()
 
-    def _share(self, features_BK: Tensor, label_B: Tensor, valid_B: Tensor, valid_N: Tensor) -> Tensor:
+    def _share(
+        self, term: str, features_BK: Tensor, label_B: Tensor, valid_B: Tensor, valid_N: Tensor, presence: Presence
+    ) -> Tensor:
         centroids = self.centroids
         if self.config.score == "cosine":
             features_BK, centroids = functional.normalize(features_BK, dim=1), functional.normalize(centroids, dim=1)
         scores_BK = features_BK @ centroids.T
-        total = assignment_sum(scores_BK, label_B, valid_B, self.config.margin, self.config.temperature)
-        count = valid_N.sum()
+        if self.apart:
+            assert presence.corpus is not None
+            own_B1K = presence.corpus.clamp(min=0).view(-1, 1, 1).expand(-1, 1, self.config.clusters)
+            scores_BK = scores_BK.view(-1, self.apart, self.config.clusters).gather(1, own_B1K).squeeze(1)
+        losses_B = assignment_losses(scores_BK, label_B, valid_B, self.config.margin, self.config.temperature)
+        count, total = valid_N.sum(), losses_B.sum()
+        self.note(term, losses_B, valid_B, presence)
         return torch.where(count >= 2, total / count.clamp(min=1), total * 0)
 
-    def _assign(self, joint_BK: Tensor, valid_N: Tensor, offset: int, step: int) -> Tensor:
-        """Cluster queue and batch, keep centroids and queue for the next step; labels of this rank's rows (B,)."""
+    def _assign(self, joint_BK: Tensor, presence: Presence, step: int) -> Tensor:
+        """Cluster queue and batch, keep centroids and queue for the next step; labels of this rank's rows (B,), where
+        corpora are clustered apart among the clusters of the row's own."""
+        valid_N, offset = presence.all.any(0), presence.offset
         batch_GK = distributed.gather(joint_BK)[: self.global_batch]
         valid_G = valid_N[: self.global_batch]
+        corpus_G = None
+        if self.apart:
+            assert presence.all_corpus is not None
+            corpus_G = presence.all_corpus[: self.global_batch]
         if distributed.alike(joint_BK.device):
-            centroids, label_G = self._cluster(batch_GK, valid_G, step)  # the same bits on every rank
+            centroids, label_G = self._cluster(batch_GK, valid_G, corpus_G, step)  # the same bits on every rank
         else:
             label_G = torch.zeros(len(batch_GK), dtype=torch.int64, device=joint_BK.device)
             centroids = torch.zeros_like(self.centroids)
             if distributed.rank() == 0:
-                centroids, label_G = self._cluster(batch_GK, valid_G, step)
+                centroids, label_G = self._cluster(batch_GK, valid_G, corpus_G, step)
             distributed.broadcast(centroids)
             distributed.broadcast(label_G)
         self.centroids.copy_(centroids)
         self.started = True
-        of_cluster_GK = label_G.unsqueeze(1) == torch.arange(self.config.clusters, device=label_G.device)
+        number_G = label_G if corpus_G is None else label_G + corpus_G.clamp(min=0) * self.config.clusters
+        of_cluster_GK = number_G.unsqueeze(1) == torch.arange(len(self.assigned), device=label_G.device)
         self.assigned.copy_((of_cluster_GK & valid_G.unsqueeze(1)).sum(0))
-        self._push(batch_GK, valid_G)
+        self._push(batch_GK, valid_G, corpus_G)
         rows = len(valid_N)
         return functional.pad(label_G, (0, rows - len(label_G)))[offset : offset + len(joint_BK)]
 
-    def _cluster(self, batch_GK: Tensor, valid_G: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _cluster(self, batch_GK: Tensor, valid_G: Tensor, corpus_G: Tensor | None, step: int) -> tuple[Tensor, Tensor]:
+        """Centroids, of one corpus after another where they are clustered apart, and the batch's labels."""
+        if corpus_G is None:
+            return self._cluster_some(batch_GK, valid_G, self.queue_valid, self.centroids, step)
+        found, label_G = [], torch.zeros(len(batch_GK), dtype=torch.int64, device=batch_GK.device)
+        for corpus, centroids in enumerate(self.centroids.chunk(self.apart)):
+            mine_G = corpus_G == corpus
+            queued = self.queue_valid & (self.queue_corpus == corpus)
+            own, own_label_G = self._cluster_some(batch_GK, valid_G & mine_G, queued, centroids, step)
+            found.append(own)
+            label_G = torch.where(mine_G, own_label_G, label_G)
+        return torch.cat(found), label_G
+
+    def _cluster_some(
+        self, batch_GK: Tensor, valid_G: Tensor, queued: Tensor, last_KK: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
         full = self.queued >= self.config.queue_batches
         if full or self.config.queue == "rolling":
-            pool, valid = torch.cat([self.queue, batch_GK]), torch.cat([self.queue_valid, valid_G])
+            pool, valid = torch.cat([self.queue, batch_GK]), torch.cat([queued, valid_G])
         else:
             pool, valid = batch_GK, valid_G
         drawn_KK = kmeans.draw_rows(pool, valid, self.config.clusters, self.seed, step)
@@ -296,16 +334,18 @@ class Clustering(Task):
         result = kmeans.cosine_kmeans(
             pool,
             valid,
-            self.centroids.clone() if warm and self.started else drawn_KK,
+            last_KK.clone() if warm and self.started else drawn_KK,
             reseed_KC=drawn_KK if warm else None,
             max_iterations=self.config.max_iterations,
         )
         return result.centroids.contiguous(), result.labels[-len(batch_GK) :].contiguous()
 
-    def _push(self, batch_GK: Tensor, valid_G: Tensor) -> None:
+    def _push(self, batch_GK: Tensor, valid_G: Tensor, corpus_G: Tensor | None) -> None:
         """Put the batch in front of the queue: the newest rows come first."""
         keep = max(0, len(self.queue) - len(batch_GK))
         if self.config.queue_batches:
             self.queue.copy_(torch.cat([batch_GK, self.queue[:keep]]))
             self.queue_valid.copy_(torch.cat([valid_G, self.queue_valid[:keep]]))
+            if corpus_G is not None:
+                self.queue_corpus.copy_(torch.cat([corpus_G, self.queue_corpus[:keep]]))
         self.queued = min(self.queued + 1, self.config.queue_batches)

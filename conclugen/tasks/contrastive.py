@@ -78,24 +78,35 @@ def ring(count: int) -> list[tuple[int, int]]:
 
 
 def comparisons(
-    valid_B: Tensor, valid_N: Tensor, offset: int, group_N: Tensor | None = None
+    valid_B: Tensor,
+    valid_N: Tensor,
+    offset: int,
+    group_N: Tensor | None = None,
+    corpus_N: Tensor | None = None,
 ) -> tuple[Compared, Tensor]:
     """Which rows are compared, and which of all rows have a negative at all and so count, (N,) bool.
 
     With groups a row is compared with its own group, unless the batch holds fewer than FEWEST_MATES others of it or
-    the row has no group (-1): then with all. A row counts if it is valid and has at least one other to compare with.
+    the row has no group (-1): then with all. With corpora "all" are those of its own corpus. A row counts if it is
+    valid and has at least one other to compare with.
     """
+    others_N = valid_N & (valid_N.sum() >= 2)
+    if corpus_N is not None:
+        of_corpus_N = torch.where(valid_N, corpus_N, -1)
+        ordered_N = of_corpus_N.sort().values
+        ends_N, begins_N = (torch.searchsorted(ordered_N, of_corpus_N, right=right) for right in (True, False))
+        others_N = valid_N & (ends_N - begins_N >= 2)
     if group_N is None:
-        return blockwise.Compared(valid_B, valid_N, offset), valid_N & (valid_N.sum() >= 2)
+        return blockwise.Compared(valid_B, valid_N, offset, corpus_all=corpus_N), others_N
     grouped_N = torch.where(valid_N, group_N, -1)
     sorted_N = grouped_N.sort().values
     upper_N, lower_N = (torch.searchsorted(sorted_N, grouped_N, right=right) for right in (True, False))
     within_N = (grouped_N >= 0) & (upper_N - lower_N > FEWEST_MATES)
-    counted_N = valid_N & (within_N | (valid_N.sum() >= 2))
-    return blockwise.Compared(valid_B, valid_N, offset, grouped_N, within_N), counted_N
+    counted_N = valid_N & within_N | others_N
+    return blockwise.Compared(valid_B, valid_N, offset, grouped_N, within_N, corpus_N), counted_N
 
 
-def pair_sum(
+def pair_losses(
     a_BP: Tensor,
     b_BP: Tensor,
     row_B: Tensor,
@@ -104,14 +115,14 @@ def pair_sum(
     margin: float,
     scale: Tensor | float,
 ) -> Tensor:
-    """Sum over counted rows of both cross-entropies of a pair of modalities. Unit vectors, and the log-sums over their
-    negatives by row and by column.
+    """Both cross-entropies of a pair of modalities of each row, (B,); 0 where it does not count. Unit vectors, and the
+    log-sums over their negatives by row and by column.
 
     With x the log-sum over the negatives and p the positive's logit, a cross-entropy is log(1 + exp(x - p)).
     """
     positive_B = ((a_BP * b_BP).sum(1) - margin) * scale
     losses_B = blockwise.surplus(row_B - positive_B) + blockwise.surplus(column_B - positive_B)
-    return torch.where(counted_B, losses_B, 0).sum()
+    return torch.where(counted_B, losses_B, 0)
 
 
 class Contrastive(Task):
@@ -121,6 +132,7 @@ class Contrastive(Task):
     Config = ContrastiveConfig
     order = 10
     similarities = True
+    negatives = "corpus"
     absent_as_null = True
     recipes = {"improved": ContrastiveConfig(margin=0.0, temperature=0.3, negatives="same_group")}
     presets = {
@@ -162,11 +174,14 @@ class Contrastive(Task):
 
     @classmethod
     def build(cls, config: ContrastiveConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Contrastive:
-        return cls(config, tf32=run.precision == "bfloat16")
+        within = bool(run.corpora.names) and run.corpora.negatives == "within"
+        return cls(config, tf32=run.precision == "bfloat16", within_corpus=within)
 
-    def __init__(self, config: ContrastiveConfig, tf32: bool = False) -> None:
-        """tf32: similarities on a GPU are multiplied out in TensorFloat-32."""
+    def __init__(self, config: ContrastiveConfig, tf32: bool = False, within_corpus: bool = False) -> None:
+        """tf32: similarities on a GPU are multiplied out in TensorFloat-32. within_corpus: no negative is of another
+        corpus."""
         super().__init__(config)
+        self.within_corpus = within_corpus
         self.sweep = blockwise.Sweep(config.block_rows, tf32)
         self._share: Tensor | None = None
         self.log_scale = None
@@ -215,6 +230,7 @@ class Contrastive(Task):
                 presence.all[a] & presence.all[b],
                 presence.offset,
                 presence.all_group if self.config.negatives == "same_group" else None,
+                presence.all_corpus if self.within_corpus else None,
             )
             if compared.within_all is not None:
                 own.append((compared.within_all & counted_N).sum() / counted_N.sum().clamp(min=1))
@@ -227,7 +243,8 @@ class Contrastive(Task):
         merged = blockwise.merge_columns(columns)
         for (a, b), row_B, column_B, counted_N in zip(pairs, rows, merged, counted, strict=True):
             counted_B = counted_N[offset : offset + local]
-            total = pair_sum(z_MBP[a], z_MBP[b], row_B, column_B, counted_B, self.config.margin, scale)
-            shares.append(total / counted_N.sum().clamp(min=1))
+            losses_B = pair_losses(z_MBP[a], z_MBP[b], row_B, column_B, counted_B, self.config.margin, scale)
+            self.note(f"{a}-{b}", losses_B, counted_B, presence)
+            shares.append(losses_B.sum() / counted_N.sum().clamp(min=1))
         self._share = torch.stack(own).mean() if own else None
         return torch.stack(shares).sum()

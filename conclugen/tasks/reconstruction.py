@@ -47,9 +47,9 @@ class ReconstructionConfig:
         choose("tasks.reconstruction.output_activation", self.output_activation, ACTIVATIONS)
 
 
-def squared_error_sum(prediction_BD: Tensor, target_BD: Tensor, valid_B: Tensor) -> Tensor:
-    """Sum over valid rows of the squared error's mean over features."""
-    return torch.where(valid_B, (prediction_BD - target_BD).square().mean(1), 0).sum()
+def squared_errors(prediction_BD: Tensor, target_BD: Tensor, valid_B: Tensor) -> Tensor:
+    """Squared error's mean over features, (B,); 0 in rows that are not valid."""
+    return torch.where(valid_B, (prediction_BD - target_BD).square().mean(1), 0)
 
 
 class Reconstruction(Task):
@@ -102,6 +102,7 @@ class Reconstruction(Task):
         self.decoders = nn.ModuleDict(decoders)
 
     def compile_regions(self, options: Mapping[str, Any]) -> None:
+        self.corpora = 0  # rows are noted outside of what is compiled alone
         self.compile(**options)
 
     def forward(self, latents: Latents) -> Tensor:
@@ -115,6 +116,7 @@ class Reconstruction(Task):
                     truth = latents.targets[target]
                     valid_B = presence.local[s] & presence.local[t]
                     count = (presence.all[s] & presence.all[t]).sum().clamp(min=1)
-                    error = squared_error_sum(prediction.to(truth.dtype), truth, valid_B)
-                    shares.append(error / (count * len(sources)))
+                    error_B = squared_errors(prediction.to(truth.dtype), truth, valid_B)
+                    self.note(f"{s}-{t}", error_B / len(sources), valid_B, presence)
+                    shares.append(error_B.sum() / (count * len(sources)))
         return torch.stack(shares).sum()

@@ -73,6 +73,7 @@ class Siglip(Task):
     name, title = "siglip", "multi-modal sigmoid loss (SigLIP)"
     Config = SiglipConfig
     order = 50
+    negatives = "any"
     searched = (
         Searched(
             "siglip_inverse_temperature",

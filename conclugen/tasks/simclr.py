@@ -81,6 +81,7 @@ class Simclr(Task):
     Config = SimclrConfig
     order = 40
     similarities = True
+    negatives = "any"
     absent_as_null = True
     presets = {"simclr": ("video_3d",)}
     variants = {"blocks of two rows": {"block_rows": 2}}

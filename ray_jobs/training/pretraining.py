@@ -20,10 +20,11 @@ from conclugen.common.revision import running_revision
 from conclugen.evaluation.features import fuse
 from conclugen.model import Model
 from ray_jobs import preflight, ray_cluster
+from ray_jobs.mixture import AnySource, Mixture, open_source
 from ray_jobs.preflight import check_storage, check_tracking, within
 from ray_jobs.run_config import PretrainJob, gpu_lines
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.source import Source, held_out_view, open_reader
+from ray_jobs.source import held_out_view, open_reader
 from ray_jobs.tracking import model_artifact
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal, metric_history
@@ -63,7 +64,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> 
     """See `ray_jobs.pretrain.pretrain`."""
     if job.run.commit is None:
         job = replace(job, run=replace(job.run, commit=running_revision()))
-    source = Source.open(job.data, job.pretrain)
+    source = open_source(job.data, job.pretrain)
     source.check()
     total_steps = source.plan.start_of_epoch(job.pretrain.epochs)
     check_validation(source, job.pretrain, job.run.keep_by)
@@ -76,7 +77,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> 
 
 def _pretrain(
     job: PretrainJob,
-    source: Source,
+    source: AnySource,
     folder: RunFolder,
     identity: dict[str, Any],
     total_steps: int,
@@ -120,7 +121,7 @@ def _pretrain(
         journal.tags(tags(job, source))
         journal.artifact(folder.config)
         begins = f"resuming after step {reached} of" if resumed or reached else "starting"
-        size = f"{total_steps} steps, {job.run.workers} worker(s){remainder(source)}"
+        size = f"{total_steps} steps, {job.run.workers} worker(s){source.describe()}"
         print(f"{begins} run {job.run.name}: {size}", flush=True)
         for line in gpu_lines(job):
             print(line, flush=True)
@@ -139,7 +140,7 @@ def _pretrain(
     return PretrainResult(folder, folder.model, step, uri, sink.run_id, not_taken, not sink.complete)
 
 
-def checkpoint_bytes(config: PretrainConfig, source: Source) -> int:
+def checkpoint_bytes(config: PretrainConfig, source: AnySource) -> int:
     """What a checkpoint takes at least: parameters, and two moments of each that is trained."""
     widths = source.reader.widths
     with torch.device("meta"):
@@ -177,20 +178,6 @@ def reached_step(store: CheckpointStore, identity: dict[str, Any], size: int) ->
     return int(found.meta["step_number"])
 
 
-def remainder(source: Source) -> str:
-    """What becomes of the rows that fill no batch at an epoch's end, where there are some."""
-    rows = source.plan.total_rows
-    left = rows % source.plan.global_batch
-    if left == 0:
-        return ""
-    done = {
-        "drop": "are left out of each epoch, others each time",
-        "pad": "make a short batch",
-        "carry": "open the next epoch's first batch",
-    }[source.plan.remainder]
-    return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={source.plan.remainder})"
-
-
 def progress(journal: Journal, folder: RunFolder, job: PretrainJob, total_steps: int) -> str:
     """Of an interrupted run: what is kept. The journal has read all steps when it took the status; to read them once
     more would take too long at the end of a long run."""
@@ -202,7 +189,7 @@ def progress(journal: Journal, folder: RunFolder, job: PretrainJob, total_steps:
     return f"{made}; the same command goes on from there"
 
 
-def tags(job: PretrainJob, source: Source) -> dict[str, str]:
+def tags(job: PretrainJob, source: AnySource) -> dict[str, str]:
     """What a run is found by in MLflow."""
     return {
         "preset": job.pretrain.preset,
@@ -210,14 +197,12 @@ def tags(job: PretrainJob, source: Source) -> dict[str, str]:
         "tasks": " ".join(job.pretrain.tasks.active),
         "modalities": " ".join(job.pretrain.modalities),
         "seed": str(job.pretrain.seed),
-        "dataset": Path(job.data.folder).name,
-        "manifest_digest": source.manifest.digest,
-        "view_digest": source.view.digest,
+        **source.tags(),
         "commit": str(job.run.commit),
     }
 
 
-def export_model(config: PretrainConfig, source: Source, store: CheckpointStore, folder: RunFolder) -> int:
+def export_model(config: PretrainConfig, source: AnySource, store: CheckpointStore, folder: RunFolder) -> int:
     """Write the model of the newest checkpoint for use elsewhere; returns its step."""
     state = newest(store, checkpoint_bytes(config, source))
     if state is None:
@@ -234,20 +219,24 @@ def export_model(config: PretrainConfig, source: Source, store: CheckpointStore,
     return pretrainer.step_number
 
 
-def reach_of(folder: RunFolder, source: Source) -> dict[str, list[float]]:
-    """How far rows that were held out lie from what is learned (`conclugen.reach`); of data without a held-out view
-    rows of the training view. Nothing of a model that does not standardise."""
+def reach_of(folder: RunFolder, source: AnySource) -> dict[str, list[float]]:
+    """How far rows that were held out lie from what is learned (`conclugen.reach`); of data without a held-out view,
+    and of a mixture, rows of the training view. Nothing of a model that does not standardise."""
     moments = folder.load_standardization()
     if moments is None:
         return {}
-    held_out, modalities = held_out_view(source.data, source.manifest), tuple(moments)
-    view = source.view if held_out is None else View.open(source.manifest, held_out)
-    rows = spread_rows(open_reader(source.data, source.manifest, view, modalities, ()), _SCALED_ROWS)
-    missing = {m: np.where(rows.present[m][:, None], x, np.nan) for m, x in rows.features.items()}
+    if isinstance(source, Mixture):
+        moments = {m: moments[m] for m in source.reader.modalities if m in moments}  # not those of single corpora
+        rows = spread_rows(source.reader, _SCALED_ROWS)
+    else:
+        held_out, modalities = held_out_view(source.data, source.manifest), tuple(moments)
+        view = source.view if held_out is None else View.open(source.manifest, held_out)
+        rows = spread_rows(open_reader(source.data, source.manifest, view, modalities, ()), _SCALED_ROWS)
+    missing = {m: np.where(rows.present[m][:, None], rows.features[m], np.nan) for m in moments}
     return reach.fit(reach.distances(missing, moments))
 
 
-def beside_raw(pretrainer: Pretrainer, source: Source) -> BesideRaw:
+def beside_raw(pretrainer: Pretrainer, source: AnySource) -> BesideRaw:
     """Scales of `concat+raw` over training rows, spread over the view."""
     modalities = pretrainer.config.modalities
     rows = spread_rows(source.reader, _SCALED_ROWS)

@@ -24,9 +24,8 @@ from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training.input_gauge import InputGauge, InputTimes
-from ray_jobs.training.validation import Validation
+from ray_jobs.training.validation import CorporaValidation, Validation
 from ray_jobs.training.wait_warning import WaitWatch
-from shards import Manifest
 from shards.stream_counters import StreamCounters
 
 Item = TypeVar("Item")
@@ -62,17 +61,19 @@ class StepRecorder(SilentRecorder):
 
     Args:
         folder: The run's folder; its journal exists already.
-        job: For the size of a batch and the validation view.
-        manifest: Of the shards that hold that view.
+        job: For the size of a batch and the names of tasks.
+        validation: The held-out rows that are measured at checkpoints, if there are any.
         attempt: The start of the run that this process belongs to.
     """
 
-    def __init__(self, folder: RunFolder, job: PretrainJob, manifest: Manifest, attempt: str):
+    def __init__(
+        self, folder: RunFolder, job: PretrainJob, validation: Validation | CorporaValidation | None, attempt: str
+    ):
         super().__init__()
         self._folder, self._attempt = folder, attempt
         self._unwritten: list[dict[str, Any]] = []
         self._journal = Journal(folder.journal)
-        self._validation = Validation.open(job.data, manifest, job.pretrain.modalities)
+        self._validation = validation
         self._timer = StepTimer(job.pretrain.global_batch, self.input)
         self._wait_watch = WaitWatch(job)
         self._unwarned = set(job.pretrain.tasks.active)

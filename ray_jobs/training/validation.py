@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from conclugen.common.names import did_you_mean
 from conclugen.evaluation import health
 from conclugen.evaluation.knn import neighbour_vote
 from conclugen.evaluation.protocol import own_groups
-from conclugen.tasks import Task
-from ray_jobs.run_config import DataConfig
-from ray_jobs.source import Source, held_out_view, note_no_validation, open_reader
+from conclugen.tasks import Task, registry
+from ray_jobs.mixture import AnySource, Corpus, Mixture
+from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig
+from ray_jobs.source import held_out_view, note_no_validation, open_reader
 from shards import Manifest, Reader, Rows, View
+from shards.stream import RowReader
 
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048
@@ -66,16 +68,23 @@ class Validation:
         """Every measure by name; warnings about collapse are printed, and counted as `warnings`."""
         return self.embedded(pretrainer)()
 
-    def embedded(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+    def embedded(
+        self, pretrainer: Pretrainer, with_tasks: bool = True, about: str = ""
+    ) -> Callable[[], dict[str, float]]:
         """One pass of the rows through the model of now; what is returned is `measure` of that, which takes far longer
-        and needs the model no more."""
+        and needs the model no more.
+
+        Args:
+            with_tasks: With what tasks tell of the last training step, which is not of these rows.
+            about: What the warnings are about.
+        """
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
         representations, projections = pretrainer.embed(batch), pretrainer.project(batch)
-        tasks = [pretrainer.model.task(name) for name in pretrainer.model.tasks]
+        tasks = [pretrainer.model.task(name) for name in pretrainer.model.tasks if with_tasks]
         of_tasks: dict[str, float] = {}
         for task in tasks:
             of_tasks |= task.measures()  # of the last training step
-        return lambda: self._measured(batch, representations, projections, tasks, of_tasks)
+        return lambda: self._measured(batch, representations, projections, tasks, of_tasks, about)
 
     def _measured(
         self,
@@ -84,18 +93,19 @@ class Validation:
         projections: dict[str, torch.Tensor],
         tasks: list[Task],
         of_tasks: dict[str, float],
+        about: str,
     ) -> dict[str, float]:
         measures = health.report(representations, projections, batch.present) | of_tasks
         found = health.warnings(measures, batch.present)
         found += [warning for task in tasks for warning in task.warnings(measures)]
         for warning in found:
-            print(f"warning: {warning}", flush=True)
+            print(f"warning: {about}{warning}", flush=True)
         measures["warnings"] = float(len(found))
         if self._label is not None:
             measures["neighbour_accuracy"] = self._neighbour_accuracy(self._label, representations)
         return measures
 
-    def names(self, config: PretrainConfig, widths: Mapping[str, int]) -> list[str]:
+    def names(self, config: PretrainConfig, widths: Mapping[str, int], of_tasks: bool = True) -> list[str]:
         """Every name that `measure` gives in the course of a run: asked of a model of the same tasks with tiny heads.
         widths: modality -> feature width."""
         tiny = replace(config.model, representation_dim=8, projection_dim=8, reconstruction_hidden_dim=8)
@@ -103,7 +113,7 @@ class Validation:
         pretrainer = Pretrainer(replace(config, model=tiny, compile=False), widths, steps_per_epoch=1)
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
         names = [*health.report(pretrainer.embed(batch), pretrainer.project(batch), batch.present), "warnings"]
-        for name in pretrainer.model.tasks:
+        for name in pretrainer.model.tasks if of_tasks else ():
             names += pretrainer.model.task(name).measured  # from their first step on
         if self._label is not None:
             names.append("neighbour_accuracy")
@@ -126,6 +136,103 @@ class Validation:
         return float((result.predictions == target[test]).mean())
 
 
+@dataclass(frozen=True)
+class _CorpusRows(Rows):
+    """Rows with their corpus, as the steps of a mixture have them."""
+
+    corpus: np.ndarray | None = None
+
+
+class CorporaValidation:
+    """Health of each corpus of a mixture by itself, on its own held-out view: measures are named CORPUS/MEASURE.
+
+    Args:
+        parts: Corpus -> its held-out rows.
+    """
+
+    def __init__(self, parts: Mapping[str, Validation]):
+        self._parts = parts
+
+    @classmethod
+    def open(cls, source: Mixture) -> CorporaValidation | None:
+        """Up to 2048 rows of each corpus that has a validation view; None where none has.
+
+        Raises:
+            ValueError: a view that is named and not there.
+        """
+        parts = {}
+        for number, corpus in enumerate(source.corpora):
+            reader = _held_out(corpus)
+            if reader is not None:
+                rows = spread_rows(reader, _MOST_ROWS)
+                for sample in reader.damage:
+                    where = f"{corpus.name}/{sample.shard}"
+                    print(f"left out of validation: sample {sample.key!r} of {where}: {sample.reason}", flush=True)
+                parts[corpus.name] = Validation(_completed(rows, source, number), None, 0)
+        return cls(parts) if parts else None
+
+    def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
+        """As `Validation.measure`; what tasks tell of the last training step is there once."""
+        return self.embedded(pretrainer)()
+
+    def embedded(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+        """As `Validation.embedded`."""
+        parts = {
+            name: part.embedded(pretrainer, with_tasks=False, about=f"corpus {name}: ")
+            for name, part in self._parts.items()
+        }
+        of_tasks: dict[str, float] = {}
+        for task in pretrainer.model.tasks:
+            of_tasks |= pretrainer.model.task(task).measures()
+
+        def measured() -> dict[str, float]:
+            found = {f"{name}/{measure}": value for name, part in parts.items() for measure, value in part().items()}
+            return found | of_tasks
+
+        return measured
+
+    def names(self, config: PretrainConfig, widths: Mapping[str, int]) -> list[str]:
+        """As `Validation.names`."""
+        tasks = [measure for name in config.tasks.active for measure in registry.get(name).measured]
+        return tasks + [
+            f"{name}/{measure}"
+            for name, part in self._parts.items()
+            for measure in part.names(config, widths, of_tasks=False)
+        ]
+
+
+def _held_out(corpus: Corpus) -> Reader | None:
+    """The corpus's validation view; None where it is none, or the default one and not there."""
+    name, names = corpus.source.validation_view, View.names(corpus.manifest)
+    if name is None or (name == DEFAULT_VALIDATION_VIEW and name not in names):
+        return None
+    try:
+        return corpus.reader.over(View.open(corpus.manifest, name))
+    except ValueError as error:
+        where = f"data.sources.{corpus.name}.validation_view"
+        raise ValueError(f"{where}: {error}; null measures nothing of this corpus") from None
+
+
+def _completed(rows: Rows, source: Mixture, number: int) -> Rows:
+    """The rows with all modalities of the mixture; those that the corpus lacks are missing."""
+    size = len(rows)
+    return _CorpusRows(
+        {m: rows.features.get(m, np.zeros((size, width), np.float32)) for m, width in source.reader.widths.items()},
+        {m: rows.present.get(m, np.zeros(size, bool)) for m in source.reader.widths},
+        rows.row,
+        rows.labels,
+        rows.group,
+        corpus=np.full(size, number),
+    )
+
+
+def open_validation(source: AnySource, config: PretrainConfig) -> Validation | CorporaValidation | None:
+    """The held-out rows of whatever a run learns from; None where there are none."""
+    if isinstance(source, Mixture):
+        return CorporaValidation.open(source)
+    return Validation.open(source.data, source.manifest, config.modalities)
+
+
 def _open_reader(data: DataConfig, manifest: Manifest, name: str, modalities: tuple[str, ...]) -> tuple[Reader, int]:
     """A reader of the validation view `name`, and how many classes the label has (0: no label)."""
     try:
@@ -142,16 +249,22 @@ def _open_reader(data: DataConfig, manifest: Manifest, name: str, modalities: tu
     return open_reader(data, manifest, view, modalities, (data.label,), speaker=data.speaker), len(label.classes)
 
 
-def check_validation(source: Source, config: PretrainConfig, keep_by: str | None) -> None:
+def check_validation(source: AnySource, config: PretrainConfig, keep_by: str | None) -> None:
     """ValueError unless the data has the validation view and label that are named, and `run.keep_by`, where it is
     given, is a measure of theirs: told before anything is started or written, not by the first checkpoint."""
-    view = held_out_view(source.data, source.manifest)
-    if keep_by is None:
+    if isinstance(source, Mixture):
+        unmeasured = [corpus.name for corpus in source.corpora if _held_out(corpus) is None]
+        if unmeasured:
+            print(f"note: no validation view of {', '.join(unmeasured)}: nothing is measured of it while training")
+        if keep_by is None:
+            return
+    elif keep_by is None:
+        view = held_out_view(source.data, source.manifest)
         note_no_validation(source.data, source.manifest, "nothing is measured while training")
         if view is not None:
             _open_reader(source.data, source.manifest, view, config.modalities)
         return
-    validation = Validation.open(source.data, source.manifest, config.modalities)
+    validation = open_validation(source, config)
     if validation is None:
         name = source.data.validation_view
         found = "which is None" if name is None else f"and the data has no view {name!r}: name one of its views"
@@ -163,7 +276,7 @@ def check_validation(source: Source, config: PretrainConfig, keep_by: str | None
         )
 
 
-def spread_rows(reader: Reader, most: int) -> Rows:
+def spread_rows(reader: RowReader, most: int) -> Rows:
     """At most `most` rows of the reader's view: from shards spread evenly over it, an equal share of the beginning of
     each. All rows where there are no more."""
     counts = reader.counts

@@ -20,15 +20,16 @@ from conclugen import Pretrainer, checkpoint, distributed
 from conclugen.checkpoint import Checkpoint, HostMemory, Snapshot
 from conclugen.common import uris
 from conclugen.prefetch import prefetch
+from ray_jobs.mixture import AnySource, Mixture, open_source
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.source import Source
 from ray_jobs.training.checkpoint_store import CheckpointWriter
 from ray_jobs.training.failures import Pulse
 from ray_jobs.training.input_gauge import InputTimes
 from ray_jobs.training.rank_meeting import RankMeeting
 from ray_jobs.training.step_profile import profiled
 from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
+from ray_jobs.training.validation import open_validation
 from shards import Cursor, Damage
 from shards.damage import DamageLog
 
@@ -65,7 +66,8 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
 
     # The allowed share of damage is one of the whole: no rank judges it alone.
     quarantine = folder.quarantine(rank)
-    source = Source.open(replace(job.data, max_damaged_share=1.0), job.pretrain, quarantine.note)
+    source = open_source(replace(job.data, max_damaged_share=1.0), job.pretrain, quarantine.note)
+    refuse_other_data(source, start.identity)
     # Before the ranks meet to restore: after it one rank may note new damage while another reads what is known.
     watch = Watch(source, job, folder)
     meeting = RankMeeting(rank, world, run.stall_timeout_s)
@@ -87,7 +89,9 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
         if state is not None:
             checkpoint.restore_everywhere(state, pretrainer)
             del state
-        recorder = StepRecorder(folder, job, source.manifest, start.attempt) if rank == 0 else SilentRecorder()
+        recorder = SilentRecorder()
+        if rank == 0:
+            recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), start.attempt)
         keeper = Keeper(start, rank, recorder)
         pulse.beat(step)
         with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
@@ -114,6 +118,16 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
                 pulse.beat(step)
     if pretrainer.step_number != start.total_steps:
         raise ValueError(f"the data ended after step {pretrainer.step_number} of {start.total_steps}")
+
+
+def refuse_other_data(source: AnySource, identity: Mapping[str, Any]) -> None:
+    """Raise ValueError where the data is not that with which the run began: somebody has written to its folder."""
+    for name, found in source.identity().items():
+        if name in identity and identity[name] != found:
+            raise ValueError(
+                f"{name}: found {found}, expected {identity[name]}: the data changed since the run began; restore it, "
+                "or choose another run.name"
+            )
 
 
 def newest_state(start: Start, rank: int, meeting: RankMeeting) -> Checkpoint | None:
@@ -146,11 +160,16 @@ def compare(checksums: Sequence[int], step: int) -> None:
 class Watch:
     """What the ranks tell each other when they meet: new damage, and notices that nodes will be taken away."""
 
-    def __init__(self, source: Source, job: PretrainJob, folder: RunFolder):
-        self._log = DamageLog(source.view.rows, job.data.max_damaged_share)
+    def __init__(self, source: AnySource, job: PretrainJob, folder: RunFolder):
+        # Of each corpus by its own rows: a small one that is all damaged would be a small share of the mixture.
+        self._logs: dict[str, tuple[DamageLog, Callable[[int], int]]]
+        if isinstance(source, Mixture):
+            self._logs = source.damage_logs(job.data.max_damaged_share)
+        else:
+            log = DamageLog(source.view.rows, job.data.max_damaged_share)
+            self._logs = {"": (log, lambda step: step * job.pretrain.global_batch)}
         for sample in source.reader.still_damaged(folder.quarantined()):  # it may have been restored since
-            self._log.know(sample)
-        self._global_batch = job.pretrain.global_batch
+            self._log_of(sample).know(sample)
         self._known: set[str] = set()
         self.leaving = False
 
@@ -172,12 +191,20 @@ class Watch:
         leaving = {node for note in notes for node in note["leaving"]}
         self.leaving = bool(leaving - self._known)
         self._known |= leaving
-        self._log.rows_read = step * self._global_batch
+        for log, rows_before in self._logs.values():
+            log.rows_read = rows_before(step)
         for note in notes:
             for sample in note["damage"]:
-                self._log.add(Damage(**sample))
-        self._log.check()  # what was known may be too much already
+                damage = Damage(**sample)
+                self._log_of(damage).add(damage)
+        for log, _ in self._logs.values():
+            log.check()  # what was known may be too much already
         return self.leaving
+
+    def _log_of(self, sample: Damage) -> DamageLog:
+        """The log of the sample's corpus, where there are several (`MixedReader` names shards CORPUS/SHARD)."""
+        name = "" if "" in self._logs else sample.shard.partition("/")[0]
+        return self._logs[name][0]
 
 
 class CheckpointClock:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from conclugen.heads import GatedUnit
 from conclugen.latents import Latents, Presence
-from conclugen.tasks.clustering import assignment_sum, joint_features
+from conclugen.tasks.clustering import assignment_losses, joint_features
 from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig
-from conclugen.tasks.reconstruction import squared_error_sum
+from conclugen.tasks.reconstruction import squared_errors
 from conclugen.tasks.simclr import Simclr, SimclrConfig
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -81,13 +81,13 @@ def test_contrastive_of_one_pair(inputs: Inputs) -> None:
 def test_clustering_joint(inputs: Inputs) -> None:
     present = torch.ones(3, B, dtype=torch.bool)
     scores = joint_features(inputs.L, present) @ inputs.C.T
-    loss = assignment_sum(scores, inputs.labels, present[0], 0.001) / B
+    loss = assignment_losses(scores, inputs.labels, present[0], 0.001).sum() / B
     assert float(loss) == close(value("clustering joint"))
 
 
 def test_clustering_individual(inputs: Inputs) -> None:
     everywhere = torch.ones(B, dtype=torch.bool)
-    losses = [assignment_sum(L @ inputs.C.T, inputs.labels, everywhere, 0.001) / B for L in inputs.L]
+    losses = [assignment_losses(L @ inputs.C.T, inputs.labels, everywhere, 0.001).sum() / B for L in inputs.L]
     assert float(sum(losses)) == close(value("clustering individual"))
 
 
@@ -100,7 +100,7 @@ def test_simclr(inputs: Inputs) -> None:
 
 def test_reconstruction(inputs: Inputs) -> None:
     everywhere = torch.ones(B, dtype=torch.bool)
-    loss = sum(squared_error_sum(prediction, target, everywhere) / B for prediction, target in inputs.R)
+    loss = sum(squared_errors(prediction, target, everywhere).sum() / B for prediction, target in inputs.R)
     assert float(loss) == close(value("reconstruction"))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from conclugen.heads import Decoder
 from conclugen.latents import Latents, Presence
 from conclugen.random import uniform
-from conclugen.tasks.clustering import Clustering, ClusteringConfig, assignment_sum, joint_features
+from conclugen.tasks.clustering import Clustering, ClusteringConfig, assignment_losses, joint_features
 from conclugen.tasks.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig, comparisons, ring
 from conclugen.tasks.reconstruction import Reconstruction, ReconstructionConfig
 from conclugen.tasks.simclr import Simclr, SimclrConfig
@@ -224,7 +224,7 @@ def independent_clusters(joint: np.ndarray, valid: np.ndarray, K: int) -> tuple[
 
 def test_assignment_without_valid_rows_is_zero_with_a_gradient_path() -> None:
     scores = randn(B, 3).requires_grad_()
-    loss = assignment_sum(scores, torch.zeros(B, dtype=torch.int64), torch.zeros(B, dtype=torch.bool), 0.001)
+    loss = assignment_losses(scores, torch.zeros(B, dtype=torch.int64), torch.zeros(B, dtype=torch.bool), 0.001).sum()
     loss.backward()
     assert float(loss.detach()) == 0
     assert scores.grad is not None and float(scores.grad.abs().sum()) == 0

@@ -87,6 +87,7 @@ def assert_rank_parity(
     return worst
 
 
+APART = {"names": ("a", "b"), "standardize": "corpus", "negatives": "within", "clusters": "within"}
 UNEQUAL = {"contrastive": {"weight": 0.5}, "clustering": {"weight": 2.0}, "reconstruction": {"weight": 0.1}}
 SHARED = {
     "weighting": "share",
@@ -118,6 +119,9 @@ CASES: dict[str, dict[str, Any]] = {
     "total, dynamic": config("conclugen", "improved", {"weighting": "dynamic", "share_every": 2}),
     "micro-batches, shares measured": config("conclugen", "improved", {"share_every": 1}, micro_batch=2),
     "micro-batches, dynamic": config("conclugen", "improved", {"weighting": "dynamic"}, micro_batch=3),
+    "corpora, across": config("conclugen", "improved", UNEQUAL, corpora={"names": ("a", "b")}),
+    "corpora, within": config("conclugen", "improved", UNEQUAL, corpora=APART),
+    "corpora, within, micro-batches": config("conclugen", "improved", micro_batch=2, corpora=APART),
     "micro-batches, paper": config("conclugen", "paper", micro_batch=2),
     "micro-batches, improved": config("conclugen", "improved", micro_batch=3),
     "micro-batches, pcgrad": config("conclugen", "improved", {"gradients": "pcgrad"}, micro_batch=2),

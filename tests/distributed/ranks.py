@@ -27,6 +27,7 @@ from conclugen import (
     summed_gradients,
 )
 from conclugen.checkpoint import Checkpoint, restore_everywhere
+from conclugen.config import by_corpus
 from conclugen.latents import Presence
 from conclugen.random import uniform
 from ray_jobs.training.rank_meeting import RankMeeting
@@ -48,6 +49,7 @@ def make_batch(
         "present": present,
         "row": np.arange(rows) + 1000 * seed,
         "group": g.integers(0, 2, rows),
+        "corpus": np.arange(rows) // 3 % 2,  # of a mixture of two
     }
 
 
@@ -60,6 +62,7 @@ def own_rows(batch: dict[str, Any], config: PretrainConfig) -> SimpleNamespace:
         present={m: x[part] for m, x in batch["present"].items()},
         row=batch["row"][part],
         group=batch["group"][part],
+        corpus=batch["corpus"][part] if config.corpora.names else None,
     )
 
 
@@ -78,7 +81,12 @@ def train(config: dict[str, Any], batches: list[dict[str, Any]], steps: int, ste
 
 
 def _moments(config: PretrainConfig) -> dict[str, tuple[NDArray[Any], NDArray[Any]]] | None:
-    return {m: (np.full(d, 0.1), np.full(d, 1.5)) for m, d in WIDTHS.items()} if config.model.standardize else None
+    if not config.model.standardize:
+        return None
+    moments = {m: (np.full(d, 0.1), np.full(d, 1.5)) for m, d in WIDTHS.items()}
+    for i, corpus in enumerate(config.corpora.names):
+        moments |= {by_corpus(m, corpus): (np.full(d, 0.2 * i), np.full(d, 1.0 + i)) for m, d in WIDTHS.items()}
+    return moments
 
 
 def train_with(fault: str, *arguments: Any) -> dict[str, Any]:

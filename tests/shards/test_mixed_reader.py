@@ -15,10 +15,11 @@ from shards.manifest import Manifest
 from shards.mixed_plan import MixedPlan
 from shards.mixed_reader import MixedReader
 from shards.plan import Cursor
+from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
 from shards.reader import Reader
 from shards.rows import group_id
 from shards.schema import Column, Sample, Schema
-from shards.stream import stream
+from shards.stream import RowMemory, as_step, stream
 from shards.view import View
 from shards.writer import ShardWriter
 from tests.shards.slow_mixture import slow_mixture
@@ -202,3 +203,18 @@ def test_a_modality_has_one_width(manifests: dict[str, Manifest]) -> None:
         MixedReader({"vox": Reader(manifests["vox"]), "tv": other})
     assert str(caught.value).startswith("corpus 'vox': modality 'audio' (audio) has width 3, expected 2 as in 'tv'")
     assert "\n" not in str(caught.value) and "modalities of the source" in str(caught.value)
+
+
+def test_what_read_tasks_put_into_the_object_store_is_what_was_read(manifests: dict[str, Manifest]) -> None:
+    """Both payloads without Ray: tables of rows, and of places; damage and padding among them."""
+    reader, plan, batches = mixture(manifests)
+    tasks = TaskReader(pickle.loads(pickle.dumps(reader.for_tasks())))  # noqa: S301 - what was just pickled
+    memory = RowMemory(reader, 19, 2, views=False)
+    for step in range(12):
+        ranges = plan.rows(*divmod(step, plan.steps_per_epoch))
+        pieces = np.array([*ranges, (PADDING_SHARD, 0, 2)], np.int64)
+        rows = memory.take()
+        fill(rows, tasks.table(pieces), reader.offsets)
+        check_rows(as_step(rows, reader, plan, plan.cursor_at(step)), batches[step] + [-1, -1])
+        places = reader.read_ranges(ranges_of(places_table(pieces)), size=19)
+        check_rows(places, batches[step] + [-1, -1])

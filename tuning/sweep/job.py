@@ -140,6 +140,11 @@ class SweepJob:
 
     def __post_init__(self) -> None:
         refuse_url("output", self.output, SHARED_FOLDER)
+        if self.data.sources:
+            raise ValueError(
+                "data.sources: found corpora to mix, expected data.folder, for trials learn from one folder; mix "
+                "corpora in runs of ray_jobs.pretrain, with what a sweep found best on one of them"
+            )
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first")
         require(

@@ -370,7 +370,9 @@ class _CommandLine:
     def build(self, given: Mapping[str, Any], argv: Sequence[str] = ()) -> Any:
         """The job. OptionsError: all the fields that must be given and are not, or a value that does not serve."""
         missing = [
-            f"{self.command.option(leaf.name)} {leaf.metavar}" for leaf in self._required() if leaf.name not in given
+            f"{self.command.option(leaf.name)} {leaf.metavar}"
+            for leaf in self._required(given)
+            if leaf.name not in given
         ]
         if missing:
             typed = " ".join([self.command.prog, shlex.join(argv), *missing])
@@ -383,13 +385,16 @@ class _CommandLine:
         except ValueError as error:
             raise OptionsError(self.command.spelt(str(error))) from error
 
-    def _required(self) -> list[Leaf]:
+    def _required(self, given: Mapping[str, Any] | None = None) -> list[Leaf]:
+        """The fields that must be given, beside those that are."""
         built = tuple(f"{group}." for group in self.command.built)
         off = tuple(f"{group}." for group, optional in self.groups.items() if optional)
         return [
             leaf
             for leaf in self.leaves.values()
-            if leaf.default is REQUIRED and not leaf.name.startswith((*built, *off))
+            if leaf.default is REQUIRED
+            and not leaf.name.startswith((*built, *off))
+            and (leaf.unless is None or (given or {}).get(leaf.unless) is None)
         ]
 
     def resolved(self, given: Mapping[str, Any]) -> dict[str, Any]:

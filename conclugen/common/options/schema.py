@@ -75,6 +75,12 @@ class Leaf:
         return bool(self.metadata.get("whole"))
 
     @property
+    def unless(self) -> str | None:
+        """Dotted name of the field that may be given in its place; without either one is missing."""
+        other = self.metadata.get("unless")
+        return None if other is None else ".".join([*self.name.split(".")[:-1], other])
+
+    @property
     def line_only(self) -> bool:
         """Whether the field is given on the command line alone: what it names is imported, which no file may ask."""
         return bool(self.metadata.get("line_only"))
@@ -97,6 +103,8 @@ def leaves(cls: type, prefix: str = "", base: Any = None) -> Iterator[Leaf]:
             yield from leaves(inner, f"{name}.", default if isinstance(default, inner) else None)
         else:
             _check_plain(cls, field.name, hint)
+            if "unless" in field.metadata and base is None:
+                default = REQUIRED
             yield Leaf(name, hint, default, documented.get(field.name, ""), field.metadata)
 
 

@@ -1,0 +1,285 @@
+"""Opens the corpora of `data.sources`: their manifests and views, one reader over them, and the mixed plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conclugen import PretrainConfig
+from conclugen.config import by_corpus
+from ray_jobs.run_config import DataConfig, SourceConfig
+from ray_jobs.source import Source
+from shards import Cursor, Manifest, Reader, View
+from shards.damage import Damage, DamageLog, ShardError
+from shards.mixed_plan import MixedPlan
+from shards.mixed_reader import MixedReader
+from shards.shares import whole_weights
+from shards.stats import Moments, check_present, running_moments
+from shards.stream import ReadAhead, Step
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One source: `reader` has the modalities of the run that the corpus has."""
+
+    name: str
+    source: SourceConfig
+    manifest: Manifest
+    view: View
+    reader: Reader
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What `ray_jobs.source.Source` is for one folder, for several. `corpora` are in the order of their names."""
+
+    corpora: tuple[Corpus, ...]
+    reader: MixedReader
+    plan: MixedPlan
+    data: DataConfig
+    config: PretrainConfig
+
+    @classmethod
+    def open(
+        cls, data: DataConfig, config: PretrainConfig, quarantine: Callable[[Damage], None] | None = None
+    ) -> Mixture:
+        """Open the training side of `data.sources`; `quarantine` is called with every damaged sample that is met.
+
+        Raises:
+            ValueError: in one line with the corpus: no such folder, view, column or speaker column; a corpus without
+                any modality of the run, or with one of another width; two sources of the same data; a corpus smaller
+                than its share of a batch. Or a modality of the run that no corpus has.
+        """
+        assert data.sources
+        corpora = tuple(
+            _opened(name, source, config.required_modalities) for name, source in sorted(data.sources.items())
+        )
+        _refuse_the_same_twice(corpora)
+        reader = MixedReader(
+            {corpus.name: corpus.reader for corpus in corpora},
+            {name: source.speakers for name, source in data.sources.items() if source.speakers is not None},
+            data.max_damaged_share,
+            quarantine,
+        )
+        config.check_serves(reader.widths)
+        plan = MixedPlan(
+            {corpus.name: corpus.view.counts for corpus in corpora},
+            stages_of(data, {corpus.name: corpus.view.rows for corpus in corpora}),
+            seed=config.seed,
+            global_batch=config.global_batch,
+            chunk_rows=data.chunk_rows,
+            epoch_rows=_epoch_rows(data, corpora),
+        )
+        return cls(corpora, reader, plan, data, config)
+
+    def check(self) -> None:
+        """Raise ValueError for a modality that no row of any corpus has."""
+        lacking = []
+        for modality in self.reader.modalities:
+            having = [corpus for corpus in self.corpora if modality in corpus.reader.modalities]
+            for corpus in having:
+                try:
+                    check_present(_only(corpus, modality))
+                    break
+                except ValueError:
+                    continue
+            else:
+                lacking.append(modality)
+        if lacking:
+            raise ValueError(
+                f"modality {', '.join(map(repr, lacking))}: found in no row of {', '.join(self.reader.names)}, "
+                "expected in one at least; leave it out of pretrain.modalities, or give rows that have it"
+            )
+
+    def moments(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Mean and deviation of each modality, (D_m,) both: of rows as the whole run sees them, each corpus by its
+        share; and of each corpus by itself, under `conclugen.config.by_corpus`."""
+        fitted = {
+            corpus.name: running_moments(corpus.reader, self.data.standardization_rows, self.plan.seed)
+            for corpus in self.corpora
+        }
+        given = self.plan.rows_before(self.plan.start_of_epoch(self.config.epochs))
+        found = {}
+        for modality in self.reader.modalities:
+            having = {name: m[modality] for name, m in fitted.items() if modality in m and m[modality].count}
+            if not having:
+                raise ValueError(
+                    f"modality {modality!r} is missing in every row that was read of {', '.join(fitted)}; leave it "
+                    "out, or give rows that have it"
+                )
+            found[modality] = joined(having, {name: given[name] * m.share for name, m in having.items()})
+            for name, moments in having.items():
+                found[by_corpus(modality, name)] = moments.mean, moments.std
+        return found
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch of the mixture, for the schedule."""
+        return self.plan.steps_per_epoch
+
+    def identity(self) -> dict[str, object]:
+        """What must agree when a run is resumed: which rows of which corpora, by which weights, in which order."""
+        identity: dict[str, object] = {}
+        for corpus in self.corpora:
+            own = {
+                "manifest": corpus.manifest.digest,
+                "view": corpus.view.digest,
+                "modalities": {name: list(columns) for name, columns in corpus.reader.modalities.items()},
+                "speaker": corpus.source.speaker,
+                "speakers": corpus.source.speakers,
+            }
+            identity |= {f"data.sources.{corpus.name}.{field}": value for field, value in own.items()}
+        identity["data.weights"] = {str(step): dict(weights) for step, weights in self.plan.weights.items()}
+        return identity | {"data.plan": self.plan.digest}
+
+    def model_info(self) -> dict[str, object]:
+        """What an exported model says of the corpora that it has seen: data, views, and the rows of each."""
+        given = self.plan.rows_before(self.plan.start_of_epoch(self.config.epochs))
+        corpora = {
+            corpus.name: {
+                "folder": Path(corpus.source.folder).name,
+                "manifest": corpus.manifest.digest,
+                "view": corpus.source.view,
+                "rows": corpus.view.rows,
+                "rows_seen": given[corpus.name],
+                "modalities": {name: list(columns) for name, columns in corpus.reader.modalities.items()},
+            }
+            for corpus in self.corpora
+        }
+        info: dict[str, object] = {"data": self.identity(), "corpora": corpora}
+        # Which encoders made the features, where all corpora say the same, so that new clips go through them.
+        made = [corpus.manifest.info.get("features") for corpus in self.corpora]
+        alike = all(corpus.reader.modalities == self.corpora[0].reader.modalities for corpus in self.corpora)
+        if alike:
+            info["modalities"] = {name: list(columns) for name, columns in self.corpora[0].reader.modalities.items()}
+        return info | ({"features": made[0]} if made[0] is not None and all(m == made[0] for m in made) else {})
+
+    def tags(self) -> dict[str, str]:
+        """What a run is found by in MLflow."""
+        return {
+            "dataset": "+".join(corpus.name for corpus in self.corpora),
+            "manifest_digest": " ".join(corpus.manifest.digest for corpus in self.corpora),
+            "view_digest": " ".join(corpus.view.digest for corpus in self.corpora),
+        }
+
+    def damage_logs(self, most: float) -> dict[str, tuple[DamageLog, Callable[[int], int]]]:
+        """Corpus -> a log that judges its damaged samples by its own rows, and the rows read of it before a step.
+
+        most: share of its rows beyond which a log raises DamageError."""
+
+        def counted(name: str) -> Callable[[int], int]:
+            return lambda step: self.plan.rows_before(step)[name]
+
+        return {corpus.name: (DamageLog(corpus.view.rows, most), counted(corpus.name)) for corpus in self.corpora}
+
+    def describe(self) -> str:
+        """Shares of the rows, for the line that a run begins with."""
+        stages = [(step, self.plan.shares_at(step)) for step in sorted(self.plan.weights)]
+        told = [
+            ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) + (f" from step {step}" if step else "")
+            for step, shares in stages
+        ]
+        return f"; corpora: {'; '.join(told)}"
+
+    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step]:
+        """This rank's part of the next `steps` global batches, executed by Ray Data; close it before Ray ends."""
+        from shards import ray_source
+
+        execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
+        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, self.data.payload, execution)
+
+
+AnySource = Source | Mixture
+
+
+def open_source(
+    data: DataConfig, config: PretrainConfig, quarantine: Callable[[Damage], None] | None = None
+) -> AnySource:
+    """What `data` names: one folder, or several corpora. Raises ValueError as they do."""
+    return (Mixture if data.sources else Source).open(data, config, quarantine)
+
+
+def joined(
+    moments: Mapping[str, Moments], weights: Mapping[str, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and population deviation of a mixture: of parts of these moments, each of this weight.
+
+    The mixture's variance is the mean of the parts' variances plus the variance of their means.
+    """
+    total = sum(weights.values())
+    share = {name: weight / total for name, weight in weights.items()}
+    mean = np.sum([share[name] * part.mean for name, part in moments.items()], axis=0)
+    variance = np.sum([share[n] * (part.std**2 + (part.mean - mean) ** 2) for n, part in moments.items()], axis=0)
+    return mean, np.sqrt(variance)
+
+
+def stages_of(data: DataConfig, rows: Mapping[str, int]) -> dict[int, dict[str, int]]:
+    """First step -> corpus -> whole weight. rows: of each corpus's view, by which `epochs` become weights."""
+    assert data.sources
+    first = {
+        name: Fraction(str(source.weight))
+        if source.weight is not None
+        else Fraction(str(1 if source.epochs is None else source.epochs)) * rows[name]
+        for name, source in data.sources.items()
+    }
+    stages: dict[int, dict[str, Fraction]] = {0: first}
+    for step, weights in (data.weights_from or {}).items():
+        stages[int(step)] = {name: Fraction(str(weights[name])) for name in data.sources}
+    names = sorted(data.sources)
+    return {
+        step: dict(zip(names, whole_weights([weights[name] for name in names]), strict=True))
+        for step, weights in stages.items()
+    }
+
+
+def _epoch_rows(data: DataConfig, corpora: tuple[Corpus, ...]) -> int:
+    """Rows of an epoch of the mixture: those of all corpora, each as often as its `epochs` say."""
+    epochs = [1 if c.source.epochs is None else Fraction(str(c.source.epochs)) for c in corpora]
+    return int(sum(times * corpus.view.rows for times, corpus in zip(epochs, corpora, strict=True)))
+
+
+def _opened(name: str, source: SourceConfig, modalities: tuple[str, ...]) -> Corpus:
+    where = f"data.sources.{name}"
+    try:
+        manifest = Manifest.open(source.folder)
+        view = View.open(manifest, source.view)
+        composition = manifest.schema.resolve(source.modalities)
+    except ShardError:
+        raise  # it names the folder, and tells whether another try may succeed
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from None
+    own = {m: composition[m] for m in modalities if m in composition}
+    if not own:
+        raise ValueError(
+            f"{where}: found modalities {', '.join(composition)}, expected one of {', '.join(modalities)}; name its "
+            f"columns, {where}.modalities={{{modalities[0]}: [COLUMN]}}, or leave the corpus out"
+        )
+    try:
+        manifest.schema.check_group_column(source.speaker)
+    except ValueError as error:
+        raise ValueError(f"{where}.speaker: {error}") from None
+    reader = Reader(manifest, view, own, (), max_damaged_share=1.0, group=source.speaker)
+    return Corpus(name, source, manifest, view, reader)
+
+
+def _only(corpus: Corpus, modality: str) -> Reader:
+    columns = {modality: corpus.reader.modalities[modality]}
+    return Reader(corpus.manifest, corpus.view, columns, (), max_damaged_share=1.0)
+
+
+def _refuse_the_same_twice(corpora: tuple[Corpus, ...]) -> None:
+    seen: dict[str, str] = {}
+    for corpus in corpora:
+        other = seen.setdefault(corpus.manifest.digest, corpus.name)
+        if other != corpus.name:
+            raise ValueError(
+                f"data.sources.{corpus.name}: found the data of {other!r} again (digest {corpus.manifest.digest}), "
+                f"expected each data set once; give {other!r} a view with the rows of both, or more weight"
+            )

@@ -1,0 +1,63 @@
+"""`python -m shards stats A B`: shares, modalities, speakers and keys in common, counted one by one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shards.commands import STATS
+from tests.shards import test_mixed_reader as corpora
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("stats")
+    return {name: corpora.write(folder, name).folder for name in corpora.COLUMNS}
+
+
+def test_a_mixture_is_described_before_any_work(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    weights = "own=1,tv=2,vox=1"
+    assert STATS.main([*folders.values(), "--weight", weights, "--global-batch", "40", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: corpus["rows"] for name, corpus in found["corpora"].items()} == corpora.ROWS
+    assert [corpus["share"] for corpus in found["corpora"].values()] == [0.25, 0.5, 0.25]
+    for name, corpus in found["corpora"].items():
+        for modality, own in corpus["modalities"].items():
+            values = [corpora.value(name, modality, row) for row in range(corpora.ROWS[name])]
+            assert own["present"] == sum(value is not None for value in values)
+            assert own["width"] == corpora.COLUMNS[name][modality].width
+        assert corpus["groups"] == (0 if name == "tv" else 3)
+    # Keys are k0, k1, ... in each corpus: as many in common as the smaller one has.
+    assert found["equal_keys"] == {"own tv": 23, "own vox": 23, "tv vox": 40}
+    assert found["equal_group_names"] == {"own tv": 0, "own vox": 3, "tv vox": 0}
+    assert found["widths_differ"] == [] and all(corpus["fits"] for corpus in found["corpora"].values())
+
+    assert STATS.main([*folders.values(), "--weight", "own=8,tv=1,vox=1", "--global-batch", "40"]) == 0
+    told = capsys.readouterr().out
+    assert "corpus 'own' has fewer rows than its share of a batch" in told
+    assert "own and vox have 3 group name(s) in common" in told and "80.0%" in told
+
+
+def test_one_folder_is_described_as_ever(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert STATS.main([folders["vox"]]) == 0
+    assert "61 rows in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a={vox}", "a={tv}"], ["corpus 'a' is named twice"]),
+        (["a={vox}", "b={vox}"], ["found", "twice"]),
+        (["{vox}", "{tv}", "--weight", "vox=1"], ["corpus 'tv'", "found None, expected a number above 0"]),
+        (["{vox}", "{tv}", "--weight", "voks=1,tv=1"], ["'voks' is no corpus", "did you mean 'vox'"]),
+    ],
+)
+def test_wrong_input(
+    folders: dict[str, str], arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert STATS.main([argument.format(**folders) for argument in arguments]) == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in words), told
+    assert Path(folders["vox"]).is_dir()
