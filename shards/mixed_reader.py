@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards.damage import Damage, DamageError, DamageLog, ShardError
-from shards.reader import Reader
+from shards.reader import Reader, Reading
 from shards.rows import NO_GROUP, PADDING_ROW, Rows, group_id
 
 
@@ -52,6 +53,7 @@ class MixedReader:
         self.first_shard = np.cumsum([0, *(len(reader.counts) for reader in self.readers)])
         self.first_row = np.cumsum([0, *(reader.manifest.rows for reader in self.readers)], dtype=np.int64)
         self.labels: tuple[str, ...] = ()
+        self.pitch = self._share_pitch()
         self.damage = DamageLog(int(self.counts.sum()), max_damaged_share, quarantine)
         self._log_lock = threading.Lock()
         for i, reader in enumerate(self.readers):
@@ -77,14 +79,25 @@ class MixedReader:
     def is_local(self) -> bool:
         return all(reader.is_local for reader in self.readers)
 
-    @property
-    def pitch(self) -> int:
-        """0: samples of different corpora are laid out differently, so features are copied."""
-        return 0
+    def _share_pitch(self) -> int:
+        """As `Reader.pitch`: bytes of a row whose features are views on the whole sample, where samples of all corpora
+        are laid out alike; 0 where features are copied."""
+        first, *others = self.readers
+        alike = all(
+            (other.offsets, other.widths, other.dtypes) == (first.offsets, first.widths, first.dtypes)
+            for other in others
+        )
+        if not alike or not all(reader.pitch for reader in self.readers):
+            return 0
+        pitch = max(reader.pitch for reader in self.readers)
+        for reader in self.readers:
+            reader.pitch = pitch  # shards differ in stride, and so do corpora
+        return pitch
 
     @property
     def offsets(self) -> dict[str, int]:
-        return {}
+        """Byte of a sample at which each modality begins, where features are views."""
+        return self.readers[0].offsets if self.pitch else {}
 
     @property
     def row_bytes(self) -> int:
@@ -102,9 +115,12 @@ class MixedReader:
         return f"{self.names[corpus]}/{self.readers[corpus].shard_of(row - int(self.first_row[corpus]))}"
 
     def allocate(self, size: int, views: bool = False) -> Rows:
-        """Memory for `size` rows, all of them padding."""
+        """Memory for `size` rows, all of them padding. views: as of `Reader.allocate`."""
         grouped = any(reader.grouped for reader in self.readers)
-        rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, grouped)
+        pitch = self.pitch if views else 0
+        rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, grouped, pitch, self.offsets)
+        if rows.slots is not None:
+            rows.slots[...] = 0
         rows.clear()
         return rows
 
@@ -123,13 +139,29 @@ class MixedReader:
             raise ValueError(f"size is {size}, but the ranges hold {total} rows")
         if out is None:
             out = self.allocate(size)
+        readings: list[tuple[int, Reading, Rows]] = []
+        parts: list[tuple[int, int, int, int]] = []  # reading, part of it, -, place in the batch
         at = 0
         for corpus, run in groupby(some, key=lambda piece: self._corpus_of_shard(piece[0])):
             first = int(self.first_shard[corpus])
             own = [(shard - first, start, stop) for shard, start, stop in run]
             end = at + sum(stop - start for _, start, stop in own)
-            self._read_own(corpus, own, out.part(at, end))
+            reading, rows = self._begin(corpus, own, out.part(at, end))
+            parts += [(len(readings), i, 0, at + part[3]) for i, part in enumerate(reading.parts)]
+            readings.append((corpus, reading, rows))
             at = end
+
+        def fetch(some_parts: Sequence[tuple[int, int, int, int]]) -> None:
+            for number, i, _, _ in some_parts:
+                corpus, reading, _ = readings[number]
+                with self._naming(corpus):
+                    reading.fetch([reading.parts[i]])
+
+        self.readers[0].side_by_side(fetch, parts, total)
+        for corpus, reading, rows in readings:
+            with self._naming(corpus):
+                reading.finish()
+            self._complete(corpus, rows)
         if at < size:
             out.part(at, size).clear()
         with self._log_lock:
@@ -157,29 +189,37 @@ class MixedReader:
             raise IndexError(f"shard number {shard}, expected 0..{len(self.counts) - 1}")
         return int(np.searchsorted(self.first_shard, shard, side="right")) - 1
 
-    def _read_own(self, corpus: int, ranges: list[tuple[int, int, int]], out: Rows) -> None:
-        """Rows of one corpus, whose reader knows its own modalities, rows and groups only."""
+    def _begin(self, corpus: int, ranges: list[tuple[int, int, int]], out: Rows) -> tuple[Reading, Rows]:
+        """A read of rows of one corpus, whose reader knows its own modalities, rows and groups only."""
         reader = self.readers[corpus]
         there = {m: out.features[m] for m in reader.modalities}
         seen = {m: out.present[m] for m in reader.modalities}
         group = out.group if reader.grouped else None
+        return reader.begin(ranges, Rows(there, seen, out.row, {}, group, slots=out.slots)), out
+
+    @contextmanager
+    def _naming(self, corpus: int) -> Iterator[None]:
+        """Errors of the block name the shard by its corpus."""
         try:
-            reader.read_ranges(ranges, out=Rows(there, seen, out.row, {}, group))
+            yield
         except DamageError:
             raise  # of the whole
         except ShardError as error:
             raise _with_corpus(self.names[corpus], error) from error
+
+    def _complete(self, corpus: int, out: Rows) -> None:
+        """What a corpus's reader does not know of its rows: other modalities, numbers through all corpora."""
+        reader = self.readers[corpus]
         for modality in self.modalities:
-            if modality not in there:
+            if modality not in reader.modalities:
                 out.features[modality][...] = 0
                 out.present[modality][...] = False
         out.row[...] += self.first_row[corpus]
-        if out.group is not None:
-            if group is None:
-                out.group[...] = NO_GROUP
-            else:
-                # Another number for each corpus, which keeps apart whom its own groups keep apart.
-                out.group[...] = np.where(group == NO_GROUP, NO_GROUP, group ^ self._keys[corpus])
+        if out.group is not None and not reader.grouped:
+            out.group[...] = NO_GROUP
+        elif out.group is not None:
+            # Another number for each corpus, which keeps apart whom its own groups keep apart.
+            out.group[...] = np.where(out.group == NO_GROUP, NO_GROUP, out.group ^ self._keys[corpus])
 
     def _renamed(self, corpus: int, sample: Damage) -> Damage:
         shard = f"{self.names[corpus]}/{sample.shard}"

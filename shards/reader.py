@@ -40,6 +40,28 @@ class Selection(Protocol):
     def indices(self, shard: int) -> np.ndarray: ...
 
 
+Part = tuple[int, int, int, int]  # shard, start, stop, place in the batch
+
+
+class Reading:
+    """One read under way: its parts may be fetched by several threads, each once, before `finish`."""
+
+    def __init__(self, reader: Reader, parts: list[Part], out: Rows) -> None:
+        self.parts, self._reader, self._out = parts, reader, out
+        # What the index says of each row's columns, and what is wrong with the row (0 for nothing).
+        self._stored = np.empty((len(out), len(reader.manifest.columns)), bool)
+        self._wrong = np.zeros(len(out), np.uint8)
+
+    def fetch(self, some: Sequence[Part]) -> None:
+        """Read some of the parts."""
+        for shard, start, stop, at in some:
+            self._reader._read_part(shard, start, stop, at, self._out, self._stored, self._wrong)
+
+    def finish(self) -> None:
+        """Check what was fetched; log and clear what is damaged."""
+        self._reader._finish(self._out, self._stored, self._wrong)
+
+
 class Reader:
     """Row ranges of a data set.
 
@@ -220,25 +242,19 @@ class Reader:
             if size * self.row_bytes > _LARGE:
                 self._confirm({shard for shard, *_ in parts})
             out = self._uninitialised(size)
-        filled = out.part(0, total)
-        # What the index says of each row's columns, and what is wrong with the row (0 for nothing).
-        stored, wrong = np.empty((total, len(self.manifest.columns)), bool), np.zeros(total, np.uint8)
-
-        def fetch(some: Sequence[tuple[int, int, int, int]]) -> None:
-            for shard, start, stop, at in some:
-                self._read_part(shard, start, stop, at, filled, stored, wrong)
-
-        self._side_by_side(fetch, parts, total)
-        if total and filled.slots is not None:
-            self._check_slots(filled.slots, filled.row, stored, wrong)
-        self._zero_missing(filled, stored)
+        reading = Reading(self, parts, out.part(0, total))
+        self.side_by_side(reading.fetch, parts, total)
+        reading.finish()
         if size > total:
             out.part(total, size).clear()
-        with self._log_lock:
-            self.damage.rows_read += total
-            if wrong.any():
-                self._quarantine(wrong, filled)
         return out
+
+    def begin(self, ranges: Iterable[tuple[int, int, int]], out: Rows) -> Reading:
+        """A read whose parts the caller fetches, side by side with those of other readers: into `out`, of exactly as
+        many rows."""
+        parts, total = self._parts(ranges)
+        assert total == len(out)
+        return Reading(self, parts, out)
 
     def still_damaged(self, samples: Iterable[Damage]) -> list[Damage]:
         """Those of these samples, of any view, that are damaged still: each is read again. Raises ShardError for a
@@ -272,13 +288,22 @@ class Reader:
                 at += stop - start
         return parts, at
 
+    def _finish(self, out: Rows, stored: np.ndarray, wrong: np.ndarray) -> None:
+        if len(out) and out.slots is not None:
+            self._check_slots(out.slots, out.row, stored, wrong)
+        self._zero_missing(out, stored)
+        with self._log_lock:
+            self.damage.rows_read += len(out)
+            if wrong.any():
+                self._quarantine(wrong, out)
+
     def _confirm(self, shards: Iterable[int]) -> None:
         """Index and size of the shards agree with the manifest: before memory is taken for what it claims to hold."""
         for shard in shards:
             entry, _ = self._index(shard)
             self._storage.read_into(entry, [])  # of nothing: compares the file's size
 
-    def _side_by_side(
+    def side_by_side(
         self,
         fetch: Callable[[Sequence[tuple[int, int, int, int]]], None],
         parts: list[tuple[int, int, int, int]],

@@ -143,7 +143,7 @@ def test_negatives_within_a_corpus_equal_a_slow_version(negatives: str, block_ro
         ContrastiveConfig(margin=0.0, temperature=0.3, negatives=negatives, block_rows=block_rows), within_corpus=True
     )
     task.corpora = 2
-    presence = Presence.of(whole, tuple(WIDTHS), with_group=True)
+    presence = Presence.asked(whole, tuple(WIDTHS), with_group=True)()
     loss = task(Latents(tuple(WIDTHS), {}, {}, z, presence, 0, 0))
     expected, own = slow_contrastive(z.detach(), whole, negatives, 0.3)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
@@ -179,7 +179,7 @@ def test_clusters_within_a_corpus_are_those_of_its_rows_alone() -> None:
     for step in range(4):
         whole = batch(step)
         z = torch.tensor(torch_rng.standard_normal((3, G, 8)))
-        presence = Presence.of(whole, tuple(WIDTHS))
+        presence = Presence.asked(whole, tuple(WIDTHS))()
         loss = float(apart(Latents(tuple(WIDTHS), {}, {}, z, presence, step, 0)).detach())
         total, counts = 0.0, []
         for c, task in enumerate(alone):
@@ -190,7 +190,7 @@ def test_clusters_within_a_corpus_are_those_of_its_rows_alone() -> None:
                 whole.row,
                 corpus=whole.corpus,
             )
-            seen = Presence.of(only, tuple(WIDTHS))
+            seen = Presence.asked(only, tuple(WIDTHS))()
             counts.append(int(seen.all.any(0).sum()))
             total += counts[-1] * float(task(Latents(tuple(WIDTHS), {}, {}, z, seen, step, 0)))
             assert torch.equal(apart.centroids[3 * c : 3 * c + 3], task.centroids)

@@ -205,6 +205,37 @@ def test_a_modality_has_one_width(manifests: dict[str, Manifest]) -> None:
     assert "\n" not in str(caught.value) and "modalities of the source" in str(caught.value)
 
 
+def test_corpora_laid_out_alike_are_read_as_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of unlike strides; what is read equals what is copied."""
+    monkeypatch.setattr("shards.reader._VIEW_OVERHEAD", 1e9)
+    schema = Schema((Column("video", 4), Column("audio", 3)), grouped=True)
+    manifests = {}
+    for name, text in (("a", 10), ("b", 3000)):
+        with ShardWriter(tmp_path / name, schema) as writer:
+            for row in range(30):
+                stored = {"video": np.arange(4) + row, "audio": None if row % 4 == 1 else np.arange(3) - row}
+                writer.append(Sample(f"k{row}", stored, group=f"s{row % 3}", text="x" * text))
+        assert writer.manifest is not None
+        manifests[name] = writer.manifest
+    assert len({manifest.entry(0).stride for manifest in manifests.values()}) == 2
+    plan = MixedPlan({n: m.counts for n, m in manifests.items()}, {"a": 2, "b": 1}, 0, 10, chunk_rows=3)
+    reader = MixedReader({name: Reader(manifest) for name, manifest in manifests.items()})
+    tasks = TaskReader(pickle.loads(pickle.dumps(reader.for_tasks())))  # noqa: S301 - what was just pickled
+    memory = RowMemory(reader, 12, 2, views=False)
+    for step in stream(reader, plan, 0, 1, Cursor(), 12):
+        ranges = plan.rows(step.cursor.epoch, step.cursor.step)
+        copied, stored = reader.read_ranges(ranges), memory.take()
+        fill(stored, tasks.table(np.array([*ranges, (PADDING_SHARD, 0, 2)], np.int64)), reader.offsets)
+        assert step.slots is not None and step.slots.shape[1] == reader.pitch and copied.slots is None
+        for other in (copied, stored.part(0, 10)):
+            assert np.array_equal(step.row, other.row) and np.array_equal(step.group, other.group)
+            for modality in ("video", "audio"):
+                assert np.array_equal(step.features[modality], other.features[modality])
+                assert np.array_equal(step.present[modality], other.present[modality])
+        own = step.row % 30
+        assert np.array_equal(step.features["video"], own[:, None] + np.arange(4))
+
+
 def test_what_read_tasks_put_into_the_object_store_is_what_was_read(manifests: dict[str, Manifest]) -> None:
     """Both payloads without Ray: tables of rows, and of places; damage and padding among them."""
     reader, plan, batches = mixture(manifests)
