@@ -54,8 +54,10 @@ class Presence:
 
         def presence() -> Presence:
             bytes_NC = gathered()
-            roles = bytes_NC[:, packed:].split(wide, dim=1)
-            numbers = [role.contiguous().view(torch.int64).squeeze(1) for role in roles]
+            # Copied even where there is one row, whose bytes would not begin where a number may. An empty part has
+            # one empty piece, which is no number.
+            roles = bytes_NC[:, packed:].split(wide, dim=1) if len(bytes_BC) > 1 else ()
+            numbers = [role.clone(memory_format=torch.contiguous_format).view(torch.int64).squeeze(1) for role in roles]
             return cls(
                 local=local_MB,
                 all=unpack_bits(bytes_NC[:, :packed], len(modalities)).T,

@@ -307,6 +307,12 @@ JOBS: dict[str, Job] = {
         lambda folder: [folder / "out", "--speakers", 1, "--takes", 1, "--processes", 1, "--overwrite"],
         lambda folder: content(folder / "out"),
     ),
+    "export": Job(
+        "export",
+        lambda folder: MAKERS["run"](folder / "out/a"),
+        lambda folder: ["a", "--output", folder / "out", "--folder", folder / "shared", "--no-programs"],
+        lambda folder: content(folder / "shared"),
+    ),
     "track": Job("track", lambda folder: MAKERS["run"](folder / "a"), lambda folder: [folder / "a"], _tracked),
     "report": Job(
         "report", _ablated, lambda folder: [folder / "a", "--no-tracking"], lambda folder: content(folder / "a/report")

@@ -6,7 +6,7 @@ Sizes follow the rows to learn from. At 1,000 to 3,000 rows they are those of do
 batch           a quarter of the rows as a power of two: rows are told from the others of their batch, so it is as large
                 as leaves an epoch four steps; at least 16 (all rows of fewer), at most 4096, on CPUs 1024
 representation  12 times the square root of the rows as a power of two, 64 to 4096, on CPUs to 1024
-projection      a quarter of it, 32 to 512;  reconstruction's hidden layer: as wide as it, at most 1024
+projection      a quarter of it, 32 to 512;  hidden layer (of what is reconstructed): as wide as it, at most 1024
 clusters        one for 25 rows, 4 to 32;  queue: as many earlier batches as an epoch has, at most 8
 epochs          300 steps' worth, 20 to 60
 """

@@ -13,6 +13,7 @@ from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, PARTIAL, save
 from conclugen.common.reading import read_mapping
 from conclugen.evaluation.config import ComparisonConfig
+from conclugen.tasks import registry
 from ray_jobs import evaluation, ray_cluster
 from ray_jobs.embed import EmbedJob
 from ray_jobs.embedding import embed
@@ -136,15 +137,30 @@ def _with_ray(job: RunJob) -> RunJob:
     return job
 
 
+def _fields(task: str, sized: dict[str, int]) -> dict[str, int]:
+    """Those of the sizes that the task has a field for."""
+    own = {each.name for each in dataclasses.fields(registry.get(task).Config)}
+    return {name: value for name, value in sized.items() if name in own}
+
+
+def _served(task: str, recipe: str, modalities: tuple[str, ...]) -> bool:
+    """Whether these modalities serve it: one alone can't be compared with another."""
+    kind = registry.get(task)
+    try:
+        kind.inputs(kind.adapted(kind.recipe(recipe), modalities), modalities)
+    except ValueError:
+        return False
+    return True
+
+
 def pretraining(job: RunJob, chosen: sizes.Sizes, manifest: Manifest, views: data.Views) -> PretrainJob:
     """The pretraining of what was chosen."""
     assert job.modalities is not None and job.epochs is not None
     kept = presets.PRESETS[presets.ALIASES.get(job.preset, job.preset)][1] if job.preset in presets.PRESETS else ()
-    tasks: dict[str, Any] = {}
-    if "clustering" in kept:
-        tasks["clustering"] = {"clusters": chosen.clusters, "queue_batches": chosen.queue}
-    if "contrastive" in kept and len(job.modalities) < 2 and len(kept) > 1:
-        tasks["contrastive"] = None  # it compares modalities
+    sized = {"clusters": chosen.clusters, "queue_batches": chosen.queue}
+    tasks: dict[str, Any] = {name: _fields(name, sized) for name in kept if _served(name, job.recipe, job.modalities)}
+    if tasks:
+        tasks |= {name: None for name in kept if name not in tasks}
     config = presets.build(
         job.preset,
         job.recipe,

@@ -78,7 +78,7 @@ def test_a_command_is_called_as_it_was_typed_and_nothing_heavy_is_imported() -> 
         "--help", "pretrain --help", "help split", "split --help", "pretrian --data x", "doctor chekc"
     )
     assert listed[0] == 0 and "\n  pretrain " in listed[1]
-    assert called[1].startswith("usage: conclugen pretrain --data FOLDER --run NAME [options]")
+    assert called[1].startswith("usage: conclugen pretrain FOLDER --run NAME [options]")
     assert helped == same != (0, "", "")
     assert unknown[:2] == (2, "") and wrong[0] == 2
     assert re.fullmatch(r"error: unknown command 'pretrian'; .*did you mean 'pretrain'\?\n", unknown[2])

@@ -252,10 +252,11 @@ def test_pictures_of_a_program_stream_with_one_time_are_all_kept(monkeypatch: py
             yield [frame], 0, True
 
     monkeypatch.setattr(pictures, "_decoded", lambda *_: frames())
+    monkeypatch.setattr(pictures, "start_of", lambda _: Fraction(0))
     codec = SimpleNamespace(codec=SimpleNamespace(canonical_name="h264"))
     stream = SimpleNamespace(average_rate=25, codec_context=codec)
     for name, rising in (("mpeg", True), ("mpegts", False)):
-        container = SimpleNamespace(format=SimpleNamespace(name=name), streams=[], start_time=None)
+        container = SimpleNamespace(format=SimpleNamespace(name=name))
         times = [shown.time for batch, _ in pictures._timed(container, stream) for shown in batch]
         assert (times == sorted(set(times))) is rising and len(times) == 9
         wanted = [Fraction(stamp, 90_000) for stamp in stamps]
