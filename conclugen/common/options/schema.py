@@ -326,6 +326,7 @@ def _word_as(hint: Any, word: Word, path: str) -> Any:
     if origin in (list, tuple):
         return [Word(part.strip()) for part in word.split(",")] if word.strip() else []
     if origin is not None:
+        refuse_secrets(path, str(word))  # before what tells that it is one may be parted from it
         return pairs(hint, word)
     if hint is bool:
         return _BOOLEANS.get(word.lower(), str(word))

@@ -88,7 +88,7 @@ def test_training_stands_still_for_a_hundredth_of_the_time(
             kept.append(clock.now)
     store.done.set()
     keeper._writer.finish()
-    assert blocked <= 0.01 * total
+    assert blocked <= 0.01 * clock.now + 1e-9, "but for rounding of the sums of times"
     assert len(kept) >= total / (apart_s + 4 * STEP_S) - 1, "and they are made as often as that allows"
     assert len(store.written) == len(kept)
     newest = store.newest()

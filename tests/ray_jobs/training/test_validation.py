@@ -54,7 +54,9 @@ def test_measures_are_of_the_model_that_was_embedded_whatever_it_became(manifest
     with torch.no_grad():
         for parameter in pretrainer.model.parameters():
             parameter.mul_(-0.5)
-    assert later() == expected != validation.measure(pretrainer)
+    np.testing.assert_equal(later(), expected)  # where one is NaN (a rare class), the other is
+    changed = validation.measure(pretrainer)
+    assert any(changed[name] != value for name, value in expected.items() if not np.isnan(value))
 
 
 @pytest.mark.parametrize("preset", ["conclugen", "contrast_only_video_audio", "generative_only"])
