@@ -32,6 +32,7 @@ def test_a_run_over_corpora_resumes_with_other_workers_and_says_what_it_saw(shar
             modalities=("video", "audio", "text"),
             epochs=epochs,
             precision="float64",
+            optimizer={"schedule": "restarts"},  # a single descent would end with the first of two epochs
             corpora={"standardize": "corpus", "negatives": "within"},
         )
         weights = {"3": {"own": 1.0, "tv": 1.0, "vox": 1.0}}
@@ -48,7 +49,9 @@ def test_a_run_over_corpora_resumes_with_other_workers_and_says_what_it_saw(shar
             assert [step for step, _ in one[name]] == [step for step, _ in two[name]]
             assert np.allclose([v for _, v in one[name]], [v for _, v in two[name]], rtol=1e-9, equal_nan=True), name
     assert {f"loss/contrastive/{name}" for name in corpora.COLUMNS} <= one.keys()
-    assert one["share/vox"][0][1] == pytest.approx(0.5) and one["share/vox"][5][1] == pytest.approx(1 / 3)
+    shares = [value for _, value in one["share/vox"]]
+    assert shares[:3] == pytest.approx([0.5] * 3)
+    assert sum(shares[3:]) / 9 == pytest.approx(1 / 3, abs=3.36 / (9 * 16)), "batches are of 16 rows"
     assert {"validation/own/effective_rank/video", "validation/tv/effective_rank/text"} <= one.keys()
     model = conclugen.load(parts / "model")
     assert list(model.info["corpora"]) == ["own", "tv", "vox"]
