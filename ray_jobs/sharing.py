@@ -14,6 +14,7 @@ from conclugen import portable
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_folder, write_text
 from conclugen.common.names import did_you_mean
+from conclugen.common.paths import absolute
 from conclugen.common.reading import read_json, read_mapping
 from conclugen.common.tables import markdown, markdown_head, markdown_item, markdown_row
 from conclugen.export import CARD, DOCUMENT, TENSORS
@@ -27,20 +28,19 @@ README = "README.md"
 def share(job: ExportJob) -> Path:
     """Write the folder, whole or not at all; returns it. ValueError for a run that is not finished, or a folder that
     holds something else."""
-    output = job.output.expanduser().absolute()
+    output = absolute(job.output, "output")
     run = RunFolder(output / job.run)
     if not run.path.is_dir():
         runs = sorted(path.parent.name for path in output.glob("*/model"))
         raise ValueError(f"--run: no run {job.run!r} in {output}, {did_you_mean(job.run, runs)}")
     if not run.model.is_dir():
         raise ValueError(f"--run: {job.run!r} has no exported model yet; finish it with conclugen pretrain")
-    folder = (job.folder or run.path / "export").expanduser().absolute()
+    folder = absolute(job.folder or run.path / "export", "folder")
     if folder.exists():
         ours = folder.is_dir() and {DOCUMENT, README} <= {path.name for path in folder.iterdir()}
         if not (job.overwrite and ours):
             remedy = "give --overwrite to replace it" if ours else "it is no export: choose another --folder"
             raise ValueError(f"folder: {folder} is there; {remedy}")
-        shutil.rmtree(folder)
     embedder = conclugen.load(run.model)  # whole and undamaged
     with atomic_folder(folder) as whole:
         for name in (DOCUMENT, TENSORS):

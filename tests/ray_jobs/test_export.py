@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 import conclugen
 from conclugen import Pretrainer, export, presets
 from conclugen.common.atomic import write_json
+from ray_jobs import sharing
 from ray_jobs.export import main
 from ray_jobs.run_folder import RunFolder
 
@@ -79,3 +81,16 @@ def test_what_is_there_is_replaced_only_where_it_is_an_export(runs: Path, capsys
     assert "it is no export" in capsys.readouterr().err
     assert main(["frist", "--output", str(runs)]) == 2
     assert "did you mean 'first'?" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_the_one_that_is_there(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["first", "--output", str(runs), "--no-programs"]) == 0
+    before = {path.name: path.read_bytes() for path in (runs / "first/export").iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sharing, "write_text", full)
+    assert main(["first", "--output", str(runs), "--no-programs", "--overwrite"]) != 0
+    assert {path.name: path.read_bytes() for path in (runs / "first/export").iterdir()} == before
+    assert not [path for path in (runs / "first").iterdir() if path.name.startswith(".export")]
