@@ -135,3 +135,13 @@ def test_the_campaign_of_endings_stops_every_command() -> None:
     from tests.campaigns import endings  # which imports what all of them need
 
     assert {job.command for job in endings.JOBS.values()} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_path_is_not_the_working_folder(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    job = jobs.load(name)
+    for leaf in _leaves(job):
+        if Path in schema._options(leaf.hint):
+            assert job.main([f"{job.option(leaf.name)}="]) == 2, leaf.name
+            error = capsys.readouterr().err
+            assert f"--{leaf.name}: must name a file or folder, got ''" in error, (leaf.name, error)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen import PretrainConfig, fields, presets
+from conclugen.common.paths import absolute
 from conclugen.config import DEFAULT_PRESET, RECIPES
 from conclugen.evaluation.config import JudgingConfig
 from conclugen.presets import PRESETS
@@ -110,7 +111,7 @@ class ControlledJob:
 
     @property
     def folder(self) -> Path:
-        return Path(self.output).expanduser().absolute() / self.name
+        return absolute(self.output, "output") / self.name
 
     @property
     def all_systems(self) -> tuple[System, ...]:

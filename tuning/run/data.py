@@ -9,6 +9,7 @@ import numpy as np
 
 from conclugen.common import commands
 from conclugen.common.options import JobFailedError
+from conclugen.common.paths import absolute
 from ray_jobs import building
 from ray_jobs.build_shards import BuildJob
 from ray_jobs.extract_features import ExtractJob
@@ -73,7 +74,7 @@ def feature_shards(job: RunJob, stages: Stages) -> tuple[Manifest, bool]:
         raise ValueError("labels: must be given with label, group, text and field: they are columns of that table")
     status = building.run(
         BuildJob(
-            source=job.source.expanduser(),
+            source=absolute(job.source, "source"),
             output=clips,
             table=job.labels,
             field=fields,
@@ -112,9 +113,9 @@ def _packed(job: RunJob, stages: Stages, place: Path) -> Manifest:
     composed: dict[str, list[str]] = {}
     for name in columns:
         composed.setdefault(modality_of(name), []).append(name)
-    names = open_source(job.source.expanduser(), Pooling(), ()).names
+    names = open_source(absolute(job.source, "source"), Pooling(), ()).names
     pack = PackJob(
-        source=job.source.expanduser(),
+        source=absolute(job.source, "source"),
         output=place / "features",
         column=columns,
         modality={name: tuple(own) for name, own in composed.items()},

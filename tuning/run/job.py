@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conclugen.common.options import Command
+from conclugen.common.paths import absolute
 from conclugen.config import DEFAULT_PRESET
 from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.run_config import DEFAULT_OUTPUT, DEFAULT_RECIPE
@@ -96,21 +97,21 @@ class RunJob(EncoderOptions):
         """Of the run, and of its folder."""
         if self.run is not None:
             return self.run
-        source = self.source.expanduser().absolute()
+        source = absolute(self.source, "source")
         return _OUTSIDE.sub("-", source.stem if source.is_file() else source.name).strip("-.") or "run"
 
     @property
     def folder(self) -> Path:
         """Everything of the run."""
-        return Path(self.output).expanduser().absolute() / self.name
+        return absolute(self.output, "output") / self.name
 
     def chosen(self, sizes: Sizes, modalities: tuple[str, ...]) -> RunJob:
         """The job with what was chosen for it, to be run again."""
         return replace(
             self,
             run=self.name,
-            source=self.source.expanduser().absolute(),
-            labels=None if self.labels is None else self.labels.expanduser().absolute(),
+            source=absolute(self.source, "source"),
+            labels=None if self.labels is None else absolute(self.labels, "labels"),
             modalities=modalities,
             batch=sizes.batch,
             representation=sizes.representation,

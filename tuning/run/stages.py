@@ -11,6 +11,7 @@ from conclugen.backbones import resolve
 from conclugen.common import commands, machine
 from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, PARTIAL, save
+from conclugen.common.paths import absolute
 from conclugen.common.reading import read_mapping
 from conclugen.evaluation.config import ComparisonConfig
 from conclugen.tasks import registry
@@ -37,7 +38,7 @@ def run(job: RunJob) -> int:
     RunConfig(name=job.name, output=job.output)  # says what is wrong with them
     for text in job.label:
         LabelSpec.parse(text)
-    kind = kind_of(job.source.expanduser())
+    kind = kind_of(absolute(job.source, "source"))
     with folder_held(job.folder, "a run is being made here", "another --run", file=".making.lock"):
         (job.folder / DATA).mkdir(exist_ok=True)
         return _run(job, kind)

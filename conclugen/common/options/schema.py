@@ -229,6 +229,8 @@ def convert(hint: Any, value: Any, path: str) -> Any:
             continue
     hint = options[-1]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Path and value == "":  # `Path` takes it for the working folder
+        raise OptionsError(f"{path}: must name a file or folder, got ''")
     if isinstance(value, Word):
         value = _word_as(hint, value, path)
         if isinstance(value, Word):
