@@ -105,7 +105,7 @@ class Source:
         }
 
     def describe(self) -> str:
-        """What becomes of the rows that fill no batch at an epoch's end, where there are some."""
+        """Says what happens to the rows that fill no batch at the end of an epoch, where there are some."""
         rows = self.plan.total_rows
         left = rows % self.plan.global_batch
         if left == 0:

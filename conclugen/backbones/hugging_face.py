@@ -431,7 +431,7 @@ def described(
         column=found.column(modality),
         width=steps_width * (2 if pooling == MEAN_STD else 1),
         takes=takes,
-        # float32 is named as well: before precision could be chosen, the device chose it in silence.
+        # Name float32 too: older folders name no precision, and a GPU computed theirs in bfloat16.
         preprocessing=f"{preprocessing}; computed in {found.dtype or 'float32'}",
         source=found.source,
         licence=licence(found),

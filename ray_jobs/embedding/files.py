@@ -49,7 +49,7 @@ def encode(
         progress: Whether to print lines of progress.
 
     Raises ValueError for a file that can't be used, or holds nothing that the model takes, naming it; for encoders that
-    can't be had (WeightsError) or are not those of the model's features; and for a model that does not tell them.
+    cannot be loaded (WeightsError) or differ from those of the model's features; and for a model that names none.
     """
     if texts is not None and len(texts) != len(paths):
         raise ValueError(f"texts: found {len(texts)}, expected one for each of the {len(paths)} files")
