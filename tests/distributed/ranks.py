@@ -30,7 +30,6 @@ from conclugen.checkpoint import Checkpoint, restore_everywhere
 from conclugen.config import by_corpus
 from conclugen.latents import Presence
 from conclugen.random import uniform
-from ray_jobs.training.rank_meeting import RankMeeting
 
 WIDTHS = {"video": 9, "audio": 7, "text": 5, "video_3d": 6, "video_3d_again": 6}
 
@@ -338,6 +337,8 @@ def collectives_of_a_step(config: dict[str, Any], batch: dict[str, Any]) -> list
 
 def met(timeout_s: float) -> list[Any]:
     """Notes of unequal lengths, exchanged at a meeting and between two; and when the next one is."""
+    from ray_jobs.training.rank_meeting import RankMeeting  # needs Ray, which tests of tasks do without
+
     meeting = RankMeeting(distributed.rank(), distributed.world_size(), timeout_s)
     own = "x" * (1 + 300 * distributed.rank())
     return [meeting.hold(5, {"note": own}), meeting.exchange(distributed.rank()), meeting.due(5), meeting.due(6)]

@@ -12,6 +12,7 @@ import pytest
 
 from conclugen.common import extras
 from conclugen.common.extras import EXTRA_OF, MissingExtraError
+from tests import other_pythons
 
 ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -71,6 +72,60 @@ def test_every_import_is_of_the_base_or_of_an_extra() -> None:
     foreign = {(path.relative_to(ROOT), name) for path in files for name in imported(path) - known}
     assert {(path, name) for path, name in foreign if distribution(name) not in BASE} == set()
     assert any(name == "torch" for _, name in foreign), "the walk sees imports"
+
+
+def module_level(path: Path) -> set[str]:
+    """Names of modules that an import of this file imports or requires, `a.b` for `from a import b` too."""
+    found: set[str] = set()
+
+    def walk(nodes: list[ast.stmt]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found.update(item.name for item in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.update((node.module, *(f"{node.module}.{item.name}" for item in node.names)))
+            elif isinstance(node, ast.Expr) and ast.unparse(node).startswith("extras.require("):
+                assert isinstance(node.value, ast.Call)
+                found.update(str(ast.literal_eval(library)) for library in node.value.args[1:])
+            elif isinstance(node, ast.ClassDef | ast.With | ast.Try):
+                walk(node.body)
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+                walk([*node.body, *node.orelse])
+
+    walk(ast.parse(path.read_text()).body)
+    return found
+
+
+def files_of(module: str) -> list[Path]:
+    """The repository's files that an import of this module executes, packages included."""
+    parts = module.split(".")
+    starts = [ROOT.joinpath(*parts[: n + 1]) for n in range(len(parts))]
+    found = [path / "__init__.py" for path in starts] + [starts[-1].with_suffix(".py")]
+    return [path for path in found if path.is_file()]
+
+
+def test_light_tests_import_what_the_other_pythons_have() -> None:
+    """Those environments lack Ray, MLflow and media: one module-level import of these, however far away, and no
+    light test runs there."""
+    brought = BASE | EXTRAS["data"] | EXTRAS["evaluation"] | {name.lower() for name in other_pythons.LIBRARIES}
+    absent = {library for library in EXTRA_OF if distribution(library) not in brought}
+    assert {"ray", "mlflow", "av"} <= absent
+    left_out = [ROOT / path for path in other_pythons.LEFT_OUT]
+    light = [path for folder in other_pythons.TESTS for path in (ROOT / folder).rglob("*.py")]
+    waiting = [path for path in light if not any(path.is_relative_to(place) for place in left_out)]
+    came_by: dict[Path, Path | None] = dict.fromkeys(waiting)
+    while waiting:
+        path = waiting.pop()
+        for module in module_level(path):
+            if module.partition(".")[0] in absent:
+                way, at = [f"{module} by {path.relative_to(ROOT)}"], came_by[path]
+                while at is not None:
+                    way, at = [*way, str(at.relative_to(ROOT))], came_by[at]
+                pytest.fail(" <- ".join(way))
+            for file in files_of(module):
+                if file not in came_by:
+                    came_by[file] = path
+                    waiting.append(file)
 
 
 HIDE = """
