@@ -1,9 +1,10 @@
-"""A pretraining run that is killed, and goes on through `ray job submit`, as on a cluster: uploaded copy,
-exit status, one MLflow run.
+"""A pretraining run that goes on through `ray job submit`, as on a cluster, finished or killed: uploaded copy, exit
+status, one MLflow run.
 """
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.pretraining import PretrainResult
+from tests.campaigns.faults import Bench
 from tests.cluster.runs import without_ray_of_the_test
 from tests.cluster.servers import free_port
 from tests.cluster.trace import Plan
@@ -91,8 +93,8 @@ def submit(head: str, environment: dict[str, str], *arguments: str) -> subproces
     return done
 
 
-def flags_of(shards: Path, output: Path) -> list[str]:
-    """The job of `small_job`, as options."""
+def flags_of(shards: Path, output: Path, **changed: str) -> list[str]:
+    """The job of `small_job`, as options, some of which are changed."""
     small = {
         "pretrain.global_batch": "60",
         "pretrain.epochs": "2",
@@ -111,7 +113,7 @@ def flags_of(shards: Path, output: Path) -> list[str]:
         "run.checkpoint_every": "7",
         "run.report_every": "1",
     }
-    return [text for name, value in small.items() for text in (f"--{name}", value)]
+    return [text for name, value in (small | changed).items() for text in (f"--{name}", value)]
 
 
 def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_of_it: dict[str, str]) -> int:
@@ -140,8 +142,32 @@ def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_of_it: dict[str, str]) -
     return metric_history(run.journal)["loss"][-1][0]
 
 
+@pytest.mark.timeout(600)
+def test_a_finished_run_goes_on_for_an_epoch_when_it_is_submitted(
+    reference: PretrainResult, bench: Bench, head: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """With one worker where there were two, in a copy of this repository that Ray makes, on a cluster of its own."""
+    folder = RunFolder(tmp_path / reference.folder.name)
+    shutil.copytree(reference.folder.path, folder.path)
+    before = metric_history(folder.journal)["loss"]
+    changed = {"pretrain.epochs": "3", "run": folder.name, "run.workers": "1", "tracking-uri": bench.tracking_uri}
+    done = submit(head, environment, *flags_of(bench.shards, tmp_path, **changed))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"resuming after step {reference.step}" in done.stdout and "steps done" in done.stdout
+    steps = reference.step // 2 * 3
+    history = metric_history(folder.journal)["loss"]
+    assert history[: reference.step] == before and [step for step, _ in history] == list(range(1, steps + 1))
+    client = mlflow.MlflowClient(bench.tracking_uri)
+    assert reference.mlflow_run_id is not None
+    run = client.get_run(reference.mlflow_run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["commit"] == "0123abcd"
+    sent = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
+    assert sent == list(range(1, steps + 1))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["alone", "with its Ray"])
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with its Ray"])
 def test_a_run_killed_in_mid_epoch_and_submitted_is_one_finished_run_with_the_same_weights(
     reference: PretrainResult,
     shards: Path,

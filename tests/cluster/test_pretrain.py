@@ -121,6 +121,7 @@ def test_open_files_do_not_grow_with_steps_and_checkpoints(reference: PretrainRe
         assert last <= first + 2, f"rank {rank}: {first} open files, then {last}"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     shared_ray: None, shards: Path, tmp_path: Path
 ) -> None:

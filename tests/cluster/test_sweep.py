@@ -181,6 +181,7 @@ def test_a_trial_that_dies_for_good_does_not_take_the_sweep_down(
     assert {o.state for o in again.book.outcomes.values()} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_told_as_the_worst(shared_ray: None, shards: Path, tmp_path: Path) -> None:
     space = fixed_space(fixed={"clip_norm": None, "optimizer.warmup_epochs": 0}, epochs=3)
     wild = dataclasses.replace(space, lr=dataclasses.replace(space.lr, low=1e25, high=1e25))

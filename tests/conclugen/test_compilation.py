@@ -98,7 +98,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pytest.param("improved", "bfloat16", {}, marks=pytest.mark.slow),
         pytest.param("paper", "bfloat16", {"micro_batch": 5}, marks=pytest.mark.slow),
         pytest.param("improved", "float32", {"micro_batch": 5}, marks=pytest.mark.slow),
-        ("improved", "bfloat16", {"tasks": {"weighting": "uncertainty"}}),
+        pytest.param("improved", "bfloat16", {"tasks": {"weighting": "uncertainty"}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_asks_for_no_value(unreadable: None, recipe: str, precision: str, options: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def check(workers: Pool, draw: st.DataObject, steps: int) -> None:
         parity.assert_parity(found, expected)
 
 
-@settings(max_examples=10, **SETTINGS)
+@settings(max_examples=6, **SETTINGS)
 @given(draw=st.data())
 def test_drawn_cases(workers: Pool, draw: st.DataObject) -> None:
     check(workers, draw, 5)

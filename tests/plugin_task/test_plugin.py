@@ -65,27 +65,20 @@ print(*registry.registered())
 """
 
 
-@pytest.mark.parametrize(
-    ("further", "words"),
-    [
-        (
-            "alignment = conclugen_alignment:Alignment",
-            ["'alignment' is registered twice", "uninstall one of them"],
-        ),
-        ("gone = no_such_module:Gone", ["task 'gone' of further-0 1.0 (no_such_module:Gone)", "uninstall"]),
-        ("clustering = conclugen_alignment:Alignment", ["'clustering'", "conclugen has a task of this name"]),
-    ],
-)
-def test_what_can_t_be_registered_is_told_in_one_line_and_left_out(
-    tmp_path: Path, further: str, words: list[str]
-) -> None:
-    done = run(LIST, tmp_path, further)
-    (line,) = done.stderr.strip().splitlines()
-    for word in words:
-        assert word in line
+def test_what_can_t_be_registered_is_told_in_one_line_and_left_out(tmp_path: Path) -> None:
+    further = {
+        "alignment = conclugen_alignment:Alignment": ["'alignment' is registered twice", "uninstall one of them"],
+        "gone = no_such_module:Gone": ["task 'gone' of further-1 1.0 (no_such_module:Gone)", "uninstall"],
+        "clustering = conclugen_alignment:Alignment": ["'clustering'", "conclugen has a task of this name"],
+    }
+    done = run(LIST, tmp_path, *further)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == len(further), lines
+    for words in further.values():
+        assert any(all(word in line for word in words) for line in lines), (words, lines)
     names = done.stdout.split()
     assert names[:3] == ["contrastive", "clustering", "reconstruction"]
-    assert ("alignment" in names) == (not further.startswith("alignment")) and "gone" not in names
+    assert "alignment" not in names and "gone" not in names
 
 
 def test_flags_of_it_are_flags_like_others(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(problems())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_batches_equal_the_slow_version_for_any_number_of_workers(problem: dict) -> None:
     plan = EpochPlan(**problem)
     expected = slow_batches(

@@ -20,8 +20,8 @@ from tests.shards.small_data import make_samples, write
 from tests.stops import Ended, Stops
 
 _ROWS = 60
-# The default run kills before every fourth rename.
-_EVERY = pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+# The default run kills before every sixth rename.
+_EVERY = pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")

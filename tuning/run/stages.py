@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ def run(job: RunJob) -> int:
     kind = kind_of(absolute(job.source, "source"))
     with folder_held(job.folder, "a run is being made here", "another --run", file=".making.lock"):
         (job.folder / DATA).mkdir(exist_ok=True)
-        return _run(job, kind)
+        try:
+            return _run(job, kind)
+        finally:
+            with contextlib.suppress(OSError):  # there is something in it, unless the source was refused
+                (job.folder / DATA).rmdir()
 
 
 def _run(job: RunJob, kind: str) -> int:

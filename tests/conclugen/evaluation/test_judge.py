@@ -42,7 +42,7 @@ def make_task(kind: str, sentiment: bool = False) -> tuple[Protocol, dict[str, n
     ("kind", "main", "high", "chance"),
     [
         ("class", "accuracy", 0.8, 0.5),
-        ("multilabel", "accuracy_weighted", 0.8, 0.65),
+        pytest.param("multilabel", "accuracy_weighted", 0.8, 0.65, marks=pytest.mark.slow),
         ("continuous", "concordance", 0.9, 0.35),
     ],
 )

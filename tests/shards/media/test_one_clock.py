@@ -83,7 +83,7 @@ def test_a_clock_that_leaps_ahead(tmp_path: Path) -> None:
         numbers(path)
 
 
-@pytest.mark.parametrize("begin", [95_440, 95_300])
+@pytest.mark.parametrize("begin", [95_440, pytest.param(95_300, marks=pytest.mark.slow)])
 def test_a_clock_of_33_bits_that_wraps_is_one(begin: int, tmp_path: Path) -> None:
     """After 26.5 hours, here 3.7 s and 143.7 s after the begin (the demuxer treats the two in different ways)."""
     seconds = 6 if begin == 95_440 else 150

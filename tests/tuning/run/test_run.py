@@ -161,6 +161,7 @@ def test_wrong_input_is_told_in_one_line(
     assert COMMAND.main(words) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+    assert not list((tmp_path / "outputs").glob("*")), "nothing is left of what was refused"
 
 
 # ---- whole runs ----------------------------------------------------------------------------------------------------
