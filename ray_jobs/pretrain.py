@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from conclugen.common import uris
@@ -17,6 +18,7 @@ from ray_jobs.tracking.mlflow_environment import ui_command
 if TYPE_CHECKING:
     from ray_jobs.training.pretraining import PretrainResult
     from ray_jobs.training.worker import Start
+    from shards.damage import Damage
 
 
 def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
@@ -38,7 +40,9 @@ def run(job: PretrainJob) -> int:
     result = pretrain(job)
     damaged = result.folder.quarantined()
     if damaged:
-        print(f"\n{len(damaged)} damaged sample(s) were left out, listed in {result.folder.path / 'quarantine'}")
+        each = f" ({_by_corpus(damaged)})" if job.data.sources else ""
+        listed = result.folder.path / "quarantine"
+        print(f"\n{len(damaged)} damaged sample(s) were left out{each}, listed in {listed}")
     print(
         f"\nrun {result.folder.name}: {result.step} steps done"
         f"\n  model     {result.model}    (conclugen.load(path).embed(batch))"
@@ -57,15 +61,25 @@ def run(job: PretrainJob) -> int:
     return PARTIAL if damaged or result.refused or (result.unsent and model is not None) else GOOD
 
 
+def _by_corpus(damaged: Sequence[Damage]) -> str:
+    """How many of each corpus; `shards.mixed_reader` names shards CORPUS/SHARD."""
+    counts = Counter(sample.shard.partition("/")[0] for sample in damaged)
+    return ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
+
+
 def _next(job: PretrainJob) -> str:
-    """How well a label is predicted, where there is one and a view to test on; else the embeddings."""
+    """How well a label is predicted, where there is one and a view to test on; else the embeddings. Of a mixture, of
+    the corpus that has the most weight."""
     from shards import Manifest, View
 
-    where = f"--run {job.run.name} --data {shlex.quote(job.data.folder)}"
+    folder = job.data.folder
+    if sources := job.data.sources:
+        folder = sources[max(sorted(sources), key=lambda name: sources[name].weight or 0)].folder
+    where = f"--run {job.run.name} --data {shlex.quote(folder)}"
     if job.run.output != DEFAULT_OUTPUT:
         where += f" --output {shlex.quote(job.run.output)}"
     with contextlib.suppress(OSError, ValueError):  # the run is finished, and no hint makes it fail
-        manifest = Manifest.open(job.data.folder)
+        manifest = Manifest.open(folder)
         label = job.data.label or next((label.name for label in manifest.labels), None)
         if label is not None and "test" in View.names(manifest):
             return f"evaluate --label {label} {where}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any, Literal
 
 from conclugen import PretrainConfig, presets
 from conclugen.common import paths, uris
+from conclugen.common.names import check_corpus
 from conclugen.config import DEFAULT_PRESET, CorporaConfig, known_tasks
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, check_tracking_uri
 
 DEFAULT_OUTPUT = "outputs"
 DEFAULT_RECIPE = "improved"
 DEFAULT_VALIDATION_VIEW = "valid"
-_CORPUS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
 _LONGEST_NAME = 200  # bytes; a folder's name has 255, and files beside it are named after it
 
 
@@ -151,8 +150,7 @@ class DataConfig(ShardsConfig):
         folders: dict[str, str] = {}
         for name, source in sorted(sources.items()):
             where = f"data.sources.{name}"
-            if not _CORPUS_NAME.fullmatch(name):
-                raise ValueError(f"{where}: expected a name of 1 to 40 letters, digits, - and _, no - first")
+            check_corpus(name, where)
             placed = _placed(f"{where}.folder", source.folder)
             object.__setattr__(source, "folder", placed)
             if placed in folders:

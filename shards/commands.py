@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from conclugen.common.commands import tell_next
+from conclugen.common.names import check_corpus
 from conclugen.common.options import GOOD, PARTIAL, Command
+from conclugen.common.paths import absolute
 
 _EACH = {"whole": True}  # every occurrence of the option is one item
 
@@ -201,20 +203,28 @@ class ConvertPickleJob:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyJob:
-    """Read every byte of a data set. Each problem is one line: shard, sample, reason, what to do.
+    """Read every byte of a data set, or of several. Each problem is one line: shard, sample, reason, what to do.
 
     Exit status: 0 whole, 1 damaged, 2 wrong input, 3 repaired without the shards that are named.
 
     Attributes:
-        data: Folder or URL of the shards, of features or of clips; given without an option.
+        data: Folder or URL of the shards, of features or of clips; or several, each as FOLDER or NAME=FOLDER, whose
+            problems name shards NAME/SHARD as a run on a mixture does. Given without an option.
         repair: Make a manifest of the whole shards: rebuild indexes that are lost, leave damaged shards out and list
             them (they stay in the folder).
         quiet: No progress line.
     """
 
-    data: str
+    data: tuple[str, ...] = dataclasses.field(metadata=_EACH)
     repair: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if len(by_name(self.data)) > 1 and self.repair:
+            raise ValueError(
+                f"repair: found {len(self.data)} folders, expected one; repair them one after another, each when its "
+                "problems are known"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +238,9 @@ class StatsJob:
         view: Describe this view only; none: every row.
         weight: Of several folders: weight of each in a mixture, as NAME=WEIGHT; none: by their rows.
         global_batch: Of several folders: rows of a batch of the mixture.
+        speaker: Of several folders: column that says who speaks, as NAME=COLUMN; none: group.
+        modalities: Of several folders: composition of modalities from a corpus's own columns, e.g.
+            `{own: {video: [openface]}}`; none: its manifest's.
         max_rows: Rows from which means and deviations are taken, at most about so many.
         seed: Of the choice of those rows.
         json: File for the summary; `-`: to standard output, and nothing else; none: it is only printed.
@@ -237,9 +250,19 @@ class StatsJob:
     view: str | None = None
     weight: dict[str, float] = dataclasses.field(default_factory=dict)
     global_batch: int = 4096
+    speaker: dict[str, str] = dataclasses.field(default_factory=dict)
+    modalities: dict[str, dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     max_rows: int = 100_000
     seed: int = 0
     json: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(by_name(self.data)) == 1:
+            for name in ("weight", "speaker", "modalities"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: is of several folders, found one; leave it out, or name the others")
+        if self.global_batch < 1:
+            raise ValueError(f"global_batch: must be at least 1, got {self.global_batch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +291,33 @@ class SplitJob:
     seed: int = 0
     allow_leak: bool = False
     overwrite: bool = False
+
+
+def by_name(words: Sequence[str]) -> dict[str, str]:
+    """Corpus -> folder of words such as `vox=/data/vox`. A folder alone has the name of its last part, and a word that
+    is a folder's whole name is that folder. Of one folder any name will do.
+
+    Raises ValueError where two corpora have one name, one folder has two names, or a name could not be a corpus's."""
+    found: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or "/" in name or Path(word).is_dir():
+            name, folder = Path(word.rstrip("/")).absolute().name, word
+        if len(words) > 1:
+            check_corpus(name, f"data: corpus {name!r}", f"name it NAME={folder}")
+        if name in found:
+            raise ValueError(f"data: corpus {name!r} is named twice ({found[name]}, {folder}); name them NAME=FOLDER")
+        place = folder if "://" in folder else str(Path(absolute(folder, "data")).resolve())
+        if place in places:
+            raise ValueError(
+                f"data: found {folder} twice, as {places[place]!r} and {name!r}, expected each folder once; leave one "
+                "out"
+            )
+        found[name], places[place] = folder, name
+    if not found:
+        raise ValueError("data: missing; name a folder of shards")
+    return found
 
 
 def _run(module: str, then: Callable[[Any], str | None] | None = None) -> Callable[[Any], int]:

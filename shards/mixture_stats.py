@@ -5,54 +5,61 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from conclugen.common.names import did_you_mean
+from shards.damage import ShardError
+from shards.index import GROUP
 from shards.manifest import Manifest
 from shards.reader import Reader
 from shards.shares import Shares, whole_weights
 from shards.view import View
 
 
-def named(folders: tuple[str, ...]) -> dict[str, str]:
-    """Corpus -> folder of words such as `vox=/data/vox`; a folder alone is named as its last part. Raises ValueError
-    where two have one name, or one folder has two."""
-    found: dict[str, str] = {}
-    for word in folders:
-        name, equals, folder = word.partition("=")
-        if not equals or "/" in name:
-            name, folder = Path(word.rstrip("/")).name, word
-        if name in found:
-            raise ValueError(f"data: corpus {name!r} is named twice ({found[name]}, {folder}); name them NAME=FOLDER")
-        if folder in found.values():
-            raise ValueError(f"data: found {folder} twice, expected each folder once; leave one out")
-        found[name] = folder
-    return found
-
-
 def describe(
-    folders: Mapping[str, str], view: str | None, weights: Mapping[str, float], global_batch: int
+    folders: Mapping[str, str],
+    view: str | None,
+    weights: Mapping[str, float],
+    global_batch: int,
+    speakers: Mapping[str, str] | None = None,
+    modalities: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
 ) -> dict[str, Any]:
-    """JSON-able: of each corpus rows, share, modalities with width and presence, groups; of each two, equal keys and
-    equally named groups. weights: corpus -> weight; none: by rows. Raises ValueError for a weight that is missing, or
-    of no corpus."""
-    for name in weights:
-        if name not in folders:
-            raise ValueError(f"weight: {name!r} is no corpus here, {did_you_mean(name, folders)}")
+    """JSON-able: of each corpus rows, share, modalities with width and presence, speakers; of each two, equal keys,
+    equal names of speakers, and whether they are the same data.
+
+    weights: corpus -> weight; none: by rows. speakers: corpus -> column that says who speaks, `group` by default.
+    modalities: corpus -> composition of modalities from its own columns; by default its manifest's. Raises ValueError
+    for a weight that is missing or none, and in each of these mappings for a name of no corpus or of no column.
+    """
+    speakers, modalities = speakers or {}, modalities or {}
+    for field, given in (("weight", weights), ("speaker", speakers), ("modalities", modalities)):
+        for name in given:
+            if name not in folders:
+                raise ValueError(f"{field}: {name!r} is no corpus here, {did_you_mean(name, folders)}")
     manifests = {name: Manifest.open(folder) for name, folder in folders.items()}
-    views = {n: View.everything(m) if view is None else View.open(m, view) for n, m in manifests.items()}
+    readers = {}
+    for name, manifest in manifests.items():
+        try:
+            chosen = View.everything(manifest) if view is None else View.open(manifest, view)
+            speaker = speakers.get(name, GROUP)
+            manifest.schema.check_group_column(speaker)
+            readers[name] = Reader(manifest, chosen, modalities.get(name), (), group=speaker)
+        except ShardError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"corpus {name!r}: {error}") from None
+    views = {name: reader.view for name, reader in readers.items()}
     for name in folders if weights else ():
         if not weights.get(name, 0) > 0:
             raise ValueError(f"weight: corpus {name!r}: found {weights.get(name)}, expected a number above 0")
     asked = [Fraction(str(weights[n])) if weights else Fraction(views[n].rows) for n in folders]
     shares = Shares(whole_weights(asked))
-    corpora, keys, groups = {}, {}, {}
-    for i, (name, manifest) in enumerate(manifests.items()):
-        corpora[name], keys[name], groups[name] = _corpus(manifest, views[name])
+    corpora, keys, spoken = {}, {}, {}
+    for i, (name, reader) in enumerate(readers.items()):
+        corpora[name], keys[name], spoken[name] = _corpus(reader, speakers.get(name, GROUP))
         most = shares.most(i, global_batch)
         corpora[name] |= {
             "share": float(shares.share(i)),
@@ -65,14 +72,16 @@ def describe(
         "global_batch": global_batch,
         "corpora": corpora,
         "equal_keys": {f"{a} {b}": len(np.intersect1d(keys[a], keys[b])) for a, b in pairs},
-        "equal_group_names": {f"{a} {b}": len(groups[a] & groups[b]) for a, b in pairs},
+        "equal_speaker_names": {f"{a} {b}": len(spoken[a] & spoken[b]) for a, b in pairs},
+        "equal_data": [f"{a} {b}" for a, b in pairs if manifests[a].digest == manifests[b].digest],
         "widths_differ": sorted(_differing(corpora)),
     }
 
 
-def _corpus(manifest: Manifest, view: View) -> tuple[dict[str, Any], np.ndarray, set[str]]:
-    """A corpus's own part, the 64-bit hashes of its keys, and its groups' names."""
-    reader, groups = Reader(manifest, view), set[str]()
+def _corpus(reader: Reader, speaker: str) -> tuple[dict[str, Any], np.ndarray, set[str]]:
+    """A corpus's own part, the 64-bit hashes of its keys, and its speakers' names."""
+    manifest, view, groups = reader.manifest, reader.view, set[str]()
+    assert view is not None
     present = dict.fromkeys(reader.modalities, 0)
     hashes = []
     for shard in np.flatnonzero(view.counts).tolist():
@@ -81,7 +90,7 @@ def _corpus(manifest: Manifest, view: View) -> tuple[dict[str, Any], np.ndarray,
             there = np.logical_and.reduce([table[f"present.{column}"].to_numpy() for column in columns])
             present[modality] += int(there.sum())
         hashes.append(np.array([xxhash.xxh3_64_intdigest(key.encode()) for key in table["key"].to_pylist()], np.uint64))
-        groups |= {name for name in table["group"].to_pylist() if name is not None}
+        groups |= {name for name in table[speaker].to_pylist() if name is not None}
     summary = {
         "folder": manifest.folder,
         "digest": manifest.digest,
@@ -90,7 +99,7 @@ def _corpus(manifest: Manifest, view: View) -> tuple[dict[str, Any], np.ndarray,
             name: {"columns": list(columns), "width": reader.widths[name], "present": present[name]}
             for name, columns in reader.modalities.items()
         },
-        "groups": len(groups),
+        "speakers": len(groups),
     }
     return summary, np.concatenate(hashes) if hashes else np.empty(0, np.uint64), groups
 
@@ -108,10 +117,10 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     corpora = summary["corpora"]
     modalities = list(dict.fromkeys(m for corpus in corpora.values() for m in corpus["modalities"]))
     head = "".join(f" {name:>18}" for name in modalities)
-    told = [f"{'corpus':<16} {'rows':>12} {'share':>7} {'most a batch':>12} {'groups':>8}{head}"]
+    told = [f"{'corpus':<16} {'rows':>12} {'share':>7} {'most a batch':>12} {'speakers':>8}{head}"]
     for name, corpus in corpora.items():
         line = f"{name:<16} {corpus['rows']:>12} {corpus['share']:>7.1%} {corpus['rows_of_a_batch']:>12} "
-        line += f"{corpus['groups']:>8}"
+        line += f"{corpus['speakers']:>8}"
         for modality in modalities:
             own = corpus["modalities"].get(modality)
             cell = "-" if own is None else f"{own['width']} wide, {own['present'] / max(corpus['rows'], 1):.0%}"
@@ -124,9 +133,15 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     for name, corpus in corpora.items():
         if not corpus["fits"]:
             told.append(f"corpus {name!r} has fewer rows than its share of a batch: lower its weight or the batch")
-    for what, field in (("key", "equal_keys"), ("group name", "equal_group_names")):
+    for pair in summary["equal_data"]:
+        a, b = pair.split(" ")
+        told.append(f"{a} and {b} are the same data: a run takes it once, with a view of the rows of both")
+    for what, field, then in (
+        ("key", "equal_keys", "the same clips, if both took them from one source"),
+        ("speaker name", "equal_speaker_names", "two speakers each, unless both are given one name as `speakers`"),
+    ):
         for pair, count in summary[field].items():
             if count:
                 a, b = pair.split(" ")
-                told.append(f"{a} and {b} have {count} {what}(s) in common")
+                told.append(f"{a} and {b} have {count} {what}(s) in common: {then}")
     return told

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from conclugen.common.atomic import write_text
 from shards import mixture_stats
-from shards.commands import StatsJob
+from shards.commands import StatsJob, by_name
 from shards.manifest import Manifest
 from shards.reader import Reader
 from shards.view import View
@@ -220,11 +220,13 @@ def _groups(counts: Counter[str | None]) -> dict[str, Any]:
 
 def run(job: StatsJob) -> int:
     """Print the summary; returns the exit status."""
-    mixed = len(job.data) > 1
+    folders = by_name(job.data)
+    mixed = len(folders) > 1
     if mixed:
-        summary = mixture_stats.describe(mixture_stats.named(job.data), job.view, job.weight, job.global_batch)
+        summary = mixture_stats.describe(folders, job.view, job.weight, job.global_batch, job.speaker, job.modalities)
     else:
-        manifest = Manifest.open(job.data[0])
+        (folder,) = folders.values()
+        manifest = Manifest.open(folder)
         view = None if job.view is None else View.open(manifest, job.view)
         summary = describe(manifest, view, job.max_rows, job.seed)
     text = json.dumps(summary, indent=2)

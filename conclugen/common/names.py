@@ -11,6 +11,7 @@ _CUTOFF = 0.5  # of difflib's ratio: 'contrastiv' and 'vidoe' find theirs, unrel
 _MOST_LISTED = 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9_+=][A-Za-z0-9_+=.-]{0,79}")
 _MARKED = re.compile(r"-[0-9a-f]{10}$")
+_CORPUS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}")
 
 
 def closest(name: object, allowed: Iterable[object]) -> str | None:
@@ -47,3 +48,12 @@ def file_name(name: str) -> str:
         return name
     kept = re.sub(r"[^A-Za-z0-9_+=.-]", "_", name)[:80].lstrip(".-")
     return f"{kept or '_'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
+
+
+def check_corpus(name: str, where: str, remedy: str = "") -> str:
+    """The name of one of several corpora, as metrics and shards carry it. Raises ValueError, which begins with `where`
+    and ends with the remedy, for text that is none."""
+    if not _CORPUS.fullmatch(name):
+        rest = f"; {remedy}" if remedy else ""
+        raise ValueError(f"{where}: expected a name of 1 to 40 letters, digits, - and _, no - first{rest}")
+    return name

@@ -73,6 +73,46 @@ def test_command_line_names_what_is_wrong(folder: Path, capsys: pytest.CaptureFi
     assert main(["verify", str(folder / "nowhere")]) == 2
 
 
+def test_problems_of_several_corpora_name_each_by_its_corpus(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "lr=0.1"))
+    assert main(["verify", str(folder), f"tv={other}", "--quiet"]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert [line.partition(", digest")[0] for line in whole] == [
+        f"data: {folder}: whole, 40 samples in 4 shards",
+        f"tv: {other}: whole, 40 samples in 4 shards",
+    ]
+    flip_bit(folder / "part-000000.tar", Manifest.open(folder).entry(0).stride + 5)
+    (other / "part-000001.tar").unlink()
+    (other / "stray.tar").write_bytes(b"")
+    assert main(["verify", f"own={folder}", f"tv={other}"]) == 1
+    output = capsys.readouterr()
+    assert "shard 'own/part-000000', sample 's1': checksum differs" in output.out
+    assert "shard 'tv/part-000001': file part-000001.tar is missing" in output.out
+    assert output.out.splitlines()[-2:] == ["own: 1 problem(s) in 1 shard(s)", "tv: 1 problem(s) in 1 shard(s)"]
+    assert "own/ 40 of 40" in output.err and "tv/ 40 of 40" in output.err
+    assert main(["verify", str(other), "--quiet"]) == 1, "a folder's whole name is no NAME=FOLDER"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["{0}", "x={0}"], "found {0} twice, as 'data' and 'x'"),
+        (["x={0}", "x={0}/views"], "corpus 'x' is named twice"),
+        (["{0}", "tv={0}/nowhere"], "corpus 'tv'"),
+        (["{0}", "a.b={0}/views"], "corpus 'a.b': expected a name of 1 to 40 letters"),
+        (["{0}", "tv={0}/views", "--repair"], "repair: found 2 folders, expected one"),
+    ],
+)
+def test_several_folders_are_refused_before_any_is_read(
+    folder: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", *(word.format(folder) for word in words)]) == 2
+    output = capsys.readouterr()
+    assert told.format(folder) in output.err and not output.out
+
+
 def test_repair_keeps_the_whole_and_lists_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Manifest.open(folder)
     flip_bit(folder / "part-000000.tar", 5000)
