@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from conclugen import PretrainConfig, presets
 from conclugen.common import paths, uris
-from conclugen.common.names import check_corpus
+from conclugen.common.names import check_corpus, did_you_mean
 from conclugen.config import DEFAULT_PRESET, CorporaConfig, known_tasks
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, check_tracking_uri
 
@@ -91,7 +91,8 @@ class DataConfig(ShardsConfig):
 
     Attributes:
         folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards; empty with `sources`.
-        label: Class label by which validation reports a quick nearest-neighbour accuracy; None: label-free health only.
+        label: Class label by which validation reports a quick nearest-neighbour accuracy, of each corpus that has it;
+            None: label-free health only.
         remainder: What happens to the rows that do not fill an epoch's last global batch (`shards.EpochPlan`).
         chunk_rows: Consecutive rows read together; None: 1/16 of the global batch, at most 64.
         payload: `object_store`: Ray Data tasks read the bytes; `worker`: the plan travels through Ray Data and the
@@ -131,6 +132,26 @@ class DataConfig(ShardsConfig):
             if value is not None and value < least:
                 raise ValueError(f"data.{name}: must be at least {least}, got {value}")
 
+    def weighted(self, weights: Mapping[str, float]) -> DataConfig:
+        """The same data with other weights of these sources. Raises ValueError for a name of no source, and where
+        weights are then given to some sources only."""
+        sources = dict(self.sources or {})
+        for name, weight in weights.items():
+            if name not in sources:
+                raise ValueError(f"weight of corpus {name!r}: {did_you_mean(name, sorted(sources))}")
+            sources[name] = dataclasses.replace(sources[name], weight=weight, epochs=None)
+        return dataclasses.replace(self, sources=sources)
+
+    def of_corpus(self, name: str) -> DataConfig:
+        """One of the sources as data of its own, without weights; `label` stays."""
+        assert self.sources
+        source = self.sources[name]
+        own = {
+            field_name: getattr(source, field_name)
+            for field_name in ("folder", "view", "validation_view", "modalities", "speaker")
+        }
+        return dataclasses.replace(self, sources=None, weights_from=None, **own)
+
     def _check_sources(self, sources: Mapping[str, SourceConfig]) -> None:
         for name, own, plain in (
             ("folder", self.folder, ""),
@@ -138,12 +159,12 @@ class DataConfig(ShardsConfig):
             ("validation_view", self.validation_view, ShardsConfig.validation_view),
             ("modalities", self.modalities, None),
             ("speaker", self.speaker, DataConfig.speaker),
-            ("label", self.label, None),
             ("remainder", self.remainder, DataConfig.remainder),
         ):
             if own != plain:
-                where = "it is of one folder; leave it out" if name in ("folder", "label") else ""
-                where = where or f"give it to each source, data.sources.NAME.{name}"
+                where = f"give it to each source, data.sources.NAME.{name}"
+                if name == "folder":
+                    where = "it is of one folder; leave it out"
                 if name == "remainder":
                     where = "corpora of a mixture run on, and leave no rows over; leave it out"
                 raise ValueError(f"data.{name}: found {own!r} beside data.sources; {where}")

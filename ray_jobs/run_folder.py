@@ -1,7 +1,7 @@
 """The folder of a run: what lies where, which run it is, and which of its starts may write.
 
 <output>/<name>/
-    run.json               identity of the run, written once
+    run.json               identity of the run
     config.json            resolved configuration of the last start
     journal.jsonl          everything tracked, append-only
     quarantine/            damaged samples that training met, a file for each rank
@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,12 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
-    def belongs(self, identity: Mapping[str, Any]) -> bool:
+    def belongs(self, identity: Mapping[str, Any], changing: Collection[str] = ()) -> bool:
         """Whether the folder already is this run's; False where there is no run yet. Writes nothing.
 
         Args:
             identity: Field -> value of everything that must agree for a run to be the same run.
+            changing: Fields of it that need not agree.
 
         Raises:
             ValueError: the folder belongs to a run of another identity; names every differing field with both values.
@@ -88,8 +89,9 @@ class RunFolder:
             if any(not name.startswith(".") and name not in before for name in others):
                 raise ValueError(f"{self.path}: holds files but no run.json, so it is no run; choose another run.name")
             return False
-        found, wanted = self._identity(), _plain(identity)
-        differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+        found, wanted = self.identity(), _plain(identity)
+        names = {*found, *wanted}.difference(changing)
+        differing = [name for name in sorted(names) if found.get(name) != wanted.get(name)]
         if differing:
             lines = "\n".join(f"  {name}: {found.get(name)!r} then, {wanted.get(name)!r} now" for name in differing)
             raise ValueError(
@@ -98,7 +100,8 @@ class RunFolder:
             )
         return True
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What the run was claimed as. Raises ValueError where that can't be read."""
         try:
             found = read_mapping(self._record)
         except (OSError, ValueError) as cause:
@@ -108,10 +111,11 @@ class RunFolder:
             ) from cause
         return found
 
-    def claim(self, identity: Mapping[str, Any]) -> bool:
-        """Make the folder this run's; returns whether it already was. Raises ValueError as `belongs` does."""
-        resumed = self.belongs(identity)
-        if not resumed:
+    def claim(self, identity: Mapping[str, Any], changing: Collection[str] = ()) -> bool:
+        """Make the folder this run's; returns whether it already was. What has changed of the fields `changing` is
+        taken over. Raises ValueError as `belongs` does."""
+        resumed = self.belongs(identity, changing)
+        if not resumed or self.identity() != _plain(identity):
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._record, _plain(identity))
         return resumed

@@ -98,8 +98,16 @@ class MixedPlan:
     @property
     def digest(self) -> str:
         """Identity of the order: equal digests mean equal batches (of the same views of the same data)."""
+        return self._digest([[step, [self.weights[step][name] for name in self.names]] for step in self._first_step])
+
+    @property
+    def unweighted_digest(self) -> str:
+        """Identity of all but the weights: with equal ones, the batches before a step depend on the stages that began
+        before it alone."""
+        return self._digest([])
+
+    def _digest(self, stages: list[Any]) -> str:
         own = [ALGORITHM, ONE_ALGORITHM, self.seed, self.global_batch, self.chunk_rows, self.epoch_rows]
-        stages = [[step, [self.weights[step][name] for name in self.names]] for step in self._first_step]
         digest = hashlib.blake2b(json.dumps([own, stages, self.names]).encode(), digest_size=16)
         for part in self.parts:
             digest.update(part.digest.encode())

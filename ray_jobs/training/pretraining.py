@@ -20,7 +20,7 @@ from conclugen.common.revision import running_revision
 from conclugen.evaluation.features import fuse
 from conclugen.model import Model
 from ray_jobs import preflight, ray_cluster
-from ray_jobs.mixture import AnySource, Mixture, open_source
+from ray_jobs.mixture import WEIGHTS, AnySource, Mixture, open_source, refuse_other_history, weights_differ_from
 from ray_jobs.preflight import check_storage, check_tracking, within
 from ray_jobs.run_config import PretrainJob, gpu_lines
 from ray_jobs.run_folder import RunFolder
@@ -70,7 +70,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> 
     check_validation(source, job.pretrain, job.run.keep_by)
     folder = RunFolder(job.run.output_folder / job.run.name)
     identity = job.pretrain.identity() | source.identity()
-    folder.belongs(identity)  # refused before anything is written
+    folder.belongs(identity, changing=(WEIGHTS,))  # refused before anything is written
     with run_lock.held(folder.path):
         return _pretrain(job, source, folder, identity, total_steps, train or train_worker.train)
 
@@ -87,7 +87,9 @@ def _pretrain(
     check_tracking(uri, job.run.experiment, job.run.registered_model)
     store = folder.store(job.run)
     each = checkpoint_bytes(job.pretrain, source)
+    before = folder.identity() if folder.belongs(identity, changing=(WEIGHTS,)) else identity
     reached = reached_step(store, identity, each)
+    refuse_other_history(before, identity, 0)  # also where no checkpoint is left
     if reached > total_steps:
         raise ValueError(
             f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
@@ -103,7 +105,7 @@ def _pretrain(
     if job.pretrain.model.standardize and not folder.standardization.is_file():
         # Before the name is taken: it stays free where the data turns out to be damaged.
         moments = source.moments()
-    resumed = folder.claim(identity)
+    resumed = folder.claim(identity, changing=(WEIGHTS,))
     folder.save_config(job)
     if moments is not None:
         folder.save_standardization(moments)
@@ -123,6 +125,8 @@ def _pretrain(
         begins = f"resuming after step {reached} of" if resumed or reached else "starting"
         size = f"{total_steps} steps, {job.run.workers} worker(s){source.describe()}"
         print(f"{begins} run {job.run.name}: {size}", flush=True)
+        if (changed := weights_differ_from(before, identity)) is not None:
+            print(f"weights of corpora are others than the run began with, from step {changed} on", flush=True)
         for line in gpu_lines(job):
             print(line, flush=True)
         if reached < total_steps:
@@ -173,9 +177,11 @@ def reached_step(store: CheckpointStore, identity: dict[str, Any], size: int) ->
     found = newest(store, size)
     if found is None:
         return 0
-    if differing := describe_differences(found.extra.get("identity", {}), identity):
+    step, there = int(found.meta["step_number"]), found.extra.get("identity", {})
+    if differing := describe_differences(*({**one, WEIGHTS: None} for one in (there, identity))):
         raise ValueError(f"{store.location}: holds checkpoints of another run, which differs in {differing}")
-    return int(found.meta["step_number"])
+    refuse_other_history(there, identity, step)
+    return step
 
 
 def progress(journal: Journal, folder: RunFolder, job: PretrainJob, total_steps: int) -> str:

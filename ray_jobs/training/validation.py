@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -136,13 +136,6 @@ class Validation:
         return float((result.predictions == target[test]).mean())
 
 
-@dataclass(frozen=True)
-class _CorpusRows(Rows):
-    """Rows with their corpus, as the steps of a mixture have them."""
-
-    corpus: np.ndarray | None = None
-
-
 class CorporaValidation:
     """Health of each corpus of a mixture by itself, on its own held-out view: measures are named CORPUS/MEASURE.
 
@@ -161,14 +154,16 @@ class CorporaValidation:
             ValueError: a view that is named and not there.
         """
         parts = {}
-        for number, corpus in enumerate(source.corpora):
-            reader = _held_out(corpus)
+        for corpus in source.corpora:
+            label = _class_label(corpus, source.data.label)
+            reader = _held_out(corpus, label)
             if reader is not None:
                 rows = spread_rows(reader, _MOST_ROWS)
                 for sample in reader.damage:
                     where = f"{corpus.name}/{sample.shard}"
                     print(f"left out of validation: sample {sample.key!r} of {where}: {sample.reason}", flush=True)
-                parts[corpus.name] = Validation(_completed(rows, source, number), None, 0)
+                classes = 0 if label is None else len(corpus.manifest.schema.label(label).classes)
+                parts[corpus.name] = Validation(source.opened.completed(corpus.name, rows), label, classes)
         return cls(parts) if parts else None
 
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
@@ -201,29 +196,26 @@ class CorporaValidation:
         ]
 
 
-def _held_out(corpus: Corpus) -> Reader | None:
-    """The corpus's validation view; None where it is none, or the default one and not there."""
+def _class_label(corpus: Corpus, label: str | None) -> str | None:
+    """The class label of that name, None where the corpus has none: labels of a mixture are of some of its corpora."""
+    there = [own.name for own in corpus.manifest.schema.labels if own.kind == "class"]
+    return label if label in there else None
+
+
+def _held_out(corpus: Corpus, label: str | None = None) -> Reader | None:
+    """The corpus's validation view, with a label or none; None where there is no view: it is none, or the default one
+    and not there."""
     name, names = corpus.source.validation_view, View.names(corpus.manifest)
     if name is None or (name == DEFAULT_VALIDATION_VIEW and name not in names):
         return None
     try:
-        return corpus.reader.over(View.open(corpus.manifest, name))
+        view = View.open(corpus.manifest, name)
     except ValueError as error:
         where = f"data.sources.{corpus.name}.validation_view"
         raise ValueError(f"{where}: {error}; null measures nothing of this corpus") from None
-
-
-def _completed(rows: Rows, source: Mixture, number: int) -> Rows:
-    """The rows with all modalities of the mixture; those that the corpus lacks are missing."""
-    size = len(rows)
-    return _CorpusRows(
-        {m: rows.features.get(m, np.zeros((size, width), np.float32)) for m, width in source.reader.widths.items()},
-        {m: rows.present.get(m, np.zeros(size, bool)) for m in source.reader.widths},
-        rows.row,
-        rows.labels,
-        rows.group,
-        corpus=np.full(size, number),
-    )
+    labels = () if label is None else (label,)
+    own = corpus.reader.modalities
+    return Reader(corpus.manifest, view, own, labels, max_damaged_share=1.0, group=corpus.reader.group)
 
 
 def open_validation(source: AnySource, config: PretrainConfig) -> Validation | CorporaValidation | None:
@@ -256,6 +248,7 @@ def check_validation(source: AnySource, config: PretrainConfig, keep_by: str | N
         unmeasured = [corpus.name for corpus in source.corpora if _held_out(corpus) is None]
         if unmeasured:
             print(f"note: no validation view of {', '.join(unmeasured)}: nothing is measured of it while training")
+        _check_label(source, unmeasured)
         if keep_by is None:
             return
     elif keep_by is None:
@@ -273,6 +266,17 @@ def check_validation(source: AnySource, config: PretrainConfig, keep_by: str | N
     if keep_by not in names:
         raise ValueError(
             f"run.keep_by: {keep_by!r} is no measure of the validation view; {did_you_mean(keep_by, names)}"
+        )
+
+
+def _check_label(source: Mixture, unmeasured: Sequence[str]) -> None:
+    """ValueError where `data.label` is a class label of no corpus that is measured."""
+    label, measured = source.data.label, [c for c in source.corpora if c.name not in unmeasured]
+    if label is not None and not any(_class_label(corpus, label) for corpus in measured):
+        there = {own.name for c in measured for own in c.manifest.schema.labels if own.kind == "class"}
+        raise ValueError(
+            f"data.label: {label!r} is a class label of no corpus that has a validation view; "
+            f"{did_you_mean(label, sorted(there))}"
         )
 
 

@@ -19,7 +19,9 @@ from tests.shards import test_mixed_reader as corpora
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_over_corpora_resumes_with_other_workers_and_says_what_it_saw(shared_ray: None, tmp_path: Path) -> None:
+def test_a_run_over_corpora_resumes_with_other_workers_and_weights_and_says_what_it_saw(
+    shared_ray: None, tmp_path: Path
+) -> None:
     folders = {}
     for name in corpora.COLUMNS:
         manifest = corpora.write(tmp_path / "data", name)
@@ -27,7 +29,9 @@ def test_a_run_over_corpora_resumes_with_other_workers_and_says_what_it_saw(shar
         View.where(manifest, np.arange(manifest.rows) % 6 == 1, "valid").save()
         folders[name] = tmp_path / "data" / name
 
-    def run(name: str, workers: int, epochs: int) -> Path:
+    equal, last = {"own": 1.0, "tv": 1.0, "vox": 1.0}, {"own": 0.0, "tv": 1.0, "vox": 1.0}
+
+    def run(name: str, workers: int, epochs: int, later: dict[str, dict[str, float]]) -> Path:
         method = config(
             modalities=("video", "audio", "text"),
             epochs=epochs,
@@ -35,13 +39,15 @@ def test_a_run_over_corpora_resumes_with_other_workers_and_says_what_it_saw(shar
             optimizer={"schedule": "restarts"},  # a single descent would end with the first of two epochs
             corpora={"standardize": "corpus", "negatives": "within"},
         )
-        weights = {"3": {"own": 1.0, "tv": 1.0, "vox": 1.0}}
+        weights = {"3": equal, **later}
         place = RunConfig(name, str(tmp_path / "runs"), workers=workers, checkpoint_every=2, report_every=1)
         return pretrain(PretrainJob(method, data(folders, weights_from=weights), place)).folder.path
 
-    whole = run("whole", 1, 2)
-    run("parts", 2, 1)
-    parts = run("parts", 1, 2)
+    whole = run("whole", 1, 2, {"9": last})
+    run("parts", 2, 1, {"11": equal})
+    with pytest.raises(ValueError, match=r"^data\.weights_from\.5: .*stands at step 6; .*from step 6 on"):
+        run("parts", 1, 2, {"5": last})
+    parts = run("parts", 1, 2, {"9": last})
     one, two = (metric_history(path / "journal.jsonl") for path in (whole, parts))
     assert len(one["loss"]) == 12 and one.keys() == two.keys()
     for name in one:
@@ -51,10 +57,12 @@ def test_a_run_over_corpora_resumes_with_other_workers_and_says_what_it_saw(shar
     assert {f"loss/contrastive/{name}" for name in corpora.COLUMNS} <= one.keys()
     shares = [value for _, value in one["share/vox"]]
     assert shares[:3] == pytest.approx([0.5] * 3)
-    assert sum(shares[3:]) / 9 == pytest.approx(1 / 3, abs=3.36 / (9 * 16)), "batches are of 16 rows"
+    assert sum(shares[3:9]) / 6 == pytest.approx(1 / 3, abs=3.36 / (6 * 16)), "batches are of 16 rows"
+    assert [value for _, value in one["share/own"]][9:] == [0, 0, 0]
     assert {"validation/own/effective_rank/video", "validation/tv/effective_rank/text"} <= one.keys()
     model = conclugen.load(parts / "model")
     assert list(model.info["corpora"]) == ["own", "tv", "vox"]
-    assert json.loads((parts / "run.json").read_text())["data.weights"]["3"] == {"own": 1, "tv": 1, "vox": 1}
+    weights = json.loads((parts / "run.json").read_text())["data.weights"]
+    assert list(weights) == ["0", "3", "9"] and weights["9"] == {"own": 0, "tv": 1, "vox": 1}
     video = {"video": np.full((1, 4), 315.0)}  # within what was seen: far from it, each standardisation clips alike
     assert (model.embed(video) != model.embed(video, corpus="own")).any()

@@ -13,16 +13,27 @@ import pytest
 
 from conclugen import Pretrainer, presets
 from conclugen.config import PretrainConfig
-from ray_jobs.mixture import Mixture, open_source, stages_of
+from ray_jobs.mixture import (
+    WEIGHTS,
+    Mixture,
+    open_source,
+    refuse_other_history,
+    stages_of,
+    weights_differ_from,
+)
 from ray_jobs.pretrain import COMMAND
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, SourceConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
-from ray_jobs.training.validation import CorporaValidation, check_validation, open_validation
+from ray_jobs.training.validation import CorporaValidation, Validation, check_validation, open_validation
 from ray_jobs.training.worker import Watch, refuse_other_data
 from shards import Cursor, Damage, DamageError, Manifest, View
+from shards.mixed_plan import MixedPlan
+from shards.schema import Column, Sample, Schema
 from shards.stream import stream
+from shards.writer import ShardWriter
 from tests.shards import test_mixed_reader as corpora
+from tests.tuning.labelled_shards import write_labelled
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +99,6 @@ def test_sources_are_given_by_flag_and_by_file(folders: dict[str, Path], tmp_pat
         ({}, {"folder": "/x"}, ["data.folder", "beside data.sources"]),
         ({}, {"view": "test"}, ["data.view", "data.sources.NAME.view"]),
         ({}, {"remainder": "pad"}, ["data.remainder", "run on"]),
-        ({}, {"label": "emotion"}, ["data.label", "leave it out"]),
         ({}, {"weights_from": {"x": {}}}, ["data.weights_from.x", "1 or more"]),
         ({}, {"weights_from": {"0": {}}}, ["data.weights_from.0"]),
         ({}, {"weights_from": {"5": {"own": 1.0, "tv": 1.0}}}, ["data.weights_from.5.vox", "no weight"]),
@@ -177,6 +187,50 @@ def test_identity_names_every_field_of_every_corpus(folders: dict[str, Path], tm
             folder.belongs(opened(folders, changes, **options).identity())
 
 
+def test_weights_of_steps_to_come_may_change_and_no_others(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of a run that stands at step 7: what it has learned from is compared, the rest may be chosen anew."""
+    equal, other = {"own": 1.0, "tv": 1.0, "vox": 1.0}, {"own": 0.0, "tv": 1.0, "vox": 1.0}
+
+    def identity(weights_from: dict[str, dict[str, float]], **changes: Any) -> dict[str, Any]:
+        found = opened(folders, changes, weights_from=weights_from).identity()
+        return dict(json.loads(json.dumps(found)))
+
+    begun = identity({"3": equal, "20": other})
+    for allowed in ({"3": equal}, {"3": equal, "7": other}, {"3": equal, "20": equal, "30": other}):
+        refuse_other_history(begun, identity(allowed), 7)
+        assert weights_differ_from(begun, identity(allowed)) == (7 if "7" in allowed else 20)
+    refuse_other_history(begun, begun, 10**9)
+    assert weights_differ_from(begun, begun) is None
+    refused: list[tuple[dict[str, dict[str, float]], int]] = [
+        ({"3": other, "20": other}, 3),
+        ({}, 3),
+        ({"3": equal, "6": other}, 6),
+    ]
+    for stages, step in refused:
+        words = rf"^data\.weights_from\.{step}: found .*, expected .* as then, .* stands at step 7; .* from step 7 on"
+        with pytest.raises(ValueError, match=words):
+            refuse_other_history(begun, identity(stages), 7)
+    with pytest.raises(ValueError, match=r"^data\.sources: weights: found .* a run begins with them"):
+        refuse_other_history(begun, identity({"3": equal, "20": other}, vox={"weight": 9.0}), 0)
+
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(begun, changing=(WEIGHTS,))
+    changed = identity({"3": equal, "9": other})
+    assert folder.claim(changed, changing=(WEIGHTS,)) and folder.identity() == changed
+    with pytest.raises(ValueError, match=r"data\.plan: .* then, .* now"):
+        folder.claim({**changed, "data.plan": "other"}, changing=(WEIGHTS,))
+
+
+@pytest.mark.parametrize("step", [0, 3, 8, 40])
+def test_batches_before_a_change_of_weights_are_those_of_the_plan_without_it(step: int) -> None:
+    counts, stages = {"a": [30, 11], "b": [25]}, {0: {"a": 2, "b": 1}, 3: {"a": 1, "b": 1}}
+    one, two = MixedPlan(counts, stages, 5, 7), MixedPlan(counts, {**stages, step + 1: {"a": 1, "b": 5}}, 5, 7)
+    for at in range(step + 1):
+        assert one.window(Cursor(), step + 1).ranges(at) == two.window(Cursor(), step + 1).ranges(at)
+    assert one.window(one.cursor_at(step), 9).ranges(8) != two.window(two.cursor_at(step), 9).ranges(8)
+    assert one.digest != two.digest and one.unweighted_digest == two.unweighted_digest
+
+
 def test_a_source_that_changed_since_the_run_began_is_refused(folders: dict[str, Path]) -> None:
     source = opened(folders)
     identity = {**source.identity(), "data.sources.tv.manifest": "0" * 32}
@@ -248,6 +302,36 @@ def test_validation_is_of_each_corpus_by_itself(folders: dict[str, Path], capsys
     check_validation(source, source.config, "validation/vox/effective_rank/text")
     with pytest.raises(ValueError, match="no measure of the validation view"):
         check_validation(source, source.config, "validation/tv/effective_rank/text")
+
+
+def test_a_label_is_measured_of_the_corpora_that_have_it(tmp_path: Path) -> None:
+    """Every corpus by its own rows and classes, as a run on it alone would be measured."""
+    folders = {name: write_labelled(tmp_path / name, ("video", "audio"), seed=seed) for seed, name in enumerate("ab")}
+    with ShardWriter(tmp_path / "c", Schema((Column("video", 5), Column("audio", 5)))) as writer:
+        for row in range(40):
+            writer.append(Sample(f"k{row}", {m: np.full(5, row, np.float32) for m in ("video", "audio")}))
+    sources = {n: SourceConfig(str(tmp_path / n), "everything", "everything", weight=1.0) for n in "abc"}
+    job = PretrainJob(
+        config(modalities=("video", "audio")), DataConfig(sources=sources, label="emotion"), RunConfig("r")
+    )
+    source = open_source(job.data, job.pretrain)
+    check_validation(source, source.config, None)
+    validation = open_validation(source, source.config)
+    assert validation is not None
+    pretrainer = Pretrainer(source.config, source.reader.widths, source.steps_per_epoch, source.moments())
+    measured = validation.measure(pretrainer)
+    assert "c/neighbour_accuracy" not in measured
+    assert sorted(validation.names(source.config, source.reader.widths)) == sorted(measured)
+    for name, folder in folders.items():
+        alone = DataConfig(str(folder), "everything", "everything", label="emotion")
+        by_itself = Validation.open(alone, Manifest.open(folder), ("video", "audio"))
+        assert by_itself is not None
+        accuracy = by_itself.measure(pretrainer)["neighbour_accuracy"]
+        assert measured[f"{name}/neighbour_accuracy"] == accuracy > 0.6, "of two classes"
+    check_validation(source, source.config, "validation/a/neighbour_accuracy")
+    wrong = dataclasses.replace(source, data=dataclasses.replace(source.data, label="emotoin"))
+    with pytest.raises(ValueError, match=r"^data\.label: 'emotoin' is a class label of no .*did you mean 'emotion'"):
+        check_validation(wrong, source.config, None)
 
 
 def test_training_goes_on_from_a_cursor_with_the_same_rows_and_losses(folders: dict[str, Path]) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.run_config import PretrainJob, RunConfig
+from conclugen import PretrainConfig
+from ray_jobs.mixture import open_source
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.source import Source
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training import trainer
 from tuning.sweep.folder import SweepFolder
@@ -43,11 +44,11 @@ class DistributedTrial(Progress):
         started = time.perf_counter()
         self.config = self.job.pretrain
         self.seconds = Seconds()
-        self._identity = self.config.identity() | Source.open(self.job.data, self.config).identity()
-        self.plan = self.shared.plan(self.config)
+        self._identity = self.config.identity() | open_source(self.job.data, self.config).identity()
+        self.plan = self.shared.plan(self.config, self.job.data)
         self.pretrainer = self.shared.pretrainer(self.config, self.plan)
         if self.config.model.standardize and not self.folder.standardization.is_file():
-            self.folder.save_standardization({m: self.shared.moments[m] for m in self.config.modalities})
+            self.folder.save_standardization(self.shared.standardization(self.config, self.plan))
         self._catch_up()
         self.seconds.setup += time.perf_counter() - started
 
@@ -73,10 +74,20 @@ class DistributedTrial(Progress):
             state.restore(self.pretrainer)
 
 
+def unmeasured(data: DataConfig) -> DataConfig:
+    """The same data without anything to measure on."""
+    sources = {n: dataclasses.replace(source, validation_view=None) for n, source in (data.sources or {}).items()}
+    if sources:
+        return dataclasses.replace(data, sources=sources, label=None)
+    return dataclasses.replace(data, validation_view=None, label=None)
+
+
 class DistributedTrialActor(TrialActor):
     """Drives the trainers of one trial after another; holds next to no CPU itself, its workers hold theirs."""
 
-    def _make(self, config: Any, name: str, journal: Journal, proposal: Mapping[str, Any]) -> Any:
+    def _make(
+        self, config: PretrainConfig, data: DataConfig, name: str, journal: Journal, proposal: Mapping[str, Any]
+    ) -> Any:
         plan = self._plan
         folder = SweepFolder(plan.folder)
         run = RunConfig(
@@ -89,7 +100,7 @@ class DistributedTrialActor(TrialActor):
             max_failures=plan.resources.max_failures,
         )
         # The judge measures here; the workers need not.
-        data = dataclasses.replace(plan.data, validation_view=None, label=None)
+        data = unmeasured(data)
         return DistributedTrial(
             PretrainJob(config, data, run), self._shared, RunFolder(folder.trial(int(name))), journal
         )

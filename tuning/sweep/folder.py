@@ -191,7 +191,8 @@ class SweepBook:
             record = replace(record, tags={**record.tags, "row": row})
             self.ledger.append(record)
         elif record is None:
-            metrics = shared.judge.probe(shared.pretrainer(config, shared.plan(config)), ended=True)
+            data = self.space.data(shared.data, self.choices[number])
+            metrics = shared.judge.probe(shared.pretrainer(config, shared.plan(config, data)), ended=True)
             own = {name: value for name, value in metrics.items() if not name.startswith(WITH_RAW)}
             record = self._beside(key, row, "untrained", "probe", own, asked=key)
         self.baselines[row] = record
@@ -282,6 +283,8 @@ class SweepBook:
     def key(self, choices: Choices) -> str:
         """Digest of everything that decides a trial's result."""
         config = self.space.config(choices).to_dict()
+        if self.space.corpora:
+            config["corpora_weights"] = self.space.corpora_weights(choices)
         protocol = json.dumps({**self._identity, "objective": None}, sort_keys=True)
         return record_key(config, dataset=self._identity["manifest"], seed=self.space.seed, protocol=protocol)
 
@@ -325,14 +328,18 @@ def trial_name(number: int) -> str:
 def trial_tags(config: PretrainConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     """What a trial is found by, in the ledger and in MLflow."""
     weights = {name: task.weight for name, task in config.tasks.active.items()}
-    return {
-        "tasks": list(names(choices["tasks"])),
-        "modalities": list(config.modalities),
-        "weights": " ".join(f"{name}={weight:.4g}" for name, weight in weights.items()),
-        "recipe": config.recipe,
-        "preset": config.preset,
-        "seed": config.seed,
-    } | {f"weight.{name}": weight for name, weight in weights.items()}
+    return (
+        {
+            "tasks": list(names(choices["tasks"])),
+            "modalities": list(config.modalities),
+            "weights": " ".join(f"{name}={weight:.4g}" for name, weight in weights.items()),
+            "recipe": config.recipe,
+            "preset": config.preset,
+            "seed": config.seed,
+        }
+        | {f"weight.{name}": weight for name, weight in weights.items()}
+        | {name: weight for name, weight in choices.items() if name.startswith("data.sources.")}
+    )
 
 
 def readable_name(sweep: str, number: int, config: PretrainConfig) -> str:

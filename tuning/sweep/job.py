@@ -107,11 +107,14 @@ class SweepJob:
     Started again under the same name after whatever stopped it, it goes on: trials that have ended are not run again.
 
     Attributes:
-        data: Shards: `view` is pretrained on and gives the probe its labels, `validation_view` judges.
+        data: Shards: `view` is pretrained on and gives the probe its labels, `validation_view` judges. Of a mixture
+            (data.sources) those of the corpus `judged_on`.
         name: Name of the sweep; the same name goes on with it.
         space: What may be tried.
         objective: Measure by which trials are judged: probe_accuracy, probe_uar, probe_macro_f1, or without labels
             recall@1, recall@5, recall@10, effective_rank, alignment, uniformity, alignment_uniformity, cluster_usage.
+        judged_on: Of a mixture: the corpus on which trials are judged, with `data.label` where the objective needs one;
+            none: the only one that could be.
         trials: How many; None: 64, or the whole grid.
         search: `random`, `grid`, `tpe`.
         scheduler: `none`, `asha`: poor trials are stopped early, `pbt`: a population changes task weights in training.
@@ -126,6 +129,7 @@ class SweepJob:
     name: str
     space: Space = field(default_factory=laptop)
     objective: str = "probe_accuracy"
+    judged_on: str | None = None
     trials: int | None = None
     search: Literal["random", "grid", "tpe"] = "tpe"
     scheduler: Literal["none", "asha", "pbt"] = "asha"
@@ -140,11 +144,7 @@ class SweepJob:
 
     def __post_init__(self) -> None:
         refuse_url("output", self.output, SHARED_FOLDER)
-        if self.data.sources:
-            raise ValueError(
-                "data.sources: found corpora to mix, expected data.folder, for trials learn from one folder; mix "
-                "corpora in runs of ray_jobs.pretrain, with what a sweep found best on one of them"
-            )
+        self._check_corpora(tuple(sorted(self.data.sources or ())))
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first")
         require(
@@ -160,6 +160,22 @@ class SweepJob:
             )
 
         self.best_run()  # what the end will build is refused now
+
+    def _check_corpora(self, corpora: tuple[str, ...]) -> None:
+        """Raise ValueError for what names a corpus that is not there, or is of none."""
+        for field_name, given in (("judged_on", [self.judged_on] if self.judged_on else []),
+                                  ("space.corpora", self.space.corpora)):  # fmt: skip
+            for name in given:
+                if not corpora:
+                    raise ValueError(f"{field_name}: found {name!r}, expected data.sources, whose corpora it is about")
+                choose(field_name, name, corpora)
+        if corpora and self.scheduler == "pbt":
+            raise ValueError(
+                "scheduler: found pbt with data.sources; a population hands states from trial to trial, and those of "
+                "other mixtures are other runs': expected asha or none"
+            )
+        if self.space.corpora:  # told now where only some would have a weight
+            self.data.weighted({name: within.high for name, within in self.space.corpora.items()})
 
     @property
     def folder(self) -> Path:

@@ -19,7 +19,7 @@ representation of a model that has no projection. Test groups are never read (`r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,13 @@ from conclugen.evaluation.judge import Predictions, evaluate, mean_confusion, ra
 from conclugen.evaluation.protocol import Fold, Protocol, Target, label_draw
 from conclugen.fields import choose
 from conclugen.kmeans import cosine_kmeans, draw_rows
+from ray_jobs.mixture import CorpusRows
 from ray_jobs.roles import GROUP, Units, refuse_shared
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
 from ray_jobs.training.validation import spread_rows
-from shards import Manifest, Reader, Rows, View
+from shards import Manifest, Rows, View
+from shards.stream import RowReader
 from shards.view import ROW, IndexValues
 from tuning.ledger import WITH_RAW
 
@@ -86,8 +88,16 @@ class Judge:
     labelled: Labelled | None
 
     @classmethod
-    def open(cls, data: DataConfig, manifest: Manifest, modalities: tuple[str, ...], config: MeasureConfig) -> Judge:
-        """Read the labelled part of `data.view` and `data.validation_view`, once.
+    def open(
+        cls,
+        data: DataConfig,
+        manifest: Manifest,
+        modalities: tuple[str, ...],
+        config: MeasureConfig,
+        completed: Callable[[Rows], Rows] = lambda rows: rows,
+    ) -> Judge:
+        """Read the labelled part of `data.view` and `data.validation_view`, once. completed: makes rows of one corpus
+        what they are in a mixture.
 
         Raises:
             ValueError: no validation view, an unknown view or label, a label that is no class, groups on both sides,
@@ -104,12 +114,12 @@ class Judge:
             raise ValueError(f"data.validation_view: {error}; a search needs held-out rows to judge on") from None
         reader = open_reader(data, manifest, held_out, modalities, labels)
         if data.label is None:
-            return cls(config, (), None, spread_rows(reader, _MOST_ROWS), None)
+            return cls(config, (), None, completed(spread_rows(reader, _MOST_ROWS)), None)
         label = manifest.schema.label(data.label)
         if label.kind != "class":
             raise ValueError(f"data.label: {data.label!r} is {label.kind}; a probe's objective needs a class label")
-        validation = read_all(reader)
-        train = read_all(reader.over(View.open(manifest, data.view)))
+        validation = completed(read_all(reader))
+        train = completed(read_all(reader.over(View.open(manifest, data.view))))
         split = Units.read(manifest, data.split_unit, "data.split_unit")
         taught, judged = (_with_label(rows, data.label, split) for rows in (train, validation))
         where = f"data.view {data.view!r} and data.validation_view {data.validation_view!r}"
@@ -321,7 +331,7 @@ def refuse_test_rows(
                     )
 
 
-def read_all(reader: Reader) -> Rows:
+def read_all(reader: RowReader) -> Rows:
     """All rows of the reader's view, in their order."""
     return reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
 
@@ -333,20 +343,21 @@ def spread(rows: Rows, most: int) -> Rows:
 
 def take(rows: Rows, index: np.ndarray) -> Rows:
     """The rows at these places, copied."""
-    return Rows(
+    corpus = getattr(rows, "corpus", None)
+    return CorpusRows(
         {m: x[index] for m, x in rows.features.items()},
         {m: x[index] for m, x in rows.present.items()},
         rows.row[index],
         {name: x[index] for name, x in rows.labels.items()},
         None if rows.group is None else rows.group[index],
+        corpus=None if corpus is None else corpus[index],
     )
 
 
 def _of(rows: Rows, modalities: Sequence[str]) -> Rows:
     """The same rows with these modalities only, without labels; arrays are shared."""
-    return Rows(
-        {m: rows.features[m] for m in modalities}, {m: rows.present[m] for m in modalities}, rows.row, {}, rows.group
-    )
+    features, present = ({m: whole[m] for m in modalities} for whole in (rows.features, rows.present))
+    return CorpusRows(features, present, rows.row, {}, rows.group, corpus=getattr(rows, "corpus", None))
 
 
 def _with_label(rows: Rows, label: str, split: Units) -> Labelled:
@@ -388,7 +399,8 @@ def direction(objective: str) -> str:
 
 
 def identity(objective: str, data: DataConfig, manifest: Manifest, config: MeasureConfig) -> dict[str, Any]:
-    """What decides a measured number besides the trained model: it must agree for results to be comparable."""
+    """What decides a measured number besides the trained model: it must agree for results to be comparable. data: of
+    the corpus that is judged on, where there are several."""
     return {
         "objective": objective,
         "manifest": manifest.digest,

@@ -107,7 +107,7 @@ def _confusion(book: SweepBook, best: int) -> Path | None:
 
 def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
     """The pretraining of a trial, whole, as `ray_jobs.pretrain --config` takes it."""
-    return PretrainJob(book.config(number), job.data, job.best_run())
+    return PretrainJob(book.config(number), book.space.data(job.data, book.choices[number]), job.best_run())
 
 
 def write(book: SweepBook, job: SweepJob, mode: str, missing: Sequence[str] = ()) -> list[Path]:

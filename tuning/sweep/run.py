@@ -163,11 +163,16 @@ def concurrency(job: SweepJob, cores: int | None = None) -> int:
 
 def shared_tags(ready: Prepared) -> dict[str, str]:
     """MLflow tags that the sweep and its trials have in common."""
-    return {
-        "sweep": ready.job.name,
+    data = {
         "dataset": Path(ready.job.data.folder).name,
         "manifest_digest": ready.manifest.digest,
         "view_digest": ready.identity["view"],
+    }
+    if ready.shared.corpora is not None:
+        data = ready.shared.corpora.tags() | {"judged_on": str(ready.identity["judged_on"])}
+    return {
+        "sweep": ready.job.name,
+        **data,
         "objective": ready.job.objective,
         "commit": ready.job.commit or running_revision(),
     }

@@ -27,6 +27,7 @@ from conclugen.presets import PRESETS
 from conclugen.search_space import Range, Searched
 from conclugen.tasks import Inputs, registry
 from conclugen.tasks.registry import registered
+from ray_jobs.run_config import DataConfig
 
 METHOD = PRESETS[DEFAULT_PRESET][1]
 """The tasks of the published method, in order."""
@@ -93,6 +94,8 @@ class SpaceOptions:
         lr: Peak learning rate.
         weight_decay: Of AdamW.
         global_batch: Rows of an optimiser step.
+        corpora: Of a mixture (data.sources): weight of each corpus that is searched, such as
+            `{vox: {low: 0.1, high: 1}}`; the others keep theirs. One of them may well be fixed: proportions count.
         epochs: Length of a trial that is not stopped.
         seed: Of every trial: trials differ by their configuration alone.
         fixed: Any other field of the configuration by its dotted name, for every trial that has the field,
@@ -110,6 +113,7 @@ class SpaceOptions:
     lr: Range = field(default_factory=lambda: Range(1e-5, 1e-3))
     weight_decay: Range = field(default_factory=lambda: Range(1e-5, 1e-3))
     global_batch: tuple[int, ...] = (4096,)
+    corpora: dict[str, Range] = field(default_factory=dict)
     epochs: int = 60
     seed: int = 127
     fixed: dict[str, Plain] = field(default_factory=dict)
@@ -129,6 +133,8 @@ class SpaceOptions:
         for gradients in self.gradients:
             choose("space.gradients", gradients, GRADIENTS)
         require(self.epochs >= 1, "space.epochs", self.epochs, "1 or more")
+        for name, within in self.corpora.items():
+            require(within.low > 0, f"space.corpora.{name}.low", within.low, "a weight above 0; leave the corpus out")
         for name in self.fixed:
             if name in _OWN_FIELDS:
                 raise ValueError(f"space.fixed: {name!r} has a field of its own: give --space.{name}")
@@ -229,6 +235,8 @@ class SpaceOptions:
         number("optimizer.lr", self.lr)
         number("optimizer.weight_decay", self.weight_decay)
         option("global_batch", self.global_batch)
+        for name, within in sorted(self.corpora.items()):
+            number(weight_of(name), within)
         return choices
 
     def config(self, choices: Mapping[str, Any]) -> PretrainConfig:
@@ -236,7 +244,8 @@ class SpaceOptions:
 
         Raises ValueError for choices that the pretrainer refuses.
         """
-        rest = dict(choices)
+        weighed = {weight_of(name) for name in self.corpora}
+        rest = {name: value for name, value in choices.items() if name not in weighed}
         tasks, modalities = names(rest.pop("tasks")), names(rest.pop("modalities"))
         recipe = rest.pop("recipe")
         preset = preset_of(tasks)
@@ -252,6 +261,14 @@ class SpaceOptions:
         for name, value in rest.items():
             _put(overrides, name, value)
         return presets.build(preset, recipe, modalities=modalities, **overrides)
+
+    def corpora_weights(self, choices: Mapping[str, Any]) -> dict[str, float]:
+        """Corpus -> weight, of those that are searched."""
+        return {name: float(choices[weight_of(name)]) for name in sorted(self.corpora)}
+
+    def data(self, data: DataConfig, choices: Mapping[str, Any]) -> DataConfig:
+        """The data of a trial: with the weights of corpora that its choices have."""
+        return data.weighted(self.corpora_weights(choices)) if self.corpora else data
 
     @property
     def latest_start(self) -> int:
@@ -326,6 +343,11 @@ class _Corner:
 
     def number(self, name: str, within: Range) -> float:
         return (within.low, within.high)[self.end]
+
+
+def weight_of(corpus: str) -> str:
+    """Name of the parameter that is a corpus's weight, as the configuration has it."""
+    return f"data.sources.{corpus}.weight"
 
 
 def names(subset: str) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ Started again under the same name after whatever stopped it, it goes on: trials 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from conclugen.common import uris
@@ -16,13 +18,16 @@ from conclugen.common.ending import resumable
 from conclugen.common.names import nearest
 from conclugen.common.options import FAILED, GOOD, PARTIAL, save, to_plain
 from conclugen.evaluation.config import ComparisonConfig
+from ray_jobs import mixture
+from ray_jobs.mixture import Corpora
 from ray_jobs.preflight import check_tracking
-from ray_jobs.source import available_widths
+from ray_jobs.run_config import DataConfig
+from ray_jobs.source import available_widths, held_out_view
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.standing import refusals
 from ray_jobs.training import run_lock
-from shards import Manifest
+from shards import Manifest, View
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
 from tuning.sweep import population, results
@@ -32,7 +37,7 @@ from tuning.sweep.objective import Judge, direction
 from tuning.sweep.referee import Referee
 from tuning.sweep.run import Prepared, run, shared_tags
 from tuning.sweep.search import GridSearch, proposer
-from tuning.sweep.space import names
+from tuning.sweep.space import Space, names
 from tuning.sweep.trial import SHARED_BYTES, TrialShared
 
 
@@ -57,8 +62,11 @@ def prepare(job: SweepJob) -> Prepared:
 
     Raises ValueError for whatever can't work, naming it and what to change; nothing has been written then.
     """
-    manifest = Manifest.open(job.data.folder)
-    space = job.space.resolve(available_widths(job.data, manifest))
+    widths = mixture.available_widths(job.data) if job.data.sources else None
+    judged_on = judged_corpus(job) if job.data.sources else None
+    judged = job.data if judged_on is None else job.data.of_corpus(judged_on)
+    manifest = Manifest.open(judged.folder)
+    space = job.space.resolve(available_widths(judged, manifest) if widths is None else widths)
     mode = direction(job.objective)
     used = tuple(dict.fromkeys(name for subset in space.modalities for name in names(subset)))
     if job.scheduler == "pbt":
@@ -66,7 +74,14 @@ def prepare(job: SweepJob) -> Prepared:
     elif job.search == "grid":
         count(job, GridSearch(space))
     job.schedule.milestones(space, job.scheduler)
-    judge = Judge.open(job.data, manifest, used, job.measure)
+    corpora = None
+    if judged_on is None:
+        judge = Judge.open(judged, manifest, used, job.measure)
+    else:
+        corpora = Corpora.open(job.data, used)
+        refuse_without_modality(corpora, space.modalities)
+        having = tuple(m for m in used if m in manifest.schema.resolve(judged.modalities))
+        judge = Judge.open(judged, manifest, having, job.measure, partial(corpora.completed, judged_on))
     judge.check_objective(job.objective, [len(names(subset)) for subset in space.modalities])
     if job.measure.fusion not in ("concat", "mean", *set.intersection(*(set(names(s)) for s in space.modalities))):
         known = ("concat", "mean", *used)
@@ -75,14 +90,72 @@ def prepare(job: SweepJob) -> Prepared:
             "modality that every trial has"
         )
     most = SHARED_BYTES if job.resources.workers == 1 else 0  # workers read the shards themselves
-    shared = TrialShared.open(job.data, manifest, used, judge, space.seed, most)
+    identity = objectives.identity(job.objective, judged, manifest, job.measure)
+    if corpora is None:
+        shared = TrialShared.open(job.data, manifest, used, judge, space.seed, most)
+    else:
+        shared = TrialShared.open_corpora(job.data, corpora, judge, space.seed, most)
+        identity |= {"judged_on": judged_on, "corpora": corpora.identity() | weights_given(job)}
     for batch in space.global_batch:
         try:
-            shared.check_batch(batch)
+            for data in heaviest(job, space):
+                shared.check_batch(batch, data)
         except ValueError as error:
-            raise ValueError(f"space.global_batch: {batch}: view {job.data.view!r}: {error}") from error
-    identity = objectives.identity(job.objective, job.data, manifest, job.measure)
+            where = f"view {job.data.view!r}: " if corpora is None else ""
+            raise ValueError(f"space.global_batch: {batch}: {where}{error}") from error
     return Prepared(job, space, manifest, shared, identity, mode)
+
+
+def judged_corpus(job: SweepJob) -> str:
+    """The corpus of a mixture on which trials are judged. Raises ValueError where it must be named."""
+    assert job.data.sources
+    if job.judged_on is not None:
+        return job.judged_on
+    able = []
+    for name, source in sorted(job.data.sources.items()):
+        manifest = Manifest.open(source.folder)
+        there = held_out_view(job.data.of_corpus(name), manifest) in View.names(manifest)
+        if there and (job.data.label is None or job.data.label in [label.name for label in manifest.labels]):
+            able.append(name)
+    if len(able) != 1:
+        what = "a validation view" + (f" and the label {job.data.label!r}" if job.data.label else "")
+        raise ValueError(
+            f"judged_on: missing, and corpora with {what} are: {', '.join(able) or 'none'}; name the one on which "
+            "trials are judged"
+        )
+    return able[0]
+
+
+def refuse_without_modality(corpora: Corpora, subsets: Sequence[str]) -> None:
+    """Raise ValueError where trials of some modalities would see nothing of a corpus."""
+    for subset in subsets:
+        for corpus in corpora.corpora:
+            if not set(names(subset)).intersection(corpus.reader.modalities):
+                raise ValueError(
+                    f"space.modalities: {subset}: corpus {corpus.name!r} has {', '.join(corpus.reader.modalities)}, "
+                    "and a run would learn nothing of it; leave the subset out, or the corpus"
+                )
+
+
+def weights_given(job: SweepJob) -> dict[str, Any]:
+    """The weights of corpora that are not searched, and later stages."""
+    sources = (job.data.sources or {}).items()
+    given = {
+        name: {"weight": source.weight, "epochs": source.epochs}
+        for name, source in sources
+        if name not in job.space.corpora
+    }
+    return {"weights": given, "weights_from": job.data.weights_from}
+
+
+def heaviest(job: SweepJob, space: Space) -> list[DataConfig]:
+    """The data with each searched corpus at its largest share of all; the data itself where none is searched."""
+    if not space.corpora:
+        return [job.data]
+    low = {name: within.low for name, within in space.corpora.items()}
+    return [job.data.weighted(low)] + [
+        job.data.weighted({**low, name: within.high}) for name, within in space.corpora.items()
+    ]
 
 
 def sweep(job: SweepJob) -> SweepResult:
@@ -182,7 +255,9 @@ def identity(ready: Prepared) -> dict[str, Any]:
         if job.scheduler == "asha"
         else {}
     )
-    space = {f"space.{name}": value for name, value in to_plain(ready.space).items()}
+    # Sweeps of one folder are what they were before corpora could be searched.
+    plain = {name: value for name, value in to_plain(ready.space).items() if name != "corpora" or value}
+    space = {f"space.{name}": value for name, value in plain.items()}
     return {
         **space,
         **ready.identity,

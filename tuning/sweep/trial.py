@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ import torch
 from numpy.typing import NDArray
 
 from conclugen import PretrainConfig, Pretrainer, checkpoint
+from ray_jobs.mixture import Corpora, Fitted
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training.step_recorder import StepTimer
-from shards import Cursor, EpochPlan, Manifest, Reader, Rows, View
+from shards import Cursor, EpochPlan, Manifest, Rows, View
+from shards.mixed_plan import MixedPlan
+from shards.plan import Plan
 from shards.stats import column_moments
-from shards.stream import stream
+from shards.stream import RowReader, stream
 from tuning.sweep.objective import Judge, read_all, take, without_confusion
 
 STATE = "state"
@@ -48,16 +51,18 @@ class TrialShared:
     """What all trials of a sweep have in common: their rows, the input standardisation, the judge.
 
     rows: every row of the pretraining view in the order of the shards, or None where trials stream them by `reader`.
-    counts (S,): rows of the view in each shard. moments: modality -> (mean, deviation), of the view.
+    counts (S,): rows of the view in each shard. moments: modality -> (mean, deviation), of the view. corpora: of a
+    mixture, whose weights each trial has its own of, with `fitted` in the place of moments.
     """
 
     rows: Rows | None
-    reader: Reader
+    reader: RowReader
     counts: NDArray[np.int64]
-    remainder: str
-    chunk_rows: int | None
+    data: DataConfig
     moments: Moments
     judge: Judge
+    corpora: Corpora | None = None
+    fitted: Fitted = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -72,25 +77,52 @@ class TrialShared:
         """Read what fits; modalities: all that any trial uses; seed: of the trials, by which moments are drawn."""
         view = View.open(manifest, data.view)
         reader = open_reader(data, manifest, view, modalities, (), speaker=data.speaker)
-        row_bytes = sum(width * reader.dtypes[m].itemsize for m, width in reader.widths.items())
-        rows = read_all(reader) if view.rows * row_bytes <= shared_bytes else None
         moments = column_moments(reader, data.standardization_rows, seed)
-        return cls(rows, reader, view.counts, data.remainder, data.chunk_rows, moments, judge)
+        return cls(_fitting(reader, shared_bytes), reader, view.counts, data, moments, judge)
 
-    def check_batch(self, global_batch: int) -> None:
-        """Raise ValueError where the view is smaller than one batch."""
-        EpochPlan(self.counts, 0, global_batch, self.chunk_rows, self.remainder)
+    @classmethod
+    def open_corpora(
+        cls, data: DataConfig, corpora: Corpora, judge: Judge, seed: int, shared_bytes: int = SHARED_BYTES
+    ) -> TrialShared:
+        """The same of a mixture."""
+        reader, fitted = corpora.reader, corpora.fitted(data.standardization_rows, seed)
+        return cls(_fitting(reader, shared_bytes), reader, reader.counts, data, {}, judge, corpora, fitted)
 
-    def plan(self, config: PretrainConfig) -> EpochPlan:
-        """The order of rows of a configuration. Raises ValueError for a batch larger than the view."""
-        return EpochPlan(self.counts, config.seed, config.global_batch, self.chunk_rows, self.remainder)
+    def check_batch(self, global_batch: int, data: DataConfig | None = None) -> None:
+        """Raise ValueError where the view, or one of several corpora, is smaller than its part of one batch."""
+        if self.corpora is not None:
+            self.corpora.plan(data or self.data, PretrainConfig(global_batch=global_batch))
+        else:
+            EpochPlan(self.counts, 0, global_batch, self.data.chunk_rows, self.data.remainder)
 
-    def pretrainer(self, config: PretrainConfig, plan: EpochPlan) -> Pretrainer:
+    def of_corpora(self, config: PretrainConfig) -> PretrainConfig:
+        """The configuration, with the names of the corpora where there are some."""
+        if self.corpora is None:
+            return config
+        return replace(config, corpora=replace(config.corpora, names=self.corpora.reader.names))
+
+    def plan(self, config: PretrainConfig, data: DataConfig | None = None) -> Plan:
+        """The order of rows of a configuration; data: with the weights of a trial. Raises ValueError for a batch larger
+        than the view."""
+        if self.corpora is not None:
+            return self.corpora.plan(data or self.data, config)
+        return EpochPlan(self.counts, config.seed, config.global_batch, self.data.chunk_rows, self.data.remainder)
+
+    def standardization(self, config: PretrainConfig, plan: Plan) -> Moments:
+        """Of the configuration's modalities, of rows as the whole trial sees them."""
+        moments = self.moments
+        if self.corpora is not None:
+            assert isinstance(plan, MixedPlan)
+            given = plan.rows_before(plan.start_of_epoch(config.epochs))
+            moments = self.corpora.moments(self.fitted, given)
+        return {name: both for name, both in moments.items() if name.partition("@")[0] in config.modalities}
+
+    def pretrainer(self, config: PretrainConfig, plan: Plan) -> Pretrainer:
         """Untrained, with the standardisation of its modalities."""
-        moments = {m: self.moments[m] for m in config.modalities} if config.model.standardize else None
-        return Pretrainer(config, self.reader.widths, plan.steps_per_epoch, moments)
+        moments = self.standardization(config, plan) if config.model.standardize else None
+        return Pretrainer(self.of_corpora(config), self.reader.widths, plan.steps_per_epoch, moments)
 
-    def batches(self, plan: EpochPlan, start: Cursor, steps: int) -> Iterator[Rows]:
+    def batches(self, plan: Plan, start: Cursor, steps: int) -> Iterator[Rows]:
         """The next global batches from a cursor on."""
         if self.rows is None:
             yield from stream(self.reader, plan, 0, 1, start, steps)
@@ -99,7 +131,14 @@ class TrialShared:
         for step in range(steps):
             cursor = plan.advance(start, step)
             pieces = plan.rows(cursor.epoch, cursor.step)
-            yield take(self.rows, np.concatenate([before[p.shard] + np.arange(p.start, p.stop) for p in pieces]))
+            rows = take(self.rows, np.concatenate([before[p.shard] + np.arange(p.start, p.stop) for p in pieces]))
+            yield replace(rows, corpus=self.reader.corpus_of(rows.row)) if self.corpora is not None else rows
+
+
+def _fitting(reader: RowReader, most: int) -> Rows | None:
+    """All rows of a reader, or None where they take more bytes."""
+    row_bytes = sum(width * reader.dtypes[m].itemsize for m, width in reader.widths.items())
+    return read_all(reader) if int(reader.counts.sum()) * row_bytes <= most else None
 
 
 @dataclass
@@ -120,7 +159,7 @@ class Progress:
     """How far a pretraining is, by its plan and its optimiser steps; of one process or of several."""
 
     config: PretrainConfig
-    plan: EpochPlan
+    plan: Plan
     pretrainer: Pretrainer
 
     @property
@@ -142,7 +181,7 @@ class Trial(Progress):
     """A pretraining under way.
 
     config: what is trained. shared: see above. name: by which its own checkpoints are told from others'. journal: where
-    steps and measures are written; None: nowhere.
+    steps and measures are written; None: nowhere. data: of a mixture, with the trial's weights; None: the sweep's.
     """
 
     config: PretrainConfig
@@ -150,10 +189,12 @@ class Trial(Progress):
     name: str = "trial"
     journal: Journal | None = None
     seconds: Seconds = field(default_factory=Seconds)
+    data: DataConfig | None = None
 
     def __post_init__(self) -> None:
         started = time.perf_counter()
-        self.plan = self.shared.plan(self.config)
+        self.config = self.shared.of_corpora(self.config)
+        self.plan = self.shared.plan(self.config, self.data)
         self.pretrainer = self.shared.pretrainer(self.config, self.plan)
         self._timer = StepTimer(self.config.global_batch)
         self.seconds.setup += time.perf_counter() - started

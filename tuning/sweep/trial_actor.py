@@ -99,16 +99,19 @@ class TrialActor(tune.Trainable):
             parent=plan.parent,
         )
         journal.status("RUNNING")
-        journal.params({"pretrain": to_plain(pretrain), "data": to_plain(plan.data)})
+        data = plan.space.data(plan.data, choices)
+        journal.params({"pretrain": to_plain(pretrain), "data": to_plain(data)})
         own = {key: " ".join(v) if isinstance(v, list) else str(v) for key, v in trial_tags(pretrain, choices).items()}
         journal.tags({**plan.tags, **own, "trial": name})
-        self._trial = self._make(pretrain, name, journal, proposal)
+        self._trial = self._make(pretrain, data, name, journal, proposal)
         self._weights = proposal["weights"]
         self._reweigh()
         self._worked_before = self._worked()
 
-    def _make(self, config: PretrainConfig, name: str, journal: Journal, proposal: Mapping[str, Any]) -> Any:
-        trial = Trial(config, self._shared, name, journal)
+    def _make(
+        self, config: PretrainConfig, data: DataConfig, name: str, journal: Journal, proposal: Mapping[str, Any]
+    ) -> Any:
+        trial = Trial(config, self._shared, name, journal, data=data)
         if proposal["resume"] is not None:
             trial.load(proposal["resume"])
         return trial
