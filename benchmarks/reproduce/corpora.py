@@ -340,26 +340,22 @@ def section(corpus: Corpus, systems: Mapping[str, Evaluation], common: Sequence[
     """The table of a corpus and what lies between its rows, with intervals over groups, draws and seeds."""
     fractions = sorted(systems["alone"].predicted)
     measure = {"uar": "UAR", "accuracy": "accuracy"}[corpus.measure]
-    lines = [
-        f"| {measure} | " + " | ".join(f"{f:.0%} of labels" for f in fractions) + " |",
-        "|---" * (len(fractions) + 1) + "|",
-    ]
+    lines = [_line(measure, [f"{f:.0%} of labels" for f in fractions]), "|---" * (len(fractions) + 1) + "|"]
     for name, found in systems.items():
-        cells = [_shown(score(corpus.protocol, found, f, corpus.measure)) for f in fractions]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(_line(name, [_shown(score(corpus.protocol, found, f, corpus.measure)) for f in fractions]))
     pairs = [(a, b, f) for a, b in PAIRS if a in systems and b in systems for f in fractions]
     beside = dict(zip(pairs, differences(corpus.protocol, systems, pairs, corpus.measure), strict=True))
     for a, b in dict.fromkeys((a, b) for a, b, _ in pairs):
-        found_pairs = [beside[a, b, f] for f in fractions]
-        lines.append(
-            f"| {a} minus {b} | " + " | ".join("-" if d is None else signed(d.interval) for d in found_pairs) + " |"
-        )
-    columns = (
-        f"`unseen` is judged on {', '.join(common)}."
-        if common
-        else "No other corpus holds a column of this one: `unseen` is a hole."
-    )
+        between = [beside[a, b, f] for f in fractions]
+        lines.append(_line(f"{a} minus {b}", ["-" if d is None else signed(d.interval) for d in between]))
+    columns = "No other corpus holds a column of this one: `unseen` is a hole."
+    if common:
+        columns = f"`unseen` is judged on {', '.join(common)}."
     return f"### {corpus.title}\n\n{columns}\n\n" + "\n".join(lines)
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return f"| {' | '.join([name, *cells])} |"
 
 
 def _shown(value: Interval) -> str:
