@@ -138,6 +138,11 @@ def embed_features(manifest: Manifest, rows: RowEmbedder, resources: Resources, 
     return parts.counted()
 
 
+def part_of(out: Path, shard: str) -> Path:
+    """The file with the embeddings of a shard's rows."""
+    return out / f"{shard}.parquet"
+
+
 @dataclass
 class _Parts:
     """The files of a corpus: one for each shard. names, counts: of the shards and their rows; todo: shards that have no
@@ -156,7 +161,7 @@ class _Parts:
         return parts
 
     def path(self, shard: int) -> Path:
-        return self.out / f"{self.names[shard]}.parquet"
+        return part_of(self.out, self.names[shard])
 
     def _rows(self, shard: int) -> int:
         """Rows of a shard's file, -1 where there is none that can be read."""

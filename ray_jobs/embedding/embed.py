@@ -24,9 +24,10 @@ from conclugen.common.options import JobFailedError
 from conclugen.reach import FAR
 from ray_jobs import ray_cluster
 from ray_jobs.embed import EmbedJob
+from ray_jobs.embedding import arrays
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Embedded, Windows, embed_files
-from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features
+from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features, part_of
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.extract import choices_of, resources_of
 from ray_jobs.extraction.plan import Extraction, recipe_of, short
@@ -39,7 +40,7 @@ from shards.clips.reader import ClipManifest
 from shards.quarantine import COMPLETE, QUARANTINED
 from shards.verification.clips import open_manifest
 
-_ROWS_FILE, _ARRAYS_FILE = "embeddings.parquet", "embeddings.npz"
+_ROWS_FILE = "embeddings.parquet"
 _METADATA = b"conclugen.embeddings"
 _KEPT_COLUMNS = {
     "path": pa.types.is_string,
@@ -48,8 +49,8 @@ _KEPT_COLUMNS = {
     "whole": pa.types.is_boolean,
     "embedding": lambda kind: pa.types.is_list(kind) and kind.value_type == pa.float32(),
 }
-# Names that begin with _ are not read where somebody opens the folder as one table.
-_CLAIM = Claim("corpus of embeddings", "_embedding.json", ("*.parquet",))
+# Not a name that `*.parquet`, which is one table, would take in.
+_CLAIM = Claim("corpus of embeddings", "_embedding.json", ("*.parquet", arrays.NAME))
 
 
 def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
@@ -93,35 +94,17 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
             tables = [kept.filter(pc.invert(pc.is_in(kept["path"], named))), *tables]
         table = pa.concat_tables(tables, promote_options="permissive")
         # The arrays follow the table; where that is interrupted, none are better than those of another call.
-        (out / _ARRAYS_FILE).unlink(missing_ok=True)
+        (out / arrays.NAME).unlink(missing_ok=True)
         metadata = {_METADATA: json.dumps(model.identity(job.fusion), sort_keys=True)}
         with atomic_path(out / _ROWS_FILE) as temporary:  # what an earlier call wrote stays whole until this one is
             pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        _write_arrays(table, out / _ARRAYS_FILE)
+        arrays.write_files(table, out / arrays.NAME)
         width, held = model.embedder.width(job.fusion), pc.sum(table["whole"]).as_py()
         print(
             f"{len(job.files) - failed} of {len(job.files)} clips, {width} numbers each ({job.fusion}); {held} in "
             f"{out / _ROWS_FILE}"
         )
     return QUARANTINED if failed else COMPLETE
-
-
-def _write_arrays(table: pa.Table, path: Path) -> None:
-    """The rows as NumPy arrays: keys (n,) paths and vectors (n, R') float32 of clips as a whole; and apart from them
-    window_keys (m,), window_times (m, 2) seconds and window_vectors (m, R')."""
-    whole = np.array(table["whole"].to_pylist(), bool)
-    keys = np.array(table["path"].to_pylist(), str)  # text, no objects: nothing in the archive is executed
-    vectors = np.array(table["embedding"].to_pylist(), np.float32)
-    times = np.array([table["start"].to_pylist(), table["end"].to_pylist()]).T
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            keys=keys[whole],
-            vectors=vectors[whole],
-            window_keys=keys[~whole],
-            window_times=times[~whole],
-            window_vectors=vectors[~whole],
-        )
 
 
 def _kept(path: Path, identity: Mapping[str, Any], overwrite: bool) -> pa.Table | None:
@@ -204,6 +187,8 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
         resources = resources_of(job, [*(choice.name for choice in choices), "model"])
         ray_cluster.connect(len(choices) + 1)
         count, without = embed_clips(plan, rows, resources, out)
+    parts = {n: part_of(out, manifest.entry(n).name) for n, rows_in in enumerate(manifest.counts) if rows_in}
+    arrays.write_corpus(manifest, parts, model.embedder.width(job.fusion), out)
     print(f"{count} clips = {count - without} with an embedding + {without} without (see the column reason): {out}")
     print(f"an embedding is {model.embedder.width(job.fusion)} numbers ({job.fusion})")
     return QUARANTINED if without else COMPLETE

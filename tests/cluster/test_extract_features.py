@@ -100,7 +100,13 @@ def test_a_corpus_is_embedded_as_its_features_are(shared_ray: None, clips: ClipM
     for option, source in (("--clips", clips.folder), ("--features", str(tmp_path / "features"))):
         out = tmp_path / option.strip("-") / "out"
         assert embed.main(arguments(tmp_path, option, source, "--out", str(out), "--cpus", str(_SHARE))) == 0
-    tables = [pq.read_table(tmp_path / name / "out").sort_by("key") for name in ("clips", "features")]
+    tables = [pq.read_table(sorted((tmp_path / name / "out").glob("*.parquet"))) for name in ("clips", "features")]
+    tables = [table.sort_by("key") for table in tables]
+    for table, name in zip(tables, ("clips", "features"), strict=True):
+        archive = np.load(tmp_path / name / "out/embeddings.npz")
+        order = np.argsort(archive["keys"])
+        np.testing.assert_array_equal(archive["vectors"][order], np.array(table["embedding"].to_pylist(), np.float32))
+        assert set(archive["label.mood"]) == {"", "calm", "angry"} and set(archive["speakers"]) > {"speaker0"}
     assert tables[0]["key"].to_pylist() == tables[1]["key"].to_pylist() == sorted(f"c{i}" for i in range(15))
     for name in ("embedding", "p.calm"):
         first, second = (np.array(table[name].to_pylist()) for table in tables)

@@ -29,6 +29,7 @@ from conclugen.evaluation.config import ComparisonConfig
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.probe import fit_classes
 from ray_jobs import embed, evaluate, evaluation
+from ray_jobs.embedding import arrays
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
 from ray_jobs.embedding.embed import _METADATA, _check_features, _kept
@@ -38,6 +39,8 @@ from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from shards import View
 from shards.manifest import Manifest
+from shards.reader import Reader
+from shards.schema import Label
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video, sine
 
@@ -647,3 +650,33 @@ def test_a_clip_far_from_what_the_model_knows_is_told_with_its_share(
     table = pq.read_table(out / "embeddings.parquet")
     assert table["nearer.video"][0].as_py() == pytest.approx(1.0 if far else 0.0, abs=1e-6)
     assert "nearer.audio" not in table.column_names
+
+
+def test_the_archive_of_a_corpus_has_its_labels_and_speakers(root: Path, tmp_path: Path) -> None:
+    """Beside the shards' own index; a clip without an embedding is left out."""
+    manifest, expected, paths = Manifest.open(root / "features"), [], {}
+    reader = Reader(manifest, View.everything(manifest))
+    for shard in range(len(manifest)):
+        index = reader.metadata(shard).to_pylist()
+        rows = [{"key": row["key"], "row": i, "embedding": [shard, i]} for i, row in enumerate(index)]
+        rows[3]["embedding"] = None
+        paths[shard] = tmp_path / f"{shard}.parquet"
+        kinds = {"key": pa.string(), "row": pa.int32(), "embedding": pa.list_(pa.float32())}
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), paths[shard])
+        mood = manifest.schema.label("mood")
+        kept = [(i, row) for i, row in enumerate(index) if i != 3]
+        expected += [
+            (row["key"], row["group"] or "", mood.to_json(row["label.mood"]) or "", shard, i) for i, row in kept
+        ]
+    assert "" in [mood for _, _, mood, _, _ in expected], "some clips have no label"
+    arrays.write_corpus(manifest, paths, 2, tmp_path)
+    archive = np.load(tmp_path / "embeddings.npz")
+    columns = [archive[name].tolist() for name in ("keys", "speakers", "label.mood")]
+    assert list(zip(*columns, *archive["vectors"].T.tolist(), strict=True)) == expected
+    assert {archive[name].dtype.kind for name in archive} == {"U", "f"} and archive["vectors"].dtype == np.float32
+    values = [None, 0.5, 2.0]
+    np.testing.assert_array_equal(arrays._label(Label("valence", "continuous"), values), [np.nan, 0.5, 2.0])
+    both = arrays._label(Label("both", "multilabel", ("a", "b")), [[1.0, 0.0], None])
+    np.testing.assert_array_equal(both, [[1.0, 0.0], [np.nan, np.nan]])
+    arrays.write_corpus(manifest, {}, 2, tmp_path)
+    assert np.load(tmp_path / "embeddings.npz")["vectors"].shape == (0, 2)
