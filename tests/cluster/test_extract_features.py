@@ -78,7 +78,7 @@ def test_features_are_embedded_as_the_model_gives_them_row_by_row(
     out = tmp_path / "out"
     features = str(tmp_path / "features")
     assert embed.main(arguments(tmp_path, "--features", features, "--out", str(out), "--cpus", str(_SHARE))) == 0
-    table = pq.read_table(out).sort_by("key").to_pydict()
+    table = pq.read_table(sorted(out.glob("*.parquet"))).sort_by("key").to_pydict()
     model = conclugen.load(run.model)
     manifest = Manifest.open(features)
     reader = Reader(manifest, modalities={m: manifest.modalities[m] for m in model.modalities})
@@ -201,6 +201,6 @@ def test_real_clips_to_offline_features_to_embeddings(shared_ray: None, real_dat
     assert names == set(backbones.SETS["offline"])
     shutil.rmtree(make_run(tmp_path, "run", ("video", "audio")).evaluation)  # these clips have no split to judge on
     assert embed.main(arguments(tmp_path, "--features", manifest.folder, "--out", str(tmp_path / "out"))) == 0
-    rows = pq.read_table(tmp_path / "out")
+    rows = pq.read_table(sorted((tmp_path / "out").glob("*.parquet")))
     assert rows.num_rows == 15 and rows["reason"].null_count == 15
     assert np.isfinite(np.array(rows["embedding"].to_pylist())).all()

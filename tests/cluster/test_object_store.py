@@ -109,7 +109,7 @@ def test_embeddings_of_clips_and_of_features_are_the_same(sets: tuple[str, str],
         out = tmp_path / f"out{number}"
         given = ["--run", "run", "--output", str(tmp_path / "runs"), "--data", source, "--out", str(out)]
         assert embed.main(given) == 0
-        tables.append(pq.read_table(out).sort_by("key"))
+        tables.append(pq.read_table(sorted(out.glob("*.parquet"))).sort_by("key"))
     keys = [table["key"].to_pylist() for table in tables]
     assert keys[0] == keys[1] == keys[2] == sorted(f"c{i}" for i in range(12))
     vectors = [np.array(table["embedding"].to_pylist()) for table in tables]
