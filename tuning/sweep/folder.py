@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ class SweepFolder(RunFolder):
         self.best = self.path / "best.yaml"
         self.table = self.path / "table.md"
 
-    def belongs(self, identity: Mapping[str, Any]) -> bool:
+    def belongs(self, identity: Mapping[str, Any], changing: Collection[str] = ()) -> bool:
         """As for a run. Raises ValueError where the folder is another sweep's, naming what differs."""
         try:
-            return super().belongs(identity)
+            return super().belongs(identity, changing)
         except ValueError as error:
             raise ValueError(
                 str(error).replace("run.name", "--name").replace("a run of", "a sweep or run of")

@@ -142,7 +142,7 @@ def test_weights_are_part_of_what_a_trial_is(folders: dict[str, Path], tmp_path:
         ({"scheduler": "pbt"}, ["scheduler: found pbt with data.sources"]),
         ({"corpora": {"d": Range(1.0, 2.0)}}, ["space.corpora", "'d'"]),
         ({"corpora": {"a": Range(0.0, 2.0, log=False)}}, ["space.corpora.a.low", "above 0"]),
-        ({"global_batch": (200,)}, ["space.global_batch: 200", "corpus 'b'", "expected at least"]),
+        ({"global_batch": (200,)}, ["space.global_batch: 200", "corpus 'a'", "expected at least"]),
         ({"modalities": ("audio", "video")}, ["space.modalities: audio", "corpus 'b'"]),
         ({"data": DataConfig("/x")}, ["judged_on: found 'b'", "data.sources"]),
     ],
