@@ -40,18 +40,17 @@ def describe(
             if name not in folders:
                 raise ValueError(f"{field}: {name!r} is no corpus here, {did_you_mean(name, folders)}")
     manifests = {name: Manifest.open(folder) for name, folder in folders.items()}
-    readers = {}
+    readers, views = {}, {}
     for name, manifest in manifests.items():
         try:
             chosen = View.everything(manifest) if view is None else View.open(manifest, view)
             speaker = speakers.get(name, GROUP)
             manifest.schema.check_group_column(speaker)
-            readers[name] = Reader(manifest, chosen, modalities.get(name), (), group=speaker)
+            views[name], readers[name] = chosen, Reader(manifest, chosen, modalities.get(name), (), group=speaker)
         except ShardError:
             raise
         except ValueError as error:
             raise ValueError(f"corpus {name!r}: {error}") from None
-    views = {name: reader.view for name, reader in readers.items()}
     for name in folders if weights else ():
         if not weights.get(name, 0) > 0:
             raise ValueError(f"weight: corpus {name!r}: found {weights.get(name)}, expected a number above 0")

@@ -315,6 +315,7 @@ def test_a_label_is_measured_of_the_corpora_that_have_it(tmp_path: Path) -> None
         config(modalities=("video", "audio")), DataConfig(sources=sources, label="emotion"), RunConfig("r")
     )
     source = open_source(job.data, job.pretrain)
+    assert isinstance(source, Mixture)
     check_validation(source, source.config, None)
     validation = open_validation(source, source.config)
     assert validation is not None

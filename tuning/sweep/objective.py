@@ -341,7 +341,7 @@ def spread(rows: Rows, most: int) -> Rows:
     return rows if len(rows) <= most else take(rows, np.linspace(0, len(rows) - 1, most).astype(np.int64))
 
 
-def take(rows: Rows, index: np.ndarray) -> Rows:
+def take(rows: Rows, index: np.ndarray) -> CorpusRows:
     """The rows at these places, copied."""
     corpus = getattr(rows, "corpus", None)
     return CorpusRows(

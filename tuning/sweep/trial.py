@@ -29,12 +29,12 @@ from ray_jobs.tracking.journal import Journal
 from ray_jobs.training.step_recorder import StepTimer
 from shards import Cursor, EpochPlan, Manifest, Rows, View
 from shards.mixed_plan import MixedPlan
-from shards.plan import Plan
 from shards.stats import column_moments
 from shards.stream import RowReader, stream
 from tuning.sweep.objective import Judge, read_all, take, without_confusion
 
 STATE = "state"
+AnyPlan = EpochPlan | MixedPlan
 # Rows of this many bytes are shared through the object store; more are streamed from the shards by each trial.
 SHARED_BYTES = 4 * 1024**3
 
@@ -101,14 +101,14 @@ class TrialShared:
             return config
         return replace(config, corpora=replace(config.corpora, names=self.corpora.reader.names))
 
-    def plan(self, config: PretrainConfig, data: DataConfig | None = None) -> Plan:
+    def plan(self, config: PretrainConfig, data: DataConfig | None = None) -> AnyPlan:
         """The order of rows of a configuration; data: with the weights of a trial. Raises ValueError for a batch larger
         than the view."""
         if self.corpora is not None:
             return self.corpora.plan(data or self.data, config)
         return EpochPlan(self.counts, config.seed, config.global_batch, self.data.chunk_rows, self.data.remainder)
 
-    def standardization(self, config: PretrainConfig, plan: Plan) -> Moments:
+    def standardization(self, config: PretrainConfig, plan: AnyPlan) -> Moments:
         """Of the configuration's modalities, of rows as the whole trial sees them."""
         moments = self.moments
         if self.corpora is not None:
@@ -117,12 +117,12 @@ class TrialShared:
             moments = self.corpora.moments(self.fitted, given)
         return {name: both for name, both in moments.items() if name.partition("@")[0] in config.modalities}
 
-    def pretrainer(self, config: PretrainConfig, plan: Plan) -> Pretrainer:
+    def pretrainer(self, config: PretrainConfig, plan: AnyPlan) -> Pretrainer:
         """Untrained, with the standardisation of its modalities."""
         moments = self.standardization(config, plan) if config.model.standardize else None
         return Pretrainer(self.of_corpora(config), self.reader.widths, plan.steps_per_epoch, moments)
 
-    def batches(self, plan: Plan, start: Cursor, steps: int) -> Iterator[Rows]:
+    def batches(self, plan: AnyPlan, start: Cursor, steps: int) -> Iterator[Rows]:
         """The next global batches from a cursor on."""
         if self.rows is None:
             yield from stream(self.reader, plan, 0, 1, start, steps)
@@ -132,7 +132,7 @@ class TrialShared:
             cursor = plan.advance(start, step)
             pieces = plan.rows(cursor.epoch, cursor.step)
             rows = take(self.rows, np.concatenate([before[p.shard] + np.arange(p.start, p.stop) for p in pieces]))
-            yield replace(rows, corpus=self.reader.corpus_of(rows.row)) if self.corpora is not None else rows
+            yield rows if self.corpora is None else replace(rows, corpus=self.reader.corpus_of(rows.row))
 
 
 def _fitting(reader: RowReader, most: int) -> Rows | None:
@@ -159,7 +159,7 @@ class Progress:
     """How far a pretraining is, by its plan and its optimiser steps; of one process or of several."""
 
     config: PretrainConfig
-    plan: Plan
+    plan: AnyPlan
     pretrainer: Pretrainer
 
     @property

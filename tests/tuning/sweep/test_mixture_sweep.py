@@ -150,7 +150,9 @@ def test_weights_are_part_of_what_a_trial_is(folders: dict[str, Path], tmp_path:
 def test_what_no_trial_could_do_is_refused(
     folders: dict[str, Path], tmp_path: Path, changes: dict[str, Any], words: list[str]
 ) -> None:
-    of_space = {name: changes.pop(name) for name in ("corpora", "global_batch", "modalities") if name in changes}
+    of_space: dict[str, Any] = {
+        name: changes.pop(name) for name in ("corpora", "global_batch", "modalities") if name in changes
+    }
     if "modalities" in of_space:
         of_space |= {"tasks": ("reconstruction",)}
     with pytest.raises(ValueError) as caught:
