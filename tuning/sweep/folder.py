@@ -181,6 +181,9 @@ class SweepBook:
         # Tasks, optimiser and length do not matter before the first step.
         whole = config.to_dict()
         content = {"baseline": "untrained"} | {name: whole[name] for name in ("modalities", "model", "precision")}
+        if self.space.corpora:  # by which inputs are standardised
+            content |= {"corpora": whole["corpora"]} if "corpora" in whole else {}
+            content["corpora_weights"] = self.space.corpora_weights(self.choices[number])
         protocol = json.dumps({**self._identity, "objective": None}, sort_keys=True)
         key = record_key(content, dataset=self._identity["manifest"], seed=config.seed, protocol=protocol)
         row = f"untrained heads, as trial {trial_name(number)}"
@@ -191,8 +194,10 @@ class SweepBook:
             record = replace(record, tags={**record.tags, "row": row})
             self.ledger.append(record)
         elif record is None:
-            data = self.space.data(shared.data, self.choices[number])
-            metrics = shared.judge.probe(shared.pretrainer(config, shared.plan(config, data)), ended=True)
+            plan = shared.plan(config)
+            if self.space.corpora:
+                plan = shared.plan(config, self.space.data(shared.data, self.choices[number]))
+            metrics = shared.judge.probe(shared.pretrainer(config, plan), ended=True)
             own = {name: value for name, value in metrics.items() if not name.startswith(WITH_RAW)}
             record = self._beside(key, row, "untrained", "probe", own, asked=key)
         self.baselines[row] = record
