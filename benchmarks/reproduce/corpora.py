@@ -62,7 +62,7 @@ SIZES = Settings(
     reconstruction_hidden_dim=256,
     clusters=16,
     global_batch=256,
-    epochs=30,
+    epochs=20,
 )
 STEPS_PER_EPOCH = 8
 # The ring of contrastive pairs: neighbours in this order occur together in a corpus.
