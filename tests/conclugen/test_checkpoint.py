@@ -275,3 +275,9 @@ def test_a_cursor_that_is_not_json_is_refused_and_leaves_nothing(trained: Pretra
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path / "a", trained, {"epoch": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_document_is_json_that_any_reader_takes(value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.document_text({"best": value})

@@ -162,3 +162,22 @@ def test_every_field_has_a_kind() -> None:
 @pytest.mark.parametrize(("world", "expected"), [(1, 10), (2, 5), (3, 4), (4, 3), (16, 1)])
 def test_local_batch(world: int, expected: int) -> None:
     assert presets.build("conclugen", global_batch=10).local_batch(world) == expected
+
+
+def test_tasks_of_equal_inputs_share_one_pass_and_others_have_their_own() -> None:
+    config = presets.build("conclugen", global_batch=4, tasks={"simclr": {"modality": "video"}})
+    model = Model(config, WIDTHS)
+    assert model.shared_tasks == ["contrastive", "clustering", "reconstruction"]
+    assert set(model.streams) == {"modalities", "simclr"}
+    assert [len(model.streams[name].views) for name in ("modalities", "simclr")] == [3, 2]
+
+
+def test_what_only_training_reads_is_left_out_and_nothing_else() -> None:
+    """A stored second view is not in labelled shards: drawn masks take its place."""
+    config = presets.build("simclr", modalities=("v",), global_batch=4, tasks={"simclr": {"second_view": "v2"}})
+    config.check_serves({"v": 5, "v2": 5})
+    plain = config.without_training_views()
+    plain.check_serves({"v": 5})
+    assert plain == config.changed({"tasks": {"simclr": {"second_view": None}}}) != config
+    untouched = presets.build("conclugen")
+    assert untouched.without_training_views() == untouched

@@ -131,3 +131,22 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="strength"):
         augment("text", TEXT, seed=0, key="k", view=1, strength="huge")
     assert augment("text", "a", seed=0, key="k", view=1) == "a"
+
+
+def test_a_mild_view_keeps_the_colours() -> None:
+    """It crops and turns alone: one colour stays it, where a strong view would be grey or another."""
+    orange = np.broadcast_to(np.array([230, 120, 10], np.uint8), (2, 24, 32, 3))
+    for number in range(8):
+        np.testing.assert_array_equal(augment("frames", orange, seed=number, key="k", view=1), orange)
+
+
+def test_a_masked_stretch_is_counted_in_the_columns_of_time() -> None:
+    """Of a spectrogram that is longer than it has bands: up to 0.35 of its length, anywhere in it."""
+    long = np.ones((16, 400), np.float32)
+    starts, widths = [], []
+    for number in range(200):
+        at = np.flatnonzero((augment("mel", long, seed=0, key=f"{number}", view=1) == 0).all(axis=0))
+        if len(at):
+            starts.append(at[0] / 400)
+            widths.append(len(at) / 400)
+    assert 0.08 < np.mean(widths) < 0.17 and max(widths) > 0.2 and max(starts) > 0.8

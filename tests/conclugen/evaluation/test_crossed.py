@@ -119,3 +119,11 @@ def test_what_cannot_be_paired_is_refused(made):
             crossed_interval(first, accuracy, FEW, other)
     with pytest.raises(ValueError, match="at least 2, got 1"):
         crossed_interval(second[:, :, :1], accuracy, FEW)
+
+
+def test_a_statistic_that_no_resample_defines_has_an_estimate_alone():
+    def undefined_when_resampled(sums):
+        return np.full(len(sums), 0.25 if len(sums) == 1 else np.nan)
+
+    found = crossed_interval(np.ones((2, 3, 5, 2)), undefined_when_resampled, Resampling(resamples=20))
+    assert found.estimate == pytest.approx(0.25) and np.isnan([found.low, found.high]).all() and found.groups == 5

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import FineTuneConfig, ProbeConfig
 from conclugen.evaluation.judge import evaluate
 from conclugen.evaluation.protocol import Fold, Protocol, Target
-from conclugen.evaluation.supervised import Fusion, fusion_network
+from conclugen.evaluation.supervised import Fusion, _Network, fusion_network
 
 ROWS, SPEAKERS = 240, 12
 QUICK = Fusion(width=16, epochs=30, patience=8, dropout=0.2)
@@ -111,3 +112,12 @@ def test_a_loss_that_is_not_finite_is_told():
     X = np.full((12, 2), 1e60)  # more than single precision holds
     with pytest.raises(ValueError, match=r"supervised network: held-out loss .* in epoch 0"):
         fusion_network(X, np.arange(12) % 2, np.arange(12) % 3, X, (2,), accuracy)
+
+
+def test_it_begins_as_the_improved_recipe_does():
+    """Distances are kept: half of the units of the first map are off, hence its gain of the root of two."""
+    network = _Network((4, 6), 3, Fusion(width=16), seed=3)
+    for head in network.heads:
+        first, last = head.unit.input.weight.double(), head.unit.output.weight.double()
+        torch.testing.assert_close(first.T @ first, 2 * torch.eye(first.shape[1], dtype=torch.float64), atol=1e-5, rtol=0)
+        torch.testing.assert_close(last.T @ last, torch.eye(last.shape[1], dtype=torch.float64), atol=1e-5, rtol=0)

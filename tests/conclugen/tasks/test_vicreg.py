@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from conclugen import presets
 from conclugen.latents import Latents, Presence
@@ -116,3 +117,11 @@ def test_refusals(settings: dict[str, float], words: str) -> None:
 @pytest.mark.slow
 def test_ranks() -> None:
     assert_rank_parity("vicreg")
+
+
+def test_its_flops_are_those_that_torch_counts() -> None:
+    """Of the covariance's products, forwards and backwards; what is linear in the batch is left out."""
+    z, config = projections(), presets.build("conclugen", global_batch=B, model={"projection_dim": P})
+    with FlopCounterMode(display=False) as counter:
+        loss_of(VicregConfig(), z, presence("full")).backward()  # type: ignore[no-untyped-call]
+    assert Vicreg.flops(VicregConfig(), config, {}) == counter.get_total_flops()

@@ -15,7 +15,7 @@ import pytest
 
 from conclugen import PretrainConfig, presets
 from conclugen.common.options import PARTIAL, Command, JobFailedError, OptionsError, save
-from conclugen.common.options.strict_yaml import load
+from conclugen.common.options.strict_yaml import inline, load
 from ray_jobs.run_config import preset_with
 
 
@@ -238,6 +238,10 @@ def test_a_saved_configuration_reads_back_equal(tmp_path, preset, ending):
     job = parse("--preset", preset, "--recipe", "paper", "--pretrain.seed", "5", "--data.columns.v", "[ä]")
     path = tmp_path / f"saved.{ending}"
     save(job, path)
+    if ending == "json":
+        assert json.loads(path.read_text())["run"]["name"] == job.run.name
+    else:
+        assert path.read_text().startswith("pretrain:\n")
     assert JOB.parse(["--config", str(path)]) == job
     assert JOB.parse(["--config", str(path), "--pretrain.seed", "6"]).pretrain.seed == 6
 
@@ -256,6 +260,12 @@ def test_the_template_is_whole_where_fields_are_missing(tmp_path, capsys):
     with pytest.raises(OptionsError, match=r"missing: --data FOLDER, --run NAME; give it as in .*, or in a file"):
         JOB.parse(["--config", path])
     assert JOB.parse(["--config", path, *NEEDED]) == parse("--data.weights.b", "2")
+
+
+def test_a_long_value_stays_on_its_line(tmp_path):
+    for value in ([f"speaker {n}: on" for n in range(60)], {f"meta.{n}": "x y" * 9 for n in range(20)}, "of " * 90 + "it"):
+        line = inline(value)
+        assert "\n" not in line and load(yaml_file(tmp_path, f"field: {line}\n")) == {"field": value}
 
 
 def test_every_field_stands_in_the_template_once(capsys):
