@@ -250,6 +250,11 @@ def test_fields_of_training_are_no_fields_of_an_evaluation(field: str) -> None:
         COMMAND.parse([*flags, f"--data.{field}", "1"])
 
 
+def test_what_every_evaluation_has_is_no_fusion_of_its_own() -> None:
+    with pytest.raises(ValueError, match=r"fusion: 'concat\+raw' is a row of every evaluation already"):
+        EvaluateJob("first", "emotion", ShardsConfig("/nowhere"), fusion="concat+raw")
+
+
 def test_a_run_s_store_is_found_from_its_folder(tmp_path: Path, job: PretrainJob) -> None:
     assert uri_of_run(tmp_path / "runs" / "first", "http://tracking:5000") == "http://tracking:5000"
     assert uri_of_run(tmp_path / "runs" / "nameless") == f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"

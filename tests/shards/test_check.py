@@ -17,6 +17,8 @@ from ray_jobs.building import plan_of
 from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
 from shards.__main__ import main
 from shards.adapters import read_clips
+from shards.adapters.clip_set import Clip, ClipSet
+from shards.check_clips import describe_clips
 from shards.doubts import Samples, classes_of, of_groups
 from shards.packing.labels import LabelSpec
 from tests.shards.foreign.foreign_tars import npy, write_tar
@@ -189,6 +191,17 @@ def test_files_that_do_not_match_both_ways(tmp_path: Path, capsys: pytest.Captur
     np.savez(tmp_path / "f.npz", v=np.ones((2, 2)), id=np.array(["s00/0.mp4", "s01/0.mp4"]))
     assert check(tmp_path / "f.npz", "--key", "id", "--table", table, "--table-key", "path") == 1
     assert "rows of labels.csv that belong to no sample: 10 (row 3: s00/1.mp4, row 4" in capsys.readouterr().out
+
+
+def test_sound_of_files_of_their_own_and_texts_are_counted() -> None:
+    """Two of three clips have a sound file, one a transcript; of three without a sound file nothing is said."""
+    clips = [
+        Clip(f"{n}", f"{n}.mp4", audio=f"{n}.wav" if n else None, transcript="a" if n == 2 else None) for n in range(3)
+    ]
+    lines = describe_clips(ClipSet("made", Path(), (), clips, grouped=False))
+    assert "sound from files of their own: 2 of 3 clips" in lines and "transcripts: 1 of 3" in lines
+    silent = ClipSet("made", Path(), (), [Clip(f"{n}", f"{n}.mp4") for n in range(3)], grouped=False)
+    assert not any("sound" in line for line in describe_clips(silent))
 
 
 def test_the_same_words_refuse_what_must_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,8 +35,27 @@ from shards import (
     group_id,
 )
 from shards import storage as storage_module
+from shards.index_store import IndexCache
 from shards.stream import RowMemory
 from tests.shards.small_data import SCHEMA, flip_bit, make_samples, write
+
+
+@dataclass
+class Sized:
+    """What a cache asks of an index."""
+
+    nbytes: int
+
+
+def test_indexes_are_kept_up_to_the_limit_to_the_byte_and_the_oldest_goes() -> None:
+    cache = IndexCache(limit=30)
+    for shard in range(3):
+        cache.put(shard, None, Sized(10))  # type: ignore[arg-type]
+    assert all(cache.get(shard) is not None for shard in (2, 1, 0)), "three of ten bytes fit into thirty"
+    cache.put(3, None, Sized(1))  # type: ignore[arg-type]
+    assert [cache.get(shard) is not None for shard in range(4)] == [True, True, False, True], "2 was asked for first"
+    cache.put(4, None, Sized(31))  # type: ignore[arg-type]
+    assert [cache.get(shard) is not None for shard in range(5)] == [False] * 4 + [True], "one is kept, however large"
 
 
 @dataclass

@@ -259,6 +259,13 @@ def test_wrong_options_of_split(
     assert View.names(manifest) == before
 
 
+def test_every_row_by_itself_takes_four_bytes_a_row(manifest: Manifest) -> None:
+    """A billion rows are split in 4 GB; 2**31 - 1 of them are as many as that holds."""
+    values = IndexValues.of_rows(manifest)
+    assert values.codes.dtype == np.int32 and values.codes.tolist() == list(range(ROWS))
+    assert values.names == tuple(map(str, range(ROWS))) and values.missing == 0
+
+
 def test_split_refuses_leaks_and_nonsense(tmp_path: Path) -> None:
     manifest = write(tmp_path / "data")
     folder = manifest.folder

@@ -164,6 +164,7 @@ USES = {
     "from conclugen import backbones; backbones.create('resnet152')": ("torchvision", "media"),
     "from conclugen import backbones; backbones.create('text')": ("transformers", "offline"),
     "from conclugen import backbones; backbones.create('distillmos')": ("distillmos", "offline"),
+    "from tuning.report import sweep_response; sweep_response.importance(())": ("sklearn", "evaluation"),
 }
 
 

@@ -292,6 +292,21 @@ def test_wrong_calls_are_refused(crossed: tuple[Protocol, np.ndarray]) -> None:
         replace(protocol, groups=protocol.groups[:3])
 
 
+def test_inner_folds_are_dealt_to_training_groups_whoever_of_them_is_labelled() -> None:
+    """Groups 0, 3 and 6 of eight are all in the first of three folds; dealt among themselves they are in one each."""
+    task, systems = make_task("class")
+    (fold,) = task.folds
+    rows = fold.train_rows[np.isin(task.groups[fold.train_rows], [0, 3, 6])]
+    few = replace(task, folds=(replace(fold, labelled={1.0: (rows,)}),), probe=ProbeConfig((0.1, 1.0)))
+    for method in ("probe", "supervised"):
+        with pytest.raises(ValueError, match="leave 2 of 3 inner folds empty"):
+            list(evaluate(few, {"s": systems["telling"]}, (method,)))
+    (found,) = evaluate(
+        replace(few, probe=replace(LABELLED, strengths=(0.1, 1.0))), {"s": systems["telling"]}, ("probe",)
+    )
+    assert found.strengths[0, 0] in (0.1, 1.0)
+
+
 def test_a_draw_that_teaches_nothing_is_raised_where_no_holes_are_allowed() -> None:
     task, systems = make_task("class")
     few = task.drawn((0.2,), 1, 0)

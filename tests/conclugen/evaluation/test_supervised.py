@@ -119,5 +119,7 @@ def test_it_begins_as_the_improved_recipe_does():
     network = _Network((4, 6), 3, Fusion(width=16), seed=3)
     for head in network.heads:
         first, last = head.unit.input.weight.double(), head.unit.output.weight.double()
-        torch.testing.assert_close(first.T @ first, 2 * torch.eye(first.shape[1], dtype=torch.float64), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            first.T @ first, 2 * torch.eye(first.shape[1], dtype=torch.float64), atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(last.T @ last, torch.eye(last.shape[1], dtype=torch.float64), atol=1e-5, rtol=0)

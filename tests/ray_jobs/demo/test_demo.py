@@ -3,12 +3,18 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from conclugen.common.atomic import hidden_beside
+from ray_jobs.demo import steps, summary
 from ray_jobs.demo.command import clear, main
+from ray_jobs.demo.steps import DemoConfig
+from ray_jobs.embedding.clips import Embedded
+from shards.corpus import EMOTIONS, CorpusConfig
 
 
 def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +69,36 @@ def test_bad_numbers_are_refused_before_anything_is_written(
     assert not (tmp_path / "demo").exists()
 
 
+def test_the_new_clip_s_emotion_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a few seeds each of several emotions is taken, from a table that has them always in one order."""
+    embedded = Embedded("x.mp4", ((0.0, 1.0),), np.ones((1, 4), np.float32), None, {})
+    rows = [SimpleNamespace(emotion=name, path=f"{name}.mp4", transcript="a") for name in EMOTIONS]
+    monkeypatch.setattr(steps, "write_corpus", lambda folder, config: rows)
+    monkeypatch.setattr(steps.RunModel, "open", lambda folder, label: SimpleNamespace(encoder_names=(), probe=None))
+    monkeypatch.setattr(steps, "embed_files", lambda *_: [embedded])
+    taken = set()
+    for seed in range(12):
+        config = DemoConfig(tmp_path, CorpusConfig(seed=seed))
+        made = steps._embed_new_clip(config, (), SimpleNamespace(folder=None))  # type: ignore[arg-type]
+        assert made.path == tmp_path / "new_clip" / f"{made.row.emotion}.mp4"
+        taken.add(made.row.emotion)
+    assert len(taken) > 3
+
+
+def test_the_new_clip_is_told_of_as_a_whole() -> None:
+    """Not of a window in it, which come after the whole."""
+    whole, window = [3.0, 4.0, 0.0], [1.0, 1.0, 1.0]
+    said = np.array([[0.2, 0.7, 0.1], [1, 0, 0]])
+    embedded = Embedded("x.mp4", ((0, 2), (0, 1)), np.array([whole, window]), said, {})
+    row = SimpleNamespace(emotion="sad", transcript="bin blue")
+    clip = SimpleNamespace(embedded=embedded, row=row, path="x.mp4", classes=("angry", "calm", "sad"))
+    assert summary._new_clip(SimpleNamespace(new_clip=clip)) == [  # type: ignore[arg-type]
+        'one new clip (sad, "bin blue"): x.mp4',
+        "  embedding: 3 numbers, norm 5.00: [3.00, 4.00, 0.00, ...]",
+        "  the probe says: calm 0.70, angry 0.20, sad 0.10",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_demo_ends_with_a_summary(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +111,8 @@ def test_the_whole_demo_ends_with_a_summary(tmp_path: Path, capfd: pytest.Captur
         assert line in printed
     assert re.search(r"pretraining: \d+ steps with 2 workers", printed)
     assert "96 clips rendered (8 speakers) = 96 in clip shards + 0 quarantined; 96 = 96 with features + 0" in printed
+    (scores,) = (output / "runs/demo/evaluation").glob("*/scores.json")
+    assert {cell["fraction"] for cell in json.loads(scores.read_text())["cells"]} == {0.1, 1.0}, "no more than is shown"
     assert (output / "faces.png").stat().st_size > 10_000
     table = pd.read_csv(output / "video/clips.csv")
     assert len(table) == 96 == len(list((output / "video/clips").rglob("*.mp4")))

@@ -22,7 +22,8 @@ from conclugen import backbones
 from conclugen.backbones import EncoderError
 from conclugen.backbones.views import augment
 from conclugen.common.locks import bytes_in
-from ray_jobs import extract_features
+from conclugen.common.options import OptionsError
+from ray_jobs import embed, extract_features
 from ray_jobs.extraction import clip_features as extraction_clips
 from ray_jobs.extraction.clip_features import (
     ALL_REASONS,
@@ -32,7 +33,7 @@ from ray_jobs.extraction.clip_features import (
     encode_within_breaks,
     input_of,
 )
-from ray_jobs.extraction.extract import choices_of, resources_of, room_needed
+from ray_jobs.extraction.extract import Resources, choices_of, resources_of, room_needed
 from ray_jobs.extraction.plan import REPORTS, Augmentation, Decoding, EncoderChoice, Extraction, Recipe, recipe_of
 from shards.adapters import read_clips
 from shards.check_stored import stored_samples
@@ -526,6 +527,20 @@ def test_wrong_input_is_told_before_any_work(
     assert extract_features.main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("given", [{"cpus": 0.0}, {"cpus": -1.0}, {"clips_per_task": 0}, {"block_bytes": 0}])
+def test_resources_of_nothing_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"cpus, clips_per_task and block_mib: must be positive"):
+        Resources(**given)
+
+
+@pytest.mark.parametrize("job", [extract_features, embed])
+def test_no_file_names_a_plugin(job: Any, tmp_path: Path) -> None:
+    """It is imported: so the command line alone may name it."""
+    (tmp_path / "job.yaml").write_text("plugin: [os]\n")
+    with pytest.raises(OptionsError, match=r"job\.yaml.*plugin"):
+        job.COMMAND.parse(["--config", str(tmp_path / "job.yaml")])
 
 
 def test_no_row_comes_twice(clips: ClipManifest, tmp_path: Path) -> None:

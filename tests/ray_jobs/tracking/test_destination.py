@@ -61,6 +61,17 @@ def test_a_damaged_record_of_the_destination_is_named(tmp_path: Path, content: s
 
 
 @pytest.mark.parametrize("name", [FILE, "config.json"])
+@pytest.mark.parametrize(("beyond", "read"), [(0, True), (1, False)])
+def test_a_run_of_version_0_1_may_have_a_configuration_of_16_mib(tmp_path: Path, beyond: int, read: bool) -> None:
+    text = json.dumps({"run": {"tracking_uri": None}})
+    (tmp_path / "config.json").write_text(text + " " * ((16 << 20) + beyond - len(text)))
+    if read:
+        assert uri_of_run(tmp_path) == default_tracking_uri(tmp_path.parent)
+    else:
+        with pytest.raises(ValueError, match="does not say where the folder is tracked"):
+            uri_of_run(tmp_path)
+
+
 def test_no_request_and_no_password_reach_a_server_that_a_folder_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -157,6 +157,18 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path):
         open_journal(tmp_path)
 
 
+def test_a_journal_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(JournalError, match=r"nothing/journal.jsonl: no journal here yet"):
+        read_identity(tmp_path / "nothing" / "journal.jsonl")
+
+
+def test_a_journal_is_closed_behind_its_block_also_by_an_error(tmp_path):
+    with pytest.raises(RuntimeError), open_journal(tmp_path) as journal:
+        raise RuntimeError
+    with pytest.raises(JournalError, match="the journal is closed"):
+        journal.tags({"a": "b"})
+
+
 def test_non_finite_numbers_stay_valid_json(tmp_path):
     values = {
         "nan": math.nan,

@@ -33,6 +33,21 @@ def untrained(preset: str, manifest: Manifest) -> Pretrainer:
     return Pretrainer(config, widths, steps_per_epoch=3, standardization=standardization)
 
 
+def test_neighbours_are_of_other_speakers_and_have_a_label() -> None:
+    """Speakers 0, 2 and 4 vote on 1, 3 and 5, who lie beside the voters of the wrong class, and beside each other: a
+    vote that rows which are judged take part in would be right."""
+    speaker = np.repeat(np.arange(6), 5)
+    label = speaker // 2 % 2
+    side = np.where(speaker % 2 == 0, label, 1 - label)
+    z = {"video": torch.from_numpy(2.0 * side[:, None] - 1)}
+    known = np.where(np.arange(len(speaker)) % 5 == 0, -1, label)
+    found = {}
+    for name, group in {"six": speaker, "one": np.zeros_like(speaker)}.items():
+        rows = Rows({}, {}, np.arange(len(speaker)), {"emotion": known}, group)
+        found[name] = Validation(rows, "emotion", 2)._neighbour_accuracy("emotion", z)
+    assert found["six"] == 0.0 and np.isnan(found["one"]), "nobody votes on the only speaker"
+
+
 def test_a_collapsed_representation_is_warned_of(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     pretrainer = untrained("contrast_only", manifest)
     with torch.no_grad():

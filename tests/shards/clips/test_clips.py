@@ -12,6 +12,7 @@ import pytest
 import webdataset
 
 from shards.adapters import read_clips
+from shards.adapters.clip_set import Clip, ClipSet
 from shards.claim import ClaimLostError
 from shards.clips.build import build_shard, load_report
 from shards.clips.decode import decode_clip
@@ -190,6 +191,17 @@ def test_build_accounts_for_every_clip(source: Path, tmp_path: Path) -> None:
     assert decoded.frames[16].pixels.shape == (13, 30, 40, 3) and decoded.samples is not None
     assert decode_clip(clips["good3"], ()).samples is None
     assert any("11 clips found = 6 written + 5 quarantined" in line for line in summary.lines(tmp_path))
+
+
+def test_a_clip_without_a_key_is_quarantined_by_name(tmp_path: Path) -> None:
+    clips = [Clip("", "nameless.mp4"), Clip("a", "a.mp4"), Clip("b", "b.mp4", group="\ud800")]
+    plan = BuildPlan.make(ClipSet("made", tmp_path, (), clips), tmp_path / "out", BuildOptions())
+    assert [(entry.name, entry.reason) for entry in plan.rejected] == [
+        ("nameless.mp4", "bad_name"),
+        ("b.mp4", "bad_name"),
+    ]
+    assert "the key is empty" in plan.rejected[0].message and "no valid Unicode" in plan.rejected[1].message
+    assert [clip.key for task in plan.tasks for clip in task.clips] == ["a"]
 
 
 def test_what_was_done_to_sound_and_picture_is_counted(tmp_path: Path) -> None:

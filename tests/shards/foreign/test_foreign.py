@@ -14,7 +14,7 @@ import pytest
 
 from shards import Column, Label, Manifest, Reader, ShardError, group_id
 from shards.__main__ import main
-from shards.foreign.command import index_folder
+from shards.foreign.command import index_folder, read_folder
 from shards.foreign.mapping import LabelSource, MemberMapping, Source
 from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
 
@@ -195,6 +195,13 @@ def test_damage_after_indexing(tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(data[:-512])
     with pytest.raises(ShardError, match="size in bytes differs"):
         Reader(manifest).read(0, 0, 1)
+
+
+def test_samples_with_a_text_are_counted(tmp_path: Path) -> None:
+    members = [(f"k{i}.a.npy", npy(np.ones(3, np.float32))) for i in range(3)]
+    write_tar(tmp_path / "t.tar", sorted([*members, ("k1.txt", b"said"), ("k2.txt", b"too")]))
+    found = read_folder(tmp_path, MemberMapping(text=Source.parse("txt")))
+    assert "transcripts: 2 of 3" in found.lines()
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

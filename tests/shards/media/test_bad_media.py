@@ -107,6 +107,16 @@ def test_damaged_pictures(tmp_path: Path) -> None:
     assert reason(path) in ("damaged", "not_media")
 
 
+def test_no_good_picture_at_all(tmp_path: Path) -> None:
+    """Every packet is there, in its place, and none can be decoded."""
+    path = make_video(tmp_path / "a.mp4", 20, (120, 160), codec="mjpeg")
+    data = bytearray(path.read_bytes())
+    for start in [i for i in range(len(data) - 2) if data[i : i + 3] == b"\xff\xd8\xff"]:
+        data[start + 2 : start + 400] = bytes(398)
+    path.write_bytes(data)
+    assert reason(path) in ("no_video", "damaged", "not_media")
+
+
 def test_sound_of_another_length(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4", 50, sound=sine(5.0, 44_100, 1))
     assert reason(path) == "audio_length"

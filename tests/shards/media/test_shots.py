@@ -119,6 +119,19 @@ def test_a_fade_through_black_ends_a_shot_and_begins_the_next() -> None:
     assert 1 <= len(found) <= 3 and all(48 <= number <= 70 for number in found)
 
 
+@pytest.mark.parametrize("after", [6, 12])
+def test_a_blink_of_dark_is_no_cut_and_does_not_hide_one(after: int) -> None:
+    """The light goes down and up again within a fifth of a second, in a shot that soon ends, or from one to another:
+    what is compared lies beyond the pictures that are half dark."""
+    dip = np.ones((40 + after, 1, 1, 1))
+    dip[35:42, 0, 0, 0] = [0.3, 0.08, 0, 0, 0, 0.08, 0.3]
+    one, other = shot(7, 1), shot(8, 1)
+    assert changes(one * dip) == []
+    pictures = np.concatenate([one * dip[:39], other * dip[39:]])
+    found = changes(pictures)
+    assert found and all(35 <= number <= 42 for number in found)
+
+
 def test_few_pictures_are_one_shot() -> None:
     assert changes(shot(9, 1)) == [] and changes(shot(9, 2)) == [] and changes(np.zeros((30, 90, 160, 3))) == []
 

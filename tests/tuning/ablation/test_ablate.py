@@ -23,6 +23,7 @@ from shards import Manifest, View
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning.ablate import COMMAND, main
 from tuning.ablation import ablate
+from tuning.ablation import run as cells
 from tuning.ablation.cell import Cell, raw_rows, represent, run
 from tuning.ablation.cost import estimate
 from tuning.ablation.plan import (
@@ -335,6 +336,31 @@ def test_the_command_line_reads_every_field(folders):
     assert parsed.sizes.epochs == 3 and parsed.judging.fractions == (0.5,) and parsed.train_only == {"three": "7,8"}
 
 
+@pytest.mark.parametrize(("joins", "cores"), [(False, 3), (True, 7)])
+def test_as_many_cells_run_at_once_as_asked_else_as_cores_can(monkeypatch, joins, cores):
+    """A local Ray has more CPUs than the machine has cores: those are not counted."""
+    connected = []
+    monkeypatch.setattr(cells.ray_cluster, "connect", connected.append)
+    monkeypatch.setattr(cells.ray_cluster, "joins", lambda: joins)
+    monkeypatch.setattr(cells.ray, "cluster_resources", lambda: {"CPU": 7.0})
+    monkeypatch.setattr(cells.machine, "cores", lambda: 3)
+    assert cells.connect(5) == 5 and cells.connect(None) == cores and connected == [5, 1]
+
+
+def test_a_cell_s_line_says_what_came_of_it_and_what_is_left(folders, sets):
+    planned = plan(job(folders), [sets["three"]]).cells[0]
+    cost = {"seconds": 75.0}
+    record = Record(
+        "k", "cell", "finished", metrics={"accuracy@1": 0.5, "uar@1": 0.25, "accuracy@0.2": 0.375}, cost=cost
+    )
+    named = title(planned.tags)
+    assert cells._line(3, 20, planned, record, 60.0) == (
+        f"[ 3/20, left 60 s] {named}: accuracy@1 0.500  accuracy@0.2 0.375  (75 s)"
+    )
+    failed = Record("k", "cell", "failed", reason="ValueError: too few\n  at line 1")
+    assert cells._line(20, 20, planned, failed, 0.0).endswith(f"] {named}: FAILED: ValueError: too few")
+
+
 # ---- one cell
 
 
@@ -369,6 +395,7 @@ def test_scores_groups_and_predictions_of_a_cell_agree(sets):
         recalls = [outcome.metrics[f"recall/{name}@{fraction:g}"] for name in ("calm", "happy")]
         assert outcome.metrics[f"uar@{fraction:g}"] == pytest.approx(np.mean(recalls))
     assert outcome.groups["rows"] == {"7": 16.0, "8": 16.0}
+    assert {"recall@1/video-audio", "effective_rank/video", "uniformity/audio"} <= outcome.metrics.keys()
     assert outcome.cost["seconds"] > 0 and outcome.cost["peak_memory_bytes"] > 2**20
     assert run(Cell("pretrained", data.complete, config), data).metrics == outcome.metrics
 

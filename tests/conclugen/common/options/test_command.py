@@ -262,8 +262,8 @@ def test_the_template_is_whole_where_fields_are_missing(tmp_path, capsys):
     assert JOB.parse(["--config", path, *NEEDED]) == parse("--data.weights.b", "2")
 
 
-def test_a_long_value_stays_on_its_line(tmp_path):
-    for value in ([f"speaker {n}: on" for n in range(60)], {f"meta.{n}": "x y" * 9 for n in range(20)}, "of " * 90 + "it"):
+def test_a_value_stays_on_its_line_and_text_stays_text(tmp_path):
+    for value in ([f"speaker {n}: on" for n in range(60)], {"a": "1e-5", "b": ".5e3", "c": 1e-5}, "of " * 90 + "it"):
         line = inline(value)
         assert "\n" not in line and load(yaml_file(tmp_path, f"field: {line}\n")) == {"field": value}
 
