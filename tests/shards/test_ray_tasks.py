@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +36,7 @@ def test_tasks_hold_the_plan_s_rows_once_in_its_order_and_say_how_many(
     steps, rows = 9, []
     for step in range(steps):  # row by row
         window = plan.window(plan.advance(Cursor(0, 0), step), 1, 1, 2)
-        listed = list(chain(*(((p.shard, i) for i in range(p.start, p.stop)) for p in window.ranges(0))))
+        listed = [(piece.shard, i) for piece in window.ranges(0) for i in range(piece.start, piece.stop)]
         rows += listed + [(-1, i) for i in range(4 - len(listed))]
     tasks = list(stream._pieces(plan.window(Cursor(0, 0), steps, 1, 2)))
     assert len(tasks) == {3: 2 * steps, 25: -(-steps // 6), 1000: 1}[task_bytes // BYTES]
