@@ -129,15 +129,7 @@ def run(config: DemoConfig) -> DemoResult:
         pretrained = pretrain(_pretraining(config))
 
     with steps.step("evaluate", "evaluation on speakers that pretraining never saw"):
-        evaluated = evaluate(
-            EvaluateJob(
-                run=RUN,
-                label=LABEL,
-                data=ShardsConfig(folder=str(output / "features")),
-                output=str(output / "runs"),
-                comparison=ComparisonConfig(fractions=FRACTIONS),
-            )
-        )
+        evaluated = evaluate(_evaluation(config))
 
     with steps.step("embed", "a clip of a new speaker through encoders and model"):
         new_clip = _embed_new_clip(config, choices, pretrained)
@@ -170,6 +162,17 @@ def _pretraining(config: DemoConfig) -> PretrainJob:
         run=RunConfig(
             name=RUN, output=str(config.output / "runs"), workers=WORKERS, checkpoint_every=100, report_every=25
         ),
+    )
+
+
+def _evaluation(config: DemoConfig) -> EvaluateJob:
+    """Of the shares of labels that the summary shows, and no others."""
+    return EvaluateJob(
+        run=RUN,
+        label=LABEL,
+        data=ShardsConfig(folder=str(config.output / "features")),
+        output=str(config.output / "runs"),
+        comparison=ComparisonConfig(fractions=FRACTIONS),
     )
 
 

@@ -49,6 +49,21 @@ def test_tasks_hold_the_plan_s_rows_once_in_its_order_and_say_how_many(
         assert told.size_bytes == BYTES * told.num_rows
 
 
+@pytest.mark.parametrize("window_tasks", [1, 2, 64])
+@pytest.mark.parametrize("store_bytes", [1, 3 * 80, 1 << 20])
+def test_windows_follow_each_other_to_the_last_step(
+    monkeypatch: pytest.MonkeyPatch, window_tasks: int, store_bytes: int
+) -> None:
+    """However few steps a window has, and however early or late the next one is begun."""
+    plan = EpochPlan([13, 30], seed=1, global_batch=8, chunk_rows=4)
+    execution = Execution(task_bytes=40, window_tasks=window_tasks, store_bytes=store_bytes)
+    stream = made(monkeypatch, plan, execution)
+    monkeypatch.setattr(stream, "_execute", lambda window: iter(window.filled))
+    monkeypatch.setattr(stream, "_rows", lambda table: table)
+    monkeypatch.setattr("shards.ray_source.as_step", lambda rows, reader, plan, cursor: cursor)
+    assert list(stream.batches(Cursor(0, 0), 7)) == [plan.advance(Cursor(0, 0), i) for i in range(7)]
+
+
 def test_the_reader_s_own_error_is_found_inside_those_of_ray() -> None:
     own = ShardError("part-0", "is damaged")
     wrapped: Any = RuntimeError("task failed")

@@ -69,6 +69,13 @@ def test_bad_numbers_are_refused_before_anything_is_written(
     assert not (tmp_path / "demo").exists()
 
 
+def test_what_is_judged_is_what_is_shown(tmp_path: Path) -> None:
+    """Each share of labels has a column of the summary's table: `10% of labels`, `all labels`."""
+    job = steps._evaluation(DemoConfig(tmp_path))
+    assert job.comparison.fractions == (0.1, 1.0)
+    assert (job.run, job.output) == ("demo", steps._pretraining(DemoConfig(tmp_path)).run.output)
+
+
 def test_the_new_clip_s_emotion_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a few seeds each of several emotions is taken, from a table that has them always in one order."""
     embedded = Embedded("x.mp4", ((0.0, 1.0),), np.ones((1, 4), np.float32), None, {})
