@@ -309,7 +309,7 @@ JOBS: dict[str, Job] = {
     ),
     "export": Job(
         "export",
-        lambda folder: MAKERS["run"](folder / "out/a"),
+        _finished_run,
         lambda folder: ["a", "--output", folder / "out", "--folder", folder / "shared", "--no-programs"],
         lambda folder: content(folder / "shared"),
     ),

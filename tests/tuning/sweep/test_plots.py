@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from tests.cluster.sweeps import small_space
 from tests.tuning.sweep.made_trials import Kit
 from tuning.sweep import plots
+from tuning.sweep.space import Range
+
+WIDTHS = {"video": 6, "audio": 5}
 
 
 def test_each_parameter_has_a_panel_of_the_trials_that_chose_it(
@@ -24,7 +27,7 @@ def test_each_parameter_has_a_panel_of_the_trials_that_chose_it(
         path.touch()
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    kit = Kit(tmp_path, small_space(epochs=9).resolve({"video": 6, "audio": 5}), trials=8)
+    kit = Kit(tmp_path, small_space(epochs=9, weight_decay=Range(1e-4, 1e-4)).resolve(WIDTHS), trials=8)
     for number in range(8):
         assert kit.book.propose() is not None
         kit.end(number, 0.1 * number, "stopped" if number % 3 == 0 else "finished")
