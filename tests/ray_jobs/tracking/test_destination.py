@@ -60,7 +60,6 @@ def test_a_damaged_record_of_the_destination_is_named(tmp_path: Path, content: s
         uri_of_run(tmp_path)
 
 
-@pytest.mark.parametrize("name", [FILE, "config.json"])
 @pytest.mark.parametrize(("beyond", "read"), [(0, True), (1, False)])
 def test_a_run_of_version_0_1_may_have_a_configuration_of_16_mib(tmp_path: Path, beyond: int, read: bool) -> None:
     text = json.dumps({"run": {"tracking_uri": None}})
@@ -72,6 +71,7 @@ def test_a_run_of_version_0_1_may_have_a_configuration_of_16_mib(tmp_path: Path,
             uri_of_run(tmp_path)
 
 
+@pytest.mark.parametrize("name", [FILE, "config.json"])
 def test_no_request_and_no_password_reach_a_server_that_a_folder_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
