@@ -41,6 +41,7 @@ def cached_gradients(
 ) -> tuple[dict[str, Tensor], list[Gradients]]:
     """The same with at most `micro_batch` rows in the heads at a time."""
     parts = [slice(start, start + micro_batch) for start in range(0, batch.rows, micro_batch)]
+    batch = model.prepared(batch, step)
     coming = model.presences(batch)
     parameters = model.trainable()
 

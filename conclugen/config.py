@@ -257,6 +257,13 @@ class PretrainConfig:
                 width, other = available[view.modality], available[view.source]
                 place = f"width of {view.source!r}, a view of task {name!r}"
                 require(width == other, place, other, f"{width}, as {view.modality!r}")
+            for target in inputs.targets:
+                if target not in available:
+                    raise ValueError(
+                        f"task {name!r} needs target {target!r}{fields.nearest(target, available)}, but the data has: "
+                        f"{there}. Pack that modality, name another one in tasks.{name}.targets, or leave the task "
+                        f"out: tasks.{name}=null"
+                    )
 
     def without_training_views(self) -> PretrainConfig:
         """This configuration for data that lacks what only training needs, such as stored second views."""

@@ -182,6 +182,16 @@ def broadcast(x: Tensor) -> Tensor:
     return x
 
 
+def agreed(compute: Callable[[], tuple[Tensor, ...]], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What `compute` gives, the same bits on every rank: each computes it where all compute alike, else rank 0 does and
+    sends it. It must depend on nothing but what is the same on all ranks. like: tensors of the results' shapes, types
+    and device."""
+    if alike(like[0].device):
+        return compute()
+    found = compute() if rank() == 0 else tuple(torch.zeros_like(x) for x in like)
+    return tuple(broadcast(x.contiguous()) for x in found)
+
+
 def _world() -> _World:
     global _known
     if _known is None or _known.default is not _comm.group.WORLD:  # another one was initialised since

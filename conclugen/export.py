@@ -15,18 +15,19 @@ from conclugen.beside_raw import BesideRaw
 from conclugen.common import plugins
 from conclugen.common.extras import MissingExtraError
 from conclugen.common.options import build
-from conclugen.config import CorporaConfig, known_tasks
+from conclugen.config import CorporaConfig, PretrainConfig, known_tasks
 from conclugen.heads import RepresentationHead
 from conclugen.model_config import ModelConfig
 from conclugen.pretrainer import Pretrainer
 from conclugen.standardize import Standardize
-from conclugen.tasks import registry
+from conclugen.tasks import Task, registry
 
 SCHEMA, VERSION = "conclugen-model", 2
 TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"
 _CHUNK_ROWS = 4096
 _DECODES_FILES = "conclugen.files"  # entry points: (embedder, paths, fusion, ...) -> (n, width)
 _BESIDE = "beside_raw"  # in the document, and before the tensors' names
+_WHOLE = "tasks"  # before the tensors' names of tasks, as in a model
 
 
 class ExportError(ValueError):
@@ -47,7 +48,8 @@ def save(
     """
     state, _ = pretrainer.state()
     prefix = "model/"
-    kept = ("heads.", "standardize.")
+    whole = [name for name in pretrainer.config.tasks.active if registry.get(name).learns_whole()]
+    kept = ("heads.", "standardize.", *(f"tasks.{name}." for name in whole))
     tensors = {name.removeprefix(prefix): x for name, x in state.items() if name.removeprefix(prefix).startswith(kept)}
     if beside_raw is not None:
         tensors |= {f"{_BESIDE}.{name}": x for name, x in beside_raw.state_dict().items()}
@@ -93,7 +95,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
         # On no device: sizes that the document claims take no memory before the tensors are found to have them.
         with torch.device("meta"):
             corpora = build(CorporaConfig, document["config"].get("corpora", {}), path="corpora")
-            embedder = Embedder(model, widths, info, bool(document.get(_BESIDE)), path.absolute(), corpora)
+            whole = _whole(document["config"], widths)
+            embedder = Embedder(model, widths, info, bool(document.get(_BESIDE)), path.absolute(), corpora, whole)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as cause:
         raise ExportError(f"{path / DOCUMENT}: {cause}; export the model again") from cause
     dtype = torch.float64 if info["precision"] == "float64" else torch.float32
@@ -106,10 +109,19 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
     return embedder
 
 
+def _whole(config: Mapping[str, Any], widths: Mapping[str, int]) -> dict[str, Task]:
+    """The tasks of a model that give a representation of the row as a whole, by name."""
+    if not any(config["tasks"].get(name) for name, task in registry.registered().items() if task.learns_whole()):
+        return {}
+    run = PretrainConfig.from_dict(config).without_training_views()
+    known = {name: registry.get(name) for name in run.tasks.active}
+    return {n: task.build(run.tasks.active[n], run, widths) for n, task in known.items() if task.learns_whole()}
+
+
 class Embedder:
     """Frozen features in, representations out. widths: modality -> expected feature width; info: what the model is;
     beside_raw: it holds the scales of the fusion `concat+raw`; folder: which it was loaded from; corpora: those that it
-    learned from, where several."""
+    learned from, where several; whole: its tasks that give a representation of the row as a whole, by name."""
 
     def __init__(
         self,
@@ -119,6 +131,7 @@ class Embedder:
         beside_raw: bool = False,
         folder: Path | None = None,
         corpora: CorporaConfig | None = None,
+        whole: Mapping[str, Task] | None = None,
     ) -> None:
         self.widths, self.info, self.folder = widths, info, folder
         self.corpora = () if corpora is None else corpora.names
@@ -131,6 +144,8 @@ class Embedder:
         parts: dict[str, nn.Module] = {"heads": nn.ModuleDict(heads), "standardize": nn.ModuleDict(scalers)}
         if beside_raw:
             parts[_BESIDE] = BesideRaw(len(widths) * self.representation_dim, widths)
+        if whole:
+            parts[_WHOLE] = nn.ModuleDict(whole)
         self.modules = nn.ModuleDict(parts).eval()
 
     @property
@@ -148,7 +163,18 @@ class Embedder:
     @property
     def fusions(self) -> tuple[str, ...]:
         """What `embed` knows."""
-        return ("concat", "mean", *((RAW_FUSION,) if _BESIDE in self.modules else ()), *self.modalities)
+        return ("concat", "mean", *((RAW_FUSION,) if _BESIDE in self.modules else ()), *self.modalities, *self.whole)
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Tasks that give a representation of the row as a whole."""
+        return tuple(self._tasks)
+
+    @property
+    def _tasks(self) -> nn.ModuleDict:
+        tasks = self.modules[_WHOLE] if _WHOLE in self.modules else nn.ModuleDict()
+        assert isinstance(tasks, nn.ModuleDict)
+        return tasks
 
     def width(self, fusion: str = "concat") -> int:
         """Numbers of a row that `embed` gives."""
@@ -221,7 +247,8 @@ class Embedder:
 
         fusion: "concat" (B, M R), missing modalities 0; "mean" (B, R) over the modalities present; "concat+raw"
         (B, M R + sum of D), the first beside the raw features, each half of equal total variance on training rows
-        (`conclugen.beside_raw`); or one modality's name (B, R). features and corpus as in `represent`.
+        (`conclugen.beside_raw`); one modality's name (B, R); or the name of a task that represents the row as a whole
+        (`whole`), (B, R). features and corpus as in `represent`.
         """
         self.check_fusion(fusion)
         arrays = self._arrays(features)
@@ -235,7 +262,22 @@ class Embedder:
             total = np.stack([representations[m] for m in self.modalities]).sum(0)
             fused: NDArray[Any] = total / np.maximum(count, 1)[:, None].astype(total.dtype)
             return fused
+        if fusion in self.whole:
+            return self._joint(fusion, representations, present)
         return representations[fusion]
+
+    @torch.no_grad()
+    def _joint(
+        self, task: str, representations: Mapping[str, NDArray[Any]], present: Mapping[str, NDArray[np.bool_]]
+    ) -> NDArray[Any]:
+        module = self._tasks[task]
+        assert isinstance(module, Task)
+        weight = next(module.parameters())
+        present_MB = torch.as_tensor(np.stack([present[m] for m in self.modalities]), device=weight.device)
+        r = {m: torch.as_tensor(representations[m]).to(weight.device, weight.dtype) for m in self.modalities}
+        whole = module.joint(r, present_MB)
+        assert whole is not None
+        return _numpy(whole * present_MB.any(0).unsqueeze(1))
 
     @torch.no_grad()
     def _represent_one(self, modality: str, x: NDArray[Any], corpus: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -100,7 +100,7 @@ class GradientComputer:
         """Let the weights follow this batch."""
         if self.weighting.needs_feature:
             assert self.model.feature is not None
-            self.weighting.see(self.model.feature)
+            self.weighting.see(*self.model.feature, active)
         if norm_T is not None and active:
             self.weighting.balance(norm_T, active)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conclugen import compilation, distributed, random
+from conclugen import compilation, distributed, prepared, random
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
 from conclugen.heads import GatedUnit, Linear, Projection, RepresentationHead
@@ -25,10 +25,12 @@ SHARED = "modalities"
 
 @dataclass(frozen=True)
 class Stream:
-    """Views that some tasks read, and who of them is present: `together` where a row counts with all views only."""
+    """Views that some tasks read, and who of them is present: `together` where a row counts with all views only.
+    targets: of the batch, told and not read."""
 
     views: tuple[View, ...]
     together: bool
+    targets: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class Model(nn.Module):
         self.tasks = nn.ModuleDict(
             {name: registry.get(name).build(task, config, widths) for name, task in config.tasks.active.items()}
         )
-        self.feature: Tensor | None = None
+        self.feature: tuple[Tensor, Tensor] | None = None
         for name in self.tasks:
             self.task(name).corpora = len(config.corpora.names)
         if not any(reads.representation for reads in self.reads.values()):
@@ -130,6 +132,7 @@ class Model(nn.Module):
     def forward(self, batch: Batch, step: int, epoch: int) -> dict[str, Tensor]:
         """This rank's share of each task's loss, by name; a task that is not active yet gives a zero with a gradient
         path."""
+        batch = self.prepared(batch, step)
         coming = self.presences(batch)  # while the heads compute
         inputs = self.inputs(batch)
         representations = self.representations(inputs, batch.row, step)
@@ -137,18 +140,32 @@ class Model(nn.Module):
         self.note_feature(representations, presences)
         return self.shares(inputs, representations, presences, step, epoch, list(self.tasks))
 
+    def prepared(self, batch: Batch, step: int) -> Batch:
+        """The batch with what the tasks read of the global batch as a whole (`conclugen.prepared`); every rank must
+        call it. Raises ValueError where the data does not tell speakers, and a task's corruptions need them."""
+        if self.training and batch.group is None:
+            for name, reads in self.reads.items():
+                if reads.needs_groups:
+                    raise ValueError(
+                        f"task {name!r} needs the speaker of each row, but the data tells none: name the column of "
+                        f"speakers (data.speaker), or leave the task out (tasks.{name}=null)"
+                    )
+        exchanged = [view for view in self._views() if view.swap] if self.training else []
+        if exchanged:
+            batch = prepared.with_partners(batch, exchanged, self.config.seed, step)
+        targets = dict.fromkeys(name for stream in self.streams.values() for name in stream.targets)
+        return prepared.with_targets(batch, targets) if targets else batch
+
     def note_feature(self, representations: Mapping[str, Tensor], presences: Mapping[str, Presence]) -> None:
-        """Keep in `feature`, where weights follow it, the sum (R + 1,) of this rank's representations over present rows
-        and views, and behind it their number; without gradient."""
+        """Keep in `feature`, where weights follow it, this rank's representations (N, R), a row for each view of a row,
+        without gradient, and which of them are present (N,)."""
         if self.config.tasks.weighting != "dynamic":
             return
-        sums = []
-        for key, stream in self.streams.items():
-            for view, present_B in zip(stream.views, presences[key].local, strict=True):
-                r_BR = representations[view.name].detach().double()
-                there_B1 = present_B.unsqueeze(1)
-                sums.append(torch.cat([torch.where(there_B1, r_BR, 0), there_B1.double()], dim=1).sum(0))
-        self.feature = torch.stack(sums).sum(0)
+        views = [
+            (view, p) for key, s in self.streams.items() for view, p in zip(s.views, presences[key].local, strict=False)
+        ]
+        seen = torch.cat([representations[view.name].detach() for view, _ in views])
+        self.feature = seen, torch.cat([present_B for _, present_B in views])
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Standardised features (B, D) by `View.input`: of each modality, and of others that views are read from."""
@@ -157,6 +174,12 @@ class Model(nn.Module):
         for view in self._views():
             if view.input not in inputs:
                 inputs[view.input] = self.standardized(view.modality, batch.features[view.source], corpus_B)
+            if view.swap and self.training:
+                name = prepared.partner_of(view)
+                partner_BD = self.standardized(view.modality, batch.features[name], corpus_B)
+                inputs[name] = partner_BD * batch.present[name].unsqueeze(1)
+        for stream in self.streams.values():
+            inputs |= {name: batch.features[name] for name in map(prepared.target_of, stream.targets)}
         return inputs
 
     def representations(self, inputs: Mapping[str, Tensor], row_B: Tensor, step: int) -> dict[str, Tensor]:
@@ -172,7 +195,8 @@ class Model(nn.Module):
         representations: dict[str, Tensor] = {}
         with self._autocast(row_B):
             for view in self._views():
-                masked = self._masked(inputs[view.input], row_B, keys.get(view.purpose), view.mask)
+                instead = inputs.get(prepared.partner_of(view)) if view.swap else None
+                masked = self._masked(inputs[view.input], row_B, keys.get(view.purpose), view.mask, instead)
                 representations[view.name] = self.heads[view.modality](masked)
         return representations
 
@@ -181,7 +205,8 @@ class Model(nn.Module):
         asked = {}
         for key, stream in self.streams.items():
             groups = any(self.reads[name].groups for name, own in self._stream_of.items() if own == key)
-            asked[key] = Presence.asked(batch, tuple(view.source for view in stream.views), groups, stream.together)
+            sources = (*(view.source for view in stream.views), *stream.targets)
+            asked[key] = Presence.asked(batch, sources, groups, stream.together)
         return lambda: {key: presence() for key, presence in asked.items()}
 
     def shares(
@@ -202,10 +227,10 @@ class Model(nn.Module):
                 continue
             seen, presence, projections = [representations[view.name] for view in stream.views], presences[key], None
             if any(self.reads[name].projection for name in own):
-                projections = self.project(seen, presence.local)
+                projections = self.project(seen, presence.local[: len(seen)])
             latents = Latents(
                 modalities=stream.names,
-                targets={view.name: inputs[view.input] for view in stream.views if view.input in inputs},
+                targets=_targets(stream, inputs),
                 representations=dict(zip(stream.names, seen, strict=True)),
                 projections=projections,
                 presence=presence,
@@ -245,17 +270,27 @@ class Model(nn.Module):
             elif self.config.model.representation_activation == "none":
                 head.unit.output.bias.requires_grad_(False)
 
-    def _masked(self, x_BD: Tensor, row_B: Tensor, key: int | Tensor | None, share: float) -> Tensor:
-        """Set a drawn `share` of the features to 0 during training: after standardisation, to their mean."""
+    def _masked(
+        self, x_BD: Tensor, row_B: Tensor, key: int | Tensor | None, share: float, instead_BD: Tensor | None
+    ) -> Tensor:
+        """Set a drawn `share` of the features to 0 during training: after standardisation, to their mean; or to other
+        features that are given instead."""
         if not self.training or share == 0:
             return x_BD
         assert key is not None
         draws_BD = random.draws(key, row_B, x_BD.shape[1], dtype=torch.float32)
-        return x_BD * (draws_BD >= share)
+        return x_BD * (draws_BD >= share) if instead_BD is None else torch.where(draws_BD >= share, x_BD, instead_BD)
 
     def _autocast(self, near: Tensor, enabled: bool = True) -> torch.autocast:
         lower = enabled and self.config.precision == "bfloat16"
         return torch.autocast(near.device.type, dtype=torch.bfloat16, enabled=lower)
+
+
+def _targets(stream: Stream, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What tasks of a stream may ask for, by view or target, as far as the inputs are there."""
+    of_views = {view.name: inputs[view.input] for view in stream.views if view.input in inputs}
+    told = {name: inputs[prepared.target_of(name)] for name in stream.targets if prepared.target_of(name) in inputs}
+    return of_views | told
 
 
 def _streams(config: PretrainConfig) -> tuple[dict[str, str], dict[str, Stream]]:
@@ -265,10 +300,10 @@ def _streams(config: PretrainConfig) -> tuple[dict[str, str], dict[str, Stream]]
     stream_of: dict[str, str] = {}
     streams: dict[str, Stream] = {}
     for name, reads in config.inputs.items():
-        stream = Stream(reads.views or shared, reads.together)
+        stream = Stream(reads.views or shared, reads.together, reads.targets)
         key = next((known for known, other in streams.items() if other == stream), None)
         if key is None:
-            key = name if reads.views or reads.together else SHARED
+            key = name if reads.views or reads.together or reads.targets else SHARED
             streams[key] = stream
         stream_of[name] = key
     return stream_of, streams

@@ -151,6 +151,16 @@ class Pretrainer:
         }
 
     @torch.no_grad()
+    def embed_jointly(self, batch: Any) -> dict[str, Tensor]:
+        """Representation (B, R) of each row as a whole, by the task that learns it (`Task.joint`), in evaluation mode;
+        zero where no modality is present. Empty where no task learns one."""
+        present = Batch.of(batch, self.device, self.dtype).present
+        representations = self.embed(batch)
+        present_MB = torch.stack([present[m] for m in self.config.modalities])
+        found = {name: self.model.task(name).joint(representations, present_MB) for name in self.model.tasks}
+        return {name: z * present_MB.any(0).unsqueeze(1) for name, z in found.items() if z is not None}
+
+    @torch.no_grad()
     def project(self, batch: Any) -> dict[str, Tensor]:
         """Unit vectors (B, P) in the space that modalities share, in evaluation mode; empty for a model without
         projection."""

@@ -25,6 +25,8 @@ from conclugen.config import TasksConfig, check_shares
 
 # exp(-s) grows without end as a loss goes to zero; beyond this factor a task has the optimiser to itself anyway.
 _LARGEST_WEIGHT = 1000.0
+# Added to a loss before it divides (Ming et al.).
+_SOLVED = 0.01
 
 
 class Weighting(nn.Module):
@@ -33,7 +35,7 @@ class Weighting(nn.Module):
     needs_norms = False
     """Each task's gradient is taken by itself."""
     needs_feature = False
-    """It reads the mean representation of the batch."""
+    """It reads the representations of the batch."""
 
     def __init__(self, tasks: TasksConfig) -> None:
         super().__init__()
@@ -61,9 +63,9 @@ class Weighting(nn.Module):
         """The total of the global losses, as it is minimised; 0-d."""
         return weighted_sum(losses, self.factors(active))
 
-    def see(self, feature: Tensor) -> None:
-        """Take in the sum over this rank's present rows of their representations, and behind it their number (R + 1,),
-        before the weights of the step are asked for; where `needs_feature`. Called on every rank."""
+    def see(self, feature: Tensor, present: Tensor, active: Sequence[str]) -> None:
+        """Take in this rank's representations (N, R), a row for each view of a row, and which of them are present (N,)
+        bool, before the weights of the step are asked for; where `needs_feature`. Called on every rank."""
 
     def balance(self, norms: Tensor, active: Sequence[str]) -> None:
         """Take in the norms (T,) of the active tasks' gradients over the heads, unweighted, before the weights of the
@@ -275,51 +277,62 @@ class GradNormWeighting(LearnedWeighting):
 class DynamicWeighting(LearnedWeighting):
     """Weights that the representations themselves give, so that harder tasks weigh more.
 
-        w = softmax(A z + b) x sum of the configured weights,     A, b descend on   sum_i  p_i / L_i,   p = softmax(.)
+        p_n = softmax(A z_n + b),     w = mean_n p_n x sum of the configured weights,     A, b descend on
+        sum_i  mean_n p_n,i / (L_i + 0.01)
 
-    z is the mean representation of the global batch over its rows and modalities, without gradient and scaled to length
-    1 (published: a shared layer's features, unscaled), and losses count as constants: the larger a loss, the less its
-    weight costs. A begins at 0 and b at the logarithms of the configured weights. As published, losses are compared as
-    they are, so a task whose loss is measured in smaller numbers counts as easier. A task whose loss is zero, which is
-    what a batch without a valid row gives, says nothing of its weight and is left out.
+    with losses as constants: the larger a loss, the less its weight costs. After Ming et al. 2019 and their code
+    (github.com/hengxyz/Dynamic_multi-task-learning): the softmax of each row's shared feature, of length 1, averaged
+    over rows; 0.01 keeps a solved task from an infinite price. As there, losses are compared as they are, so a task
+    whose loss is measured in smaller numbers counts as easier.
+
+    Ours: z_n are the representations of a row's views, over the present ones of the global batch, for there is no layer
+    that all modalities share before; they get no gradient from their weight; A begins at 0 and b at the logarithms of
+    the configured weights, whose sum the weights keep (there a drawn A, and a sum of 1), and neither is decayed; a task
+    whose loss is zero, which is what a batch without a valid row gives, says nothing of its weight and is left out.
     """
 
     needs_feature = True
-    feature: Tensor
+    probability: Tensor
 
     def __init__(self, tasks: TasksConfig, representation_dim: int) -> None:
         super().__init__(tasks)
         count = len(self.configured)
         self.matrix = nn.Parameter(torch.zeros(count, representation_dim, dtype=torch.float64))
         self.bias = nn.Parameter(torch.tensor(list(self.configured.values()), dtype=torch.float64).log())
-        self.register_buffer("feature", torch.zeros(representation_dim, dtype=torch.float64), persistent=False)
+        self.register_buffer("probability", torch.zeros(count, dtype=torch.float64), persistent=False)
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None  # of this rank: z (N, R), p (N, T); rows of all ranks
 
     @torch.no_grad()
-    def see(self, feature: Tensor) -> None:
-        summed = distributed.all_sum(feature)
-        mean_R = summed[:-1] / summed[-1].clamp(min=1)
-        self.feature.copy_(functional.normalize(mean_R, dim=0))
+    def see(self, feature: Tensor, present: Tensor, active: Sequence[str]) -> None:
+        index = self._index(active)
+        z_NR = functional.normalize(feature.to(self.bias.dtype), dim=1)
+        p_NT = (z_NR @ self.matrix[index].T + self.bias[index]).softmax(1)
+        p_NT = torch.where(present.unsqueeze(1), p_NT, 0)
+        summed = distributed.all_sum(torch.cat([p_NT.sum(0), present.sum().to(p_NT.dtype).unsqueeze(0)]))
+        count = summed[-1]
+        self.probability[index] = torch.where(count > 0, summed[:-1] / count.clamp(min=1), self.bias[index].softmax(0))
+        self._seen = z_NR, p_NT, count.clamp(min=1)
 
     def weights(self, active: Sequence[str]) -> dict[str, Tensor | float]:
         total = sum(self.configured[name] for name in active)
-        return dict(zip(active, (self._probability(active) * total).unbind(), strict=True))
+        return dict(zip(active, (self.probability[self._index(active)] * total).unbind(), strict=True))
 
     @torch.no_grad()
     def learn(self, losses: Mapping[str, Tensor], norms: Tensor | None, active: Sequence[str]) -> None:
-        index = self._index(active)
+        if not active:
+            return
+        assert self._seen is not None
+        index, (z_NR, p_NT, count) = self._index(active), self._seen
         loss_T = torch.stack([losses[name] for name in active]).to(self.bias.dtype)
         counts_T = loss_T != 0
-        ease_T = torch.where(counts_T, 1 / torch.where(counts_T, loss_T, 1), 0).clamp(max=_LARGEST_WEIGHT)
-        p_T = torch.where(counts_T, self._probability(active), 0)
-        p_T = p_T / p_T.sum().clamp(min=torch.finfo(p_T.dtype).tiny)
-        slope_T = p_T * (ease_T - (p_T * ease_T).sum())
-        self.bias.grad = torch.zeros_like(self.bias)
-        self.bias.grad[index] = slope_T
-        self.matrix.grad = self.bias.grad.unsqueeze(1) * self.feature
-
-    def _probability(self, active: Sequence[str]) -> Tensor:
-        index = self._index(active)
-        return (self.matrix[index].detach() @ self.feature + self.bias[index].detach()).softmax(0)
+        price_T = torch.where(counts_T, 1 / (loss_T + _SOLVED), 0)
+        p_NT = torch.where(counts_T, p_NT, 0)
+        p_NT = p_NT / p_NT.sum(1, keepdim=True).clamp(min=torch.finfo(p_NT.dtype).tiny)
+        slope_NT = p_NT * (price_T - p_NT @ price_T.unsqueeze(1)) / count
+        slopes = distributed.all_sum(torch.cat([slope_NT.T @ z_NR, slope_NT.sum(0).unsqueeze(1)], dim=1))
+        self.matrix.grad, self.bias.grad = torch.zeros_like(self.matrix), torch.zeros_like(self.bias)
+        self.matrix.grad[index], self.bias.grad[index] = slopes[:, :-1], slopes[:, -1]
+        self._seen = None
 
 
 _KINDS = {

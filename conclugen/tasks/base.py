@@ -57,6 +57,8 @@ class View:
         source: The batch's modality that holds the features, as wide as `modality`; often `modality` itself.
         mask: Share of the features set to 0 during training, drawn for each row and step.
         purpose: Names the draws of the mask, so that no two views share them.
+        swap: Masked features become those of another row of the global batch instead, drawn for each row and step: of
+            the "same_group" or of "all"; 0 where there is no other. Empty: 0. The features travel to all ranks.
     """
 
     name: str
@@ -64,6 +66,7 @@ class View:
     source: str
     mask: float = 0.0
     purpose: str = ""
+    swap: str = ""
 
     @property
     def input(self) -> str:
@@ -80,8 +83,11 @@ class Inputs:
         together: A row counts only where all views are present, instead of each view by itself.
         projection: It reads projections (of the head that all modalities share).
         representation: It reads representations.
-        groups: It reads which rows are of one group.
+        groups: It reads which rows are of one group (a speaker).
+        needs_groups: It can't do without: training on data that tells no groups is refused.
         masked_by: Field of its Config that sets the masks of its own views.
+        targets: Modalities of the batch that no head of the task sees: `Latents.targets` has them under their names,
+            standardised over the global batch, and `Presence` behind the views.
     """
 
     views: tuple[View, ...] = ()
@@ -89,12 +95,14 @@ class Inputs:
     projection: bool = False
     representation: bool = True
     groups: bool = False
+    needs_groups: bool = False
     masked_by: str = ""
+    targets: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Modalities that a batch must hold for the views."""
-        return tuple(dict.fromkeys(view.source for view in self.views))
+        """Modalities that a batch must hold for the views, and as targets."""
+        return tuple(dict.fromkeys((*(view.source for view in self.views), *self.targets)))
 
 
 class Task(Module):
@@ -206,6 +214,16 @@ class Task(Module):
     def active(self, epoch: int) -> bool:
         """Whether it counts in this epoch; before, `forward` gives a zero with a gradient path."""
         return epoch >= self.begins(self.config)
+
+    def joint(self, representations: Mapping[str, Tensor], present_MB: Tensor) -> Tensor | None:
+        """A representation (B, R) of each row as a whole, from those of its modalities, (B, R) each, and which are
+        present (M, B); None: the task learns none. Exports hold it, and probes read it, under the task's name."""
+        return None
+
+    @classmethod
+    def learns_whole(cls) -> bool:
+        """Whether it gives a `joint` representation."""
+        return cls.joint is not Task.joint
 
     def note(self, term: str, loss_B: Tensor, counted_B: Tensor, presence: Presence) -> None:
         """Keep what each of this rank's rows gives to a term of the loss, for the losses of single corpora

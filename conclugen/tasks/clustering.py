@@ -290,15 +290,8 @@ class Clustering(Task):
         if self.apart:
             assert presence.all_corpus is not None
             corpus_G = presence.all_corpus[: self.global_batch]
-        if distributed.alike(joint_BK.device):
-            centroids, label_G = self._cluster(batch_GK, valid_G, corpus_G, step)  # the same bits on every rank
-        else:
-            label_G = torch.zeros(len(batch_GK), dtype=torch.int64, device=joint_BK.device)
-            centroids = torch.zeros_like(self.centroids)
-            if distributed.rank() == 0:
-                centroids, label_G = self._cluster(batch_GK, valid_G, corpus_G, step)
-            distributed.broadcast(centroids)
-            distributed.broadcast(label_G)
+        like = torch.zeros_like(self.centroids), torch.zeros(len(batch_GK), dtype=torch.int64, device=joint_BK.device)
+        centroids, label_G = distributed.agreed(lambda: self._cluster(batch_GK, valid_G, corpus_G, step), like)
         self.centroids.copy_(centroids)
         self.started = True
         number_G = label_G if corpus_G is None else label_G + corpus_G.clamp(min=0) * self.config.clusters

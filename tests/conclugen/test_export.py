@@ -52,6 +52,23 @@ def test_same_numbers_as_the_pretrainer(trained: Pretrainer, embedder: Embedder)
     np.testing.assert_array_equal(embedder.embed(tensors), embedder.embed(batch.features))
 
 
+def test_the_row_as_a_whole_is_exported_with_what_represents_it(tmp_path: Path) -> None:
+    pretrainer = fresh(small_config("conclugen", tasks={"comm": {}}))
+    for step in range(2):
+        pretrainer.step(rows(step))
+    export.save(tmp_path / "model", pretrainer)
+    embedder = conclugen.load(tmp_path / "model")
+    assert embedder.whole == ("comm",) and "comm" in embedder.fusions
+    assert embedder.width("comm") == embedder.width("audio")
+    batch = rows(77, N, 0.4)
+    np.testing.assert_allclose(
+        embedder.embed(batch, fusion="comm"), pretrainer.embed_jointly(batch)["comm"].numpy(), atol=1e-6
+    )
+    assert not (embedder.embed(batch, fusion="comm") == embedder.embed(batch, fusion="audio")).all()
+    with pytest.raises(ValueError, match=r"fusion: .*'com' \(did you mean 'comm'\?\)"):
+        embedder.embed(batch, fusion="com")
+
+
 def test_what_it_is(trained: Pretrainer, embedder: Embedder) -> None:
     assert embedder.widths == WIDTHS
     assert embedder.info["preset"] == "conclugen" and embedder.info["steps"] == 4 and embedder.info["data"] == "abc"

@@ -352,24 +352,30 @@ def test_shares_that_do_not_sum_to_one_are_refused() -> None:
 
 
 def test_gradient_of_dynamic_weights() -> None:
-    """Against autograd through sum p_i / L_i with p = softmax(A z + b); they begin as configured, and where the losses
-    stay the harder task comes to weigh more."""
+    """Against autograd through sum_i mean_n p_n,i / (L_i + 0.01) with p_n = softmax(A z_n + b) over present rows; they
+    begin as configured, and where the losses stay the harder task comes to weigh more."""
     module = weighting.make(two_tasks(weighting="dynamic"), 3).double()
     losses = {"contrastive": torch.tensor(4.0).double(), "reconstruction": torch.tensor(0.5).double()}
     active = list(losses)
-    module.see(torch.tensor([2.0, -1.0, 2.0, 2.0], dtype=torch.float64))
+    rows_NR = random.uniform(5, "rows", 0, torch.arange(7), 3) - 0.5
+    present = torch.tensor([True, True, False, True, True, False, True])
+    z = rows_NR[present] / rows_NR[present].norm(dim=1, keepdim=True)
+    module.see(rows_NR, present, active)
     start = {name: float(w) for name, w in module.weights(active).items()}
     assert start == pytest.approx({"contrastive": 0.5, "reconstruction": 2.0})
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
     for _ in range(200):
+        module.see(rows_NR, present, active)
         module.learn(losses, None, active)
         parameters = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
-        z = torch.tensor([2.0, -1.0, 2.0], dtype=torch.float64) / 3
-        p = (parameters["matrix"] @ z + parameters["bias"]).softmax(0)
-        (p / torch.stack(list(losses.values()))).sum().backward()
+        p = (z @ parameters["matrix"].T + parameters["bias"]).softmax(1).mean(0)
+        found = torch.stack(list(module.weights(active).values()))
+        torch.testing.assert_close(found, 2.5 * p.detach(), atol=1e-12, rtol=1e-9)
+        (p / (torch.stack(list(losses.values())) + 0.01)).sum().backward()
         for name, parameter in module.named_parameters():
             torch.testing.assert_close(parameter.grad, parameters[name].grad, atol=1e-12, rtol=1e-9)
         optimizer.step()
+    module.see(rows_NR, present, active)
     found = {name: float(w) for name, w in module.weights(active).items()}
     assert found["contrastive"] > 2.4 and sum(found.values()) == pytest.approx(2.5)
     bias = dict(module.named_parameters())["bias"]
@@ -377,6 +383,9 @@ def test_gradient_of_dynamic_weights() -> None:
     module.learn({"contrastive": torch.tensor(0.0), "reconstruction": torch.tensor(1.0)}, None, active)
     optimizer.step()
     torch.testing.assert_close(bias.detach(), before, atol=1e-12, rtol=0)
+    module.see(rows_NR, torch.zeros_like(present), active)
+    nobody = torch.stack(list(module.weights(active).values()))
+    torch.testing.assert_close(nobody, 2.5 * bias.detach().softmax(0), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 5])
@@ -390,9 +399,9 @@ def test_dynamic_weights_follow_the_representations_of_the_batch(micro_batch: in
     batch = rows(2)
     embedded = pretrainer.embed(batch)
     present = torch.stack([torch.as_tensor(batch.present[m]) for m in embedded])
-    mean = torch.stack(list(embedded.values()))[present].mean(0)
-    scores = pretrainer.parameters["weighting.matrix"].detach() @ (mean / mean.norm())
-    expected = (scores + torch.tensor([1.0, 0.2, 1.0], dtype=torch.float64).log()).softmax(0) * 2.2
+    each = torch.stack(list(embedded.values()))[present]
+    scores = (each / each.norm(dim=1, keepdim=True)) @ pretrainer.parameters["weighting.matrix"].detach().T
+    expected = (scores + torch.tensor([1.0, 0.2, 1.0], dtype=torch.float64).log()).softmax(1).mean(0) * 2.2
     found = pretrainer.step(batch)
     assert [float(found[f"weight/{t}"]) for t in TASKS] == pytest.approx(expected.tolist(), rel=1e-9)
     total = sum(w * float(found[f"loss/{t}"]) for w, t in zip(expected.tolist(), TASKS, strict=True))

@@ -34,7 +34,7 @@ def settings_of(draw: st.DrawFn, task: type[Task], modalities: tuple[str, ...]) 
             values[field.name] = draw(st.integers(small // 2, small + 1) | st.sampled_from([small, *varied]))
         elif varied:
             values[field.name] = draw(st.sampled_from([getattr(default, field.name), *varied]))
-    if getattr(default, "modality", None) == "video_3d" and draw(st.booleans()):
+    if getattr(default, "modality", None) == "video_3d" and hasattr(default, "second_view") and draw(st.booleans()):
         values["second_view"] = "video_3d_again"
     try:
         return dataclasses.replace(default, **values)

@@ -167,7 +167,7 @@ def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[dict[str, Bloc
     present = {m: everything.present[m][tested] for m in cell.modalities}
     projections = {m: z[tested] for m, z in pretrainer.project(everything).items()}
     measures = health.report({m: r[tested] for m, r in each.items()}, projections, present)
-    blocks = {m: r.numpy() for m, r in each.items()}
+    blocks = {m: r.numpy() for m, r in (each | pretrainer.embed_jointly(everything)).items()}
     systems = {"": Blocks.scaled(blocks, data.judging.block_scales)}
     if data.judging.with_raw and cell.system == "pretrained":
         whole = np.concatenate(list(blocks.values()), axis=1)
@@ -207,7 +207,10 @@ def make_pretrainer(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[Pretrain
     """
     config = cell.config
     assert config is not None
-    features = data.standardised(cell.modalities, fold)
+    # Beside what is learned, what only training reads: second views, clean columns to be told.
+    names = tuple(dict.fromkeys((*cell.modalities, *config.required_modalities)))
+    config.check_serves(data.widths)
+    features = data.standardised(names, fold)
     fitted = None
     if config.model.standardize:
         fitted = conclugen.standardize.fit(
@@ -220,7 +223,7 @@ def make_pretrainer(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[Pretrain
         Batch(
             {m: torch.from_numpy(x) for m, x in features.items()},
             # Arrays of Ray's object store are read-only, which torch does not know.
-            {m: torch.from_numpy(data.present[m].copy()) for m in cell.modalities},
+            {m: torch.from_numpy(data.present[m].copy()) for m in names},
             torch.arange(len(data.group)),
             group=torch.from_numpy(data.group.copy()),
         )
