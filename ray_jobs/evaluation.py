@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import conclugen
-from conclugen import Pretrainer
+from conclugen import Pretrainer, backbones
+from conclugen.backbones.encoder import TEXT
 from conclugen.common import paths
 from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, sync_folder, write_json, write_text
 from conclugen.common.locks import folder_held
@@ -22,9 +23,9 @@ from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_mapping
 from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
 from conclugen.evaluation.blocks import Blocks
-from conclugen.evaluation.config import BASELINES, ProbeConfig, ProbeWeights, SelectBy
+from conclugen.evaluation.config import BASELINES, ComparisonConfig, ProbeConfig, ProbeWeights, SelectBy
 from conclugen.evaluation.features import Scaling, fuse, standardise
-from conclugen.evaluation.judge import Score, check, compare, group_class_rows, strongest_raw
+from conclugen.evaluation.judge import Score, check, class_names, compare, group_class_rows, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, natural_order
 from conclugen.evaluation.solvers import LayerBlock
@@ -229,13 +230,14 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
     if "fine_tune" in job.comparison.methods:
         followed = f"the fine-tuned head's epoch is chosen on {job.data.view!r}"
         note_no_validation(job.data, Manifest.open(job.data.folder), followed)
+    texts = encoded_names(protocol.target, job.comparison)
     raw = raw_modalities(read.rows, read.fold.train_rows, job.fusion)
     systems = representations(folder, opened.embedder, read, raw, job)
 
     scores = []
     main, units = protocol.main_score, read.unit_rows()
     layers = stored_layers(job.data, tuple(raw))
-    for found in compare(protocol, systems, job.comparison, raw, layers):
+    for found in compare(protocol, systems, job.comparison, raw, layers, texts):
         groups = {units[unit][0]: value for unit, value in found.groups.items()}
         recalls = tuple({units[unit][0]: each for unit, each in draw.items()} for draw in found.recalls)
         score = replace(found, groups=groups, recalls=recalls)
@@ -264,6 +266,22 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
         draw(replace(result, folder=whole), protocol, systems["pretrained"].matrix)
     track(result, opened)
     return result
+
+
+def encoded_names(target: Target, comparison: ComparisonConfig) -> NDArray[np.float32] | None:
+    """(K, E) names of a label's classes, as `comparison.fine_tune.text_encoder` encodes them; None where it is not
+    asked for. Raises ValueError for classes without names, and for an encoder of anything else than text."""
+    config = comparison.fine_tune
+    if config.text_encoder is None or "fine_tune" not in comparison.methods:
+        return None
+    names = class_names(target)
+    encoder = backbones.create(config.text_encoder)
+    if encoder.info.takes.kind != TEXT:
+        raise ValueError(
+            f"comparison.fine_tune.text_encoder: {config.text_encoder!r} takes {encoder.info.takes.kind}, expected an "
+            "encoder of text, such as minilm-l6"
+        )
+    return encoder.encode([config.text_prompt.format(name.replace("_", " ")) for name in names])
 
 
 @contextlib.contextmanager
@@ -453,19 +471,24 @@ def blocks_of(fused: NDArray[np.float64], modalities: Sequence[str], job: Evalua
 
 def embed_untrained(folder: RunFolder, rows: Rows, fusion: str) -> NDArray[np.float64]:
     """Representations by the run's own heads as they were before the first step, standardisation included."""
-    fused, _ = fuse(untrained_heads(folder, rows)(rows), fusion, rows.present)
+    whole = fusion not in ("concat", "mean", *rows.features)
+    fused, _ = fuse(untrained_heads(folder, rows, whole)(rows), fusion, rows.present)
     return fused
 
 
-def untrained_heads(folder: RunFolder, like: Rows) -> Callable[[Rows], dict[str, NDArray[np.float32]]]:
-    """From rows to each modality's (N, R) representation by the heads of the run before its first step."""
+def untrained_heads(
+    folder: RunFolder, like: Rows, whole: bool = False
+) -> Callable[[Rows], dict[str, NDArray[np.float32]]]:
+    """From rows to each modality's (N, R) representation by the heads of the run before its first step; or to those of
+    the row as a whole, by task."""
     config = folder.load_pretraining().without_training_views()
     widths = {m: x.shape[1] for m, x in like.features.items()}
     pretrainer = Pretrainer(config, widths, steps_per_epoch=1, standardization=folder.load_standardization())
+    embed = pretrainer.embed_jointly if whole else pretrainer.embed
 
     def represent(rows: Rows) -> dict[str, NDArray[np.float32]]:
-        blocks = [pretrainer.embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
-        return {m: np.concatenate([block[m].cpu().numpy() for block in blocks]) for m in config.modalities}
+        blocks = [embed(rows.part(at, at + _BLOCK_ROWS)) for at in range(0, len(rows), _BLOCK_ROWS)]
+        return {name: np.concatenate([block[name].cpu().numpy() for block in blocks]) for name in blocks[0]}
 
     return represent
 

@@ -109,6 +109,11 @@ class FineTuneConfig:
         seed: Of initial weights, order of rows and dropout.
         optimizer: Of the linear layer.
         continuous_loss: Loss of continuous labels, `l1` or `mse`.
+        text_encoder: Encoder of texts in whose space the names of the classes are targets beside the classes
+            themselves; None: the published head, which does not know what classes are called.
+        text_share: Of the loss and of the scores, what the comparison with the names has.
+        text_prompt: What is encoded of a class, with `{}` for its name.
+        text_temperature: What similarities to the names are divided by.
     """
 
     epochs: int = 200
@@ -118,8 +123,15 @@ class FineTuneConfig:
     seed: int = 127
     optimizer: OptimizerConfig = field(default_factory=_published_optimizer)
     continuous_loss: Fit = "l1"
+    text_encoder: str | None = None
+    text_share: float = 0.5
+    text_prompt: str = "a person who is {}"
+    text_temperature: float = 0.1
 
     def __post_init__(self) -> None:
+        require(0 < self.text_share <= 1, "text_share", self.text_share, "above 0, at most 1")
+        require(0 < self.text_temperature <= 1, "text_temperature", self.text_temperature, "above 0, at most 1")
+        require(self.text_prompt.count("{}") == 1, "text_prompt", self.text_prompt, "a text with {} once, for the name")
         for name in ("epochs", "batch", "patience"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")

@@ -3,6 +3,16 @@
 The representations (modalities concatenated, averaged, or one of them: `features.fuse`) come as arrays; only the
 classifier trains. Nothing is drawn from ambient generators: initial weights, order of rows and dropout masks are
 functions of the seed, so that two runs agree bit for bit on one device.
+
+Steered by text, the head has a second half: a linear map into the space of a text encoder, where each class is the
+encoded name that it has, t_k. With l the logits of the first half, z the mapped representation, both vectors of length
+1, and a share s:
+
+    loss    (1 - s) CE(l) + s CE(z . t / temperature)            scores    (1 - s) log softmax(l) + s log softmax(z . t)
+
+FER-former (Li et al. 2023, arXiv 2303.12997) supervises image features by one-hot labels and by their similarity to
+encoded label names side by side; there both reach a network, here a head alone, for encoders and representations are
+frozen. Labels come in here and nowhere before: pretraining never sees their names.
 """
 
 import math
@@ -22,9 +32,11 @@ from conclugen.evaluation.config import PUBLISHED_WEIGHTS, FineTuneConfig, Kind
 from conclugen.evaluation.metrics import multi_label
 from conclugen.evaluation.probe import Readout
 from conclugen.evaluation.protocol import Target
-from conclugen.evaluation.solvers import sigmoid
+from conclugen.evaluation.solvers import log_softmax, sigmoid
 from conclugen.random import uniform
 from conclugen.schedule import learning_rate
+
+_SHORTEST = 1e-12  # length of a vector, as torch's normalize has it
 
 
 @dataclass(frozen=True)
@@ -37,18 +49,44 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class TextHalf:
+    """The half of a head that compares with names: a map weight (R, E), bias (E,) into the space where the classes are
+    `names` (K, E), all of length 1; what similarities are divided by, and its share of the scores."""
+
+    weight: Floats
+    bias: Floats
+    names: Floats
+    temperature: float
+    share: float
+
+    def scores(self, features: Floats) -> Floats:
+        """(N, K) similarities over the temperature."""
+        mapped = features @ self.weight + self.bias
+        length = np.linalg.norm(mapped, axis=1, keepdims=True)
+        scores: Floats = mapped / np.maximum(length, _SHORTEST) @ self.names.T / self.temperature
+        return scores
+
+
+@dataclass(frozen=True)
 class FineTuned(Readout):
-    """The classifier of the epoch with the best validation score (of equals the first): weight (R, K), bias (K,)."""
+    """The classifier of the epoch with the best validation score (of equals the first): weight (R, K), bias (K,); and
+    where text steers it, its other half."""
 
     kind: Kind
     weight: Floats
     bias: Floats
     best_epoch: int
     history: tuple[Epoch, ...]
+    text: TextHalf | None = None
 
     def raw(self, features: ArrayLike) -> Floats:
         """(N, K) logits or values."""
-        return checks.matrix(features, "features") @ self.weight + self.bias
+        X = checks.matrix(features, "features")
+        logits: Floats = X @ self.weight + self.bias
+        if self.text is None:
+            return logits
+        share = self.text.share
+        return (1 - share) * log_softmax(logits) + share * log_softmax(self.text.scores(X))
 
 
 def fine_tune(
@@ -62,6 +100,7 @@ def fine_tune(
     classes: int | None = None,
     weights: Sequence[float] | Floats | None = None,
     names: Sequence[str] | None = None,
+    texts: ArrayLike | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FineTuned:
@@ -69,6 +108,7 @@ def fine_tune(
 
     target: (N,) classes (then `classes` is needed), (N, L) in {0, 1}, or (N,) / (N, T) values. `weights`: of the
     classes (K,), or of the positive rows of each label (L,); they act on the validation loss as well, as published.
+    texts: (K, E) encoded names of the classes, which then steer the head too.
     Raises `ValueError`: NaN in a representation, missing labels, one class only, an empty class, wrong number of
     weights, loss not finite.
     """
@@ -86,7 +126,10 @@ def fine_tune(
     label_dtype = torch.int64 if kind == "class" else dtype
     y_N, v_V = (torch.as_tensor(np.ascontiguousarray(t), dtype=label_dtype, device=device) for t in (y, v))
     weight_K = None if weights is None else torch.as_tensor(np.asarray(weights), dtype=dtype, device=device)
-    classifier = _Classifier(x_NR, y_N, outputs, lambda out, true: _loss(out, true, kind, weight_K, config), config)
+    t_KE = None if texts is None else torch.as_tensor(_names(texts, kind, outputs), dtype=dtype, device=device)
+    classifier = _Classifier(
+        x_NR, y_N, outputs, lambda out, true: _loss(out, true, kind, weight_K, config), config, t_KE
+    )
 
     history: list[Epoch] = []
     best, best_epoch, kept = -np.inf, 0, classifier.parameters()
@@ -94,8 +137,8 @@ def fine_tune(
     for epoch in range(config.epochs):
         training_loss = classifier.train_epoch(epoch)
         with torch.no_grad():
+            validation_loss = float(classifier.mean_loss(v_VR, v_V))
             logits = classifier(v_VR)
-            validation_loss = float(_loss(logits, v_V, kind, weight_K, config))
         if not np.isfinite([training_loss, validation_loss]).all():
             raise ValueError(
                 f"fine-tuning: loss {training_loss} (validation {validation_loss}) in epoch {epoch}; "
@@ -109,7 +152,25 @@ def fine_tune(
             lowest, lowest_epoch = validation_loss, epoch
         if epoch - lowest_epoch >= config.patience:
             break
-    return FineTuned(kind, *kept, best_epoch, tuple(history))
+    weight, bias, *half = kept
+    text = None
+    if texts is not None:
+        map_weight, map_bias = half
+        named = _names(texts, kind, outputs)
+        text = TextHalf(map_weight, map_bias, named, config.text_temperature, config.text_share)
+    return FineTuned(kind, weight, bias, best_epoch, tuple(history), text)
+
+
+def _names(texts: ArrayLike, kind: Kind, outputs: int) -> Floats:
+    """Encoded names (K, E) of length 1. Raises ValueError where they can't be those of the label's classes."""
+    t = checks.matrix(texts, "texts")
+    if kind != "class" or len(t) != outputs:
+        raise ValueError(f"texts: {len(t)} names for {outputs} outputs of kind {kind!r}, expected one for each class")
+    length = np.linalg.norm(t, axis=1, keepdims=True)
+    if not (length > 0).all():
+        raise ValueError("texts: a name is encoded as zero, which has no direction; choose another text_encoder")
+    named: Floats = t / length
+    return named
 
 
 class _Classifier:
@@ -122,16 +183,18 @@ class _Classifier:
         outputs: int,
         loss: Callable[[Tensor, Tensor], Tensor],
         config: FineTuneConfig,
+        t_KE: Tensor | None = None,
     ) -> None:
+        self.t_KE = t_KE
         self.x_NR, self.y_N, self.loss, self.config = x_NR, y_N, loss, config
         # Drawn on the CPU, so that the start is the same on every device.
-        weight_KR = torch.empty(outputs, x_NR.shape[1], dtype=x_NR.dtype)
-        torch.nn.init.kaiming_normal_(weight_KR, generator=torch.Generator().manual_seed(config.seed))
-        self.weight_KR = weight_KR.to(x_NR.device).requires_grad_()
-        self.bias_K = torch.zeros(outputs, dtype=x_NR.dtype, device=x_NR.device, requires_grad=True)
+        generator = torch.Generator().manual_seed(config.seed)
+        maps = [self._map(out, generator) for out in (outputs, *(() if t_KE is None else (t_KE.shape[1],)))]
+        self.weight_KR, self.bias_K = maps[0]
+        self.text_map = maps[1] if t_KE is not None else None
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
-            [self.weight_KR, self.bias_K],
+            [parameter for pair in maps for parameter in pair],
             settings.lr,
             (settings.beta1, settings.beta2),
             settings.eps,
@@ -140,8 +203,34 @@ class _Classifier:
         self.row_N = torch.arange(len(x_NR), device=x_NR.device)
         self.steps_per_epoch = math.ceil(len(x_NR) / config.batch)
 
+    def _map(self, outputs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Weight (outputs, R) and bias (outputs,) of a linear layer as it begins."""
+        x_NR = self.x_NR
+        weight = torch.empty(outputs, x_NR.shape[1], dtype=x_NR.dtype)
+        torch.nn.init.kaiming_normal_(weight, generator=generator)
+        bias = torch.zeros(outputs, dtype=x_NR.dtype, device=x_NR.device, requires_grad=True)
+        return weight.to(x_NR.device).requires_grad_(), bias
+
     def __call__(self, x_BR: Tensor) -> Tensor:
-        return functional.linear(x_BR, self.weight_KR, self.bias_K)
+        logits_BK = functional.linear(x_BR, self.weight_KR, self.bias_K)
+        if self.text_map is None:
+            return logits_BK
+        share = self.config.text_share
+        return (1 - share) * logits_BK.log_softmax(1) + share * self._similarities(x_BR).log_softmax(1)
+
+    def mean_loss(self, x_BR: Tensor, y_B: Tensor) -> Tensor:
+        """Of rows, 0-d."""
+        logits_BK = functional.linear(x_BR, self.weight_KR, self.bias_K)
+        if self.text_map is None:
+            return self.loss(logits_BK, y_B)
+        share = self.config.text_share
+        return (1 - share) * self.loss(logits_BK, y_B) + share * self.loss(self._similarities(x_BR), y_B)
+
+    def _similarities(self, x_BR: Tensor) -> Tensor:
+        """(B, K) of the mapped rows to the names, over the temperature."""
+        assert self.text_map is not None and self.t_KE is not None
+        z_BE = functional.normalize(functional.linear(x_BR, *self.text_map), dim=1, eps=_SHORTEST)
+        return z_BE @ self.t_KE.T / self.config.text_temperature
 
     def train_epoch(self, epoch: int) -> float:
         """One pass over the rows in this epoch's order; the mean loss."""
@@ -151,17 +240,18 @@ class _Classifier:
             step = epoch * self.steps_per_epoch + index
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.config.optimizer, step, self.steps_per_epoch, self.config.epochs)
-            loss = self.loss(self(self._dropout(self.x_NR[row_B], row_B, step)), self.y_N[row_B])
+            loss = self.mean_loss(self._dropout(self.x_NR[row_B], row_B, step), self.y_N[row_B])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             total += loss.detach() * len(row_B)
         return float(total) / len(self.x_NR)
 
-    def parameters(self) -> tuple[Floats, Floats]:
-        """Copies of the weight (R, K) and the bias (K,)."""
-        weight, bias = (tensor.detach().cpu().double().numpy().copy() for tensor in (self.weight_KR.T, self.bias_K))
-        return weight, bias
+    def parameters(self) -> tuple[Floats, ...]:
+        """Copies of the weight (R, K) and the bias (K,); where text steers, also of the map's, (R, E) and (E,)."""
+        maps = [(self.weight_KR, self.bias_K), *([] if self.text_map is None else [self.text_map])]
+        tensors = [tensor for weight, bias in maps for tensor in (weight.T, bias)]
+        return tuple(tensor.detach().cpu().double().numpy().copy() for tensor in tensors)
 
     def _dropout(self, x_BR: Tensor, row_B: Tensor, step: int) -> Tensor:
         rate = self.config.dropout

@@ -36,7 +36,7 @@ from conclugen.evaluation.config import (
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.knn import neighbour_vote
 from conclugen.evaluation.probe import Probe, balanced_weights, fit_classes, fit_labels, fit_values
-from conclugen.evaluation.protocol import Protocol, Split, group_folds
+from conclugen.evaluation.protocol import Protocol, Split, Target, group_folds
 from conclugen.evaluation.solvers import LayerBlock, WeighedLayers, log_softmax, sigmoid
 from conclugen.evaluation.statistics import (
     DEFAULT,
@@ -140,6 +140,7 @@ def evaluate(
     draws: int | None = None,
     fine_tune: FineTuneConfig | None = None,
     class_weights: str = "none",
+    texts: ArrayLike | None = None,
     holes: bool = False,
 ) -> Iterator[Predictions]:
     """Yield the predictions of every fraction, system and method, in that order; methods that don't serve the kind of
@@ -147,12 +148,17 @@ def evaluate(
 
     systems: (N, D) each, or blocks of them, learned from the training rows of the fold at most: where that differs from
     fold to fold, evaluate `protocol.only(fold)` and put the parts together by `merge_folds`. fractions, draws: fewer of
-    them than the protocol has. class_weights: of fine-tuning. holes: a draw of labels that teaches nothing becomes a
-    failure of its cell; else its ValueError is raised.
+    them than the protocol has. class_weights: of fine-tuning. texts: (K, E) encoded names of the classes, by which
+    fine-tuning is steered. holes: a draw of labels that teaches nothing becomes a failure of its cell; else its
+    ValueError is raised.
     """
     for method in methods:
         choose("methods", method, _METHODS)
-    settings = _Settings(fine_tune or FineTuneConfig(), class_weights)
+    settings = _Settings(fine_tune or FineTuneConfig(), class_weights, texts)
+    if "fine_tune" in methods and (settings.fine_tune.text_encoder is None) != (texts is None):
+        raise ValueError(
+            "fine_tune.text_encoder: the names of the classes that it encodes must be handed on as `texts`"
+        )
     blocks = {name: _blocks(protocol, name, values) for name, values in systems.items()}
     for fraction in protocol.fractions if fractions is None else fractions:
         for name, system in blocks.items():
@@ -168,12 +174,14 @@ def compare(
     config: ComparisonConfig,
     raw: Mapping[str, ArrayLike] | None = None,
     layers: Mapping[str, Sequence[LayerBlock]] | None = None,
+    texts: ArrayLike | None = None,
 ) -> Iterator[Score]:
     """Yield the score of every system, method and fraction, the constant predictions first, then systems, then those
     baselines of `config.baselines` that are made of the raw modalities.
 
     raw: modality -> (N, D) features, a missing one zero; without it there are no such baselines. layers: modality ->
     columns of it that are layers of a network side by side; a probe beside that of `raw` learns how to weigh them.
+    texts: (K, E) names of the classes, encoded by `config.fine_tune.text_encoder`.
 
     A draw of a few labels may hold too little to learn from (a label that none of its rows has, speakers for fewer than
     three inner folds). It is left out of its cell, which names it in `failures`; the others go on.
@@ -204,6 +212,7 @@ def compare(
             fractions=config.fractions,
             fine_tune=config.fine_tune,
             class_weights=config.class_weights,
+            texts=texts,
             holes=True,
         ):
             yield score(predictions, resampling)
@@ -284,6 +293,22 @@ def check(protocol: Protocol, methods: Sequence[str] = ("probe",), class_weights
         from conclugen.evaluation.finetune import published_weights
 
         published_weights(target, class_weights)
+
+
+def class_names(target: Target) -> tuple[str, ...]:
+    """The names of a label's classes. Raises ValueError where they have none that could be read."""
+    if target.kind != "class":
+        raise ValueError(
+            f"label {target.name!r} is {target.kind}, and has no names of classes for fine_tune.text_encoder; leave it "
+            "out"
+        )
+    for name in target.classes:
+        if not any(letter.isalpha() for letter in name):
+            raise ValueError(
+                f"label {target.name!r}: class {name!r} has no name that a text encoder could read; pack the label "
+                "with names of its classes, or leave fine_tune.text_encoder out"
+            )
+    return target.classes
 
 
 def _check_rows(protocol: Protocol, part: str, rows: NDArray[np.int64]) -> None:
@@ -423,6 +448,7 @@ def merge_folds(protocol: Protocol, parts: Sequence[Predictions]) -> Predictions
 class _Settings:
     fine_tune: FineTuneConfig
     class_weights: str
+    texts: ArrayLike | None = None
 
     @property
     def seed(self) -> int:
@@ -659,6 +685,7 @@ def _fine_tune(protocol: Protocol, blocks: Blocks, split: Split, settings: _Sett
         classes=len(target.classes) or None,
         weights=class_weights(target, rows, settings.class_weights),
         names=target.classes or None,
+        texts=settings.texts,
     )
     return _Learned(head.judged(array[split.fold.test_rows]))
 

@@ -10,9 +10,16 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
-from conclugen import Pretrainer, export, load, presets
+from conclugen import Pretrainer, backbones, export, load, presets
 from conclugen.common.options import OptionsError, save
-from conclugen.evaluation.config import LAYERS_WEIGHED, RAW_SYSTEMS, ComparisonConfig, ProbeConfig, SelectBy
+from conclugen.evaluation.config import (
+    LAYERS_WEIGHED,
+    RAW_SYSTEMS,
+    ComparisonConfig,
+    FineTuneConfig,
+    ProbeConfig,
+    SelectBy,
+)
 from conclugen.evaluation.judge import Predictions, compare, group_class_rows, score
 from conclugen.evaluation.protocol import Fold, Protocol, Target
 from conclugen.evaluation.solvers import LayerBlock
@@ -241,6 +248,22 @@ def test_labels_too_few_to_learn_from_leave_a_marked_hole_in_every_file(
     assert any(line.startswith("- 3% of labels, draw 1: groups: 1 group(s)") for line in lines)
     assert "pretrained,probe,0.03,concordance,,," in (folder / "scores.csv").read_text()
     assert "3% of labels   not scored; draw 0: groups: 1 group(s)" in capsys.readouterr().out
+
+
+def test_names_of_classes_are_encoded_for_the_fine_tuned_head() -> None:
+    target = Target("mood", "class", np.arange(6) % 2, ("very_sad", "happy"))
+    steered = ComparisonConfig(fine_tune=FineTuneConfig(text_encoder="random-text", text_prompt="someone {}"))
+    texts = evaluation.encoded_names(target, steered)
+    expected = backbones.create("random-text").encode(["someone very sad", "someone happy"])
+    assert texts is not None
+    np.testing.assert_array_equal(texts, expected)
+    assert evaluation.encoded_names(target, ComparisonConfig()) is None
+    assert evaluation.encoded_names(target, dataclasses.replace(steered, methods=("probe",))) is None
+    wrong = dataclasses.replace(steered, fine_tune=FineTuneConfig(text_encoder="prosody"))
+    with pytest.raises(ValueError, match=r"text_encoder: 'prosody' takes wave, expected an encoder of text"):
+        evaluation.encoded_names(target, wrong)
+    with pytest.raises(ValueError, match="class '0' has no name"):
+        evaluation.encoded_names(dataclasses.replace(target, classes=("0", "1")), steered)
 
 
 @pytest.mark.parametrize("field", ["label", "payload", "chunk_rows", "remainder", "standardization_rows"])

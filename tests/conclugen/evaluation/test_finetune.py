@@ -1,5 +1,7 @@
 """The fine-tuned linear layer: its losses, its selection of an epoch, its seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from conclugen.evaluation.config import FineTuneConfig
 from conclugen.evaluation.finetune import class_weights, fine_tune
+from conclugen.evaluation.judge import class_names
 from conclugen.evaluation.protocol import Target
 from conclugen.schedule import OptimizerConfig
 
@@ -34,6 +37,46 @@ def test_without_dropout_it_finds_the_weighted_regression():
     assert lowest == pytest.approx(optimum, rel=1e-4)
     final = fine_tune(X, y, X, y, "class", PLAIN, classes=3, weights=weights)
     assert (final.predict(X) == expected.predict(X)).mean() > 0.95
+
+
+def test_names_of_classes_steer_half_of_the_head():
+    """Loss and scores of one epoch from the head's own numbers; and names alone are enough to learn from."""
+    X, y = data()
+    V, v = data(seed=1)
+    texts = np.random.default_rng(2).standard_normal((3, 5))
+    config = FineTuneConfig(epochs=1, optimizer=STEADY, text_share=0.3, text_temperature=0.2)
+    found = fine_tune(X, y, V, v, "class", config, classes=3, weights=(1.0, 2.0, 3.0), texts=texts, dtype=torch.float64)
+    assert found.text is not None
+    mapped = V @ found.text.weight + found.text.bias
+    names = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    scores = mapped / np.linalg.norm(mapped, axis=1, keepdims=True) @ names.T / 0.2
+    logs = [x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (V @ found.weight + found.bias, scores)]
+    weights = np.array([1.0, 2.0, 3.0])[v]
+    losses = [-(weights * log[np.arange(len(v)), v]).sum() / weights.sum() for log in logs]
+    assert found.history[0].validation_loss == pytest.approx(0.7 * losses[0] + 0.3 * losses[1])
+    np.testing.assert_allclose(found.raw(V), 0.7 * logs[0] + 0.3 * logs[1], atol=1e-9)
+
+    steered = replace(PLAIN, text_share=1.0)
+    plain = fine_tune(X, y, V, v, "class", PLAIN, classes=3)
+    named = fine_tune(X, y, V, v, "class", steered, classes=3, texts=texts)
+    assert (named.predict(V) == v).mean() > (plain.predict(V) == v).mean() - 0.05
+    for wrong, words in ((texts[:2], "2 names for 3 outputs"), (0 * texts, "encoded as zero")):
+        with pytest.raises(ValueError, match=words):
+            fine_tune(X, y, V, v, "class", steered, classes=3, texts=wrong)
+    with pytest.raises(ValueError, match="kind 'continuous'"):
+        fine_tune(X, X[:, 0], V, V[:, 0], "continuous", steered, texts=texts[:1])
+
+
+def test_names_that_say_nothing_are_refused_in_one_line():
+    y = np.arange(6) % 2
+    assert class_names(Target("mood", "class", y, ("sad", "happy"))) == ("sad", "happy")
+    with pytest.raises(ValueError, match=r"label 'mood': class '0' has no name.*pack the label with names"):
+        class_names(Target("mood", "class", y, ("0", "1")))
+    with pytest.raises(ValueError, match=r"label 'mood' is continuous.*leave it out"):
+        class_names(Target("mood", "continuous", y.astype(float)))
+    for field, value in (("text_share", 0.0), ("text_temperature", 2.0), ("text_prompt", "someone")):
+        with pytest.raises(ValueError, match=field):
+            FineTuneConfig(**{field: value})
 
 
 def test_positive_weights_act_on_the_validation_loss():
