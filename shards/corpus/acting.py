@@ -63,16 +63,17 @@ class Acting:
     speech: Speech
 
 
-def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str) -> Acting:
-    """Play a sentence with an emotion; the clip is as long as the sentence, with a moment before and after it."""
-    acted = EMOTIONS[emotion]
+def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str, voice: str | None = None) -> Acting:
+    """Play a sentence with an emotion; the clip is as long as the sentence, with a moment before and after it. voice:
+    the emotion that is heard, where it is another one than that which is seen."""
+    heard = emotion if voice is None else voice
     intensity = float(rng.uniform(0.6, 1.25))
     strength_face, strength_voice = (max(0.1, intensity + rng.normal(0, _CROSSTALK)) for _ in range(2))
     strength_face *= speaker.expressive_face
     strength_voice *= speaker.expressive_voice
 
     lead, tail = rng.uniform(0.1, 0.25, 2)
-    rate = speaker.voice.rate * np.exp(acted.voice.rate * strength_voice + rng.normal(0, 0.06))
+    rate = speaker.voice.rate * np.exp(EMOTIONS[heard].voice.rate * strength_voice + rng.normal(0, 0.06))
     spoken = _Timing.of(sentence, float(rate), float(lead), rng)
     seconds = np.ceil((spoken.end + tail) * FPS) / FPS
     times = np.arange(round(seconds * FPS)) / FPS
@@ -82,12 +83,12 @@ def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str)
     def course(at: np.ndarray) -> np.ndarray:
         return _ramp(at, onset, 0.35) * (1 - 0.7 * _ramp(at, offset - 0.4, 0.4))
 
-    speech = _speech(rng, speaker, emotion, strength_voice * course(ticks), spoken, ticks)
+    speech = _speech(rng, speaker, heard, strength_voice * course(ticks), spoken, ticks)
     swell = course(times)
     units = {}
     for name in ACTION_UNITS:
         jitter = 0.05 * _slow(rng, times, 0.5)
-        own = acted.face.get(name, 0.0) * strength_face * rng.uniform(0.8, 1.2)
+        own = EMOTIONS[emotion].face.get(name, 0.0) * strength_face * rng.uniform(0.8, 1.2)
         units[name] = np.clip(speaker.face.rest.get(name, 0.0) + own * swell + jitter, 0, 1.3)
     return Acting(
         float(seconds),

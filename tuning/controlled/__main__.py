@@ -1,11 +1,13 @@
 """Job: what does each task keep, of factors that are known?
 
     python -m tuning.controlled --run first
+    python -m tuning.controlled --run faces --features rendered
     python -m tuning.controlled --run mine --systems [alone,TASK+TASK:10] --data-seeds [0,1,2,3,4]
 
 Writes feature shards whose rows are made of known factors (shared by modalities, unique to one, in their combination
-only, clusters, the speaker), trains each system on them without labels, and asks the probe for every factor: one page,
-`OUTPUT/RUN/page.md`, with intervals over data seeds. Stopped by anything, the same command goes on where it was.
+only, clusters, the speaker), or of rendered faces and voices that act emotions of their own. Trains each system on them
+without labels, and asks the probe for every factor: one page, `OUTPUT/RUN/page.md`, with intervals over data seeds.
+Stopped by anything, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ COMMAND = Command(
     ControlledJob,
     run,
     short={"run": "name"},
-    shown=("run", "output", "systems", "data-seeds", "epochs", "parallel", "shards-only"),
+    shown=("run", "output", "features", "systems", "data-seeds", "epochs", "parallel", "shards-only"),
 )
 
 if __name__ == "__main__":

@@ -28,9 +28,14 @@ from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
 from shards.manifest import MANIFEST_NAME, plain_info
 from shards.view import IndexValues, View
 from tuning.ablation import cell
-from tuning.controlled.factors import Rows, draw
-from tuning.controlled.job import RAW, UNTRAINED, ControlledJob, System
+from tuning.controlled import factors, rendered
+from tuning.controlled.factors import Rows
+from tuning.controlled.job import MADE, RAW, UNTRAINED, ControlledJob, System
 from tuning.dataset import TEST_VIEW, TRAIN_VIEW, LabelledSet, open_set
+
+WHOLE, BESIDE_WHOLE = ", row as a whole", ", modalities and row as a whole"
+"""End the names of the representations of a system that learns one of the row as a whole; without: the modalities' side
+by side, as of any other."""
 
 Accuracy = dict[str, dict[str, float]]
 """Label -> share of labels, as text -> accuracy on the test speakers, mean over draws."""
@@ -58,7 +63,7 @@ class Cell:
 
     def place(self, job: ControlledJob) -> Path:
         """The file of what was found; its name is made of all that decides it."""
-        config = job.config(self.system or job.all_systems[0]).to_dict()
+        config = job.config(self.system or job.untrained).to_dict()
         content = {**job.settings(), "seed": self.seed, "trained": self.system is not None, "config": config}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
         return job.folder / "cells" / f"{digest}.json"
@@ -87,8 +92,8 @@ def write_shards(job: ControlledJob, seed: int) -> Manifest:
 
     Raises ValueError where the folder holds the shards of other factors.
     """
-    folder, config = job.folder / f"seed-{seed}", job.factors
-    info = {"made_of": asdict(config), "seed": seed}
+    folder, config = job.folder / f"seed-{seed}", job.source
+    info = {f"{job.features}_of": asdict(config), "seed": seed}
     if not (folder / MANIFEST_NAME).exists():
         _write(job, folder, seed, info)
     manifest = Manifest.open(folder)
@@ -103,23 +108,23 @@ def write_shards(job: ControlledJob, seed: int) -> Manifest:
 
 
 def _write(job: ControlledJob, folder: Path, seed: int, info: Mapping[str, Any]) -> None:
-    config = job.factors
+    rows = factors.draw(job.factors, seed) if job.features == MADE else rendered.draw(job.rendered, seed, job.parallel)
     schema = Schema(
-        columns=tuple(Column(name, width) for name, width in config.widths.items()),
-        modalities={name: (name,) for name in config.widths},
-        labels=tuple(Label(name, "class", classes) for name, classes in config.labels.items()),
+        columns=tuple(Column(name, x.shape[1]) for name, x in rows.features.items()),
+        modalities={name: (name,) for name in rows.features},
+        labels=tuple(Label(name, "class", classes) for name, classes in job.source.labels.items()),
         grouped=True,
     )
     with ShardWriter(folder, schema, shuffle_seed=seed, info=info) as writer:
-        for sample in _samples(job, draw(config, seed)):
+        for sample in _samples(job, rows):
             writer.append(sample)
 
 
 def _samples(job: ControlledJob, rows: Rows) -> Iterator[Sample]:
-    classes = job.factors.labels
+    classes = job.source.labels
     for row, speaker in enumerate(rows.speaker.tolist()):
         yield Sample(
-            key=f"{_speaker(speaker)}_{row % job.factors.clips:04d}",
+            key=f"{_speaker(speaker)}_{row % job.source.clips:04d}",
             columns={m: x[row] for m, x in rows.features.items()},
             labels={name: classes[name][number[row]] for name, number in rows.labels.items()},
             group=_speaker(speaker),
@@ -161,17 +166,21 @@ def run_cell(job: ControlledJob, own: Cell) -> str:
 def find(job: ControlledJob, own: Cell) -> Found:
     """What a cell finds."""
     folder = str(job.folder / f"seed-{own.seed}")
-    sets = {label: open_set(label, folder, job.judging, label) for label in job.factors.labels}
+    sets = {label: open_set(label, folder, job.judging, label) for label in job.source.labels}
     data = next(iter(sets.values()))
     [fold] = data.protocol.folds
-    modalities = tuple(job.factors.widths)
-    config = job.config(own.system or job.all_systems[0])
+    modalities = tuple(job.source.widths)
+    config = job.config(own.system or job.untrained)
     pretrainer, everything = cell.make_pretrainer(cell.Cell("pretrained", modalities, config), data, fold)
     reported: list[dict[str, torch.Tensor]] = []
     if own.system is not None:
         cell.train(pretrainer, everything, fold, 0, int(pretrainer.steps_per_epoch) * job.epochs, reported.append)
-    blocks = Blocks.plain({m: r.numpy() for m, r in pretrainer.embed(everything).items()})
-    systems = {own.system.name: blocks} if own.system else {UNTRAINED: blocks}
+    name = own.system.name if own.system else UNTRAINED
+    each = {m: r.numpy() for m, r in pretrainer.embed(everything).items()}
+    systems = {name: Blocks.plain(each)}
+    if whole := {task: z.numpy() for task, z in pretrainer.embed_jointly(everything).items()}:
+        systems[f"{name}{WHOLE}"] = Blocks.plain(whole)
+        systems[f"{name}{BESIDE_WHOLE}"] = Blocks.plain(each | whole)
     if own.system is None:
         raw = data.standardised(modalities, fold)
         systems = {RAW[0]: Blocks.plain(raw), RAW[1]: Blocks.balanced(raw), **systems}

@@ -11,8 +11,10 @@ Each row is a clip of a speaker. Its factors are drawn independently of each oth
   of its first number, so that it can be asked of speakers never met.
 
 A modality sees its factors z through a random map, a tanh, and a second random map, with noise on top:
-x_m = tanh(gain z A_m) B_m + noise, all columns of equal variance. The label of a vector is the quadrant of its first
-two numbers: four equally likely classes, which a linear probe of the vector itself tells almost exactly.
+x_m = tanh(gain z A_m) B_m + noise, all columns of equal variance. The last modality m has a column `clean_m` beside it,
+the same without noise, as signal processing might measure it on a clean clip: tasks may tell it, and none learns from
+it. The label of a vector is the quadrant of its first two numbers: four equally likely classes, which a linear probe of
+the vector itself tells almost exactly.
 """
 
 from __future__ import annotations
@@ -91,6 +93,23 @@ class FactorsConfig:
         return self.shared + self.unique + (self.cluster_dimensions if self.clusters else 0) + self.speaker
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """What is told of the clean clip, and not learned from."""
+        return (f"clean_{list(self.widths)[-1]}",)
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What a label is, for the page."""
+        return {
+            SHARED: "seen by every modality",
+            **{unique_to(m): f"seen by {m} alone" for m in self.widths},
+            SYNERGY: "product of a sign in the first and a sign in the second modality; a linear probe of "
+            "representations side by side can't tell it",
+            CLUSTER: "a point in which all modalities agree",
+            SPEAKER: "a trait of the speaker, asked of speakers never met",
+        }
+
+    @property
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Label -> its classes."""
         found: dict[str, tuple[str, ...]] = {}
@@ -118,7 +137,8 @@ def unique_to(modality: str) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """features: modality -> (N, D) float32; labels: label -> (N,) number of the class; speaker (N,)."""
+    """features: modality, or column to be told -> (N, D) float32; labels: label -> (N,) number of the class; speaker
+    (N,)."""
 
     features: Mapping[str, NDArray[np.float32]]
     labels: Mapping[str, NDArray[np.int64]]
@@ -157,10 +177,12 @@ def draw(config: FactorsConfig, seed: int) -> Rows:
         who = _balanced_signs(config, rng) * np.abs(rng.standard_normal((config.speakers, config.speaker)))
         shown(config.speaker_size * who[speaker])
         labels[SPEAKER] = (who[speaker, 0] > 0).astype(np.int64)
-    features = {
-        m: _mixed(rng, np.concatenate(seen[m], axis=1), width, config.noise) for m, width in config.widths.items()
-    }
-    return Rows(features, labels, speaker)
+    features: dict[str, NDArray[np.float32]] = {}
+    for modality, width in config.widths.items():
+        signal = _mixed(rng, np.concatenate(seen[modality], axis=1), width)
+        features[modality] = (signal + config.noise * rng.standard_normal(signal.shape)).astype(np.float32)
+    clean = dict.fromkeys(config.columns, signal.astype(np.float32))
+    return Rows(features | clean, labels, speaker)
 
 
 def _quadrant(values: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -176,13 +198,13 @@ def _balanced_signs(config: FactorsConfig, rng: np.random.Generator) -> NDArray[
     return signs
 
 
-def _mixed(rng: np.random.Generator, z: NDArray[np.float64], width: int, noise: float) -> NDArray[np.float32]:
-    """tanh(gain z A) B + noise: (N, d) to (N, width); A's columns have length 1, B is orthogonal."""
+def _mixed(rng: np.random.Generator, z: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """tanh(gain z A) B: (N, d) to (N, width), columns of mean 0 and variance 1; A's have length 1, B is orthogonal."""
     spread = z.std(axis=0)
     scaled = z / np.sqrt(np.mean(spread**2) * z.shape[1]) if spread.any() else z
     first = rng.standard_normal((z.shape[1], width))
     second = np.linalg.qr(rng.standard_normal((width, width)))[0]
     signal = np.tanh(_GAIN * scaled @ first) @ second
     deviation = signal.std(axis=0)
-    signal = (signal - signal.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    return (signal + noise * rng.standard_normal(signal.shape)).astype(np.float32)
+    scaled_signal: NDArray[np.float64] = (signal - signal.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    return scaled_signal

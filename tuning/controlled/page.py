@@ -12,17 +12,9 @@ from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 from tuning.controlled.experiment import Found
-from tuning.controlled.factors import CLUSTER, SHARED, SPEAKER, SYNERGY
-from tuning.controlled.job import RAW, ControlledJob
+from tuning.controlled.job import MADE, RAW, RENDERED, ControlledJob
 
 LEVEL = 0.95
-_MEANING = {
-    SHARED: "seen by every modality",
-    SYNERGY: "product of a sign in the first and a sign in the second modality; a linear probe of representations side "
-    "by side can't tell it",
-    CLUSTER: "a point in which all modalities agree",
-    SPEAKER: "a trait of the speaker, asked of speakers never met",
-}
 
 
 class Results:
@@ -72,7 +64,7 @@ def write(job: ControlledJob, found: Mapping[int, Sequence[Found]], failed: Mapp
     """`page.md`, `results.csv` and a picture for each factor, in the experiment's folder."""
     results = Results(found)
     fractions = [f"{fraction:g}" for fraction in job.judging.fractions]
-    labels = list(job.factors.labels)
+    labels = list(job.source.labels)
     drawn = {label: _draw(job, results, label, fractions) for label in labels}
     write_text(job.folder / "page.md", "\n".join(_lines(job, results, labels, fractions, drawn, failed)) + "\n")
     write_text(job.folder / "results.csv", _csv(results))
@@ -88,8 +80,12 @@ def _lines(
 ) -> list[str]:
     count = len(job.data_seeds)
     over = f"{count} data seeds" if count > 1 else "one data seed, so without intervals"
-    lines = ["# What each task keeps", "", f"Controlled features, recipe `{job.recipe}`, {over}.", ""]
-    lines += [f"- {markdown(label)}: {_meaning(label)}; chance {1 / len(c):.2f}" for label, c in _classes(job)]
+    kind = {MADE: "Features made of known factors", RENDERED: "Rendered talking faces"}[job.features]
+    lines = ["# What each task keeps", "", f"{kind}, recipe `{job.recipe}`, {over}.", ""]
+    meanings = job.source.meanings
+    lines += [
+        f"- {markdown(label)}: {meanings[label]}; chance {1 / len(c):.2f}" for label, c in job.source.labels.items()
+    ]
     for fraction in fractions:
         lines += ["", f"## {float(fraction):.0%} of labels", "", "Accuracy on speakers never met.", ""]
         lines += markdown_head(["system", *labels])
@@ -113,14 +109,6 @@ def _lines(
     if failed:
         lines += ["", "## Failed", "", *(f"- {markdown(name)}: {markdown(why)}" for name, why in failed.items())]
     return lines
-
-
-def _classes(job: ControlledJob) -> list[tuple[str, tuple[str, ...]]]:
-    return list(job.factors.labels.items())
-
-
-def _meaning(label: str) -> str:
-    return _MEANING.get(label) or f"seen by {markdown(label.removeprefix('unique_'))} alone"
 
 
 def _figure(value: float) -> str:

@@ -1,9 +1,11 @@
 """Known factors: that the features hold them as said, what is refused, and one small experiment from shards to page."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from sklearn.svm import SVC
 
 from conclugen.evaluation.config import JudgingConfig
 from shards import Manifest, View
-from tuning.controlled import experiment, page
+from tuning.controlled import experiment, page, rendered
 from tuning.controlled.__main__ import run
 from tuning.controlled.factors import FactorsConfig, draw
 from tuning.controlled.job import ControlledJob, System
+from tuning.controlled.rendered import RenderedConfig
 
 SMALL = FactorsConfig(widths={"video": 24, "audio": 20}, speakers=9, clips=12)
 
@@ -47,12 +50,19 @@ def test_each_factor_is_where_it_is_said_to_be() -> None:
     assert accuracy(SVC(C=10.0), both, label["synergy"]) > 0.75
 
 
+def test_the_clean_column_is_the_last_modality_without_its_noise() -> None:
+    rows = draw(dataclasses.replace(SMALL, noise=2.0), 1)
+    noise = rows.features["audio"] - rows.features["clean_audio"]
+    assert noise.std() == pytest.approx(2.0, rel=0.05) and abs(noise.mean()) < 0.2
+    np.testing.assert_allclose(rows.features["clean_audio"].std(axis=0), 1, rtol=1e-5)
+
+
 def test_rows_are_made_of_configuration_and_seed_alone() -> None:
     first, again, other = draw(SMALL, 1), draw(SMALL, 1), draw(SMALL, 2)
     for m, x in first.features.items():
         np.testing.assert_array_equal(x, again.features[m])
         assert not np.allclose(x, other.features[m])
-        assert x.dtype == np.float32 and x.shape == (108, SMALL.widths[m])
+        assert x.dtype == np.float32 and x.shape == (108, SMALL.widths[m.removeprefix("clean_")])
     assert set(first.labels) == set(SMALL.labels)
     trait = {int(s): set(first.labels["speaker"][first.speaker == s].tolist()) for s in range(9)}
     assert all(len(values) == 1 for values in trait.values())
@@ -112,6 +122,9 @@ def test_a_system_is_written_as_tasks_and_weights() -> None:
     }
     alone = ControlledJob(factors=SMALL, global_batch=36, systems=("alone",)).all_systems
     assert {"contrastive", "clustering", "reconstruction", "siglip"} <= {each.name for each in alone}
+    beside = next(each for each in alone if each.name == "reconstruction+pase")
+    config = ControlledJob(factors=SMALL, global_batch=36).config(beside)
+    assert config.tasks.pase.targets == ("clean_audio",) and config.modalities == ("video", "audio")
 
 
 def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +165,73 @@ def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.Capture
         run(job)
     with pytest.raises(ValueError, match=r"features of other factors.*--run"):
         run(dataclasses.replace(job, factors=dataclasses.replace(SMALL, noise=0.9)))
+
+
+FACES = RenderedConfig(speakers=6, clips=4)
+
+
+def test_rendered_face_and_voice_act_emotions_of_their_own() -> None:
+    """What encoders are handed: two clips that differ in the voice's emotion alone have the same pictures, and two that
+    differ in the face's the same sound."""
+    seen: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+    class Kept:
+        def __init__(self, kind: str) -> None:
+            takes = SimpleNamespace(kind=kind, rate=1.0 if kind == "frames" else 16_000, size=(48, 40), key=kind)
+            self.info = SimpleNamespace(takes=takes, name=kind)
+            self.last: Any = None
+
+        def encode(self, batch: list[Any]) -> Any:
+            (self.last,) = batch
+            return np.zeros((1, 2), np.float32)
+
+    encoders: Any = {"video": Kept("frames"), "audio": Kept("wave")}
+    for acted in itertools.product((0, 1), (0, 1)):
+        rendered._encoded(FACES, encoders, (7, 2, 1), np.array(acted))
+        seen[acted] = encoders["video"].last, encoders["audio"].last
+    assert seen[0, 0][0].shape[1:] == (48, 40, 3) and seen[0, 0][0].dtype == np.uint8
+    assert 1 <= len(seen[0, 0][0]) <= 6 and seen[0, 0][1].ndim == 1
+    for voice in (0, 1):
+        np.testing.assert_array_equal(seen[0, voice][1], seen[1, voice][1])
+        difference = np.abs(seen[0, voice][0].astype(int) - seen[1, voice][0])
+        assert difference.max() > 20, "another face"
+    assert seen[0, 0][1].shape != seen[0, 1][1].shape or np.abs(seen[0, 0][1] - seen[0, 1][1]).mean() > 0.01
+    wrong: Any = {"audio": Kept("mel")}
+    with pytest.raises(ValueError, match=r"rendered.audio: encoder 'mel' takes mel, expected frames, or sound"):
+        rendered._encoded(FACES, wrong, (7, 2, 1), np.array([0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"emotions": ("happy", "happy")}, r"rendered.emotions.*two different"),
+        ({"emotions": ("happy", "glad")}, r"rendered.emotions.*'glad'"),
+        ({"speakers": 5}, r"rendered.speakers: found 5"),
+        ({"clips": 1}, r"rendered.clips: found 1"),
+    ],
+)
+def test_clips_that_cannot_be_rendered_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(FACES, **changes)
+
+
+@pytest.mark.slow
+def test_what_face_or_voice_alone_tell_is_there_and_what_both_tell_is_in_neither() -> None:
+    rows = rendered.draw(RenderedConfig(speakers=8, clips=40), 0)
+    again = rendered.draw(dataclasses.replace(FACES, speakers=6, clips=4), 0, processes=2)
+    alone = rendered.draw(dataclasses.replace(FACES, speakers=6, clips=4), 0)
+    np.testing.assert_array_equal(again.features["audio"], alone.features["audio"])
+    tested = rows.speaker < 3
+    scores = {}
+    for label, y in rows.labels.items():
+        assert 0.35 < y.mean() < 0.65
+        for modality, x in rows.features.items():
+            x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
+            probe = LogisticRegression(C=0.01, max_iter=500).fit(x[~tested], y[~tested])
+            scores[label, modality] = probe.score(x[tested], y[tested])
+    assert scores["face", "video"] > 0.75 and scores["voice", "audio"] > 0.8
+    chance = [scores[pair] for pair in (("face", "audio"), ("voice", "video"), ("both", "video"), ("both", "audio"))]
+    assert max(chance) < 0.66, scores
 
 
 def test_differences_are_paired_by_data_seed_with_students_interval() -> None:
