@@ -1,5 +1,5 @@
 # make demo: the whole path on a laptop.  make test: lint, arrows, types, tests.  make test-slow: the longer tests.
-# make reproduce DATA=folder: the result tables.
+# make reproduce DATA=folder: the result tables.  make site: the documents in build/site.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ OUT    ?= outputs
 # the processes that Ray starts. Who runs what: tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=15
 
-.PHONY: demo test test-slow test-pythons reproduce install constraints clean
+.PHONY: demo test test-slow test-pythons reproduce site install constraints clean
 .DELETE_ON_ERROR:
 
 # A name for it: the commas would divide the arguments of `call`.
@@ -51,6 +51,10 @@ test-slow: $(VENV)/installed-test test-pythons
 # The tests without Ray and media on Python 3.12 and 3.13, where they are installed.
 test-pythons:
 	$(PYTHON) tests/other_pythons.py
+
+# The documents, to be read in a browser: build/site/index.html. `make test` builds them too (tests/docs).
+site: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 reproduce: install
 	$(BIN)/python -m benchmarks.reproduce --data $(DATA) --output $(OUT)/reproduce --results docs/results.md \

@@ -136,6 +136,12 @@ MACHINES = {
 }
 
 
+def known_machine(device_name: str) -> Machine | None:
+    """The machine whose GPU has that name, as its driver gives it (`NVIDIA H100 80GB HBM3`); None for others."""
+    words = device_name.split()
+    return next((machine for name, machine in MACHINES.items() if name in words), None)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of one step. compute: kernels; blocking: the losses' collectives; gradients: their sum over ranks, of

@@ -168,7 +168,7 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         "heads and their fusion trained on the labels alone (`raw, supervised`, whose seeds are of its first "
         "weights). Rows with: the untrained heads; the heads after pretraining, side by side; the same with chosen "
         "block weights; and `+ raw`, half of the variance to the heads and half to balanced raw features. Rows that "
-        "were not run are named below each table. What was tried on the way: [experiments.md](experiments.md).",
+        "were not run are named below each table. What was tried on the way: [experiments.md](lab/experiments.md).",
         "## Protocol",
         "- Groups (speakers, videos, dialogues) are never on both sides of a fold. Features are standardised on the "
         "training rows (*inductive*), or each speaker's by that speaker's own unlabelled clips (*speaker-normalised*: "
@@ -210,7 +210,8 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         f"{_resolution(sections)}"
         "- `improved` was designed on four RAVDESS actors that are not tested here, but of the same corpus.\n"
         "- Until 2026-11-29 this page compared with plain raw features alone, in which the widest modality counts "
-        "most, and took most of what balancing gives for learning; which of its claims hold: [claims.md](claims.md).",
+        "most, and took most of what balancing gives for learning; which of its claims hold: "
+        "[claims.md](lab/claims.md).",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

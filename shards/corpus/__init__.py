@@ -6,7 +6,7 @@ noise and loudness change from clip to clip, so that no clip tells its emotion b
 
 Neither trivial nor random: a linear probe on all features of the offline encoders reaches 0.71 [0.55, 0.89] with all
 labels on speakers not met before, where chance is 0.17 (seed 0, 95 % interval over speakers), and 0.46 to 0.54 on small
-corpora of three seeds (8 speakers, 2 takes): figures and commands are in docs/performance.md.
+corpora of three seeds (8 speakers, 2 takes): figures and commands are in docs/lab/performance.md.
 """
 
 from __future__ import annotations

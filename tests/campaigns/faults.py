@@ -1,6 +1,6 @@
 """Faults injected into real runs at random moments, many times: what was lost, and how long until it went on.
 
-    python -m tests.campaigns.faults --repeat 5 --results faults.jsonl --table docs/reliability.md
+    python -m tests.campaigns.faults --repeat 5 --results faults.jsonl --table docs/lab/reliability.md
 
 Each run is compared with one that met no fault: the samples of every step in order, the final weights, the loss curve
 in the journal and in MLflow. One line of the results for each run; the table is made of all lines of the file.

@@ -1,6 +1,6 @@
 """What `run` chooses from the data, and by which rules. Pure: numbers in, numbers out.
 
-Sizes follow the rows to learn from. At 1,000 to 3,000 rows they are those of docs/results.md and docs/ablations.md
+Sizes follow the rows to learn from. At 1,000 to 3,000 rows they are those of docs/results.md and docs/lab/ablations.md
 (representation 512, batch 256, about 40 epochs); at 10^5 rows and a GPU those of the published presets (4096, 4096).
 
 batch           a quarter of the rows as a power of two: rows are told from the others of their batch, so it is as large
