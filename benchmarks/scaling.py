@@ -47,25 +47,56 @@ def state_bytes(model: Model) -> int:
     return kept + 2 * parameters(model) * _FLOAT
 
 
-def table(costs: Sequence[StepCost], machine: Machine, row_bytes: int) -> str:
-    """For people, in Markdown."""
+def sizes_table(costs: Sequence[StepCost]) -> str:
+    """What is counted, for people, in Markdown."""
     lines = [
-        "| GPUs | rows a GPU | kernels | TFLOP | GB moved in memory | GB in use | compute, ms "
-        "| losses' collectives, ms | gradients, ms | step, ms | samples/s | GB/s a node reads | utilisation |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| GPUs | global batch | rows a GPU | kernels | TFLOP | GB moved in memory | GB in use | MB of the losses "
+        "through a link | MB of gradients |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for cost in costs:
-        e = step_cost.estimate(cost, machine)
-        seconds = (e.compute, e.blocking, e.gradients, e.step)
-        read = cost.rows * min(cost.world, machine.node) * row_bytes / e.step
+        losses = sum(each.moved(cost.world) for each in cost.collectives)
+        gradients = step_cost.Collective("sum", cost.gradients).moved(cost.world)
         lines.append(
-            f"| {cost.world} | {cost.rows:,} | {cost.launches:,} | {cost.flops / 1e12:.2f} | {cost.bytes / 1e9:.1f} | "
-            f"{cost.peak / 1e9:.1f} | "
-            + " | ".join(f"{1e3 * each:.2f}" for each in seconds)
-            + f" | {cost.world * cost.rows / e.step:,.0f} | {read / 1e9:.1f} | "
-            f"{cost.flops / e.step / machine.flops['bfloat16']:.0%} |"
+            f"| {cost.world} | {cost.world * cost.rows:,} | {cost.rows:,} | {cost.launches:,} | "
+            f"{cost.flops / 1e12:.2f} | {cost.bytes / 1e9:.1f} | {cost.peak / 1e9:.1f} | {losses / 1e6:,.0f} | "
+            f"{gradients / 1e6:,.0f} |"
         )
     return "\n".join(lines)
+
+
+def times_table(costs: Sequence[StepCost], machine: Machine, networks: Sequence[float], row_bytes: int) -> str:
+    """A step's milliseconds on each network (Gbit/s), and in brackets those of the losses' collectives and of gradients
+    that nothing hides, for people, in Markdown. The last columns are of the last network."""
+    lines = [
+        "| GPUs | global batch | rows a GPU | computation, ms | "
+        + " | ".join(f"step at {each:g} Gbit/s, ms" for each in networks)
+        + " | samples/s | GB/s a node reads | utilisation |",
+        "|---|---|---|---|" + "---|" * (len(networks) + 3),
+    ]
+    for cost in costs:
+        found = [step_cost.estimate(cost, on_network(machine, each)) for each in networks]
+        last = found[-1]
+        read = cost.rows * min(cost.world, machine.node) * row_bytes / last.step
+        lines.append(
+            f"| {cost.world} | {cost.world * cost.rows:,} | {cost.rows:,} | {1e3 * last.compute:.1f} | "
+            + " | ".join(f"{1e3 * e.step:.1f} ({1e3 * e.blocking:.1f} + {1e3 * e.exposed:.1f})" for e in found)
+            + f" | {cost.world * cost.rows / last.step:,.0f} | {read / 1e9:.1f} | "
+            f"{cost.flops / last.step / machine.flops['bfloat16']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def on_network(machine: Machine, gbit: float) -> Machine:
+    return dataclasses.replace(machine, between=gbit * 1e9 / 8)
+
+
+def facts(cost: StepCost, machine: Machine, networks: Sequence[float]) -> dict[str, Any]:
+    """Of one size, for the report."""
+    counted = {"world": cost.world, "rows": cost.rows, "kernels": cost.launches, "flops": cost.flops}
+    counted |= {"bytes": cost.bytes, "peak": cost.peak, "gradients_bytes": cost.gradients}
+    found = {f"{gbit:g}": step_cost.estimate(cost, on_network(machine, gbit)) for gbit in networks}
+    return counted | {"seconds": {gbit: {"step": e.step, **asdict(e)} for gbit, e in found.items()}}
 
 
 def measure_checkpoint(config: PretrainConfig, widths: Mapping[str, int], folder: str | None) -> dict[str, float]:
@@ -85,7 +116,7 @@ def measure_checkpoint(config: PretrainConfig, widths: Mapping[str, int], folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="conclugen", choices=presets.PRESETS)
     parser.add_argument("--recipe", default="improved", choices=RECIPES)
-    parser.add_argument("--machine", default="H100", choices=MACHINES)
+    parser.add_argument("--machine", nargs="+", default=["H100"], choices=MACHINES)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--batch", type=int, nargs="+", default=[4096, 32768], help="rows of the global batch")
     parser.add_argument("--representation", type=int, default=4096, help="R")
@@ -95,7 +126,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compression", default="none", choices=("none", "bfloat16"), help="of gradients between ranks"
     )
-    parser.add_argument("--network", type=float, default=400.0, help="Gbit/s of a GPU's link to other nodes")
+    parser.add_argument(
+        "--network", type=float, nargs="+", default=[400.0], help="Gbit/s of a GPU's link to other nodes"
+    )
     parser.add_argument("--node", type=int, help="GPUs of a node; as the machine usually has them")
     parser.add_argument("--feature-bytes", type=int, default=4, choices=(2, 4), help="of a number as stored")
     parser.add_argument("--checkpoint", metavar="FOLDER", help="also write one checkpoint there, and measure it")
@@ -108,8 +141,6 @@ def run(args: argparse.Namespace) -> int:
         given = getattr(args, name)
         if given is not None and min(given if isinstance(given, list) else [given]) <= 0:
             raise ValueError(f"--{name}: found {given}, expected numbers above 0")
-    machine = MACHINES[args.machine]
-    machine = dataclasses.replace(machine, between=args.network * 1e9 / 8, node=args.node or machine.node)
     sizes = {
         "representation_dim": args.representation,
         "projection_dim": args.projection,
@@ -118,24 +149,25 @@ def run(args: argparse.Namespace) -> int:
     options = {"model": sizes, "precision": args.precision, "gradient_compression": args.compression}
     configs = [presets.build(args.preset, args.recipe, global_batch=rows, **options) for rows in args.batch]
     widths = {m: WIDTHS.get(m, WIDTHS["video"]) for m in configs[0].required_modalities}
-    costs = [step_cost.count(config, widths, world) for config in configs for world in args.gpus]
     model = bare_model(configs[0], widths)
-    estimates = [step_cost.estimate(cost, machine) for cost in costs]
     report: dict[str, Any] = {
-        "machine": asdict(machine),
         "parameters": parameters(model),
         "state_bytes": [state_bytes(bare_model(config, widths)) for config in configs],
-        "estimates": [
-            {"world": cost.world, "rows": cost.rows, "kernels": cost.launches, "flops": cost.flops, "bytes": cost.bytes}
-            | {"peak": cost.peak, "gradients_bytes": cost.gradients, "step": e.step}
-            | asdict(e)
-            for cost, e in zip(costs, estimates, strict=True)
-        ],
+        "machines": [],
     }
     print(f"{report['parameters'] / 1e6:.1f} M parameters; a checkpoint's tensors, by batch: ", end="")
     print(", ".join(f"{size / 1e6:,.0f} MB" for size in report["state_bytes"]))
-    print(f"{machine.name}, {machine.node} a node, {args.network:g} Gbit/s for each between nodes\n")
-    print(table(costs, machine, sum(widths[m] for m in configs[0].modalities) * args.feature_bytes))
+    row_bytes = sum(widths[m] for m in configs[0].modalities) * args.feature_bytes
+    costs: list[StepCost] = []
+    for name in args.machine:
+        machine = dataclasses.replace(MACHINES[name], node=args.node or MACHINES[name].node)
+        costs = [step_cost.count(c, widths, world, machine.holds) for c in configs for world in args.gpus]
+        print(f"\n{machine.name}, {machine.holds / 1e9:.0f} GB, {machine.node} a node\n")
+        print(sizes_table(costs))
+        print(f"\n{times_table(costs, machine, args.network, row_bytes)}")
+        report["machines"].append(
+            {"machine": asdict(machine), "estimates": [facts(cost, machine, args.network) for cost in costs]}
+        )
     largest = costs[-1]
     if largest.world > 1:
         print(f"\n| collective, {largest.world} ranks, {largest.rows:,} rows each | MB | MB through a link |")

@@ -13,6 +13,7 @@ The running sums are those of Milakov & Gimelshein 2018 (arXiv 1805.02867), merg
 Shape suffixes: B rows of this rank, N rows of all ranks, P projection, r rows of a block.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from conclugen import compilation, distributed
 
 # Scores of one block where the configuration names no number of rows: 64 MiB in float32, all of a batch of 4,096.
 SCORES_PER_BLOCK = 1 << 24
+# On a GPU: the share of its memory that a block may take, of what is free at most half; the bytes that a score takes
+# with all that is computed of it; and the rows beyond which a block gains nothing.
+_MEMORY_SHARE, _BYTES_A_SCORE, _MOST_ROWS = 8, 20, 4096
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,53 @@ class Compared:
 class Sweep:
     """How the blocks are gone through; it decides over memory, speed and rounding alone.
 
-    block_rows: rows of a block; None: as many as hold SCORES_PER_BLOCK scores. tf32: on a GPU, products of float32 in
-    TensorFloat-32. compiled: each block's arithmetic by torch.compile.
+    block_rows: rows of a block; None: `default_rows`. tf32: on a GPU, products of float32 in TensorFloat-32. compiled:
+    each block's arithmetic by torch.compile.
     """
 
     block_rows: int | None = None
     tf32: bool = False
     compiled: bool = False
 
-    def rows(self, columns: int) -> int:
-        """Rows of a block over so many columns."""
-        return self.block_rows or max(1, SCORES_PER_BLOCK // columns)
+
+def default_rows(columns: int, device: torch.device) -> int:
+    """Rows of a block over so many columns, where the configuration names no number.
+
+    A CPU takes as many as have SCORES_PER_BLOCK scores: the fewer, the more of them stay in its cache. A GPU takes as
+    many as its memory lets it, up to 4,096: each block reads and writes the gradients of all keys, which with 64 rows
+    over 262,144 columns is most of what it does. Their number is a power of two of the memory that there is; what is
+    free counts only where it is little, and is asked for once, so that blocks stay the same from step to step.
+    """
+    fewest = max(1, SCORES_PER_BLOCK // columns)
+    if _counted_memory is not None:
+        return _rows_in(columns, fewest, _counted_memory, _counted_memory)
+    return fewest if device.type != "cuda" else _rows_on(columns, fewest, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _rows_on(columns: int, fewest: int, device: torch.device) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch hands it out again
+    return _rows_in(columns, fewest, free + kept, total)
+
+
+def _rows_in(columns: int, fewest: int, free: int, total: int) -> int:
+    rows = min(total // _MEMORY_SHARE, free // 2) // (_BYTES_A_SCORE * columns)
+    return max(fewest, min(_MOST_ROWS, 1 << max(0, rows.bit_length() - 1)))
+
+
+_counted_memory: int | None = None
+
+
+@contextmanager
+def counted_as_on_gpu(memory: int) -> Iterator[None]:
+    """Within it blocks are those of a GPU with so many bytes, whatever the device: to count a step without one."""
+    global _counted_memory
+    before, _counted_memory = _counted_memory, memory
+    try:
+        yield
+    finally:
+        _counted_memory = before
 
 
 def log_sums(
@@ -216,7 +256,7 @@ def _blocks(
     """For each block its rows and the arguments of `block_scores`."""
     group_N, within_N = compared.group_all, compared.within_all
     own_B = torch.arange(len(query_BP), device=query_BP.device) + compared.offset
-    rows = sweep.rows(len(key_NP))
+    rows = sweep.block_rows or default_rows(len(key_NP), key_NP.device)
     for start in range(0, len(query_BP), rows):
         part = slice(start, start + rows)
         block = (query_BP[part], key_NP, scale, own_B[part], compared.valid[part], compared.valid_all)

@@ -71,7 +71,7 @@ class Pretrainer:
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.step_number = 0
         self.model = self._placed(Model(config, self.widths))
-        self.model.initialise()
+        self._initialise()
         self._set_standardization(standardization)
         if config.compile:
             self.model.compile_regions()
@@ -88,6 +88,9 @@ class Pretrainer:
 
     def _placed(self, module: Module) -> Module:
         return module.to(self.device, self.dtype)
+
+    def _initialise(self) -> None:
+        self.model.initialise()
 
     @property
     def epoch(self) -> int:

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conclugen import distributed
+from conclugen import blockwise, distributed
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
 from conclugen.pretrainer import Pretrainer
@@ -37,14 +37,16 @@ _NO_KERNELS = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_s
 
 @dataclass(frozen=True)
 class Kernel:
-    """bytes: read and written; flops: of a matrix product, in `precision`: bfloat16, tf32 or float32. late: in
-    the backward pass behind the losses' last collective, where gradients can already travel."""
+    """bytes: read and written, `fresh` of them into memory that was taken for the result; flops: of a matrix product,
+    in `precision`: bfloat16, tf32 or float32. late: in the backward pass behind the losses' last collective, where
+    gradients can already travel."""
 
     name: str
     bytes: int
     flops: int = 0
     precision: str = ""
     late: bool = False
+    fresh: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,15 @@ class Machine:
     """Rates of a GPU and its links.
 
     flops: FLOP/s by precision, of which products reach `product_share`; memory: bytes/s, of which kernels reach
-    `memory_share`; launch: the least seconds of a kernel; inside, between: bytes/s of a GPU's link to others of its
-    node and to other nodes, in one direction; latency, latency_between: seconds of a collective of no bytes within a
-    node and across; node: GPUs of one.
+    `memory_share`; holds: bytes of that memory; launch: the least seconds of a kernel; inside, between: bytes/s of a
+    GPU's link to others of its node and to other nodes, in one direction; latency, latency_between: seconds of a
+    collective of no bytes within a node and across; node: GPUs of one.
     """
 
     name: str
     flops: Mapping[str, float]
     memory: float
+    holds: int
     inside: float
     between: float = 50e9
     node: int = 8
@@ -117,22 +120,25 @@ class Machine:
         return max(products, kernel.bytes / (self.memory * self.memory_share), self.launch)
 
 
-# Dense TFLOP/s in bfloat16, TF32 and float32, TB/s of memory, GB/s to the others of a node, and how many those are: of
-# the makers' data sheets. An L4 has no NVLink and reaches its neighbours over PCIe.
+# Dense TFLOP/s in bfloat16, TF32 and float32, GB of memory and its TB/s, GB/s to the others of a node, and how many
+# those are: of the makers' data sheets. L4 and L40S have no NVLink and reach their neighbours over PCIe.
 _SHEETS = {
-    "L4": (121, 60, 30, 0.3, 25, 4),
-    "H100": (989, 494.5, 67, 3.35, 450, 8),
-    "H200": (989, 494.5, 67, 4.8, 450, 8),
+    "L4": (121, 60, 30, 24, 0.3, 25, 4),
+    "L40S": (362, 183, 91.6, 48, 0.864, 25, 4),
+    "A100": (312, 156, 19.5, 80, 2.04, 300, 8),
+    "H100": (989, 494.5, 67, 80, 3.35, 450, 8),
+    "H200": (989, 494.5, 67, 141, 4.8, 450, 8),
 }
 MACHINES = {
     name: Machine(
         name,
         {"bfloat16": half * 1e12, "tf32": tf32 * 1e12, "float32": single * 1e12},
         memory=memory * 1e12,
+        holds=holds * 10**9,
         inside=inside * 1e9,
         node=node,
     )
-    for name, (half, tf32, single, memory, inside, node) in _SHEETS.items()
+    for name, (half, tf32, single, holds, memory, inside, node) in _SHEETS.items()
 }
 
 
@@ -171,14 +177,21 @@ def estimate(cost: StepCost, machine: Machine) -> Estimate:
     return Estimate(compute, blocking, gradients, max(0.0, gradients - late))
 
 
-def count(config: PretrainConfig, widths: Mapping[str, int], world: int = 1) -> StepCost:
-    """One step with every task active, as rank 0 of `world` ranks makes it."""
+def count(
+    config: PretrainConfig, widths: Mapping[str, int], world: int = 1, memory: int | None = MACHINES["H100"].holds
+) -> StepCost:
+    """One step with every task active, as rank 0 of `world` ranks makes it.
+
+    memory: bytes of the GPU, which decide how large blocks of similarities are; None: of a CPU.
+    """
     if config.precision == "float64":
         raise ValueError("precision: float64 can't be counted; expected float32 or bfloat16")
     config = dataclasses.replace(config, compile=False)
     rows = config.local_batch(world)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        if memory is not None:
+            stack.enter_context(blockwise.counted_as_on_gpu(memory))
         counter = _Counter(world)
         pretrainer = _Fake(config, widths, steps_per_epoch=1)
         counter.hold([*pretrainer.state_tensors()])
@@ -187,6 +200,7 @@ def count(config: PretrainConfig, widths: Mapping[str, int], world: int = 1) -> 
             {m: torch.empty(rows, dtype=torch.bool) for m in pretrainer.widths},
             torch.empty(rows, dtype=torch.int64),
             group=torch.empty(rows, dtype=torch.int64),
+            corpus=torch.empty(rows, dtype=torch.int64) if config.corpora.names else None,
         )
         # Epochs have a step each here: all tasks are active, and this one opens none.
         pretrainer.step_number = 1 + max(task.begins(own) for task, own in _tasks(pretrainer))
@@ -201,6 +215,11 @@ def count(config: PretrainConfig, widths: Mapping[str, int], world: int = 1) -> 
     return StepCost(world, rows, counter.kernels(), tuple(counter.collectives), gradients, counter.peak)
 
 
+def counting(world: int = 1) -> _Counter:
+    """Notes the kernels of what runs within it, on whatever tensors."""
+    return _Counter(world)
+
+
 class _Fake(Pretrainer):
     """A Pretrainer whose tensors hold nothing."""
 
@@ -209,6 +228,9 @@ class _Fake(Pretrainer):
 
     def _placed(self, module: Any) -> Any:
         return module  # a fake parameter can't change its type
+
+    def _initialise(self) -> None:
+        pass
 
     def _set_standardization(self, given: Any) -> None:
         pass
@@ -271,6 +293,7 @@ class _Counter(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written |= {id(x): x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)}
         moved += sum(_extent(x) for x in written.values())
+        taken = sum(_extent(x) for x in outputs if not any(x is each for each in inputs))
         flops, precision = 0, ""
         if name in _PRODUCTS:
             first, second = args[_PRODUCTS[name]], args[_PRODUCTS[name] + 1]
@@ -278,7 +301,7 @@ class _Counter(TorchDispatchMode):
             precision = str(first.dtype).removeprefix("torch.")
             if precision == "float32" and torch.backends.cuda.matmul.allow_tf32:
                 precision = "tf32"
-        return Kernel(name, moved, flops, precision)
+        return Kernel(name, moved, flops, precision, fresh=taken)
 
     def _take(self, x: Tensor) -> None:
         storage = x.untyped_storage()

@@ -49,8 +49,8 @@ class ContrastiveConfig:
         temperature: What similarities are divided by, or where it starts if it is learned; None: nothing (published).
         learn_temperature: Make the temperature a parameter, kept within 0.01 to 1.
         negatives: "all" rows, or those of the "same_group" (a speaker), which can't be told apart by who is speaking.
-        block_rows: Rows whose similarities are in memory at a time; None: all up to 4,096 rows, then as many as have
-            2^24. Like the number of workers it changes rounding only.
+        block_rows: Rows whose similarities are in memory at a time; None: all up to 4,096 rows, then as many as suit
+            the device (2^24 scores on a CPU). Like the number of workers it changes rounding only.
     """
 
     weight: float = field(default=1.0, metadata=SCHEDULABLE)

@@ -39,8 +39,8 @@ class SiglipConfig:
         weight: Factor of the loss in the mean over tasks.
         inverse_temperature: What similarities are multiplied by at the start; it is learned, and kept within 1 to 100.
         bias: Added to the scaled similarities at the start; it is learned.
-        block_rows: Rows whose similarities are in memory at a time; None: all up to 4,096 rows, then as many as have
-            2^24. Like the number of workers it changes rounding only.
+        block_rows: Rows whose similarities are in memory at a time; None: all up to 4,096 rows, then as many as suit
+            the device (2^24 scores on a CPU). Like the number of workers it changes rounding only.
     """
 
     weight: float = field(default=1.0, metadata=SCHEDULABLE)
@@ -125,7 +125,7 @@ class Siglip(Task):
     def _sum(
         self, a_BP: Tensor, b_NP: Tensor, own_B: Tensor, valid_B: Tensor, valid_N: Tensor, scale: Tensor
     ) -> Tensor:
-        rows = self.config.block_rows or max(1, blockwise.SCORES_PER_BLOCK // len(b_NP))
+        rows = self.config.block_rows or blockwise.default_rows(len(b_NP), b_NP.device)
         blocks = []
         for start in range(0, len(a_BP), rows):
             part = slice(start, start + rows)

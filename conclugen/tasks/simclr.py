@@ -37,8 +37,8 @@ class SimclrConfig:
         mask: Probability with which each feature of a made view is set to 0, drawn from (seed, step, row); a stored
             second view leaves it without effect.
         temperature: What similarities are divided by.
-        block_rows: Rows whose similarities are in memory at a time; None: all up to 4,096 rows, then as many as have
-            2^24. Like the number of workers it changes rounding only.
+        block_rows: Rows whose similarities are in memory at a time; None: all up to 4,096 rows, then as many as suit
+            the device (2^24 scores on a CPU). Like the number of workers it changes rounding only.
     """
 
     weight: float = field(default=1.0, metadata=SCHEDULABLE)

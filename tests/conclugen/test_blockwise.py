@@ -119,6 +119,49 @@ def test_rows_of_a_block_are_chosen_by_the_size_of_the_batch(monkeypatch: pytest
     assert seen == [30, 10]
 
 
+@pytest.mark.parametrize(
+    ("columns", "free", "total", "rows"),
+    [
+        (4096, 70, 80, 4096),
+        (32_768, 70, 80, 4096),  # more gains nothing
+        (262_144, 70, 80, 1024),  # 5.4 GB of an eighth of 80
+        (262_144, 4, 80, 256),  # 1.3 GB of half of 4
+        (262_144, 20, 24, 512),
+        (1 << 20, 70, 80, 256),
+        (1 << 20, 0, 80, 16),  # the 64 MiB that a CPU takes
+    ],
+)
+def test_rows_of_a_block_on_a_gpu_follow_its_memory(columns: int, free: int, total: int, rows: int) -> None:
+    fewest = blockwise.SCORES_PER_BLOCK // columns
+    assert blockwise._rows_in(columns, fewest, free * 10**9, total * 10**9) == rows
+    # As much again may be taken by others before blocks change, but for where they would change anyway.
+    assert rows == fewest or rows * columns * 20 <= min(total / 8, free / 2) * 10**9
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 64])
+def test_what_is_computed_does_not_depend_on_the_device_that_chooses_blocks(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valid = presence("some", False, 1).local[0]
+
+    def computed() -> list[Tensor]:
+        query, key = (randn(N, P, seed=seed).requires_grad_() for seed in (1, 2))
+        sums = [x[valid] for x in log_sums(query, key, 2.0, Compared(valid, valid, 0))]
+        return [*sums, *torch.autograd.grad(torch.cat(sums).square().sum(), (query, key))]
+
+    whole = computed()
+    seen, compute = [], blockwise.block_scores
+    monkeypatch.setattr(blockwise, "SCORES_PER_BLOCK", N)
+    monkeypatch.setattr(blockwise, "block_scores", lambda q, *rest: seen.append(len(q)) or compute(q, *rest))
+    with blockwise.counted_as_on_gpu(8 * 20 * N * (2 * rows - 1)):  # not enough for twice as many
+        for found, expected in zip(computed(), whole, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert max(seen) == min(rows, N)
+    seen.clear()
+    computed()
+    assert max(seen) == 1, "the CPU's own again"
+
+
 def test_block_rows_is_no_part_of_what_is_learned() -> None:
     config = presets.build("contrast_only")
     other = config.changed({"tasks": {"contrastive": {"block_rows": 64}}})

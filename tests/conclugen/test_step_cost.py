@@ -20,6 +20,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simclr": ("simclr", "paper", {}),
     "pcgrad": ("contrast_generative", "improved", {"tasks": {"gradients": "pcgrad"}}),
     "micro-batches": ("contrast_generative", "improved", {"micro_batch": 3}),
+    "corpora": ("contrast_only", "improved", {"corpora": {"names": ("a", "b"), "negatives": "within"}}),
 }
 
 
@@ -38,7 +39,7 @@ def test_the_kernels_counted_are_those_that_run(case: str, monkeypatch: pytest.M
     """With their bytes and operations. On a GPU all iterations of k-means run, and so here."""
     monkeypatch.setattr(kmeans, "_READABLE", frozenset())
     config = config_of(case)
-    counted = without_norms(step_cost.count(config, WIDTHS).kernels)
+    counted = without_norms(step_cost.count(config, WIDTHS, memory=None).kernels)
     fitted = {m: (torch.zeros(w).numpy(), torch.ones(w).numpy()) for m, w in WIDTHS.items() if m in config.modalities}
     pretrainer = Pretrainer(config, WIDTHS, 1, fitted if config.model.standardize else None)
     pretrainer.step_number = 1 + max(pretrainer.model.task(n).begins(t) for n, t in config.tasks.active.items())
@@ -49,6 +50,7 @@ def test_the_kernels_counted_are_those_that_run(case: str, monkeypatch: pytest.M
         {m: torch.ones(8, dtype=torch.bool) for m in pretrainer.widths},
         torch.arange(8),
         group=torch.arange(8) % 2,
+        corpus=torch.arange(8) % 2 if config.corpora.names else None,
     )
     counter = step_cost._Counter(1)
     with counter:
@@ -66,8 +68,8 @@ def test_products_are_those_that_the_sizes_ask_for() -> None:
 
 def test_seconds_follow_from_the_rates() -> None:
     machine = Machine(
-        "test", {"bfloat16": 1e12, "tf32": 1e11, "float32": 1e10}, memory=1e9, inside=1e8, between=1e7, node=2,
-        product_share=0.5, memory_share=0.5, launch=1e-6, latency=1e-3, latency_between=1e-2,
+        "test", {"bfloat16": 1e12, "tf32": 1e11, "float32": 1e10}, memory=1e9, holds=10**9, inside=1e8,
+        between=1e7, node=2, product_share=0.5, memory_share=0.5, launch=1e-6, latency=1e-3, latency_between=1e-2,
     )  # fmt: skip
     small, moves, multiplies = Kernel("a", 10), Kernel("b", 10**6), Kernel("mm", 10**6, 10**10, "bfloat16", late=True)
     kernels = Counter({small: 4, moves: 2, multiplies: 1})
@@ -99,6 +101,27 @@ def test_at_published_sizes_a_slow_network_is_what_a_step_waits_for() -> None:
     fast, slow = (step_cost.estimate(plain, Machine(**{**vars(h100), "between": rate})) for rate in (50e9, 1.25e9))
     assert fast.compute == slow.compute and slow.exposed > 0.9 * slow.gradients > 10 * fast.compute
     assert plain.launches < 3000, "not a kernel for each block of draws"
+
+
+def test_results_take_fresh_memory_unless_they_are_in_place() -> None:
+    x, y = torch.ones(100), torch.ones(100)
+    with step_cost.counting() as counter:
+        y = x + y
+        x.mul_(2)
+        y = x.view(10, 10).T
+    found = [(k.name, k.bytes, k.fresh) for k in counter.kernels()]
+    assert found == [("add", 1200, 400), ("mul_", 800, 0)]
+
+
+def test_a_gpu_moves_less_where_blocks_follow_its_memory() -> None:
+    """Of 65,536 rows on 64 ranks: the gradients of all keys are read and written once, and not for each 256 rows."""
+    sizes = {"representation_dim": 32, "projection_dim": 64, "reconstruction_hidden_dim": 16}
+    config = presets.build("contrast_only_video_text", "improved", global_batch=65_536, model=sizes)
+    small, large = (step_cost.count(config, WIDTHS, 64, memory) for memory in (None, MACHINES["H100"].holds))
+    assert small.flops == large.flops and small.collectives == large.collectives
+    keys = 65_536 * 64 * 4
+    assert small.bytes - large.bytes > 3 * 3 * keys, "three blocks less, each of which reads, adds and writes them"
+    assert large.launches < small.launches
 
 
 def test_what_cannot_be_counted_is_refused() -> None:

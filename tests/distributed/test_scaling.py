@@ -50,10 +50,14 @@ def test_parameters_and_checkpoint_are_those_of_a_pretrainer() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--representation", "64", "--projection", "8", "--hidden", "16", "--batch", "64", "--gpus", "1", "16"]
     out = tmp_path / "scale.json"
+    small += ["--machine", "L4", "H100", "--network", "10", "400"]
     assert scaling.main([*small, "--checkpoint", str(tmp_path), "--json", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "\n| 16 | 4 | " in text and "\n| gradients | " in text and "One checkpoint of" in text
+    assert text.count("\n| 16 | 64 | 4 | ") == 4, "sizes and times of two machines"
+    assert "\n| gradients | " in text and "One checkpoint of" in text
     report = json.loads(out.read_text())
+    many = [machine["estimates"][1]["seconds"] for machine in report["machines"]]
+    assert all(seconds["10"]["step"] > seconds["400"]["step"] for seconds in many)
     assert report["checkpoint"]["bytes"] > report["state_bytes"][0]
     assert list(tmp_path.iterdir()) == [out], "what was written to be measured is gone"
     assert scaling.main(["--gpus", "0"]) == 2
