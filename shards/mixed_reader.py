@@ -79,6 +79,11 @@ class MixedReader:
     def is_local(self) -> bool:
         return all(reader.is_local for reader in self.readers)
 
+    @property
+    def grouped(self) -> bool:
+        """Whether rows of any corpus have groups."""
+        return any(reader.grouped for reader in self.readers)
+
     def _share_pitch(self) -> int:
         """As `Reader.pitch`: bytes of a row whose features are views on the whole sample, where samples of all corpora
         are laid out alike; 0 where features are copied."""
@@ -116,9 +121,8 @@ class MixedReader:
 
     def allocate(self, size: int, views: bool = False) -> Rows:
         """Memory for `size` rows, all of them padding. views: as of `Reader.allocate`."""
-        grouped = any(reader.grouped for reader in self.readers)
         pitch = self.pitch if views else 0
-        rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, grouped, pitch, self.offsets)
+        rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, self.grouped, pitch, self.offsets)
         if rows.slots is not None:
             rows.slots[...] = 0
         rows.clear()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,11 +21,17 @@ from shards.rows import Rows
 from shards.stream_counters import StreamCounters
 
 # Pieces planned at once. A window of a plan of small chunks has many pieces a step, one of large chunks few.
-_PIECES_PLANNED = 50_000
+PIECES_PLANNED = 50_000
 
 Item = TypeVar("Item")
 
 RowReader = Reader | MixedReader
+
+
+class Allocates(Protocol):
+    """What memory for batches is asked of."""
+
+    def allocate(self, size: int, views: bool = False) -> Rows: ...
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class RowMemory:
     `Step` all count.
     """
 
-    def __init__(self, reader: RowReader, size: int, kept: int, views: bool = True) -> None:
+    def __init__(self, reader: Allocates, size: int, kept: int, views: bool = True) -> None:
         self._reader, self._size, self._kept, self._views = reader, size, kept, views
         self._batches: list[Rows] = []
         self._alone: list[int] = []
@@ -158,7 +164,7 @@ def _steps(
     reader: RowReader, plan: Plan, rank: int, world: int, cursor: Cursor, steps: int
 ) -> Iterator[tuple[list[Range], Cursor]]:
     """Ranges and place of each batch."""
-    size = max(1, _PIECES_PLANNED * plan.chunk_rows // plan.local_batch(world))
+    size = max(1, PIECES_PLANNED * plan.chunk_rows // plan.local_batch(world))
     for start, window in windows(plan, rank, world, cursor, steps, size):
         for i in range(len(window.filled)):
             yield merged(window.ranges(i)), plan.advance(start, i)

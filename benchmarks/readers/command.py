@@ -54,6 +54,8 @@ METHODS = (
     "own_process_one_thread",
     "own_process_ahead",
     "own_process_copied",
+    "own_kept_host",
+    "own_kept_device",
     "webdataset",
     "webdataset_loader",
     "streaming",

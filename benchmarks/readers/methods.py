@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from itertools import repeat
@@ -9,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from shards import resident
 from shards.manifest import TAR_SUFFIX, Manifest
 from shards.plan import Cursor, EpochPlan
 from shards.reader import Reader
+from shards.resident import Resident
 from shards.schema import Column, Sample, Schema
-from shards.stream import Step, stream
+from shards.stream import ReadAhead, Step, stream
 from shards.writer import ShardWriter
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
@@ -100,6 +103,32 @@ class OwnMethods:
             reader.read_ranges(self.plan.rows(*_place(self.plan, step)), out=out)
             step += 1
             yield from tensors_of(iter([out]))
+
+    def own_kept_host(self) -> Iterator[int]:
+        """All rows in memory, as ranks of a node share it; a thread copies batches ahead."""
+        return tensors_of(resident.stream(self._resident, self.plan, 0, 1, Cursor(), ENDLESS))
+
+    def own_kept_device(self) -> Iterator[int]:
+        """All rows on a device, here this machine's own: a batch is one index."""
+        from conclugen.device_rows import DeviceRows
+
+        rows = self._resident.rows
+        dtypes = {name: x.dtype for name, x in rows.features.items()}
+        kept = DeviceRows(len(rows), self._resident.reader.widths, dtypes, "cpu")
+        kept.write(0, rows)
+        with ReadAhead(resident.places(self.plan, 0, 1, Cursor(), ENDLESS), 2) as positions:
+            for place in positions:
+                batch = kept.batch(place.position)
+                size = batch.rows
+                del batch  # or its memory could not be used again
+                yield size
+
+    @functools.cached_property
+    def _resident(self) -> Resident:
+        kept = Resident(Reader(self.manifest))
+        for _ in kept.read():
+            pass
+        return kept
 
     def own_ray_object_store(self, rank: int = 0, world: int = 1) -> Iterator[int]:
         """The same executed by Ray Data; tasks read, rows travel through the object store."""

@@ -117,7 +117,7 @@ def test_resume_equals_the_rest(manifest: Manifest) -> None:
 def test_small_planning_windows_change_nothing(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = EpochPlan(manifest.counts, seed=4, global_batch=20, remainder="pad")
     whole = [batch.row.tolist() for batch in stream(Reader(manifest), plan, 0, 1, Cursor(), 30)]
-    monkeypatch.setattr("shards.stream._PIECES_PLANNED", 50)
+    monkeypatch.setattr("shards.stream.PIECES_PLANNED", 50)
     assert [batch.row.tolist() for batch in stream(Reader(manifest), plan, 0, 1, Cursor(), 30)] == whole
 
 
