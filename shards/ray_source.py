@@ -32,11 +32,11 @@ with needed_for("reading through Ray Data"):
     import ray
     from ray.data import Datasource, ExecutionResources, ReadTask
     from ray.data.block import BlockMetadata
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PAYLOADS = ("object_store", "worker")
 _MOST_STEPS_PER_TASK = 32  # with small rows: enough to hide a task's cost, and a first batch is soon there
 _PLACE_BYTES = 16
+_NODE = "ray.io/node-id"  # the label by which Ray names each node
 _READERS_KEPT = 4
 # Two executions side by side are what is meant here; Ray reports that, and the end of each, on the console.
 _CHATTER = ("logging", "progress", "execution.streaming_executor")
@@ -140,9 +140,7 @@ class _Stream:
         # Rows from the object store are copied once in any case: then into memory without gaps.
         self.memory = RowMemory(reader, self.local, execution.prefetch + 3, views=payload == "worker")
         self.task_reader = ray.put(reader.for_tasks())
-        # Ray Data would spread tasks over all nodes, the head included, and most rows would cross the network a second
-        # time. Soft: a task whose node is gone runs elsewhere, until its consumer is stopped as well.
-        self.here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self.here = ray.get_runtime_context().get_node_id()
 
     def batches(self, cursor: Cursor, steps: int) -> Iterator[Step]:
         """All batches, window after window; the next one starts when `last_steps` of the current one are left."""
@@ -180,7 +178,10 @@ class _Stream:
         dataset = ray.data.read_datasource(
             _PlannedRanges(tasks),
             num_cpus=self.execution.read_cpus,
-            ray_remote_args={"scheduling_strategy": self.here},
+            # Ray Data would spread tasks over all nodes, the head included, and most rows would cross the network a
+            # second time. A task whose node is gone runs elsewhere, until its consumer is stopped as well.
+            label_selector={_NODE: self.here},
+            fallback_strategy=[{"label_selector": {_NODE: f"!{self.here}"}}],
             concurrency=min(self.execution.tasks, len(tasks)),
             override_num_blocks=len(tasks),
         )
