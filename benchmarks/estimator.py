@@ -2,7 +2,9 @@
 several presets and sizes the seconds that `conclugen.step_cost` makes of them beside those that pass.
 
 No step is used to measure the constants. On a CPU seconds are those of the processor, with one thread: what other
-programs do to the clock is no part of a step. There the largest error is told, and one above --most ends with status 1.
+programs do to the clock is no part of a step. Every step has rows of its own: those of a batch that is learned by heart
+have scores whose exponentials underflow, over which a CPU takes twenty times as long. The largest error is told, and on
+a CPU one above --most ends with status 1.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import math
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +30,26 @@ from conclugen.config import PretrainConfig
 from conclugen.pretrainer import Pretrainer
 from conclugen.step_cost import Kernel, Machine
 
-# Rows, inputs and outputs of the products by which their rate is measured, and rows, R, P and H of the steps.
-_PRODUCTS = ((384, 1536, 768), (768, 768, 1536), (1536, 384, 384))
+# Rows, inputs and outputs of the linear maps by which the rate of products is measured, so many maps of each that they
+# are in no cache; and rows, R, P and H of the steps.
+_MAPS, _COPIES = ((384, 2560, 640), (640, 640, 1280), (896, 640, 384)), 8
 SIZES = ("256x512x128x256", "512x1024x256x512", "1024x768x256x512")
 PRESETS = ("contrast_generative:improved", "simclr:paper")
 _MIB = 1 << 20
+_BLOCK_BYTES = 1 << 18  # of integers that are drawn at a time
 
 
 @dataclass(frozen=True)
 class Cpu(Machine):
     """A processor waits for what it starts: a launch is added to the work. fresh: bytes/s at which memory is taken for
-    results, which the system clears page by page."""
+    results, part of which the system clears page by page; cache: bytes/s of integers that stay in it."""
 
     fresh: float = math.inf
+    cache: float = math.inf
 
     def seconds(self, kernel: Kernel) -> float:
+        if kernel.drawn:
+            return self.launch + kernel.bytes / self.cache
         products = kernel.flops / self.flops[kernel.precision] if kernel.flops else 0.0
         return self.launch + max(products, kernel.bytes / self.memory) + kernel.fresh / self.fresh
 
@@ -63,26 +71,27 @@ def measured_machine(device: torch.device, precisions: Sequence[str], repeats: i
     """This machine's constants, each of single kernels."""
 
     def product_rate(dtype: torch.dtype) -> float:
-        pairs = [
-            (torch.ones(n, k, dtype=dtype, device=device), torch.ones(k, m, dtype=dtype, device=device))
-            for n, k, m in _PRODUCTS
+        """Of what a linear map multiplies, forward and backward."""
+        maps = [
+            [torch.ones(shape, dtype=dtype, device=device) for shape in ((n, k), (m, k), (n, m))]
+            for n, k, m in _MAPS
+            for _ in range(_COPIES)
         ]
-        spent = sum(seconds_of(lambda a=a, b=b: a @ b, device, repeats) for a, b in pairs)  # type: ignore[misc]
-        return sum(2 * n * k * m for n, k, m in _PRODUCTS) / spent
+
+        def multiply() -> None:
+            for x, weight, gradient in maps:
+                x @ weight.T
+                gradient @ weight
+                gradient.T @ x
+
+        flops = sum(kernel.flops * n for kernel, n in kernels_of(multiply).items())
+        return flops / seconds_of(multiply, device, repeats)
 
     flops = {name: product_rate(getattr(torch, name)) for name in precisions}
     flops = {"float32": flops.get("float32", math.nan), **flops}
     flops["tf32"] = flops["float32"]  # which a CPU does not have
     x = torch.zeros(16 * _MIB // 4, device=device)
     memory = 2 * x.nbytes / seconds_of(lambda: x.mul_(1.0), device, repeats)
-    part = x[: len(x) // 4]
-
-    def keep() -> None:  # as a forward pass keeps what the backward pass needs
-        held = [part.relu() for _ in range(16)]
-        del held
-
-    taken = 16 * part.nbytes
-    waited = seconds_of(keep, device, repeats) - 2 * taken / memory
     one = torch.ones(1, device=device, requires_grad=True)
 
     def chain() -> None:
@@ -91,14 +100,45 @@ def measured_machine(device: torch.device, precisions: Sequence[str], repeats: i
             y = y * one
         y.backward()
 
-    with step_cost.counting(1) as counter:
-        chain()
-    launch = seconds_of(chain, device, repeats) / sum(counter.kernels().values())
-    shared = {"flops": flops, "memory": memory, "launch": launch, "product_share": 1.0, "memory_share": 1.0}
-    if device.type == "cpu":
-        return Cpu("this CPU", holds=0, inside=math.inf, fresh=taken / max(waited, 1e-9), **shared)
-    total = torch.cuda.mem_get_info(device)[1]
-    return Machine(torch.cuda.get_device_name(device), holds=total, inside=math.inf, **shared)
+    launch = seconds_of(chain, device, repeats) / sum(kernels_of(chain).values())
+    shared: dict[str, Any] = {
+        "flops": flops,
+        "memory": memory,
+        "launch": launch,
+        "product_share": 1.0,
+        "memory_share": 1.0,
+    }
+    if device.type != "cpu":
+        total = torch.cuda.mem_get_info(device)[1]
+        return Machine(torch.cuda.get_device_name(device), holds=total, inside=math.inf, **shared)
+    part = x[: len(x) // 4].clone().requires_grad_()
+
+    def keep() -> None:  # results that are kept and given back as in the passes of a step
+        y = part
+        for _ in range(12):
+            y = (y * part).relu()
+        y.sum().backward()
+        part.grad = None
+
+    kept = kernels_of(keep)
+    waited = seconds_of(keep, device, repeats)
+    waited -= sum(n * (launch + kernel.bytes / memory) for kernel, n in kept.items())
+    taken = sum(n * kernel.fresh for kernel, n in kept.items())
+    number = torch.arange(_BLOCK_BYTES // 8)
+
+    def mix() -> None:
+        for _ in range(64):
+            number.mul_(3)
+            number.bitwise_xor_(5)
+
+    cache = sum(n * kernel.bytes for kernel, n in kernels_of(mix).items()) / seconds_of(mix, device, repeats)
+    return Cpu("this CPU", holds=0, inside=math.inf, fresh=taken / max(waited, 1e-9), cache=cache, **shared)
+
+
+def kernels_of(run: Callable[[], Any]) -> Counter[Kernel]:
+    with step_cost.counting() as counter:
+        run()
+    return counter.kernels()
 
 
 def configuration(preset: str, size: str, precision: str) -> PretrainConfig:
@@ -118,9 +158,10 @@ def measured_step(config: PretrainConfig, device: torch.device, repeats: int) ->
     moments = {m: ([0.0] * d, [1.0] * d) for m, d in widths.items()} if config.model.standardize else None
     pretrainer = Pretrainer(config, widths, 1, moments, device)
     pretrainer.step_number = 1 + max(pretrainer.model.task(n).begins(t) for n, t in config.tasks.active.items())
-    batch = random_batch(config.global_batch, str(device))
-    pretrainer.step(batch)
-    return seconds_of(lambda: pretrainer.step(batch), device, repeats)
+    batches = (random_batch(config.global_batch, str(device), seed) for seed in range(repeats + 2))
+    pretrainer.step(next(batches))
+    rows = list(batches)
+    return seconds_of(lambda: pretrainer.step(rows.pop()), device, repeats)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +199,9 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(threads)
     rates = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in machine.flops.items())
     print(f"{machine.name}: {rates}; {machine.memory / 1e9:.1f} GB/s; {machine.launch * 1e6:.1f} us a kernel", end="")
-    print(f"; {machine.fresh / 1e9:.1f} GB/s of fresh memory\n" if isinstance(machine, Cpu) else "\n")
+    if isinstance(machine, Cpu):
+        print(f"; {machine.fresh / 1e9:.1f} GB/s of fresh memory, {machine.cache / 1e9:.1f} GB/s of integers", end="")
+    print("\n")
     print("| preset | rows x R x P x H | kernels | GFLOP | predicted, ms | measured, ms | ratio | traced in, s |")
     print("|---|---|---|---|---|---|---|---|")
     for case in cases:

@@ -138,9 +138,9 @@ def configuration(args: argparse.Namespace, recipe: str, precision: str, compile
     )
 
 
-def random_batch(rows: int, device: str) -> Batch:
+def random_batch(rows: int, device: str, seed: int = 1) -> Batch:
     """Standard normal features of all modalities, all present, eight rows of a group."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     row = torch.arange(rows, device=device)
     return Batch(
         features={m: torch.randn(rows, d, generator=generator).to(device) for m, d in WIDTHS.items()},

@@ -39,7 +39,8 @@ _NO_KERNELS = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_s
 class Kernel:
     """bytes: read and written, `fresh` of them into memory that was taken for the result; flops: of a matrix product,
     in `precision`: bfloat16, tf32 or float32. late: in the backward pass behind the losses' last collective, where
-    gradients can already travel."""
+    gradients can already travel. drawn: of hashed draws, integers by row and column, which a CPU makes block by block
+    in its cache."""
 
     name: str
     bytes: int
@@ -47,6 +48,7 @@ class Kernel:
     precision: str = ""
     late: bool = False
     fresh: int = 0
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,9 @@ class _Counter(TorchDispatchMode):
             precision = str(first.dtype).removeprefix("torch.")
             if precision == "float32" and torch.backends.cuda.matmul.allow_tf32:
                 precision = "tf32"
-        return Kernel(name, moved, flops, precision, fresh=taken)
+        results = [*written.values()]
+        drawn = bool(results) and all(x.dtype == torch.int64 and x.dim() == 2 for x in results)
+        return Kernel(name, moved, flops, precision, fresh=taken, drawn=drawn)
 
     def _take(self, x: Tensor) -> None:
         storage = x.untyped_storage()

@@ -16,9 +16,12 @@ SIZES = ["16x32x8x16", "24x16x8x8"]
 
 
 def test_a_cpu_waits_for_what_it_starts() -> None:
-    cpu = Cpu("c", {"float32": 1e9, "bfloat16": 2e9}, memory=1e8, holds=0, inside=1.0, launch=1e-5, fresh=1e7)
+    cpu = Cpu(
+        "c", {"float32": 1e9, "bfloat16": 2e9}, memory=1e8, holds=0, inside=1.0, launch=1e-5, fresh=1e7, cache=1e6
+    )
     assert cpu.seconds(Kernel("add", 1000)) == pytest.approx(1e-5 + 1e-5)
     assert cpu.seconds(Kernel("add", 1000, fresh=400)) == pytest.approx(1e-5 + 1e-5 + 4e-5)
+    assert cpu.seconds(Kernel("mul_", 1000, fresh=400, drawn=True)) == pytest.approx(1e-5 + 1e-3)
     assert cpu.seconds(Kernel("mm", 1000, 10**6, "float32")) == pytest.approx(1e-5 + 1e-3)
     assert cpu.seconds(Kernel("mm", 1000, 10**6, "bfloat16")) == pytest.approx(1e-5 + 5e-4)
 
@@ -28,7 +31,7 @@ def test_constants_are_rates_of_this_machine() -> None:
     machine = estimator.measured_machine(torch.device("cpu"), ["float32", "bfloat16"], repeats=1)
     assert isinstance(machine, Cpu) and set(machine.flops) == {"float32", "bfloat16", "tf32"}
     assert all(1e8 < rate < 1e14 for rate in machine.flops.values())
-    assert 1e8 < machine.memory < 1e13 and 1e-7 < machine.launch < 1e-2 and machine.fresh > 1e7
+    assert 1e8 < machine.memory < 1e13 and 1e-7 < machine.launch < 1e-2 and min(machine.fresh, machine.cache) > 1e7
 
 
 def test_predictions_follow_from_the_constants_and_the_counts(
@@ -47,7 +50,8 @@ def test_predictions_follow_from_the_constants_and_the_counts(
         expected = 0.0
         for kernel, n in step_cost.count(config, widths, memory=None).kernels.items():
             work = max(kernel.bytes / constants["memory"], kernel.flops / constants["flops"]["float32"])
-            expected += n * (constants["launch"] + work + kernel.fresh / constants["fresh"])
+            work += kernel.fresh / constants["fresh"]
+            expected += n * (constants["launch"] + (kernel.bytes / constants["cache"] if kernel.drawn else work))
         assert case["predicted"] == pytest.approx(expected)
         assert case["measured"] > 0 and case["ratio"] == pytest.approx(case["predicted"] / case["measured"])
     assert report["largest_error"] == pytest.approx(max(abs(case["ratio"] - 1) for case in report["cases"]))
