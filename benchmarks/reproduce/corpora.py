@@ -198,6 +198,7 @@ class Run:
         self.folder, self.stored, self.draws, self.trials = folder, stored, draws, trials
         self.steps = SIZES.epochs * STEPS_PER_EPOCH
         self.started = time.monotonic()
+        self._represents: dict[str, dict[str, NDArray[np.float32]]] = {}
         (folder / "cells").mkdir(parents=True, exist_ok=True)
 
     def sources(
@@ -236,7 +237,8 @@ class Run:
                 lambda rows: corpora.completed(target, rows),
             )
             shared = TrialShared.open_corpora(data, corpora, judge, config.seed)
-            search = RandomSearch(Space(corpora=ranges), 0)
+            space = Space(tasks=("contrastive",), recipe=("improved",), corpora=ranges)
+            search = RandomSearch(space.resolve(corpora.reader.widths), 0)
             for number in range(len(document["trials"]), self.trials):
                 choices = search.ask(number, 0)
                 assert choices is not None
@@ -322,12 +324,25 @@ class Run:
                 parts = {m: corpus.features[m] for m in shown}
                 blocks = Blocks.balanced(parts)
             else:
-                blocks = Blocks.plain(representations(pretrained(config, data, steps), corpus, shown))
+                whole = self._represented(
+                    json.dumps([corpus.name, *what[2:5], config.to_dict()]), corpus, config, data, steps
+                )
+                blocks = Blocks.plain({m: whole[m] for m in shown})
             result = evaluate(corpus.protocol.only(fold), blocks, self.draws)
             with atomic_path(path) as temporary:
                 result.save(temporary)
             self._tell(f"{corpus.name}, fold {fold.number}, seed {seed}: {name}")
         return Evaluation.load(path)
+
+    def _represented(
+        self, key: str, corpus: Corpus, config: PretrainConfig, data: DataConfig, steps: int
+    ) -> dict[str, NDArray[np.float32]]:
+        """`representations` of all modalities; of equal mixtures one model is trained."""
+        if key not in self._represents:
+            pretrainer = pretrained(config, data, steps)
+            shown = [m for m in corpus.features if m in config.modalities]
+            self._represents[key] = representations(pretrainer, corpus, shown)
+        return self._represents[key]
 
     def _tell(self, what: str) -> None:
         print(f"[{time.monotonic() - self.started:7.1f} s] {what}", flush=True)
