@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +153,21 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     return found
 
 
+@contextmanager
+def local_ray(folder: str) -> Iterator[None]:
+    """A Ray of this process, with more logical CPUs than there are cores: its tasks wait for each other otherwise."""
+    import ray
+
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=f"{folder}/ray")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def run(options: argparse.Namespace) -> int:
-    with tempfile.TemporaryDirectory(prefix="mixing") as folder:
+    with tempfile.TemporaryDirectory(prefix="mixing") as folder, local_ray(folder) if options.ray else nullcontext():
         found = measure(options, Path(folder))
     columns = ["us_a_sample", "beside_plain", *(f"worst_of_{length}" for length in WINDOWS), "goes_on"]
     print(f"{'':<12}" + "".join(f"{column:>15}" for column in columns))
