@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conclugen.backbones.encoder import stated
 from conclugen.common.atomic import atomic_folder, write_json, write_text
 from conclugen.common.ending import resumable
 from conclugen.common.names import file_name
@@ -257,7 +258,7 @@ def _made(manifest: Manifest) -> dict[str, Any]:
         return {}
     shared = {name: features.get(name) for name in ("crop", "low_confidence", "whole_frames")}
     return {
-        str(item["column"]): {**shared, **item}
+        str(item["column"]): {**shared, **stated(item)}
         for item in features["encoders"]
         if isinstance(item, Mapping) and "column" in item
     }

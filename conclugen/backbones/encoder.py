@@ -33,6 +33,8 @@ _MODALITY = re.compile(r"[a-z][a-z0-9]{0,19}")
 _COLUMN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,35}")  # shards allow 40, of which a view's mark takes four
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+_ARITHMETIC = "; computed in "
+
 Array = NDArray[Any]
 T = TypeVar("T")
 
@@ -113,8 +115,22 @@ class EncoderInfo:
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(entry, found, wanted) for each entry of two encoders' identities that differs, whichever states it. Both as
     `EncoderInfo.identity` or `to_dict` gives them, or read from JSON."""
+    found, wanted = stated(found), stated(wanted)
     entries = [(name, found.get(name, default), wanted.get(name, default)) for name, default in IDENTITY.items()]
     return [(name, mine, theirs) for name, mine, theirs in entries if mine != theirs]
+
+
+def stated(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder's entries as they are stated today.
+
+    Text models of Hugging Face did not name their arithmetic at first, which was what their name says, or float32: on
+    GPUs too, unlike that of the other families. Of those it cannot be told, and nothing is added.
+    """
+    name, preprocessing = str(identity.get("name", "")), identity.get("preprocessing")
+    if name.startswith("hf-text:") and isinstance(preprocessing, str) and _ARITHMETIC not in preprocessing:
+        dtype = "bfloat16" if "@dtype=bfloat16" in name else "float32"
+        return {**identity, "preprocessing": f"{preprocessing}{_ARITHMETIC}{dtype}"}
+    return dict(identity)
 
 
 class Encoder(Protocol):

@@ -15,6 +15,7 @@ import torch
 
 from conclugen import backbones
 from conclugen.backbones import hugging_face as hf
+from conclugen.backbones.encoder import differences
 from conclugen.backbones.hf_frames import windows
 from conclugen.backbones.weights import WeightsError
 
@@ -593,3 +594,25 @@ def test_licences(tmp_path: Path) -> None:
     assert stated("---\ntags: [x]\n---\n# Body\nlicense: of the data set is mit\n") == "as its model card states"
     assert stated("---\nlicense:\n- mit\n---\n") == "as its model card states"
     assert stated("# no head\nlicense: mit\n") == stated("") == "as its model card states"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "same"),
+    [
+        ("hf-text:roberta", "float32 alone", "float32 alone; computed in float32", True),
+        ("hf-text:roberta@layer=9", "x", "x; computed in float32", True),
+        ("hf-text:roberta@dtype=bfloat16", "x", "x; computed in bfloat16", True),
+        ("hf-text:roberta", "x", "x; computed in bfloat16", False),
+        ("hf-text:roberta", "x", "y; computed in float32", False),
+        ("hf-audio:wav2vec2", "x", "x; computed in float32", False),  # a GPU computed it in bfloat16, and did not say
+        ("prosody", "x", "x; computed in float32", False),
+    ],
+)
+def test_text_models_that_named_no_arithmetic_computed_as_they_do_now(
+    name: str, old: str, new: str, same: bool
+) -> None:
+    before, now = ({"name": name, "digest": "d", "preprocessing": text} for text in (old, new))
+    assert (differences(before, now) == []) is same and (differences(now, before) == []) is same
+    if not same:
+        (difference,) = differences(before, now)
+        assert difference[0] == "preprocessing"
