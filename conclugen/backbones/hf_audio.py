@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conclugen.backbones import hub_models as hub
 from conclugen.backbones import hugging_face as hf
 from conclugen.backbones.encoder import WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
 
@@ -75,22 +76,22 @@ KINDS = {
 
 
 def create(model: str, given: str | None, mirror: str | None, device: str) -> AudioEncoder:
-    """model: what follows `hf-audio:`. Raises as `hugging_face.create`."""
-    return hf.create("hf-audio", model, given, mirror, lambda found: _load(found, device))
+    """model: what follows `hf-audio:`. Raises as `hub_models.create`."""
+    return hub.create("hf-audio", model, given, mirror, lambda found: _load(found, device))
 
 
-def _load(found: hf.Found, device: str) -> AudioEncoder:
+def _load(found: hub.Found, device: str) -> AudioEncoder:
     from transformers import AutoConfig, AutoFeatureExtractor
 
-    config = AutoConfig.from_pretrained(found.folder, **hf.LOCAL)
+    config = AutoConfig.from_pretrained(found.folder, **hub.LOCAL)
     kind = KINDS[hf.kind_of(found, config)]
     hf.check_options(found, config, kind.has_class_token, frames=False)
-    extractor = AutoFeatureExtractor.from_pretrained(found.folder, **hf.LOCAL)
+    extractor = AutoFeatureExtractor.from_pretrained(found.folder, **hub.LOCAL)
     network = kind.network(hf.whole_model(found)).eval()
     part = _Part(found, kind, network, extractor)
     with torch.inference_mode():
         _, steps = part(np.zeros(part.rate, np.float32))
-    kept = "class token of each window" if found.pool == hf.FIRST else "steps of time without padding"
+    kept = "class token of each window" if found.pool == hub.FIRST else "steps of time without padding"
     info = hf.described(
         found,
         network,
@@ -106,7 +107,7 @@ def _load(found: hf.Found, device: str) -> AudioEncoder:
 class _Part:
     """One window of sound through extractor and network, on the device where the network is."""
 
-    def __init__(self, found: hf.Found, kind: Kind, network: Any, extractor: Any) -> None:
+    def __init__(self, found: hub.Found, kind: Kind, network: Any, extractor: Any) -> None:
         self.found, self.kind, self.network, self.extractor = found, kind, network, extractor
         self.rate, self.window = int(extractor.sampling_rate), int(kind.window(extractor))
 
@@ -141,6 +142,6 @@ class AudioEncoder(FrozenEncoder):
         with torch.inference_mode():
             for start in range(0, len(samples), part.window):
                 token, own = part(samples[start : start + part.window])
-                steps.append(token[None] if part.found.pool == hf.FIRST and token is not None else own)
+                steps.append(token[None] if part.found.pool == hub.FIRST and token is not None else own)
             vectors: Array = torch.cat(steps).float().cpu().numpy()
         return vectors

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conclugen.backbones import hub_models as hub
 from conclugen.backbones import hugging_face as hf
 from conclugen.backbones.encoder import (
     FRAMES,
@@ -53,22 +54,22 @@ KINDS = {
 
 
 def create_image(model: str, given: str | None, mirror: str | None, device: str) -> FramesEncoder:
-    """model: what follows `hf-image:`. Raises as `hugging_face.create`."""
-    return hf.create("hf-image", model, given, mirror, lambda found: _load(found, device))
+    """model: what follows `hf-image:`. Raises as `hub_models.create`."""
+    return hub.create("hf-image", model, given, mirror, lambda found: _load(found, device))
 
 
 def create_video(model: str, given: str | None, mirror: str | None, device: str) -> FramesEncoder:
-    """model: what follows `hf-video:`. Raises as `hugging_face.create`."""
-    return hf.create("hf-video", model, given, mirror, lambda found: _load(found, device))
+    """model: what follows `hf-video:`. Raises as `hub_models.create`."""
+    return hub.create("hf-video", model, given, mirror, lambda found: _load(found, device))
 
 
-def _load(found: hf.Found, device: str) -> FramesEncoder:
+def _load(found: hub.Found, device: str) -> FramesEncoder:
     from transformers import AutoConfig, AutoImageProcessor
 
-    config = AutoConfig.from_pretrained(found.folder, **hf.LOCAL)
+    config = AutoConfig.from_pretrained(found.folder, **hub.LOCAL)
     kind = KINDS[hf.kind_of(found, config)]
     hf.check_options(found, config, bool(kind.special), frames=True)
-    processor = AutoImageProcessor.from_pretrained(found.folder, **hf.LOCAL)
+    processor = AutoImageProcessor.from_pretrained(found.folder, **hub.LOCAL)
     network = kind.network(hf.whole_model(found)).eval()
     length = int(network.config.num_frames) if kind.video else 1
     size = _size(processor, network.config)
@@ -113,7 +114,7 @@ def _has(size: Any, side: str) -> bool:
 class _Eyes:
     """Windows of frames through processor and network, on the device where the network is."""
 
-    def __init__(self, found: hf.Found, kind: Kind, network: Any, processor: Any) -> None:
+    def __init__(self, found: hub.Found, kind: Kind, network: Any, processor: Any) -> None:
         self.found, self.kind, self.network, self.processor = found, kind, network, processor
 
     @property

