@@ -286,6 +286,7 @@ def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dic
     tasks = {} if cell.config is None or not cell.tasks else cell.config.tasks.active
     return {
         "dataset": data.name,
+        "seen": [data.name] if cell.system == "pretrained" else [],  # the corpora that it has learned from
         "label": data.label,
         "system": cell.system,
         "recipe": row.recipe,

@@ -172,6 +172,7 @@ def test_a_named_configuration_is_a_row_of_its_own_beside_the_three_tasks(folder
         assert {p.tags["configuration"] for p in own} == {"found"} and own[0].cell.modalities == ("audio", "video")
         assert title(own[0].tags) == f"{data.name}  found  contrastive+clustering  audio+video  improved  seed 1"
         assert own[0].tags["complete"] == (data.name == "two")
+        assert own[0].tags["seen"] == [data.name], "a cell learns from its own set alone"
     three = [p for p in planned.cells if p.names == ("combinations/contrastive+clustering+reconstruction",)]
     assert len(three) == 4 and {p.tags["configuration"] for p in three} == {""}
     # With the sections that have them, the three tasks are still one cell.

