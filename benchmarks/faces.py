@@ -84,7 +84,8 @@ def rendered(speakers: int, pictures: int, seed: int = 0) -> list[Clip]:
 
 def _taken(acting: Any, index: NDArray[np.int64]) -> Any:
     """The acting at some of its pictures."""
-    count, changes = len(acting.times), {}
+    count = len(acting.times)
+    changes: dict[str, Any] = {}
     for field in dataclasses.fields(acting):
         value = getattr(acting, field.name)
         if isinstance(value, Mapping):
