@@ -215,25 +215,6 @@ def test_clips_that_cannot_be_rendered_are_refused(changes: dict[str, Any], word
         dataclasses.replace(FACES, **changes)
 
 
-@pytest.mark.slow
-def test_what_face_or_voice_alone_tell_is_there_and_what_both_tell_is_in_neither() -> None:
-    rows = rendered.draw(RenderedConfig(speakers=8, clips=40), 0)
-    again = rendered.draw(dataclasses.replace(FACES, speakers=6, clips=4), 0, processes=2)
-    alone = rendered.draw(dataclasses.replace(FACES, speakers=6, clips=4), 0)
-    np.testing.assert_array_equal(again.features["audio"], alone.features["audio"])
-    tested = rows.speaker < 3
-    scores = {}
-    for label, y in rows.labels.items():
-        assert 0.35 < y.mean() < 0.65
-        for modality, x in rows.features.items():
-            x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
-            probe = LogisticRegression(C=0.01, max_iter=500).fit(x[~tested], y[~tested])
-            scores[label, modality] = probe.score(x[tested], y[tested])
-    assert scores["face", "video"] > 0.75 and scores["voice", "audio"] > 0.8
-    chance = [scores[pair] for pair in (("face", "audio"), ("voice", "video"), ("both", "video"), ("both", "audio"))]
-    assert max(chance) < 0.66, scores
-
-
 def test_differences_are_paired_by_data_seed_with_students_interval() -> None:
     own, raw = [0.5, 0.7, 0.6, 0.9], [0.4, 0.5, 0.6, 0.7]
     cells = {
