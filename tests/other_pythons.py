@@ -30,6 +30,7 @@ LEFT_OUT = (
     "tests/shards/media",
     "tests/shards/transcripts",
     "tests/shards/verification/test_verify_clips.py",
+    "tests/shards/test_ray_tasks.py",
     "tests/conclugen/common/test_extras.py",
 )
 
