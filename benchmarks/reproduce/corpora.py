@@ -43,6 +43,7 @@ from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import MeasureConfig
 from conclugen.evaluation.protocol import Fold, Protocol, Target, group_cross_folds
 from conclugen.evaluation.statistics import Interval
+from conclugen.fields import choose
 from conclugen.search_space import Range
 from ray_jobs.mixture import Corpora, Mixture
 from ray_jobs.run_config import DataConfig, SourceConfig
@@ -384,11 +385,14 @@ def run(options: argparse.Namespace) -> int:
     made = Run(options.output, stored, options.draws, options.trials)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     parts = []
-    for name, corpus in corpora.items():
+    judged = [name for name in options.judged.split(",") if name] or list(corpora)
+    for name in judged:
+        choose("--judged", name, corpora)
+    for name, corpus in ((name, corpora[name]) for name in judged):
         seen = {m for other in corpora if other != name for m in corpora[other].features}
         common = [m for m in corpus.features if m in seen]
         parts.append(section(corpus, made.systems(name, seeds), common))
-    searched = {target: made.searched(target) for target in dict.fromkeys(TARGETS[name] for name in corpora)}
+    searched = {target: made.searched(target) for target in dict.fromkeys(TARGETS[name] for name in judged)}
     told = [
         f"Weights found for {target}: " + ", ".join(f"{n} {w:.2f}" for n, w in weights.items())
         for target, weights in searched.items()
@@ -411,6 +415,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, required=True, help="Markdown file for the tables")
     parser.add_argument("--draws", type=int, default=3, help="draws of labels at each share below all")
     parser.add_argument("--trials", type=int, default=6, help="mixtures that each search tries")
+    parser.add_argument("--judged", default="", help="comma-separated corpora that get a table; default: all")
     parser.add_argument("--seeds", default="127,211", help="comma-separated seeds of pretraining; every one is run")
 
 
