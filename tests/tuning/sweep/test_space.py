@@ -224,6 +224,7 @@ def test_fixed_fields_reach_every_trial_that_has_them() -> None:
         config: PretrainConfig = space.config(choices)
         assert config.optimizer.warmup_epochs == 1.5
         assert config.tasks.clustering is None or config.tasks.clustering.max_iterations == 7
+        assert list(config.tasks.active) == choices["tasks"].split("+"), "it adds no task"
 
 
 def test_a_named_space_narrowed_by_file_and_flags(tmp_path: Path) -> None:
