@@ -184,6 +184,8 @@ class _CommandLine:
                 bare.append(argument)
             else:
                 name, words = self._option(argument, rest)
+                if len(words) > 1 and not rest and not bare and self._lacks_its_word(argv):
+                    bare.append(words.pop())
                 given.setdefault(name, []).extend(words)
         if bare:
             field_ = self.names.get(self.command.bare or "")
@@ -191,6 +193,13 @@ class _CommandLine:
                 raise OptionsError(f"unexpected word {bare[-1]!r}; options begin with --, and --help lists them")
             given.setdefault(field_, []).extend(bare)
         return given
+
+    def _lacks_its_word(self, argv: Sequence[str]) -> bool:
+        """Whether the one value that the command takes without an option is given by none either: behind a list, the
+        line's last word is meant then."""
+        field_ = self.names.get(self.command.bare or "")
+        options = (_flat(argument.partition("=")[0]) for argument in argv if argument.startswith("--"))
+        return field_ is not None and all(self.names.get(option) != field_ for option in options)
 
     def _option(self, argument: str, rest: list[str]) -> tuple[str, list[str]]:
         """The field that an option names, and its words, which are taken off `rest`."""
@@ -211,13 +220,18 @@ class _CommandLine:
             raise OptionsError(f"{option}: expected a value behind it; one that begins with -- as {option}=VALUE")
         else:
             words = [rest.pop(0)]
-            if leaf is not None and schema.is_list(leaf.hint) and self.command.bare is None and key is None:
+            if leaf is not None and schema.is_list(leaf.hint) and not self._many_bare() and key is None:
                 while rest and not rest[0].startswith("--"):
                     words.append(rest.pop(0))
         for word in words:
             if found := _FORBIDDEN.search(word):
                 raise OptionsError(f"{option} {word!r}: {found[1]} names code to import, which is refused; remove it")
         return name, words if key is None else [f"{key}={word}" for word in words]
+
+    def _many_bare(self) -> bool:
+        """Whether any number of words stand without an option: then a list takes one, `a,b`."""
+        field_ = self.names.get(self.command.bare or "")
+        return field_ is not None and schema.is_list(self.leaves[field_].hint)
 
     def _resolve(self, option: str) -> tuple[str, str | None]:
         """(field, key of a mapping field that the option names too). Old names are noted, unknown ones refused."""

@@ -140,6 +140,43 @@ def said(command: Command, capsys: pytest.CaptureFixture[str], *arguments: str) 
     return capsys.readouterr().out
 
 
+@dataclass
+class OneJob:
+    """A job whose source stands without an option, beside a list.
+
+    Attributes:
+        source: Folder to read.
+        encoders: Encoders.
+        quiet: Say less.
+    """
+
+    source: str
+    encoders: tuple[str, ...] = ("a",)
+    quiet: bool = False
+
+
+ONE = Command("tests.one", OneJob, nothing, bare="source")
+
+
+@pytest.mark.parametrize(
+    ("line", "source", "encoders"),
+    [
+        ("/d --encoders a b", "/d", ("a", "b")),
+        ("/d --encoders a,b", "/d", ("a", "b")),
+        ("--source /d --encoders a b", "/d", ("a", "b")),
+        ("--source=/d --encoders a b", "/d", ("a", "b")),
+        ("--encoders a b --source /d", "/d", ("a", "b")),
+        ("--encoders a b /d", "/d", ("a", "b")),
+        ("--encoders a /d", "/d", ("a",)),
+        ("--encoders a b --quiet /d", "/d", ("a", "b")),
+        ("--quiet /d --encoders a b c", "/d", ("a", "b", "c")),
+    ],
+)
+def test_a_list_takes_words_beside_the_one_that_needs_no_option(line, source, encoders):
+    job = ONE.parse(line.split())
+    assert (job.source, job.encoders) == (source, encoders)
+
+
 def test_defaults_are_those_of_the_dataclasses_and_the_preset():
     assert parse() == Job(presets.build("conclugen", "improved"), Source("/d"), Place("r"))
     assert parse("--preset", "simclr", "--recipe", "paper").pretrain == presets.build("simclr", "paper")
