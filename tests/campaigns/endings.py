@@ -370,7 +370,16 @@ JOBS: dict[str, Job] = {
         lambda folder: None,
         lambda folder: [
             *("--run", "a", "--output", folder / "out", "--systems", "contrastive", "--data-seeds", 0, "--epochs", 1),
-            *("--factors.widths", "video=24,audio=20", "--factors.speakers", 24, "--factors.clips", 12),
+            *(
+                "--factors.widths",
+                "video=24,audio=20",
+                "--factors.speakers",
+                9,
+                "--factors.clips",
+                12,
+                "--judging.fractions",
+                "1.0",
+            ),
             *("--global-batch", 36, "--representation-dim", 8, "--projection-dim", 4, "--parallel", 1),
         ],
         lambda folder: [(folder / "out/a" / name).read_text() for name in ("page.md", "results.csv")],

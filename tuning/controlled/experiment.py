@@ -24,7 +24,7 @@ from conclugen.common.atomic import write_json
 from conclugen.common.reading import read_mapping
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.judge import evaluate, scores
-from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
+from shards import Column, Label, Manifest, Sample, Schema, ShardWriter, publication
 from shards.manifest import MANIFEST_NAME, plain_info
 from shards.view import IndexValues, View
 from tuning.ablation import cell
@@ -94,6 +94,7 @@ def write_shards(job: ControlledJob, seed: int) -> Manifest:
     """
     folder, config = job.folder / f"seed-{seed}", job.source
     info = {f"{job.features}_of": asdict(config), "seed": seed}
+    publication.finish_same(folder, info)  # of a start that was stopped; whose features they are is asked below
     if not (folder / MANIFEST_NAME).exists():
         _write(job, folder, seed, info)
     manifest = Manifest.open(folder)

@@ -15,9 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from conclugen.evaluation.config import JudgingConfig
-from shards import Manifest, View
+from shards import Manifest, View, publication
 from tuning.controlled import experiment, page, rendered
 from tuning.controlled.__main__ import run
+from tuning.controlled.experiment import write_shards
 from tuning.controlled.factors import FactorsConfig, draw
 from tuning.controlled.job import ControlledJob, System
 from tuning.controlled.rendered import RenderedConfig
@@ -165,6 +166,30 @@ def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.Capture
         run(job)
     with pytest.raises(ValueError, match=r"features of other factors.*--run"):
         run(dataclasses.replace(job, factors=dataclasses.replace(SMALL, noise=0.9)))
+
+
+def test_shards_that_were_being_published_at_a_stop_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped once all is staged, and once the first file is in its place: then the same command goes on."""
+    expected = write_shards(ControlledJob(name="whole", output=str(tmp_path), factors=SMALL, global_batch=36), 0)
+    for renames in (0, 1):
+        job = ControlledJob(name=f"stopped{renames}", output=str(tmp_path), factors=SMALL, global_batch=36)
+        real, left = Path.replace, [renames]
+
+        def replace(path: Path, target: Path, real: Any = real, left: list[int] = left) -> Path:
+            if publication.STAGING in path.parts and publication.STAGING not in target.parts:
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            return real(path, target)  # type: ignore[no-any-return]
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Path, "replace", replace)
+            write_shards(job, 0)
+        assert publication.pending(job.folder / "seed-0") is not None
+        assert write_shards(job, 0).digest == expected.digest
+        assert View.names(Manifest.open(job.folder / "seed-0")) == ["test", "train"]
 
 
 FACES = RenderedConfig(speakers=6, clips=4)
