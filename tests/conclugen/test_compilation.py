@@ -69,13 +69,16 @@ def test_compiling_is_no_part_of_what_is_learned() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_to_machine_code() -> None:
+@pytest.mark.parametrize(("precision", "steps", "tolerance"), [("float64", 5, 1e-9), ("float32", 1, 1e-5)])
+def test_compiled_to_machine_code(precision: str, steps: int, tolerance: float) -> None:
+    """In single precision for one step: AdamW divides a gradient that is rounding noise by its own size, so that its
+    parameter takes a whole step this way or that, and losses after it differ by percents."""
     torch._dynamo.reset()
-    compiled, eager = (learned(compile=c) for c in (True, False))
-    for step in range(5):
+    compiled, eager = (learned(compile=c, precision=precision) for c in (True, False))
+    for step in range(steps):
         found, expected = (p.step(rows(step)) for p in (compiled, eager))
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-3, rtol=1e-3, msg=name)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=tolerance, rtol=tolerance, msg=name)
 
 
 @pytest.fixture
