@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -46,6 +47,10 @@ Standardization = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 class SupersededError(RuntimeError):
     """This process trains for a start of the run that another one has followed."""
+
+
+class UnseenFolderError(ValueError):
+    """A node that trains does not see the run's folder."""
 
 
 class RunFolder:
@@ -119,6 +124,19 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._record, _plain(identity))
         return resumed
+
+    def check_seen(self, who: str, patience_s: float = 10.0) -> None:
+        """Raises UnseenFolderError where this machine does not see the run's folder, which its job has made; one that
+        is shared may take seconds to show it. who: whose machine it is."""
+        deadline = time.monotonic() + patience_s
+        while not self._record.is_file():
+            if time.monotonic() >= deadline:
+                raise UnseenFolderError(
+                    f"{who} does not see {self.path}: run.output must be a folder that every node reaches under this "
+                    "path; mount it there, or give another run.output (checkpoints alone can lie elsewhere: "
+                    "run.storage)"
+                )
+            time.sleep(min(0.5, patience_s))
 
     def save_config(self, job: PretrainJob) -> None:
         """Keep the resolved configuration of this start, as `--config` reads it."""

@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from conclugen.common import uris
 from conclugen.common.options import JobFailedError
@@ -35,6 +37,9 @@ _FATAL += (ImportError, LookupError, NameError, NotImplementedError, TypeError, 
 _WAITING = ("/torch/distributed/", "/conclugen/distributed.py", "/ray_jobs/training/rank_meeting.py")
 # What Ray says of a process that is gone.
 _DIED = re.compile(r"(?:Worker exit detail|The actor is dead because):? ?([^.]*)")
+# The last line of a traceback.
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning): ")
+_LONGEST_CAUSE = 600
 # Other ranks get this long to leave their record before the first process ends and Ray stops them all.
 _LAST_WORDS_S = 2.0
 
@@ -178,7 +183,7 @@ def read(path: Path, attempt: str) -> list[Failure]:
                 records.append(Failure(**record))
         except (ValueError, TypeError, KeyError):
             continue  # torn by a crash
-    return sorted(records, key=lambda record: (not record.fatal, record.waited, record.time))
+    return most_telling(records)
 
 
 def forget_beginnings(path: Path) -> None:
@@ -201,19 +206,48 @@ def describe(failures: list[Failure], error: BaseException, step: int) -> str:
     step: the last one that was journalled, for a process that died without a word.
     """
     if not failures:
-        said = uris.scrub(" ".join(str(error).split()))  # what any library said, in a process that has no journal
-        died = _DIED.search(said)
-        cause = died[1].strip() if died else said
+        died = _DIED.search(uris.scrub(" ".join(str(error).split())))
+        cause = died[1].strip()[:_LONGEST_CAUSE] if died else cause_of(str(error))
         ranks = getattr(error, "worker_failures", None) or {}
         if ranks:
-            return f"rank {', '.join(map(str, sorted(ranks)))}, after step {step}: the process died: {cause[:400]}"
-        return f"after step {step}: {type(error).__name__}: {cause[:400]}"
+            return f"rank {', '.join(map(str, sorted(ranks)))}, after step {step}: the process died: {cause}"
+        return f"after step {step}: {type(error).__name__}: {cause}"
     first = failures[0]
     silent = sorted(set(range(first.world)) - {failure.rank for failure in failures})
     if first.waited and silent:
         ranks = ", ".join(map(str, silent))
         return f"rank {ranks} gave no sign of life, and {first}"
     return str(first)
+
+
+def handed_over(error: BaseException, attempt: str, world: int, step: int) -> list[Failure]:
+    """What Ray hands over of ranks' own exceptions, for those that could leave no record: on a node that does not see
+    the run's folder, or where the disk is full. Of a process that died there is none."""
+    found = []
+    for rank, wrapped in sorted((getattr(error, "worker_failures", None) or {}).items()):
+        own = getattr(wrapped, "_base_exc", wrapped)
+        if isinstance(own, RayError) or not isinstance(own, Exception):
+            continue
+        message = uris.scrub(" ".join(str(own).split()))[:2000]
+        trace = uris.scrub(str(wrapped))[-8000:]
+        waited = any(part in trace for part in _WAITING) and not is_fatal(own)
+        kind = type(own).__name__
+        found.append(Failure(attempt, rank, world, step, kind, message, is_fatal(own), waited, time.time(), trace))
+    return found
+
+
+def most_telling(failures: Iterable[Failure]) -> list[Failure]:
+    """Fatal ones first, then those of ranks that did not only wait, each in order of time."""
+    return sorted(failures, key=lambda failure: (not failure.fatal, failure.waited, failure.time))
+
+
+def cause_of(said: str) -> str:
+    """The end of what a library said, in one line: of a traceback the exception, which stands last."""
+    lines = said.strip().splitlines()
+    starts = [i for i, line in enumerate(lines) if _EXCEPTION.match(line)]
+    traced = any(line.lstrip().startswith(("File ", "Traceback", "ray::")) for line in lines)
+    cause = uris.scrub(" ".join(" ".join(lines[starts[-1] :] if starts and traced else lines).split()))
+    return cause if len(cause) <= _LONGEST_CAUSE else f"...{cause[-_LONGEST_CAUSE:]}"
 
 
 def _place(frame: FrameType) -> str:

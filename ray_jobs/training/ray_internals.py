@@ -17,15 +17,18 @@ have.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import ray
 from ray._private.state import state as global_state
 from ray.core.generated import gcs_pb2
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -52,6 +55,37 @@ class Trainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """`conclugen.common.ending` has the signals, and the workers end with the job."""
+
+
+class OwnAddressConfig(TorchConfig):
+    """A TorchConfig whose workers take gloo's connections at the address by which Ray knows their node.
+
+    By itself gloo takes them where the hostname resolves to. That is the loopback interface on many a machine (Debian
+    writes 127.0.1.1 into /etc/hosts, as many containers do), where no other node reaches it.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _OwnAddressBackend
+
+
+class _OwnAddressBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(take_own_address)
+        super().on_start(worker_group, backend_config)
+
+
+def take_own_address() -> None:
+    """In a worker, before its process group is made; what the user has set there holds."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this address, None where there is none of it."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, has in interfaces if any(each.address == address for each in has)), None)
 
 
 def free_what_the_dead_hold() -> int:

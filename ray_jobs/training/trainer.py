@@ -12,7 +12,6 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, PreemptionError, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
-from ray.train.torch import TorchConfig
 
 from ray_jobs.preflight import within
 from ray_jobs.run_config import PretrainJob, RunConfig
@@ -62,6 +61,9 @@ def fit(
             return
         except (TrainingFailedError, RayError) as error:
             found, at = failures.read(folder.failures, attempt), last_step(folder)
+            recorded = {failure.rank for failure in found}
+            others = failures.handed_over(error, attempt, job.run.workers, at)
+            found = failures.most_telling([*found, *(other for other in others if other.rank not in recorded)])
             what = failures.describe(found, error, at)
             if found and found[0].fatal:
                 raise RunFailedError(what) from error
@@ -112,7 +114,7 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
         ray_internals.Trainer(
             start.attempt,
             functools.partial(train, start),
-            torch_config=TorchConfig(timeout_s=int(run.stall_timeout_s + COLLECTIVES_LATER_S)),
+            torch_config=ray_internals.OwnAddressConfig(timeout_s=int(run.stall_timeout_s + COLLECTIVES_LATER_S)),
             scaling_config=ScalingConfig(
                 num_workers=run.workers if run.min_workers is None else (run.min_workers, run.workers),
                 use_gpu=run.gpu,

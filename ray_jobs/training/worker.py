@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -54,8 +56,9 @@ def train(start: Start) -> None:
     uris.scrub_output()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    failures = RunFolder(start.folder).failures
-    with Pulse(failures, start.attempt, rank, world, start.job.run.stall_timeout_s) as pulse:
+    folder = RunFolder(start.folder)
+    folder.check_seen(f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}), where rank {rank} runs,")
+    with Pulse(folder.failures, start.attempt, rank, world, start.job.run.stall_timeout_s) as pulse:
         _train(start, rank, world, pulse)
 
 
