@@ -126,10 +126,10 @@ class RunFolder:
         return resumed
 
     def check_seen(self, who: str, patience_s: float = 10.0) -> None:
-        """Raises UnseenFolderError where this machine does not see the run's folder, which its job has made; one that
-        is shared may take seconds to show it. who: whose machine it is."""
+        """Raises UnseenFolderError where this machine does not see the run's folder, in which a start has begun; one
+        that is shared may take seconds to show it. who: whose machine it is."""
         deadline = time.monotonic() + patience_s
-        while not self._record.is_file():
+        while not self._attempt.is_file():
             if time.monotonic() >= deadline:
                 raise UnseenFolderError(
                     f"{who} does not see {self.path}: run.output must be a folder that every node reaches under this "

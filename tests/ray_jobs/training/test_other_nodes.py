@@ -95,12 +95,12 @@ def test_what_was_written_down_counts_more_than_what_is_handed_over() -> None:
 
 
 def test_a_shared_folder_may_take_seconds_to_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, waits = RunFolder(tmp_path / "run"), []
+    folder, waits = RunFolder(tmp_path), []
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 3:
-            folder.claim({"a": 1})
+            folder.begin_attempt()
 
     monkeypatch.setattr(time, "sleep", sleep)
     folder.check_seen("this node", patience_s=60)
