@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from conclugen import PretrainConfig
 from conclugen.config import by_corpus
 from ray_jobs.run_config import DataConfig, SourceConfig
-from ray_jobs.source import Source
+from ray_jobs.source import Source, rounding
 from shards import Cursor, Manifest, Reader, Rows, View
 from shards.damage import Damage, DamageLog, ShardError
 from shards.mixed_plan import MixedPlan
@@ -209,7 +209,7 @@ class Mixture:
         of steps that are still to come may differ (`refuse_other_history`)."""
         identity = self.opened.identity()
         identity[WEIGHTS] = {str(step): dict(weights) for step, weights in self.plan.weights.items()}
-        return identity | {"data.plan": self.plan.unweighted_digest}
+        return identity | {"data.plan": self.plan.unweighted_digest} | rounding(self.data)
 
     def model_info(self) -> dict[str, object]:
         """What an exported model says of the corpora that it has seen: data, views, and the rows of each."""
@@ -256,12 +256,13 @@ class Mixture:
         ]
         return f"; corpora: {'; '.join(told)}"
 
-    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step]:
-        """This rank's part of the next `steps` global batches, executed by Ray Data; close it before Ray ends."""
+    def stream(self, rank: int, world: int, cursor: Cursor, steps: int, payload: str) -> ReadAhead[Step]:
+        """This rank's part of the next `steps` global batches, executed by Ray Data (payload: see
+        `shards.ray_source.stream`); close it before Ray ends."""
         from shards import ray_source
 
         execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
-        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, self.data.payload, execution)
+        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution)
 
 
 def weights_differ_from(there: Mapping[str, object], here: Mapping[str, object]) -> int | None:

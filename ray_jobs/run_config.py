@@ -96,7 +96,11 @@ class DataConfig(ShardsConfig):
         remainder: What happens to the rows that do not fill an epoch's last global batch (`shards.EpochPlan`).
         chunk_rows: Consecutive rows read together; None: 1/16 of the global batch, at most 64.
         payload: `object_store`: Ray Data tasks read the bytes; `worker`: the plan travels through Ray Data and the
-            training worker reads the bytes.
+            training worker reads the bytes; `device`, `host`: all rows are read once at the start, onto each device or
+            into memory that the workers of a node share, and a batch is one index; `auto`: on GPUs `device` or `host`
+            where the rows fit, else `object_store`. Batches are the same bit for bit.
+        rows_in: Of `device` and `host`: rows are kept as `stored`, or rounded to `float16`, in half the memory of
+            float32.
         read_tasks: Ray Data tasks that read at once for each worker.
         prefetch: Batches that each worker has read ahead of the step.
         standardization_rows: Rows from which the input standardisation is fitted, at most.
@@ -111,7 +115,8 @@ class DataConfig(ShardsConfig):
     label: str | None = None
     remainder: Literal["drop", "pad", "carry"] = "drop"
     chunk_rows: int | None = None
-    payload: Literal["object_store", "worker"] = "object_store"
+    payload: Literal["auto", "object_store", "worker", "device", "host"] = "auto"
+    rows_in: Literal["stored", "float16"] = "stored"
     read_tasks: int = 2
     prefetch: int = 2
     standardization_rows: int = 200_000
@@ -131,6 +136,11 @@ class DataConfig(ShardsConfig):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name}: must be at least {least}, got {value}")
+        if self.rows_in != "stored" and self.payload not in ("device", "host"):
+            raise ValueError(
+                f"data.rows_in: {self.rows_in} is of rows that are kept, and data.payload={self.payload} need not keep "
+                "any; give data.payload=device or host, or leave rows_in out"
+            )
 
     def weighted(self, weights: Mapping[str, float]) -> DataConfig:
         """The same data with other weights of these sources. Raises ValueError for a name of no source, and where
@@ -216,13 +226,16 @@ class RunConfig:
 
     Attributes:
         name: Name of the run; the same name resumes it.
-        output: Folder of all runs; the run lives in `<output>/<name>`. Absolute, or below the current directory.
+        output: Folder of all runs; the run lives in `<output>/<name>`. Absolute, or below the current directory. With
+            several nodes every one reaches it, or `storage` is given.
         storage: Where checkpoints lie, `<storage>/<name>`: an fsspec URL (`s3://bucket/folder`) or a path that every
-            node reaches; None: `checkpoints` in the run's folder.
+            node reaches, and then no other folder need be shared; None: `checkpoints` in the run's folder.
         workers: Training workers (processes; on a GPU cluster: GPUs).
         min_workers: Fewest workers to go on with where nodes are lost, back to `workers` where they return; None: wait
             until all can be placed. The same samples are trained on in the same batches for any number.
         gpu: Train on GPUs, one per worker; in bfloat16 and compiled unless the options say otherwise.
+        network_gbit: Gbit/s of a GPU's link to other nodes, for the estimate at the start of a run on GPUs; None: 10 is
+            assumed, and said.
         cpus_per_worker: Logical CPUs that each worker reserves; also its number of threads.
         checkpoint_every: Optimiser steps between checkpoints, beside those by time; None: by time alone.
         checkpoint_every_s: Seconds between checkpoints, by rank 0's clock; None: by steps alone. It is more where the
@@ -254,6 +267,7 @@ class RunConfig:
     workers: int = 1
     min_workers: int | None = None
     gpu: bool = False
+    network_gbit: float | None = None
     cpus_per_worker: int = 1
     checkpoint_every: int | None = None
     checkpoint_every_s: float | None = 300.0
@@ -288,6 +302,8 @@ class RunConfig:
             raise ValueError(
                 f"run.checkpoint_every_s: must be null or more than 0 seconds, got {self.checkpoint_every_s}"
             )
+        if self.network_gbit is not None and not 0 < self.network_gbit < math.inf:
+            raise ValueError(f"run.network_gbit: must be null or more than 0 Gbit/s, got {self.network_gbit}")
         if self.max_failures < -1:
             raise ValueError(f"run.max_failures: must be at least 0 (-1: without limit), got {self.max_failures}")
         check_experiment("run.experiment", self.experiment)

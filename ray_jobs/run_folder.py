@@ -21,7 +21,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from conclugen import PretrainConfig
-from conclugen.common.atomic import atomic_path, write_json
+from conclugen.common.atomic import atomic_path, sync_file, write_json
 from conclugen.common.options import to_plain
 from conclugen.common.reading import parse_json, read_lines, read_mapping
 from ray_jobs.run_config import PretrainJob, RunConfig
+from ray_jobs.tracking.journal import Journal
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from shards import Damage
 
@@ -125,16 +126,17 @@ class RunFolder:
             write_json(self._record, _plain(identity))
         return resumed
 
-    def check_seen(self, who: str, patience_s: float = 10.0) -> None:
-        """Raises UnseenFolderError where this machine does not see the run's folder, in which a start has begun; one
-        that is shared may take seconds to show it. who: whose machine it is."""
+    def check_seen(self, who: str, attempt: str, patience_s: float = 10.0) -> None:
+        """Raises UnseenFolderError where this machine does not see the run's folder, in which this start has begun; one
+        that is shared may take seconds to show it, and one of another machine shows another start, or none. who: whose
+        machine it is."""
         deadline = time.monotonic() + patience_s
-        while not self._attempt.is_file():
+        while self.last_attempt() != attempt:
             if time.monotonic() >= deadline:
                 raise UnseenFolderError(
                     f"{who} does not see {self.path}: run.output must be a folder that every node reaches under this "
-                    "path; mount it there, or give another run.output (checkpoints alone can lie elsewhere: "
-                    "run.storage)"
+                    "path; mount it there, or give run.storage, a location that every node reaches: then no folder "
+                    "need be shared"
                 )
             time.sleep(min(0.5, patience_s))
 
@@ -190,9 +192,23 @@ class RunFolder:
         if self.last_attempt() != attempt:
             raise SupersededError(f"{self.path}: the run was started again; this process belongs to an earlier start")
 
+    def append(self, path: Path, text: str) -> None:
+        """Add whole lines to a file of the folder. Raises OSError."""
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            file.write(text)
+
+    def open_journal(self) -> Journal:
+        """The journal, which is there already."""
+        return Journal(self.journal)
+
+    def sync_journal(self) -> None:
+        """Put what is journalled on the disk. Raises OSError."""
+        sync_file(self.journal)
+
     def quarantine(self, rank: int) -> Quarantine:
         """Where a rank notes the damaged samples that it meets."""
-        return Quarantine(self.path / "quarantine" / f"rank-{rank}.jsonl")
+        return Quarantine(self.path / "quarantine" / f"rank-{rank}.jsonl", self.append)
 
     def quarantined(self) -> list[Damage]:
         """Damaged samples that any rank has met in any start, each once, in order of rows."""
@@ -236,18 +252,19 @@ class RunFolder:
 
 
 class Quarantine:
-    """Damaged samples that one rank meets: written to its own file, and waiting for the next meeting of the ranks."""
+    """Damaged samples that one rank meets: written to its own file, and waiting for the next meeting of the ranks.
 
-    def __init__(self, path: Path):
-        self._path = path
+    append: adds lines to the file.
+    """
+
+    def __init__(self, path: Path, append: Callable[[Path, str], None]):
+        self.path, self._append = path, append
         self._new: deque[Damage] = deque()
 
     def note(self, sample: Damage) -> None:
         """Take a sample in; called by the thread that reads."""
         self._new.append(sample)
-        self._path.parent.mkdir(exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(sample)) + "\n")
+        self._append(self.path, json.dumps(asdict(sample)) + "\n")
 
     def take(self) -> list[Damage]:
         """Samples noted since the last call."""

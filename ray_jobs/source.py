@@ -87,7 +87,9 @@ class Source:
             "data.plan": self.plan.digest,
             "data.modalities": {name: list(columns) for name, columns in self.reader.modalities.items()},
         }
-        return identity if self.data.speaker == GROUP else identity | {"data.speaker": self.data.speaker}
+        if self.data.speaker != GROUP:
+            identity["data.speaker"] = self.data.speaker
+        return identity | rounding(self.data)
 
     def model_info(self) -> dict[str, object]:
         """What an exported model says of the data that it learned from."""
@@ -117,12 +119,18 @@ class Source:
         }[self.plan.remainder]
         return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={self.plan.remainder})"
 
-    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step]:
-        """This rank's part of the next `steps` global batches, executed by Ray Data; close it before Ray ends."""
+    def stream(self, rank: int, world: int, cursor: Cursor, steps: int, payload: str) -> ReadAhead[Step]:
+        """This rank's part of the next `steps` global batches, executed by Ray Data (payload: see
+        `shards.ray_source.stream`); close it before Ray ends."""
         from shards import ray_source
 
         execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
-        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, self.data.payload, execution)
+        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution)
+
+
+def rounding(data: DataConfig) -> dict[str, object]:
+    """What identifies a run whose rows are not those that are stored."""
+    return {} if data.rows_in == "stored" else {"data.rows_in": data.rows_in}
 
 
 def available_widths(data: ShardsConfig, manifest: Manifest) -> dict[str, int]:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -94,6 +94,7 @@ class Pulse:
     Args:
         path: `failures.jsonl` of the run.
         attempt: Which start of the run this is.
+        append: Adds lines to the file; None: it lies on this machine.
         limit_s: Seconds without a `beat` after which the process is given up: an exception cannot be raised in a
             thread that hangs in a system call, and the other ranks wait for it.
 
@@ -101,7 +102,16 @@ class Pulse:
         announced: Whether a node of the ranks will be taken away; set by who hears of it.
     """
 
-    def __init__(self, path: Path, attempt: str, rank: int, world: int, limit_s: float):
+    def __init__(
+        self,
+        path: Path,
+        attempt: str,
+        rank: int,
+        world: int,
+        limit_s: float,
+        append: Callable[[Path, str], None] | None = None,
+    ):
+        self._append = append or _append
         self._path, self._attempt, self._rank, self._world, self._limit = path, attempt, rank, world, limit_s
         self.announced = False
         self._group = ray.get_runtime_context().get_placement_group_id() if ray.is_initialized() else None
@@ -158,10 +168,14 @@ class Pulse:
 
     def _write(self, record: dict[str, Any], told: str) -> None:
         try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as problem:  # a full disk: what Ray hands over must do
+            self._append(self._path, json.dumps(record) + "\n")
+        except (OSError, RayError) as problem:  # a full disk, a job that is gone: what Ray hands over must do
             print(f"warning: {self._path}: {uris.scrub(problem)}; {told}", flush=True)
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
 
 
 def read(path: Path, attempt: str) -> list[Failure]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 
 from conclugen import PretrainConfig, Pretrainer, export, reach
@@ -131,8 +132,9 @@ def _pretrain(
             print(line, flush=True)
         if reached < total_steps:
             ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
+            step_bytes = _foretold(job, source)
             with ProgressPrinter(folder.journal, total_steps):
-                trainer.fit(job, folder, total_steps, identity, train)
+                trainer.fit(job, folder, total_steps, identity, train, step_bytes)
         step = export_model(job.pretrain, source, store, folder)
         for picture in plot_history(folder):
             journal.artifact(picture, target="plots")
@@ -142,6 +144,18 @@ def _pretrain(
         )
     not_taken = tuple(refused(folder.journal, begun))
     return PretrainResult(folder, folder.model, step, uri, sink.run_id, not_taken, not sink.complete)
+
+
+def _foretold(job: PretrainJob, source: AnySource) -> int:
+    """Say what a step is estimated to take on GPUs; returns the bytes that it takes of one, 0 without GPUs."""
+    if not job.run.gpu:
+        return 0
+    from ray_jobs.training.forecast import forecast  # torch's tracing takes as long to import as torch
+
+    found = forecast(job, source.reader.widths, ray.nodes())
+    for line in found.lines:
+        print(line, flush=True)
+    return found.step_bytes
 
 
 def checkpoint_bytes(config: PretrainConfig, source: AnySource) -> int:

@@ -18,11 +18,9 @@ from torch import Tensor
 
 from conclugen import Pretrainer
 from conclugen.common import uris
-from conclugen.common.atomic import sync_file
 from conclugen.tasks import registry
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.tracking.journal import Journal
 from ray_jobs.training.input_gauge import InputGauge, InputTimes
 from ray_jobs.training.validation import CorporaValidation, Validation
 from ray_jobs.training.wait_warning import WaitWatch
@@ -72,7 +70,7 @@ class StepRecorder(SilentRecorder):
         super().__init__()
         self._folder, self._attempt = folder, attempt
         self._unwritten: list[dict[str, Any]] = []
-        self._journal = Journal(folder.journal)
+        self._journal = folder.open_journal()
         self._validation = validation
         self._timer = StepTimer(job.pretrain.global_batch, self.input)
         self._wait_watch = WaitWatch(job)
@@ -121,7 +119,7 @@ class StepRecorder(SilentRecorder):
         self._folder.check_attempt(self._attempt)
         if self._unwritten:
             raise OSError(errno.ENOSPC, "the journal has not taken all steps yet", str(self._folder.journal))
-        sync_file(self._folder.journal)
+        self._folder.sync_journal()
 
     def heed(self, inputs: Sequence[InputTimes]) -> None:
         """Warn where a rank waits for data; inputs: what each rank measured so far, in order."""

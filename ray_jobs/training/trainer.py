@@ -17,7 +17,7 @@ from ray_jobs.preflight import within
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
-from ray_jobs.training import failures, known_nodes, ray_internals
+from ray_jobs.training import failures, far_folder, known_nodes, ray_internals
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import Failure, RunFailedError
@@ -36,6 +36,7 @@ def fit(
     total_steps: int,
     identity: Mapping[str, Any],
     train: Callable[[Start], None] = train_worker.train,
+    step_bytes: int = 0,
 ) -> None:
     """Train until `total_steps`, from the newest checkpoint in the run's store if there is one.
 
@@ -45,6 +46,7 @@ def fit(
 
     Args:
         train: What each worker runs.
+        step_bytes: What a training step takes of a device, as far as it is known.
 
     Raises:
         RunFailedError: one line with rank, step and cause; the last good checkpoint stays.
@@ -54,7 +56,8 @@ def fit(
         earlier, attempt = folder.last_attempt(), folder.begin_attempt()
         try:
             _make_room(job.run, earlier)
-            _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity), train)
+            with far_folder.home(folder, job.run) as home:
+                _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity, step_bytes, home), train)
             if total_steps not in _stored(folder.store(job.run)):
                 raise RunFailedError(f"the workers ended after step {last_step(folder)} of {total_steps}")
             failures.forget_beginnings(folder.failures)

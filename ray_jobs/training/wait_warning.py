@@ -81,6 +81,19 @@ def likely_cause(period: InputTimes, job: PretrainJob) -> Cause:
             "reading keeps up on the whole, and comes in bursts",
             f"Raise data.prefetch (now {data.prefetch})",
         )
+    if data.payload == "device":
+        return Cause(
+            "positions",
+            "the queue of positions runs empty, though they are but numbers",
+            "Run fewer workers or less else on the machine: the thread that makes them gets no core",
+        )
+    if data.payload == "host":
+        return Cause(
+            "copy of rows",
+            "the queue runs empty, and copying rows out of the node's memory takes all of the one thread that does it",
+            "Set data.payload=device where the rows fit there, or data.rows_in=float16 under a new run.name, which "
+            "halves the bytes",
+        )
     if period.fetching > period.reading:
         if data.payload == "object_store":
             return Cause(

@@ -21,13 +21,14 @@ import torch
 from conclugen import Pretrainer, checkpoint, distributed
 from conclugen.checkpoint import Checkpoint, HostMemory, Snapshot
 from conclugen.common import uris
-from conclugen.prefetch import prefetch
 from ray_jobs.mixture import AnySource, Mixture, open_source
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.training import far_folder, payloads
 from ray_jobs.training.checkpoint_store import CheckpointWriter
 from ray_jobs.training.failures import Pulse
 from ray_jobs.training.input_gauge import InputTimes
+from ray_jobs.training.payloads import Node, Payload
 from ray_jobs.training.rank_meeting import RankMeeting
 from ray_jobs.training.step_profile import profiled
 from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
@@ -42,13 +43,16 @@ COLLECTIVES_LATER_S = 30.0
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run's workers. `attempt` names it; `identity` goes with each checkpoint."""
+    """One start of a run's workers. `attempt` names it; `identity` goes with each checkpoint; `step_bytes`: what a
+    training step takes of a device, as far as it is known; `home`: see `far_folder.home`."""
 
     job: PretrainJob
     folder: str
     total_steps: int
     attempt: str
     identity: Mapping[str, Any]
+    step_bytes: int = 0
+    home: Any = None
 
 
 def train(start: Start) -> None:
@@ -56,14 +60,15 @@ def train(start: Start) -> None:
     uris.scrub_output()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    folder = RunFolder(start.folder)
-    folder.check_seen(f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}), where rank {rank} runs,")
-    with Pulse(folder.failures, start.attempt, rank, world, start.job.run.stall_timeout_s) as pulse:
-        _train(start, rank, world, pulse)
+    who = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}), where rank {rank} runs,"
+    folder = far_folder.reach(start.folder, start.attempt, start.home, who)
+    limit_s = start.job.run.stall_timeout_s
+    with Pulse(folder.failures, start.attempt, rank, world, limit_s, folder.append) as pulse:
+        _train(start, folder, rank, world, pulse)
 
 
-def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
-    job, run, folder = start.job, start.job.run, RunFolder(start.folder)
+def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse) -> None:
+    job, run = start.job, start.job.run
     torch.set_num_threads(run.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces its doings; the progress line is ours
 
@@ -79,15 +84,19 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
         distributed.separate(timedelta(seconds=run.stall_timeout_s + COLLECTIVES_LATER_S))
     step = 0 if state is None else int(state.meta["step_number"])
     cursor = Cursor(epoch=0, step=0) if state is None else Cursor.from_dict(state.cursor)
+    device = ray.train.torch.get_device()
+    payload = prepared(start, source, rank, device, meeting, functools.partial(pulse.beat, step))
+    watch.all_read = payload.all_read
+    job = replace(job, data=replace(job.data, payload=payload.name))  # type: ignore[arg-type]  # one of its words
 
     # The stream starts first: its tasks come up and read while the model is built.
-    with source.stream(rank, world, cursor, start.total_steps - step) as batches:
+    with payload.stream(rank, world, cursor, start.total_steps - step) as batches:
         pretrainer = Pretrainer(
             job.pretrain,
             widths=source.reader.widths,
             steps_per_epoch=source.steps_per_epoch,
             standardization=folder.load_standardization(),
-            device=ray.train.torch.get_device(),
+            device=device,
         )
         if state is not None:
             checkpoint.restore_everywhere(state, pretrainer)
@@ -98,7 +107,7 @@ def _train(start: Start, rank: int, world: int, pulse: Pulse) -> None:
         keeper = Keeper(start, rank, recorder)
         pulse.beat(step)
         with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
-            for rows in recorder.timed(prefetch(batches, pretrainer.device), batches.counters):
+            for rows in recorder.timed(payload.on_device(batches, device), batches.counters):
                 values = pretrainer.step(rows)
                 step = pretrainer.step_number
                 recorder.add(step, values)
@@ -141,6 +150,21 @@ def newest_state(start: Start, rank: int, meeting: RankMeeting) -> Checkpoint | 
     return None if told is None else found or Checkpoint({}, *told)
 
 
+def prepared(
+    start: Start, source: AnySource, rank: int, device: torch.device, meeting: RankMeeting, beat: Callable[[], None]
+) -> Payload:
+    """What brings the batches, with the rows read that it keeps. beat: called while they are read."""
+    context = ray.train.get_context()
+    node = Node(context.get_local_rank(), context.get_local_world_size())
+    room = payloads.room(device, start.step_bytes, node.ranks, ray.util.get_node_ip_address())
+
+    def tell(line: str) -> None:
+        if rank == 0:
+            print(line, flush=True)
+
+    return payloads.prepare(source, node, room, device, start.attempt, meeting, tell, beat)
+
+
 class RanksDifferError(RuntimeError):
     """Ranks that should hold the same parameters do not; a restart goes on from a state that they shared."""
 
@@ -175,6 +199,7 @@ class Watch:
             self._log_of(sample).know(sample)
         self._known: set[str] = set()
         self.leaving = False
+        self.all_read = False  # whether all rows were read before the first step
 
     @property
     def announced(self) -> bool:
@@ -195,7 +220,7 @@ class Watch:
         self.leaving = bool(leaving - self._known)
         self._known |= leaving
         for log, rows_before in self._logs.values():
-            log.rows_read = rows_before(step)
+            log.rows_read = log.total_rows if self.all_read else rows_before(step)
         for note in notes:
             for sample in note["damage"]:
                 damage = Damage(**sample)

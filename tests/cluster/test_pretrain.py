@@ -113,6 +113,20 @@ def test_two_workers_train_as_one_does(alone: PretrainResult, reference: Pretrai
         torch.testing.assert_close(mine[name], theirs[name], atol=1e-8, rtol=0, msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("payload", ["host", "device"])
+def test_rows_that_are_kept_train_to_the_same_bits(
+    reference: PretrainResult, bench: Bench, payload: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = bench.job(f"kept-{payload}")
+    job = replace(job, data=replace(job.data, payload=payload))  # type: ignore[arg-type]
+    result = pretrain(job, trace.train)
+    assert f"(data.payload={payload})" in capfd.readouterr().out
+    assert curve(result.folder) == curve(reference.folder)
+    mine, theirs = last_state(result.folder).tensors, last_state(reference.folder).tensors
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_open_files_do_not_grow_with_steps_and_checkpoints(reference: PretrainResult) -> None:
     """Over 20 steps and 3 checkpoints; memory, and many more of both, in `test_soak.py`."""
     files = {(r["rank"], r["step"]): r["files"] for r in trace.read_trace(reference.folder.path)}

@@ -3,17 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import pytest
 import ray
 import torch
 
+from conclugen import Pretrainer
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import metric_history
+from ray_jobs.training import far_folder
+from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
+from ray_jobs.training.failures import RunFailedError
+from ray_jobs.training.worker import Start
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.servers import S3_KEYS, s3_server
+
+NOWHERE = "/nowhere-to-be-found"
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +34,49 @@ def bucket() -> Iterator[str]:
             patch.setenv(name, value)
         fsspec.filesystem("s3").mkdir("checkpoints")
         yield "s3://checkpoints"
+
+
+def elsewhere(start: Start) -> None:
+    """A worker on a node where the run's folder is not to be found."""
+    far_folder._APPEARS_WITHIN_S = 0.0
+    train_worker.train(replace(start, folder=f"{NOWHERE}/{Path(start.folder).name}"))
+
+
+def failing_elsewhere(start: Start) -> None:
+    with mock.patch.object(Pretrainer, "check_finite", side_effect=ValueError("a fault that would come back")):
+        elsewhere(start)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_without_a_shared_folder_a_store_suffices(
+    bucket: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What workers need travels with the start or is asked for, and what they tell comes back: the same run, and the
+    same failure, as in a folder that they see."""
+    monkeypatch.setattr(far_folder, "several_nodes", lambda: True)
+    ray.init("local", num_cpus=6, include_dashboard=False, logging_level="warning")
+    try:
+        far = with_run(small_job(shards, tmp_path / "far", "far", workers=2, epochs=1), storage=bucket)
+        found = pretrain(far, elsewhere)
+        seen = pretrain(small_job(shards, tmp_path / "seen", "seen", workers=2, epochs=1))
+        with pytest.raises(RunFailedError, match=r"^rank \d of 2, .*ValueError: a fault that would come back"):
+            pretrain(
+                with_run(small_job(shards, tmp_path / "far", "fails", workers=2, epochs=1), storage=bucket),
+                failing_elsewhere,
+            )
+        with pytest.raises(RunFailedError, match=r"does not see .* give run\.storage"):
+            pretrain(small_job(shards, tmp_path / "far", "unseen", epochs=1), elsewhere)
+    finally:
+        ray.shutdown()
+    assert not Path(NOWHERE).exists()
+    for name in ("loss", "validation/effective_rank/video"):
+        assert metric_history(found.folder.journal)[name] == metric_history(seen.folder.journal)[name]
+    here, there = found.folder.store(far.run).newest(), CheckpointStore(seen.folder.path / "checkpoints").newest()
+    assert here is not None and there is not None and here.tensors.keys() == there.tensors.keys()
+    assert all(torch.equal(here.tensors[name], x) for name, x in there.tensors.items())
+    assert "a fault that would come back" in (tmp_path / "far" / "fails" / "failures.jsonl").read_text()
+    assert (found.model / "config.json").is_file()
 
 
 @pytest.mark.slow

@@ -24,10 +24,10 @@ import ray
 import ray.train
 
 from conclugen import Pretrainer, storage
-from ray_jobs.source import Source
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import Pulse
+from ray_jobs.training.payloads import Payload
 from ray_jobs.training.worker import Start
 
 
@@ -109,14 +109,15 @@ class Injection:
         # Where a test waits in vain, it asks every process where it stands.
         _stacks.append((folder / f"{attempt}-{rank}-{os.getpid()}.stacks").open("a"))
         faulthandler.register(signal.SIGUSR1, _stacks[-1], all_threads=True)
-        originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Source.stream
+        originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Payload.stream
         step, save_file, write, load, stream = originals
         make_pulse = train_worker.Pulse
 
         def stepped(pretrainer: Pretrainer, batch: Any) -> Any:
             values = step(pretrainer, batch)
             present = np.logical_or.reduce([np.asarray(x) for x in batch.present.values()])
-            self.after_step(pretrainer.step_number, batch.row.tolist(), batch.row[~present].tolist())
+            row = np.asarray(batch.row)
+            self.after_step(pretrainer.step_number, row.tolist(), row[~present].tolist())
             return values
 
         def saved(tensors: Any, path: Any, *rest: Any) -> None:
@@ -131,11 +132,11 @@ class Injection:
             self.access()
             return load(store, *arguments)
 
-        def streamed(source: Source, rank: int, world: int, cursor: Any, steps: int) -> Any:
+        def streamed(payload: Payload, rank: int, world: int, cursor: Any, steps: int) -> Any:
             for plan, _ in self.plans:
                 if plan.action == "end" and rank == plan.rank:
                     steps = min(steps, plan.step)
-            return stream(source, rank, world, cursor, steps)
+            return stream(payload, rank, world, cursor, steps)
 
         def watched(*arguments: Any) -> Pulse:
             self.pulse = make_pulse(*arguments)
@@ -146,7 +147,7 @@ class Injection:
         stack.enter_context(patch.object(storage, "save_file", saved))
         stack.enter_context(patch.object(CheckpointStore, "_write", written))
         stack.enter_context(patch.object(CheckpointStore, "load", loaded))
-        stack.enter_context(patch.object(Source, "stream", streamed))
+        stack.enter_context(patch.object(Payload, "stream", streamed))
 
     def after_step(self, step: int, rows: list[int], absent: list[int]) -> None:
         self.at = step
