@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError
+from ray.train.torch.config import _TorchBackend
 
 from conclugen import presets
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
@@ -197,3 +198,12 @@ def test_without_the_folder_lines_come_back_and_what_is_needed_is_asked_for(
     assert not (tmp_path / "not-here").exists()
     with pytest.raises(UnseenFolderError, match=r"does not see .*give run\.storage"):
         far_folder.reach(str(tmp_path / "not-here" / "far"), attempt, None, "node b,")
+
+
+def test_workers_take_their_address_before_their_process_group_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    backend = ray_internals.OwnAddressConfig(timeout_s=7).backend_cls()
+    monkeypatch.setattr(_TorchBackend, "on_start", lambda self, group, config: done.append(config.timeout_s))
+    group = SimpleNamespace(execute=done.append)
+    backend.on_start(group, ray_internals.OwnAddressConfig(timeout_s=7))  # type: ignore[arg-type]
+    assert done == [ray_internals.take_own_address, 7] and isinstance(backend, _TorchBackend)

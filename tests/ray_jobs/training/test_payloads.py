@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import ray
+import ray.train
+import ray.train.torch
+import torch
 
-from ray_jobs.run_config import DataConfig
-from ray_jobs.training import payloads
+from conclugen import presets
+from ray_jobs.mixture import open_source
+from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
+from ray_jobs.run_folder import RunFolder
+from ray_jobs.tracking.journal import Journal, metric_history
+from ray_jobs.training import far_folder, payloads, worker
 from ray_jobs.training.payloads import AUTO, DEVICE, HOST, STORE, Room, choose, line
+from ray_jobs.training.worker import Start
+from shards.schema import Column, Sample, Schema
+from shards.writer import ShardWriter
+from tests.ray_jobs.training.test_other_nodes import NearHome
 
+WIDTHS = {"video": 9, "audio": 7, "text": 5}
 GB = 10**9
 L4 = Room(14 * GB, 60 * GB, "NVIDIA L4 (23.7 GB) on node 10.0.0.3")
 H100 = Room(70 * GB, 900 * GB, "NVIDIA H100 (85.0 GB) on node 10.0.0.4")
@@ -75,3 +91,48 @@ def test_shared_memory_is_reserved_and_leaves_with_its_maker(tmp_path: Path) -> 
     with pytest.raises(OSError), payloads._made(tmp_path / "conclugen-rows-c", 1 << 60):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_trains_whole_without_ray_data_and_without_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One rank from start to end, by either payload, with its run's folder and by way of the job: the same losses, and
+    the same checkpoint."""
+    schema = Schema(tuple(Column(m, d) for m, d in WIDTHS.items()), {m: (m,) for m in WIDTHS}, grouped=True)
+    rng = np.random.default_rng(3)
+    with ShardWriter(tmp_path / "data", schema, max_shard_bytes=122_880) as writer:
+        for i in range(60):
+            writer.append(Sample(f"k{i}", {m: rng.standard_normal(d) for m, d in WIDTHS.items()}, group=f"g{i % 5}"))
+    context = SimpleNamespace(
+        get_world_rank=lambda: 0, get_world_size=lambda: 1, get_local_rank=lambda: 0, get_local_world_size=lambda: 1
+    )
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(far_folder.ray, "get", lambda found: found)
+    monkeypatch.setattr(far_folder, "_APPEARS_WITHIN_S", 0.0)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    sizes = {"representation_dim": 16, "projection_dim": 8, "reconstruction_hidden_dim": 8}
+    config = presets.build("contrast_generative", "improved", global_batch=12, model=sizes, epochs=2)
+    found = []
+    for payload, far in ((HOST, False), (DEVICE, False), (HOST, True)):
+        data = DataConfig(folder=str(tmp_path / "data"), view="everything", validation_view=None, payload=payload)  # type: ignore[arg-type]
+        store = str(tmp_path / f"store-{payload}-{far}")
+        run = RunConfig(name="r", output=str(tmp_path / f"{payload}-{far}"), storage=store, report_every=2)
+        job = PretrainJob(config, data, run)
+        source = open_source(data, config)
+        folder = RunFolder(run.output_folder / run.name)
+        folder.claim(source.identity())
+        folder.save_standardization(source.moments())
+        Journal(folder.journal, experiment="e", name="r").close()
+        attempt = folder.begin_attempt()
+        place = tmp_path / "nowhere" / "r" if far else folder.path
+        home = NearHome(folder.path) if far else None
+        worker.train(Start(job, str(place), 10, attempt, source.identity(), home=home))
+        assert f"60 rows (0.00 GB) are kept {'on' if payload == DEVICE else 'once in'}" in capsys.readouterr().out
+        state = folder.store(run).newest()
+        assert state is not None
+        found.append((metric_history(folder.journal)["loss"], {k: x.tolist() for k, x in state.tensors.items()}))
+    assert len(found[0][0]) == 10 and found[0] == found[1] == found[2]
+    assert not (tmp_path / "nowhere").exists()
