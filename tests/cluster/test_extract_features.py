@@ -30,6 +30,7 @@ from shards.clips.reader import ClipManifest
 from shards.clips.summary import finish
 from shards.manifest import Manifest
 from shards.reader import Reader
+from tests.conclugen.backbones import test_hugging_face as hf_models
 from tests.ray_jobs.embedding.test_embed import NAMES, arguments, make_run
 from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
 
@@ -204,3 +205,22 @@ def test_real_clips_to_offline_features_to_embeddings(shared_ray: None, real_dat
     rows = pq.read_table(sorted((tmp_path / "out").glob("*.parquet")))
     assert rows.num_rows == 15 and rows["reason"].null_count == 15
     assert np.isfinite(np.array(rows["embedding"].to_pylist())).all()
+
+
+def test_every_layer_of_a_model_through_ray(shared_ray: None, clips: ClipManifest, tmp_path: Path) -> None:
+    """Side by side, as the loop stores them; each beside features of that layer alone."""
+    name = f"hf-audio:{hf_models.make('wav2vec2', tmp_path / 'tiny')}@layers=all"
+    run_loop(make_plan(clips, tmp_path / "loop", (name,)))
+    plan = make_plan(clips, tmp_path / "ray", (name,))
+    summary = extract(plan, Resources(cpus=_SHARE, clips_per_task=2), quiet=True)
+    assert (summary.clips, summary.written, summary.exit_status) == (15, 11, 3), "four clips are silent"
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "loop")
+    (info,) = plan.infos
+    assert info.stored_layers > 1 and info.name == "hf-audio:tiny@layers=all"
+    whole = Reader(Manifest.open(tmp_path / "ray")).read(0, 0, 4)
+    assert whole.present["audio"].all()
+    blocks = whole.features["audio"].reshape(4, info.stored_layers, -1)
+    for layer in range(info.stored_layers):
+        run_loop(make_plan(clips, tmp_path / f"layer{layer}", (name.replace("@layers=all", f"@layer={layer}"),)))
+        one = Reader(Manifest.open(tmp_path / f"layer{layer}")).read(0, 0, 4)
+        np.testing.assert_allclose(one.features["audio"], blocks[:, layer], rtol=1e-4, atol=1e-5)
