@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def test_a_trial_sees_what_a_run_with_its_weights_sees(
     sweep = job(folders, tmp_path)
     ready = prepare(sweep)
     shared = ready.shared if shared_rows else dataclasses.replace(ready.shared, rows=None)
+    shared = pickle.loads(pickle.dumps(shared))  # as it travels to the processes of trials  # noqa: S301
     choices = RandomSearch(ready.space, 3).ask(0, 0)
     assert choices is not None and choices["data.sources.a.weight"] == 1.0
     data = ready.space.data(sweep.data, choices)
