@@ -83,6 +83,8 @@ def default_rows(columns: int, device: torch.device) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _rows_on(columns: int, fewest: int, device: torch.device) -> int:
+    if not torch.cuda.is_available():  # a pretended one, by which a step is looked at where there is none
+        return fewest
     free, total = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch hands it out again
     return _rows_in(columns, fewest, free + kept, total)

@@ -107,12 +107,12 @@ def test_feature_masking_depends_on_row_and_step_alone() -> None:
     model = pretrainer.model.train()
     row = torch.arange(50)
     x = torch.ones(50, 40)
-    masked = model._masked(x, row, key(127, "mask video", 3), 0.4)
+    masked = model._masked(x, row, key(127, "mask video", 3), 0.4, None)
     assert float(masked.mean()) == pytest.approx(0.6, abs=0.05)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(model._masked(x, row[order], key(127, "mask video", 3), 0.4), masked[order])
-    assert not torch.equal(model._masked(x, row, key(127, "mask video", 4), 0.4), masked)
-    assert torch.equal(model.eval()._masked(x, row, key(127, "mask video", 3), 0.4), x)
+    assert torch.equal(model._masked(x, row[order], key(127, "mask video", 3), 0.4, None), masked[order])
+    assert not torch.equal(model._masked(x, row, key(127, "mask video", 4), 0.4, None), masked)
+    assert torch.equal(model.eval()._masked(x, row, key(127, "mask video", 3), 0.4, None), x)
 
 
 def test_data_without_groups_is_compared_with_all_rows() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "deploy/slurm/pretrain.sbatch"
@@ -118,6 +119,10 @@ def test_out_of_time_the_command_is_ended_and_the_job_goes_back_to_the_queue(
     running = Path(cluster["CALLS"] + ".running")
     deadline = time.monotonic() + 60
     while not running.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    asleep = 0  # in its `wait`: bash puts off what comes between the decision to wait and the waiting until its end
+    while asleep < 10 and time.monotonic() < deadline:
+        asleep = asleep + 1 if psutil.Process(job.pid).status() == psutil.STATUS_SLEEPING else 0
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == 143

@@ -474,7 +474,7 @@ def test_arrays_are_never_those_of_another_table(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("ray_jobs.embedding.embed._write_arrays", killed)
+        patched.setattr("ray_jobs.embedding.arrays.write_files", killed)
         with contextlib.suppress(KeyboardInterrupt):
             embed.main(arguments(*given))
     assert pq.read_table(out / "embeddings.parquet")["path"].unique().to_pylist() == [str(video), str(other)]
