@@ -26,6 +26,7 @@ def test_a_cpu_waits_for_what_it_starts() -> None:
     assert cpu.seconds(Kernel("mm", 1000, 10**6, "bfloat16")) == pytest.approx(1e-5 + 5e-4)
 
 
+@pytest.mark.slow
 def test_constants_are_rates_of_this_machine() -> None:
     """Within what any machine could be: a product of so many operations takes neither a nanosecond nor a minute."""
     machine = estimator.measured_machine(torch.device("cpu"), ["float32", "bfloat16"], repeats=1)
@@ -34,6 +35,7 @@ def test_constants_are_rates_of_this_machine() -> None:
     assert 1e8 < machine.memory < 1e13 and 1e-7 < machine.launch < 1e-2 and min(machine.fresh, machine.cache) > 1e7
 
 
+@pytest.mark.slow
 def test_predictions_follow_from_the_constants_and_the_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -207,6 +207,7 @@ def test_real_clips_to_offline_features_to_embeddings(shared_ray: None, real_dat
     assert np.isfinite(np.array(rows["embedding"].to_pylist())).all()
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_model_through_ray(shared_ray: None, clips: ClipManifest, tmp_path: Path) -> None:
     """Side by side, as the loop stores them; each beside features of that layer alone."""
     name = f"hf-audio:{hf_models.make('wav2vec2', tmp_path / 'tiny')}@layers=all"

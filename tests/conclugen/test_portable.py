@@ -14,7 +14,7 @@ from conclugen.portable import PortableError
 from tests.conclugen.runs import fresh, rows, small_config
 
 
-@pytest.mark.parametrize("recipe", ["paper", "improved"])
+@pytest.mark.parametrize("recipe", [pytest.param("paper", marks=pytest.mark.slow), "improved"])
 def test_a_program_gives_what_the_model_gives(recipe: str, tmp_path: Path) -> None:
     pretrainer = fresh(small_config("conclugen", recipe))
     pretrainer.step(rows(0))
