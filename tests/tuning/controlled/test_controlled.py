@@ -134,7 +134,7 @@ def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.Capture
         output=str(tmp_path),
         systems=("contrastive+reconstruction",),
         data_seeds=(0, 1),
-        epochs=4,
+        epochs=12,
         global_batch=36,
         representation_dim=8,
         projection_dim=4,
