@@ -265,7 +265,7 @@ def create(family: str, model: str, given: str | None, mirror: str | None, load:
 def read(name: str, found: Found, load: Callable[[Found], T]) -> T:
     """`load` of a model whose folder is known: what was downloaded before is used as it is.
 
-    name: of the encoder, for messages. Raises WeightsError for a model that can't be had: why, and the option that
+    name: of the encoder, for messages. Raises WeightsError for a model that is not available: why, and the option that
     takes a copy.
     """
     try:

@@ -141,8 +141,8 @@ def create(name: str, weights: str | None = None, mirror: str | None = None, dev
 
     weights: a local copy (file, folder, or a model's name on a hub, as the encoder takes it); mirror: a folder or
     fsspec URL that holds published files. Raises ValueError for an unknown name, or an encoder of another package that
-    is not properly made, WeightsError for weights that can't be had: which file, where to get it, and the option that
-    takes a copy.
+    is not properly made, WeightsError for weights that are not available: which file, where to get it, and the
+    option that takes a copy.
     """
     if name in backbones.SETS:
         raise ValueError(f"{name!r} is a set of encoders: {', '.join(backbones.SETS[name])}; create them one by one")

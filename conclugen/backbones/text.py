@@ -39,7 +39,7 @@ _CHUNK = 32
 
 def create(given: str | None, mirror: str | None, device: str) -> TextEncoder:
     """given: a model's name on the hub, or a folder with its files; mirror: a folder that holds such folders under
-    their names (`OWNER/MODEL`, or `MODEL`). Raises WeightsError for one that can't be had."""
+    their names (`OWNER/MODEL`, or `MODEL`). Raises WeightsError for one that is not available."""
     model = DEFAULT_MODEL if given is None else hub.absolute(given, f"weights of {NAME}")
     found = hub.find(hub.Request(NAME, model), given, mirror)
     source = f"https://huggingface.co/{model}" if not hub.is_path(model) else Path(model).name

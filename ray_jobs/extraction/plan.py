@@ -53,7 +53,7 @@ class EncoderChoice:
         return registry.provider(self.name)
 
     def create(self, device: str) -> Encoder:
-        """Raises WeightsError for weights that can't be had, ValueError for an encoder that this process can't have."""
+        """Raises WeightsError for weights that are not available, ValueError for an encoder that this process lacks."""
         if self.plugin is not None:
             registry.plug(self.plugin)
         return backbones.create(self.name, self.weights, self.mirror, device)
@@ -117,7 +117,7 @@ class Extraction:
     def make(cls, clips: ClipManifest, out: Path, choices: Sequence[EncoderChoice], **options: Any) -> Extraction:
         """Create every encoder once on this machine, so that what is missing is said before any work is done.
 
-        Raises ValueError for two encoders of one column, and WeightsError for weights that can't be had.
+        Raises ValueError for two encoders of one column, and WeightsError for weights that are not available.
         """
         infos = tuple(choice.create("cpu").info for choice in choices)
         columns = [info.column for info in infos]

@@ -73,7 +73,7 @@ class Failure:
     group: str | None = None
 
     @property
-    def foretold(self) -> bool:
+    def was_announced(self) -> bool:
         """It waited for a rank whose node was taken away, as announced."""
         return self.waited and self.announced
 

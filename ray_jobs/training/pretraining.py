@@ -132,7 +132,7 @@ def _pretrain(
             print(line, flush=True)
         if reached < total_steps:
             ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
-            step_bytes = _foretold(job, source)
+            step_bytes = _predicted_step_bytes(job, source)
             with ProgressPrinter(folder.journal, total_steps):
                 trainer.fit(job, folder, total_steps, identity, train, step_bytes)
         step = export_model(job.pretrain, source, store, folder)
@@ -146,7 +146,7 @@ def _pretrain(
     return PretrainResult(folder, folder.model, step, uri, sink.run_id, not_taken, not sink.complete)
 
 
-def _foretold(job: PretrainJob, source: AnySource) -> int:
+def _predicted_step_bytes(job: PretrainJob, source: AnySource) -> int:
     """Say what a step is estimated to take on GPUs; returns the bytes that it takes of one, 0 without GPUs."""
     if not job.run.gpu:
         return 0

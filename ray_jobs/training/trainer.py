@@ -51,7 +51,7 @@ def fit(
     Raises:
         RunFailedError: one line with rank, step and cause; the last good checkpoint stays.
     """
-    failed, foretold_at = 0, -1
+    failed, announced_at = 0, -1
     while True:
         earlier, attempt = folder.last_attempt(), folder.begin_attempt()
         try:
@@ -71,8 +71,8 @@ def fit(
             if found and found[0].fatal:
                 raise RunFailedError(what) from error
             ended = "a node was taken away, as announced"
-            if _foretold(error, found) and at > foretold_at:
-                foretold_at = at
+            if _was_announced(error, found) and at > announced_at:
+                announced_at = at
             else:
                 failed += 1
                 most = job.run.max_failures
@@ -96,12 +96,12 @@ def _make_room(run: RunConfig, earlier: str | None) -> None:
         known_nodes.bring_up_to_date()
 
 
-def _foretold(error: Exception, found: Sequence[Failure]) -> bool:
+def _was_announced(error: Exception, found: Sequence[Failure]) -> bool:
     """Whether a start ended with a node that was taken away after a notice, whoever noticed its end first: Ray Train,
     or a rank that lost its connection."""
     deaths = getattr(error, "worker_failures", {}).values()
     announced = isinstance(error, PreemptionError) or any(getattr(death, "preempted", False) for death in deaths)
-    return announced or bool(found and found[0].foretold)
+    return announced or bool(found and found[0].was_announced)
 
 
 def last_step(folder: RunFolder) -> int:

@@ -74,7 +74,7 @@ def build_shard(
     """Write the task's shard, its index and, last, its report. `progress` is called after every clip.
 
     isolated: whether clips are prepared in a process that can be killed (else in this one, which a hostile file may
-    hang or crash). Raises ValueError for a recogniser that can't be had, OSError where nothing can be written, and
+    hang or crash). Raises ValueError for a recogniser that is not available, OSError where nothing can be written, and
     ClaimLostError where the folder has become another build's.
     """
     began = time.monotonic()

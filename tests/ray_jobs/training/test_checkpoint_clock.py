@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conclugen import Pretrainer, checkpoint, presets
+from conclugen import Pretrainer, checkpoint
 from conclugen.checkpoint import HostMemory, Snapshot
 from ray_jobs.training import worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
@@ -20,18 +20,6 @@ from tests.clock import Clock
 
 STEP_S, WRITE_S = 0.02, 3.0
 WIDTHS = {"video": 3, "audio": 2}
-
-
-@pytest.fixture(scope="module")
-def pretrainer() -> Pretrainer:
-    config = presets.build(
-        "contrast_only",
-        recipe="paper",
-        modalities=("video", "audio"),
-        global_batch=4,
-        model={"representation_dim": 8, "projection_dim": 4},
-    )
-    return Pretrainer(config, WIDTHS, steps_per_epoch=2)
 
 
 class SlowStore(CheckpointStore):

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from conclugen import Pretrainer, checkpoint, presets, storage
+from conclugen import Pretrainer, checkpoint, storage
 from conclugen.checkpoint import CheckpointVersionError, Snapshot
 from ray_jobs.training import checkpoint_store
 from ray_jobs.training.checkpoint_store import CheckpointStore, CheckpointWriteError, CheckpointWriter
@@ -45,18 +45,6 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     else:
         yield f"memory://{tmp_path.name}"
         fsspec.filesystem("memory").store.clear()
-
-
-@pytest.fixture(scope="module")
-def pretrainer() -> Pretrainer:
-    config = presets.build(
-        "contrast_only",
-        recipe="paper",
-        modalities=("video", "audio"),
-        global_batch=4,
-        model={"representation_dim": 8, "projection_dim": 4},
-    )
-    return Pretrainer(config, {"video": 3, "audio": 2}, steps_per_epoch=2)
 
 
 def state(pretrainer: Pretrainer, step: int, **measures: float) -> Snapshot:

@@ -168,9 +168,9 @@ def test_what_ranks_left_that_ray_stopped_by_itself_does_not_count(tmp_path: Pat
     assert failures.read(path, "now") == made[1:]
 
 
-@pytest.mark.parametrize(("announced", "waited", "foretold"), [(1, 1, True), (1, 0, False), (0, 1, False)])
-def test_only_the_loss_of_a_rank_whose_end_was_announced_is_foretold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: int, waited: int, foretold: bool
+@pytest.mark.parametrize(("announced", "waited", "expected"), [(1, 1, True), (1, 0, False), (0, 1, False)])
+def test_only_the_loss_of_a_rank_whose_end_was_announced_counts_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: int, waited: int, expected: bool
 ) -> None:
     def lost(*_: Any, **__: Any) -> None:
         raise RuntimeError("connection reset by peer")
@@ -185,7 +185,7 @@ def test_only_the_loss_of_a_rank_whose_end_was_announced_is_foretold(
             meeting.hold(3, {})
         raise RuntimeError("out of memory")
     (failure,) = failures.read(path, "now")
-    assert failure.waited is bool(waited) and failure.foretold is foretold
+    assert failure.waited is bool(waited) and failure.was_announced is expected
 
 
 def test_an_interrupted_run_tells_its_steps_without_reading_them_again(
