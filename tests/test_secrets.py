@@ -43,6 +43,8 @@ URIS = {
     "key": f"s3://KEY:{MARK}@bucket/folder",
     "signed query": f"https://bucket.host/x?X-Amz-Signature={MARK}",
     "behind a cache": f"simplecache::s3://KEY:{MARK}@bucket/folder",
+    "odd password": f"http://user:an 'odd' {MARK}@127.0.0.1:9/x",
+    "odd name": f"https://host/x?x-api%2Dkey={MARK}",
     "in a fragment": f"https://host/x#access_token={MARK}",
 }
 NAMES = (*jobs.JOBS, *jobs.SHARDS)

@@ -73,8 +73,9 @@ def check_tracking_uri(uri: str, field: str = "tracking_uri") -> str:
             f"tracking URI {uri!r} is relative, and workers run in other directories; use {default_tracking_uri('.')!r}"
         )
     if "://" not in uri and uri != "databricks":
+        shown = uri.rpartition("@")[2]  # USER:PASSWORD@HOST was meant
         raise ValueError(
-            f"tracking URI {uri!r} has no scheme; use http(s)://HOST:PORT or a file, {default_tracking_uri('.')!r}"
+            f"tracking URI {shown!r} has no scheme; use http(s)://HOST:PORT or a file, {default_tracking_uri('.')!r}"
         )
     return uri
 

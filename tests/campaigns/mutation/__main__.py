@@ -2,11 +2,16 @@
 
     python -m tests.campaigns.mutation --seed 7 --mutants 150 --output FOLDER
     python -m tests.campaigns.mutation --seed 7 --mutants 150 --output FOLDER --tests tests/shards --packages shards
+    python -m tests.campaigns.mutation --seed 31 --mutants 160 --output FOLDER --nearest JUNIT.xml
 
 The default tests run once in a copy that notes which of them come by which mutant (FOLDER/tests.jsonl). Then each
 mutant meets those that do, the nearest and cheapest first, until one fails; a test that fails without the mutant as
 well does not count (FOLDER/results.jsonl). Both go on where they stopped, and survivors meet tests that are new. The
-packages stay as they were at the first start (FOLDER/packages); the tests are the working tree's.
+packages stay as they were at the first start (FOLDER/packages); the tests are the working tree's, and the table tells
+those files of them that stood at the first start (FOLDER/tests.json) from those that were written or changed since.
+
+`--nearest` spares the run that notes: each mutant meets the files of tests whose imports are nearest to it, nearest and
+cheapest first by the times of a run of the default tests. What it kills is killed; what it leaves, others may yet kill.
 
 FOLDER/judged.json may say {"file:line kind": "why this changes nothing"} of survivors; the table counts them apart.
 """
@@ -28,10 +33,12 @@ from typing import Any
 
 from tests.campaigns.mutation import recording, running
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, draw
+from tests.campaigns.mutation.nearest import nearest, seconds_of
 from tests.campaigns.mutation.recording import TestRun
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 KILLED = ("killed", "timeout")
+_NEAREST_S = 4.0  # of tests by themselves first: most mutants meet no more, and a file that is not read costs nothing
 
 
 @dataclass
@@ -48,6 +55,7 @@ class Campaign:
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     ran: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     fit: dict[str, bool] = field(default_factory=dict)
+    distances: dict[str, dict[str, int]] = field(default_factory=dict)  # of files of tests, where imports tell
 
     def digest(self, file: str) -> str:
         if file not in self.digests:
@@ -86,12 +94,33 @@ class Campaign:
             )
         self.read()
 
-    def meet(self, number: int, tree: Path) -> None:
-        """One mutant and the tests that come by it, but for those that it has met."""
+    def take_nearest(self, tree: Path, times: Path) -> None:
+        """Covering by imports: files of tests, within the limit of seconds each."""
+        seconds = seconds_of(times)
+        seconds |= {file: 1.0 for file in self.changed_since() if file not in seconds}
+        self.distances = nearest(tree, {file: s for file, s in seconds.items() if s <= self.limit_s})
+        self.covering = defaultdict(dict)
+        for number, mutant in enumerate(self.mutants):
+            self.covering[number] = {file: seconds[file] for file in self.distances[mutant.file]}
+
+    def changed_since(self) -> list[str]:
+        """Files of tests that are not what they were at the first start."""
+        first = self.output / "tests.json"
+        now = {
+            path.relative_to(REPOSITORY).as_posix(): self.digest(path.relative_to(REPOSITORY).as_posix())
+            for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))
+        }
+        if not first.exists():
+            first.write_text(json.dumps(now, indent=1), encoding="utf-8")
+        then = json.loads(first.read_text(encoding="utf-8"))
+        return [file for file, digest in now.items() if then.get(file) != digest]
+
+    def meet(self, number: int, tree: Path, limit_s: float) -> None:
+        """One mutant and the tests that come by it, but for those that it has met, for some seconds of tests."""
         mutant = self.mutants[number]
         if self.results.get(number, {}).get("status") in KILLED:
             return
-        tests = self.chosen(number)
+        tests = self.chosen(number, limit_s)
         if not tests:
             return
         path = tree / mutant.file
@@ -104,39 +133,40 @@ class Campaign:
         finally:
             path.write_bytes(clean)
         failed = [run.test for run in runs if not run.passed]
-        met = tests
         if ended == "passed":
             result = {"status": "survived", "by": ""}
         elif ended == "timeout":
-            result = {"status": "timeout", "by": tests[len(runs)] if len(runs) < len(tests) else tests[-1]}
+            whole = len(runs) < len(tests) and "::" in tests[len(runs)]
+            result = {"status": "timeout", "by": tests[len(runs)] if whole else runs[-1].test if runs else tests[0]}
         elif failed and not self.is_fit(failed[0], tree):
-            met = [*(run.test for run in runs), failed[0]]
-            result = {"status": "survived", "by": ""}
+            print(f"{failed[0]} fails by itself", flush=True)
+            return self.meet(number, tree, limit_s)  # without it
         elif not failed and self.run([*tests, "--collect-only"], tree)[0] != "passed":
             print("not comparable: some test's name is another in every process", flush=True)
             return
         else:
             result = {"status": "killed", "by": failed[0] if failed else "import"}
-        line = {"mutant": number, "place": place(mutant), **result, "ran": sorted({self.key(t) for t in met})}
+        line = {"mutant": number, "place": place(mutant), **result, "ran": sorted({self.key(test) for test in tests})}
+        line["since"] = result["by"].split("::", 1)[0] in self.changed_since()
         _append(self.output / "results.jsonl", line)
         self.results[number] = line
         self.ran[number].update(line["ran"])
         print(result["status"], result["by"], flush=True)
-        if result["status"] == "survived" and len(met) < len(tests):
-            self.meet(number, tree)
 
     def key(self, test: str) -> str:
         return f"{test} {self.digest(test.split('::', 1)[0])}"
 
-    def chosen(self, number: int) -> list[str]:
+    def chosen(self, number: int, limit_s: float) -> list[str]:
         """Nearest and cheapest first, as far as the limit of seconds allows."""
         costs = self.covering[number]
         chosen, total = [], 0.0
-        for test in sorted(costs, key=lambda t: (_distance(t, self.mutants[number].file), costs[t], t)):
+        file = self.mutants[number].file
+        near = self.distances.get(file, {})
+        for test in sorted(costs, key=lambda t: (near.get(t, _distance(t, file)), costs[t], t)):
             if self.key(test) in self.ran[number] or not self.fit.get(test, True):
                 continue
             total += costs[test]
-            if chosen and total > self.limit_s:
+            if chosen and total > limit_s:
                 break
             chosen.append(test)
         return chosen
@@ -144,13 +174,15 @@ class Campaign:
     def run(self, tests: Sequence[str], tree: Path) -> tuple[str, list[TestRun]]:
         known = {test: s for costs in self.covering.values() for test, s in costs.items()}
         seconds = sum(known.get(test, 0.0) for test in tests)
+        unfit = [f"--deselect={test}" for test, fit in self.fit.items() if not fit]
         return running.run_tests(
-            tree, ["-x", *tests], work=self.output, cpu_s=30 + 3 * seconds, wall_s=240 + 20 * seconds
+            tree, ["-x", *unfit, *tests], work=self.output, cpu_s=30 + 3 * seconds, wall_s=240 + 20 * seconds
         )
 
     def is_fit(self, test: str, tree: Path) -> bool:
         """Whether a test passes by itself where nothing is changed."""
         if test not in self.fit:
+            self.fit[test] = True  # not left out of this run
             self.fit[test] = self.run([test], tree)[0] == "passed"
         return self.fit[test]
 
@@ -206,30 +238,29 @@ def table(campaign: Campaign) -> str:
     if (path := campaign.output / "judged.json").exists():
         judged = json.loads(path.read_text(encoding="utf-8"))
     states = [_state(campaign, number, judged) for number in range(len(campaign.mutants))]
+    heads = ["drawn", "killed by tests that were there", "of these, endless", "by tests since", "survived"]
+    heads += [
+        "no test comes by",
+        "changes nothing",
+        "killed of those that change something",
+        "by tests that were there",
+    ]
     lines = []
     for title, key in (("package", lambda m: m.package), ("kind of change", lambda m: m.kind)):
         names = sorted({key(m) for m in campaign.mutants}, key=list(PACKAGES).index if title == "package" else None)
-        lines += [f"| {title} | drawn | killed | of these, endless | survived | no test comes by | changes nothing |"]
-        lines += ["| killed of those that change something |\n|---|---|---|---|---|---|---|---|"]
-        lines[-2:] = ["".join([lines[-2][:-2], " ", lines[-1]])]
+        lines += [f"| {' | '.join([title, *heads])} |", "|---" * (1 + len(heads)) + "|"]
         for name in [*names, "all"]:
             own = [s for s, m in zip(states, campaign.mutants, strict=True) if name in ("all", key(m))]
-            killed = own.count("killed") + own.count("timeout")
+            there, since = own.count("killed") + own.count("timeout"), own.count("since")
             changing = len(own) - own.count("equivalent")
-            counts = [
-                len(own),
-                killed,
-                own.count("timeout"),
-                own.count("survived"),
-                own.count("unmet"),
-                own.count("equivalent"),
-            ]
-            share = f"{100 * killed / changing:.0f} %" if changing else ""
-            lines.append(f"| {name} | {' | '.join(map(str, counts))} | {share} |")
+            counts = [len(own), there, own.count("timeout"), since]
+            counts += [own.count(state) for state in ("survived", "unmet", "equivalent")]
+            shares = [f"{100 * killed / changing:.0f} %" if changing else "" for killed in (there + since, there)]
+            lines.append(f"| {' | '.join(map(str, [name, *counts, *shares]))} |")
         lines.append("")
     lines += ["| survivor | before | after | |", "|---|---|---|---|"]
     for state, mutant in zip(states, campaign.mutants, strict=True):
-        if state not in KILLED:
+        if state not in (*KILLED, "since"):
             why = judged.get(place(mutant), "no test comes by" if state == "unmet" else "")
             before, after = (text.replace("|", "\\|")[:90] for text in (mutant.before, mutant.after))
             lines.append(f"| {place(mutant)} | `{before}` | `{after}` | {why} |")
@@ -237,8 +268,10 @@ def table(campaign: Campaign) -> str:
 
 
 def _state(campaign: Campaign, number: int, judged: dict[str, str]) -> str:
-    status = campaign.results.get(number, {}).get("status", "unmet")
-    return "equivalent" if status not in KILLED and place(campaign.mutants[number]) in judged else status
+    result = campaign.results.get(number, {"status": "unmet"})
+    if result["status"] in KILLED:
+        return "since" if result.get("since") else str(result["status"])
+    return "equivalent" if place(campaign.mutants[number]) in judged else str(result["status"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -249,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tests", nargs="+", default=["tests"], help="files and folders (default: all)")
     parser.add_argument("--packages", nargs="+", default=list(PACKAGES), help="whose mutants meet the tests")
     parser.add_argument("--limit", type=float, default=60, metavar="S", help="CPU seconds of tests a mutant and call")
+    parser.add_argument("--nearest", type=Path, metavar="JUNIT.xml", help="choose tests by imports; times of a run")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args(arguments)
     output = options.output.absolute()
@@ -263,7 +297,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if json.loads(listed.read_text(encoding="utf-8")) != [asdict(m) for m in campaign.mutants]:
         parser.error(f"{output} holds another draw: take its seed and number, or a new folder")
     campaign.read()
-    if not options.table:
+    if options.nearest is not None and not options.table:
+        running.preload()
+        tree = copy_of_tree(packages, output / "scratch")
+        campaign.take_nearest(tree, options.nearest)
+        # Some of each package early: a run that is stopped then tells of all of them.
+        numbers = sorted(range(len(campaign.mutants)), key=lambda number: (number % 8, number))
+        for number in numbers:
+            if campaign.mutants[number].package in options.packages:
+                for limit in (_NEAREST_S, options.limit):
+                    campaign.meet(number, tree, limit)
+    elif not options.table:
         running.preload()
         files = [path for name in options.tests for path in sorted((REPOSITORY / name).rglob("test_*.py"))]
         files += [REPOSITORY / name for name in options.tests if name.endswith(".py")]
@@ -272,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tree = copy_of_tree(packages, output / "scratch")
         for number, mutant in enumerate(campaign.mutants):
             if mutant.package in options.packages:
-                campaign.meet(number, tree)
+                campaign.meet(number, tree, options.limit)
     print(table(campaign))
     return 0
 

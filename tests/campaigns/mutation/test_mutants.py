@@ -8,6 +8,7 @@ import pytest
 
 from tests.campaigns.mutation import recording
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, draw, mutants_of, shares
+from tests.campaigns.mutation.nearest import nearest, seconds_of
 from tests.campaigns.mutation.recording import TestRun
 
 SOURCE = '''"""A module."""
@@ -121,3 +122,36 @@ def test_who_has_met_a_mutant(tmp_path: Path) -> None:
     (tmp_path / "hits").write_text("0 11.5\n1 12.5\n2 9.0\n3 11.5\n")
     assert recording.met(tmp_path / "hits", runs, mutants) == {"a": [0, 1, 2, 3], "b": [1, 2, 3]}
     assert recording.met(tmp_path / "none", runs, mutants) == {"a": [], "b": []}
+
+
+def test_nearest_are_own_tests_then_those_that_import_it(tmp_path: Path) -> None:
+    files = {
+        "shards/plan.py": "",
+        "shards/reader.py": "def f():\n    from shards import plan",
+        "tuning/job.py": "import shards.reader",
+        "tests/shards/test_plan.py": "",
+        "tests/shards/test_other.py": "",
+        "tests/tuning/made.py": "from shards.plan import x",
+        "tests/tuning/test_a.py": "from tests.tuning import made",
+        "tests/tuning/test_b.py": "from shards.reader import f",
+        "tests/tuning/test_c.py": "from tuning.job import x",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    names = [name[:-3].replace("/", ".") for name in files if "/test_" in name]
+    cases = "".join(f'<testcase classname="{name}" time="1.5"/>' for name in [*names, f"{names[0]}.TestClass"])
+    (tmp_path / "junit.xml").write_text(f"<testsuites>{cases}</testsuites>")
+    seconds = seconds_of(tmp_path / "junit.xml")
+    assert seconds == {f"{name.replace('.', '/')}.py": 1.5 for name in names} | {"tests/shards/test_plan.py": 3.0}
+    found = nearest(tmp_path, seconds)
+    assert found["shards/plan.py"] == {
+        "tests/shards/test_plan.py": 0,
+        "tests/shards/test_other.py": 2,
+        "tests/tuning/test_a.py": 1,
+        "tests/tuning/test_b.py": 2,
+    }
+    assert (
+        found["tuning/job.py"]["tests/tuning/test_c.py"] == 1
+        and "tests/shards/test_plan.py" not in found["tuning/job.py"]
+    )

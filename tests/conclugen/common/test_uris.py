@@ -32,6 +32,36 @@ WITH_SECRETS = [
     f"http://user:{MARK}@[::1]:5000/x",
     f"https:/host/x?token={MARK}",  # as `pathlib.Path` writes it
     f"simplecache::myown:/host/x?token={MARK}",
+    f"filecache::zip://x::s3://KEY:{MARK}@bucket/x.zip",
+    f"http://user:an odd {MARK}@host/x",
+    f"http://user::{MARK}@host/x",
+    f"http://user:a'{MARK}@host/x",
+    f'http://user:a"(<{MARK}@host/x',
+    f"https://host/x?api-key={MARK}",
+    f"https://host/x?x-api-key={MARK}",
+    f"https://host/x?AccountKey={MARK}",
+    f"https://host/x?subscription-key={MARK}",
+    f"https://host/x?key[]={MARK}",
+    f"https://host/x?pass={MARK}",
+    f"https://host/x?jwt={MARK}",
+    f"https://host/x;jsessionid={MARK}",
+    f"https://host/x?Policy={MARK}&Key-Pair-Id={MARK}",
+    f"https://host/x?X-Amz%2DSignature={MARK}",
+    f"https://host/x?%70assword={MARK}",
+    f"https://proxy/?url=https%3A%2F%2Fuser%3A{MARK}%40host%2Fx",
+    f"https://proxy/?url=https%3A%2F%2Fhost%2Fx%3Fsig%3D{MARK}",
+    f"https://proxy/?url=https://host/x?sig={MARK}",
+    f"AccountName=a;AccountKey={MARK}==;EndpointSuffix=core.windows.net",
+]
+# Addresses by themselves; within a longer text nothing tells where such a one ends.
+ODD_ALONE = [
+    f"http://us er:{MARK}@host/x",
+    f"http:\\\\user:{MARK}@host",
+    f"http:user:{MARK}@host",
+    f"//user:{MARK}@host/x",
+    f" http://user:\n{MARK}@host/x",
+    f"https://host/x?token=a){MARK}",
+    f"https://host/x?token = {MARK}",
 ]
 WITHOUT = [
     "http://host:5000",
@@ -44,6 +74,10 @@ WITHOUT = [
     "http://[::1]:5000/a@b",
     "http://[2001:db8::7]/runs/me@home",
     "http://[fe80::1%eth0]:80/a@b",
+    "abfss://files@account.dfs.core.windows.net/folder",
+    "wasb://files@account.blob.core.windows.net/a@b",
+    "https://host/x?author=me&partition=3",
+    "zip://a.npz::https://host/a@b",
     "",
 ]
 
@@ -56,6 +90,13 @@ def test_a_secret_is_refused_by_field_and_never_shown(uri: str) -> None:
     message = f"HTTPError('403 for url: {uri}') while sending to <{uri}>, and again {uri}."
     cleaned = uris.scrub(message)
     assert MARK not in cleaned and cleaned.startswith("HTTPError('403 for url: ") and "while sending to <" in cleaned
+
+
+@pytest.mark.parametrize("uri", ODD_ALONE)
+def test_an_odd_address_is_refused_without_its_secret(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"^data\.folder: ") as refusal:
+        uris.check("data.folder", uri)
+    assert MARK not in str(refusal.value)
 
 
 @pytest.mark.parametrize("uri", WITHOUT)
@@ -73,7 +114,10 @@ def test_secrets_of_the_environment_are_cut_out_of_messages(monkeypatch: pytest.
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", MARK)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{MARK}/2")
     monkeypatch.setenv("SHORT_TOKEN", "abc")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", f"{MARK}/3")
+    monkeypatch.setenv("SSH_KEY_PASSPHRASE", f"{MARK}/4")
     assert uris.scrub(f"sent {MARK}/2 and {MARK} as abc") == "sent *** and *** as abc"
+    assert uris.scrub(f"{MARK}/3 {MARK}/4") == "*** ***"
 
 
 def test_secrets_that_are_no_text_are_cut_out_however_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
