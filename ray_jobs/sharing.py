@@ -12,7 +12,8 @@ import yaml
 import conclugen
 from conclugen import portable
 from conclugen.common import uris
-from conclugen.common.atomic import atomic_folder, write_text
+from conclugen.common.atomic import atomic_folder, remove_remnants, write_text
+from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
 from conclugen.common.paths import absolute
 from conclugen.common.reading import read_json, read_mapping
@@ -27,7 +28,7 @@ README = "README.md"
 
 def share(job: ExportJob) -> Path:
     """Write the folder, whole or not at all; returns it. ValueError for a run that is not finished, or a folder that
-    holds something else."""
+    holds something else, or that another process exports to."""
     output = absolute(job.output, "output")
     run = RunFolder(output / job.run)
     if not run.path.is_dir():
@@ -36,20 +37,27 @@ def share(job: ExportJob) -> Path:
     if not run.model.is_dir():
         raise ValueError(f"--run: {job.run!r} has no exported model yet; finish it with conclugen pretrain")
     folder = absolute(job.folder or run.path / "export", "folder")
+    # Beside the folder, which is replaced as a whole.
+    with folder_held(folder.parent, "an export is being written here", "another --folder", file=f".{folder.name}.lock"):
+        _write(job, run, folder)
+    conclugen.load(folder)
+    return folder
+
+
+def _write(job: ExportJob, run: RunFolder, folder: Path) -> None:
     if folder.exists():
         ours = folder.is_dir() and {DOCUMENT, README} <= {path.name for path in folder.iterdir()}
         if not (job.overwrite and ours):
             remedy = "give --overwrite to replace it" if ours else "it is no export: choose another --folder"
             raise ValueError(f"folder: {folder} is there; {remedy}")
     embedder = conclugen.load(run.model)  # whole and undamaged
+    remove_remnants(folder)
     with atomic_folder(folder) as whole:
         for name in (DOCUMENT, TENSORS):
             shutil.copyfile(run.model / name, whole / name)
         write_text(whole / README, card(job, run))
         if job.programs:
             portable.write(embedder, whole)
-    conclugen.load(folder)
-    return folder
 
 
 def card(job: ExportJob, run: RunFolder) -> str:

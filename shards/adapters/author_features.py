@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conclugen.common.atomic import hidden_beside, remove_remnants
+from conclugen.common.locks import folder_held
 from conclugen.common.options import Command
 
 # The published folder -> column, and its width.
@@ -27,8 +28,14 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
 def link_features(features: Path, out: Path, version: str | None = None) -> dict[str, int]:
     """Link one version (`aug1` ... `aug10`; None: the clean features) of every modality; files linked per column.
 
-    Raises ValueError where `features` has none of the folders, or `out` is not empty.
+    Raises ValueError where `features` has none of the folders, `out` is not empty, or another process links there.
     """
+    out = out.absolute()
+    with folder_held(out.parent, "features are being linked here", "another --output", file=f".{out.name}.lock"):
+        return _link(features, out, version)
+
+
+def _link(features: Path, out: Path, version: str | None) -> dict[str, int]:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"output: {out} is not empty; choose another folder")
     remove_remnants(out)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from conclugen.common.atomic import remove_remnants_in, write_bytes, write_json, write_text
+from conclugen.common.locks import folder_held
 from shards.claim import owned
 from shards.corpus.acting import FPS, act
 from shards.corpus.emotions import EMOTIONS
@@ -163,11 +164,17 @@ def write_corpus(
 
     writer: writes the planned clips below the folder and gives each one's row, in any order: how a cluster or several
     processes take part. The same configuration gives the same bytes. Raises ValueError where the folder holds anything
-    (unless it is a corpus, and `overwrite`), and RuntimeError where the writer lost a clip.
+    (unless it is a corpus, and `overwrite`) or another process renders there, and RuntimeError where the writer lost a
+    clip.
     """
     config = config or CorpusConfig()
     folder = folder.absolute()
-    _claim(folder, overwrite)
+    with folder_held(folder, "a corpus is being rendered here", "another FOLDER"):
+        _claim(folder, overwrite)
+        return _write(folder, config, writer)
+
+
+def _write(folder: Path, config: CorpusConfig, writer: Writer) -> list[ClipRow]:
     plans = config.clips
     rows = sorted(writer(folder, plans), key=lambda row: row.path)
     if [row.path for row in rows] != sorted(plan.path for plan in plans):

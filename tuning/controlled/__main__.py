@@ -15,18 +15,20 @@ from __future__ import annotations
 import sys
 
 from conclugen.common.options import GOOD, PARTIAL, Command
+from ray_jobs.training import run_lock
 from tuning.controlled.job import ControlledJob
 
 
 def run(job: ControlledJob) -> int:
     from tuning.controlled import experiment, page  # torch, scikit-learn: not before a wrong option has been refused
 
-    if job.shards_only:
-        for seed in job.data_seeds:
-            print(experiment.write_shards(job, seed).folder)
-        return GOOD
-    found, failed = experiment.measure(job)
-    page.write(job, found, failed)
+    with run_lock.held(job.folder, "the experiment is being run", "--run"):
+        if job.shards_only:
+            for seed in job.data_seeds:
+                print(experiment.write_shards(job, seed).folder)
+            return GOOD
+        found, failed = experiment.measure(job)
+        page.write(job, found, failed)
     print(f"page: {job.folder / 'page.md'}")
     return PARTIAL if failed else GOOD
 

@@ -34,12 +34,13 @@ class ReplayJob:
 def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
     """Train by the schedule of a sweep's folder and export the model; the schedule, and what the objective is now.
 
-    Raises ValueError for a folder without a schedule, or whose data are others by now.
+    Raises ValueError for a folder without a schedule, whose data are others by now, or that the sweep works in.
     """
     import torch
 
     from conclugen import export
     from ray_jobs.source import Source
+    from ray_jobs.training import run_lock
     from tuning.sweep.folder import SCHEDULE, SweepFolder
     from tuning.sweep.job import COMMAND as SWEEP
     from tuning.sweep.population import Schedule, replay
@@ -50,10 +51,11 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
     job = SWEEP.parse(["--config", str(folder.settings)])
     ready = prepare(job)
     folder.belongs(identity(ready))
-    # As in the sweep: sums in another order differ in the last bit.
-    torch.set_num_threads(job.resources.cpus_per_worker)
-    trial = replay(schedule, ready.shared)
-    export.save(folder.model, trial.pretrainer, Source.open(job.data, trial.config).model_info())
+    with run_lock.held(folder.path, "the sweep is being run", "FOLDER"):
+        # As in the sweep: sums in another order differ in the last bit.
+        torch.set_num_threads(job.resources.cpus_per_worker)
+        trial = replay(schedule, ready.shared)
+        export.save(folder.model, trial.pretrainer, Source.open(job.data, trial.config).model_info())
     return schedule, trial.measure()[schedule.objective]
 
 
