@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from conclugen import PretrainConfig
-from conclugen.common.atomic import atomic_path, sync_file, write_json
+from conclugen.common.atomic import append_text, atomic_path, sync_file, write_json
 from conclugen.common.options import to_plain
 from conclugen.common.reading import parse_json, read_lines, read_mapping
 from ray_jobs.run_config import PretrainJob, RunConfig
@@ -195,8 +195,7 @@ class RunFolder:
     def append(self, path: Path, text: str) -> None:
         """Add whole lines to a file of the folder. Raises OSError."""
         path.parent.mkdir(exist_ok=True)
-        with path.open("a") as file:
-            file.write(text)
+        append_text(path, text)
 
     def open_journal(self) -> Journal:
         """The journal, which is there already."""

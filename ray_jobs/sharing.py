@@ -16,7 +16,7 @@ from conclugen.common.atomic import atomic_folder, remove_remnants, write_text
 from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
 from conclugen.common.paths import absolute
-from conclugen.common.reading import read_json, read_mapping
+from conclugen.common.reading import inside, open_regular, read_json, read_mapping
 from conclugen.common.tables import markdown, markdown_head, markdown_item, markdown_row
 from conclugen.export import CARD, DOCUMENT, TENSORS
 from ray_jobs.export import ExportJob
@@ -24,6 +24,7 @@ from ray_jobs.extraction.plan import recipe_of
 from ray_jobs.run_folder import RunFolder
 
 README = "README.md"
+_LARGEST_CARD = 1 << 20
 
 
 def share(job: ExportJob) -> Path:
@@ -62,9 +63,20 @@ def _write(job: ExportJob, run: RunFolder, folder: Path) -> None:
 
 def card(job: ExportJob, run: RunFolder) -> str:
     """The hub's card: metadata that it reads, then for people what the run itself says."""
+    try:
+        return _card(job, run)
+    except (TypeError, AttributeError, LookupError) as cause:
+        raise ValueError(f"{run.path}: holds something else than a run writes ({cause!r:.200})") from cause
+
+
+def _card(job: ExportJob, run: RunFolder) -> str:
     document = read_mapping(run.model / DOCUMENT)
     info = document["info"]
-    scores = [read_json(path, nan=True) for path in sorted(run.evaluation.glob("[!.]*/scores.json"))]
+    # The run may be somebody else's: what its links lead to is not shared with it.
+    listed = [inside(run.path, path) for path in sorted(run.evaluation.glob("[!.]*/scores.json"))]
+    scores = [read_json(path, nan=True) for path in listed]
+    with open_regular(inside(run.path, run.model / CARD), _LARGEST_CARD) as file:
+        made = file.read().decode()
     encoders = _encoders(info)
     head: dict[str, Any] = {
         "library_name": "conclugen",
@@ -76,7 +88,7 @@ def card(job: ExportJob, run: RunFolder) -> str:
         head["license"] = job.licence
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
-        (run.model / CARD).read_text("utf-8").strip(),
+        made.strip(),
         "## Licence\n\n"
         + (
             f"The weights: {markdown(job.licence)}."

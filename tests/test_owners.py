@@ -16,6 +16,7 @@ HELD = {
     "render": ("out", FOLDER_LOCK),
     "controlled": ("out/a", FOLDER_LOCK),
     "sweep replay": ("out/a", FOLDER_LOCK),
+    "demo": ("out", FOLDER_LOCK),
     "export": ("", ".shared.lock"),
     "author_features": ("", ".out.lock"),
 }

@@ -74,6 +74,17 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 2, sort_k
     write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys))
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Add to a file, in one write, which other processes' whole lines may stand around; made if it is not there.
+
+    The folder may be somebody else's: what lies there under this name, a link or a pipe, is neither followed nor waited
+    for (OSError).
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        file.write(text.encode())
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """An empty folder to fill; it stands as `path` when the block ends, and leaves `path` as it was if the block fails.

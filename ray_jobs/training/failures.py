@@ -24,6 +24,7 @@ import ray
 from ray.exceptions import RayError
 
 from conclugen.common import uris
+from conclugen.common.atomic import append_text
 from conclugen.common.options import JobFailedError
 from conclugen.common.reading import parse_json, read_lines
 from ray_jobs.training.checkpoint_store import CheckpointWriteError
@@ -111,7 +112,7 @@ class Pulse:
         limit_s: float,
         append: Callable[[Path, str], None] | None = None,
     ):
-        self._append = append or _append
+        self._append = append or append_text
         self._path, self._attempt, self._rank, self._world, self._limit = path, attempt, rank, world, limit_s
         self.announced = False
         self._group = ray.get_runtime_context().get_placement_group_id() if ray.is_initialized() else None
@@ -171,11 +172,6 @@ class Pulse:
             self._append(self._path, json.dumps(record) + "\n")
         except (OSError, RayError) as problem:  # a full disk, a job that is gone: what Ray hands over must do
             print(f"warning: {self._path}: {uris.scrub(problem)}; {told}", flush=True)
-
-
-def _append(path: Path, text: str) -> None:
-    with path.open("a") as file:
-        file.write(text)
 
 
 def read(path: Path, attempt: str) -> list[Failure]:

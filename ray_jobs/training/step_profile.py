@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from conclugen.common import uris
+from conclugen.common.atomic import write_text
 from ray_jobs.run_config import RunConfig
 
 # Steps of a start that are left out: buffers are made and kernels compiled in them. One more warms the profiler.
@@ -66,7 +67,8 @@ class StepProfile:
             profiler.export_chrome_trace(str(partial))
             partial.replace(trace)
             table = profiler.key_averages().table(sort_by=by, row_limit=_TABLE_ROWS)
-            trace.with_name(trace.name.replace(".json.gz", ".txt")).write_text(f"{table}\n")
+            listed = trace.with_name(trace.name.replace(".json.gz", ".txt"))
+            write_text(listed, f"{table}\n")
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 partial.unlink()

@@ -3,23 +3,26 @@ each followed by the same command.
 
     python -m tests.campaigns.endings                       # commands without Ray: minutes
     python -m tests.campaigns.endings --jobs pretrain,ablate,sweep    # these start a Ray for every cell
+    python -m tests.campaigns.endings --jobs pretrain,ablate,sweep --joined    # they join one Ray
 
 `start`: the command line is read, the work begins; `middle`: before half of the renames that an undisturbed run's main
 thread makes; `publication`: before the last one; a command that renames nothing has the first alone. A cell holds the
-status of the stopped job, what it says, and what the same command comes to: `same` is what an undisturbed run leaves.
-Anything else is a fault, and the campaign ends with status 1.
+status of the stopped job, what it says, and what the same command comes to: `same` is what an undisturbed run leaves;
+`untouched`: the stopped job left nothing at all, so that the same command would be the undisturbed run. Anything else
+is a fault, and the campaign ends with status 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pickle
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -428,8 +431,25 @@ JOBS: dict[str, Job] = {
 }
 
 
-def _stops(folder: Path) -> Stops:
-    return Stops(folder, {"RAY_worker_niceness": "0"}, ("torch", "ray.train", "mlflow", "sklearn.linear_model"))
+def _stops(folder: Path, address: str) -> Stops:
+    environment = {"RAY_worker_niceness": "0"} | ({"RAY_ADDRESS": address} if address else {})
+    return Stops(folder, environment, ("torch", "ray.train", "mlflow", "sklearn.linear_model"))
+
+
+@contextlib.contextmanager
+def _ray(joined: bool) -> Iterator[str]:
+    """The address of a Ray that jobs join; an empty one where each starts its own."""
+    if not joined:
+        yield ""
+        return
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="re", ignore_cleanup_errors=True) as folder:  # socket paths must be short
+        ray.init("local", num_cpus=8, include_dashboard=False, logging_level="warning", _temp_dir=folder)
+        try:
+            yield ray.get_runtime_context().gcs_address
+        finally:
+            ray.shutdown()
 
 
 def cell(stops: Stops, job: Job, folder: Path, how: str, point: str, renames: int, expected: Any) -> tuple[bool, str]:
@@ -437,11 +457,15 @@ def cell(stops: Stops, job: Job, folder: Path, how: str, point: str, renames: in
     if not renames and point != "start":
         return True, "—"
     job.prepare(folder)
+    before = content(folder)
     place = {"start": 1, "middle": max(1, renames // 2), "publication": renames}[point]
     at = "work" if point == "start" else "rename"
     ended = stops.run(job.command, job.arguments(folder), SIGNALS[how], at, place)
-    again = stops.run(job.command, job.arguments(folder))
     said = _said(ended) if how != "kill -9" else ""
+    if {name: data for name, data in content(folder).items() if not name.endswith(".lock")} == before:
+        right = ended.status == STATUSES[how] and (how == "kill -9" or bool(said))
+        return right, f"{ended.status}; {'' if right else '**'}untouched" + (f"; “{said}”" if said else "")
+    again = stops.run(job.command, job.arguments(folder))
     right = ended.status == STATUSES[how] and again.status == job.status and job.result(folder) == expected
     right &= how == "kill -9" or bool(said)
     outcome = "same" if right else f"**status {again.status}, {again.error.strip()[-200:] or 'another result'}**"
@@ -458,11 +482,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", default=",".join(name for name in JOBS if name not in _RAY))
     parser.add_argument("--signals", default=",".join(SIGNALS))
     parser.add_argument("--points", default=",".join(POINTS))
+    parser.add_argument("--joined", action="store_true", help="jobs join one Ray instead of starting one each")
     given = parser.parse_args(arguments)
     points = given.points.split(",")
     print(f"| job | signal | {' | '.join(points)} |\n{'|---' * (2 + len(points))}|", flush=True)
     whole = True
-    with tempfile.TemporaryDirectory(prefix="ends-") as base, _stops(Path(base)) as stops:
+    with (
+        tempfile.TemporaryDirectory(prefix="ends-") as base,
+        _ray(given.joined) as address,
+        _stops(Path(base), address) as stops,
+    ):
         for name in given.jobs.split(","):
             job, reference = JOBS[name], Path(base) / "reference"
             reference.mkdir()

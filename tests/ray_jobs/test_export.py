@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,39 @@ def test_an_export_that_fails_leaves_the_one_that_is_there(runs: Path, monkeypat
     assert main(["first", "--output", str(runs), "--no-programs", "--overwrite"]) != 0
     assert {path.name: path.read_bytes() for path in (runs / "first/export").iterdir()} == before
     assert not [path for path in (runs / "first").iterdir() if path.name.startswith(".export")]
+
+
+def _no_mapping(run: Path) -> None:
+    write_json(run / "config.json", {"data": [], "run": 3})
+
+
+def _no_scores(run: Path) -> None:
+    write_json(run / "evaluation/mine-mood/scores.json", {"job": {"label": "mood"}, "cells": 3})
+
+
+def _leaving(name: str) -> Callable[[Path], None]:
+    def put(run: Path) -> None:
+        (run / name).unlink()
+        (run / name).symlink_to(run.parents[1] / "secret")
+
+    return put
+
+
+def _pipe(run: Path) -> None:
+    (run / "model/MODEL_CARD.md").unlink()
+    os.mkfifo(run / "model/MODEL_CARD.md")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_no_mapping, _no_scores, _leaving("model/MODEL_CARD.md"), _leaving("evaluation/mine-mood/scores.json"), _pipe],
+)
+def test_a_run_of_somebody_else_is_refused_in_a_line_and_its_links_are_not_shared(
+    damage: Callable[[Path], None], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs.parent / "secret").write_text('{"of": "this user"}')
+    damage(runs / "first")
+    assert main(["first", "--output", str(runs), "--no-programs"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(runs / "first") in said and "this user" not in said, said
+    assert not (runs / "first/export").exists()

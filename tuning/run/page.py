@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from conclugen.common import commands
-from conclugen.common.atomic import write_text
-from conclugen.common.reading import read_json, read_mapping
+from conclugen.common.atomic import write_bytes, write_text
+from conclugen.common.reading import inside, open_regular, read_json, read_mapping
 from ray_jobs.run_folder import CHOSEN
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest, View
@@ -22,6 +21,7 @@ from tuning.report.tables import Entry, Line, Table
 from tuning.run.found import Findings
 from tuning.run.job import RunJob
 
+_LARGEST_PICTURE = 64 << 20
 _CAPTIONS = {
     "losses.png": "Losses while training",
     "health.png": "Health on held-out rows",
@@ -152,10 +152,12 @@ def _pictures(folder: Path, pictures: Mapping[str, Path], captions: Mapping[str,
     shown = []
     for name, path in pictures.items():
         kept = folder / "figures" / name
+        with open_regular(inside(folder, path.absolute()), _LARGEST_PICTURE) as file:
+            content = file.read()
         if path != kept:
-            shutil.copyfile(path, kept)
+            write_bytes(kept, content)
         caption = escape(of_path.get(path) or _CAPTIONS.get(path.name, path.stem))
-        encoded = base64.b64encode(path.read_bytes()).decode()
+        encoded = base64.b64encode(content).decode()
         image = f'<img alt="{caption}" src="data:image/png;base64,{encoded}">'
         shown.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return Charts(tuple(shown))

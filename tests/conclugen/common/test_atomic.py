@@ -187,3 +187,16 @@ def test_a_link_that_waits_under_the_temporary_name_is_not_followed(
     with pytest.raises(FileExistsError):
         atomic.write_text(tmp_path / "f", "x")
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_what_is_added_to_follows_no_link_and_waits_for_no_pipe(tmp_path: Path) -> None:
+    atomic.append_text(tmp_path / "f", "ä\n")
+    atomic.append_text(tmp_path / "f", "b\n")
+    assert (tmp_path / "f").read_text("utf-8") == "ä\nb\n"
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    (tmp_path / "new").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "new", "pipe"):
+        with pytest.raises(OSError, match=name):
+            atomic.append_text(tmp_path / name, "c\n")
+    assert (tmp_path / "f").read_text("utf-8") == "ä\nb\n" and not (tmp_path / "nothing").exists()

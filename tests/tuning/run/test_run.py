@@ -21,7 +21,7 @@ from shards import Manifest, View
 from shards.corpus import CorpusConfig, write_corpus
 from tests.cluster.runs import without_ray_of_the_test
 from tests.tuning.labelled_shards import write_labelled
-from tuning.run import data, found, stages
+from tuning.run import data, found, page, stages
 from tuning.run.done import Stages
 from tuning.run.job import COMMAND, RunJob
 from tuning.run.sizes import sizes
@@ -131,6 +131,23 @@ def test_embeddings_are_gathered_with_keys_speakers_labels_and_views(tmp_path: P
     assert (arrays["view.train"] ^ arrays["view.test"]).all() and len(set(arrays["groups"])) == 8
     for value, test in zip(arrays["groups"], arrays["view.test"], strict=True):
         assert (int(value) > 6) is bool(test)
+
+
+def test_figures_are_no_way_into_or_out_of_the_folder(tmp_path: Path) -> None:
+    folder, secret, config = tmp_path / "run", tmp_path / "secret", tmp_path / "config"
+    secret.write_bytes(b"of this user")
+    config.write_bytes(b"of this user too")
+    (folder / "plots").mkdir(parents=True)
+    (folder / "figures").mkdir()
+    (folder / "plots/a.png").write_bytes(b"picture")
+    (folder / "figures/a.png").symlink_to(config)
+    charts = page._pictures(folder, {"a.png": folder / "plots/a.png"})
+    assert "cGljdHVyZQ==" in charts.svgs[0] and (folder / "figures/a.png").read_bytes() == b"picture"
+    assert config.read_bytes() == b"of this user too"
+    (folder / "plots/b.png").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"b\.png: leads out of"):
+        page._pictures(folder, {"b.png": folder / "plots/b.png"})
+    assert not (folder / "figures/b.png").exists()
 
 
 def test_retrieval_says_whether_it_is_above_chance() -> None:
