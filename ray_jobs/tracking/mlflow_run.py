@@ -20,6 +20,8 @@ IDENTITY_TAG = "conclugen.run_id"
 PARENT_TAG = "conclugen.parent"
 MLFLOW_PARENT_TAG = "mlflow.parentRunId"
 _MLFLOW_NAME_TAG = "mlflow.runName"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # or the page opens with prompts and traces
+_SOURCE = {"mlflow.source.name": "conclugen", "mlflow.source.type": "LOCAL"}
 _DIGEST = re.compile(r"-[0-9a-f]{10}$")
 
 METRICS_PER_REQUEST = 1000
@@ -175,7 +177,7 @@ class MlflowRun:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    self._experiment = self._client.create_experiment(name, artifact_location(self._uri))
+                    self._experiment = self._client.create_experiment(name, artifact_location(self._uri), _KIND)
                     return self._experiment
                 except Exception as error:
                     if error_code(error) not in _EXISTS:
@@ -190,7 +192,7 @@ class MlflowRun:
 
     def _create(self) -> str:
         identity = self._identity
-        tags = {IDENTITY_TAG: identity.run_id, _MLFLOW_NAME_TAG: identity.name}
+        tags = {IDENTITY_TAG: identity.run_id, _MLFLOW_NAME_TAG: identity.name, **_SOURCE}
         if identity.parent is not None:
             tags[PARENT_TAG] = identity.parent
         run = self._client.create_run(

@@ -31,7 +31,7 @@ class RecordingServer:
             return None
         return SimpleNamespace(experiment_id=self.experiments[name], lifecycle_stage="active")
 
-    def create_experiment(self, name, artifact_location=None):
+    def create_experiment(self, name, artifact_location=None, tags=None):
         if name in self.experiments:
             raise MlflowException("exists", RESOURCE_ALREADY_EXISTS)
         self.experiments[name] = str(next(self._numbers))

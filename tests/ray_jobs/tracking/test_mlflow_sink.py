@@ -74,6 +74,9 @@ def test_a_run_in_a_local_store(tmp_path, capfd):
     assert run.info.run_name == "run" and run.info.status == "FINISHED"
     assert run.info.start_time == journal.identity.start_time
     assert run.data.tags[IDENTITY_TAG] == journal.identity.run_id
+    assert run.data.tags["mlflow.source.name"] == "conclugen"
+    kind = client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development", "its page opens with metrics, not with prompts"
     assert client.get_run(run.data.tags[MLFLOW_PARENT_TAG]).info.run_name == "parent"
     assert run.data.tags["shards.digest"] == "abc"
     assert len(run.data.params) == 252 and run.data.params["long"] == "x" * 6000
