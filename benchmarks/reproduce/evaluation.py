@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from benchmarks.reproduce import kept
 from conclugen.evaluation import judge
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import FineTuneConfig
@@ -69,9 +70,9 @@ class Evaluation:
         """Draws of labels at a fraction, each counted once for all seeds."""
         return len(self.predicted[fraction]) // self.seeds
 
-    def save(self, path: Path | str) -> None:
-        """As `.npz`, read back by `Evaluation.load`."""
-        arrays: dict[str, NDArray[np.generic]] = {
+    def save(self, path: Path, what: Mapping[str, Any] | None = None) -> None:
+        """As `.npz` with a record of `what` it was made from (`kept`), read back by `load`."""
+        arrays: dict[str, NDArray[Any]] = {
             "protocol": np.asarray(self.protocol),
             "seeds": np.asarray(self.seeds),
             "seconds": np.asarray(self.seconds),
@@ -81,8 +82,7 @@ class Evaluation:
             arrays[f"strengths/{fraction!r}"] = self.strengths[fraction]
         if self.values is not None:
             arrays["values"] = self.values
-        with Path(path).open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        kept.save(path, what or {}, arrays)
 
     @classmethod
     def load(cls, path: Path | str) -> Evaluation:

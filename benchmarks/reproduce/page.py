@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from conclugen.evaluation.metrics import sentiment
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 
+_SHA = re.compile(r"\b[0-9a-f]{40}\b")
 _NAMES = {"accuracy": "accuracy", "uar": "UAR", "f1_macro": "macro-F1"}
 _MODES = {
     "inductive": "inductive",
@@ -115,8 +117,16 @@ class Section:
         return rows
 
 
-def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, draw_seed: int | None) -> None:
-    """Write the page, and a picture of each table's differences below `figures` beside it. settings: of pretraining."""
+def write(
+    path: Path,
+    sections: Sequence[Section],
+    settings: Any,
+    draws: int,
+    draw_seed: int | None,
+    revisions: Mapping[str, int],
+) -> None:
+    """Write the page, and a picture of each table's differences below `figures` beside it. settings: of pretraining;
+    revisions: of the code that made the cells, and how many of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for section in sections:
         label = f"{_NAMES[section.data.measure]} minus strongest"
@@ -129,14 +139,16 @@ def write(path: Path, sections: Sequence[Section], settings: Any, draws: int, dr
             }
             figure = path.parent / _figure(section)
             plots.paired_differences(section.shown, figure, xlabel=label, title=section.name, told=told)
-    write_text(path, page(sections, settings, draws, draw_seed))
+    write_text(path, page(sections, settings, draws, draw_seed, revisions))
 
 
 def _figure(section: Section) -> Path:
     return Path("figures") / f"{section.data.protocol.name}_{section.mode}.png"
 
 
-def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int | None) -> str:
+def page(
+    sections: Sequence[Section], settings: Any, draws: int, draw_seed: int | None, revisions: Mapping[str, int]
+) -> str:
     """The whole page in Markdown."""
     empty = [section.name for section in sections if len(section.systems) == 1]  # of the constant alone
     sections = [section for section in sections if len(section.systems) > 1]
@@ -204,6 +216,7 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         "balanced --comparison.select-by uar`. The whole page, with what was not run (cells are kept, a "
         "killed run goes on):",
         f"    python -m benchmarks.reproduce --data FOLDER --output outputs/reproduce {flags}",
+        _made_by(revisions),
         "## Limits",
         "- Frozen, hand-made or small features; one corpus at a time, pretrained on the clips that are judged (without "
         "labels); acted speech and television. Nothing here speaks of deep encoders or of transfer to other corpora.\n"
@@ -214,6 +227,15 @@ def page(sections: Sequence[Section], settings: Any, draws: int, draw_seed: int 
         "[claims.md](lab/claims.md).",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _made_by(revisions: Mapping[str, int]) -> str:
+    """Which states of the code the page was computed by."""
+    told = [f"{count} by {_SHA.sub(lambda sha: f'`{sha[0][:12]}`', name)}" for name, count in revisions.items()]
+    return (
+        f"Computed (representations of a fold and seed, and their judgements): {', '.join(told)}. A later version "
+        "takes what an earlier one has kept where every option is the same; `benchmarks/reproduce/kept.py` has the rule."
+    )
 
 
 def _paper(sections: Sequence[Section], settings: Any) -> str:

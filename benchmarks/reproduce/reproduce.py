@@ -4,17 +4,16 @@
 
 FOLDER holds `ravdess_features.npz`, `mosi_features.npz`, `meld_dev_features.npz` and `ravdess_protocol.json`. For each
 fold heads are pretrained on its training rows, without labels, in this process. Every cell (table, mode, fold, system,
-seed) is kept below the output folder under a digest of its configuration and data, so that a killed run goes on where
-it stopped; what costs most comes last. `--kept` writes the page of the cells there are.
+seed) is kept below the output folder under an address of its options and data, so that a killed run goes on where it
+stopped, also with a later version that gives the same numbers (`kept`); what costs most comes last. `--kept` writes the
+page of the cells there are.
 """
 
 import argparse
-import hashlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 import conclugen
+from benchmarks.reproduce import kept as kept_cells
 from benchmarks.reproduce import page as results_page
 from benchmarks.reproduce.evaluation import Evaluation, evaluate, majority, merge, stack
 from benchmarks.reproduce.feature_files import PROTOCOL_FILE, DataSet, read_meld, read_mosi, read_ravdess
 from conclugen import Batch, PretrainConfig, Pretrainer, fields, presets
-from conclugen.common.atomic import atomic_path
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import ComparisonConfig
 from conclugen.evaluation.features import normalise
@@ -204,6 +203,7 @@ class Cells:
     def __init__(self, folder: Path, draws: int, seeds: Sequence[int], kept: bool = False) -> None:
         self.folder, self.draws, self.seeds, self.kept = folder, draws, tuple(seeds), kept
         self.started = time.monotonic()
+        self.used: set[Path] = set()  # what systems were put together from: cells, and heads behind them
         folder.mkdir(parents=True, exist_ok=True)
 
     def make(
@@ -220,8 +220,10 @@ class Cells:
             place = f"{data.protocol.name}-{mode}-{fold.number}"
             features: dict[str, NDArray[np.float64]] = {}
             for row in rows:
-                path = self._path(place, row, data, configs, seed)
-                if path.exists() or order not in (None, row.order):
+                if order not in (None, row.order):
+                    continue
+                path, what = self._cell(place, row, data, configs, seed)
+                if kept_cells.holds(path, what):
                     continue
                 features = features or normalise(data.features, mode, fold.train_rows, data.protocol.groups)
                 parts: dict[str, NDArray[np.float32]] = {}
@@ -233,8 +235,7 @@ class Cells:
                 values = data.values if row.method == "probe" else None
                 single = data.protocol.only(fold)
                 found = evaluate(single, blocks, self.draws, row.recipe is None, values, row.method, seed)
-                with atomic_path(path) as temporary:
-                    found.save(temporary)
+                found.save(path, what)
                 self._tell(place, row.name, seed if row.seeded else None, found.seconds)
 
     def systems(
@@ -246,29 +247,42 @@ class Cells:
             of_seeds = []
             for seed in self.seeds if row.seeded else self.seeds[:1]:
                 places = [f"{data.protocol.name}-{mode}-{fold.number}" for fold in data.protocol.folds]
-                paths = [self._path(place, row, data, configs, seed) for place in places]
-                if all(path.exists() for path in paths) or not self.kept:
-                    merged = merge([Evaluation.load(path) for path in paths])
+                cells = [self._cell(place, row, data, configs, seed) for place in places]
+                if not self.kept or all(kept_cells.holds(path, what) for path, what in cells):
+                    self.used |= {path for path, _ in cells}
+                    if row.recipe is not None:
+                        config = replace(configs[row.recipe], seed=seed)
+                        self.used |= {self._heads(data, mode, config, fold)[0] for fold in data.protocol.folds}
+                    merged = merge([Evaluation.load(path) for path, _ in cells])
                     of_seeds.append(replace(merged, seed_names=(seed,) if row.seeded else ()))
             if of_seeds:
                 found[row.name] = stack(of_seeds)
         return found
 
-    def _path(self, place: str, row: System, data: DataSet, configs: Mapping[str, PretrainConfig], seed: int) -> Path:
-        # The whole configuration, not its identity alone: learning rate and epochs decide the result here as well.
-        config = None if row.recipe is None else replace(configs[row.recipe], seed=seed).to_dict()
-        labelled = [[r.tolist() for r in d] for f in data.protocol.folds for _, d in sorted(f.labelled.items())]
-        what = [
-            *(_CELL_CONTENT, data.digest, self.draws, data.values is not None, data.shown, row.name, row.method),
-            *(config, seed if row.seeded else None, asdict(data.protocol.probe), labelled),
-        ]
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{place}-{row.name.replace(', ', '+').replace(' ', '_')}-{digest}.npz"
+    def _cell(
+        self, place: str, row: System, data: DataSet, configs: Mapping[str, PretrainConfig], seed: int
+    ) -> tuple[Path, dict[str, Any]]:
+        """Where a cell is kept, and what it is made from."""
+        what = {
+            "content": _CELL_CONTENT,
+            "data": data.digest,
+            "labelled": [[r.tolist() for r in d] for f in data.protocol.folds for _, d in sorted(f.labelled.items())],
+            "draws": self.draws,
+            "values": data.values is not None,
+            "shown": data.shown,
+            "row": row.name,
+            "method": row.method,
+            "probe": data.protocol.probe,
+            "seed": seed if row.seeded else None,
+            # Learning rate and epochs too, which identify no run: they decide the result here as well.
+            "pretrain": None if row.recipe is None else replace(configs[row.recipe], seed=seed),
+        }
+        name = row.name.replace(", ", "+").replace(" ", "_")
+        return self.folder / f"{place}-{name}-{kept_cells.address(what)}.npz", what
 
-    def _heads(self, data: DataSet, mode: str, config: PretrainConfig, fold: Fold) -> Path:
-        what = [data.digest, mode, fold.train_rows.tolist(), config.to_dict()]
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"heads-{config.recipe}-{digest}.npz"
+    def _heads(self, data: DataSet, mode: str, config: PretrainConfig, fold: Fold) -> tuple[Path, dict[str, Any]]:
+        what = {"data": data.digest, "mode": mode, "rows": fold.train_rows.tolist(), "pretrain": config}
+        return self.folder / f"heads-{config.recipe}-{kept_cells.address(what)}.npz", what
 
     def _representations(
         self,
@@ -280,14 +294,13 @@ class Cells:
         fold: Fold,
     ) -> list[dict[str, NDArray[np.float32]]]:
         """Of the heads before and after pretraining, kept as well: several rows are judged from one."""
-        path = self._heads(data, mode, config, fold)
-        if not path.exists():
+        path, what = self._heads(data, mode, config, fold)
+        if not kept_cells.holds(path, what):
             started = time.process_time()
             stages = pretrained(config, features, data.group, fold)
             arrays = {f"{at}/{m}": array for at, parts in enumerate(stages) for m, array in parts.items()}
             seconds = time.process_time() - started
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, seconds=np.asarray(seconds), **arrays)  # type: ignore[arg-type]
+            kept_cells.save(path, what, {"seconds": np.asarray(seconds), **arrays})
             self._tell(place, f"pretraining, {config.recipe}", config.seed, seconds)
         with np.load(path, allow_pickle=False) as stored:
             return [{m: stored[f"{at}/{m}"] for m in config.modalities} for at in (0, 1)]
@@ -297,8 +310,8 @@ class Cells:
         found = []
         for seed in self.seeds:
             for fold in data.protocol.folds:
-                path = self._heads(data, mode, replace(config, seed=seed), fold)
-                if path.exists():
+                path, what = self._heads(data, mode, replace(config, seed=seed), fold)
+                if kept_cells.holds(path, what):
                     with np.load(path, allow_pickle=False) as stored:
                         found.append(float(stored["seconds"]))
         return float(np.mean(found)) if found else float("nan")
@@ -365,7 +378,7 @@ def reproduce(
         )
         for data_set, mode, rows, configs in tables
     ]
-    results_page.write(results, sections, settings, draws, draw_seed)
+    results_page.write(results, sections, settings, draws, draw_seed, kept_cells.revisions(cells.used))
 
 
 def _select(batch: Batch, rows: NDArray[np.int64]) -> Batch:

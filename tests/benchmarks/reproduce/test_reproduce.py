@@ -140,7 +140,7 @@ def test_page_recounts_and_a_second_run_trains_nothing(folder, monkeypatch, caps
     data = read("ravdess", folder, 2, draw_seed=3)
     configs = {"improved": tiny.config("improved", tuple(data.features))}
     kept = Cells(folder / "out" / "cells", 2, tiny.seeds, kept=True)
-    kept._path("ravdess-inductive-1", heads("improved")[1], data, configs, 128).unlink()
+    kept._cell("ravdess-inductive-1", heads("improved")[1], data, configs, 128)[0].unlink()
     reproduce(folder, folder / "out", results, draws=2, sets=sets, settings=tiny, draw_seed=3, kept=True)
     page = results.read_text()
     assert page.count("Not run: `raw balanced, boosted trees`.") == 2
@@ -201,7 +201,7 @@ def test_a_page_of_a_partly_finished_run_pairs_the_seeds_that_both_rows_have(fol
     tested, truth = mosi.protocol.test_rows, mosi.protocol.target.values[mosi.protocol.test_rows]
 
     def hits(row, seed):
-        path = cells._path("mosi_audio_text-inductive-0", row, mosi, configs, seed)
+        path, _ = cells._cell("mosi_audio_text-inductive-0", row, mosi, configs, seed)
         return (Evaluation.load(path).predicted[0.1][:, tested] == truth).mean()
 
     gain = np.mean([hits(after, seed) - hits(before, seed) for seed in (127, 128)])
@@ -211,7 +211,7 @@ def test_a_page_of_a_partly_finished_run_pairs_the_seeds_that_both_rows_have(fol
     # Raw features have no seed: a row of any seed stands beside them.
     assert "common" not in page.partition("\n| improved + raw | ")[2].partition("\n")[0]
     for seed in (127, 128):
-        cells._path("mosi_audio_text-inductive-0", before, mosi, configs, seed).unlink()
+        cells._cell("mosi_audio_text-inductive-0", before, mosi, configs, seed)[0].unlink()
     reproduce(*what, kept=True)
     page = (folder / "results.md").read_text()
     assert "| improved minus untrained heads, improved | — (no common seed) | — (no common seed) |" in page
