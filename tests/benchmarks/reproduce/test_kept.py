@@ -109,7 +109,7 @@ def test_a_record_tells_the_options_the_code_and_the_packages(tmp_path):
     found = kept.record(path)
     assert found["options"]["pretrain.optimizer.lr"] == configuration().optimizer.lr
     assert found["packages"]["numpy"] == np.__version__
-    assert list(kept.revisions([path, path, tmp_path / "other.npz"]).items())[0] == ("abc", 2)
+    assert next(iter(kept.revisions([path, path, tmp_path / "other.npz"]).items())) == ("abc", 2)
     (tmp_path / "torn.npz").write_bytes(path.read_bytes()[:100])
     np.savez(tmp_path / "foreign.npz", found=np.arange(3))
     for name in ("none.npz", "torn.npz", "foreign.npz"):
