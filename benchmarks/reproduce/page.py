@@ -234,7 +234,7 @@ def _made_by(revisions: Mapping[str, int]) -> str:
     told = [f"{count} by {_SHA.sub(lambda sha: f'`{sha[0][:12]}`', name)}" for name, count in revisions.items()]
     return (
         f"Computed (representations of a fold and seed, and their judgements): {', '.join(told)}. A later version "
-        "takes what an earlier one has kept where all options are the same: `benchmarks/reproduce/kept.py` has the rule."
+        "takes what an earlier one has kept if all options are the same (the rule: `benchmarks/reproduce/kept.py`)."
     )
 
 
