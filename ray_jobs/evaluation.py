@@ -28,13 +28,11 @@ from conclugen.evaluation.features import Scaling, fuse, standardise
 from conclugen.evaluation.judge import Score, check, class_names, compare, group_class_rows, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, natural_order
-from conclugen.evaluation.solvers import LayerBlock
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
-from ray_jobs.extraction.plan import recipe_of
+from ray_jobs.extraction.plan import stored_layers
 from ray_jobs.roles import Units, refuse_shared
-from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import available_widths, held_out_view, note_no_validation, open_reader
 from ray_jobs.tracking.destination import uri_of_run
@@ -236,7 +234,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
 
     scores = []
     main, units = protocol.main_score, read.unit_rows()
-    layers = stored_layers(job.data, tuple(raw))
+    layers = stored_layers(Manifest.open(job.data.folder), job.data.modalities, tuple(raw))
     for found in compare(protocol, systems, job.comparison, raw, layers, texts):
         groups = {units[unit][0]: value for unit, value in found.groups.items()}
         recalls = tuple({units[unit][0]: each for unit, each in draw.items()} for draw in found.recalls)
@@ -414,30 +412,6 @@ def raw_modalities(rows: Rows, train_rows: NDArray[np.int64], fusion: str) -> di
     one. Raw features have no mean over modalities, for their widths differ: beside `mean` they stand side by side."""
     alone = {fusion: rows.features[fusion]} if fusion in rows.features else rows.features
     return standardise(alone, rows.present, train_rows)
-
-
-def stored_layers(data: ShardsConfig, modalities: Sequence[str]) -> dict[str, list[LayerBlock]]:
-    """Modality -> those of its columns that an encoder made of all its layers, as the shards tell. ValueError where
-    they do not say how many layers such a column holds."""
-    manifest = Manifest.open(data.folder)
-    composition = manifest.schema.resolve(data.modalities)
-    recipe = recipe_of(manifest.info)
-    made = {} if recipe is None else {item["column"]: item for item in recipe.encoders if item.get("stored_layers")}
-    found: dict[str, list[LayerBlock]] = {}
-    for modality in modalities:
-        start = 0
-        for column in composition[modality]:
-            width = manifest.schema.column(column).width
-            if column in made:
-                layers = made[column]["stored_layers"]
-                if type(layers) is not int or layers < 1 or width % layers:
-                    raise ValueError(
-                        f"{data.folder}: stored_layers of column {column!r} is {layers!r}, expected a divisor of its "
-                        f"width {width}; extract its features again"
-                    )
-                found.setdefault(modality, []).append(LayerBlock(column, start, layers, width // layers))
-            start += width
-    return found
 
 
 def representations(

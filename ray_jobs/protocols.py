@@ -25,6 +25,7 @@ from conclugen.common.names import file_name
 from conclugen.common.options import to_plain
 from conclugen.common.tables import csv_text
 from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.config import LAYERS_WEIGHED
 from conclugen.evaluation.protocol import Target
 from conclugen.evaluation.protocols import registry
 from conclugen.evaluation.protocols.base import Cell, Corpus, Material, Outcome, System
@@ -32,6 +33,7 @@ from conclugen.evaluation.protocols.registry import Done
 from ray_jobs import plots
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.evaluation import Opened, being_written, note_identity, open_run, send, untrained_heads
+from ray_jobs.extraction.plan import stored_layers
 from ray_jobs.protocol_document import DOCUMENT, FOLDER, PAGE, earlier, page, plain
 from ray_jobs.roles import GROUP, Units
 from ray_jobs.source import open_reader
@@ -145,6 +147,10 @@ def systems(job: EvaluateJob, opened: Opened, features: Mapping[str, NDArray[np.
     for baseline, (name, weigh, least) in _RAW.items():
         if baseline in wanted and len(learned) >= least:
             found.append(System(name, partial(_chosen, learned), parts, weigh, frozenset(learned)))
+    layers = stored_layers(Manifest.open(job.data.folder), job.data.modalities, learned)
+    if layers and "raw" in wanted:
+        weigh = partial(Blocks.layered, layers=layers)
+        found.append(System(LAYERS_WEIGHED, partial(_chosen, learned), parts, weigh, frozenset(learned)))
     return found
 
 

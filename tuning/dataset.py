@@ -20,7 +20,9 @@ from conclugen.evaluation.config import JudgingConfig, ProbeConfig
 from conclugen.evaluation.features import standardise
 from conclugen.evaluation.judge import check
 from conclugen.evaluation.protocol import Fold, Protocol, Target, group_cross_folds, held_out_fold, require_groups
+from conclugen.evaluation.solvers import LayerBlock
 from conclugen.presets import ALL
+from ray_jobs.extraction.plan import stored_layers
 from ray_jobs.roles import GROUP, Units, refuse_shared
 from shards import Manifest, Reader, View
 
@@ -33,9 +35,9 @@ class LabelledSet:
 
     features: modality -> (N, D) float32, 0 where missing. present: modality -> (N,) bool. group (N,) int64: number of
     the speaker (of negatives), as batches carry it; the protocol's groups and units are names. unit: what a unit of
-    intervals is called. complete: the modalities that a task
-    combination learns from: video, audio and text as far as the set has them (all of its modalities where it has none
-    of these). digest: of the data, the label and the rows; judged_by: of how it is judged.
+    intervals is called. layers: modality -> columns of it that are layers of an encoder side by side. complete: the
+    modalities that a task combination learns from: video, audio and text as far as the set has them (all of its
+    modalities where it has none of these). digest: of the data, the label and the rows; judged_by: of how it is judged.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LabelledSet:
     judged_by: str
     unit: str = "speaker"
     judging: JudgingConfig = field(default_factory=JudgingConfig)
+    layers: Mapping[str, Sequence[LayerBlock]] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -148,6 +151,7 @@ def open_set(
         judged_by=json.dumps([_settings(judging), folded, sorted(train_only), held, *by], sort_keys=True),
         unit=units.noun(1).removeprefix("1 "),
         judging=judging,
+        layers=stored_layers(manifest, None, tuple(rows.features)),
     )
 
 

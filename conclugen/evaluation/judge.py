@@ -3,7 +3,7 @@
 A system is a named matrix, a row for each row of the data set; baselines are systems too. A method learns from the
 labelled rows of a split and predicts the fold's test rows. Where a system is `Blocks`, columns are scaled as it says,
 after they are standardised. `evaluate` makes the predictions, `score` reads them: means
-over draws of labels, intervals by bootstrap over test groups.
+over draws of labels, intervals by a bootstrap that crosses test groups with draws.
 
     protocol = Protocol("ravdess", target, speakers, folds).drawn(fractions=(0.03, 1.0), draws=5, seed=127)
     for predictions in evaluate(protocol, {"raw": matrix}):
@@ -179,8 +179,8 @@ def compare(
     """Yield the score of every system, method and fraction, the constant predictions first, then systems, then those
     baselines of `config.baselines` that are made of the raw modalities.
 
-    raw: modality -> (N, D) features, a missing one zero; without it there are no such baselines. layers: modality ->
-    columns of it that are layers of a network side by side; a probe beside that of `raw` learns how to weigh them.
+    raw: modality -> (N, D) features, a missing one zero; without it there are no such baselines. layers: as
+    `raw_baselines`.
     texts: (K, E) names of the classes, encoded by `config.fine_tune.text_encoder`.
 
     A draw of a few labels may hold too little to learn from (a label that none of its rows has, speakers for fewer than
@@ -201,9 +201,7 @@ def compare(
     drawn = protocol.drawn(config.fractions, config.draws, config.seed)
     rows = [(systems, config.methods)]
     if raw is not None:
-        rows += raw_baselines(raw, config)
-        if layers and "raw" in config.wanted:
-            rows.append(({LAYERS_WEIGHED: Blocks.layered(raw, layers)}, ("probe",)))
+        rows += raw_baselines(raw, config, layers)
     for some, methods in rows:
         for predictions in evaluate(
             drawn,
@@ -219,18 +217,23 @@ def compare(
 
 
 def raw_baselines(
-    raw: Mapping[str, ArrayLike], config: ComparisonConfig
+    raw: Mapping[str, ArrayLike],
+    config: ComparisonConfig,
+    layers: Mapping[str, Sequence[LayerBlock]] | None = None,
 ) -> list[tuple[dict[str, ArrayLike | Blocks], tuple[str, ...]]]:
     """Systems made of raw modalities, and the methods of each, as `config.baselines` asks; of one modality there is
     nothing to balance, choose or fuse.
 
-    Late fusion and classifiers read the balanced blocks, boosted trees (which no scale changes) among them; the
-    supervised network has a head for each modality and reads them as they are.
+    layers: modality -> columns of it that are layers of a network side by side; beside `raw` a probe learns how to
+    weigh them. Late fusion and classifiers read the balanced blocks, boosted trees (which no scale changes) among them;
+    the supervised network has a head for each modality and reads them as they are.
     """
     wanted, several = config.wanted, len(raw) > 1
     rows: list[tuple[dict[str, ArrayLike | Blocks], tuple[str, ...]]] = []
     if "raw" in wanted:
         rows.append(({"raw": Blocks.plain(raw)}, config.methods))
+        if layers:
+            rows.append(({LAYERS_WEIGHED: Blocks.layered(raw, layers)}, ("probe",)))
     of_balanced = (*(name for name in CLASSIFIERS if name != "supervised"), *(("late_fusion",) if several else ()))
     balanced = tuple(name for name in of_balanced if name in wanted)
     if several:

@@ -144,7 +144,8 @@ def crossed_interval(
     are one draw, raw features have no seed) stands still. second: of another system, of the same groups and draws; the
     value is then the first one's mean minus its own, with the same resample for both. Three seeds say little of others:
     a resample that draws each of three once or twice spreads by two thirds of their variance.
-    Resamples in which the statistic is undefined are left out.
+    Resamples in which the statistic is undefined are left out; of one system a draw in which it is leaves it to the
+    other draws.
 
     Raises:
         ValueError: fewer than two groups; other groups or draws in the second; seeds that are neither as many nor one.
@@ -163,12 +164,17 @@ def crossed_interval(
         of_seeds, of_draws, of_groups = times
         value = np.zeros(len(of_groups))
         for system, sign in zip(systems, (1.0, -1.0), strict=False):
+            total, weight = np.zeros((2, len(of_groups)))
             for seed, draw in np.ndindex(system.shape[:2]):
                 sums = system[seed, draw]
                 totals = (of_groups @ sums.reshape(groups, -1)).reshape(len(of_groups), *sums.shape[1:])
                 counted = of_draws[:, draw] / draws * (of_seeds[:, seed] / seeds if len(system) > 1 else 1.0)
+                found = statistic(totals)
                 # What a resample does not hold must not spoil it where it is undefined there.
-                value += np.where(counted > 0, sign * counted * statistic(totals), 0.0)
+                held = (counted > 0) & (np.isfinite(found) | (second is not None))
+                total += np.where(held, counted * found, 0.0)
+                weight += np.where(held, counted, 0.0)
+            value += sign * _quotient(total, weight)
         return value
 
     generator = np.random.Generator(np.random.PCG64(resampling.seed))
@@ -211,7 +217,8 @@ def confusion_sums(target: ArrayLike, predicted: ArrayLike, classes: int, groups
 def score_intervals(
     target: Target, rows: NDArray[np.integer], draws: Sequence[ArrayLike], groups: ArrayLike, resampling: Resampling
 ) -> dict[str, Interval]:
-    """Score -> its interval, of predictions for `rows` from each draw of labels; a resample's value is their mean.
+    """Score -> its interval, of predictions for `rows` from each draw of labels: groups and draws are drawn anew,
+    crossed (`crossed_interval`); of one draw groups alone.
 
     draws: of each, what `metrics.scores` takes. groups (n,): of `rows`; empty where these are of one group only.
     Classes: `accuracy`, `uar`, `f1_macro` (in a resample that lacks a class, means over those it has). Labels:
@@ -318,7 +325,9 @@ def _cells(true: NDArray[np.bool_], guess: NDArray[np.bool_]) -> Floats:
 
 
 def _intervals(statistics: Mapping[str, Statistic], sums: Floats, resampling: Resampling) -> dict[str, Interval]:
-    return {name: bootstrap_interval(sums, mean_of_draws(one), resampling) for name, one in statistics.items()}
+    """sums: (G, draws, ...)."""
+    of_draws = np.moveaxis(sums, 1, 0)[None]  # of one seed
+    return {name: crossed_interval(of_draws, one, resampling) for name, one in statistics.items()}
 
 
 def mean_of_draws(statistic: Statistic) -> Callable[[Floats], Floats]:

@@ -17,6 +17,8 @@ from conclugen.backbones import Encoder, EncoderInfo, registry
 from conclugen.backbones.encoder import MEAN_STD, differences
 from conclugen.backbones.views import STRENGTHS
 from conclugen.common.names import did_you_mean
+from conclugen.evaluation.solvers import LayerBlock
+from shards import Manifest
 from shards.claim import Claim, digest_of
 from shards.clips.reader import ClipManifest
 from shards.media.face_track import CROPS
@@ -256,6 +258,34 @@ def recipe_of(info: Mapping[str, Any]) -> Recipe | None:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"the description of how the features were made cannot be read: {missing}") from None
     return Recipe(encoders, decoding)
+
+
+def stored_layers(
+    manifest: Manifest, composition: Mapping[str, Sequence[str]] | None, modalities: Sequence[str]
+) -> dict[str, list[LayerBlock]]:
+    """Modality -> those of its columns that an encoder made of all its layers, as the shards tell.
+
+    composition: of modalities from columns; None: the shards' own. Raises ValueError where the shards do not say how
+    many layers such a column holds.
+    """
+    composed = manifest.schema.resolve(composition)
+    recipe = recipe_of(manifest.info)
+    made = {} if recipe is None else {item["column"]: item for item in recipe.encoders if item.get("stored_layers")}
+    found: dict[str, list[LayerBlock]] = {}
+    for modality in modalities:
+        start = 0
+        for column in composed.get(modality, ()):  # of a mixture a corpus may lack some
+            width = manifest.schema.column(column).width
+            if column in made:
+                layers = made[column]["stored_layers"]
+                if type(layers) is not int or layers < 1 or width % layers:
+                    raise ValueError(
+                        f"{manifest.folder}: stored_layers of column {column!r} is {layers!r}, expected a divisor of "
+                        f"its width {width}; extract its features again"
+                    )
+                found.setdefault(modality, []).append(LayerBlock(column, start, layers, width // layers))
+            start += width
+    return found
 
 
 def short(value: Any, longest: int = 40) -> str:

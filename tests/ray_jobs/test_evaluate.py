@@ -32,10 +32,9 @@ from ray_jobs.evaluation import (
     raw_modalities,
     read_labelled,
     representations,
-    stored_layers,
     table,
 )
-from ray_jobs.extraction.plan import recipe_of
+from ray_jobs.extraction.plan import recipe_of, stored_layers
 from ray_jobs.roles import Units
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
@@ -433,10 +432,12 @@ def test_layers_that_the_shards_tell_are_weighed(
 ) -> None:
     told = {"name": "hf-audio:x@layers=all", "column": "audio", "modality": "audio", "width": 5, "stored_layers": 5}
     features = {"encoders": [told], "crop": "follow", "low_confidence": False}
-    monkeypatch.setattr("ray_jobs.evaluation.recipe_of", lambda info: recipe_of({"features": features}))
-    assert stored_layers(shards, ("video", "audio")) == {"audio": [LayerBlock("audio", 0, 5, 1)]}
-    beside = dataclasses.replace(shards, modalities={"both": ("video", "audio")})
-    assert stored_layers(beside, ("both",)) == {"both": [LayerBlock("audio", 6, 5, 1)]}
+    monkeypatch.setattr("ray_jobs.extraction.plan.recipe_of", lambda info: recipe_of({"features": features}))
+    manifest = Manifest.open(shards.folder)
+    assert stored_layers(manifest, None, ("video", "audio")) == {"audio": [LayerBlock("audio", 0, 5, 1)]}
+    assert stored_layers(manifest, None, ("video", "text of another corpus")) == {}
+    both = {"both": ("video", "audio")}
+    assert stored_layers(manifest, both, ("both",)) == {"both": [LayerBlock("audio", 6, 5, 1)]}
     ask = EvaluateJob("first", "emotion", shards, output=job.run.output, tracking_uri=job.run.tracking_uri)
     result = evaluate(dataclasses.replace(ask, comparison=dataclasses.replace(_QUICK, baselines=("raw",))))
     (row,) = (s for s in result.scores if s.system == LAYERS_WEIGHED)
@@ -445,7 +446,7 @@ def test_layers_that_the_shards_tell_are_weighed(
     assert f"{LAYERS_WEIGHED}, 100% of labels: {weights} (1)" in table(result)
     told["stored_layers"] = 2
     with pytest.raises(ValueError, match="stored_layers of column 'audio' is 2, expected a divisor of its width 5"):
-        stored_layers(shards, ("audio",))
+        stored_layers(manifest, None, ("audio",))
 
 
 def test_validation_rows_are_spread_and_never_more_than_asked(manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sqlite3
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from conclugen import Pretrainer, export, presets
 from conclugen.common.options import save
-from conclugen.evaluation.config import ComparisonConfig
+from conclugen.evaluation.config import LAYERS_WEIGHED, ComparisonConfig
 from conclugen.evaluation.protocols import registry
 from conclugen.evaluation.protocols.base import ProtocolOptions
 from ray_jobs.evaluate import EvaluateJob, evaluate, main
@@ -160,6 +161,26 @@ def test_the_systems_are_those_of_the_table(place: Path) -> None:
             if system.name in ("raw", "raw balanced", "pretrained", "untrained"):
                 assert value == table[system.name], (fusion, system.name)
         assert {s.name for s in asked.systems} >= {"pretrained", "untrained", "raw"}
+
+
+def test_layers_of_an_encoder_are_weighed_as_in_the_table(place: Path) -> None:
+    made = {"name": "x@layers=all", "column": "audio", "modality": "audio", "width": 5, "stored_layers": 5}
+    features = {"encoders": [made], "crop": "follow", "low_confidence": False}
+    shards = ShardsConfig(write(place / "layers", info={"features": features}).folder)
+    comparison = ComparisonConfig(methods=("probe",), fractions=(1.0,), baselines=("raw",))
+    job = EvaluateJob("first", "emotion", shards, comparison=comparison, output=str(place / "runs"))
+    asked = material(job, open_run(job, ("probe",)))
+    (system,) = (system for system in asked.systems if system.name == LAYERS_WEIGHED)
+    assert system.only_raw
+    arrays = system.represent(asked.features)
+    fits, _ = asked.fits(system, arrays, 1.0)
+    weights = fits[0].fitted.probe.model.mixtures["audio"]  # type: ignore[attr-defined]
+    assert weights.shape == (5,) and weights.sum() == pytest.approx(1)
+    value, _, _ = asked.measured(system.name, 1.0, asked.predicted(fits, arrays))
+    (row,) = (score for score in evaluate(job).scores if score.system == LAYERS_WEIGHED)
+    assert value == row.scores["accuracy"]
+    without = dataclasses.replace(job, comparison=dataclasses.replace(comparison, baselines=("raw_balanced",)))
+    assert LAYERS_WEIGHED not in {system.name for system in material(without, open_run(without, ("probe",))).systems}
 
 
 def test_what_cannot_be_served_is_a_hole_and_the_others_go_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

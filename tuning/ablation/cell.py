@@ -8,9 +8,10 @@ features. Raw rows are those of an evaluation (`judge.raw_baselines`).
 import contextlib
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,12 @@ from conclugen.evaluation.judge import (
     scores,
 )
 from conclugen.evaluation.protocol import Fold, Protocol
+from conclugen.evaluation.solvers import LayerBlock
 from shards import EpochPlan
 from tuning.dataset import LabelledSet
 from tuning.ledger import WITH_RAW, record_key
 
+Layers = Sequence[LayerBlock]
 SYSTEMS = ("pretrained", "untrained", "raw")
 SCORES = ("accuracy", "uar", "f1_macro", "f1_weighted", "precision_weighted", "recall_weighted")
 # Of groups: what is the same of every system; `rows/<class>` is as well.
@@ -158,7 +161,7 @@ def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[dict[str, Bloc
     samples seen in pretraining."""
     features = data.standardised(cell.modalities, fold)
     if cell.config is None:
-        return {"": raw_system(cell, features)}, {}, 0
+        return {"": raw_system(cell, features, data.layers)}, {}, 0
     pretrainer, everything = make_pretrainer(cell, data, fold)
     steps = int(pretrainer.steps_per_epoch) * cell.config.epochs if cell.system == "pretrained" else 0
     train(pretrainer, everything, fold, 0, steps)
@@ -175,25 +178,31 @@ def represent(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[dict[str, Bloc
     return systems, measures, steps * cell.config.global_batch
 
 
-def raw_rows(modalities: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
+def raw_rows(data: LabelledSet, baselines: Sequence[str]) -> list[tuple[str, str]]:
     """(system, method) of every raw row that `baselines` ask for beside the plain ones, the constant among them."""
     rows = [(name, name) for name in CONSTANTS["class"] if "constant" in _asked(baselines).wanted]
-    nothing = {m: np.zeros((1, 1)) for m in modalities}
-    for systems, methods in raw_baselines(nothing, _asked(baselines)):
+    nothing = {m: np.zeros((1, data.widths[m])) for m in data.complete}
+    for systems, methods in raw_baselines(nothing, _asked(baselines), _layers_of(data.layers, data.complete)):
         rows += [(name, method) for name in systems for method in methods]
     return [row for row in rows if row != ("raw", "probe")]
 
 
-def raw_system(cell: Cell, features: Mapping[str, NDArray[np.float32]]) -> Blocks:
-    """Standardised features as the blocks of a raw row."""
+def raw_system(
+    cell: Cell, features: Mapping[str, NDArray[np.float32]], layers: Mapping[str, Layers] = MappingProxyType({})
+) -> Blocks:
+    """Standardised features as the blocks of a raw row. layers: of all modalities of the set."""
     if cell.system == cell.method:  # a constant sees nothing
         return Blocks.plain({cell.system: np.empty((len(next(iter(features.values()))), 0))})
     if cell.system == "raw":
         return Blocks.plain(features)
-    every = {name: value for systems, _ in raw_baselines(features, _asked(("all",))) for name, value in systems.items()}
-    found = every[cell.system]
+    rows = raw_baselines(features, _asked(("all",)), _layers_of(layers, features))
+    found = {name: value for systems, _ in rows for name, value in systems.items()}[cell.system]
     assert isinstance(found, Blocks)
     return found
+
+
+def _layers_of(layers: Mapping[str, Layers], modalities: Iterable[str]) -> dict[str, Layers]:
+    return {m: layers[m] for m in modalities if m in layers}
 
 
 def _asked(baselines: Sequence[str]) -> ComparisonConfig:

@@ -240,7 +240,7 @@ def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, P
         for subset in _subsets(data.complete) if {"raw", "all"} & set(job.baselines) else ():
             if len(subset) in (1, len(data.complete)):
                 yield _Row(f"baselines/raw {'+'.join(subset)}", "raw", "", subset)
-        for system, method in raw_rows(data.complete, job.baselines):
+        for system, method in raw_rows(data, job.baselines):
             yield _Row(f"baselines/{system} {method}", system, "", data.complete, method=method)
 
 

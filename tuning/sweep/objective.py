@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,10 @@ from conclugen.evaluation.config import CONSTANTS, ComparisonConfig, MeasureConf
 from conclugen.evaluation.features import fuse, standardise
 from conclugen.evaluation.judge import Predictions, evaluate, mean_confusion, raw_baselines, scores
 from conclugen.evaluation.protocol import Fold, Protocol, Target, label_draw
+from conclugen.evaluation.solvers import LayerBlock
 from conclugen.fields import choose
 from conclugen.kmeans import cosine_kmeans, draw_rows
+from ray_jobs.extraction.plan import stored_layers
 from ray_jobs.mixture import CorpusRows
 from ray_jobs.roles import GROUP, Units, refuse_shared
 from ray_jobs.run_config import DataConfig
@@ -78,7 +80,7 @@ class Judge:
     """Measures a pretrainer on held-out rows. Plain arrays inside: it travels through an object store.
 
     train: labelled training rows, None where there is no label. validation: the held-out rows. labelled: of these, the
-    rows that have the label.
+    rows that have the label. layers: modality -> columns of it that are layers of an encoder side by side.
     """
 
     config: MeasureConfig
@@ -86,6 +88,7 @@ class Judge:
     train: Labelled | None
     validation: Rows
     labelled: Labelled | None
+    layers: Mapping[str, Sequence[LayerBlock]] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -124,7 +127,9 @@ class Judge:
         taught, judged = (_with_label(rows, data.label, split) for rows in (train, validation))
         where = f"data.view {data.view!r} and data.validation_view {data.validation_view!r}"
         refuse_shared(manifest, split, taught.rows.row, judged.rows.row, where=where, option="--data.split-unit")
-        judge = cls(config, tuple(label.classes), _drawn(taught, config), spread(validation, _MOST_ROWS), judged)
+        layers = stored_layers(manifest, data.modalities, modalities)
+        drawn, spaced = _drawn(taught, config), spread(validation, _MOST_ROWS)
+        judge = cls(config, tuple(label.classes), drawn, spaced, judged, layers)
         judge._check(data)
         return judge
 
@@ -222,7 +227,8 @@ class Judge:
         nothing = Blocks.plain({"nothing": np.empty((protocol.rows, 0))})
         constants = CONSTANTS["class"] if "constant" in wanted.wanted else ()
         rows: list[tuple[str, str, Any]] = [(name, name, nothing) for name in constants]
-        for systems, methods in raw_baselines(raw, wanted) if raw else ():
+        layers = {m: blocks for m, blocks in self.layers.items() if m in raw}
+        for systems, methods in raw_baselines(raw, wanted, layers) if raw else ():
             rows += [(name, method, systems[name]) for name, method in itertools.product(systems, methods)]
         found = {}
         for name, method, blocks in rows:
@@ -299,13 +305,13 @@ def refuse_test_rows(
 ) -> None:
     """Raise ValueError if a view that a search uses is a test view, or shares units of the split (or rows) with one.
 
-    used: field that names it -> view. Test views are those given, and all whose name has `test` in it.
+    used: option that names it -> view. Test views are those given, and all whose name has `test` in it.
     """
     named = [view for view in View.names(manifest) if "test" in view.lower()]
-    for field, view in used.items():
+    for option, view in used.items():
         if "test" in view.lower() or view in test_views:
             raise ValueError(
-                f"{field}: {view!r} is a test view: what a search has seen can't judge its result; search on training "
+                f"{option}: {view!r} is a test view: what a search has seen can't judge its result; search on training "
                 "and validation groups"
             )
     tests = [View.open(manifest, name) for name in dict.fromkeys((*test_views, *named))]
@@ -313,20 +319,20 @@ def refuse_test_rows(
         return
     several = manifest.schema.grouped if split_unit == GROUP else split_unit != ROW
     codes = IndexValues.read(manifest, split_unit).codes if several else None
-    for field, name in used.items():
+    for option, name in used.items():
         for test in tests:
             ours, theirs = _mask(View.open(manifest, name)), _mask(test)
             shared = int((ours & theirs).sum())
             if shared:
                 raise ValueError(
-                    f"{field}: {name!r} overlaps the test view {test.name!r} in {shared} rows; search on one without "
+                    f"{option}: {name!r} overlaps the test view {test.name!r} in {shared} rows; search on one without "
                     "them"
                 )
             if codes is not None:
                 groups = np.intersect1d(codes[ours & (codes >= 0)], codes[theirs & (codes >= 0)])
                 if len(groups):
                     raise ValueError(
-                        f"{field}: {name!r} shares {len(groups)} group(s) of {split_unit!r} with the test view "
+                        f"{option}: {name!r} shares {len(groups)} group(s) of {split_unit!r} with the test view "
                         f"{test.name!r}; split by it, or name the unit that the split divides: --data.split-unit"
                     )
 

@@ -13,10 +13,14 @@ from sklearn.metrics import confusion_matrix, f1_score
 from benchmarks.reproduce import reproduce
 from conclugen import presets
 from conclugen.common.options import save
-from conclugen.evaluation.config import STRENGTHS, JudgingConfig
+from conclugen.evaluation.config import LAYERS_WEIGHED, STRENGTHS, JudgingConfig
+from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.judge import fold_accuracy
+from conclugen.evaluation.probe import fit_classes
 from conclugen.evaluation.protocol import group_folds, natural_order
+from conclugen.evaluation.solvers import LayerBlock
 from conclugen.presets import PRESETS
+from ray_jobs.extraction.plan import recipe_of
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training import run_lock
 from shards import Manifest, View
@@ -117,6 +121,33 @@ def test_sets_that_cannot_serve_are_refused(folders, changes, message):
 def test_natural_order():
     assert natural_order(["10", "9", "1"]) == ["1", "9", "10"]
     assert natural_order(["b10", "b9", "a"]) == ["a", "b10", "b9"]
+
+
+def test_layers_of_an_encoder_are_weighed_in_a_row_of_their_own(folders, sets, monkeypatch):
+    made = {"name": "x@layers=all", "column": "audio", "modality": "audio", "width": 5, "stored_layers": 5}
+    told = {"features": {"encoders": [made], "crop": "follow", "low_confidence": False}}
+    monkeypatch.setattr("ray_jobs.extraction.plan.recipe_of", lambda info: recipe_of(told))
+    data = open_set("two", folders["two"], JUDGING)
+    assert data.layers == {"audio": [LayerBlock("audio", 0, 5, 1)]} and sets["two"].layers == {}
+    row = (LAYERS_WEIGHED, "probe")
+    assert row in raw_rows(data, ["raw"])
+    assert row not in raw_rows(data, ["raw_balanced"]) and row not in raw_rows(sets["two"], ["all"])
+    planned = plan(job({"two": folders["two"]}, sections=("baselines",)), [data])
+    (cell,) = (one.cell for one in planned.cells if one.cell.system == LAYERS_WEIGHED)
+    found = run(cell, data).arrays["predicted/1.0"][0]
+    (fold,) = data.protocol.folds
+    features = data.standardised(data.complete, fold)
+    start = sum(features[m].shape[1] for m in data.complete[: data.complete.index("audio")])
+    X, rows = np.concatenate([features[m] for m in data.complete], axis=1), fold.train_rows
+    probe = fit_classes(
+        X[rows],
+        data.protocol.target.values[rows],
+        data.protocol.groups[rows],
+        2,
+        layers=[LayerBlock("audio", start, 5, 1)],
+        scaling=Scaling.none(X.shape[1]),
+    )
+    np.testing.assert_array_equal(found[fold.test_rows], probe.predict(X[fold.test_rows]))
 
 
 # ---- the plan
@@ -447,8 +478,9 @@ def test_a_raw_row_is_what_an_evaluation_has_of_that_name(sets):
         "calm": 16,
         "happy": 16,
     }
-    assert raw_rows(("video",), ("raw", "raw_balanced", "rbf_machine")) == [("raw", "rbf_machine")]
-    every = raw_rows(data.complete, ("all",))
+    alone = replace(data, complete=("video",))
+    assert raw_rows(alone, ("raw", "raw_balanced", "rbf_machine")) == [("raw", "rbf_machine")]
+    every = raw_rows(data, ("all",))
     assert {("raw, block weights chosen", "probe"), ("raw balanced", "late_fusion")} <= set(every)
     outcome = run(Cell("raw balanced", data.complete, method="shrinkage_lda"), data)
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(balanced[labelled], y[labelled])

@@ -14,7 +14,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from sklearn.preprocessing import StandardScaler
 
 from conclugen import Batch
-from conclugen.evaluation.config import MeasureConfig
+from conclugen.evaluation.config import LAYERS_WEIGHED, MeasureConfig
+from conclugen.evaluation.probe import fit_classes
+from conclugen.evaluation.solvers import LayerBlock
+from ray_jobs.extraction.plan import recipe_of
 from ray_jobs.run_config import DataConfig
 from shards import Manifest, Rows, View
 from tests.feature_corpus import write_corpus
@@ -131,6 +134,29 @@ def test_raw_rows_are_what_scikit_learn_makes_of_raw_features(judge: Judge) -> N
     assert list(constant) == [("majority", "majority")]
     assert constant["majority", "majority"]["probe_accuracy"] == pytest.approx((held.target == frequent).mean())
     assert dataclasses.replace(judge, train=None).rows_beside() == {}
+
+
+def test_layers_of_an_encoder_are_weighed_in_a_row_of_their_own(
+    judge: Judge, data: DataConfig, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = manifest.schema.column("audio").width
+    made = {"name": "x@layers=all", "column": "audio", "modality": "audio", "width": width, "stored_layers": width}
+    told = {"features": {"encoders": [made], "crop": "follow", "low_confidence": False}}
+    monkeypatch.setattr("ray_jobs.extraction.plan.recipe_of", lambda info: recipe_of(told))
+    config = MeasureConfig(baselines=("raw",), strengths=(1.0,))
+    layered = Judge.open(data, manifest, MODALITIES, config)
+    assert layered.layers == {"audio": [LayerBlock("audio", 0, width, 1)]}
+    found = layered.rows_beside()
+    assert set(found) == {("raw", "probe"), (LAYERS_WEIGHED, "probe")}
+    train, held = layered.train, layered.labelled
+    assert train is not None and held is not None
+    raw = layered._raw(train, held, MODALITIES)
+    start = sum(raw[m].shape[1] for m in MODALITIES[: MODALITIES.index("audio")])
+    X, count = np.concatenate([raw[m] for m in MODALITIES], axis=1), len(train.target)
+    layers = [LayerBlock("audio", start, width, 1)]
+    probe = fit_classes(X[:count], train.target, train.group, len(layered.classes), strengths=[1.0], layers=layers)
+    accuracy = (probe.predict(X[count:]) == held.target).mean()
+    assert found[LAYERS_WEIGHED, "probe"]["probe_accuracy"] == pytest.approx(accuracy, abs=1e-9)
 
 
 def test_a_trial_at_its_end_is_judged_beside_raw_features_as_an_ablation_does(judge: Judge) -> None:
