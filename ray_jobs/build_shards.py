@@ -95,11 +95,11 @@ def run(job: BuildJob) -> int:
 
 def _known() -> str:
     """Adapters, ways with sound, and recognisers, for `--help`."""
-    from shards.adapters import ADAPTERS
+    from shards import adapters
     from shards.media.limits import AUDIO_LENGTHS
     from shards.transcripts.recogniser import BACKENDS
 
-    layouts = "\n".join(f"  {name:<13} {layout}" for name, (_, _, layout) in ADAPTERS.items())
+    layouts = "\n".join(f"  {name:<13} {adapter.layout}" for name, adapter in adapters.known().items())
     lengths = "\n".join(f"  {name:<13} {what}" for name, what in AUDIO_LENGTHS.items())
     recognisers = "\n".join(f"  {name:<13} {what}" for name, (_, what) in BACKENDS.items())
     return f"adapters:\n{layouts}\n\naudio lengths:\n{lengths}\n\nrecognisers:\n{recognisers}"

@@ -175,8 +175,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 PROGRAMS = [name for name, path in zip(NAMES, WRITTEN, strict=True) if "```python" in path.read_text("utf-8")]
-# Their code needs video files and encoders, or is a module of its own: tests/ray_jobs/embedding, tests/plugin_encoder.
-_ELSEWHERE = ("encoders.md",)
+# Their code needs video files and encoders, or is a package: tests/ray_jobs/embedding, tests/docs/test_extending.py.
+_ELSEWHERE = ("encoders.md", "extending.md")
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in _ELSEWHERE])

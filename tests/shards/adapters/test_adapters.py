@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shards import adapters
 from shards.adapters import ADAPTERS, IncompleteError, caer, grid, meld, mosei, ravdess, read_clips, voxceleb2
 from shards.adapters.grid import sentence
 from shards.adapters.meld import repair_text
@@ -325,6 +328,37 @@ def test_folders_that_link_to_themselves_end(tmp_path: Path) -> None:
     touch(tmp_path, ["a/b.mp4"])
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert set(by_key("folder", tmp_path)) == {"a_b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "adapter_module has no function read"),
+        ("def read(source): ...", "adapter_module.LAYOUT is None, expected one line on what the adapter reads"),
+        ("def read(source): ...\nLAYOUT = ' '", "LAYOUT is ' '"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_an_adapter_of_another_package_that_does_not_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    """It is left out whole; its name says why, and the project's own stay."""
+    (tmp_path / "adapter_module.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "adapter_module", raising=False)
+    points = (
+        EntryPoint("crema-d", "adapter_module", adapters.GROUP),
+        EntryPoint("caer", "adapter_module", adapters.GROUP),
+    )
+    monkeypatch.setattr(adapters.plugins, "installed", lambda group: points if group == adapters.GROUP else ())
+    adapters._registry.cache_clear()
+    try:
+        assert adapters.known() == ADAPTERS
+        with pytest.raises(ValueError, match=f"adapter 'crema-d' of .*{words}"):
+            read_clips("crema-d", tmp_path)
+    finally:
+        adapters._registry.cache_clear()
+        sys.modules.pop("adapter_module", None)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
