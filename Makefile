@@ -54,6 +54,7 @@ test-pythons:
 
 # The documents, to be read in a browser: build/site/index.html. `make test` builds them too (tests/docs).
 site: $(VENV)/installed-test
+	$(BIN)/python -m docs.hooks
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 reproduce: install

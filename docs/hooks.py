@@ -1,4 +1,8 @@
-"""Pages that mkdocs makes from the code: every command with its options, configuration, Python, and file formats."""
+"""Pages made from the code: every command with its options, configuration, Python, and file formats.
+
+mkdocs makes those of `reference/` when it builds the site. `docs/configuration.md` is in the repository, to be read
+without it: `python -m docs.hooks` writes it anew (`make site` does), and a test says when it is stale.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -41,7 +46,7 @@ def commands_page() -> str:
             known = ", ".join(f"`--{group}.*`" for group in groups)
             lines += [
                 "",
-                f"Single fields: {known}; [configuration](configuration.md), or `conclugen {name} --help-all`.",
+                f"Single fields: {known}; [configuration](../configuration.md), or `conclugen {name} --help-all`.",
             ]
     return "\n".join(lines) + "\n"
 
@@ -49,6 +54,8 @@ def commands_page() -> str:
 def configuration_page() -> str:
     """Every field of the configurations that commands share."""
     lines = [
+        "<!-- Made from the code by `python -m docs.hooks`: change the docstrings of the fields, not this page. -->",
+        "",
         "# Configuration",
         "",
         "Every field is an option (`--pretrain.optimizer.lr 1e-3`) and a line of YAML (`--config run.yaml`; "
@@ -56,16 +63,14 @@ def configuration_page() -> str:
     ]
     for name in ("pretrain", "evaluate", "sweep", "ablate"):
         command = commands.load(name)
-        lines += ["", f"## {name}", ""]
-        seen: set[str] = set()
+        lines += ["", f"## {name}"]
+        groups: dict[str, list[str]] = {}
         for leaf in _leaves(command):
-            group = leaf.name.rpartition(".")[0]
-            if not group:
-                continue
-            if group not in seen:
-                seen.add(group)
-                lines += ["", f"### {name}: {group}", "", "| field | what it is | default |", "|---|---|---|"]
-            lines.append(f"| `{leaf.name}` | {_cell(leaf.help)} | {_default(leaf.default)} |")
+            if group := leaf.name.rpartition(".")[0]:
+                row = f"| `{leaf.name}` | {_cell(leaf.help)} | {_default(leaf.default)} |"
+                groups.setdefault(group, []).append(row)
+        for group, rows in groups.items():
+            lines += ["", f"### {name}: {group}", "", "| field | what it is | default |", "|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
 
 
@@ -125,10 +130,12 @@ def formats_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands_page,
-    "reference/configuration.md": configuration_page,
     "reference/python.md": python_page,
     "reference/file-formats.md": formats_page,
 }
+
+
+CONFIGURATION = Path(__file__).with_name("configuration.md")
 
 
 def _module(name: str) -> str:
@@ -183,3 +190,7 @@ def _escaped(text: str) -> str:
 
 def _cell(text: str) -> str:
     return _escaped(" ".join(text.split())).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    CONFIGURATION.write_text(configuration_page(), "utf-8")

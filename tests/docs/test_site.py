@@ -83,7 +83,7 @@ def test_the_site_has_every_page_and_fetches_nothing(site: Path) -> None:
 
 def test_the_reference_has_every_command_and_every_option(site: Path) -> None:
     found = (site / "reference/commands.html").read_text("utf-8")
-    fields = (site / "reference/configuration.html").read_text("utf-8")
+    fields = (site / "configuration.html").read_text("utf-8")
     for name in commands.registered().entries:
         assert f'id="{name}"' in found, name
         command = commands.load(name)
@@ -96,6 +96,11 @@ def test_the_reference_has_every_command_and_every_option(site: Path) -> None:
                 assert f"<code>{leaf.name}</code>" in fields, leaf.name
     python = (site / "reference/python.html").read_text("utf-8")
     assert all(f"<code>{name}</code>" in python for name in presets.PRESETS)
+
+
+def test_the_configuration_page_is_that_of_the_code() -> None:
+    found = hooks().CONFIGURATION.read_text("utf-8")
+    assert found == hooks().configuration_page(), "docs/configuration.md is stale: python -m docs.hooks"
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -202,6 +207,6 @@ def test_own_features_are_packed_as_the_page_says(results: Path) -> None:
 
 def test_what_pages_name_of_the_repository_is_there() -> None:
     folders = "docs|ray_jobs|shards|tuning|conclugen|tests|benchmarks|deploy"
-    for path in WRITTEN:
+    for path in [*WRITTEN, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))]:
         for name in re.findall(rf"`((?:{folders})/[\w./*-]*\w)`", path.read_text("utf-8")):
             assert list(ROOT.glob(name)), (path.name, name)
