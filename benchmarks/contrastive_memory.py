@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import command_line
-from benchmarks import svg as bench_plot
+from benchmarks import command_line, plots
 from benchmarks.memory import Peak, give_back_what_is_freed
 from benchmarks.parts import synchronize
 from conclugen.latents import Latents, Presence
@@ -73,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
             for name, by_rows in report.items()
         }
         drawn = {name: points for name, points in series.items() if points}
-        plot = bench_plot.lines(drawn, "Peak memory of the contrastive loss", "rows of the global batch", "MB")
-        Path(args.plot).write_text(plot, encoding="utf-8")
+        plots.lines(drawn, "Peak memory of the contrastive loss", "rows of the global batch", "MB").savefig(args.plot)
     return 0
 
 

@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import command_line, memory
-from benchmarks import svg as bench_plot
+from benchmarks import command_line, memory, plots
 from benchmarks.flops import step_flops
 from benchmarks.parts import part_seconds, synchronize
 from conclugen import compilation, presets
@@ -239,7 +238,7 @@ def run(args: argparse.Namespace) -> int:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.plot:
         rates = {name: case["samples_per_second"] for name, case in report["cases"].items()}
-        Path(args.plot).write_text(bench_plot.bars(rates, "samples a second"), encoding="utf-8")
+        plots.bars(rates, "samples a second").savefig(args.plot)
     return 0
 
 
