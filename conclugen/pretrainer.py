@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
-from conclugen import corpus_metrics, distributed, optimizer, saved_state, step_metrics, weighting
+from conclugen import distributed, optimizer, saved_state, step_metrics, weighting
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig, by_corpus
 from conclugen.gradients import GradientComputer
@@ -128,7 +128,7 @@ class Pretrainer:
             self.check_finite()
         metrics = step_metrics.collect(self.model, computed, weights, active, loss=total, grad_norm=grad_norm, lr=rate)
         if rows.corpus is not None:
-            metrics |= corpus_metrics.collect(self.model, rows.corpus, self.config.corpora.names, active)
+            metrics |= step_metrics.of_corpora(self.model, rows.corpus, self.config.corpora.names, active)
         return metrics
 
     def set_weights(self, weights: Mapping[str, float]) -> None:

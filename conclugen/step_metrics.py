@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from conclugen import distributed
 from conclugen.gradients import Computed
 from conclugen.model import Model
 
@@ -33,6 +34,35 @@ def collect(
             metrics |= {f"conflict/{a}/{b}": cosines[i, j] for j, b in enumerate(active) if j > i}
     for name in active:
         metrics |= model.task(name).metrics()
+    return metrics
+
+
+def of_corpora(model: Model, corpus_B: Tensor, names: Sequence[str], active: Sequence[str]) -> dict[str, Tensor]:
+    """Of each corpus by itself, where several are mixed: 0-d tensors by name, equal on all ranks, in one collective.
+
+    share/<corpus>: of the rows of the global batch. loss/<task>/<corpus>: the task's loss as the mean over its rows of
+    the corpus (the sum over the terms of the loss, those left out that no row of the corpus counts in), unweighted; NaN
+    where none counts in any. Negatives and clusters are those of the whole loss. Of tasks that note their rows
+    (`Task.note`).
+
+    corpus_B: (B,) int64, -1 for padding.
+    """
+    known = torch.arange(len(names), device=corpus_B.device)
+    rows_C = (corpus_B.unsqueeze(1) == known).sum(0).double()
+    noted = {name: model.task(name).take_noted() for name in active}
+    parts = [torch.stack([rows_C, rows_C]).unsqueeze(0), *(part for part in noted.values() if part is not None)]
+    total = distributed.all_sum(torch.cat(parts))
+    rows_C = total[0, 0]
+    metrics = {f"share/{name}": share for name, share in zip(names, rows_C / rows_C.sum().clamp(min=1), strict=True)}
+    at = 1
+    for task, part in noted.items():
+        if part is None:
+            continue
+        sums_TC, counts_TC = total[at : at + len(part)].unbind(1)
+        at += len(part)
+        loss_C = (sums_TC / counts_TC.clamp(min=1)).sum(0)
+        loss_C = torch.where(counts_TC.sum(0) > 0, loss_C, torch.nan)
+        metrics |= {f"loss/{task}/{name}": loss for name, loss in zip(names, loss_C, strict=True)}
     return metrics
 
 

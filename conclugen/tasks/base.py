@@ -227,7 +227,7 @@ class Task(Module):
 
     def note(self, term: str, loss_B: Tensor, counted_B: Tensor, presence: Presence) -> None:
         """Keep what each of this rank's rows gives to a term of the loss, for the losses of single corpora
-        (`conclugen.corpus_metrics`), where several are mixed. The loss is the sum over terms of the mean over counted
+        (`conclugen.step_metrics`), where several are mixed. The loss is the sum over terms of the mean over counted
         rows. loss_B: (B,), 0 where a row does not count; parts of the rows may be noted one after another."""
         if not self.corpora or presence.corpus is None:
             return

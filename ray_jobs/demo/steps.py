@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import ray
 
 from conclugen import backbones, presets
+from conclugen.common import machine
 from conclugen.evaluation.config import ComparisonConfig
 from ray_jobs import ray_cluster
 from ray_jobs.building import build
-from ray_jobs.demo.rendering import render_in_tasks
 from ray_jobs.embedding.clips import Embedded, Windows, embed_files
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.evaluate import EvaluateJob, evaluate
@@ -27,11 +29,12 @@ from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest
 from shards.adapters import read_clips
+from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest
 from shards.clips.sheet import face_sheet
 from shards.clips.summary import BuildSummary
-from shards.corpus import EMOTIONS, ClipRow, CorpusConfig, write_corpus
+from shards.corpus import EMOTIONS, ClipPlan, ClipRow, CorpusConfig, write_clip, write_corpus
 from shards.corpus.writing import TABLE_NAME
 from shards.media.limits import MediaError
 from shards.packing.labels import LabelSpec
@@ -43,6 +46,7 @@ SHARES = {"train": 0.6, "valid": 0.15, "test": 0.25}
 FRACTIONS = (0.1, 1.0)
 # Each shard of clips is one task with a process of its own for unsafe files: few shards for few clips.
 _CLIPS_PER_SHARD = 60
+_CLIPS_PER_TASK = 8
 # A core each for two tasks: more at a time gain nothing on the two cores that the demo reckons with.
 _CPUS_OF_A_BUILD = 4.0
 # The speech network takes three quarters of the encoders' time: alone it would keep one core idle.
@@ -98,7 +102,7 @@ def run(config: DemoConfig) -> DemoResult:
 
     count = len(config.corpus.clips)
     with steps.step("render", f"rendering {count} clips of {config.corpus.speakers} talking faces"):
-        write_corpus(output / "video", config.corpus, render_in_tasks)
+        write_corpus(output / "video", config.corpus, _render_in_tasks)
         table = output / "video" / TABLE_NAME
 
     with steps.step("shards", "clips to shards: checked, cut, faces found, sound as FLAC"):
@@ -193,3 +197,25 @@ def _embed_new_clip(config: DemoConfig, choices: tuple[EncoderChoice, ...], pret
         assert isinstance(error, MediaError)
         raise error
     return NewClip(path, row, embedded, () if model.probe is None else model.probe.classes)
+
+
+def _write_some(folder: Path, plans: Sequence[ClipPlan]) -> list[ClipRow]:
+    return [write_clip(folder, plan) for plan in plans]
+
+
+def _render_in_tasks(folder: Path, plans: Sequence[ClipPlan]) -> Iterator[ClipRow]:
+    """Write the planned clips below a folder that all nodes see, a task for each core at a time; rows as they come."""
+    remote: Any = ray.remote(num_cpus=1)(_write_some)
+    waiting = [plans[start : start + _CLIPS_PER_TASK] for start in range(0, len(plans), _CLIPS_PER_TASK)][::-1]
+    running: list[Any] = []
+    progress, done = ClipProgress(len(plans)), 0
+    while waiting or running:
+        # A local Ray is told of more CPUs than there are cores; more renderers than cores would gain nothing.
+        while waiting and len(running) < machine.cores():
+            running.append(remote.remote(folder, waiting.pop()))
+        ready, running = ray.wait(running, num_returns=1)
+        for reference in ready:
+            rows = ray.get(reference)
+            done += len(rows)
+            yield from rows
+        progress.show(done, last=done == len(plans))

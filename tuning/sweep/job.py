@@ -14,8 +14,7 @@ from conclugen.evaluation.config import MeasureConfig
 from conclugen.fields import choose, require
 from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig, RunConfig
 from shards.access import SHARED_FOLDER, refuse_url
-from tuning.sweep.space import Space
-from tuning.sweep.space_presets import SPACES, laptop
+from tuning.sweep.space import SPACES, Space, laptop
 
 DEFAULT_SPACE = "laptop"
 DEFAULT_TRIALS = 64

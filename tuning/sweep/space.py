@@ -6,7 +6,7 @@ have it, and weights only where there are two tasks to weigh against each other.
 configuration names them (`tasks.NAME.weight`), and `modalities`, `tasks` and `recipe`, whose options are names
 joined by `+`.
 
-    space = space_presets.laptop().resolve({"video": 35, "audio": 347})
+    space = laptop().resolve({"video": 35, "audio": 347})
     choices = space.draw(chooser)            # {"tasks": "TASK+TASK", "optimizer.lr": 0.0021, ...}
     config = space.config(choices)           # a conclugen.PretrainConfig
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -409,3 +409,27 @@ def _has(config: PretrainConfig, dotted: str) -> bool:
             return False
         place = getattr(place, name)
     return True
+
+
+def published() -> Space:
+    """The published ranges. The authors' schedule of at most three epochs would never start the tasks that begin
+    later in most trials; 60 epochs are ours."""
+    return Space()
+
+
+def laptop() -> Space:
+    """Small heads, small batches and few epochs in the improved recipe: trials of seconds on one core."""
+    tasks = registered()
+    return Space(
+        recipe=("improved",),
+        weights=Weights(**{name: task.weights[1] for name, task in tasks.items()}),
+        representation_dim=(64, 128, 256),
+        projection_dim=(32, 64, 128),
+        lr=Range(3e-4, 1e-2),
+        global_batch=(128,),
+        epochs=16,
+        **{searched.name: searched.laptop for task in tasks.values() for searched in task.searched},
+    )
+
+
+SPACES: dict[str, Callable[[], Space]] = {"published": published, "laptop": laptop}

@@ -8,8 +8,7 @@ import optuna
 import pytest
 
 from tuning.sweep.search import GridSearch, Outcome, RandomSearch, TpeSearch, grid, proposer
-from tuning.sweep.space import Choices, Range, Space
-from tuning.sweep.space_presets import laptop
+from tuning.sweep.space import Choices, Range, Space, laptop
 
 WIDTHS = {"video": 6, "audio": 5}
 

@@ -16,8 +16,7 @@ from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from tuning.sweep.job import COMMAND
 from tuning.sweep.search import RandomSearch, grid
-from tuning.sweep.space import Range, Space, Weights, subsets
-from tuning.sweep.space_presets import SPACES, laptop, published
+from tuning.sweep.space import SPACES, Range, Space, Weights, laptop, published, subsets
 
 WIDTHS = {"video": 6, "audio": 5, "text": 4}
 

@@ -25,7 +25,7 @@ from tuning.sweep.job import COMMAND, ScheduleConfig, SweepJob
 from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space
 from tuning.sweep.search import Outcome, proposer
-from tuning.sweep.space_presets import laptop, published
+from tuning.sweep.space import laptop, published
 from tuning.sweep.sweep import count, identity, prepare, sweep
 from tuning.sweep.trial import Trial
 

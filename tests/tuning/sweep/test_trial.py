@@ -18,8 +18,7 @@ from shards.stream import stream
 from tests.feature_corpus import write_corpus
 from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space, replay, weights_of
-from tuning.sweep.space import Range, Space, Weights
-from tuning.sweep.space_presets import laptop
+from tuning.sweep.space import Range, Space, Weights, laptop
 from tuning.sweep.trial import Trial, TrialShared
 
 MODALITIES = ("video", "audio", "text")
