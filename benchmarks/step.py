@@ -1,6 +1,6 @@
 """`python -m benchmarks.step`: what a pretraining step costs, on random features that are on the device already.
 
-Every round measures every case once, one after the other, so that a change of the machine's mood meets all of them. The
+Every round measures every case once, one after the other, so that drift of the machine affects all of them alike. The
 first case is the plain one: `paper`, float32, eager, TF32 off. FLOPs are those of the matrix products that the step
 needs (`benchmarks.flops`); utilisation is beside one large matrix product of the same dtype in the same run, or
 beside `--peak`.

@@ -204,7 +204,7 @@ class Embedder:
         if fusion == RAW_FUSION and fusion not in self.fusions:
             raise ValueError(
                 f"fusion: {fusion!r} needs scales of training rows, which this model was exported without; run "
-                "ray_jobs.pretrain of its run again: it exports the model anew"
+                "ray_jobs.pretrain of its run again: it exports the model again"
             )
         fields.choose("fusion", fusion, self.fusions)
 

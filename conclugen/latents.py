@@ -1,4 +1,4 @@
-"""What the losses see: the rows of this rank, and who is present in the global batch.
+"""What the losses see: the rows of this rank, and which rows of the global batch have which modality.
 
 Shape suffixes: M modalities, B rows of this rank, N = W B rows of all ranks.
 """
@@ -16,8 +16,8 @@ from conclugen.batch import Batch
 
 @dataclass(frozen=True)
 class Presence:
-    """Who is there. Row i of this rank is row offset + i of the gathered rows; rows beyond the global batch are
-    padding.
+    """Which rows have which modality. Row i of this rank is row offset + i of the gathered rows; rows beyond the
+    global batch are padding.
 
     local (M, B) bool; all (M, N) bool; row (B,) int64; all_group (N,) int64 or None; corpus (B,), all_corpus (N,) int64
     or None, where the rows are of several.

@@ -201,7 +201,7 @@ class Model(nn.Module):
         return representations
 
     def presences(self, batch: Batch) -> Callable[[], dict[str, Presence]]:
-        """Begin to gather from all ranks who is there; what is returned gives it for each stream."""
+        """Start to gather presence masks from all ranks; what is returned waits for them, and gives one a stream."""
         asked = {}
         for key, stream in self.streams.items():
             groups = any(self.reads[name].groups for name, own in self._stream_of.items() if own == key)

@@ -182,7 +182,7 @@ class LearnedWeighting(Weighting):
         )
 
     def restore(self, saved: Mapping[str, Any], step: int) -> None:
-        """The parameters hold the weights; the configured ones were but their start."""
+        """Learned weights are in the parameters; the configured values are only initial."""
 
 
 class UncertaintyWeighting(LearnedWeighting):

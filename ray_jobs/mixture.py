@@ -284,10 +284,10 @@ def refuse_other_history(there: Mapping[str, object], here: Mapping[str, object]
             stages.get(str(step), "none") if isinstance(stages, Mapping) else "none"
             for stages in (here.get(WEIGHTS), there.get(WEIGHTS))
         )
-        stands = f"the run stands at step {reached}" if step else "a run begins with them"
+        why = f"the run is at step {reached}" if step else "a run begins with them"
         raise ValueError(
-            f"{where}: found {found}, expected {expected} as then, for {stands}; give the weights of then, and others "
-            f"from step {max(reached, 1)} on (data.weights_from), or choose another run.name"
+            f"{where}: found {found}, expected {expected} as before, because {why}; keep the earlier weights, "
+            f"and give others from step {max(reached, 1)} on (data.weights_from), or choose another run.name"
         )
 
 

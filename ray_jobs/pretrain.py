@@ -54,7 +54,7 @@ def run(job: PretrainJob) -> int:
         print(f"MLflow refused {line}")
     model = job.run.registered_model
     if model is not None and any(line.startswith("model:") for line in result.refused):
-        print(f"the model was not registered as {model!r}; mend the cause, and the same command registers it")
+        print(f"the model was not registered as {model!r}; fix the cause, and the same command registers it")
     if result.unsent:
         print(f"not all of it reached MLflow; it is sent by: python -m ray_jobs.tracking {result.folder.path}")
     tell_next(_next(job))

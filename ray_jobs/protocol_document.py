@@ -58,7 +58,7 @@ def load(path: Path) -> dict[str, Any]:
             if not answer["reason"]:
                 tables(answer), charts(answer), list(map(str, [*answer["rules"], *answer["holes"]]))
             elif not isinstance(answer["reason"], str):
-                raise ValueError(f"the reason of {name!r} is no text")
+                raise ValueError(f"the reason of {name!r} is not text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
         raise ValueError(
@@ -129,7 +129,7 @@ def told(answer: Mapping[str, Any]) -> str:
 def _cell(value: Any) -> Cell:
     if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
         return value
-    raise ValueError(f"{value!r} is no cell of a table")
+    raise ValueError(f"{value!r} cannot be a table cell")
 
 
 def _number(value: Any) -> Any:

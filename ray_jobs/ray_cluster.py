@@ -178,7 +178,7 @@ def private_folder() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
-            raise PermissionError(f"{folder} belongs to another user, or is no folder")
+            raise PermissionError(f"{folder} belongs to another user, or is not a folder")
         folder.chmod(0o700)
     except OSError as error:
         raise NoRayError(

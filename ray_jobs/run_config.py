@@ -288,7 +288,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
             raise ValueError(
-                f"run.name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first"
+                f"run.name: {self.name!r} cannot name a folder; use letters, digits, -, _ and . (not first)"
             )
         if len(self.name.encode()) > _LONGEST_NAME:
             raise ValueError(

@@ -7,10 +7,10 @@
     quarantine/            damaged samples that training met, a file for each rank
     standardization.safetensors
     checkpoints/step-*/    checkpoints, unless run.storage puts them elsewhere
-    failures.jsonl         how starts of the run ended that did not reach its end
+    failures.jsonl         failed attempts
     .lock  .attempt        who trains the run now, and in which start
     model/                 exported model
-    plots/  evaluation/    what people look at
+    plots/  evaluation/    plots and tables
     profile/               traces of steps, where run.profile asks for them
     data/  run.yaml        of a run that made its own shards (`conclugen run`): these, and what it chose
 """
@@ -47,7 +47,7 @@ Standardization = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 class SupersededError(RuntimeError):
-    """This process trains for a start of the run that another one has followed."""
+    """A newer attempt of this run has started; this process is stale."""
 
 
 class UnseenFolderError(ValueError):
@@ -93,7 +93,9 @@ class RunFolder:
             before = (DATA, CHOSEN)
             others = (path.name for path in self.path.iterdir()) if self.path.is_dir() else ()
             if any(not name.startswith(".") and name not in before for name in others):
-                raise ValueError(f"{self.path}: holds files but no run.json, so it is no run; choose another run.name")
+                raise ValueError(
+                    f"{self.path}: has files but no run.json, so it is not a run folder; choose another run.name"
+                )
             return False
         found, wanted = self.identity(), _plain(identity)
         names = {*found, *wanted}.difference(changing)
@@ -101,8 +103,8 @@ class RunFolder:
         if differing:
             lines = "\n".join(f"  {name}: {found.get(name)!r} then, {wanted.get(name)!r} now" for name in differing)
             raise ValueError(
-                f"{self.path}: a run of this name exists, and what makes a run the same run differs:\n{lines}\n"
-                "Choose another run.name, or give the values of then to resume it."
+                f"{self.path}: a run with this name exists with a different configuration:\n{lines}\n"
+                "Choose another run.name, or use the original values to resume it."
             )
         return True
 
@@ -163,7 +165,7 @@ class RunFolder:
     def _no_config(self, cause: Exception) -> ValueError:
         return ValueError(
             f"{self.config}: holds no configuration of a run ({cause}); start ray_jobs.pretrain again under the run's "
-            "name, which writes it anew"
+            "name, which writes it again"
         )
 
     def store(self, run: RunConfig) -> CheckpointStore:

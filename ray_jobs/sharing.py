@@ -49,7 +49,7 @@ def _write(job: ExportJob, run: RunFolder, folder: Path) -> None:
     if folder.exists():
         ours = folder.is_dir() and {DOCUMENT, README} <= {path.name for path in folder.iterdir()}
         if not (job.overwrite and ours):
-            remedy = "give --overwrite to replace it" if ours else "it is no export: choose another --folder"
+            remedy = "give --overwrite to replace it" if ours else "it is not an export: choose another --folder"
             raise ValueError(f"folder: {folder} is there; {remedy}")
     embedder = conclugen.load(run.model)  # whole and undamaged
     remove_remnants(folder)

@@ -33,7 +33,7 @@ class Source:
     def open(
         cls, data: DataConfig, config: PretrainConfig, quarantine: Callable[[Damage], None] | None = None
     ) -> Source:
-        """Open the training side of `data`; `quarantine` is told of every damaged sample that reading meets.
+        """Open the training side of `data`; `quarantine` is called with every damaged sample.
 
         Raises:
             ValueError: no such folder or view, a modality without columns, or a view smaller than one global batch.
@@ -113,7 +113,7 @@ class Source:
         if left == 0:
             return ""
         done = {
-            "drop": "are left out of each epoch, others each time",
+            "drop": "are dropped (a different set each epoch)",
             "pad": "make a short batch",
             "carry": "open the next epoch's first batch",
         }[self.plan.remainder]

@@ -1,4 +1,4 @@
-"""Folders that a program makes its own: marked by a record, so that nothing else gets mixed in or removed."""
+"""Output folders owned by one job: marked by a record, so that nothing else gets mixed in or removed."""
 
 from __future__ import annotations
 

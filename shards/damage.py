@@ -68,7 +68,7 @@ class ManifestError(ShardError):
 
 
 class DamageError(ShardError):
-    """More samples are damaged than the reader was told to bear."""
+    """The share of damaged samples exceeds the limit."""
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class Manifest:
                 "format version differs",
                 expected=FORMAT,
                 found=version,
-                remedy="Read it with the version of this package that wrote it, and pack it anew",
+                remedy="Read it with the version of this package that wrote it, and pack it again",
             )
         if check != _self_check(metadata):
             raise ManifestError(where, "its description of itself is damaged", remedy=_REBUILD)

@@ -255,7 +255,7 @@ def _common_width(modality: str, readers: list[tuple[str, Reader]]) -> int:
             raise ValueError(
                 f"corpus {name!r}: modality {modality!r} ({columns}) has width {found}, expected {width} as in "
                 f"{first!r} ({' + '.join(reader.modalities[modality])}); compose it of the same features in both "
-                f"(modalities of the source), extract it anew with one encoder, or leave it out of {name!r}"
+                f"(modalities of the source), extract it again with one encoder, or leave it out of {name!r}"
             )
     return width
 

@@ -38,7 +38,7 @@ def describe(
     for field, given in (("weight", weights), ("speaker", speakers), ("modalities", modalities)):
         for name in given:
             if name not in folders:
-                raise ValueError(f"{field}: {name!r} is no corpus here, {did_you_mean(name, folders)}")
+                raise ValueError(f"{field}: {name!r} is not one of these corpora, {did_you_mean(name, folders)}")
     manifests = {name: Manifest.open(folder) for name, folder in folders.items()}
     readers, views = {}, {}
     for name, manifest in manifests.items():

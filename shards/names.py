@@ -86,7 +86,8 @@ def _decoded(data: bytes, encoding: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         remedy = "save it as UTF-8, or name its encoding, such as --encoding cp1252 (Windows, Western Europe)"
         raise EncodingError(
-            f"byte {data[error.start] if error.start < len(data) else 0:#04x} in line {line} is no {encoding}; {remedy}"
+            f"byte {data[error.start] if error.start < len(data) else 0:#04x} in line {line} is not {encoding}; "
+            f"{remedy}"
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -121,7 +122,7 @@ def plain(value: Any) -> Any:
         try:
             value = data.decode("utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{data[:40]!r} is no UTF-8; store it as text") from None
+            raise ValueError(f"{data[:40]!r} is not UTF-8; store it as text") from None
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).strip() or None
     if isinstance(value, Decimal):

@@ -123,7 +123,7 @@ def pending(folder: str | Path) -> Publication | None:
             raise ValueError(fault)
         digest = plan["digest"]
         if not (digest is None or isinstance(digest, str)):
-            raise ValueError("its digest is no text")
+            raise ValueError("its digest is not text")
         return Publication(names, bool(plan["replaces"]), plan["of"], digest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnfinishedError(
@@ -146,7 +146,7 @@ def finish(folder: str | Path) -> Publication | None:
     lost = [name for name in publication.names if not (staging / name).is_file() and not (folder / name).is_file()]
     if lost:
         raise UnfinishedError(
-            f"{folder}: {publication.words} were being published, and {lost[0]} of them is gone; write them anew with "
+            f"{folder}: {publication.words} were being published, and {lost[0]} of them is gone; write them again with "
             f"--overwrite, or remove {staging} and see what `python -m shards verify --repair` can keep"
         )
     if (staging / _MANIFEST).is_file():

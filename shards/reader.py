@@ -444,7 +444,7 @@ class Reader:
             return slice(start, stop)
         rows = np.asarray(self.view.indices(shard))[start:stop]
         if len(rows) != stop - start or rows.min() < 0 or rows.max() >= entry.count:
-            raise ShardError(entry.name, "the view selects rows that the shard does not have; make the view anew")
+            raise ShardError(entry.name, "the view selects rows that the shard does not have; make the view again")
         return rows
 
     def _index(self, shard: int) -> tuple[ShardEntry, ShardIndex]:

@@ -57,7 +57,7 @@ def encode(schema: Schema, sample: Sample) -> Record:
             at = int(np.flatnonzero(~np.isfinite(stored))[0])
             raise ValueError(
                 f"sample {sample.key!r}: column {column.name!r}, element {at} is {values[at]!r}, which {column.dtype} "
-                "cannot hold as a finite number; mend the input, choose a wider dtype, or leave the column out (None)"
+                "cannot hold as a finite number; fix the input, choose a wider dtype, or leave the column out (None)"
             )
         parts.append(stored.tobytes())
     try:
@@ -91,7 +91,7 @@ def check_text(what: str, value: Any) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} is {value!r}, which is no valid Unicode text; repair its encoding") from None
+        raise ValueError(f"{what} is {value!r}, which is not valid Unicode; repair its encoding") from None
 
 
 def _column_values(key: str, column: str, width: int, values: Any) -> np.ndarray | None:

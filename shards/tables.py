@@ -158,7 +158,7 @@ def _json_lines(path: Path, text: str) -> Table:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number} is no JSON: {error}") from None
+            raise ValueError(f"line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"line {number}: expected an object, found {line.strip()[:80]}")
         rows.append({_head([name])[0]: plain(value) for name, value in row.items()})

@@ -33,7 +33,7 @@ ROW = "row"
 _METADATA_KEY = b"conclugen.view"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _TABLE = pa.schema([("count", pa.int64()), ("bitmap", pa.large_binary())])
-_REMEDY = "Make the view anew with `python -m shards split`"
+_REMEDY = "Make the view again with `python -m shards split`"
 
 Mask = np.ndarray | Callable[[int], np.ndarray]
 

@@ -253,7 +253,7 @@ def _checked(record: Record) -> Record:
         raise ValueError(f"time: {record.time}")
     for name, numbers in (("metrics", record.metrics), ("cost", record.cost), *record.groups.items()):
         if not all(_is_number(number) for number in numbers.values()):
-            raise ValueError(f"{name}: holds something that is no number")
+            raise ValueError(f"{name}: contains something that is not a number")
     _check_tags(record.tags)
     return record
 

@@ -221,12 +221,12 @@ def sequences_of(encoder: Encoder, batch: Sequence[Any]) -> list[Array]:
     says."""
     info, sequences = encoder.info, encoder.encode_sequence(batch)
     if len(sequences) != len(batch):
-        raise EncoderError(f"encoder {info.name}: gave {len(sequences)} sequences for {len(batch)} clips; mend it")
+        raise EncoderError(f"encoder {info.name}: gave {len(sequences)} sequences for {len(batch)} clips; fix it")
     for sequence in sequences:
         shape = np.shape(sequence)
         if len(shape) != 2 or not shape[0] or shape[1] != info.step_width:
             raise EncoderError(
-                f"encoder {info.name}: gave vectors of shape {shape}, its info says (steps, {info.step_width}); mend "
+                f"encoder {info.name}: gave vectors of shape {shape}, its info says (steps, {info.step_width}); fix "
                 "it, or leave it out of --encoders"
             )
     return [np.asarray(sequence, np.float32) for sequence in sequences]  # bytes of another type would be misread

@@ -78,7 +78,7 @@ def augment(kind: str, value: Any, *, seed: int, key: str, view: int, strength: 
     if strength not in STRENGTHS:
         raise ValueError(f"strength of views is {strength!r}, allowed: {', '.join(STRENGTHS)}")
     if view < 1:
-        raise ValueError(f"view is {view}, expected 1 or more; the clean input is no view")
+        raise ValueError(f"view is {view}, expected 1 or more; the unchanged input is not a view")
     purpose = "audio" if kind in (WAVE, MEL) else kind
     draws = Draws(seed, purpose, key, view)
     if kind == FRAMES:

@@ -134,7 +134,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except Exception:  # torch raises whatever the bytes led it to, and advises to read them unsafely
         raise WeightsError(
             f"{path}: cannot be read as tensors alone: it is damaged, no file of torch, or holds something that would "
-            "be executed. Get it anew, or give its state dict as safetensors"
+            "be executed. Download it again, or give its state dict as safetensors"
         ) from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):

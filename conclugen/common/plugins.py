@@ -87,7 +87,7 @@ def package_of(point: EntryPoint) -> str:
 def unusable(kind: str, point: EntryPoint, cause: BaseException) -> str:
     """One line about an entry point that can't be loaded, or is no proper extension."""
     return (
-        f"{kind} {point.name!r} of {package_of(point)} ({point.value}) can't be used: {reason(cause)}; mend, update or "
+        f"{kind} {point.name!r} of {package_of(point)} ({point.value}) can't be used: {reason(cause)}; fix, update or "
         "uninstall that package"
     )
 

@@ -35,12 +35,12 @@ def open_regular(path: str | Path, most: int) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ELOOP, errno.EISDIR):
-            raise UnreadableError(f"{path}: is no regular file") from None
+            raise UnreadableError(f"{path}: not a regular file") from None
         raise
     about = os.fstat(descriptor)
     problem = ""
     if not stat.S_ISREG(about.st_mode):
-        problem = "is no regular file"
+        problem = "not a regular file"
     elif about.st_size > most:
         problem = f"has {about.st_size} bytes, expected at most {most}"
     if problem:
@@ -61,7 +61,7 @@ def read_json(path: str | Path, most: int = LARGEST_DOCUMENT, nan: bool = False)
             raise ValueError(f"has more than {most} bytes")
         return parse_json(data, nan)
     except ValueError as error:
-        raise UnreadableError(f"{path}: holds no JSON document ({error})") from None
+        raise UnreadableError(f"{path}: is not a JSON document ({error})") from None
 
 
 def read_mapping(path: str | Path, most: int = LARGEST_DOCUMENT) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def parse_json(data: bytes | str, nan: bool = False) -> Any:
         if "\\u" in text:
             json.dumps(content, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair
     except UnicodeError:
-        raise ValueError("text that is no UTF-8") from None
+        raise ValueError("text that is not UTF-8") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
     if _depth(content) > _DEEPEST:
@@ -127,4 +127,4 @@ def _depth(content: Any) -> int:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

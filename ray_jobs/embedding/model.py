@@ -285,7 +285,7 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
         if absent:
             raise ValueError(f"job has no {min(absent)}")
         if not all(isinstance(job[name], str) for name in ("run", "label", "test_view", "fusion")):
-            raise ValueError("job: a name is no text")
+            raise ValueError("job: a name is not text")
         for name in ("data", "comparison"):
             if not isinstance(job.get(name, {}), dict):
                 raise ValueError(f"job.{name}: must be a mapping")

@@ -1,4 +1,4 @@
-"""Before a run starts that would do with fewer workers: makes Ray count what the nodes of this moment have.
+"""Before an elastic start (`run.min_workers`): makes Ray count what the nodes of this moment have.
 
 Ray marks a node that died after five health checks without an answer, some 15 s; who tells Ray Train how many workers
 there is room for looks at the nodes every 20 s. Until both have noticed, a node that has just come is not used, and

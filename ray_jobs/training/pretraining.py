@@ -93,8 +93,8 @@ def _pretrain(
     refuse_other_history(before, identity, 0)  # also where no checkpoint is left
     if reached > total_steps:
         raise ValueError(
-            f"run {folder.name} stands at step {reached} already, and pretrain.epochs={job.pretrain.epochs} asks for "
-            f"{total_steps}: its model is of a longer run; give at least as many epochs, or another run.name"
+            f"run {folder.name} is already at step {reached}, but pretrain.epochs={job.pretrain.epochs} ends at step "
+            f"{total_steps}: its model comes from a longer run; give at least as many epochs, or another run.name"
         )
     if reached < total_steps and not store.is_local:
         check_storage("run.storage", store.location)

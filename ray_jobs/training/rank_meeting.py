@@ -1,4 +1,4 @@
-"""Ranks compare notes now and then: on the host, through gloo, so that no device waits, and with a time limit."""
+"""Periodic all-gather of small status messages: on the host, through gloo, so no device waits, and with a time limit."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class StepRecorder(SilentRecorder):
                 del self._unwritten[0]
         except OSError as error:
             print(
-                f"warning: the journal takes no more ({uris.scrub(error)}); {len(self._unwritten)} step(s) wait",
+                f"warning: cannot write to the journal ({uris.scrub(error)}); {len(self._unwritten)} step(s) buffered",
                 flush=True,
             )
 

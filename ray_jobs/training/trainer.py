@@ -77,7 +77,7 @@ def fit(
                 failed += 1
                 most = job.run.max_failures
                 if 0 <= most < failed:
-                    told = f"{what}. That was failure {failed}, and run.max_failures is {most}"
+                    told = f"{what}. Giving up after {failed} failures (run.max_failures={most})"
                     raise RunFailedError(told) from error
                 ended = f"failure {failed}" + ("" if most < 0 else f" of {most}")
             print(f"{ended}: {what}; going on from the newest checkpoint", flush=True)

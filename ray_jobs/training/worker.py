@@ -37,7 +37,7 @@ from shards import Cursor, Damage
 from shards.damage import DamageLog
 
 _MOST_BLOCKED = 0.01  # of the time, by checkpoints that are due by time
-# A rank that stalls says so itself; only then do the collectives end in which others wait for it.
+# The stalled rank reports first; the others' collectives time out this much later.
 COLLECTIVES_LATER_S = 30.0
 
 

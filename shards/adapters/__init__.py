@@ -88,7 +88,7 @@ def read_clips(adapter: str, source: Path, allow_incomplete: bool = False, **opt
         if name not in chosen.options:
             raise ValueError(f"adapter {adapter} takes no --{name}; it reads {chosen.layout}")
     if not source.is_dir():
-        raise ValueError(f"--source {source} is no folder; {adapter} reads {chosen.layout}")
+        raise ValueError(f"--source {source} is not a folder; {adapter} reads {chosen.layout}")
     clips = chosen.read(source, **given)
     if not clips.clips and not clips.rejected:
         raise ValueError(f"{source} holds no clips; {adapter} reads {chosen.layout}")

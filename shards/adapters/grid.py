@@ -32,7 +32,7 @@ _LABELS = tuple(Label(slot, "class", tuple(words.values())) for slot, words in S
 def sentence(code: str) -> list[str]:
     """The words that six letters spell: `bbaf2n` is bin blue at f two now. ValueError for anything else."""
     if not _NAME.fullmatch(code):
-        raise ValueError(f"{code!r} is no sentence of GRID: expected six letters such as bbaf2n")
+        raise ValueError(f"{code!r} is not a sentence of GRID: expected six letters such as bbaf2n")
     return [words[letter] for letter, words in zip(code, SLOTS.values(), strict=True)]
 
 

@@ -32,7 +32,7 @@ SOUNDS = ("flac", "wav")
 META = ("split", "source", "transcript", "transcript_confidence", "face", "seconds")
 LIMITS = "limits"  # in what a manifest says of its making
 KEY_LIMIT = 64  # what feature shards of these clips can name with columns of up to 30 characters
-_REBUILD = "Build the shards anew"
+_REBUILD = "Build the shards again"
 _INDEX_CACHE = 64 * 1024**2
 
 
@@ -218,7 +218,7 @@ class ClipReader:
         self._storage.read_into(entry, ranges)
         if xxhash.xxh3_64_intdigest(buffer) != int(index.checksums[row]):
             key = self.table(shard)["key"][row].as_py()
-            raise ShardError(entry.name, "checksum differs from the index", sample=key, remedy="Build the shard anew")
+            raise ShardError(entry.name, "checksum differs from the index", sample=key, remedy="Build the shard again")
         parts: dict[str, bytes] = {}
         at = 0
         for name, (offset, size) in zip(self.manifest.schema.column_names, places, strict=True):

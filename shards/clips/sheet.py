@@ -23,7 +23,7 @@ def face_sheet(manifest: ClipManifest, label: str, path: Path, each: int = 6) ->
     """
     classes = {item.name: item.classes for item in manifest.schema.labels if item.kind == "class"}
     if label not in classes:
-        raise ValueError(f"label {label!r} is no class label of {manifest.folder}, {did_you_mean(label, classes)}")
+        raise ValueError(f"label {label!r} is not a class label of {manifest.folder}, {did_you_mean(label, classes)}")
     reader = ClipReader(manifest)
     chosen = _choose(reader, label, len(classes[label]), each)
     height = (_SIDE + _MARGIN + _LINE) * len(classes[label]) + _MARGIN

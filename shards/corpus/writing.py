@@ -193,7 +193,7 @@ def _claim(folder: Path, overwrite: bool) -> None:
     if owned(folder, _MARK, "corpus"):
         if not overwrite:
             what = "a corpus already" if (folder / DESCRIPTION_NAME).is_file() else "a corpus that was not finished"
-            raise ValueError(f"{folder} holds {what}; write it anew with --overwrite, or name another folder")
+            raise ValueError(f"{folder} holds {what}; write it again with --overwrite, or name another folder")
         (folder / DESCRIPTION_NAME).unlink(missing_ok=True)
         (folder / TABLE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / CLIPS_FOLDER, ignore_errors=True)

@@ -188,13 +188,13 @@ class _Machine:
     def name_of_stack(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not text")
         self._stack.append(_Name(_known(module, name)))
 
     def reduce(self, _: Any) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise ValueError("a call of something that is no name")
+            raise ValueError("a call of something that is not a name")
         self._stack.append(_CALLS[function.name](*arguments))
 
     def build(self, _: Any) -> None:
@@ -214,7 +214,7 @@ def _known(module: str, name: str) -> str:
     known = f"{module}.{name}"
     if known not in _CALLS:
         raise ValueError(
-            f"it names {module[:80]}.{name[:80]}, which is no array; only arrays, numbers, text, lists, tuples and "
+            f"it names {module[:80]}.{name[:80]}, which is not an array; only arrays, numbers, text, lists, tuples and "
             "dicts are read. Save those alone where it was made: numpy.savez(FILE, x=x)"
         )
     return known

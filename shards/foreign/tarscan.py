@@ -84,7 +84,7 @@ class _Scanner:
             if any(field.startswith("GNU.sparse") for field in extended):
                 raise self._fault("is a GNU sparse file, which is not read", name)
             if _LINK in extended:
-                raise self._fault("is no link, but a long name of a link lies before it", name)
+                raise self._fault("is not a link, but follows a long link name", name)
             clean = self._safe_name(name)
             if not name:
                 raise self._fault("has a member without a name")

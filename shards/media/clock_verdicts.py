@@ -120,7 +120,7 @@ class ClockVerdicts:
         if folder not in _told:
             _told.add(folder)
             what = "what is found out about recordings can't be kept there"
-            _log.warning("%s: %s (%s), so each shard reads large ones anew", folder, what, error.strerror or error)
+            _log.warning("%s: %s (%s), so each shard reads large ones again", folder, what, error.strerror or error)
 
 
 def _made(scan: Scan, seconds: float, before: int = 0) -> tuple[_Verdict, bool]:

@@ -103,7 +103,7 @@ class Faces:
             cuts = tuple(float(cut) for cut in data["cuts"])
             seen, others = float(data["seen"]), int(data["others"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"face track cannot be read: {error!r}; build the clip shards anew") from None
+            raise ValueError(f"face track cannot be read: {error!r}; build the clip shards again") from None
         ends = 0.0 - TIME_ROUNDING
         for track in tracks:
             good = track.times.ndim == 1 and len(track.times) and track.boxes.shape == (len(track.times), 4)

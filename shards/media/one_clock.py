@@ -26,7 +26,7 @@ _IN_A_ROW = 5  # packets of a stream: fewer are damaged time stamps
 _MPEG = frozenset({"mpeg", "mpegts"})
 _REMEDY_MPEG = "`ffmpeg -fflags +genpts -i FILE -c copy FILE.mkv` plays the parts one after the other"
 _REMEDY = (
-    "join the parts anew with `ffmpeg -f concat -safe 0 -i LIST.txt -c copy FILE.mkv`, "
+    "join the parts again with `ffmpeg -f concat -safe 0 -i LIST.txt -c copy FILE.mkv`, "
     "where LIST.txt has a line `file 'PART'` for each"
 )
 

@@ -62,7 +62,7 @@ def _decoder(grammar: str | None) -> Any:
         decoder.add_jsgf_string("given", text)
         decoder.activate_search("given")
     except (RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"--grammar {grammar} is no JSGF grammar of words in the dictionary: {error}") from None
+        raise ValueError(f"--grammar {grammar} is not a JSGF grammar of words in the dictionary: {error}") from None
     return decoder
 
 

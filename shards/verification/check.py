@@ -123,7 +123,7 @@ def check_clip_shard(manifest: ClipManifest, number: int, holder: dict[str, str]
 def _repeated(entry: ShardEntry, keys: list[str], holder: dict[str, str]) -> Iterator[Problem]:
     for key in keys:
         if key in holder:
-            yield Problem(entry.name, key, f"key occurs in shard {holder[key]!r} as well", "Pack the data anew")
+            yield Problem(entry.name, key, f"key occurs in shard {holder[key]!r} as well", "Pack the data again")
         else:
             holder[key] = entry.name
 

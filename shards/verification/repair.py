@@ -44,7 +44,7 @@ def repair(folder: str | Path) -> Outcome:
     refuse_url("FOLDER", folder, "Copy it to a local folder to repair it")
     folder = Path(folder).absolute()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no local folder; copy the data set there to repair it")
+        raise ValueError(f"{folder} is not a local folder; copy the data set there to repair it")
     with folder_held(folder, "shards are being written here", "another time", field="FOLDER"):
         finished = publication.finish(folder)
         publication.refuse_unfinished(folder, "repaired")
@@ -94,7 +94,7 @@ def _repair(folder: Path) -> Outcome:
             "neither manifest nor index was left to compare rebuilt shards with: their numbers are taken as they are"
         )
     if old is not None and old.digest != manifest.digest and (folder / "views").is_dir():
-        outcome.notes.append("views were made for the old manifest and no longer open: make them anew with `split`")
+        outcome.notes.append("views were made for the old manifest and no longer open: make them again with `split`")
     return outcome
 
 
@@ -109,7 +109,7 @@ def _schema_of(folder: Path, names: list[str]) -> Schema:
             continue
     raise ValueError(
         f"{folder}: neither a readable manifest nor a readable index says what the columns are; "
-        "use `python -m shards index`, or pack the data anew"
+        "use `python -m shards index`, or pack the data again"
     )
 
 

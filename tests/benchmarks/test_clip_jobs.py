@@ -72,7 +72,7 @@ def test_the_table_has_a_row_for_each_stage_and_way() -> None:
 
 def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     assert bench.main([str(tmp_path), "--encoders", "randm"]) == 2
     assert "did you mean 'random'" in capsys.readouterr().err
 

@@ -229,7 +229,7 @@ def test_a_finished_run_is_left_alone(bench: Bench, reference: PretrainResult) -
 def test_another_run_of_the_name_is_refused_and_leaves_the_run_as_it_is(bench: Bench) -> None:
     run, job = bench.run_of("reference"), bench.job("reference")
     before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.name != ".lock"}
-    with pytest.raises(ValueError, match=rf"stands at step {bench.steps} already, and pretrain.epochs=1 asks for 21"):
+    with pytest.raises(ValueError, match=rf"is already at step {bench.steps}, but pretrain.epochs=1 ends at step 21"):
         pretrain(replace(job, pretrain=replace(job.pretrain, epochs=1)))
     with pytest.raises(ValueError, match="seed: 127 then, 128 now"):
         pretrain(replace(job, pretrain=replace(job.pretrain, seed=128)))

@@ -45,7 +45,7 @@ def test_a_run_over_corpora_resumes_with_other_workers_and_weights_and_says_what
 
     whole = run("whole", 1, 2, {"9": last})
     run("parts", 2, 1, {"11": equal})
-    with pytest.raises(ValueError, match=r"^data\.weights_from\.5: .*stands at step 6; .*from step 6 on"):
+    with pytest.raises(ValueError, match=r"^data\.weights_from\.5: .*is at step 6; .*from step 6 on"):
         run("parts", 1, 2, {"5": last})
     parts = run("parts", 1, 2, {"9": last})
     one, two = (metric_history(path / "journal.jsonl") for path in (whole, parts))

@@ -146,7 +146,7 @@ def test_output_of_another_width_is_a_fault_and_no_feature(
 ) -> None:
     """In the loop, in one call, and in the job's stages: nothing is stored, and the line names encoder and option."""
     monkeypatch.setattr(type(tone), "encode_sequence", lambda self, batch: [np.zeros(shape, np.float32)] * len(batch))
-    told = r"encoder tone: gave vectors of shape .*its info says \(steps, 2\); mend it, or leave it out of --encoders"
+    told = r"encoder tone: gave vectors of shape .*its info says \(steps, 2\); fix it, or leave it out of --encoders"
     for call in (lambda: sequences_of(tone, [np.ones(9)]), lambda: tone.encode([np.ones(9)])):
         with pytest.raises(EncoderError, match=told):
             call()

@@ -80,7 +80,7 @@ def test_what_is_there_is_replaced_only_where_it_is_an_export(runs: Path, capsys
     assert "--folder: " in (said := capsys.readouterr().err) and "give --overwrite" in said
     assert main(["first", "--output", str(runs), "--no-programs", "--overwrite"]) == 0
     assert main(["first", "--output", str(runs), "--folder", str(runs / "first/model"), "--overwrite"]) == 2
-    assert "it is no export" in capsys.readouterr().err
+    assert "it is not an export" in capsys.readouterr().err
     assert main(["frist", "--output", str(runs)]) == 2
     assert "did you mean 'first'?" in capsys.readouterr().err
 

@@ -188,7 +188,7 @@ def test_identity_names_every_field_of_every_corpus(folders: dict[str, Path], tm
 
 
 def test_weights_of_steps_to_come_may_change_and_no_others(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Of a run that stands at step 7: what it has learned from is compared, the rest may be chosen anew."""
+    """Of a run that is at step 7: what it has learned from is compared, the rest may be chosen anew."""
     equal, other = {"own": 1.0, "tv": 1.0, "vox": 1.0}, {"own": 0.0, "tv": 1.0, "vox": 1.0}
 
     def identity(weights_from: dict[str, dict[str, float]], **changes: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def test_weights_of_steps_to_come_may_change_and_no_others(folders: dict[str, Pa
         ({"3": equal, "6": other}, 6),
     ]
     for stages, step in refused:
-        words = rf"^data\.weights_from\.{step}: found .*, expected .* as then, .* stands at step 7; .* from step 7 on"
+        words = rf"^data\.weights_from\.{step}: found .*, expected .* as before, .* is at step 7; .* from step 7 on"
         with pytest.raises(ValueError, match=words):
             refuse_other_history(begun, identity(stages), 7)
     with pytest.raises(ValueError, match=r"^data\.sources: weights: found .* a run begins with them"):

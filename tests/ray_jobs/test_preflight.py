@@ -281,7 +281,7 @@ def test_a_model_that_is_not_registered_in_the_end_is_said_and_the_status_is_not
     assert pretrain.run(job) == PARTIAL
     said = capsys.readouterr().out
     assert "MLflow refused model: " in said and "no models today" in said
-    assert "the model was not registered as 'wanted'; mend the cause, and the same command registers it" in said
+    assert "the model was not registered as 'wanted'; fix the cause, and the same command registers it" in said
     client = connect(uri)
     (found,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
     assert found.info.status == "FINISHED" and not client.search_registered_models()

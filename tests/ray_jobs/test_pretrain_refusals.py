@@ -82,7 +82,7 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         (["--output", "s3://bucket/runs"], "--output: 's3://bucket/runs' is a URL.*run.storage"),
         (["--run.stall_timeout_s", ".inf"], "--run.stall-timeout-s: must be more than 0 seconds, got inf"),
         (["--pretrain.optimizer.warmup_epochs", ".inf"], "--pretrain.optimizer.warmup-epochs: .*inf"),
-        (["--run", "../x"], "--run: '../x' is no folder name"),
+        (["--run", "../x"], "--run: '../x' cannot name a folder"),
         (["--run", "x" * 300], "--run: 'x{40}'... is longer than 200 bytes"),
     ],
 )

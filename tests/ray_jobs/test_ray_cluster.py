@@ -143,7 +143,7 @@ def test_the_folder_is_nobody_elses(short: Path, tmp_path: Path, monkeypatch: py
     own = short / f"ray-{os.getuid()}"
     (tmp_path / "theirs").mkdir()
     own.symlink_to(tmp_path / "theirs")
-    with pytest.raises(NoRayError, match=r"belongs to another user, or is no folder.*set RAY_TMPDIR"):
+    with pytest.raises(NoRayError, match=r"belongs to another user, or is not a folder.*set RAY_TMPDIR"):
         private_folder()
     own.unlink()
     own.mkdir(mode=0o777)

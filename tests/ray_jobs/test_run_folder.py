@@ -32,7 +32,7 @@ def test_a_claim_cut_off_by_a_kill_leaves_the_name_free(tmp_path: Path) -> None:
 
 def test_another_identity_is_refused_with_every_field_that_differs(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").claim({"seed": 1, "global_batch": 64, "recipe": "paper"})
-    with pytest.raises(ValueError, match="run of this name exists") as refusal:
+    with pytest.raises(ValueError, match="run with this name exists") as refusal:
         RunFolder(tmp_path / "run").claim({"seed": 2, "global_batch": 64, "recipe": "improved"})
     message = str(refusal.value)
     assert "seed: 1 then, 2 now" in message and "recipe: 'paper' then, 'improved' now" in message

@@ -85,7 +85,7 @@ def test_one_folder_is_described_as_ever(folders: dict[str, str], capsys: pytest
         (["{vox}", "{tv}", "--view", "train"], ["corpus 'vox'", "train"]),
         (["{vox}", "{tv}", "--global-batch", "0"], ["global-batch", "at least 1, got 0"]),
         (["{vox}", "{tv}", "--weight", "vox=1"], ["corpus 'tv'", "found None, expected a number above 0"]),
-        (["{vox}", "{tv}", "--weight", "voks=1,tv=1"], ["'voks' is no corpus", "did you mean 'vox'"]),
+        (["{vox}", "{tv}", "--weight", "voks=1,tv=1"], ["'voks' is not one of these corpora", "did you mean 'vox'"]),
     ],
 )
 def test_wrong_input(

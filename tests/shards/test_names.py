@@ -99,7 +99,7 @@ def test_unicode_is_read_with_and_without_a_mark(encoding: str, words: str) -> N
 
 def test_other_bytes_are_refused_or_read_as_named() -> None:
     data = "eins\nGr\u00fc\u00dfe".encode("cp1252")
-    with pytest.raises(EncodingError, match=r"byte 0xfc in line 2 is no utf-8.*--encoding cp1252"):
+    with pytest.raises(EncodingError, match=r"byte 0xfc in line 2 is not utf-8.*--encoding cp1252"):
         decode_text(data)
     assert decode_text(data, "cp1252")[0] == "eins\nGr\u00fc\u00dfe"
     with pytest.raises(EncodingError):
@@ -236,7 +236,7 @@ def test_transcripts_beside_clips(tmp_path: Path) -> None:
         "caf\u00e9": "composed",
     }
     assert [(r.name, r.reason) for r in found.rejected] == [("c.mp4", "bad_text")]
-    assert "c.TXT: byte 0xe9 in line 1 is no utf-8" in found.rejected[0].message
+    assert "c.TXT: byte 0xe9 in line 1 is not utf-8" in found.rejected[0].message
     assert found.doubts == [".txt files without a video of their name beside them: 1 (alone.txt)"]
     named = read_clips("folder", tmp_path, encoding="cp1252")
     assert {c.key: c.transcript for c in named.clips}["c"] == "Caf\u00e9" and not named.rejected

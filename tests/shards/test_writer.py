@@ -185,7 +185,7 @@ def test_unsafe_keys_are_renamed_with_a_note(tmp_path: Path) -> None:
         ({"labels": {"signs": [1.0]}}, r"'bad'.*'signs'.*2 finite"),
         ({"labels": {"modo": 1}}, r"'bad'.*'modo' is unknown.*'mood'"),
         ({"group": 3}, r"'bad'.*group is 3"),
-        ({"text": "half \ud800"}, r"'bad'.*text is 'half.*no valid Unicode"),
+        ({"text": "half \ud800"}, r"'bad'.*text is 'half.*not valid Unicode"),
         ({"meta": {"spilt": "x"}}, r"'bad'.*'spilt'.*'split'"),
         ({"key": ""}, "not empty"),
     ],

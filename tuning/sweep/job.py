@@ -145,7 +145,7 @@ class SweepJob:
         refuse_url("output", self.output, SHARED_FOLDER)
         self._check_corpora(tuple(sorted(self.data.sources or ())))
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
-            raise ValueError(f"name: {self.name!r} is no folder name; use letters, digits, - _ and ., and no . first")
+            raise ValueError(f"name: {self.name!r} cannot name a folder; use letters, digits, -, _ and . (not first)")
         require(
             self.trials is None or self.trials >= 1,
             "trials",

@@ -261,7 +261,9 @@ class _CommandLine:
     def _note(self, old: str, today: str) -> None:
         if old not in self._noted:
             self._noted.add(old)
-            print(f"note: {old} is called {today} now; the old name goes with the next version", file=sys.stderr)
+            print(
+                f"note: {old} is called {today} now; the old name will be removed in the next version", file=sys.stderr
+            )
 
     def _suggestion(self, name: str) -> str:
         options = {_flat(self.command.option(leaf)): self.command.option(leaf) for leaf in self.leaves}

@@ -351,7 +351,7 @@ def _check_plain(cls: type, name: str, hint: Any) -> None:
                 if argument is not Ellipsis:
                     _check_plain(cls, name, argument)
         elif not (option in (*_EXPECTED, type(None)) or typing.get_origin(option) is Literal or _is_dataclass(option)):
-            raise TypeError(f"{cls.__name__}.{name}: {hint} is no plain data; use numbers, text, lists or mappings")
+            raise TypeError(f"{cls.__name__}.{name}: {hint} is not plain data; use numbers, text, lists or mappings")
 
 
 def _is_dataclass(hint: Any) -> bool:

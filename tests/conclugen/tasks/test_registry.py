@@ -138,7 +138,7 @@ def test_the_name_of_a_task_that_is_left_out_says_why(monkeypatch: pytest.Monkey
         lambda: presets.build("conclugen", tasks={"gone": {}}),
         lambda: PretrainConfig.from_dict({"tasks": {"gone": {"weight": 1.0}}}),
     ):
-        with pytest.raises(ValueError, match=r"'gone'.*ModuleNotFoundError.*mend, update or uninstall"):
+        with pytest.raises(ValueError, match=r"'gone'.*ModuleNotFoundError.*fix, update or uninstall"):
             refused()
 
 

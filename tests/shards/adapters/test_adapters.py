@@ -193,7 +193,7 @@ def test_grid_names_spell_sentences(tmp_path: Path) -> None:
     assert clips["s34_swiz9s"].labels["digit"] == "nine" and clips["s34_swiz9s"].labels["adverb"] == "soon"
     assert found.left_out["s1/bbaf2n.mpg"] == "the same in a smaller size"
     assert "speakers: expected 33, found 2" in "\n".join(found.report())
-    with pytest.raises(ValueError, match="no sentence of GRID"):
+    with pytest.raises(ValueError, match="not a sentence of GRID"):
         sentence("bbaw2n")
 
 
@@ -299,7 +299,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
         "b.csv": (b"path,path\na.mp4,b\n", "same name"),
         "c.csv": (b"path\n\xff\n", "cannot be read"),
         "d.jsonl": (b'{"path": "a.mp4"}\n[1]\n', "line 2: expected an object"),
-        "e.jsonl": (b"{", "line 1 is no JSON"),
+        "e.jsonl": (b"{", "line 1 is not JSON"),
         "f.parquet": (b"PAR1", "cannot be read"),
         "g.csv": (b"which\na.mp4\n", "has no column 'path'"),
         "h.xlsx": (b"", "expected a file ending in"),
@@ -363,7 +363,7 @@ def test_an_adapter_of_another_package_that_does_not_serve(
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_wrong_source(adapter: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         read_clips(adapter, tmp_path / "none")
     with pytest.raises(ValueError):
         read_clips(adapter, tmp_path, allow_incomplete=True)

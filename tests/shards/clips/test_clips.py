@@ -200,7 +200,7 @@ def test_a_clip_without_a_key_is_quarantined_by_name(tmp_path: Path) -> None:
         ("nameless.mp4", "bad_name"),
         ("b.mp4", "bad_name"),
     ]
-    assert "the key is empty" in plan.rejected[0].message and "no valid Unicode" in plan.rejected[1].message
+    assert "the key is empty" in plan.rejected[0].message and "not valid Unicode" in plan.rejected[1].message
     assert [clip.key for task in plan.tasks for clip in task.clips] == ["a"]
 
 

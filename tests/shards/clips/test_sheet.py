@@ -53,6 +53,6 @@ def test_sheet(manifest: ClipManifest, tmp_path: Path) -> None:
 
 
 def test_a_label_without_classes_is_refused(manifest: ClipManifest, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="label 'emotions' is no class label"):
+    with pytest.raises(ValueError, match="label 'emotions' is not a class label"):
         face_sheet(manifest, "emotions", tmp_path / "faces.png")
     assert not (tmp_path / "faces.png").exists()

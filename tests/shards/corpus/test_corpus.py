@@ -388,7 +388,7 @@ def test_a_lost_clip_is_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="18 clips were planned, 17 of them"):
         write_corpus(tmp_path / "c", WHOLE, forgetful)
     assert not (tmp_path / "c/corpus.json").exists()
-    with pytest.raises(ValueError, match="a corpus that was not finished; write it anew with --overwrite"):
+    with pytest.raises(ValueError, match="a corpus that was not finished; write it again with --overwrite"):
         write_corpus(tmp_path / "c", WHOLE)
     for name in ("corpus.json", "clips.csv", ".conclugen-corpus"):  # as a kill leaves them
         hidden_beside(tmp_path / "c" / name).write_text("half")

@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_used_is_gone_without(
         verdicts = ClockVerdicts(folder)
         assert {asked(verdicts, path, scan) for _ in range(3)} == {expected} and scan.times == shard
     (told,) = (record.getMessage() for record in caplog.records)
-    assert told.startswith(f"{folder}: ") and "each shard reads large ones anew" in told
+    assert told.startswith(f"{folder}: ") and "each shard reads large ones again" in told
 
 
 def test_small_files_leave_nothing(tmp_path: Path) -> None:

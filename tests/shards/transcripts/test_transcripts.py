@@ -60,7 +60,7 @@ def test_unknown_backends_models_and_grammars(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected grid or a JSGF file"):
         create_recogniser("pocketsphinx", grammar=str(tmp_path / "none.jsgf"))
     (tmp_path / "a.jsgf").write_text("no grammar at all")
-    with pytest.raises(ValueError, match="no JSGF grammar"):
+    with pytest.raises(ValueError, match="not a JSGF grammar"):
         create_recogniser("pocketsphinx", grammar=str(tmp_path / "a.jsgf"))
     with pytest.raises(ValueError, match="only pocketsphinx takes one"):
         create_recogniser("whisper", grammar="grid")

@@ -153,7 +153,7 @@ def test_repair_refuses_when_nothing_is_left(folder: Path, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a readable manifest nor a readable index"):
         repair(tmp_path / "empty")
-    with pytest.raises(ValueError, match="no local folder"):
+    with pytest.raises(ValueError, match="not a local folder"):
         repair(tmp_path / "nowhere")
 
 

@@ -161,7 +161,7 @@ def test_retrieval_says_whether_it_is_above_chance() -> None:
         (["nowhere"], "nowhere does not exist"),
         (["labels.csv"], "labels.csv is a table; give the folder of its clips, and the table by --labels"),
         (["clips", "--label", "emotion"], "--labels: must be given with label, group, text and field"),
-        (["clips", "--run", "../x"], "'../x' is no folder name"),
+        (["clips", "--run", "../x"], "'../x' cannot name a folder"),
         (["clips", "--label", "a:clas"], "did you mean 'class'?"),
         (["clips", "--encoders", "offlin"], "did you mean 'offline'?"),
         (["clips", "--batch", "many"], "--batch"),

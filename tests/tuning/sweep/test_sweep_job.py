@@ -85,7 +85,7 @@ def test_reports_fall_on_the_rungs_and_on_the_end() -> None:
         (["--search", "gird"], "search"),
         (["--measure.fusion", "sum"], "--measure.fusion: 'sum'"),
         (["--tracking_uri", "sqlite:///relative.db"], "is relative"),
-        (["--run", "../up"], "is no folder name"),
+        (["--run", "../up"], "cannot name a folder"),
         (["--space.clustres", "[4]"], "did you mean --space.clusters?"),
     ],
 )

@@ -362,8 +362,8 @@ def test_underscores_dashes_and_old_names(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert JOB.parse(["--data.folder", "/d", "--out", "r"]) == parse()
     assert capsys.readouterr().err.splitlines() == [
-        "note: --data.folder is called --data now; the old name goes with the next version",
-        "note: --out is called --run now; the old name goes with the next version",
+        "note: --data.folder is called --data now; the old name will be removed in the next version",
+        "note: --out is called --run now; the old name will be removed in the next version",
     ]
     path = yaml_file(tmp_path, "out: r\ndata: /d\nepochs: 3\n")
     assert JOB.parse(["--config", path]).run.name == "r"
@@ -470,7 +470,7 @@ class AnythingJob:
 
 @pytest.mark.parametrize("job", [CodeJob, AnythingJob])
 def test_a_job_whose_fields_could_name_code_is_a_mistake_of_its_author(job):
-    with pytest.raises(TypeError, match="no plain data"):
+    with pytest.raises(TypeError, match="not plain data"):
         Command("tests.job", job, nothing).parse([])
 
 
