@@ -12,7 +12,8 @@ import pytest
 
 from tests import installed
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs/extending.md").read_text("utf-8")
+PATH = Path(__file__).resolve().parents[2] / "docs/extending.md"
+PAGE = PATH.read_text("utf-8")
 FILES = ("my_package/margin.py", "my_package/loudness.py", "my_package/crema_d.py")
 
 USE = """
@@ -27,6 +28,7 @@ from conclugen.latents import Latents, Presence
 from ray_jobs import build_shards
 from shards.adapters import IncompleteError, read_clips
 from tests.conclugen.runs import fresh, rows, small_config
+from tests.docs.test_site import command_of, typed
 
 names, rng = ("video", "audio", "text"), np.random.default_rng(0)
 z, present = rng.normal(size=(3, 7, 4)), rng.random((3, 7)) > 0.3
@@ -48,12 +50,15 @@ try:
 except IncompleteError as error:
     told = str(error)
 clips = read_clips("crema-d", Path(sys.argv[2]), allow_incomplete=True)
+typed = [command_of(words) for words in typed(Path(sys.argv[3]))]
+jobs = [command.parse(arguments) for command, arguments in typed]
 print(json.dumps({
     "z": z.tolist(), "present": present.tolist(), "loss": float(loss),
     "tasks": list(config.tasks.active), "losses": losses,
     "sequence": encoder.encode_sequence([sound])[0].tolist(), "vector": encoder.encode([sound]).tolist(),
     "clips": [[clip.key, clip.video, dict(clip.labels), clip.group, dict(clip.meta)] for clip in clips.clips],
     "left_out": clips.left_out, "told": told, "adapters": build_shards._known(),
+    "jobs": [type(job).__name__ for job in jobs], "weight": jobs[0].pretrain.tasks.margin.weight,
     "loaded": export.load(Path(sys.argv[1]) / "model").modalities,
 }))
 """
@@ -112,7 +117,7 @@ def test_a_task_an_encoder_and_a_data_set_are_added_by_the_page_alone(package: P
     videos.mkdir(parents=True)
     for name in ("1001_DFA_ANG_XX", "1002_IEO_HAP_HI", "1091_WSI_SAD_XX_again"):
         (videos / f"{name}.flv").write_bytes(b"FLV")
-    found = run(package, tmp_path, USE, str(tmp_path), str(videos.parent))
+    found = run(package, tmp_path, USE, str(tmp_path), str(videos.parent), str(PATH))
     assert found["loss"] == pytest.approx(by_loops(np.array(found["z"]), np.array(found["present"]), 0.3), abs=1e-12)
     assert found["tasks"] == ["contrastive", "margin"] and found["loaded"] == ["video", "audio", "text"]
     losses = found["losses"]
@@ -124,6 +129,7 @@ def test_a_task_an_encoder_and_a_data_set_are_added_by_the_page_alone(package: P
     ]
     assert found["left_out"] == {"VideoFlash/1091_WSI_SAD_XX_again.flv": "not a name of this set"}
     assert "clips: expected 7,442, found 2" in str(found["told"])
+    assert found["jobs"] == ["PretrainJob", "ExtractJob", "BuildJob"] and found["weight"] == 0.5
     assert "crema-d       CREMA-D: VideoFlash/" in str(found["adapters"])
 
 

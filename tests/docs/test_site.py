@@ -139,7 +139,11 @@ def command_of(words: list[str]) -> tuple[Command, list[str]] | None:
     return jobs.load(name), rest
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=NAMES)
+# tests/docs/test_extending.py has its package installed.
+_ALONE = [path for path in WRITTEN if path.name != "extending.md"]
+
+
+@pytest.mark.parametrize("path", _ALONE, ids=lambda path: path.relative_to(DOCS).as_posix())
 def test_commands_of_a_page_can_be_typed(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in typed(path):
         found = command_of(words)
