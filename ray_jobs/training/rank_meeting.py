@@ -1,4 +1,4 @@
-"""Periodic all-gather of small status messages: on the host, through gloo, so no device waits, and with a time limit."""
+"""Periodic all-gather of small status messages: on the host, through gloo (no device waits), with a time limit."""
 
 from __future__ import annotations
 
