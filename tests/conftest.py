@@ -1,5 +1,7 @@
 """Fixtures shared by the whole suite, and who runs what where pytest-xdist runs it."""
 
+import contextlib
+import importlib
 import os
 import time
 from pathlib import Path
@@ -22,6 +24,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Each process of pytest-xdist imports the test files from another place on. All of them import all files; begun at
+    the same file, each would compile every one of them itself in a fresh clone, a quarter of a minute of work."""
+    number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if not number or session.config.args != session.config.getini("testpaths"):
+        return
+    files = sorted((_REPOSITORY / "tests").rglob("test_*.py"))
+    first = len(files) * int(number) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for path in files[first:] + files[:first]:
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # told when the file is collected
+            importlib.import_module(".".join(path.relative_to(_REPOSITORY).with_suffix("").parts))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes more than there are cores: those that have `tests/cluster` wait for Ray half of the time."""
@@ -31,18 +46,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process has `tests/cluster`, one test after the other, for they share a Ray whose CPUs they use up; a second
-    one has its longest file, with a Ray of its own. Both begin at once, for they take longest
-    (`tests/cluster/conftest.py` puts them first). Meanwhile the others have the remaining files one by one, and
-    `tests/distributed`, whose files share their ranks, in one piece.
+    one has its longest file, with a Ray of its own, and in the slow run a third one has the next longest. All begin at
+    once, for they take longest (`tests/cluster/conftest.py` puts them first). Meanwhile the others have the remaining
+    files one by one, and `tests/distributed`, whose files share their ranks, in one piece.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    pieces = ("tests/cluster/test_failures.py", "tests/cluster", "tests/distributed")
+    pieces = [("tests/cluster/test_failures.py",), ("tests/cluster/",), ("tests/distributed/",)]
+    if "not slow" not in config.option.markexpr:
+        longest = ("object_store", "pretrain_storage", "soak", "sweep")
+        pieces.insert(1, tuple(f"tests/cluster/test_{name}.py" for name in longest))
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.split("::", 1)[0]
-            return next((piece for piece in pieces if path.startswith(piece)), path)
+            return next((piece[0] for piece in pieces if path.startswith(piece)), path)
 
     config.option.loadscopereorder = False
     return ByFile(config, log)

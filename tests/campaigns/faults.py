@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ import mlflow
 import psutil
 import ray
 import torch
+from filelock import FileLock
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
@@ -83,8 +85,10 @@ class Bench:
         self.base = base
         self.shards = base / "shards"
         self.tracking_uri = f"sqlite:///{base}/mlflow.db"
-        if not self.shards.exists():
-            write_corpus(self.shards)
+        self.reference_store = base / "reference" / "mlflow.db"  # as it was when the run without fault had ended
+        with self._alone():
+            if not self.shards.exists():
+                write_corpus(self.shards)
         self.count = 0
         self.steps = 0
         self._reference: PretrainResult | None = None
@@ -99,10 +103,18 @@ class Bench:
     def run_of(self, name: str) -> Path:
         return self.base / name / name
 
+    def _alone(self) -> FileLock:
+        """What several processes share is made by one."""
+        return FileLock(self.base / ".lock")
+
     def reference(self) -> PretrainResult:
-        """The run without fault, made once; its ranks trace two steps."""
+        """The run without fault, made once; its ranks trace two steps. A process that comes later gets the finished
+        run."""
         if self._reference is None:
-            self._reference = pretrain(self.job("reference", profile=2, profile_ranks="all"), trace.train)
+            with self._alone():
+                self._reference = pretrain(self.job("reference", profile=2, profile_ranks="all"), trace.train)
+                if not self.reference_store.exists():
+                    shutil.copy(self.base / "mlflow.db", self.reference_store)
             self.steps = self._reference.step
         return self._reference
 

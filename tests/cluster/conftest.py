@@ -80,8 +80,11 @@ def shared_ray(_ray_folder: str) -> None:  # of a module: `ray.shutdown` above m
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """The data set, and where runs on it lie."""
-    return Bench(tmp_path_factory.mktemp("bench"))
+    """The data set, and where runs on it lie: one folder for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bench"
+    base.mkdir(exist_ok=True)
+    return Bench(base)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +94,8 @@ def shards(bench: Bench) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(shared_ray: None, bench: Bench) -> PretrainResult:
-    """Two workers that nothing disturbs, and which trace two steps: what each run that met a fault is compared with."""
+    """Two workers that nothing disturbs, and which trace two steps: what each run that met a fault is compared with.
+    Whichever process asks first makes it."""
     return bench.reference()
 
 

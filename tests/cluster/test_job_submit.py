@@ -1,5 +1,5 @@
-"""A pretraining run that goes on through `ray job submit`, as on a cluster, finished or killed: uploaded copy, exit
-status, one MLflow run.
+"""What `ray job submit` uploads; and, in the slow run, a pretraining run that goes on through it, finished or killed:
+exit status, one MLflow run.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import psutil
 import pytest
 import ray
 import torch
+import yaml
+from ray._private.runtime_env.packaging import create_package
 
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
@@ -142,22 +145,51 @@ def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_of_it: dict[str, str]) -
     return metric_history(run.journal)["loss"][-1][0]
 
 
+def test_the_uploaded_copy_has_all_that_jobs_need(environment: dict[str, str], tmp_path: Path) -> None:
+    """Made by Ray's own packer; every command and what workers import is found in it, none of it elsewhere."""
+    excludes = yaml.safe_load((REPOSITORY / "ray_jobs/runtime_env.yaml").read_text())["excludes"]
+    archive, copy = tmp_path / "copy.zip", tmp_path / "copy"
+    create_package(str(REPOSITORY), archive, include_gitignore=True, excludes=excludes)
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(copy)
+    assert {path.name for path in copy.iterdir()} >= {"conclugen", "shards", "ray_jobs", "tuning", "pyproject.toml"}
+    assert not any((copy / name).is_dir() for name in (".git", ".venv", "tests", "docs", "outputs"))
+    assert archive.stat().st_size < 20 << 20, "Ray takes 512 MB"
+    code = (
+        "import sys, conclugen, ray_jobs.training.worker, ray_jobs.training.trainer\n"
+        "from conclugen.common import commands\n"
+        "for name in commands.registered().entries: commands.load(name)\n"
+        "mine = ('conclugen', 'shards', 'ray_jobs', 'tuning')\n"
+        "files = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in mine and m.__file__]\n"
+        "print(len(files), *{f for f in files if not f.startswith(sys.argv[1])})"
+    )
+    clean = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", code, str(copy)]
+    ended = subprocess.run(command, cwd=copy, env=clean, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    count, *elsewhere = ended.stdout.split()
+    assert int(count) > 100 and not elsewhere
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_finished_run_goes_on_for_an_epoch_when_it_is_submitted(
     reference: PretrainResult, bench: Bench, head: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """With one worker where there were two, in a copy of this repository that Ray makes, on a cluster of its own."""
+    """With one worker where there were two, in a copy of this repository that Ray makes, on a cluster of its own; in
+    a copy of the store, for the run itself is that of other tests too."""
     folder = RunFolder(tmp_path / reference.folder.name)
     shutil.copytree(reference.folder.path, folder.path)
+    tracking_uri = f"sqlite:///{shutil.copy(bench.reference_store, tmp_path / 'copy.db')}"
     before = metric_history(folder.journal)["loss"]
-    changed = {"pretrain.epochs": "3", "run": folder.name, "run.workers": "1", "tracking-uri": bench.tracking_uri}
+    changed = {"pretrain.epochs": "3", "run": folder.name, "run.workers": "1", "tracking-uri": tracking_uri}
     done = submit(head, environment, *flags_of(bench.shards, tmp_path, **changed))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert f"resuming after step {reference.step}" in done.stdout and "steps done" in done.stdout
     steps = reference.step // 2 * 3
     history = metric_history(folder.journal)["loss"]
     assert history[: reference.step] == before and [step for step, _ in history] == list(range(1, steps + 1))
-    client = mlflow.MlflowClient(bench.tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri)
     assert reference.mlflow_run_id is not None
     run = client.get_run(reference.mlflow_run_id)
     assert run.info.status == "FINISHED" and run.data.tags["commit"] == "0123abcd"
