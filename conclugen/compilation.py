@@ -17,6 +17,7 @@ BACKEND = "inductor"
 # torch's default of 8 counts all models of a process together; a worker that trains one after another would exceed it,
 # and `fullgraph` makes that an error.
 _RECOMPILE_LIMIT = 256
+_CACHE_TAG = "conclugen: buffers are kept"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,10 +31,16 @@ def options() -> dict[str, Any]:
     """How everything is compiled: arguments of torch.compile and of Module.compile."""
     import torch._dynamo  # takes as long to import as torch itself, so only where something is compiled
     import torch._functorch.config
+    import torch.compiler.config
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
-    # Where the tasks' gradients are taken one by one, a backward pass leaves its buffers to the next.
+    # Where the tasks' gradients are taken one by one, a backward pass leaves its buffers to the next. The key of the
+    # cache that torch keeps on disk does not hold this setting: without a tag, code that was compiled for the other
+    # value would be taken, and the second pass would read what the first has overwritten.
     torch._functorch.config.donated_buffer = False
+    tag = torch.compiler.config.cache_key_tag
+    if _CACHE_TAG not in tag:
+        torch.compiler.config.cache_key_tag = f"{tag} {_CACHE_TAG}".strip()
     return {"backend": BACKEND, "fullgraph": True, "dynamic": False}
 
 

@@ -12,6 +12,8 @@ import pytest
 from tests.clock import Clock
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
+# Of every Ray that a test or a process of it starts: by default its workers get next to no share of a busy machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture
