@@ -20,11 +20,10 @@ def group_id(name: str | None) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """B samples. A modality that is not present is exactly 0; a padding or quarantined row has nothing present.
+    """B samples: the fields of `conclugen.Batch`, which documents them, as numpy arrays.
 
-    features: modality -> (B, D_m) float; present: modality -> (B,) bool; row: (B,) int64 global row number, -1 where
-    the row is padding; labels: name -> (B,) int64 class (-1 missing), or (B,) / (B, L) float64 (NaN missing);
-    group: (B,) int64 stable hash of the group's name (-1 none), or None where the data has no groups.
+    A modality that is not present is exactly 0; a padding or quarantined row has nothing present. labels are int64 or
+    float64; group is -1 for a row without one (`group_id`).
 
     slots: (B, pitch) uint8, or None where features have memory of their own. Where it is given, it holds whole samples
     as they lie in a shard, and every feature is a view on it: (B, D_m) with contiguous rows that are `pitch` bytes
