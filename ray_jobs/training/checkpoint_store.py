@@ -64,7 +64,7 @@ class CheckpointStore:
             for name in (checkpoint.TENSORS, checkpoint.DOCUMENT):
                 source = f"{self._folder(step)}/{name}"
                 try:
-                    patiently(functools.partial(self._filesystem.get_file, source, f"{temporary}/{name}"))
+                    retried(functools.partial(self._filesystem.get_file, source, f"{temporary}/{name}"))
                 except FileNotFoundError as cause:
                     raise CheckpointError(f"{source}: missing; the checkpoint was cut off") from cause
             return checkpoint.load(temporary)
@@ -74,7 +74,7 @@ class CheckpointStore:
 
         Raises CheckpointVersionError where another version of conclugen wrote a later one: to go on would overwrite it.
         """
-        for step in sorted(patiently(self._folders), reverse=True):
+        for step in sorted(retried(self._folders), reverse=True):
             try:
                 return self.load(step)
             except CheckpointVersionError as error:
@@ -86,9 +86,9 @@ class CheckpointStore:
 
     def publish(self, step: int, state: Snapshot) -> None:
         """Store a checkpoint, then remove those that need not be kept. Raises what the storage raises, in the end."""
-        patiently(lambda: self._write(step, state))
+        retried(lambda: self._write(step, state))
         self._values[step] = self._value(state.document["extra"])
-        patiently(self._prune)
+        retried(self._prune)
 
     def _write(self, step: int, state: Snapshot) -> None:
         if self.is_local:
@@ -202,7 +202,7 @@ class CheckpointWriter:
         print(f"warning: {what}; training goes on, and the next one is tried", flush=True)
 
 
-def patiently(action: Callable[[], Result]) -> Result:
+def retried(action: Callable[[], Result]) -> Result:
     """Repeat what the storage refuses with an OSError, for about 4 s in all; FileNotFoundError is an answer."""
     for attempt in range(_ATTEMPTS):
         try:

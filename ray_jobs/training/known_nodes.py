@@ -39,7 +39,7 @@ def bring_up_to_date() -> int:
     deadline = time.monotonic() + _WITHIN_S
     while lost & _alive().keys() and time.monotonic() < deadline:
         time.sleep(0.5)
-    ray_internals.count_nodes_anew()
+    ray_internals.refresh_nodes()
     return len(lost)
 
 

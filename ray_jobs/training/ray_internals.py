@@ -88,7 +88,7 @@ def interface_of(address: str) -> str | None:
     return next((name for name, has in interfaces if any(each.address == address for each in has)), None)
 
 
-def free_what_the_dead_hold() -> int:
+def release_orphaned_placement_groups() -> int:
     """Remove the placement groups of this job whose creator is a dead actor; returns how many there were.
 
     Between two starts no controller of this process lives. Ray may tell of a controller's death before it has written
@@ -130,7 +130,7 @@ def cancel_reservation(attempt: str) -> None:
     _ask_accounts("cancel_request", f"train-{attempt}")
 
 
-def count_nodes_anew() -> None:
+def refresh_nodes() -> None:
     """Make the actor look at the nodes now; by itself it does so every 20 s."""
     _ask_accounts("get_reserved_resources", "conclugen", recompute=True)
 

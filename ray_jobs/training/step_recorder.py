@@ -47,7 +47,7 @@ class SilentRecorder:
     def sync(self) -> None:
         pass
 
-    def heed(self, inputs: Sequence[InputTimes]) -> None:
+    def warn_of_waits(self, inputs: Sequence[InputTimes]) -> None:
         pass
 
     def validate(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
@@ -121,7 +121,7 @@ class StepRecorder(SilentRecorder):
             raise OSError(errno.ENOSPC, "the journal has not taken all steps yet", str(self._folder.journal))
         self._folder.sync_journal()
 
-    def heed(self, inputs: Sequence[InputTimes]) -> None:
+    def warn_of_waits(self, inputs: Sequence[InputTimes]) -> None:
         """Warn where a rank waits for data; inputs: what each rank measured so far, in order."""
         warning = self._wait_watch.judge(inputs)
         if warning is not None:

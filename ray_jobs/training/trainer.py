@@ -81,7 +81,7 @@ def fit(
                     raise RunFailedError(told) from error
                 ended = f"failure {failed}" + ("" if most < 0 else f" of {most}")
             print(f"{ended}: {what}; going on from the newest checkpoint", flush=True)
-        ray_internals.free_what_the_dead_hold()
+        ray_internals.release_orphaned_placement_groups()
 
 
 def _stored(store: CheckpointStore) -> list[int]:

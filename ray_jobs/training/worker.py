@@ -119,7 +119,7 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse)
                     due |= notices[0]["keep"]
                     due |= watch.judge(step, notices)
                     pulse.announced = watch.announced
-                    recorder.heed([InputTimes(**notice["input"]) for notice in notices])
+                    recorder.warn_of_waits([InputTimes(**notice["input"]) for notice in notices])
                 if last or step % run.report_every == 0:
                     recorder.write()
                 if due:

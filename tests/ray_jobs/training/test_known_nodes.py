@@ -14,7 +14,7 @@ from ray_jobs.training import known_nodes, ray_internals
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often Ray was made to look at its nodes again."""
     made: list[int] = []
-    monkeypatch.setattr(ray_internals, "count_nodes_anew", lambda: made.append(1))
+    monkeypatch.setattr(ray_internals, "refresh_nodes", lambda: made.append(1))
     monkeypatch.setattr(ray_internals, "nodes_past_their_notice", set)
     return made
 

@@ -42,7 +42,9 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(ray_internals, "remove_placement_group", accounts.removed.append)
         monkeypatch.setattr(ray_internals, "_groups", accounts.listed)
         monkeypatch.setattr(ray_internals, "_is_own", lambda actor: actor == OWN)
-        return accounts.removed if ray_internals.free_what_the_dead_hold() == len(accounts.removed) else [], clock.now
+        return accounts.removed if ray_internals.release_orphaned_placement_groups() == len(
+            accounts.removed
+        ) else [], clock.now
 
     return run
 
