@@ -134,10 +134,15 @@ def slow_contrastive(
     return total, own
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("negatives", ["all", "same_group"])
 @pytest.mark.parametrize("block_rows", [None, 5])
-def test_negatives_within_a_corpus_equal_a_slow_version(negatives: str, block_rows: int | None) -> None:
+def test_negatives_within_a_corpus_equal_a_slow_version(negatives: str, block_rows: int | None, alone: bool) -> None:
     whole = batch(3)
+    if alone:  # one row of a corpus: it has nothing to be told from, and does not count
+        row = int(torch.stack(list(whole.present.values())).all(0).nonzero()[0])
+        assert whole.corpus is not None and not torch.stack(list(whole.present.values())).all()
+        whole.corpus.fill_(1)[row] = 0
     z = torch.tensor(np.random.default_rng(1).standard_normal((3, G, 8)), requires_grad=True)
     task = Contrastive(
         ContrastiveConfig(margin=0.0, temperature=0.3, negatives=negatives, block_rows=block_rows), within_corpus=True

@@ -38,6 +38,7 @@ from tests.campaigns.mutation.recording import TestRun
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 KILLED = ("killed", "timeout")
+_LONGEST_S = 45.0  # a file of tests that takes longer is no near one
 _NEAREST_S = 4.0  # of tests by themselves first: most mutants meet no more, and a file that is not read costs nothing
 
 
@@ -98,7 +99,7 @@ class Campaign:
         """Covering by imports: files of tests, within the limit of seconds each."""
         seconds = seconds_of(times)
         seconds |= {file: 1.0 for file in self.changed_since() if file not in seconds}
-        self.distances = nearest(tree, {file: s for file, s in seconds.items() if s <= self.limit_s})
+        self.distances = nearest(tree, {file: s for file, s in seconds.items() if s <= _LONGEST_S})
         self.covering = defaultdict(dict)
         for number, mutant in enumerate(self.mutants):
             self.covering[number] = {file: seconds[file] for file in self.distances[mutant.file]}
@@ -298,17 +299,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{output} holds another draw: take its seed and number, or a new folder")
     campaign.read()
     if options.nearest is not None and not options.table:
-        running.preload()
         tree = copy_of_tree(packages, output / "scratch")
+        running.preload(tree)
         campaign.take_nearest(tree, options.nearest)
         # Some of each package early: a run that is stopped then tells of all of them.
         numbers = sorted(range(len(campaign.mutants)), key=lambda number: (number % 8, number))
         for number in numbers:
             if campaign.mutants[number].package in options.packages:
-                for limit in (_NEAREST_S, options.limit):
+                for limit in sorted({_NEAREST_S, options.limit}):
                     campaign.meet(number, tree, limit)
     elif not options.table:
-        running.preload()
+        running.preload(packages)
         files = [path for name in options.tests for path in sorted((REPOSITORY / name).rglob("test_*.py"))]
         files += [REPOSITORY / name for name in options.tests if name.endswith(".py")]
         names = [path.relative_to(REPOSITORY).as_posix() for path in files if "campaigns" not in path.parts]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,11 +24,28 @@ _LIBRARIES = ("pytest", "numpy", "torch", "scipy.stats", "sklearn.linear_model",
 _LIBRARIES += ("hypothesis", "safetensors.torch", "h5py", "av", "cv2", "ray", "mlflow", "matplotlib", "optuna")
 
 
-def preload() -> None:
-    """Import what takes longest, once. One thread each: a pool of threads would not be there in a child."""
+_OF_TREE = ("conclugen", "shards", "ray_jobs", "tuning")
+# Imports all modules of the packages, and prints whatever else has been imported by then.
+_LISTING = """
+import contextlib, importlib, pathlib, sys
+for path in sorted(path for package in sys.argv[1:] for path in pathlib.Path(package).rglob("*.py")):
+    if path.stem != "__main__":
+        with contextlib.suppress(Exception):
+            importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+print(*(name for name in list(sys.modules) if name.split(".", 1)[0] not in sys.argv[1:]))
+"""
+
+
+def preload(tree: Path) -> None:
+    """Import what takes longest, once: these, and all libraries that the packages of `tree` import. One thread each: a
+    pool of threads would not be there in a child."""
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    for name in _LIBRARIES:
-        importlib.import_module(name)
+    command = [sys.executable, "-c", _LISTING, *_OF_TREE]
+    listed = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    for name in (*_LIBRARIES, *(name for name in listed.split() if name.split(".", 1)[0] not in ("__main__", "tests"))):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.freeze()
 
 
 class _Reporter:

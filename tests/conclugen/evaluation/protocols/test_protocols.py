@@ -187,9 +187,17 @@ def test_patterns_have_their_rate_are_nested_and_leave_one() -> None:
     assert np.array_equal(alone["v"], again["v"])
 
 
-def test_rates_say_what_is_really_missing_and_the_difference_to_raw() -> None:
-    given = material()
+def test_rates_say_what_is_really_missing_and_the_difference_to_raw(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, whole, compared = material(), Material.strongest_raw, {}
+
+    def strongest_raw(self: Material, values: Mapping[str, float]) -> str:
+        compared.update(values)
+        return whole(self, values)
+
+    monkeypatch.setattr(Material, "strongest_raw", strongest_raw)
     outcome = MissingModalities.run(given, MissingModalitiesConfig(rates=(0.3, 0.7), patterns=2))
+    assert compared == {name: outcome.headline[f"{name}/full"] for name in compared}, "the strongest on whole rows"
+    assert len(set(compared.values())) > 1
     found = {(row["system"], row["missing"], row["rate"]): row for row in rows(outcome, "rates")}
     assert found["raw", "all", 0.7]["share missing"] == pytest.approx(0.7 - 0.49 / 2, abs=0.06)
     for what in ("all", "video", "audio"):
