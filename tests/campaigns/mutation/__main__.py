@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from tests.campaigns.mutation.recording import TestRun
 REPOSITORY = Path(__file__).resolve().parents[3]
 KILLED = ("killed", "timeout")
 _LONGEST_S = 45.0  # a file of tests that takes longer is no near one
-_NEAREST_S = 4.0  # of tests by themselves first: most mutants meet no more, and a file that is not read costs nothing
+_QUICK_S = 1.0  # a test that takes longer is left out at first
+_QUICK_TESTS_S = 4.0  # of the nearest quick tests first: most mutants meet no more
 
 
 @dataclass
@@ -56,7 +57,10 @@ class Campaign:
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     ran: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     fit: dict[str, bool] = field(default_factory=dict)
-    distances: dict[str, dict[str, int]] = field(default_factory=dict)  # of files of tests, where imports tell
+    # Where imports tell: distances of files of tests; seconds of whole ones; tests that are left out at first.
+    distances: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    long: set[str] = field(default_factory=set)
 
     def digest(self, file: str) -> str:
         if file not in self.digests:
@@ -96,10 +100,15 @@ class Campaign:
         self.read()
 
     def take_nearest(self, tree: Path, times: Path) -> None:
-        """Covering by imports: files of tests, within the limit of seconds each."""
-        seconds = seconds_of(times)
-        seconds |= {file: 1.0 for file in self.changed_since() if file not in seconds}
-        self.distances = nearest(tree, {file: s for file, s in seconds.items() if s <= _LONGEST_S})
+        """Covering by imports: files of tests, with the seconds of their quick tests."""
+        tests = seconds_of(times)
+        self.long = {test for each in tests.values() for test, s in each.items() if s > _QUICK_S}
+        seconds = {file: sum(s for s in each.values() if s <= _QUICK_S) for file, each in tests.items()}
+        self.seconds = {file: sum(each.values()) for file, each in tests.items()}
+        for file in self.changed_since():
+            seconds.setdefault(file, 1.0)
+            self.seconds.setdefault(file, 1.0)
+        self.distances = nearest(tree, [file for file in seconds if self.seconds[file] <= _LONGEST_S])
         self.covering = defaultdict(dict)
         for number, mutant in enumerate(self.mutants):
             self.covering[number] = {file: seconds[file] for file in self.distances[mutant.file]}
@@ -116,12 +125,13 @@ class Campaign:
         then = json.loads(first.read_text(encoding="utf-8"))
         return [file for file, digest in now.items() if then.get(file) != digest]
 
-    def meet(self, number: int, tree: Path, limit_s: float) -> None:
-        """One mutant and the tests that come by it, but for those that it has met, for some seconds of tests."""
+    def meet(self, number: int, tree: Path, limit_s: float, quick: bool = False) -> None:
+        """One mutant and the tests that come by it, but for those that it has met, for some seconds of tests. quick:
+        without long tests."""
         mutant = self.mutants[number]
         if self.results.get(number, {}).get("status") in KILLED:
             return
-        tests = self.chosen(number, limit_s)
+        tests = self.chosen(number, limit_s, quick)
         if not tests:
             return
         path = tree / mutant.file
@@ -130,7 +140,7 @@ class Campaign:
         try:
             path.write_bytes(mutant.apply(clean))
             os.utime(path, (1e9 + number, 1e9 + number))  # compiled files are told from each other by this time
-            ended, runs = self.run(tests, tree)
+            ended, runs = self.run(tests, tree, self.long if quick else ())
         finally:
             path.write_bytes(clean)
         failed = [run.test for run in runs if not run.passed]
@@ -141,43 +151,53 @@ class Campaign:
             result = {"status": "timeout", "by": tests[len(runs)] if whole else runs[-1].test if runs else tests[0]}
         elif failed and not self.is_fit(failed[0], tree):
             print(f"{failed[0]} fails by itself", flush=True)
-            return self.meet(number, tree, limit_s)  # without it
+            return self.meet(number, tree, limit_s, quick)  # without it
         elif not failed and self.run([*tests, "--collect-only"], tree)[0] != "passed":
             print("not comparable: some test's name is another in every process", flush=True)
             return
         else:
             result = {"status": "killed", "by": failed[0] if failed else "import"}
-        line = {"mutant": number, "place": place(mutant), **result, "ran": sorted({self.key(test) for test in tests})}
+        line = {
+            "mutant": number,
+            "place": place(mutant),
+            **result,
+            "ran": sorted({self.key(test, quick) for test in tests}),
+        }
         line["since"] = result["by"].split("::", 1)[0] in self.changed_since()
         _append(self.output / "results.jsonl", line)
         self.results[number] = line
         self.ran[number].update(line["ran"])
         print(result["status"], result["by"], flush=True)
 
-    def key(self, test: str) -> str:
-        return f"{test} {self.digest(test.split('::', 1)[0])}"
+    def key(self, test: str, quick: bool) -> str:
+        return f"{test} {self.digest(test.split('::', 1)[0])}{' quick' if quick else ''}"
 
-    def chosen(self, number: int, limit_s: float) -> list[str]:
+    def chosen(self, number: int, limit_s: float, quick: bool) -> list[str]:
         """Nearest and cheapest first, as far as the limit of seconds allows."""
         costs = self.covering[number]
         chosen, total = [], 0.0
         file = self.mutants[number].file
         near = self.distances.get(file, {})
         for test in sorted(costs, key=lambda t: (near.get(t, _distance(t, file)), costs[t], t)):
-            if self.key(test) in self.ran[number] or not self.fit.get(test, True):
+            if self.key(test, quick) in self.ran[number] or not self.fit.get(test, True):
                 continue
-            total += costs[test]
+            total += costs[test] if quick else self.seconds.get(test, costs[test])
             if chosen and total > limit_s:
                 break
             chosen.append(test)
         return chosen
 
-    def run(self, tests: Sequence[str], tree: Path) -> tuple[str, list[TestRun]]:
-        known = {test: s for costs in self.covering.values() for test, s in costs.items()}
+    def run(self, tests: Sequence[str], tree: Path, skipped: Collection[str] = ()) -> tuple[str, list[TestRun]]:
+        known = {test: s for costs in self.covering.values() for test, s in costs.items()} | self.seconds
         seconds = sum(known.get(test, 0.0) for test in tests)
         unfit = [f"--deselect={test}" for test, fit in self.fit.items() if not fit]
         return running.run_tests(
-            tree, ["-x", *unfit, *tests], work=self.output, cpu_s=30 + 3 * seconds, wall_s=240 + 20 * seconds
+            tree,
+            ["-x", *unfit, *tests],
+            work=self.output,
+            cpu_s=30 + 3 * seconds,
+            wall_s=240 + 20 * seconds,
+            skipped=skipped,
         )
 
     def is_fit(self, test: str, tree: Path) -> bool:
@@ -306,8 +326,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         numbers = sorted(range(len(campaign.mutants)), key=lambda number: (number % 8, number))
         for number in numbers:
             if campaign.mutants[number].package in options.packages:
-                for limit in sorted({_NEAREST_S, options.limit}):
-                    campaign.meet(number, tree, limit)
+                if number not in campaign.results:
+                    campaign.meet(number, tree, _QUICK_TESTS_S, quick=True)
+                if options.limit > 0:
+                    campaign.meet(number, tree, options.limit)
     elif not options.table:
         running.preload(packages)
         files = [path for name in options.tests for path in sorted((REPOSITORY / name).rglob("test_*.py"))]

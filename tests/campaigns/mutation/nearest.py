@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.campaigns.mutation.mutants import PACKAGES
 
 
-def seconds_of(junit: Path) -> dict[str, float]:
-    """Files of tests to the seconds that they took in a run of the default tests (`--junitxml`)."""
-    seconds: dict[str, float] = defaultdict(float)
+def seconds_of(junit: Path) -> dict[str, dict[str, float]]:
+    """Files of tests to the seconds that each of their tests took in a run of the default tests (`--junitxml`)."""
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)
     for case in ElementTree.parse(junit).iter("testcase"):  # noqa: S314 - pytest wrote it
         parts = (case.get("classname") or "").split(".")
+        classes: list[str] = []
         while parts and not parts[-1].startswith("test_"):
-            parts.pop()  # a class within the file
-        seconds[f"{'/'.join(parts)}.py"] += float(case.get("time") or 0)
+            classes.insert(0, parts.pop())
+        file = f"{'/'.join(parts)}.py"
+        seconds[file]["::".join([file, *classes, case.get("name") or ""])] = float(case.get("time") or 0)
     return dict(seconds)
 
 
@@ -43,10 +45,10 @@ def imported(path: Path, tree: Path) -> set[str]:
     return found
 
 
-def nearest(tree: Path, seconds: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """Each file of the packages to the files of tests near it, with their distance."""
+def nearest(tree: Path, files: Collection[str]) -> dict[str, dict[str, int]]:
+    """Each file of the packages to those of these files of tests that are near it, with their distance."""
     of_packages = {path.relative_to(tree).as_posix(): path for name in PACKAGES for path in (tree / name).rglob("*.py")}
-    of_tests = {file: tree / file for file in seconds if (tree / file).is_file()}
+    of_tests = {file: tree / file for file in files if (tree / file).is_file()}
     uses = {file: imported(path, tree) for file, path in (of_packages | of_tests).items()}
     for file in of_tests:  # helpers beside the tests
         helpers = [name for name in uses[file] if name.startswith("tests/")]

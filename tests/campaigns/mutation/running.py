@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,13 @@ def preload(tree: Path) -> None:
 
 
 class _Reporter:
-    """A pytest plugin: one line for each test as soon as it has ended."""
+    """A pytest plugin: one line for each test as soon as it has ended. skipped: tests that are not run."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._state = path, {}  # type: ignore[var-annotated]
+    def __init__(self, path: Path, skipped: Collection[str]) -> None:
+        self._path, self._state, self._skipped = path, {}, skipped  # type: ignore[var-annotated]
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if item.nodeid not in self._skipped]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._state = {"test": nodeid, "passed": True, "begin": time_now(), "call": 0.0, "cpu": _cpu()}
@@ -82,7 +85,7 @@ def _cpu() -> float:
 
 
 def run_tests(
-    tree: Path, arguments: Sequence[str], *, work: Path, cpu_s: float, wall_s: float
+    tree: Path, arguments: Sequence[str], *, work: Path, cpu_s: float, wall_s: float, skipped: Collection[str] = ()
 ) -> tuple[str, list[TestRun]]:
     """Runs pytest in `tree` and returns how it ended, "passed", "failed" or "timeout", and the tests that ended.
 
@@ -96,7 +99,7 @@ def run_tests(
     if child == 0:
         status = 70
         try:
-            status = _child(tree, arguments, report, work / "output.txt", cpu_s)
+            status = _child(tree, arguments, _Reporter(report, skipped), work / "output.txt", cpu_s)
         finally:
             os._exit(status)
     deadline = time.monotonic() + wall_s
@@ -118,7 +121,7 @@ def run_tests(
     return ("passed" if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, 5) else "failed"), runs
 
 
-def _child(tree: Path, arguments: Sequence[str], report: Path, output: Path, cpu_s: float) -> int:
+def _child(tree: Path, arguments: Sequence[str], reporter: _Reporter, output: Path, cpu_s: float) -> int:
     import pytest
 
     os.setsid()
@@ -133,4 +136,4 @@ def _child(tree: Path, arguments: Sequence[str], report: Path, output: Path, cpu
     for name in [n for n in sys.modules if n.split(".", 1)[0] == "tests"]:
         del sys.modules[name]
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(tree), "-m", "not slow"]
-    return int(pytest.main([*options, *arguments], plugins=[_Reporter(report)]))
+    return int(pytest.main([*options, *arguments], plugins=[reporter]))

@@ -140,10 +140,16 @@ def test_nearest_are_own_tests_then_those_that_import_it(tmp_path: Path) -> None
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     names = [name[:-3].replace("/", ".") for name in files if "/test_" in name]
-    cases = "".join(f'<testcase classname="{name}" time="1.5"/>' for name in [*names, f"{names[0]}.TestClass"])
+    cases = "".join(
+        f'<testcase classname="{name}" name="test_it" time="1.5"/>' for name in [*names, f"{names[0]}.TestClass"]
+    )
     (tmp_path / "junit.xml").write_text(f"<testsuites>{cases}</testsuites>")
     seconds = seconds_of(tmp_path / "junit.xml")
-    assert seconds == {f"{name.replace('.', '/')}.py": 1.5 for name in names} | {"tests/shards/test_plan.py": 3.0}
+    assert seconds["tests/tuning/test_a.py"] == {"tests/tuning/test_a.py::test_it": 1.5} and len(seconds) == len(names)
+    assert seconds["tests/shards/test_plan.py"] == {
+        "tests/shards/test_plan.py::test_it": 1.5,
+        "tests/shards/test_plan.py::TestClass::test_it": 1.5,
+    }
     found = nearest(tmp_path, seconds)
     assert found["shards/plan.py"] == {
         "tests/shards/test_plan.py": 0,
