@@ -232,6 +232,15 @@ def test_folds_evaluated_apart_are_those_evaluated_together(crossed: tuple[Proto
     assert (np.delete(apart[1][0].values, tested, axis=1) == -1).all()
 
 
+def test_more_draws_than_there_are_is_refused_unless_all_labels_are_one_draw(
+    crossed: tuple[Protocol, np.ndarray],
+) -> None:
+    protocol, _ = crossed
+    with pytest.raises(ValueError, match=r"^draws: 99; .* has 2 at fraction 0\.2$"):
+        list(protocol.splits(99))
+    assert [split.fraction for split in protocol.splits(99, (1.0,))] == [1.0] * len(protocol.folds)
+
+
 def test_scaling_and_inner_folds_are_those_of_the_training_rows(crossed: tuple[Protocol, np.ndarray]) -> None:
     protocol, matrix = crossed
     found = next(iter(evaluate(protocol, {"telling": matrix})))

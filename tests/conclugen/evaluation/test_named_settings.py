@@ -16,6 +16,8 @@ from conclugen.evaluation.config import (
 )
 from conclugen.evaluation.protocols.registry import ProtocolsConfig, registered
 from conclugen.evaluation.statistics import DEFAULT
+from conclugen.search_space import Range
+from conclugen.tasks import registry
 
 SHARED = {"score": None, "fraction": 1.0, "draws": 5, "fill": "mean", "resamples": 2000, "least_rows": 10}
 PROTOCOLS = {
@@ -68,3 +70,47 @@ def test_the_judge_s_own_settings() -> None:
     assert (judging.draw_seed, judging.block_scales, judging.with_raw) == (127, "plain", True)
     assert MeasureConfig().baselines == ("constant", "untrained", "raw", "raw_balanced", "best_modality")
     assert (DEFAULT.resamples, DEFAULT.seed, DEFAULT.level) == (10_000, 127, 0.95)
+
+
+def test_what_a_search_draws_from_by_the_name_of_its_space() -> None:
+    """Published: the paper's lists, or our own for tasks that it has not; laptop: smaller ones."""
+    found = {
+        searched.name: (tuple(searched.published), tuple(searched.laptop), searched.ablation)
+        for task in registry.registered().values()
+        for searched in task.searched
+        if isinstance(searched.published, tuple)
+    }
+    assert (
+        found
+        | {
+            "clusters": ((2, 4, 8, 32, 64, 128), (8, 16, 32), 32),
+            "queue_batches": ((2, 4, 8, 16, 32, 64, 128), (0, 2, 4), 2),
+            "start_epoch": ((0, 3, 6, 9, 12, 15), (0, 2), None),
+            "cluster_mode": (("joint", "individual"), ("joint",), None),
+            "reconstruction_hidden_dim": ((512, 768, 1024, 1536), (64, 128, 256), 512),
+            "prototypes": ((8, 32, 128, 512), (8, 16, 32), None),
+            "speaker_clusters": ((4, 8, 16, 32), (4, 8, 16), None),
+        }
+        == found
+    )
+    ranges = {
+        searched.name: [(each.low, each.high, each.log, each.points) for each in (searched.published, searched.laptop)]
+        for task in registry.registered().values()
+        for searched in task.searched
+        if isinstance(searched.published, Range)
+    }
+    assert (
+        ranges
+        | {
+            "temperature": [(0.05, 1.0, True, 3)] * 2,
+            "siglip_inverse_temperature": [(2.0, 50.0, True, 3)] * 2,
+            "vicreg_covariance": [(0.1, 10.0, True, 3)] * 2,
+            "swapped_epsilon": [(0.03, 0.2, True, 3), (0.05, 0.2, True, 3)],
+            "masked_share": [(0.15, 0.85, False, 3), (0.3, 0.7, False, 3)],
+            "comm_mask": [(0.1, 0.7, False, 3), (0.2, 0.6, False, 3)],
+            "comm_temperature": [(0.05, 0.5, True, 3)] * 2,
+            "speaker_clusters_temperature": [(0.05, 1.0, True, 3), (0.1, 1.0, True, 3)],
+            "pase_mask": [(0.1, 0.7, False, 3), (0.2, 0.6, False, 3)],
+        }
+        == ranges
+    )

@@ -52,7 +52,16 @@ def test_a_run_a_sweep_and_its_trials_are_found_where_they_were_begun(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"tracking_uri": 7}', '{"tracking_uri": {"a": 1}}', "[" * 4000, '{"tracking_uri": null}'.ljust(4097)]
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"tracking_uri": 7}',
+        '{"tracking_uri": {"a": 1}}',
+        "[" * 4000,
+        '{"tracking_uri": null}'.ljust(4097),
+    ],
 )
 def test_a_damaged_record_of_the_destination_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)

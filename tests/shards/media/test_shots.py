@@ -13,6 +13,7 @@ import pytest
 
 from shards.clips.decode import decode_clip
 from shards.clips.reader import StoredClip
+from shards.media import shots
 from shards.media.prepare import Request, prepare
 from shards.media.shots import ShotFinder
 
@@ -99,6 +100,13 @@ def test_light_is_no_cut(light: str) -> None:
         "flicker": 1 - 0.4 * (np.arange(60) % 2),
     }[light]
     assert changes(shot(6, 60) * gain[:, None, None, None]) == []
+
+
+@pytest.mark.parametrize(("after", "mixed"), [(119, False), (120, True)])
+def test_a_mixture_is_of_pictures_that_differ_by_20_levels_at_least(after: int, mixed: bool) -> None:
+    levels = np.array([100, 110, after], np.uint8)
+    pictures = np.broadcast_to(levels[:, None, None, None], (3, shots._HEIGHT, shots._WIDTH, 3))
+    assert shots._mixed(pictures, 0) is mixed
 
 
 @pytest.mark.parametrize("seconds", [0.6, 1.0, 1.6])

@@ -381,6 +381,9 @@ def test_chance_alone_makes_a_gap_of_the_size_that_is_told() -> None:
         found.append(Cells.of(given, values, guess[None]).gaps(["accuracy"])["accuracy"])
     assert np.mean([gap.estimate for gap in found]) == pytest.approx(np.mean([gap.chance for gap in found]), abs=0.03)
     assert 0.25 < np.mean([gap.p_value for gap in found]) < 0.75
+    for least, kept in ((15, True), (16, False)):  # everybody has 15 rows of each class
+        asked = dataclasses.replace(given, options=dataclasses.replace(given.options, least_rows=least))
+        assert ("recall/a" in Cells.of(asked, values, guess[None]).gaps(["recall/a"])) is kept
     skilled = np.where(person < 10, y, 1 - y)
     gap = Cells.of(given, values, skilled[None]).gaps(["accuracy"])["accuracy"]
     assert gap.estimate == 1 and gap.p_value < 0.01
