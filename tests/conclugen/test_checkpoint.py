@@ -271,6 +271,17 @@ def test_a_longer_run_with_other_weights_goes_on(saved: Path) -> None:
     assert longer.step_number == 5
 
 
+def test_a_snapshot_is_of_its_moment(trained: Pretrainer) -> None:
+    """It is written by another thread, while training goes on."""
+    cursor, extra = {"epoch": 1, "window": {"step": 2}}, {"best": [0.5]}
+    state = checkpoint.snapshot(trained, cursor, extra)
+    cursor["window"]["step"] = 3  # type: ignore[index]
+    extra["best"].append(0.7)
+    assert state.document["cursor"] == {"epoch": 1, "window": {"step": 2}} and state.document["extra"] == {
+        "best": [0.5]
+    }
+
+
 def test_a_cursor_that_is_not_json_is_refused_and_leaves_nothing(trained: Pretrainer, tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path / "a", trained, {"epoch": object()})
