@@ -149,10 +149,16 @@ class CheckpointWriter:
         store: Where to.
         before: Called in the thread before a checkpoint is written: what must be on disk before it counts, and whether
             this process may still write.
+        stored: Called in the thread when a checkpoint is stored, with the seconds since it was submitted.
     """
 
-    def __init__(self, store: CheckpointStore, before: Callable[[], None]):
-        self._store, self._before = store, before
+    def __init__(
+        self,
+        store: CheckpointStore,
+        before: Callable[[], None],
+        stored: Callable[[float], None] = lambda seconds: None,
+    ):
+        self._store, self._before, self._stored = store, before, stored
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._pending: tuple[int, Future[None]] | None = None
         self._missed = 0
@@ -171,16 +177,17 @@ class CheckpointWriter:
     ) -> None:
         """Have a snapshot written, as it is after `completed` in the thread; waits until the one before it is."""
         self.wait()
-        self._pending = step, self._thread.submit(self._write, step, state, completed)
+        self._pending = step, self._thread.submit(self._write, step, state, completed, time.perf_counter())
 
     def finish(self) -> None:
         """Wait until everything is written. Raises CheckpointWriteError where the last one could not be."""
         self._settle(most_missed=1)
 
-    def _write(self, step: int, state: Snapshot, completed: Callable[[Snapshot], Snapshot]) -> None:
+    def _write(self, step: int, state: Snapshot, completed: Callable[[Snapshot], Snapshot], submitted: float) -> None:
         state = completed(state)
         self._before()
         self._store.publish(step, state)
+        self._stored(time.perf_counter() - submitted)
 
     def _settle(self, most_missed: int) -> None:
         if self._pending is None:

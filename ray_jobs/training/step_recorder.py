@@ -21,6 +21,7 @@ from conclugen.common import uris
 from conclugen.tasks import registry
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.training import run_metrics
 from ray_jobs.training.input_gauge import InputGauge, InputTimes
 from ray_jobs.training.validation import CorporaValidation, Validation
 from ray_jobs.training.wait_warning import WaitWatch
@@ -62,13 +63,20 @@ class StepRecorder(SilentRecorder):
         job: For the size of a batch and the names of tasks.
         validation: The held-out rows that are measured at checkpoints, if there are any.
         attempt: The start of the run that this process belongs to.
+        ideal_seconds: Of a step, where that is known (`run_metrics`).
     """
 
     def __init__(
-        self, folder: RunFolder, job: PretrainJob, validation: Validation | CorporaValidation | None, attempt: str
+        self,
+        folder: RunFolder,
+        job: PretrainJob,
+        validation: Validation | CorporaValidation | None,
+        attempt: str,
+        ideal_seconds: float | None = None,
     ):
         super().__init__()
         self._folder, self._attempt = folder, attempt
+        self._run, self._ideal_seconds = job.run.name, ideal_seconds
         self._unwritten: list[dict[str, Any]] = []
         self._journal = folder.open_journal()
         self._validation = validation
@@ -93,6 +101,8 @@ class StepRecorder(SilentRecorder):
         self._folder.check_attempt(self._attempt)
         taken = self._timer.take()
         self._warn(taken)
+        if taken:
+            run_metrics.tell_report(self._run, taken[-1], self._ideal_seconds)
         self._unwritten += taken
         try:
             while self._unwritten:

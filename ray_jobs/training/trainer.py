@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from ray_jobs.preflight import within
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
-from ray_jobs.training import failures, far_folder, known_nodes, ray_internals
+from ray_jobs.training import failures, far_folder, known_nodes, ray_internals, run_metrics
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import Failure, RunFailedError
@@ -28,6 +29,7 @@ _CONTROLLER_LOOKS_EVERY_S, _NOTICES_EVERY_S = "0.5", "1"
 # How long workers may take to come up on a busy machine. Where fewer would do, less: Ray may still count what a node
 # had that hangs (one that is gone is waited for before), and tries with what is left only after this.
 _WORKERS_START_WITHIN_S, _FEWER_AFTER_S = "300", "90"
+_RECORDED_OPERATIONS = "2000"  # of NCCL's flight recorder; a step has some 30
 
 
 def fit(
@@ -52,7 +54,8 @@ def fit(
         RunFailedError: one line with rank, step and cause; the last good checkpoint stays.
     """
     failed, announced_at = 0, -1
-    while True:
+    for restarts in itertools.count():
+        run_metrics.tell(job.run.name, restarts=restarts)
         earlier, attempt = folder.last_attempt(), folder.begin_attempt()
         try:
             _make_room(job.run, earlier)
@@ -128,8 +131,22 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
                 storage_path=own_state,
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
                 logging_config=LoggingConfig(log_level="CRITICAL"),  # traces are in failures.jsonl, progress is ours
+                worker_runtime_env={"env_vars": nccl_environment(run, start.folder)} if run.gpu else None,
             ),
         ).fit()
+
+
+def nccl_environment(run: RunConfig, folder: str) -> dict[str, str]:
+    """What the workers' NCCL is told: a rank whose collective ends by its time limit leaves its last operations in the
+    run's folder (`nccl-rank-0` and so on, for `torchfrtrace`), and its watchdog has the same limit. What the user
+    has set for the job holds."""
+    wanted = {
+        "TORCH_FR_BUFFER_SIZE": _RECORDED_OPERATIONS,
+        "TORCH_FR_DUMP_TEMP_FILE": f"{folder}/nccl-rank-",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(int(run.stall_timeout_s + COLLECTIVES_LATER_S)),
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from conclugen.common import uris
 from ray_jobs.mixture import AnySource, Mixture, open_source
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.training import far_folder, payloads
+from ray_jobs.training import far_folder, payloads, run_metrics
 from ray_jobs.training.checkpoint_store import CheckpointWriter
 from ray_jobs.training.failures import Pulse
 from ray_jobs.training.input_gauge import InputTimes
@@ -103,7 +103,8 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse)
             del state
         recorder = SilentRecorder()
         if rank == 0:
-            recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), start.attempt)
+            ideal_s = run_metrics.ideal_seconds(job.pretrain, source.reader.widths, world, pretrainer.device)
+            recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), start.attempt, ideal_s)
         keeper = Keeper(start, rank, recorder)
         pulse.beat(step)
         with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
@@ -260,13 +261,14 @@ class Keeper:
     """Checkpoints: rank 0 copies the state and has it written while training goes on."""
 
     def __init__(self, start: Start, rank: int, recorder: SilentRecorder):
-        self._identity, self._recorder = start.identity, recorder
+        self._run, self._identity, self._recorder = start.job.run.name, start.identity, recorder
         self._clock = CheckpointClock(start.job.run.checkpoint_every_s)
         self._memory = HostMemory()
         self._writer: CheckpointWriter | None = None
         if rank == 0:
             store = RunFolder(start.folder).store(start.job.run)
-            self._writer = CheckpointWriter(store, before=recorder.sync)
+            stored = functools.partial(_tell_stored, start.job.run.name)
+            self._writer = CheckpointWriter(store, before=recorder.sync, stored=stored)
 
     @property
     def wants_one(self) -> bool:
@@ -279,6 +281,7 @@ class Keeper:
         pretrainer.check_finite()  # on every rank alike
         if self._writer is None:
             return
+        began = time.perf_counter()
         with self._clock.keeping():
             self._writer.wait()  # the memory is its own until then
             self._recorder.write()
@@ -286,8 +289,13 @@ class Keeper:
             extra = {"measures": {}, "identity": dict(self._identity)}
             state = checkpoint.snapshot(pretrainer, cursor.to_dict(), extra, memory=self._memory)
             self._writer.submit(pretrainer.step_number, state, functools.partial(_with_measures, measured))
+        run_metrics.tell(self._run, checkpoint_blocked_seconds=time.perf_counter() - began)
         if at_once:
             self._writer.finish()
+
+
+def _tell_stored(run: str, seconds: float) -> None:
+    run_metrics.tell(run, checkpoint_seconds=seconds)
 
 
 def _with_measures(measured: Callable[[], dict[str, float]], state: Snapshot) -> Snapshot:
