@@ -255,6 +255,7 @@ class RunConfig:
             collectives is a little later. It must cover the slowest step, the first one, and a checkpoint.
         tracking_uri: MLflow tracking URI; None: a local SQLite file below `output`.
         experiment: MLflow experiment.
+        tensorboard: Also write TensorBoard's event files, to `tensorboard/` in the run's folder.
         parent_run_id: MLflow run under which this one is nested.
         registered_model: Name under which the exported model is registered with MLflow; None: it is only logged.
         commit: Source revision, recorded as a tag; None: the clone's own, with `-dirty` where it was changed, or the
@@ -281,6 +282,7 @@ class RunConfig:
     stall_timeout_s: float = 900.0
     tracking_uri: str | None = None
     experiment: str = "conclugen"
+    tensorboard: bool = False
     parent_run_id: str | None = None
     registered_model: str | None = None
     commit: str | None = field(default_factory=lambda: os.environ.get("CONCLUGEN_COMMIT"))

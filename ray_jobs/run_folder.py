@@ -12,6 +12,8 @@
     model/                 exported model
     plots/  evaluation/    plots and tables
     profile/               traces of steps, where run.profile asks for them
+    tensorboard/           the journal as event files, where run.tensorboard asks for them
+    nccl-rank-*            on GPUs: the last operations of a rank whose collective did not end
     data/  run.yaml        of a run that made its own shards (`conclugen run`): these, and what it chose
 """
 
@@ -70,6 +72,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.plots = self.path / "plots"
         self.profile = self.path / "profile"
+        self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "evaluation"
         self._record = self.path / "run.json"
         self._attempt = self.path / ".attempt"

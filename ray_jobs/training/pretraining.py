@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def _pretrain(
     with (
         journal,
         MlflowSink(folder.journal, uri) as sink,
+        _tensorboard(job, folder),
         resumable(lambda: progress(journal, folder, job, total_steps)),
         journal.running(),
     ):
@@ -156,6 +158,14 @@ def _predicted_step_bytes(job: PretrainJob, source: AnySource) -> int:
     for line in found.lines:
         print(line, flush=True)
     return found.step_bytes
+
+
+def _tensorboard(job: PretrainJob, folder: RunFolder) -> AbstractContextManager[object]:
+    if not job.run.tensorboard:
+        return nullcontext()
+    from ray_jobs.tracking.tensorboard_sink import TensorboardSink
+
+    return TensorboardSink(folder.journal, folder.tensorboard)
 
 
 def checkpoint_bytes(config: PretrainConfig, source: AnySource) -> int:
