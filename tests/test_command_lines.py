@@ -134,7 +134,7 @@ def test_defaults_that_stand_in_two_places_agree() -> None:
 def test_the_campaign_of_endings_stops_every_command() -> None:
     from tests.campaigns import endings  # which imports what all of them need
 
-    assert {job.command for job in endings.JOBS.values()} == set(NAMES)
+    assert {job.command for job in endings.JOBS.values()} == set(NAMES) - set(endings.ENDLESS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,9 +29,12 @@ EXTRA_OF = {
     "threadpoolctl": "evaluation",
     "ray": "train",
     "matplotlib": "train",
+    "tensorboardX": "train",
     "mlflow": "tracking",
     "optuna": "tune",
     "s3fs": "s3",
+    "fastapi": "serve",
+    "starlette": "serve",
 }
 
 

@@ -19,6 +19,8 @@ from shards.media.limits import Limits, MediaError
 from shards.media.prepare import Request
 
 _BATCH = 16  # windows encoded at once
+# Somebody wants this very file, whose pictures may stand still (slides); a build refuses such clips at first.
+_LIMITS = Limits(picture_gap_seconds=Limits().max_seconds)
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,12 @@ def embed_files(
     with IsolatedPreparer() as preparer:
         for path, text in zip(paths, texts, strict=True):
             try:
-                yield _embed(model, encoders, preparer, path, fusion, windows, text)
+                yield embed_file(model, encoders, preparer, path, fusion, windows, text)
             except MediaError as error:
                 yield path, error
 
 
-def _embed(
+def embed_file(
     model: RunModel,
     encoders: Sequence[Encoder],
     preparer: IsolatedPreparer,
@@ -77,11 +79,11 @@ def _embed(
     fusion: str,
     windows: Windows | None,
     text: str | None,
+    limits: Limits = _LIMITS,
 ) -> Embedded:
+    """One file's rows. Raises MediaError for one that can't be used."""
     assert model.recipe is not None
     decoding = model.recipe.decoding
-    # Somebody wants this very file, whose pictures may stand still (slides); a build refuses such clips at first.
-    limits = Limits(picture_gap_seconds=Limits().max_seconds)
     request = Request(str(Path(path).absolute()), faces=decoding.crop != "none", limits=limits)
     prepared = preparer.prepare(request)
     info = {"video": prepared.details["video"], "face": prepared.details["face"], "transcript": None}

@@ -59,6 +59,7 @@ SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": s
 STATUSES = {"interrupt": 130, "terminate": 143, "kill -9": -9}
 POINTS = ("start", "middle", "publication")
 _RAY = ("pretrain", "ablate", "sweep", "build", "features", "embed", "demo", "run")
+ENDLESS = ("serve",)  # ends when it is stopped, and not before: tests/cluster/test_serve.py
 
 
 @dataclass(frozen=True)
