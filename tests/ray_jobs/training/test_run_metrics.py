@@ -56,8 +56,11 @@ def test_a_report_tells_its_pace_and_mfu_where_the_peak_is_known(gauges: Gauges)
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H200", 989e12),
         ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", None),
-        ("NVIDIA A100-SXM4-80GB", None),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA L40", None),
     ],
 )
 def test_the_peak_is_that_of_the_very_device(name: str, peak: float | None) -> None:
