@@ -1,5 +1,6 @@
 """The trained heads as a folder of their own, and the Embedder that reads it back."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from conclugen import fields, storage
 from conclugen.beside_raw import FUSION as RAW_FUSION
 from conclugen.beside_raw import BesideRaw
-from conclugen.common import plugins
-from conclugen.common.extras import MissingExtraError
+from conclugen.common import plugins, uris
+from conclugen.common.extras import MissingExtraError, needed_for
 from conclugen.common.options import build
 from conclugen.config import CorporaConfig, PretrainConfig, known_tasks
 from conclugen.heads import RepresentationHead
@@ -24,6 +25,8 @@ from conclugen.tasks import Task, registry
 
 SCHEMA, VERSION = "conclugen-model", 2
 TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"
+HUB = "hf://"
+_HUB_NAME = re.compile(r"hf://(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>(?!.*\.\.)\w[\w.+/-]*))?")
 _CHUNK_ROWS = 4096
 _DECODES_FILES = "conclugen.files"  # entry points: (embedder, paths, fusion, ...) -> (n, width)
 _BESIDE = "beside_raw"  # in the document, and before the tensors' names
@@ -72,8 +75,11 @@ def save(
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
-    """The exported model of `folder`; raises ExportError naming file, found and expected."""
-    path = Path(folder)
+    """The exported model of a folder, or of a model hub: `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION`.
+
+    Raises ExportError naming file, found and expected, or what the hub says.
+    """
+    path = _from_hub(folder) if isinstance(folder, str) and folder.startswith(HUB) else Path(folder)
     document = storage.read_document(
         path / DOCUMENT, SCHEMA, VERSION, ("digest", "widths", "config", "info"), ExportError
     )
@@ -107,6 +113,25 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
     except RuntimeError as cause:
         raise ExportError(f"{path / TENSORS}: the tensors do not fit {DOCUMENT}: {cause}") from cause
     return embedder
+
+
+def _from_hub(address: str) -> Path:
+    """The folder that the hub's model lies in: as it was downloaded before, else downloaded now."""
+    found = _HUB_NAME.fullmatch(address)
+    if found is None:
+        raise ExportError(f"{address}: expected {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
+    with needed_for(f"a model of a hub, {address}"):
+        import huggingface_hub
+    name, revision = found["name"], found["revision"]
+    wanted = [TENSORS, DOCUMENT, CARD, "README.md"]
+    try:
+        try:
+            place = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+        except Exception:  # no network, or no hub: what was downloaded before is as good
+            place = huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
+    except Exception as cause:
+        raise ExportError(f"{address}: {type(cause).__name__}: {uris.scrub(cause)}"[:500]) from cause
+    return Path(place)
 
 
 def _whole(config: Mapping[str, Any], widths: Mapping[str, int]) -> dict[str, Task]:
@@ -204,7 +229,7 @@ class Embedder:
         if fusion == RAW_FUSION and fusion not in self.fusions:
             raise ValueError(
                 f"fusion: {fusion!r} needs scales of training rows, which this model was exported without; run "
-                "ray_jobs.pretrain of its run again: it exports the model again"
+                "conclugen pretrain of its run again: it exports the model again"
             )
         fields.choose("fusion", fusion, self.fusions)
 
@@ -361,7 +386,7 @@ def _card(document: dict[str, Any]) -> str:
 Beside the raw features (`fusion="concat+raw"`): {dim * len(document["widths"])} + {raw} numbers, each half of equal
 total variance on training rows. Take these: in the project's measurements the representation alone was ahead on one
 corpus only, at 3 % of its labels. With all labels, where one modality carries nearly all, or where classes are rare, no
-pretrained row was shown to be better than raw features: compare with those first, by `python -m ray_jobs.evaluate`.
+pretrained row was shown to be better than raw features: compare with those first, by `conclugen evaluate`.
 """
     return f"""# ConCluGen representation heads
 
