@@ -62,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
         raise ValueError(
-            f"{path}: holds no protocols that can be read ({reason}); ask them again: ray_jobs.evaluate --protocol"
+            f"{path}: holds no protocols that can be read ({reason}); ask them again: conclugen evaluate --protocol"
         ) from cause
     return dict(found)
 

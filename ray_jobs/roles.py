@@ -92,7 +92,7 @@ def refuse_shared(
     raise ValueError(
         f"{where}: {len(shared)} of {len(np.union1d(ours, theirs))} values of {units.column!r} ({some}) are in "
         f"{side} and in test, {rows} of the {len(test)} test rows are theirs, and the score would measure how well "
-        f"they are known; split by it (python -m shards split FOLDER --by {units.column}), or, {remedy}"
+        f"they are known; split by it (conclugen split FOLDER --by {units.column}), or, {remedy}"
     )
 
 

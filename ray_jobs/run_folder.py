@@ -167,7 +167,7 @@ class RunFolder:
 
     def _no_config(self, cause: Exception) -> ValueError:
         return ValueError(
-            f"{self.config}: holds no configuration of a run ({cause}); start ray_jobs.pretrain again under the run's "
+            f"{self.config}: holds no configuration of a run ({cause}); start conclugen pretrain again under the run's "
             "name, which writes it again"
         )
 

@@ -357,24 +357,24 @@ def _after_check(job: CheckJob) -> str | None:
 
 _PACK_EXAMPLE = """\
 example:
-  python -m shards pack --source ravdess_features.npz --output shards/ravdess \\
+  conclugen pack --source ravdess_features.npz --output shards/ravdess \\
     --column video=visual_au35 --column audio_egemaps=audio_egemaps88 --column audio_mfcc=audio_mfcc259 \\
     --modality video=video --modality audio=audio_egemaps,audio_mfcc \\
     --label emotion:class:names=emotion_names --group actor --key ids --text text"""
 _INDEX_EXAMPLE = """\
 example:
-  python -m shards index data --column video=video.npy --column audio=audio.npy \\
+  conclugen index data --column video=video.npy --column audio=audio.npy \\
     --label mood=json#mood:class:calm,angry --group json#speaker --text txt"""
 _CONVERT_EXAMPLE = """\
 example:
-  python -m shards convert-pickle aligned_50.pkl --output mosi.npz
-  python -m shards pack --source mosi.npz --output shards/mosi --key id --column audio --pool mean \
+  conclugen convert-pickle aligned_50.pkl --output mosi.npz
+  conclugen pack --source mosi.npz --output shards/mosi --key id --column audio --pool mean \
     --zero-padding --meta split --view-by split"""
 _CHECK_EXAMPLES = """\
 examples:
-  python -m shards check videos --table labels.csv --label emotion:class --field group=person
-  python -m shards check features.npz --table labels.csv --table-key id --key ids --label emotion:class --group speaker
-  python -m shards check labels.csv"""
+  conclugen check videos --table labels.csv --label emotion:class --field group=person
+  conclugen check features.npz --table labels.csv --table-key id --key ids --label emotion:class --group speaker
+  conclugen check labels.csv"""
 
 CHECK = Command(
     "shards check", CheckJob, _run("shards.check", _after_check), bare="source", epilog=lambda: _CHECK_EXAMPLES

@@ -141,6 +141,6 @@ class DamageLog:
                 f"{damage.reason}; {len(self)} damaged samples exceed the share {self.max_share:g} of "
                 f"{self.total_rows} rows",
                 sample=damage.key,
-                remedy="Run `python -m shards verify FOLDER` to list all damage; restore the shard, or raise "
+                remedy="Run `conclugen verify FOLDER` to list all damage; restore the shard, or raise "
                 "max_damaged_share to go on without these samples",
             )

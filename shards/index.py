@@ -24,7 +24,7 @@ FORMAT = 1
 INDEX_SUFFIX = ".index.parquet"
 GROUP = "group"  # the column whose values are groups (speakers) where no other is named
 _METADATA_KEY = b"conclugen.index"
-_REBUILD = "Restore the file, or rebuild it with `python -m shards verify FOLDER --repair`"
+_REBUILD = "Restore the file, or rebuild it with `conclugen verify FOLDER --repair`"
 
 
 def label_type(label: Label) -> pa.DataType:

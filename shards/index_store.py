@@ -16,7 +16,7 @@ from shards.manifest import Manifest, ShardEntry
 def read_index_bytes(manifest: Manifest, entry: ShardEntry) -> bytes:
     """An index file whose size and digest agree with the manifest; ShardError otherwise, and AccessError where it
     can't be reached."""
-    remedy = "Restore the index, or rebuild it with `python -m shards verify FOLDER --repair`"
+    remedy = "Restore the index, or rebuild it with `conclugen verify FOLDER --repair`"
     try:
         data = manifest.read_bytes(entry.name + INDEX_SUFFIX)
     except AccessError:
@@ -57,7 +57,7 @@ def load_index(manifest: Manifest, entry: ShardEntry, group: str = GROUP) -> Sha
             "index and manifest disagree",
             expected=f"{entry.count} samples, stride {entry.stride}, digest {entry.digest.hex()}",
             found=f"{len(index)} samples, stride {index.stride}, digest {index.digest.hex()}",
-            remedy="Rebuild the manifest with `python -m shards verify FOLDER --repair`",
+            remedy="Rebuild the manifest with `conclugen verify FOLDER --repair`",
         )
     return index
 

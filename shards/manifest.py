@@ -47,7 +47,7 @@ _TABLE = pa.schema(
 )
 # What decoding a damaged or hostile manifest raises; RecursionError is that of JSON nested without end.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-_REBUILD = "Restore the manifest, or rebuild it with `python -m shards verify FOLDER --repair`"
+_REBUILD = "Restore the manifest, or rebuild it with `conclugen verify FOLDER --repair`"
 
 
 Digest = bytes  # 16 of them, xxh3_128; an alias because `ShardEntry.bytes` hides the builtin in its own body
@@ -188,8 +188,8 @@ class Manifest:
             if not is_url(folder):
                 publication.refuse_unfinished(folder, "read")
             raise FileNotFoundError(
-                f"no manifest at {where}; pack one with `python -m shards pack`, or make foreign shards readable with "
-                "`python -m shards index`"
+                f"no manifest at {where}; pack one with `conclugen pack`, or make foreign shards readable with "
+                "`conclugen index`"
             ) from None
         except OSError as error:
             raise ManifestError(where, f"{UNREADABLE}: {error}", remedy=_REBUILD) from error
@@ -238,7 +238,7 @@ class Manifest:
                 OTHER_KIND,
                 expected=cls.schema_type.kind,
                 found=kind,
-                remedy="Clips are made into features by `python -m ray_jobs.extract_features`",
+                remedy="Clips are made into features by `conclugen features`",
             )
 
     def _check_table(self) -> None:

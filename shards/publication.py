@@ -147,7 +147,7 @@ def finish(folder: str | Path) -> Publication | None:
     if lost:
         raise UnfinishedError(
             f"{folder}: {publication.words} were being published, and {lost[0]} of them is gone; write them again with "
-            f"--overwrite, or remove {staging} and see what `python -m shards verify --repair` can keep"
+            f"--overwrite, or remove {staging} and see what `conclugen verify --repair` can keep"
         )
     if (staging / _MANIFEST).is_file():
         # No manifest may promise shards that are not there, or that are others.
@@ -227,8 +227,8 @@ def refuse_unfinished(folder: str | Path, doing: str) -> None:
     if publication is not None:
         raise UnfinishedError(
             f"{folder}: {publication.words} were being published here when their writer was stopped, so what lies here "
-            f"is not yet whole and can't be {doing}. The same command again finishes it, and so does `python -m shards "
-            "verify --repair`"
+            f"is not yet whole and can't be {doing}. The same command again finishes it, and so does "
+            "`conclugen verify --repair`"
         )
     folder = Path(folder)
     # Left by a version that had no plan: the staged manifest says what there was to be.

@@ -266,5 +266,5 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"groups: {groups['count']} of {groups['smallest']} to {groups['largest']} rows "
                      f"(no group: {groups['missing']})")  # fmt: skip
     if summary["damaged"]:
-        lines.append(f"{summary['damaged']} damaged samples were left out: run `python -m shards verify`")
+        lines.append(f"{summary['damaged']} damaged samples were left out: run `conclugen verify`")
     return lines

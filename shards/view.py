@@ -33,7 +33,7 @@ ROW = "row"
 _METADATA_KEY = b"conclugen.view"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _TABLE = pa.schema([("count", pa.int64()), ("bitmap", pa.large_binary())])
-_REMEDY = "Make the view again with `python -m shards split`"
+_REMEDY = "Make the view again with `conclugen split`"
 
 Mask = np.ndarray | Callable[[int], np.ndarray]
 
@@ -184,7 +184,7 @@ class View:
         except OSError:
             raise ValueError(
                 f"{manifest.folder} has no view {name!r}, {did_you_mean(name, [*cls.names(manifest), EVERYTHING])}; "
-                "make views with `python -m shards split`"
+                "make views with `conclugen split`"
             ) from None
         try:
             bitmaps = int((-(-manifest.counts // 8)).sum())

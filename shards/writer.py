@@ -241,8 +241,8 @@ def _refuse_occupied(folder: Path, overwrite: bool) -> None:
     stray = sorted(path.name for path in folder.iterdir() if path.name.endswith((TAR_SUFFIX, INDEX_SUFFIX)))
     if stray:
         raise ValueError(
-            f"{folder} holds shards without a manifest ({stray[0]} and {len(stray) - 1} more); run `python -m shards "
-            "verify --repair` or `index` on them, choose another folder, or ask to overwrite"
+            f"{folder} holds shards without a manifest ({stray[0]} and {len(stray) - 1} more); run "
+            "`conclugen verify --repair` or `index` on them, choose another folder, or ask to overwrite"
         )
 
 

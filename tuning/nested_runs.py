@@ -99,7 +99,7 @@ class NestedRunsSink(BackgroundSender):
         return (
             f"{len(self.unsent())} run(s) of {self._folder} did not reach MLflow at {self.public_uri} in full; what is "
             "missing is sent at the next start, or by: "
-            f"python -m ray_jobs.tracking {self._folder} --tracking-uri {self.public_uri}"
+            f"conclugen track {self._folder} --tracking-uri {self.public_uri}"
         )
 
     def _journals(self) -> list[Path]:

@@ -85,7 +85,7 @@ def trainable_classes(
         absent = ", ".join(class_name(int(index), names) for index in np.flatnonzero(support == 0))
         raise ValueError(
             f"training labels: no row of class {absent}; label more rows, draw them by class, or pack the label with "
-            "the classes that there are (python -m shards pack --label NAME=FIELD:class:A,B,...); in code "
+            "the classes that there are (conclugen pack --label NAME=FIELD:class:A,B,...); in code "
             "allow_absent_classes=True trains on the others"
         )
 
@@ -97,5 +97,5 @@ def disjoint_groups(train_groups: ArrayLike, test_groups: ArrayLike, where: str 
         shown = ", ".join(str(group) for group in shared[:5])
         raise ValueError(
             f"{where}: {len(shared)} group(s) are in training and in test ({shown}), so the score would measure "
-            "recognition of speakers; split by group (shards: python -m shards split FOLDER --by group)"
+            "recognition of speakers; split by group (shards: conclugen split FOLDER --by group)"
         )

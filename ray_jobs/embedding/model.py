@@ -81,7 +81,7 @@ class RunModel:
             raise ValueError(f"run {folder.name!r}: there is no folder {folder.path}{known}")
         if not folder.model.is_dir():
             raise ValueError(
-                f"run {folder.name!r}: no exported model in {folder.model}; finish it with ray_jobs.pretrain"
+                f"run {folder.name!r}: no exported model in {folder.model}; finish it with conclugen pretrain"
             )
         embedder = conclugen.load(folder.model, device)
         try:
@@ -250,7 +250,7 @@ def _chosen(run: str, known: Mapping[str, Mapping[str, Any]], label: str | None,
     found = [one for one, job in known.items() if job["label"] == label]
     if not found:
         hint = did_you_mean(label, {job["label"] for job in known.values()})
-        raise ValueError(f"run {run!r} was not evaluated on a label {label!r}, {hint}; run ray_jobs.evaluate")
+        raise ValueError(f"run {run!r} was not evaluated on a label {label!r}, {hint}; run conclugen evaluate")
     if len(found) > 1:
         listed = "; ".join(f"{one!r} ({_told(known[one])})" for one in found)
         raise ValueError(

@@ -66,7 +66,7 @@ class MlflowSink(BackgroundSender):
     def unsent_message(self) -> str:
         return (
             f"{self._journal}: not all of it reached MLflow at {self.public_uri}; it is sent when the run goes on, or "
-            f"by: python -m ray_jobs.tracking {self._journal.parent} --tracking-uri {self.public_uri}"
+            f"by: conclugen track {self._journal.parent} --tracking-uri {self.public_uri}"
         )
 
 

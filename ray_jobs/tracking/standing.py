@@ -38,7 +38,7 @@ class Standing:
         if self.status in _UNFINISHED:
             lines.append(f"It {_UNFINISHED[self.status]} ({self.status}): not all of it was run; {command}.")
         if self.unsent:
-            lines.append(f"Not all has reached MLflow of {_listed(self.unsent)}; python -m ray_jobs.tracking sends it.")
+            lines.append(f"Not all has reached MLflow of {_listed(self.unsent)}; conclugen track sends it.")
         if self.refused:
             lines.append(f"MLflow has refused {len(self.refused)} record(s), which it lacks: {_listed(self.refused)}.")
         return lines

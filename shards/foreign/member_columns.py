@@ -76,7 +76,7 @@ class MemberColumns:
                     f"column {column.name!r}: {error}",
                     sample=keys[row].as_py(),
                     expected=f"{column.dtype} ({column.width},)",
-                    remedy="Run `python -m shards index` on the folder again",
+                    remedy="Run `conclugen index` on the folder again",
                 ) from None
             at += size
         return arrays

@@ -26,7 +26,7 @@ _REFUSED = {
     b"M": "a part of a multi-volume archive",
 }
 _LONGEST_EXTENSION = 1 << 20  # a PAX or long-name header; real ones have a few hundred bytes
-_REWRITE = "Unpack it with care and write it again with `python -m shards pack` or webdataset.TarWriter"
+_REWRITE = "Unpack it with care and write it again with `conclugen pack` or webdataset.TarWriter"
 
 
 @dataclass(frozen=True)

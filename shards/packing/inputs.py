@@ -276,7 +276,7 @@ class _InputCheck:
         try:
             check_values_as_names(name, values)
         except ValueError as error:
-            remedy = "or pack without --view-by, and make views with `python -m shards split` afterwards"
+            remedy = "or pack without --view-by, and make views with `conclugen split` afterwards"
             raise ValueError(f"--view-by {name}: {error}; {remedy}") from None
 
     def _label(self, spec: LabelSpec) -> LabelValues:

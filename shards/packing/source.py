@@ -133,14 +133,14 @@ class FileSource:
 _BRING = {
     **dict.fromkeys(
         [".pkl", ".pickle", ".p"],
-        "Convert it (nothing in it is executed): python -m shards convert-pickle FILE --out FILE.npz",
+        "Convert it (nothing in it is executed): conclugen convert-pickle FILE --out FILE.npz",
     ),
     **dict.fromkeys([".pt", ".pth", ".bin"], "Save its tensors as arrays where it was made: numpy.savez(FILE, name=x)"),
     ".mat": "Read it with scipy.io.loadmat where it was made and save its arrays: numpy.savez(FILE, name=x)",
     **dict.fromkeys([".csv", ".tsv"], "A table of labels goes into --table; a folder of one CSV a clip is a source"),
     **dict.fromkeys([".parquet", ".feather", ".arrow"], "A table goes into --table; save its vectors as an .npz"),
-    **dict.fromkeys([".tar", ".tgz", ".gz"], "Tars of arrays are read by `python -m shards index FOLDER`, of "
-                    "videos by `python -m ray_jobs.build_shards --adapter webdataset`"),
+    **dict.fromkeys([".tar", ".tgz", ".gz"], "Tars of arrays are read by `conclugen index FOLDER`, of "
+                    "videos by `conclugen build --adapter webdataset`"),
     **dict.fromkeys([".tfrecord", ".lmdb", ".mdb", ".msgpack"], "Save its arrays where it was made, by numpy.savez"),
     ".npy": "Put it into a folder, under the name of its column: FOLDER/NAME.npy",
     ".zip": "Unpack it, and name the folder",

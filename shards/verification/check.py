@@ -27,7 +27,7 @@ from shards.verification.clips import clip_faults, open_manifest
 from shards.view import FOLDER, View
 
 _BLOCK_BYTES = 2 << 20
-_INDEX = "Run `python -m shards index` on the folder again"
+_INDEX = "Run `conclugen index` on the folder again"
 _DAMAGED = "Restore the shard from its source; `verify --repair` makes a manifest without it"
 
 

@@ -12,8 +12,8 @@ from shards.foreign.tarscan import scan_tar
 from shards.manifest import OTHER_KIND, TAR_SUFFIX, Manifest
 
 DAMAGED = (
-    "Remove the damaged shard's tar and run `python -m ray_jobs.build_shards` as before: it builds what is missing. "
-    "Or leave it: `python -m ray_jobs.extract_features` quarantines what it can't read"
+    "Remove the damaged shard's tar and run `conclugen build` as before: it builds what is missing. "
+    "Or leave it: `conclugen features` quarantines what it can't read"
 )
 
 

@@ -109,7 +109,7 @@ def _schema_of(folder: Path, names: list[str]) -> Schema:
             continue
     raise ValueError(
         f"{folder}: neither a readable manifest nor a readable index says what the columns are; "
-        "use `python -m shards index`, or pack the data again"
+        "use `conclugen index`, or pack the data again"
     )
 
 

@@ -55,7 +55,7 @@ def test_a_split_with_speakers_in_common_is_refused_with_what_to_give(manifest: 
     assert told.startswith("label 'emotion', views 'train' and 'test': 4 of 6 values of 'group' ('speaker0', ")
     assert "20 of the 24 test rows are theirs" in told  # i % 5 < 4 of 24 rows
     assert told.endswith("name the unit that it divides: --data.split-unit meta.dialogue") and "\n" not in told
-    assert "shards split FOLDER --by group" in told and "meta.split" not in told
+    assert "conclugen split FOLDER --by group" in told and "meta.split" not in told
 
 
 def test_a_head_s_epoch_is_not_chosen_on_rows_that_are_judged(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.cluster.servers import S3_KEYS, Faulty
 DATA = "s3://bucket/data"
 WIDTHS = {"video": 6, "audio": 5}
 SMALL = {"representation_dim": 8, "projection_dim": 4, "reconstruction_hidden_dim": 8, "standardize": False}
-ADVICE = ("repair", "python -m shards pack", "damaged", "restore", "build it")
+ADVICE = ("repair", "conclugen pack", "damaged", "restore", "build it")
 ANSWERS = {
     "wrong key": (403, "InvalidAccessKeyId", "does not accept the credentials"),
     "expired token": (400, "ExpiredToken", "credentials have expired"),

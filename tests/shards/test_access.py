@@ -129,7 +129,7 @@ def test_a_local_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         assert "there is no such bucket" in told and not any(word in told.lower() for word in ADVICE)
         assert main(["verify", "s3://here/other"]) == 2
         told = capsys.readouterr().err
-        assert "no manifest at s3://here/other" in told and "python -m shards pack" in told
+        assert "no manifest at s3://here/other" in told and "conclugen pack" in told
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

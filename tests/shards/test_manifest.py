@@ -75,7 +75,7 @@ def test_a_cut_manifest_is_refused(manifest: Manifest, cut: int) -> None:
 
 
 def test_no_manifest_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="shards pack"):
+    with pytest.raises(FileNotFoundError, match="conclugen pack"):
         Manifest.open(tmp_path)
 
 

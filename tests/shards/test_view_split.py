@@ -105,7 +105,7 @@ def test_a_stale_view_is_refused(tmp_path: Path) -> None:
     target = Path(new.folder) / "views" / path.name
     target.parent.mkdir()
     target.write_bytes(kept)
-    with pytest.raises(ShardError, match=r"stale.*shards split") as caught:
+    with pytest.raises(ShardError, match=r"stale.*conclugen split") as caught:
         View.open(new, "train")
     assert old.digest in str(caught.value) and new.digest in str(caught.value)
 

@@ -135,7 +135,7 @@ def test_no_server_stops_nothing_and_what_it_missed_arrives_later(tmp_path, capl
         assert not sink.close(timeout_s=1.0)
         sink._thread.join(60)
         assert not sink._thread.is_alive()
-    assert "python -m ray_jobs.tracking" in caplog.text
+    assert "conclugen track" in caplog.text
     assert caplog.text.count("will be tried again") == 1, "one warning, not one an attempt"
     changed = {name for name in {*os.environ, *environment} if os.environ.get(name) != environment.get(name)}
     assert changed <= {"MLFLOW_DISABLE_TELEMETRY", "PYTEST_CURRENT_TEST"}
