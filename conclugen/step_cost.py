@@ -145,10 +145,12 @@ MACHINES = {
 
 
 def known_machine(device_name: str) -> Machine | None:
-    """The machine whose GPU has that name, as its driver gives it (`NVIDIA A100-SXM4-80GB`); None for others, among them
-    those of the same chip with another memory or on a PCIe card, whose rates are lower than the sheets'."""
+    """The machine whose GPU has that name, as its driver gives it (`NVIDIA A100-SXM4-80GB`); None for others, among
+    them those of the same chip with another memory or on a PCIe card, whose rates are lower than the sheets'."""
     words = device_name.replace("-", " ").split()
-    sizes = [int(word.removesuffix("GB")) for word in words if word.removesuffix("GB").isdigit() and word.endswith("GB")]
+    sizes = [
+        int(word.removesuffix("GB")) for word in words if word.removesuffix("GB").isdigit() and word.endswith("GB")
+    ]
     for name, machine in MACHINES.items():
         if name in words and not {"PCIe", "NVL"} & set(words) and sizes in ([], [machine.holds // 10**9]):
             return machine

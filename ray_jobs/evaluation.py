@@ -21,6 +21,7 @@ from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, s
 from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_mapping
+from conclugen.common.revision import running_revision
 from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import BASELINES, ComparisonConfig, ProbeConfig, ProbeWeights, SelectBy
@@ -29,12 +30,14 @@ from conclugen.evaluation.judge import Score, check, class_names, compare, group
 from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, natural_order
 from conclugen.evaluation.statistics import Interval
-from ray_jobs import plots
+from ray_jobs import figure_style, plots
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.extraction.plan import stored_layers
+from ray_jobs.provenance import stamp_of
 from ray_jobs.roles import Units, refuse_shared
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import available_widths, held_out_view, note_no_validation, open_reader
+from ray_jobs.tracking import described
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.journal_sender import refused
@@ -59,7 +62,7 @@ class EvaluateResult:
 
     main_score: by which rows are compared. kind: of the label. class_rows: of classes, test rows of each. group_rows:
     test rows of each unit of intervals; group_class_rows: of classes, its test rows of each. unit: what such a unit is
-    called.
+    called. stamp: what every page and picture of it says, empty where it may be taken as it stands.
     """
 
     folder: Path
@@ -73,6 +76,7 @@ class EvaluateResult:
     unit: str = "speaker"
     group_class_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
     corpora: Mapping[str, object] | None = None
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ class Opened:
         return {"seen": list(seen), "this": own[0] if own else None}
 
     @property
+    def input(self) -> dict[str, object]:
+        """The data, as MLflow lists it."""
+        manifest = self.read.units.values.manifest
+        own = {"name": Path(manifest.folder).name, "digest": manifest.digest, "source": str(manifest.folder)}
+        return {**own, "context": "evaluation", "rows": len(self.read.fold.test_rows)}
+
+    @property
     def model(self) -> str:
         """Digest of the model that is judged."""
         return str(read_mapping(self.folder.model / "config.json")["digest"])
@@ -124,9 +135,7 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
         runs = sorted(path.parent.name for path in output.glob("*/run.json"))
         raise ValueError(f"--run: no run {job.run!r} in {output}, {did_you_mean(job.run, runs)}")
     if not folder.model.is_dir():
-        raise ValueError(
-            f"run {job.run!r}: no exported model in {folder.model}; finish it with python -m ray_jobs.pretrain"
-        )
+        raise ValueError(f"run {job.run!r}: no exported model in {folder.model}; finish it with conclugen pretrain")
     uri = uri_of_run(folder.path, job.tracking_uri)
     embedder = conclugen.load(folder.model)
     steps = embedder.info.get("steps")
@@ -257,11 +266,14 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
         unit=read.units.singular,
         group_class_rows=by_unit,
         corpora=opened.corpora,
+        stamp=stamp_of(opened.embedder.info, read.units.values.manifest.info),
     )
     take_name(result.folder, job)
-    with replaced(place) as whole:
+    if result.stamp:
+        print(result.stamp, flush=True)
+    with replaced(place) as whole, figure_style.stamped(result.stamp):
         write_results(replace(result, folder=whole), job)
-        draw(replace(result, folder=whole), protocol, systems["pretrained"].matrix)
+        draw(replace(result, folder=whole), protocol, systems["pretrained"].matrix, read)
     track(result, opened)
     return result
 
@@ -512,6 +524,7 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
     ]
     document = {
         "job": asdict(job),
+        "commit": running_revision(),
         "main_score": result.main_score,
         "verdict": verdict(result),
         "class_rows": dict(result.class_rows),
@@ -519,6 +532,8 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
         "damaged": [asdict(d) for d in result.damaged],
         "cells": cells,
     }
+    if result.stamp:
+        document["stamp"] = result.stamp
     if result.corpora is not None:
         document["corpora"] = dict(result.corpora)
     result.folder.mkdir(parents=True, exist_ok=True)
@@ -555,6 +570,7 @@ def table(result: EvaluateResult) -> str:
         lines += ["", "Not scored:", ""]
         lines += [markdown_item(f"{what} ({'; '.join(systems)})") for what, systems in missing.items()]
     lines += ["", markdown(verdict(result))]
+    lines += ["", markdown(result.stamp)] if result.stamp else []
     return "\n".join(lines) + "\n"
 
 
@@ -671,9 +687,9 @@ def _told(own: Sequence[Score], best: Score, result: EvaluateResult) -> list[str
     return plain
 
 
-def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64]) -> None:
-    """Bars with intervals and label-efficiency curves of the main score; of classes also a confusion matrix and a
-    map of the representations."""
+def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.float64], read: LabelledRows) -> None:
+    """Bars with intervals and label-efficiency curves of the main score; of classes also a confusion matrix and maps of
+    the representations, by class and by speaker (unit of intervals)."""
     scored = [s for s in result.scores if s.scores and s.system not in BASELINES]
     full = max(s.fraction for s in scored)
     shown = next((s for s in scored if (s.system, s.fraction) == ("pretrained", full)), None)
@@ -688,7 +704,13 @@ def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.floa
         mapped = tested[:_MOST_MAPPED]
         mapped = mapped[np.argsort(target.values[mapped], kind="stable")]  # the legend follows the order of the classes
         of_rows = [names[i] for i in target.values[mapped]]
-        plots.representation_map(pretrained[mapped], of_rows, folder / "map.png", title="test rows, pretrained heads")
+        maps = {"map.png": (f"test rows by {result.label}, pretrained heads", of_rows)}
+        units = read.units.names(read.rows.row[mapped]).tolist()
+        if 1 < len(set(units)) < len(units):
+            maps["map_speaker.png"] = (f"test rows by {result.unit}, pretrained heads", units)
+        lacking = plots.lacking({m: there[mapped] for m, there in read.rows.present.items()})
+        for name, (title, colours) in maps.items():
+            plots.representation_map(pretrained[mapped], colours, folder / name, title=title, lacking=lacking)
     main = result.main_score
     intervals = {(s.system, s.method, s.fraction): s.intervals[main] for s in result.scores if main in s.intervals}
     if not intervals:
@@ -707,15 +729,49 @@ def draw(result: EvaluateResult, protocol: Protocol, pretrained: NDArray[np.floa
 
 def track(result: EvaluateResult, opened: Opened) -> None:
     """Add scores and pictures to the run's own MLflow run, at the step of the model that was judged."""
-    most = max(s.fraction for s in result.scores)
-    values = {
-        f"{s.system}/{s.method}/{s.fraction:g}/{name}": value
-        for s in result.scores
-        for name, value in s.scores.items()
-        # Of single classes only what one looks for: the trained heads with all labels. `scores.csv` has the rest.
-        if np.isfinite(value) and ("/" not in name or (s.system == "pretrained" and s.fraction == most))
-    }
-    send(opened, values, opened.series, result.folder)
+    place = f"evaluation/{result.folder.name}"
+    numbers: list[Sequence[object]] = []
+    draws: list[Sequence[object]] = []
+    for s in result.scores:
+        row = (s.system, s.method, s.fraction)
+        for name, value in sorted(s.scores.items()):
+            ends = s.intervals.get(name)
+            numbers.append((*row, name, value, *((None, None) if ends is None else (ends.low, ends.high))))
+        draws += [(*row, number, value) for number, value in enumerate(s.draws)]
+    with Journal(opened.folder.journal) as journal:
+        journal.inputs([opened.input])
+        columns = ("system", "method", "share of labels")
+        table_columns = (*columns, "score", "value", "low", "high")
+        described.table(journal, result.folder / "scores.table.json", place, table_columns, numbers)
+        draw_columns = (*columns, "draw", result.main_score)
+        described.table(journal, result.folder / "draws.table.json", place, draw_columns, draws)
+    send(opened, compared(result), opened.series, result.folder)
+
+
+def compared(result: EvaluateResult) -> dict[str, float]:
+    """The dozen of numbers that one compares runs by: of the pretrained heads and of what they must beat, with the most
+    and the fewest labels, the main score and what they gain; with the most the other scores of classes."""
+    shares = sorted({s.fraction for s in result.scores})
+    method = next((s.method for s in result.scores if s.system == "pretrained"), "probe")
+    main, found = result.main_score, {}
+    for share in dict.fromkeys((shares[-1], shares[0])):
+        cells = {s.system: s for s in result.scores if s.method == method and s.fraction == share and s.scores}
+        raw = strongest_raw(result.scores, share, main)
+        at = f"{100 * share:g} percent of labels"
+        own = cells.get("pretrained")
+        if own is not None:
+            found[f"{at}/{main} pretrained"] = own.scores[main]
+            if raw is not None:
+                found[f"{at}/gain over strongest raw"] = own.scores[main] - raw.scores[main]
+            for other in (name for name in CLASS_SCORES if name != main and share == shares[-1]):
+                if other in own.scores:
+                    found[f"{at}/{other} pretrained"] = own.scores[other]
+        if raw is not None:
+            found[f"{at}/{main} strongest raw"] = raw.scores[main]
+        for system in ("untrained", "pretrained + raw"):
+            if system in cells:
+                found[f"{at}/{main} {system.replace(' + ', ' with ')}"] = cells[system].scores[main]
+    return described.few({name: value for name, value in found.items() if np.isfinite(value)})
 
 
 def send(opened: Opened, values: Mapping[str, float], series: str, folder: Path) -> None:

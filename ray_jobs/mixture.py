@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from conclugen import PretrainConfig
 from conclugen.config import by_corpus
 from ray_jobs.run_config import DataConfig, SourceConfig
-from ray_jobs.source import Source, rounding
+from ray_jobs.source import Source, rendered, rounding
 from shards import Cursor, Manifest, Reader, Rows, View
 from shards.damage import Damage, DamageLog, ShardError
 from shards.mixed_plan import MixedPlan
@@ -226,12 +226,26 @@ class Mixture:
             for corpus in self.corpora
         }
         info: dict[str, object] = {"data": self.identity(), "corpora": corpora}
+        info |= rendered([corpus.manifest for corpus in self.corpora])
         # Which encoders made the features, where all corpora say the same, so that new clips go through them.
         made = [corpus.manifest.info.get("features") for corpus in self.corpora]
         alike = all(corpus.reader.modalities == self.corpora[0].reader.modalities for corpus in self.corpora)
         if alike:
             info["modalities"] = {name: list(columns) for name, columns in self.corpora[0].reader.modalities.items()}
         return info | ({"features": made[0]} if made[0] is not None and all(m == made[0] for m in made) else {})
+
+    def inputs(self) -> list[dict[str, object]]:
+        """As `Source.inputs`, one for each corpus."""
+        return [
+            {
+                "name": corpus.name,
+                "digest": corpus.manifest.digest,
+                "source": str(corpus.source.folder),
+                "context": "training",
+                "rows": corpus.view.rows,
+            }
+            for corpus in self.corpora
+        ]
 
     def tags(self) -> dict[str, str]:
         """What a run is found by in MLflow."""

@@ -56,7 +56,7 @@ def run(job: PretrainJob) -> int:
     if model is not None and any(line.startswith("model:") for line in result.refused):
         print(f"the model was not registered as {model!r}; fix the cause, and the same command registers it")
     if result.unsent:
-        print(f"not all of it reached MLflow; it is sent by: python -m ray_jobs.tracking {result.folder.path}")
+        print(f"not all of it reached MLflow; it is sent by: conclugen track {result.folder.path}")
     tell_next(_next(job))
     return PARTIAL if damaged or result.refused or (result.unsent and model is not None) else GOOD
 

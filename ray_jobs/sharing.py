@@ -21,6 +21,7 @@ from conclugen.common.tables import markdown, markdown_head, markdown_item, mark
 from conclugen.export import CARD, DOCUMENT, TENSORS
 from ray_jobs.export import ExportJob
 from ray_jobs.extraction.plan import recipe_of
+from ray_jobs.provenance import stamp_of
 from ray_jobs.run_folder import RunFolder
 
 README = "README.md"
@@ -88,6 +89,7 @@ def _card(job: ExportJob, run: RunFolder) -> str:
         head["license"] = job.licence
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        *filter(None, [stamp_of(info)]),
         made.strip(),
         "## Licence\n\n"
         + (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -94,9 +94,15 @@ class Source:
     def model_info(self) -> dict[str, object]:
         """What an exported model says of the data that it learned from."""
         identity = self.identity()
-        info = {"data": identity, "modalities": identity["data.modalities"]}
+        info = {"data": identity, "modalities": identity["data.modalities"]} | rendered([self.manifest])
         # Which encoders made the features, so that new clips go through the same ones.
         return info | ({"features": self.manifest.info["features"]} if "features" in self.manifest.info else {})
+
+    def inputs(self) -> list[dict[str, object]]:
+        """What a run reads, as MLflow lists it."""
+        folder = str(self.data.folder)
+        own = {"name": Path(folder).name, "digest": self.manifest.digest, "source": folder}
+        return [{**own, "context": "training", "rows": self.view.rows}]
 
     def tags(self) -> dict[str, str]:
         """What a run is found by in MLflow."""
@@ -131,6 +137,11 @@ class Source:
 def rounding(data: DataConfig) -> dict[str, object]:
     """What identifies a run whose rows are not those that are stored."""
     return {} if data.rows_in == "stored" else {"data.rows_in": data.rows_in}
+
+
+def rendered(manifests: Sequence[Manifest]) -> dict[str, object]:
+    """What a model says that has learned from rendered faces."""
+    return {"rendered": True} if any(manifest.info.get("rendered") for manifest in manifests) else {}
 
 
 def available_widths(data: ShardsConfig, manifest: Manifest) -> dict[str, int]:

@@ -100,14 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the feature files")
     parser.add_argument("--output", type=Path, default=Path("outputs/choices"), help="kept cells")
-    parser.add_argument("--results", type=Path, default=Path("docs/choices.md"), help="the page of tables")
+    parser.add_argument("--results", type=Path, help="the page of tables; default: choices.md of --output")
     parser.add_argument("--protocol", type=Path, help="the protocol file of RAVDESS; default: that of --data")
     parser.add_argument("--draws", type=int, default=30, help="draws of labels at each share below all")
     parser.add_argument("--seeds", default="127,128,129", help="comma-separated seeds of pretraining; every one is run")
     given = parser.parse_args(arguments)
     try:
         settings = Settings(seeds=tuple(int(seed) for seed in given.seeds.split(",")))
-        choices(given.data, given.output, given.results, given.protocol, given.draws, settings)
+        page = given.results or given.output / "choices.md"
+        choices(given.data, given.output, page, given.protocol, given.draws, settings)
     except ValueError as error:
         parser.error(str(error))
 

@@ -404,8 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--results",
         type=Path,
-        default=Path("docs/results.md"),
-        help="the page of tables; its plots: figures/ beside it",
+        help="the page of tables; its plots: figures/ beside it; default: results.md of --output",
     )
     parser.add_argument("--protocol", type=Path, help=f"folds and draws of RAVDESS; default: {PROTOCOL_FILE} of --data")
     parser.add_argument("--draws", type=int, default=5, help="draws of labels at each share below all")
@@ -418,7 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sets, recipes = given.sets.split(","), given.recipes.split(",")
         settings = Settings(seeds=tuple(int(seed) for seed in given.seeds.split(",")))
-        places = (given.data, given.output, given.results, given.protocol)
+        places = (given.data, given.output, given.results or given.output / "results.md", given.protocol)
         reproduce(*places, given.draws, sets, recipes, settings, given.draw_seed, given.kept)
     except ValueError as error:
         parser.error(str(error))

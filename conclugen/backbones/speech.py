@@ -29,6 +29,14 @@ from conclugen.backbones.resnet152 import split
 NAME, WIDTH = "distillmos", 200
 RATE = 16_000
 TAKES = Takes(WAVE, RATE)
+BIBTEX = {
+    NAME: """@inproceedings{stahl2025distillmos,
+  title = {Distillation and Pruning for Scalable Self-Supervised Representation-Based Speech Quality Assessment},
+  author = {Stahl, Benjamin and Gamper, Hannes},
+  booktitle = {IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year = {2025},
+}"""
+}
 WINDOW = 122_880  # samples that the network hears at once: 7.68 s, as many as it has positions for
 STEP = 320
 _CHUNK = 4

@@ -32,6 +32,21 @@ from conclugen.common.extras import require
 NAME = "text"
 DEFAULT_MODEL = "j-hartmann/emotion-english-distilroberta-base"
 SENTENCE = "minilm-l6"
+BIBTEX = {
+    SENTENCE: """@inproceedings{wang2020minilm,
+  title = {{MiniLM}: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers},
+  author = {Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year = {2020},
+}
+@inproceedings{reimers2019sbert,
+  title = {Sentence-{BERT}: Sentence Embeddings using {S}iamese {BERT}-Networks},
+  author = {Reimers, Nils and Gurevych, Iryna},
+  booktitle = {Conference on Empirical Methods in Natural Language Processing (EMNLP)},
+  pages = {3982--3992},
+  year = {2019},
+}"""
+}
 TAKES = Takes(TEXT)
 _LONGEST, _LONGEST_SENTENCE = 512, 256
 _CHUNK = 32

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-from conclugen.common import extras, plugins
+from conclugen.common import extras, plugins, uris
 from conclugen.common.names import did_you_mean
 from conclugen.common.options import Command, OptionsError
 from conclugen.common.revision import CLONE
@@ -94,6 +94,18 @@ def typed(arguments: Sequence[str] | str) -> str:
     python = shutil.which("python")
     known = python is not None and Path(python).parent == script.parent
     return f"{'python' if known else _short(Path(sys.executable))} -m {plugins.OWN} {rest}"
+
+
+def given() -> str:
+    """The command line of this process, without the secrets of addresses."""
+    python, *rest = sys.orig_argv or [sys.executable]
+    if rest[:2] == ["-m", plugins.OWN]:
+        rest = [plugins.OWN, *rest[2:]]
+    elif rest and Path(rest[0]).name == plugins.OWN:
+        rest = [plugins.OWN, *rest[1:]]
+    else:
+        rest = [Path(python).name, *rest]
+    return str(uris.scrub(shlex.join(rest)))
 
 
 def tell_next(arguments: str) -> None:

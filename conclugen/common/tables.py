@@ -1,4 +1,4 @@
-"""Names in what people and programs read, Markdown and CSV: they are text, and distinct names stay distinct.
+"""Names in what people and programs read, Markdown, CSV and LaTeX: they are text, and distinct names stay distinct.
 
 A name may hold anything: a bar ends a cell of Markdown, a newline its row, `<script>` begins HTML, `=` a formula of a
 spreadsheet. What is written here reads back, by any reader of the format, as the name that it was.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 _JOINERS = "\u200c\u200d"  # ZWNJ and ZWJ belong to the spelling of several languages
@@ -70,6 +71,49 @@ def markdown_head(cells: Sequence[str]) -> list[str]:
 
 def _unmarked(line: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def tex_name(name: str) -> str:
+    """A name as LaTeX sets it."""
+    return _tex(one_line(name)) if name else ""
+
+
+def tex(text: object) -> str:
+    """Sentences for LaTeX, without commands or formulae of their own."""
+    return _tex(prose(text))
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "{}$&#_%"},
+    **{"^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "`": r"\textasciigrave{}", "|": r"\textbar{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", '"': r"\char34{}"},
+    **{"±": r"$\pm$", "\u00d7": r"$\times$", "²": r"\textsuperscript{2}", "…": r"\dots{}", "·": r"$\cdot$"},
+    **{"—": "---", "\u2013": "--", "\u2019": "'", "\u2212": "$-$"},
+    **{"ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ø": r"\o{}", "Ø": r"\O{}"},
+    **{"ł": r"\l{}", "Ł": r"\L{}", "\u0131": r"\i{}"},
+}
+_ACCENTS = dict(
+    zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True)
+)
+_JOINED = {"-", ",", "'"}  # two of which fonts make one character: a dash, quotes
+
+
+def _tex(line: str) -> str:
+    """What every engine and font encoding sets alike; a character that they lack is an escape, as Python writes it."""
+    apart = zip(line, line[1:] + " ", strict=True) if line else ()
+    return "".join(_tex_character(c) + "{}" * (c in _JOINED and after in _JOINED) for c, after in apart)
+
+
+def _tex_character(character: str) -> str:
+    if character in _TEX:
+        return _TEX[character]
+    if character.isascii():
+        return character
+    apart = unicodedata.normalize("NFD", character)
+    if len(apart) == 2 and apart[0].isascii() and apart[1] in _ACCENTS:
+        return f"\\{_ACCENTS[apart[1]]}{{{apart[0]}}}"
+    return _tex(ascii(character)[1:-1])
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 
 from conclugen.common import commands
 from conclugen.evaluation.judge import Score
 from ray_jobs.demo.steps import FRACTIONS, LABEL, WORKERS, DemoResult
 from ray_jobs.tracking.mlflow_environment import ui_command
+from ray_jobs.verdict import verdict
 
 _SYSTEMS = {
     "pretrained": "pretrained heads",
@@ -34,6 +37,8 @@ def summary(result: DemoResult) -> str:
         f"pretraining: {result.pretrained.step} steps with {WORKERS} workers, no labels",
         "",
         *_table(result),
+        *textwrap.wrap(verdict(result.evaluated), 110, initial_indent="  ", subsequent_indent="  "),
+        *filter(None, [f"  {result.evaluated.stamp}" if result.evaluated.stamp else ""]),
         "",
         *_new_clip(result),
         "",

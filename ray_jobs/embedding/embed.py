@@ -22,7 +22,7 @@ from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.names import file_name
 from conclugen.common.options import JobFailedError
 from conclugen.reach import FAR
-from ray_jobs import ray_cluster
+from ray_jobs import figure_style, ray_cluster
 from ray_jobs.embed import EmbedJob
 from ray_jobs.embedding import arrays
 from ray_jobs.embedding import timeline as embed_timeline
@@ -31,6 +31,7 @@ from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features, 
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.extract import choices_of, resources_of
 from ray_jobs.extraction.plan import Extraction, recipe_of, short
+from ray_jobs.provenance import stamp_of
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
@@ -42,6 +43,7 @@ from shards.verification.clips import open_manifest
 
 _ROWS_FILE = "embeddings.parquet"
 _METADATA = b"conclugen.embeddings"
+_STAMPED = b"conclugen.stamp"
 _KEPT_COLUMNS = {
     "path": pa.types.is_string,
     "start": pa.types.is_floating,
@@ -85,7 +87,8 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
             shown = None if result.probabilities is None else result.probabilities[1:]
             picture = out / f"timeline-{pictures[result.path]}.png"
             title = f"{Path(result.path).name}, windows of {windows.length:g} s"
-            embed_timeline.draw(result.stretches[1:], result.embeddings[1:], shown, classes, picture, title)
+            with figure_style.stamped(stamp_of(model.embedder.info)):
+                embed_timeline.draw(result.stretches[1:], result.embeddings[1:], shown, classes, picture, title)
             print(f"  timeline: {picture}")
     if tables:
         out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,9 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
         table = pa.concat_tables(tables, promote_options="permissive")
         # The arrays follow the table; where that is interrupted, none are better than those of another call.
         (out / arrays.NAME).unlink(missing_ok=True)
+        stamp = stamp_of(model.embedder.info)
         metadata = {_METADATA: json.dumps(model.identity(job.fusion), sort_keys=True)}
+        metadata |= {_STAMPED: stamp} if stamp else {}
         with atomic_path(out / _ROWS_FILE) as temporary:  # what an earlier call wrote stays whole until this one is
             pq.write_table(table.replace_schema_metadata(metadata), temporary)
         arrays.write_files(table, out / arrays.NAME)
@@ -251,6 +256,8 @@ def run(job: EmbedJob) -> int:
     elif model.evaluations:
         known = ", ".join(map(repr, model.evaluations))
         print(f"no probabilities: the run has several evaluations, {known}; choose by --evaluation", flush=True)
+    if stamp := stamp_of(model.embedder.info):
+        print(stamp, flush=True)
     model.embedder.check_fusion(job.fusion)
     out = paths.absolute(job.embeddings, "embeddings") if job.embeddings else folder.path / "embeddings"
     with folder_held(out, "embeddings are being written here", "another --embeddings"):

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from conclugen.common.atomic import atomic_path
-from ray_jobs.plots import TEXT, heading, legend
+from ray_jobs.figure_style import COLOURS, PAGE, colour, heading, legend_beside, new_figure, save, styled
 
 _STYLES = ("-", "--", "-.", ":")
-# Okabe & Ito (2008), told apart with red-green blindness too.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 
 
 def draw(
@@ -26,17 +21,12 @@ def draw(
     path: Path,
     title: str,
 ) -> Path:
-    """Write a PNG. stretches: (n, 2) seconds; embeddings (n, R); probabilities (n, K) or None. Values stand at the
-    middle of their window. ValueError for less than two windows."""
+    """Write the picture. stretches: (n, 2) seconds; embeddings (n, R); probabilities (n, K) or None. Values stand at
+    the middle of their window. ValueError for less than two windows."""
     if len(stretches) < 2:
         raise ValueError(f"a timeline of {len(stretches)} window(s), expected two or more")
-    with mpl.rc_context(TEXT):
-        figure = _figure(stretches, embeddings, probabilities, classes, title)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-    return path
+    with styled():
+        return save(_figure(stretches, embeddings, probabilities, classes, title), path)
 
 
 def _figure(
@@ -47,24 +37,23 @@ def _figure(
     title: str,
 ) -> Figure:
     middle = np.mean(stretches, axis=1)
-    figure = Figure(figsize=(8.0, 3.4), layout="constrained")
+    figure = new_figure(PAGE, 0.43 * PAGE)
     axes = figure.subplots()
     if probabilities is not None:
         marks = []
         for number in range(len(classes)):
-            style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
-            marks += axes.plot(middle, probabilities[:, number], style, color=_COLOURS[number % len(_COLOURS)])
+            style = _STYLES[number // len(COLOURS) % len(_STYLES)]
+            marks += axes.plot(middle, probabilities[:, number], style, color=colour(number))
         axes.set_ylabel("probability")
         if probabilities.min() >= 0 and probabilities.max() <= 1:
             axes.set_ylim(0, 1)
-        legend(axes, marks, classes, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        legend_beside(figure, marks, classes)
     else:
-        axes.plot(middle[1:], change(embeddings), color=_COLOURS[0])
+        axes.plot(middle[1:], change(embeddings), color=colour(0))
         axes.set_ylabel("1 - cosine to the window before")
         axes.set_ylim(bottom=0)
     axes.set(xlabel="seconds (middle of the window)", title=heading(title))
     axes.set_xlim(stretches[0][0], stretches[-1][1])
-    axes.grid(color="#DDDDDD", linewidth=0.6)
     return figure
 
 

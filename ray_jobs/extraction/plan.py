@@ -197,7 +197,8 @@ class Extraction:
             for info, choice in zip(self.infos, self.choices, strict=True)
         ]
         features = self.identity | {"encoders": encoders}
-        return {"features": features, "set": self.clips.info.get("set")}
+        said = {name: self.clips.info[name] for name in ("rendered",) if name in self.clips.info}
+        return {"features": features, "set": self.clips.info.get("set"), **said}
 
     def claim(self, overwrite: bool = False) -> None:
         """Make the folder this extraction's, or go on with the same one: see `shards.claim.Claim.take`."""

@@ -17,6 +17,7 @@ from ray_jobs.embedding.clips import Windows, embed_file
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.extract import choices_of
+from ray_jobs.provenance import stamp_of
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.serve import ServeJob
 from ray_jobs.serving.requests import UNUSABLE, Features, RefusedError, answer
@@ -78,7 +79,8 @@ class Service:
         }
         if self.model.probe is not None:
             found |= {"label": self.model.probe.label, "classes": list(self.classes)}
-        return found
+        stamp = stamp_of(self.model.embedder.info)
+        return found | ({"note": stamp} if stamp else {})
 
     def embed(self, asked: Sequence[Features]) -> list[dict[str, Any]]:
         """An answer for each request; all of their rows go through the model together."""

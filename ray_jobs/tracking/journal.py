@@ -7,6 +7,7 @@ record can be sent to a tracking server any number of times and still be recogni
     params    values: {dotted name: scalar}
     tags      values: {name: str}
     metrics   series, step, values: {name: number}; in the file non-finite numbers are "NaN", "Infinity", "-Infinity"
+    inputs    datasets: [{name, digest, source, context, rows}], what the run reads and for what
     artifact  path, target; path of a file or folder inside the journal's folder, relative to it
     model     path, target, registered_name; such a folder in MLflow's model format, optionally to be registered
     status    status: RUNNING | FINISHED | FAILED | KILLED
@@ -23,7 +24,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "params": {"values": dict},
     "tags": {"values": dict},
     "metrics": {"series": str, "step": int, "values": dict},
+    "inputs": {"datasets": list},
     "artifact": {"path": str, "target": str},
     "model": {"path": str, "target": str, "registered_name": str | None},
     "status": {"status": str},
@@ -101,6 +103,7 @@ class Journal:
         self._marks: dict[str, int] = {}
         self._measured: dict[str, dict[str, Any]] = {}
         self._latest: dict[str, dict[str, Any]] = defaultdict(dict)
+        self._inputs: list[dict[str, Any]] = []
         self._status: str | None = None
         self._identity: RunIdentity | None = None
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -159,6 +162,21 @@ class Journal:
                 return False
             self._append("metrics", {"series": series, "step": int(step), "values": encoded})
             return True
+
+    def inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """Write which data sets the run reads: name, digest, source (a folder or an address), context (`training`,
+        `evaluation`), rows; what is already written alike is left out."""
+        with self._exclusive():
+            plain = [{**each, "source": uris.public(str(each["source"]))} for each in datasets]
+            new = [each for each in plain if each not in self._inputs]
+            if new:
+                self._append("inputs", {"datasets": new})
+
+    def tag(self, name: str) -> str | None:
+        """The tag's last value, None where there is none."""
+        with self._exclusive():
+            found = self._latest["tags"].get(name)
+            return None if found is None else str(found)
 
     def artifact(self, path: str | Path, target: str = "") -> None:
         """Ask for a file, or a folder's content, to be stored under `target` in the run's artifacts.
@@ -257,6 +275,8 @@ class Journal:
             self._measured[record["series"]] = {name: _encode(float(x)) for name, x in record["values"].items()}
         elif kind in ("params", "tags"):
             self._latest[kind].update(record["values"])
+        elif kind == "inputs":
+            self._inputs += record["datasets"]
         elif kind == "status":
             self._status = record["status"]
 
@@ -311,6 +331,16 @@ def read_records(path: str | Path, offset: int = 0) -> Iterator[tuple[dict[str, 
         start = end
 
 
+def _is_input(each: object) -> bool:
+    texts = ("name", "digest", "source", "context")
+    return (
+        isinstance(each, dict)
+        and all(isinstance(each.get(name), str) for name in texts)
+        and isinstance(each.get("rows"), int)
+        and abs(each["rows"]) < _MOST
+    )
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record of a line; None where it is damaged, which may be as little as a field by another name."""
     try:
@@ -326,6 +356,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
         elif kind in ("params", "tags"):
             plain = str if kind == "tags" else str | int | float | None
             if not all(isinstance(value, plain) for value in record["values"].values()):
+                return None
+        elif kind == "inputs":
+            if not all(_is_input(each) for each in record["datasets"]):
                 return None
         elif kind == "status" and record["status"] not in STATUSES:
             return None

@@ -265,6 +265,8 @@ class JournalSender:
                 run.send_params(record["values"])
             case "tags":
                 run.send_tags(record["values"])
+            case "inputs":
+                run.send_inputs(record["datasets"])
             case "artifact":
                 run.send_artifact(self._own_file(record), record["target"])
             case "model":

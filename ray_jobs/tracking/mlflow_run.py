@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ _log = logging.getLogger(__name__)
 IDENTITY_TAG = "conclugen.run_id"
 PARENT_TAG = "conclugen.parent"
 MLFLOW_PARENT_TAG = "mlflow.parentRunId"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # or its pages ask what the experiment is for
 _MLFLOW_NAME_TAG = "mlflow.runName"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # or the page opens with prompts and traces
 _SOURCE = {"mlflow.source.name": "conclugen", "mlflow.source.type": "LOCAL"}
@@ -29,6 +31,7 @@ PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000
 NAME_LENGTH = 250
+DIGEST_LENGTH = 36
 
 # An answer that says the request itself is wrong: sending it again cannot help.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"}
@@ -247,6 +250,25 @@ class MlflowRun:
         tags = {allowed_name(name): text[:TAG_LENGTH] for name, text in values.items()}
         for part in _parts(tags, PARAMS_PER_REQUEST):
             self._client.log_batch(self.run_id, tags=[RunTag(key, text) for key, text in part.items()])
+
+    def send_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """Say which data sets the run reads; a server that knows one already keeps it once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=each["name"][:NAME_LENGTH],
+                    digest=each["digest"][:DIGEST_LENGTH],
+                    source_type="shards",
+                    source=json.dumps({"uri": each["source"]}),
+                    profile=json.dumps({"num_rows": each["rows"]}),
+                ),
+                tags=[InputTag("mlflow.data.context", each["context"])],
+            )
+            for each in datasets
+        ]
+        self._client.log_inputs(self.run_id, datasets=inputs)
 
     def send_artifact(self, path: Path, target: str) -> None:
         """Store a file, or a folder's content. Raises FileNotFoundError when it is no longer there, and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +24,12 @@ from conclugen.model import Model
 from ray_jobs import preflight, ray_cluster
 from ray_jobs.mixture import WEIGHTS, AnySource, Mixture, open_source, refuse_other_history, weights_differ_from
 from ray_jobs.preflight import check_storage, check_tracking, within
+from ray_jobs.provenance import stamp_of
 from ray_jobs.run_config import PretrainJob, gpu_lines
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import held_out_view, open_reader
 from ray_jobs.tracking import model_artifact
+from ray_jobs.tracking.described import standard_tags
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.tracking.journal_sender import refused
@@ -36,7 +38,7 @@ from ray_jobs.training import run_lock, trainer
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.progress import ProgressPrinter
-from ray_jobs.training.validation import check_validation, spread_rows
+from ray_jobs.training.validation import check_validation, open_validation, spread_rows
 from ray_jobs.training.worker import Start
 from shards import View
 from shards.claim import describe_differences
@@ -124,6 +126,7 @@ def _pretrain(
         begun = journal.position
         journal.params(to_plain(job))
         journal.tags(tags(job, source))
+        journal.inputs(source.inputs())
         journal.artifact(folder.config)
         begins = f"resuming after step {reached} of" if resumed or reached else "starting"
         size = f"{total_steps} steps, {job.run.workers} worker(s){source.describe()}"
@@ -138,7 +141,9 @@ def _pretrain(
             with ProgressPrinter(folder.journal, total_steps):
                 trainer.fit(job, folder, total_steps, identity, train, step_bytes)
         step = export_model(job.pretrain, source, store, folder)
-        for picture in plot_history(folder):
+        validation = open_validation(source, job.pretrain)
+        chances = {} if validation is None else validation.chances()
+        for picture in plot_history(folder, chances, stamp_of(source.model_info())):
             journal.artifact(picture, target="plots")
         journal.model(
             model_artifact.build(folder.model, folder.path / "mlflow_model"),
@@ -228,8 +233,22 @@ def tags(job: PretrainJob, source: AnySource) -> dict[str, str]:
         "modalities": " ".join(job.pretrain.modalities),
         "seed": str(job.pretrain.seed),
         **source.tags(),
-        "commit": str(job.run.commit),
+        **standard_tags("pretraining", description(job, source), job.run.commit),
     }
+
+
+def description(job: PretrainJob, source: AnySource) -> str:
+    """What MLflow shows above the run's numbers."""
+    config = job.pretrain
+    data = ", ".join(f"{each['name']} ({each['rows']} rows)" for each in source.inputs())
+    lines = [
+        f"Pretraining on {data}: {' + '.join(config.tasks.active)} over {', '.join(config.modalities)}, "
+        f"recipe {config.recipe}, {config.epochs} epochs of batches of {config.global_batch}, seed {config.seed}.",
+        "`validation/` is of held-out rows, `evaluation/` of a probe on them; its details (classes, draws) are in the "
+        "tables among the artifacts.",
+        stamp_of(source.model_info()),
+    ]
+    return "\n\n".join(filter(None, lines))
 
 
 def export_model(config: PretrainConfig, source: AnySource, store: CheckpointStore, folder: RunFolder) -> int:
@@ -277,17 +296,27 @@ def beside_raw(pretrainer: Pretrainer, source: AnySource) -> BesideRaw:
     return BesideRaw.fit(fused[usable], features, {m: rows.present[m][usable] for m in modalities})
 
 
-def plot_history(folder: RunFolder) -> list[Path]:
-    """Loss and health curves of the whole run, from its journal."""
-    from ray_jobs import plots  # matplotlib: not before the run is over
+def plot_history(folder: RunFolder, chances: Mapping[str, float], stamp: str) -> list[Path]:
+    """Losses and health of the whole run, from its journal; the files. chances: of validation's measures; stamp: what
+    the pictures say at their foot."""
+    from ray_jobs import figure_style, plots  # matplotlib: not before the run is over
+    from ray_jobs.training.health_panels import health_panels
 
-    folder.plots.mkdir(exist_ok=True)
     history = metric_history(folder.journal)
     losses = {name: curve for name, curve in history.items() if name == "loss" or name.startswith("loss/")}
-    health = {name: curve for name, curve in history.items() if name.startswith("validation/")}
-    pictures = []
-    for name, curves in (("losses.png", losses), ("health.png", health)):
-        if curves:
-            plots.curves(curves, folder.plots / name)
-            pictures.append(folder.plots / name)
-    return pictures
+    health = {
+        name.removeprefix("validation/"): curve for name, curve in history.items() if name.startswith("validation/")
+    }
+    drawn = []
+    if losses:
+        by_task: dict[str, dict[str, Any]] = {}
+        for name, curve in losses.items():  # `loss/TASK`, of a mixture also `loss/TASK/CORPUS`
+            task, _, corpus = name.removeprefix("loss/").partition("/")
+            by_task.setdefault(task, {})[corpus or "all rows"] = curve
+        panels = [plots.Panel(task if task == "loss" else f"loss of {task}", own) for task, own in by_task.items()]
+        with figure_style.stamped(stamp):
+            drawn.append(plots.panels(panels, folder.plots / "losses.png"))
+    if shown := health_panels(health, chances):
+        with figure_style.stamped(stamp):
+            drawn.append(plots.panels(shown, folder.plots / "health.png"))
+    return [path for picture in drawn for path in figure_style.files_of(picture)]

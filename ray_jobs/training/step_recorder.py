@@ -51,7 +51,7 @@ class SilentRecorder:
     def warn_of_waits(self, inputs: Sequence[InputTimes]) -> None:
         pass
 
-    def validate(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+    def validate(self, pretrainer: Pretrainer, warn: bool = True) -> Callable[[], dict[str, float]]:
         return dict
 
 
@@ -137,13 +137,13 @@ class StepRecorder(SilentRecorder):
         if warning is not None:
             print(f"warning: {warning}", flush=True)
 
-    def validate(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+    def validate(self, pretrainer: Pretrainer, warn: bool = True) -> Callable[[], dict[str, float]]:
         """Embed the validation view, if there is one; what is returned measures training health on it, whatever the
-        model has become by then, journals and returns the measures."""
+        model has become by then, journals and returns the measures. warn: print what is wrong with them."""
         if self._validation is None:
             return dict
         with self.input.paused():
-            measured = self._validation.embedded(pretrainer)
+            measured = self._validation.embedded(pretrainer, warn=warn)
         step = pretrainer.step_number
 
         def measures() -> dict[str, float]:

@@ -64,12 +64,22 @@ class Validation:
         names = list(there)
         return {f"{a}-{b}": int((there[a] & there[b]).sum()) for i, a in enumerate(names) for b in names[i + 1 :]}
 
+    def chances(self) -> dict[str, float]:
+        """Measure -> what it is where nothing has been learned: of retrieval that of a random order, of the vote among
+        neighbours that of the most frequent class."""
+        found = {f"recall@{k}/{pair}": min(1.0, k / n) for pair, n in self.pairs().items() if n for k in (1, 5, 10)}
+        target = self._rows.labels[self._label] if self._label is not None else np.empty(0, np.int64)
+        if (target >= 0).any():
+            counts = np.bincount(target[target >= 0])
+            found["neighbour_accuracy"] = float(counts.max() / counts.sum())
+        return found
+
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
         """Every measure by name; warnings about collapse are printed, and counted as `warnings`."""
         return self.embedded(pretrainer)()
 
     def embedded(
-        self, pretrainer: Pretrainer, with_tasks: bool = True, about: str = ""
+        self, pretrainer: Pretrainer, with_tasks: bool = True, about: str = "", warn: bool = True
     ) -> Callable[[], dict[str, float]]:
         """One pass of the rows through the model of now; what is returned is `measure` of that, which takes far longer
         and needs the model no more.
@@ -77,6 +87,7 @@ class Validation:
         Args:
             with_tasks: With what tasks tell of the last training step, which is not of these rows.
             about: What the warnings are about.
+            warn: False before the first step: a model that has learned nothing yet is nothing to warn of.
         """
         batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
         representations, projections = pretrainer.embed(batch), pretrainer.project(batch)
@@ -84,7 +95,7 @@ class Validation:
         of_tasks: dict[str, float] = {}
         for task in tasks:
             of_tasks |= task.measures()  # of the last training step
-        return lambda: self._measured(batch, representations, projections, tasks, of_tasks, about)
+        return lambda: self._measured(batch, representations, projections, tasks, of_tasks, about, warn)
 
     def _measured(
         self,
@@ -94,13 +105,15 @@ class Validation:
         tasks: list[Task],
         of_tasks: dict[str, float],
         about: str,
+        warn: bool,
     ) -> dict[str, float]:
         measures = health.report(representations, projections, batch.present) | of_tasks
-        found = health.warnings(measures, batch.present)
-        found += [warning for task in tasks for warning in task.warnings(measures)]
-        for warning in found:
-            print(f"warning: {about}{warning}", flush=True)
-        measures["warnings"] = float(len(found))
+        if warn:
+            found = health.warnings(measures, batch.present)
+            found += [warning for task in tasks for warning in task.warnings(measures)]
+            for warning in found:
+                print(f"warning: {about}{warning}", flush=True)
+            measures["warnings"] = float(len(found))
         if self._label is not None:
             measures["neighbour_accuracy"] = self._neighbour_accuracy(self._label, representations)
         return measures
@@ -166,14 +179,18 @@ class CorporaValidation:
                 parts[corpus.name] = Validation(source.opened.completed(corpus.name, rows), label, classes)
         return cls(parts) if parts else None
 
+    def chances(self) -> dict[str, float]:
+        """As `Validation.chances`."""
+        return {f"{name}/{measure}": v for name, part in self._parts.items() for measure, v in part.chances().items()}
+
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
         """As `Validation.measure`; what tasks tell of the last training step is there once."""
         return self.embedded(pretrainer)()
 
-    def embedded(self, pretrainer: Pretrainer) -> Callable[[], dict[str, float]]:
+    def embedded(self, pretrainer: Pretrainer, warn: bool = True) -> Callable[[], dict[str, float]]:
         """As `Validation.embedded`."""
         parts = {
-            name: part.embedded(pretrainer, with_tasks=False, about=f"corpus {name}: ")
+            name: part.embedded(pretrainer, with_tasks=False, about=f"corpus {name}: ", warn=warn)
             for name, part in self._parts.items()
         }
         of_tasks: dict[str, float] = {}

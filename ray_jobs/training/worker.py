@@ -106,6 +106,8 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse)
             ideal_s = run_metrics.ideal_seconds(job.pretrain, source.reader.widths, world, pretrainer.device)
             recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), start.attempt, ideal_s)
         keeper = Keeper(start, rank, recorder)
+        if step == 0:
+            recorder.validate(pretrainer, warn=False)()  # what the curves begin with
         pulse.beat(step)
         with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
             for rows in recorder.timed(payload.on_device(batches, device), batches.counters):

@@ -1,7 +1,7 @@
 """Data sets as they are distributed: each adapter finds the clips with interval, labels, group, split, transcript.
 
-An adapter is a module with `read(source, **options) -> ClipSet` and `LAYOUT`, one line on what it reads. Another
-installed package adds one in its pyproject.toml:
+An adapter is a module with `read(source, **options) -> ClipSet` and `LAYOUT`, one line on what it reads; `BIBTEX`, where
+there is one, is what papers cite. Another installed package adds one in its pyproject.toml:
 
     [project.entry-points."conclugen.adapters"]
     crema-d = "my_package.crema_d"
@@ -22,6 +22,7 @@ from conclugen.common import plugins
 from conclugen.common.names import did_you_mean
 from conclugen.common.plugins import Registry
 from shards.adapters.clip_set import ClipSet, IncompleteError
+from shards.corpus import is_rendered
 
 GROUP = "conclugen.adapters"
 
@@ -90,6 +91,7 @@ def read_clips(adapter: str, source: Path, allow_incomplete: bool = False, **opt
     if not source.is_dir():
         raise ValueError(f"--source {source} is not a folder; {adapter} reads {chosen.layout}")
     clips = chosen.read(source, **given)
+    clips.rendered = is_rendered(source)
     if not clips.clips and not clips.rejected:
         raise ValueError(f"{source} holds no clips; {adapter} reads {chosen.layout}")
     if not allow_incomplete and not clips.complete:

@@ -85,7 +85,7 @@ def run(job: LinkJob) -> int:
     modalities = [f"video={','.join(video)}"] * bool(video) + [f"{m}={m}" for m in ("audio", "text") if m in linked]
     columns = " ".join(f"--column {column}" for column in linked)
     print(
-        f"python -m shards pack --source {job.output} --output SHARDS {columns} "
+        f"conclugen pack --source {job.output} --output SHARDS {columns} "
         f"{' '.join(f'--modality {m}' for m in modalities)} --meta split --view-by split"
     )
     return 0

@@ -11,6 +11,13 @@ from shards.names import fold
 from shards.schema import Label
 
 EXPECTED = 13_175
+BIBTEX = """@inproceedings{lee2019caer,
+  title = {Context-Aware Emotion Recognition Networks},
+  author = {Lee, Jiyoung and Kim, Seungryong and Kim, Sunok and Park, Jungin and Sohn, Kwanghoon},
+  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
+  pages = {10143--10152},
+  year = {2019},
+}"""
 SPLITS = ("train", "validation", "test")
 CLASSES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 # Folders of classes, whatever their case; the set of stills, CAER-S, says Angry.

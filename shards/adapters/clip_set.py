@@ -71,7 +71,7 @@ class ClipSet:
     left_out: clips that the set's own traps or the published protocol exclude, named with the reason; they count
     neither as found nor as missing. grouped: whether clips have groups. how: what was understood of tables and texts
     (encodings, separators, rows that are there twice), in lines for people; doubts: what may be meant otherwise. meta:
-    names of further strings that clips have.
+    names of further strings that clips have. rendered: whether the clips are of `shards.corpus`.
     """
 
     name: str
@@ -85,6 +85,7 @@ class ClipSet:
     how: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     meta: tuple[str, ...] = ()
+    rendered: bool = False
 
     @property
     def complete(self) -> bool:

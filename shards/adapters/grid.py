@@ -9,6 +9,16 @@ from shards.adapters.clip_set import Clip, ClipSet, Count
 from shards.adapters.files import Files
 from shards.schema import Label
 
+BIBTEX = """@article{cooke2006grid,
+  title = {An audio-visual corpus for speech perception and automatic speech recognition},
+  author = {Cooke, Martin and Barker, Jon and Cunningham, Stuart and Shao, Xu},
+  journal = {The Journal of the Acoustical Society of America},
+  volume = {120},
+  number = {5},
+  pages = {2421--2424},
+  year = {2006},
+}"""
+
 # In the order they are spoken: letter of the name -> word.
 SLOTS: dict[str, dict[str, str]] = {
     "command": {"b": "bin", "l": "lay", "p": "place", "s": "set"},

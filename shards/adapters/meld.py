@@ -13,6 +13,14 @@ from shards.tables import parse_delimited
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SENTIMENTS = ("neutral", "positive", "negative")
+BIBTEX = """@inproceedings{poria2019meld,
+  title = {{MELD}: A Multimodal Multi-Party Dataset for Emotion Recognition in Conversations},
+  author = {Poria, Soujanya and Hazarika, Devamanyu and Majumder, Navonil and Naik, Gautam and Cambria, Erik and
+            Mihalcea, Rada},
+  booktitle = {Annual Meeting of the Association for Computational Linguistics (ACL)},
+  pages = {527--536},
+  year = {2019},
+}"""
 ROWS = {"train": 9989, "dev": 1109, "test": 2610}
 FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 # Broken files of the set: they hold another scene, or none.

@@ -19,6 +19,14 @@ from shards.schema import Label
 with needed_for("CMU-MOSEI in .csd files"):
     import h5py
 
+BIBTEX = """@inproceedings{zadeh2018mosei,
+  title = {Multimodal Language Analysis in the Wild: {CMU-MOSEI} Dataset and Interpretable Dynamic Fusion Graph},
+  author = {Zadeh, AmirAli Bagher and Liang, Paul Pu and Poria, Soujanya and Cambria, Erik and Morency, Louis-Philippe},
+  booktitle = {Annual Meeting of the Association for Computational Linguistics (ACL)},
+  pages = {2236--2246},
+  year = {2018},
+}"""
+
 VIDEOS, CLIPS = 3_837, 22_860
 FOLD_SIZES = {"train": 2249, "valid": 300, "test": 678}
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")

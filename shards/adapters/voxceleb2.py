@@ -18,6 +18,13 @@ from shards.names import decode_text
 # Of the part `dev`, what the method was published with; of the part `test`, all there is.
 EXPECTED, EXPECTED_TEST = 549_984, 36_237
 TEST_SPEAKERS = 118  # the part `dev` has 5,994
+BIBTEX = """@inproceedings{chung2018voxceleb2,
+  title = {{VoxCeleb2}: Deep Speaker Recognition},
+  author = {Chung, Joon Son and Nagrani, Arsha and Zisserman, Andrew},
+  booktitle = {Interspeech},
+  pages = {1086--1090},
+  year = {2018},
+}"""
 DEV, TEST = "dev", "test"
 _SPEAKER = re.compile(r"id\d{5}")
 _PART = re.compile(r"(?:vox(?:celeb)?2?[_-])?(dev|train|test)(?:[_-](?:mp4|aac|video|audio)s?)?", re.IGNORECASE)

@@ -108,6 +108,7 @@ class BuildPlan:
     found: int
     digest: str
     identity: dict[str, Any]
+    rendered: bool = False
 
     @classmethod
     def make(cls, clips: ClipSet, out: Path, options: BuildOptions) -> BuildPlan:
@@ -143,7 +144,8 @@ class BuildPlan:
             )
             for number, start in enumerate(range(0, count, per_shard))
         )
-        return cls(out, clips.name, tasks, tuple(rejected), count + len(rejected), digest, identity)
+        found = count + len(rejected)
+        return cls(out, clips.name, tasks, tuple(rejected), found, digest, identity, clips.rendered)
 
     def claim(self, overwrite: bool = False) -> None:
         """Make the folder this build's, or go on with a build of the same plan: see `shards.claim.Claim.take`."""

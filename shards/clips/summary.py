@@ -63,6 +63,7 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
     CLAIM.check(plan.out, plan.digest)
     if names:
         info = {"set": plan.name, "plan": plan.digest, LIMITS: plan.identity["limits"]}
+        info |= {"rendered": True} if plan.rendered else {}
         written_as = {report.shard: report.content for report in reports if report.digest == plan.digest}
         manifest = ClipManifest.assemble(plan.out, written_entries(ClipManifest, plan.out, names, written_as), info)
         if manifest.rows != written:

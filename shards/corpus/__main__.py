@@ -54,7 +54,7 @@ def _example() -> str:
     from shards.corpus.emotions import EMOTIONS
 
     return (
-        "clip shards of it:\n  python -m ray_jobs.build_shards --adapter folder --source FOLDER --output SHARDS "
+        "clip shards of it:\n  conclugen build --adapter folder --source FOLDER --output SHARDS "
         f"\\\n      --table FOLDER/clips.csv --field group=speaker --field text=transcript \\\n"
         f"      --label emotion:class:{','.join(EMOTIONS)} --label valence:continuous"
     )

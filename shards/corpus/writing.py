@@ -14,6 +14,7 @@ import numpy as np
 from conclugen.common.atomic import remove_remnants_in, write_bytes, write_json, write_text
 from conclugen.common.locks import folder_held
 from shards.claim import owned
+from shards.corpus import MARK
 from shards.corpus.acting import FPS, act
 from shards.corpus.emotions import EMOTIONS
 from shards.corpus.recording import write_mp4
@@ -25,7 +26,6 @@ from shards.media.libraries import cv2
 
 VERSION = 1  # raise when the same seed gives another corpus
 TABLE_NAME, DESCRIPTION_NAME, CLIPS_FOLDER = "clips.csv", "corpus.json", "clips"
-_MARK = ".conclugen-corpus"
 _UNCERTAIN = 0.1  # deviation of the valence that was "annotated" from the acted one
 _SHARES = ("silent", "without_transcript", "without_valence")
 
@@ -190,7 +190,7 @@ def _write(folder: Path, config: CorpusConfig, writer: Writer) -> list[ClipRow]:
 
 
 def _claim(folder: Path, overwrite: bool) -> None:
-    if owned(folder, _MARK, "corpus"):
+    if owned(folder, MARK, "corpus"):
         if not overwrite:
             what = "a corpus already" if (folder / DESCRIPTION_NAME).is_file() else "a corpus that was not finished"
             raise ValueError(f"{folder} holds {what}; write it again with --overwrite, or name another folder")
@@ -199,4 +199,4 @@ def _claim(folder: Path, overwrite: bool) -> None:
         shutil.rmtree(folder / CLIPS_FOLDER, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     remove_remnants_in(folder)
-    write_bytes(folder / _MARK, b"A rendered corpus (python -m shards.corpus), whole once corpus.json is there.\n")
+    write_bytes(folder / MARK, b"A rendered corpus (conclugen render), whole once corpus.json is there.\n")

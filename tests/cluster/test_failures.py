@@ -176,7 +176,7 @@ def check_kept_are_the_best_and_the_newest(folder: RunFolder, job: PretrainJob, 
     measure = job.run.keep_by.removeprefix("validation/")
     history = [r for r, _ in read_records(folder.journal) if r["kind"] == "metrics" and r["series"] == "validation"]
     values = {record["step"]: record["values"][measure] for record in history}
-    assert sorted(values) == list(range(7, made[-1] + 1, 7))
+    assert sorted(values) == [0, *range(7, made[-1] + 1, 7)]  # before the first step, and at each checkpoint
     assert folder.store(job.run).steps() == sorted({made[-1], min(made, key=values.__getitem__)}, reverse=True)
 
 

@@ -96,7 +96,11 @@ def test_an_evaluation_joins_the_run(alone: PretrainResult, shards: Path) -> Non
     assert accuracy["majority"] == pytest.approx(0.2) and min(accuracy["pretrained"], accuracy["raw"]) > 0.3
     assert alone.mlflow_run_id is not None
     metrics = mlflow.MlflowClient(alone.tracking_uri).get_run(alone.mlflow_run_id).data.metrics
-    assert metrics["evaluation/shards/emotion/raw/probe/1/accuracy"] == pytest.approx(accuracy["raw"])
+    measured = {name: value for name, value in metrics.items() if name.startswith("evaluation/shards/emotion/")}
+    at = "evaluation/shards/emotion/100 percent of labels"
+    assert measured[f"{at}/accuracy pretrained"] == pytest.approx(accuracy["pretrained"]) and len(measured) <= 12
+    raw = max(accuracy[name] for name in ("raw", "best single modality", "raw balanced"))
+    assert measured[f"{at}/gain over strongest raw"] == pytest.approx(accuracy["pretrained"] - raw)
     with pytest.raises(ValueError, match="did you mean 'emotion'"):
         evaluate(replace(job, label="emotoin"))
     with pytest.raises(ValueError, match=r"no exported model|no run 'never-was'"):

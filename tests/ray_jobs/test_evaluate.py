@@ -162,7 +162,7 @@ def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     with sqlite3.connect(tmp_path / "elsewhere" / "other.db") as store:
         assert store.execute("select count(*) from runs").fetchone() == (1,)
         keys = {key for (key,) in store.execute("select key from latest_metrics")}
-    assert {"loss", "evaluation/voices/emotion/pretrained/probe/1/accuracy"} <= keys
+    assert {"loss", "evaluation/voices/emotion/100 percent of labels/accuracy pretrained"} <= keys
     table = (result.folder / "table.md").read_text()
     for row in ("pretrained, probe", "pretrained + raw, probe", "raw balanced, probe", "best single modality, probe"):
         assert f"| {row} | 0." in table or f"| {row} | 1." in table
@@ -298,7 +298,7 @@ def test_a_damaged_configuration_of_the_run_is_named(
         saved.write_text(content)
         assert main([*arguments, "--data.folder", shards.folder]) == 2, content[:30]
         told = capsys.readouterr().err
-        assert f"error: {saved}: holds no configuration of a run (" in told and "start ray_jobs.pretrain again" in told
+        assert f"error: {saved}: holds no configuration of a run (" in told and "start conclugen pretrain again" in told
 
 
 def test_rows_without_a_speaker_are_no_speaker_in_common(manifest: Manifest, job: PretrainJob) -> None:

@@ -1,5 +1,8 @@
 """Pictures are checked by what is drawn: texts, positions and pixels, read back from the figure or the PNG."""
 
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -8,7 +11,7 @@ from matplotlib.text import Text
 from sklearn.decomposition import PCA
 
 from conclugen.evaluation.statistics import Interval
-from ray_jobs import plots
+from ray_jobs import figure_style, plots
 from ray_jobs.embedding import timeline
 
 
@@ -19,7 +22,8 @@ def drawn(monkeypatch):
     save = Figure.savefig
 
     def keep(figure, *args, **options):
-        figures.append(figure)
+        if options["format"] == "png":
+            figures.append(figure)
         save(figure, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", keep)
@@ -44,16 +48,68 @@ def test_confusion_writes_shares_and_counts(tmp_path, drawn):
         plots.confusion(np.eye(2), ("a", "b", "c"), tmp_path / "x.png")
 
 
-def test_nothing_is_cut_off_at_the_border(tmp_path):
-    names = [f"a rather long class name {i}" for i in range(8)]
-    for path in (
-        plots.confusion(np.eye(8), names, tmp_path / "c.png"),
-        plots.interval_bars({name: Interval(0.9, 0.8, 1.0, 0.95, 9) for name in names}, tmp_path / "b.png"),
-        plots.representation_map(np.random.default_rng(0).normal(size=(8, 4)), names, tmp_path / "m.png"),
-    ):
+def _svg(path):
+    return ElementTree.parse(path).getroot()  # noqa: S314 - our own file
+
+
+NAMES = [f"a rather long class name {i}" for i in range(8)]
+VALUE = Interval(0.9, 0.8, 1.0, 0.95, 9)
+KINDS = {
+    "confusion": lambda path, width: plots.confusion(np.eye(8), NAMES, path, title="t " * 60, width=width),
+    "bars": lambda path, width: plots.interval_bars(dict.fromkeys(NAMES, VALUE), path, title="t " * 60, width=width),
+    "map": lambda path, width: plots.representation_map(
+        np.random.default_rng(0).normal(size=(8, 4)),
+        NAMES,
+        path,
+        title="t " * 60,
+        lacking=[*[""] * 7, "text"],
+        width=width,
+    ),
+    "panels": lambda path, width: plots.panels(
+        [plots.Panel(name, {name: [(0, 1.0), (5, 2.0)]}) for name in NAMES], path, title="t " * 60, width=width
+    ),
+    "differences": lambda path, width: plots.paired_differences(
+        {name: dict.fromkeys((0.03, 0.1, 1.0), VALUE) for name in NAMES}, path, title="t " * 60, width=width
+    ),
+    "efficiency": lambda path, width: plots.label_efficiency(
+        {name: dict.fromkeys((0.03, 0.1, 1.0), VALUE) for name in NAMES}, path, title="t " * 60, width=width
+    ),
+    "lines": lambda path, width: plots.interval_lines(
+        {name: [(0, 0.5, 0.4, 0.6), (1, 0.7, None, None)] for name in NAMES}, path, xlabel="x", ylabel="y", width=width
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "venue", [figure_style.VENUES["acl"], pytest.param(figure_style.VENUES["cvpr"], marks=pytest.mark.slow)]
+)
+def test_pictures_are_as_wide_as_the_venue_says_and_nothing_is_cut_off(tmp_path, kind, venue):
+    for width in (venue.column, venue.page):
+        path = KINDS[kind](tmp_path / f"{kind}.png", width)
         image = imread(path)[..., :3]
+        assert image.shape[1] == round(width * 200)
         for border in (image[0], image[-1], image[:, 0], image[:, -1]):
             assert (border == 1).all()
+        points = float(_svg(path.with_suffix(".svg")).get("width").removesuffix("pt"))
+        assert points == pytest.approx(72 * width, abs=0.01)
+        box = re.search(rb"/MediaBox \[ 0 0 ([0-9.]+) [0-9.]+ \]", path.with_suffix(".pdf").read_bytes())
+        assert float(box[1]) == pytest.approx(72 * width, abs=0.01)
+
+
+def test_the_same_picture_is_the_same_files_with_text_as_text(tmp_path):
+    """Byte for byte, so that a paper's repository sees what changed; fonts as TrueType, which venues ask for."""
+    name = '<b> & "$x$" 50 %'
+    for folder in ("a", "b"):
+        plots.interval_bars({name: VALUE}, tmp_path / folder / "bars.png")
+    for kind in figure_style.FORMATS:
+        one, other = (tmp_path / folder / f"bars.{kind}" for folder in ("a", "b"))
+        assert one.read_bytes() == other.read_bytes()
+    texts = [text.text for text in _svg(tmp_path / "a/bars.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert name in texts
+    pdf = (tmp_path / "a/bars.pdf").read_bytes()
+    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["bars.pdf", "bars.png", "bars.svg"]
 
 
 def test_map_is_scikit_learns_pca_up_to_sign(tmp_path, drawn):
@@ -63,12 +119,27 @@ def test_map_is_scikit_learns_pca_up_to_sign(tmp_path, drawn):
     plots.representation_map(values, names, tmp_path / "map.png")
     axes = drawn[0].axes[0]
     found = np.empty((60, 2))
-    found[0::2], found[1::2] = (collection.get_offsets() for collection in axes.collections)
+    found[0::2], found[1::2] = (c.get_offsets() for c in axes.collections if len(c.get_offsets()))
     reference = PCA(2)
     expected = reference.fit_transform((values - values.mean(axis=0)) / values.std(axis=0))
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-9)
     assert axes.get_xlabel() == f"first component ({reference.explained_variance_ratio_[0]:.0%} of variance)"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["happy", "sad"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["happy", "sad"]
+
+
+def test_rows_that_lack_a_modality_are_hollow_and_rare_names_are_one(tmp_path, drawn):
+    values = np.random.default_rng(1).normal(size=(70, 5))
+    present = {"video": np.ones(70, bool), "text": np.arange(70) >= 9, "audio": np.arange(70) >= 2}
+    lacking = plots.lacking(present)
+    assert lacking[:3] == ["text and audio", "text and audio", "text"] and not any(lacking[9:])
+    names = [f"speaker {i % 30}" for i in range(60)] + ["speaker 5"] * 10
+    plots.representation_map(values, names, tmp_path / "map.png", lacking=lacking)
+    shown = [c for c in drawn[0].axes[0].collections if len(c.get_offsets())]
+    hollow = [c for c in shown if len(c.get_facecolor()) == 0]
+    assert sum(len(c.get_offsets()) for c in hollow) == 9 and sum(len(c.get_offsets()) for c in shown) == 70
+    told = [" ".join(text.get_text().split()) for text in drawn[0].legends[0].get_texts()]
+    assert len(told) == 25 and told[-2] == "7 others" and "speaker 5" in told
+    assert told[-1] == "hollow: without text (7), text and audio (2)"
 
 
 def test_map_by_neighbourhoods_and_of_one_column(tmp_path):
@@ -79,22 +150,27 @@ def test_map_by_neighbourhoods_and_of_one_column(tmp_path):
         plots.representation_map(np.full((3, 2), np.nan), ["a"] * 3, tmp_path / "n.png")
 
 
-def test_curves_have_a_panel_each_and_gaps_where_not_finite(tmp_path, drawn):
+def test_panels_have_gaps_where_not_finite_and_chance_drawn(tmp_path, drawn):
     series = {
         "loss": [(0, 3.0), (1, float("nan")), (2, 1.0)],
         "loss/contrastive": [(i, 5.0 + (-1) ** i) for i in range(1000)],
         "one": [(4, 1.0)],
         "more": [(0, 1.0), (1, 2.0)],
     }
-    plots.curves(series, tmp_path / "curves.png")
+    shown = [plots.Panel(name, {name: curve}) for name, curve in series.items()]
+    shown.append(plots.Panel("recall", {"a-b": [(0, 0.1)], "a-c": [(0, 0.3)]}, {"a-b": 0.1, "a-c": 0.25}))
+    plots.panels(shown, tmp_path / "panels.png")
     panels = [axes for axes in drawn[0].axes if axes.get_visible()]
-    assert [panel.get_title() for panel in panels] == list(series)
+    assert [panel.get_title() for panel in panels] == [*series, "recall"]
     np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), [3, np.nan, 1])
     mean = panels[1].lines[1].get_ydata()
     np.testing.assert_allclose(mean[20:-20], 5.0)  # a window of 20 averages the alternation away
-    assert [panel.get_xlabel() for panel in panels] == ["", "step", "step", "step"]
+    assert [panel.get_xlabel() for panel in panels] == ["", "", "step", "step", "step"]
+    assert panels[3].lines[0].get_linestyle() == "None", "two points are no trend"
+    assert [line.get_ydata()[0] for line in panels[4].lines if line.get_linestyle() == "--"] == [0.1, 0.25]
+    assert [text.get_text() for text in panels[4].get_legend().get_texts()] == ["a-b", "a-c", "chance, 0.1 to 0.25"]
     with pytest.raises(ValueError, match="none given"):
-        plots.curves({}, tmp_path / "x.png")
+        plots.panels([], tmp_path / "x.png")
 
 
 def test_bars_stand_at_their_estimates_with_their_intervals(tmp_path, drawn):
@@ -114,7 +190,7 @@ def test_label_efficiency_draws_each_system_over_its_fractions(tmp_path, drawn):
     plots.label_efficiency(systems, tmp_path / "lines.png")
     axes = drawn[0].axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["3%", "10%", "100%"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["raw", "ours"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["raw", "ours"]
     assert axes.get_xscale() == "log"
 
 
@@ -150,12 +226,27 @@ def test_differences_stand_beside_zero_full_where_it_is_left_out(tmp_path, drawn
         plots.paired_differences({}, tmp_path / "e.png")
 
 
-@pytest.mark.parametrize("projection", [DEUTERANOPIA, PROTANOPIA])
-def test_colours_are_told_apart_without_red_and_green(projection):
-    rgb = np.asarray([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in plots._COLOURS])
-    seen = np.clip(rgb**2.2 @ np.asarray(projection).T, 0, 1) ** (1 / 2.2)
+@pytest.mark.parametrize("projection", [DEUTERANOPIA, PROTANOPIA, np.eye(3)])
+@pytest.mark.parametrize("colours", [figure_style.COLOURS, figure_style.DARK_COLOURS])
+def test_colours_are_told_apart_without_red_and_green(projection, colours):
+    seen = np.clip(_rgb(colours) ** 2.2 @ np.asarray(projection).T, 0, 1) ** (1 / 2.2)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=2) + np.eye(len(seen))
     assert distance.min() > 0.12
+
+
+@pytest.mark.parametrize(
+    ("colours", "paper"), [(figure_style.COLOURS, "#ffffff"), (figure_style.DARK_COLOURS, "#14171b")]
+)
+def test_lines_stand_out_from_their_paper(colours, paper):
+    """At least 3:1 (WCAG 2.1, success criterion 1.4.11)."""
+    linear = np.where((rgb := _rgb([*colours, paper])) <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    *inks, ground = linear @ [0.2126, 0.7152, 0.0722]
+    for ink in inks:
+        assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 3
+
+
+def _rgb(colours):
+    return np.asarray([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +262,7 @@ def test_names_are_text_and_never_formulae(tmp_path, drawn, name):
     value = Interval(0.5, 0.4, 0.6, 0.95, 4)
     plots.confusion([[1, 0], [0, 1]], (name, "b"), tmp_path / "a.png", title=name)
     plots.representation_map(np.eye(4), [name, name, "b", "b"], tmp_path / "b.png", title=name)
-    plots.curves({name: [(0, 1.0), (1, 0.5)]}, tmp_path / "c.png")
+    plots.panels([plots.Panel(name, {name: [(0, 1.0), (1, 0.5)], "b": []})], tmp_path / "c.png")
     plots.interval_bars({name: value, "b": value}, tmp_path / "d.png", ylabel=name, title=name)
     plots.label_efficiency({name: {0.1: value, 1.0: value}}, tmp_path / "e.png", ylabel=name, title=name)
     timeline.draw([(0, 1), (1, 2)], np.eye(2), np.eye(2), (name, "b"), tmp_path / "f.png", name)

@@ -8,11 +8,15 @@ from pathlib import Path
 from conclugen.common import uris
 from conclugen.common.ending import resumable
 from conclugen.common.options import to_plain
+from conclugen.common.revision import running_revision
 from ray_jobs.preflight import check_tracking
+from ray_jobs.provenance import DIGEST, origins
 from ray_jobs.roles import GROUP
+from ray_jobs.tracking.described import standard_tags
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.standing import refusals
 from ray_jobs.training import run_lock
+from shards import Manifest
 from tuning.ablation.cost import estimate, told
 from tuning.ablation.plan import (
     AblateJob,
@@ -41,6 +45,23 @@ def ablate(job: AblateJob) -> list[Record]:
         return _run(job, sets, planned)
     with run_lock.held(job.folder, "the ablation is being run", "--run"):
         return _run(job, sets, planned)
+
+
+def _tags(job: AblateJob) -> dict[str, str]:
+    """What the ablation is found by, and what its report says of how it was made."""
+    description = (
+        f"Ablation of {', '.join(job.ordered_tasks)} on {', '.join(job.datasets)}: recipes {', '.join(job.recipes)}, "
+        f"seeds {', '.join(map(str, job.seeds))}. A cell is a run below this one; compare cells of one data set and "
+        "recipe. `accuracy:0.1` is with 10 % of the labels, `with_raw/` beside the raw features; every number of a "
+        "cell is in its artifact numbers.table.json, and `conclugen report` tests the differences."
+    )
+    manifests = {name: Manifest.open(folder) for name, folder in job.datasets.items()}
+    return {
+        **standard_tags("ablation", description, running_revision()),
+        "datasets": " ".join(job.datasets),
+        **origins([manifest.info for manifest in manifests.values()]),
+        **{f"{DIGEST}{name}": manifest.digest for name, manifest in manifests.items()},
+    }
 
 
 def _lacking(cell: PlannedCell, record: Record | None, job: AblateJob, data: LabelledSet) -> str:
@@ -93,7 +114,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
         experiment=job.experiment,
         name=job.name,
         params=to_plain(job),
-        tags={"kind": "ablation", "datasets": " ".join(job.datasets)},
+        tags=_tags(job),
     )
     failed: list[Record] = []
     unsent: list[Path] = []
@@ -113,7 +134,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
     if unsent:
         print(
             f"{len(unsent)} run(s) did not all reach MLflow at {uris.public(uri)}; they are sent by: "
-            f"python -m ray_jobs.tracking {job.folder}"
+            f"conclugen track {job.folder}"
         )
     else:
         print(f"MLflow: run {job.name!r} and its children in {uris.public(uri)}")

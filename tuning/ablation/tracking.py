@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.tracking import described
 from ray_jobs.tracking.journal import Journal
-from tuning.ledger import Record
+from tuning.ledger import WITH_RAW, Record
 from tuning.nested_runs import JOURNAL, NestedRunsSink
 
+_NUMBERS = "numbers.table.json"
 _STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 
 
@@ -45,10 +47,11 @@ class CellRuns:
         with Journal(path, experiment=identity.experiment, name=name, parent=identity.run_id) as journal:
             journal.params(record.configuration)
             tags = {key: " ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in record.tags.items()}
+            tags["kind"] = "cell"
             journal.tags(tags | ({"reason": record.reason} if record.reason else {}))
-            cost = {f"cost/{key}": value for key, value in record.cost.items()}
             if record.status == "finished":
-                journal.metrics(0, {**record.metrics, **cost})
+                journal.metrics(0, compared(record))
+                described.table(journal, path.with_name(_NUMBERS), "", ("measure", "value"), _numbers(record))
             journal.status(_STATUS[record.status])
         self._sink.ended(path)
 
@@ -56,3 +59,25 @@ class CellRuns:
         """Send what is left within a time; the journals that could not all be sent."""
         self.parent.close()
         return [] if self._sink.close(timeout_s) else self._sink.unsent()
+
+
+def compared(record: Record) -> dict[str, float]:
+    """The dozen of numbers that cells are compared by: the score at every share of labels, alone and beside raw
+    features, the others of classes with the most labels, retrieval and cost."""
+    score = str(record.tags.get("score", "accuracy"))
+    shares = sorted((name.partition("@")[2] for name in record.metrics if name.startswith(f"{score}@")), key=float)
+    names = [f"{score}@{share}" for share in reversed(shares)]
+    names += [f"{WITH_RAW}{name}" for name in names]
+    if shares:
+        names += [f"{other}@{shares[-1]}" for other in ("accuracy", "uar", "f1_macro") if other != score]
+    names += [name for name in record.metrics if name.startswith("recall@10/")]
+    found = {name: record.metrics[name] for name in names if name in record.metrics}
+    cost = {f"cost/{key}": record.cost[key] for key in ("cpu_seconds", "seconds") if key in record.cost}
+    return described.few({**dict(list(found.items())[: described.MOST_METRICS - len(cost)]), **cost})
+
+
+def _numbers(record: Record) -> list[tuple[str, float]]:
+    """All of them: classes, units, costs."""
+    found = {**record.metrics, **{f"cost/{key}": value for key, value in record.cost.items()}}
+    found |= {f"{metric}/{unit}": value for metric, own in record.groups.items() for unit, value in own.items()}
+    return list(found.items())

@@ -191,6 +191,41 @@ def _common(first: System, second: System, score: str, fraction: float) -> tuple
     return [[one] for one in found[0].values()], [[one] for one in found[1].values()], tuple(sorted(without))
 
 
+def winners(results: Results, references: Sequence[Family]) -> list[str]:
+    """In words, of each data set and share of labels: what is first, and by how much the best representation is ahead
+    of the strongest raw row, or behind it. references: as `against_references` makes them."""
+    told = []
+    for dataset in results.datasets:
+        for fraction in results.fractions(dataset):
+            score = results.score(dataset)
+            metric = f"{score}@{fraction:g}"
+            raw = results.strongest_raw(dataset, metric)
+            compared = {
+                c.first: (c, family.unit)
+                for family in references
+                if (family.dataset, family.fraction) == (dataset, fraction)
+                for c in family.comparisons
+                if raw is not None and c.second == raw.label
+            }
+            known = {s.label: s for s in results.of_set(dataset) if s.value(metric) is not None}
+            first = best(known.values(), metric)
+            own = best((known[name] for name in compared if name in known), metric)
+            if first is None:
+                continue
+            value = first.value(metric)
+            assert value is not None
+            line = f"{dataset}, {fraction:.0%} of labels: first is {first.label}, {score_name(score)} "
+            line += f"{100 * value.mean:.1f} %."
+            if own is not None and raw is not None:
+                c, unit = compared[own.label]
+                who = "It" if own == first else f"The best representation, {own.label},"
+                where = f"{points(c.difference)} points [{points(c.interval.low)}, {points(c.interval.high)}]"
+                line += f" {who} is {where} from the strongest raw row, {raw.label}: {c.verdict(LEVEL, unit + 's')} "
+                line += f"(p {_p(c.adjusted)})."
+            told.append(line)
+    return told
+
+
 def points(difference: float) -> str:
     """In percentage points, with its sign; what rounds to nothing has none."""
     text = f"{100 * difference:+.1f}"

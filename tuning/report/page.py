@@ -1,16 +1,25 @@
 """A report as a list of blocks (headings, texts, tables, charts), and the same blocks as HTML and as Markdown."""
 
+import base64
 import itertools
+import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from pathlib import Path
 
 from conclugen.common import tables
-from conclugen.common.tables import markdown_row, one_line, prose
+from conclugen.common.names import file_name
+from conclugen.common.reading import inside, open_regular
+from conclugen.common.tables import csv_text, markdown_row, one_line, prose
+from ray_jobs import figure_style
+from tuning.report.latex import PREAMBLE, latex_table
 from tuning.report.tables import Entry, Table
 
+_LARGEST_PICTURE = 64 << 20
+_TYPES = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 _MARKDOWN = {"best": "**{}**", "second": "<u>{}</u>", "significant": "**{}**"}
 
 
@@ -32,7 +41,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Charts:
-    """Side by side, in HTML alone: `.png` files stand beside the Markdown. pictures: (caption, file name) of these."""
+    """Side by side: drawn for HTML, or else the pictures, (caption, name of a PNG), which the Markdown shows and HTML
+    offers in every format."""
 
     svgs: tuple[str, ...]
     pictures: tuple[tuple[str, str], ...] = ()
@@ -41,23 +51,33 @@ class Charts:
 Block = Heading | Text | Charts | Table
 
 
-def html(title: str, lead: str, blocks: Sequence[Block]) -> str:
-    """One page that needs nothing besides itself."""
+def html(
+    title: str, lead: Sequence[str], blocks: Sequence[Block], folder: Path, codes: Mapping[str, str] | None = None
+) -> str:
+    """One page that needs nothing besides itself.
+
+    Args:
+        title: Of the page.
+        lead: What won and by how much: paragraphs before everything else.
+        blocks: What follows.
+        folder: Where its pictures lie.
+        codes: Name of a task -> what stands for it in combinations of them.
+    """
     files = resources.files(__package__)
     page = string.Template(files.joinpath("report.html").read_text(encoding="utf-8"))
     contents = [f'<a href="#{block.anchor}">{_told(block.text)}</a>' for block in blocks if isinstance(block, Heading)]
     return page.substitute(
         title=_told(title),
-        lead=_told(lead),
-        style=files.joinpath("report.css").read_text(encoding="utf-8"),
+        lead="\n".join(f'<p class="lead">{_told(line)}</p>' for line in lead),
+        style=figure_style.stylesheet() + files.joinpath("report.css").read_text(encoding="utf-8"),
         contents="\n".join(contents),
-        body="\n".join(_html(block) for block in blocks),
+        body="\n".join(_html(block, folder, codes or {}) for block in blocks),
     )
 
 
-def markdown(title: str, lead: str, blocks: Sequence[Block]) -> str:
+def markdown(title: str, lead: Sequence[str], blocks: Sequence[Block]) -> str:
     """The same in GitHub's Markdown."""
-    parts = [f"# {tables.markdown(title)}", tables.markdown(lead)]
+    parts = [f"# {tables.markdown(title)}", *map(tables.markdown, lead)]
     for block in blocks:
         if isinstance(block, Heading):
             parts.append(f"## {tables.markdown(block.text)}")
@@ -71,7 +91,7 @@ def markdown(title: str, lead: str, blocks: Sequence[Block]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _html(block: Block) -> str:
+def _html(block: Block, folder: Path, codes: Mapping[str, str]) -> str:
     if isinstance(block, Heading):
         return f'<h2 id="{block.anchor}">{_told(block.text)}</h2>'
     if isinstance(block, Text):
@@ -79,11 +99,68 @@ def _html(block: Block) -> str:
             return '<ul class="findings">' + "".join(f"<li>{_told(item)}</li>" for item in block.items) + "</ul>"
         return "".join(f"<p>{_told(item)}</p>" for item in block.items)
     if isinstance(block, Charts):
-        return f'<div class="charts">{"".join(block.svgs)}</div>'
-    return _html_table(block)
+        return _html_charts(block, folder)
+    return _html_table(block, codes)
 
 
-def _html_table(table: Table) -> str:
+def _html_charts(charts: Charts, folder: Path) -> str:
+    shown = list(charts.svgs)
+    offered = []
+    for caption, name in charts.pictures:
+        files = [(path.suffix[1:], _content(folder, path)) for path in figure_style.files_of(folder / name)]
+        files = [(kind, data) for kind, data in files if data]
+        links = [_link(f"{Path(name).stem}.{kind}", _TYPES[kind], data, kind.upper()) for kind, data in files]
+        if not charts.svgs and files:
+            source = f"data:image/png;base64,{base64.b64encode(files[0][1]).decode()}"
+            image = f'<img alt="{_told(caption)}" src="{source}">'
+            shown.append(f"<figure>{image}<figcaption>{_told(caption)} {' '.join(links)}</figcaption></figure>")
+        elif links:
+            offered.append(f"{_told(caption)} {' '.join(links)}")
+    foot = f'<p class="downloads">Figures: {"; ".join(offered)}</p>' if offered else ""
+    return f'<div class="charts">{"".join(shown)}</div>{foot}'
+
+
+def _content(folder: Path, path: Path) -> bytes:
+    """Of a picture of the folder, which may be somebody else's; nothing where it has none in this format."""
+    if not path.exists():
+        return b""
+    with open_regular(inside(folder, path.absolute()), _LARGEST_PICTURE) as file:
+        return file.read()
+
+
+def _link(name: str, kind: str, data: bytes, text: str) -> str:
+    """Offers a file that is within the page."""
+    encoded = base64.b64encode(data).decode()
+    return f'<a download="{_told(name)}" href="data:{kind};base64,{encoded}">{text}</a>'
+
+
+def as_csv(table: Table) -> str:
+    """A table's texts as CSV."""
+    head = [table.corner or "name", *(", ".join(column) for column in table.head)]
+    sections = any(line.section for line in table.lines)
+    rows = [[line.name, *(entry.text for entry in line.entries)] for line in table.lines]
+    if sections:
+        head, rows = ["section", *head], [[line.section, *row] for line, row in zip(table.lines, rows, strict=True)]
+    return csv_text([head, *rows])
+
+
+def codes_of(tasks: Sequence[str]) -> dict[str, str]:
+    """The first letters of each task's name, as few as tell them apart, three at least."""
+    longest = max(map(len, tasks), default=0)
+    length = next((n for n in range(3, longest) if len({task[:n] for task in tasks}) == len(tasks)), longest)
+    return {task: task[:length] for task in tasks}
+
+
+def _short(name: str, codes: Mapping[str, str]) -> str:
+    """A name with codes for the tasks of a combination; a task by itself keeps its name."""
+    if not codes:
+        return name
+    task = "|".join(map(re.escape, sorted(codes, key=len, reverse=True)))
+    combination = re.compile(rf"(?<![\w])(?:{task})(?: \+ (?:{task}))+(?![\w])")
+    return combination.sub(lambda found: "+".join(codes[part] for part in found[0].split(" + ")), name)
+
+
+def _html_table(table: Table, codes: Mapping[str, str]) -> str:
     starts = _group_starts(table)
     rows: list[str] = []
     levels = len(table.head[0]) if table.head else 1
@@ -95,7 +172,7 @@ def _html_table(table: Table) -> str:
         for path, columns in itertools.groupby(table.head, key=lambda column: column[: level + 1]):
             span = len(list(columns))
             kind = ' class="group-start"' if at in starts else ""
-            cells.append(f'<th scope="colgroup" colspan="{span}"{kind}>{_named(path[-1])}</th>')
+            cells.append(f'<th scope="colgroup" colspan="{span}"{kind}{_titled(path[-1], codes)}</th>')
             at += span
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = f"<thead>{''.join(rows)}</thead>"
@@ -107,14 +184,33 @@ def _html_table(table: Table) -> str:
             width = len(table.head) + 1
             body.append(f'<tr class="section"><th colspan="{width}" scope="rowgroup">{_named(section)}</th></tr>')
         cells = [_html_cell(entry, index in starts) for index, entry in enumerate(line.entries)]
-        body.append(f'<tr><th scope="row">{_named(line.name)}</th>{"".join(cells)}</tr>')
+        body.append(f'<tr><th scope="row"{_titled(line.name, codes)}</th>{"".join(cells)}</tr>')
     note = f'<p class="note">{_told(table.note)}</p>' if table.note else ""
     foot = "".join(f"<li>{_told(text)}</li>" for text in table.footnotes)
     foot = f'<ul class="footnotes">{foot}</ul>' if foot else ""
     return (
         f"<h3>{_told(table.title)}</h3>{note}"
-        f'<div class="scroll"><table>{head}<tbody>{"".join(body)}</tbody></table></div>{foot}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_told(table.title)}">'
+        f"<table>{head}<tbody>{''.join(body)}</tbody></table></div>{foot}{_downloads(table)}"
     )
+
+
+def _downloads(table: Table) -> str:
+    if not table.lines:
+        return ""
+    name = file_name(re.sub(r"[^\w.-]+", "-", table.title.lower()).strip("-") or "table")
+    tex = f"{PREAMBLE}\n{latex_table(table)}"
+    links = [
+        _link(f"{name}.csv", "text/csv", as_csv(table).encode(), "CSV"),
+        _link(f"{name}.tex", "text/plain", tex.encode(), "LaTeX"),
+    ]
+    return f'<p class="downloads">Table: {" ".join(links)}</p>'
+
+
+def _titled(name: str, codes: Mapping[str, str]) -> str:
+    """The rest of a cell that holds a name: as it is shown, with the whole name as a hint where that is longer."""
+    short = _short(name, codes)
+    return f">{_named(name)}" if short == name else f' title="{_told(name)}">{_named(short)}'
 
 
 def _html_cell(entry: Entry, starts: bool) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from conclugen.common.names import file_name
 from conclugen.common.reading import inside
 from conclugen.common.tables import csv_text
-from ray_jobs import plots
 from ray_jobs.protocol_document import DOCUMENT, charts, in_order, load, shown, tables, told
-from tuning.report import svg
+from tuning.report import drawings, svg
+from tuning.report.drawings import Drawing
 from tuning.report.page import Block, Charts, Heading, Text
 from tuning.report.tables import Entry, Line, Table
 
@@ -39,7 +39,7 @@ def found_in(places: Sequence[Path], own: Path) -> list[Found]:
         if not files and place is not own:
             raise ValueError(
                 f"--protocols: {place} holds no {DOCUMENT}; give the folder of a run whose protocols were asked by "
-                "python -m ray_jobs.evaluate --protocol"
+                "conclugen evaluate --protocol"
             )
         for path in files:
             evaluation = path.parent
@@ -81,18 +81,22 @@ def blocks(found: Sequence[Found]) -> Iterator[Block]:
                 yield Text(tuple(f"Not measured: {hole}" for hole in answer["holes"]), listed=True)
 
 
-def pictures(found: Sequence[Found], place: Path) -> list[Path]:
-    """The charts as PNG, for the Markdown."""
+def figures(found: Sequence[Found]) -> list[Drawing]:
+    """The charts as figures."""
     return [
-        plots.interval_lines(
-            chart.series,
-            place / _picture(one, name, chart.name),
-            xlabel=chart.xlabel,
-            ylabel=chart.ylabel,
-            title=chart.title,
-            log=chart.log,
-            diagonal=chart.diagonal,
-            ticks=chart.ticks,
+        Drawing(
+            _picture(one, name, chart.name).removesuffix(".png"),
+            chart.title,
+            drawings.LINES,
+            {system: [list(point) for point in line] for system, line in chart.series.items()},
+            options={
+                "xlabel": chart.xlabel,
+                "ylabel": chart.ylabel,
+                "title": chart.title,
+                "log": chart.log,
+                "diagonal": chart.diagonal,
+                "ticks": None if chart.ticks is None else {str(at): text for at, text in chart.ticks.items()},
+            },
         )
         for one in found
         for name, answer in in_order(one.document)

@@ -1,36 +1,43 @@
 """What an ablation (and sweeps) came to, as a page, tables and pictures: what `tuning.report` does.
 
-Reads the ledgers of the folders alone. Writes `report.html` (one file that needs no other), `report.md`, `report.csv`
-(every number) and pictures into FOLDER/report, and logs them to the MLflow run of the folder where it has one.
+Reads the ledgers of the folders, and what their journals say of how they were made. Writes `report.html` (one file
+that needs no other), `report.md`, `report.csv` (every number), `table.tex` and `references.bib` for a paper, pictures,
+and `figures.py` with `figures.json`, which draws them again, into FOLDER/report, and logs them to the MLflow run of the
+folder where it has one.
 """
 
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 
 from conclugen import fields
 from conclugen.common import uris
-from conclugen.common.atomic import remove_remnants_in, write_text
+from conclugen.common.atomic import remove_remnants_in, write_json, write_text
 from conclugen.common.locks import folder_held
 from conclugen.common.names import file_name
 from conclugen.common.reading import inside
 from conclugen.common.tables import csv_text
 from conclugen.evaluation.statistics import Interval
 from conclugen.tasks import registry
-from ray_jobs import plots
+from ray_jobs import figure_style
+from ray_jobs.provenance import bibliography
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal, read_records
 from ray_jobs.tracking.mlflow_sink import flush_journal
 from ray_jobs.tracking.standing import standing
 from tuning.ledger import LINES as LEDGER
 from tuning.ledger import Ledger, Record
+from tuning.report import drawings, svg, sweep_response
 from tuning.report import findings as report_findings
 from tuning.report import protocols as report_protocols
-from tuning.report import svg, sweep_response
+from tuning.report.drawings import Drawing
 from tuning.report.findings import LEVEL, Family, score_name
-from tuning.report.page import Block, Charts, Heading, Text, html, markdown
+from tuning.report.latex import latex
+from tuning.report.page import Block, Charts, Heading, Text, codes_of, html, markdown
+from tuning.report.setup import Setup
 from tuning.report.systems import Results
 from tuning.report.tables import (
     Entry,
@@ -94,28 +101,38 @@ def report(
     place = inside(folder, "report")
     place.mkdir(exist_ok=True)
     families = _families(results)
-    pictures = _pictures(results, families, place)
+    shown = [*_figures(results, families), *report_protocols.figures(found)]
+    pictures = [drawings.draw(drawing, place) for drawing in shown]
+    setup = Setup.read(folder)
     kind = "Ablation" if results.systems else "Sweep" if results.trials or not found else "Protocols of"
     title = f"{kind} {folder.resolve().name}"
+    captions = tuple((drawing.caption, f"{drawing.name}.png") for drawing in shown if drawing.kind != drawings.LINES)
+    made = _lead(results, records) if records else f"{datetime.now(UTC):%Y-%m-%d}. Made from protocols.json alone."
+    lead = [*report_findings.winners(results, families["references"]), *_best_trials(results.trials), made]
     blocks = [
+        *setup.blocks(results, records),
         *_missing([folder, *sweeps]),
-        *_blocks(results, families, scores, [p.name for p in pictures]),
+        *_blocks(results, families, scores, captions),
         *report_protocols.blocks(found),
     ]
-    lead = _lead(results, records) if records else f"{datetime.now(UTC):%Y-%m-%d}. Made from protocols.json alone."
-    pictures += report_protocols.pictures(found, place)
     texts = {
-        "report.html": html(title, lead, blocks),
+        "report.html": html(title, lead, blocks, place, codes_of(results.tasks) if results.systems else None),
         "report.md": markdown(title, lead, blocks),
         "report.csv": _csv(records),
+        "table.tex": latex([block for block in blocks if isinstance(block, Table)], setup.about(results)),
+        "references.bib": bibliography(setup.tags),
     }
+    if shown:
+        texts[drawings.SCRIPT] = resources.files(__package__).joinpath(drawings.SCRIPT).read_text("utf-8")
+        write_json(place / drawings.DATA, drawings.document(shown), sort_keys=False)  # systems have an order
     if found:
         texts["protocols.csv"] = report_protocols.as_csv(found)
     written = []
     for name, text in texts.items():
         write_text(place / name, text)
         written.append(place / name)
-    return [*written, *pictures]
+    written += [place / drawings.DATA] if shown else []
+    return [*written, *(path for picture in pictures for path in figure_style.files_of(picture))]
 
 
 def track(folder: Path, files: Sequence[Path], tracking_uri: str | None = None) -> str | None:
@@ -189,7 +206,7 @@ def _not_run(place: Path) -> Iterator[str]:
 
 
 def _blocks(
-    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: Sequence[str]
+    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: tuple[tuple[str, str], ...]
 ) -> Iterator[Block]:
     if results.systems:
         yield from _ablation(results, families, scores, pictures)
@@ -198,7 +215,7 @@ def _blocks(
 
 
 def _ablation(
-    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: Sequence[str]
+    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: tuple[tuple[str, str], ...]
 ) -> Iterator[Block]:
     units = ", ".join(f"{dataset}: {results.unit(dataset)}" for dataset in results.datasets)
     unit = (
@@ -228,7 +245,8 @@ def _ablation(
         )
     yield Heading("Task combinations", "combinations")
     known = registry.registered()
-    yield Text(tuple(f"{name}: {known[name].title}" for name in results.tasks if name in known), listed=True)
+    codes = codes_of(results.tasks)
+    yield Text(tuple(f"{name} ({codes[name]}): {known[name].title}" for name in results.tasks if name in known), True)
     yield results_table(results, results.combinations(), "Every combination of tasks", scores, explained)
     for rows, title in (
         (results.presets(), "The published presets"),
@@ -240,7 +258,7 @@ def _ablation(
     if beside:
         yield results_table(results, beside, "Representation + raw, each half of the variance", scores, explained)
     yield Heading("Label efficiency", "labels")
-    yield Charts(_efficiency(results), tuple((name.removesuffix(".png"), name) for name in pictures))
+    yield Charts(_efficiency(results), pictures)
     yield Heading("Significance against references", "significance")
     told = [line for family in families["references"] for line in report_findings.against_raw(results, family)]
     if told:
@@ -356,8 +374,9 @@ def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Blo
     yield Table(f"Importance for {name}{where}", "parameter", (("fall of R²",), ("deviation",)), lines)
 
 
-def _pictures(results: Results, families: dict[str, list[Family]], place: Path) -> list[Path]:
-    written = []
+def _figures(results: Results, families: dict[str, list[Family]]) -> list[Drawing]:
+    """Of each data set: scores over the share of labels, and all tasks minus each smaller combination."""
+    shown = []
     for dataset in results.datasets:
         score, fractions = results.score(dataset), results.fractions(dataset)
         if not fractions:
@@ -372,17 +391,41 @@ def _pictures(results: Results, families: dict[str, list[Family]], place: Path) 
                     row[fraction] = Interval(value.mean, value.mean - spread, value.mean + spread, 0.68, value.seeds)
             curves[system.label] = row
         title = f"{dataset}: mean and deviation over seeds"
-        picture = place / f"{file_name(f'label_efficiency_{dataset}')}.png"
-        written.append(plots.label_efficiency(curves, picture, ylabel=score_name(score), title=title))
-        for family in families["claim"]:
-            if family.dataset == dataset and family.comparisons:
-                bars = {comparison.second: comparison.interval for comparison in family.comparisons}
-                name = f"{file_name(f'all_tasks_{dataset}_{family.recipe}_{family.fraction:g}')}.png"
-                whole = " + ".join(results.tasks)
-                title = f"{dataset}, {family.recipe}, {family.fraction:.0%} of labels: {whole} minus ..."
+        name = file_name(f"label_efficiency_{dataset}")
+        shown.append(
+            drawings.of_systems(name, title, drawings.EFFICIENCY, curves, ylabel=score_name(score), title=title)
+        )
+        for recipe in results.recipes:
+            found = [f for f in families["claim"] if (f.dataset, f.recipe) == (dataset, recipe) and f.comparisons]
+            rows: dict[str, dict[float, Interval]] = {}
+            told = set()
+            for family in found:
+                for c in family.comparisons:
+                    rows.setdefault(c.second, {})[family.fraction] = c.interval
+                    if c.verdict(LEVEL) in ("better", "worse"):
+                        told.add((c.second, family.fraction))
+            if rows:
+                title = f"{dataset}, {recipe}: {' + '.join(results.tasks)} minus ..."
+                name = file_name(f"all_tasks_{dataset}_{recipe}")
                 label = f"difference in {score_name(score)}"
-                written.append(plots.interval_bars(bars, place / name, ylabel=label, title=title))
-    return written
+                shown.append(
+                    drawings.of_systems(name, title, drawings.DIFFERENCES, rows, told, xlabel=label, title=title)
+                )
+    return shown
+
+
+def _best_trials(trials: Sequence[Record]) -> Iterator[str]:
+    """In words, of each sweep: its best trial."""
+    sweeps: dict[tuple[str, str], list[Record]] = {}
+    for trial in trials:
+        if (measured := sweep_response.objective(trial)) is not None:
+            sweeps.setdefault((str(trial.tags.get("sweep", "sweep")), measured[0]), []).append(trial)
+    for (sweep, name), own in sorted(sweeps.items()):
+        top = best_trial(own, name)
+        if top is not None:
+            tasks = " + ".join(top.tags.get("tasks", ()))
+            who = f"trial {top.tags.get('number', '')}, {tasks}"
+            yield f"{sweep}: first of {len(own)} is {who}, {name} {top.metrics[name]:.4f}."
 
 
 def _csv(records: Sequence[Record]) -> str:

@@ -243,6 +243,11 @@ class Results:
         counted = [r.groups["class_rows"] for s in self.of_set(dataset) for r in s.finished if "class_rows" in r.groups]
         return tuple(name for name, rows in counted[0].items() if not rows) if counted else ()
 
+    def tested(self, dataset: str) -> dict[str, float]:
+        """Unit -> its test rows."""
+        found = (r.groups["rows"] for s in self.of_set(dataset) for r in s.finished if "rows" in r.groups)
+        return dict(next(found, {}))
+
     def unit(self, dataset: str) -> str:
         """What a unit of intervals is called."""
         units = [r.tags["unit"] for s in self.of_set(dataset) for r in s.finished if "unit" in r.tags]

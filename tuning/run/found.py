@@ -26,6 +26,7 @@ from tuning.run.data import Views
 from tuning.run.job import RunJob
 
 _MOST_MAPPED, _MOST_NEIGHBOURS = 3000, 20_000
+_PRESENT = "present."
 _RECALL = "validation/recall@10/"
 """Of ten, the measure that small held-out parts can tell something by."""
 
@@ -77,25 +78,32 @@ def verdict_of(evaluation: Path) -> str:
 
 def gather(manifest: Manifest, folder: Path, path: Path) -> None:
     """The embeddings of all shards as one file of NumPy arrays, text and numbers alone: keys (n,), vectors (n, R'),
-    groups (n,), label.NAME (n,), view.NAME (n,) bool. Rows without an embedding are left out."""
+    groups (n,), label.NAME (n,), view.NAME (n,) bool, present.MODALITY (n,) bool. Rows without an embedding are left
+    out."""
     keys: list[str] = []
     blocks: list[np.ndarray] = []
     rows: list[np.ndarray] = []
+    present: dict[str, list[np.ndarray]] = {}
     for shard in range(len(manifest)):
         entry = manifest.entry(shard)
         if not entry.count:
             continue
-        table = pq.read_table(folder / f"{entry.name}.parquet", columns=["key", "row", "embedding"])
+        path_of = folder / f"{entry.name}.parquet"
+        presence = [name for name in pq.read_schema(path_of).names if name.startswith(_PRESENT)]
+        table = pq.read_table(path_of, columns=["key", "row", "embedding", *presence])
         there = table.filter(table["embedding"].is_valid())
         if there.num_rows:
             keys += there["key"].to_pylist()
             flat = there["embedding"].combine_chunks().flatten().to_numpy()
             blocks.append(flat.reshape(there.num_rows, -1))
             rows.append(manifest.rows_before[shard] + there["row"].to_numpy())
+            for name in presence:
+                present.setdefault(name, []).append(there[name].to_numpy())
     if not blocks:
         raise ValueError(f"{manifest.folder}: no row has an embedding")
     row = np.concatenate(rows)
     arrays: dict[str, Any] = {"keys": np.array(keys, str), "vectors": np.concatenate(blocks).astype(np.float32)}
+    arrays |= {name: np.concatenate(parts) for name, parts in present.items()}
     arrays["groups"] = _names(IndexValues.read(manifest, "group"))[row]
     for label in manifest.labels:
         if label.kind == "class":
@@ -121,7 +129,9 @@ def examine(vectors: Path, manifest: Manifest, folder: RunFolder, views: Views, 
         name.removeprefix("label."): values for name, values in arrays.items() if name.startswith("label.")
     }
     findings = Findings()
-    _clusters(findings, x, keys, named, folder, job.seed)
+    present = {name.removeprefix(_PRESENT): values for name, values in arrays.items() if name.startswith(_PRESENT)}
+    lacking = plots.lacking(present) if present else [""] * len(keys)
+    _clusters(findings, x, keys, named, lacking, folder, job.seed)
     if len(x) <= _MOST_NEIGHBOURS and len(x) > 1:
         near, cosines = neighbours(x)
         rows: list[Any] = [("key", "rank", "neighbour", "cosine")]
@@ -136,7 +146,13 @@ def examine(vectors: Path, manifest: Manifest, folder: RunFolder, views: Views, 
 
 
 def _clusters(
-    findings: Findings, x: np.ndarray, keys: list[str], named: dict[str, np.ndarray], folder: RunFolder, seed: int
+    findings: Findings,
+    x: np.ndarray,
+    keys: list[str],
+    named: dict[str, np.ndarray],
+    lacking: list[str],
+    folder: RunFolder,
+    seed: int,
 ) -> None:
     try:
         clusters = find_clusters(x, sizes.clusters_shown(len(x)), seed)
@@ -163,11 +179,12 @@ def _clusters(
     coloured = {"cluster": clusters.owner.astype(str)} | named
     for name, values in coloured.items():
         listed = [text or "none" for text in values[some].tolist()]
-        if 1 < len(set(listed)) <= 24 and len(some) >= 3:
+        if 1 < len(set(listed)) < max(3, len(listed)) and len(some) >= 3:  # colours of a point each tell nothing
             order = np.argsort(listed, kind="stable")
             path = folder.path / "figures" / f"map-{name if name.isidentifier() else len(findings.figures)}.png"
             colours = [listed[i] for i in order]
-            plots.representation_map(x[some][order], colours, path, title=f"embeddings by {name}")
+            without = [lacking[i] for i in some[order]]
+            plots.representation_map(x[some][order], colours, path, title=f"embeddings by {name}", lacking=without)
             findings.figures.append((f"Embeddings by {name}", path))
 
 

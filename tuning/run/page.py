@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,20 @@ import numpy as np
 from conclugen.common import commands
 from conclugen.common.atomic import write_bytes, write_text
 from conclugen.common.reading import inside, open_regular, read_json, read_mapping
+from ray_jobs import figure_style
+from ray_jobs.provenance import bibliography, origins, stamp_of
 from ray_jobs.run_folder import CHOSEN
+from ray_jobs.tracking.journal import read_records
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest, View
+from tuning.report.latex import latex
 from tuning.report.page import Block, Charts, Heading, Text, html
 from tuning.report.tables import Entry, Line, Table
 from tuning.run.found import Findings
 from tuning.run.job import RunJob
 
+FIGURES = "figures"
+_FACTS = (("",),)  # head of the box of set-up
 _LARGEST_PICTURE = 64 << 20
 _CAPTIONS = {
     "losses.png": "Losses while training",
@@ -29,6 +33,7 @@ _CAPTIONS = {
     "label_efficiency.png": "Scores by share of labels",
     "confusion.png": "What was taken for what",
     "map.png": "Test rows by class",
+    "map_speaker.png": "Test rows by speaker",
 }
 
 
@@ -42,7 +47,9 @@ def write(
 ) -> Path:
     """Write `report.html` and `figures/` into the run's folder; returns the page."""
     folder = job.folder
-    blocks: list[Block] = []
+    stamp = stamp_of(manifest.info)
+    lead = [*filter(None, [stamp]), *(_verdicts(verdicts) or findings.lines[:1])]
+    blocks: list[Block] = [Heading("Set-up", "setup"), _setup(job, manifest, pretrained)]
     for label, place in verdicts.items():
         scores = read_json(place / "scores.json", nan=True)
         blocks += [Heading(f"How well is {label} predicted?", f"label-{len(blocks)}"), Text((scores["verdict"],))]
@@ -58,13 +65,13 @@ def write(
         Heading("Is the representation alive?", "health"),
         _health(findings),
         _pictures(folder, {path.name: path for path in sorted(pretrained.folder.plots.glob("*.png"))}),
-        Heading("Set-up", "setup"),
-        _setup(job, manifest, pretrained),
     ]
-    lead = next(iter(_verdicts(verdicts)), None) or next(iter(findings.lines), "")
-    page = html(f"Run {job.name}", lead, [block for block in blocks if block is not None])
+    about = " ".join(filter(None, [stamp, f"Pretraining seed {job.seed}."]))
+    grids = [block for block in blocks if isinstance(block, Table) and block.head != _FACTS]
+    write_text(folder / "table.tex", latex(grids, about))
+    write_text(folder / "references.bib", bibliography(origins([manifest.info])))
     path = folder / "report.html"
-    write_text(path, page)
+    write_text(path, html(f"Run {job.name}", lead, blocks, folder / FIGURES))
     return path
 
 
@@ -101,7 +108,9 @@ def _scores(label: str, scores: Mapping[str, Any]) -> Table:
         )
         for system, method in dict.fromkeys((cell["system"], cell["method"]) for cell in cells)
     ]
-    note = f"{main} on {sum(scores['group_rows'].values())} test rows; in brackets 95 % intervals over speakers."
+    rows = scores["group_rows"]
+    tested = f"{sum(rows.values())} test rows of {len(rows)} speakers"
+    note = f"{main} on {tested}; in brackets 95 % intervals over speakers."
     return Table(
         f"{label}: {main}", "system", tuple((f"{share:.0%} of labels",) for share in shares), tuple(lines), note
     )
@@ -139,25 +148,34 @@ def _setup(job: RunJob, manifest: Manifest, pretrained: PretrainResult) -> Table
         "batch, representation, epochs": f"{job.batch}, {job.representation}, {job.epochs}",
         "optimiser steps": str(pretrained.step),
         "commit": str(config["run"].get("commit")),
+        "cost": f"{_hours(pretrained):.2f} hours of pretraining",
         "MLflow run": str(pretrained.mlflow_run_id),
     }
     lines = tuple(Line(name, (Entry(text, "words"),)) for name, text in facts.items())
-    return Table("How it was made", "", (("",),), lines)
+    return Table("How it was made", "", _FACTS, lines)
+
+
+def _hours(pretrained: PretrainResult) -> float:
+    """That its steps took, by the reports of all starts."""
+    found, step = 0.0, 0
+    for record, _ in read_records(pretrained.folder.journal):
+        seconds = record["values"].get("step_seconds") if record["kind"] == "metrics" else None
+        if seconds is not None and record["series"] == "train":
+            found += seconds * (record["step"] - step)
+            step = record["step"]
+    return found / 3600
 
 
 def _pictures(folder: Path, pictures: Mapping[str, Path], captions: Mapping[str, Path] | None = None) -> Charts:
-    """The pictures, kept in `figures` too under these names."""
+    """The pictures, kept in `figures` too under these names, in every format."""
     of_path = {path: caption for caption, path in (captions or {}).items()}
-    (folder / "figures").mkdir(exist_ok=True)
+    (folder / FIGURES).mkdir(exist_ok=True)
     shown = []
     for name, path in pictures.items():
-        kept = folder / "figures" / name
-        with open_regular(inside(folder, path.absolute()), _LARGEST_PICTURE) as file:
-            content = file.read()
-        if path != kept:
-            write_bytes(kept, content)
-        caption = escape(of_path.get(path) or _CAPTIONS.get(path.name, path.stem))
-        encoded = base64.b64encode(content).decode()
-        image = f'<img alt="{caption}" src="data:image/png;base64,{encoded}">'
-        shown.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
-    return Charts(tuple(shown))
+        kept = folder / FIGURES / name
+        for source, target in zip(figure_style.files_of(path), figure_style.files_of(kept), strict=True):
+            if source != target and source.exists():
+                with open_regular(inside(folder, source.absolute()), _LARGEST_PICTURE) as file:
+                    write_bytes(target, file.read())
+        shown.append((of_path.get(path) or _CAPTIONS.get(path.name, path.stem), name))
+    return Charts((), tuple(shown))

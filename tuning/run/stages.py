@@ -16,12 +16,13 @@ from conclugen.common.paths import absolute
 from conclugen.common.reading import read_mapping
 from conclugen.evaluation.config import ComparisonConfig
 from conclugen.tasks import registry
-from ray_jobs import evaluation, ray_cluster
+from ray_jobs import evaluation, figure_style, ray_cluster
 from ray_jobs.embed import EmbedJob
 from ray_jobs.embedding import embed
 from ray_jobs.evaluate import EvaluateJob, evaluate
 from ray_jobs.extraction.extract import choices_of
 from ray_jobs.pretrain import pretrain
+from ray_jobs.provenance import stamp_of
 from ray_jobs.run_config import DEFAULT_OUTPUT, GPU_PROFILE, DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import CHOSEN, DATA
 from shards import Manifest, View
@@ -123,7 +124,8 @@ def _run(job: RunJob, kind: str) -> int:
         stages.end("embed", inputs)
 
     stages.begin("what is in them: clusters, neighbours, retrieval")
-    findings = found.examine(vectors, manifest, pretrained.folder, views, fixed)
+    with figure_style.stamped(stamp_of(manifest.info)):
+        findings = found.examine(vectors, manifest, pretrained.folder, views, fixed)
     print("\n".join(findings.lines), flush=True)
     report = page.write(fixed, manifest, pretrained, findings, verdicts, failed)
     print(

@@ -11,7 +11,7 @@ import numpy as np
 from conclugen.common.atomic import write_text
 from conclugen.common.options import save
 from conclugen.common.tables import markdown, markdown_head, markdown_row, one_line
-from ray_jobs import plots
+from ray_jobs import figure_style, plots
 from ray_jobs.run_config import PretrainJob
 from tuning.ledger import WITH_RAW
 from tuning.sweep import plots as sweep_plots
@@ -123,14 +123,13 @@ def write(book: SweepBook, job: SweepJob, mode: str, missing: Sequence[str] = ()
         return written
     save(best_job(book, job, order[0]), folder.best)
     folder.plots.mkdir(exist_ok=True)
-    picture = _confusion(book, order[0])
-    return [
-        *written,
-        folder.best,
-        *([] if picture is None else [picture]),
+    drawn = [
+        _confusion(book, order[0]),
         sweep_plots.history(book, mode, folder.plots / "objective.png", strongest_raw(book)),
         sweep_plots.slices(book, folder.plots / "slices.png"),
     ]
+    pictures = [path for picture in drawn if picture is not None for path in figure_style.files_of(picture)]
+    return [*written, folder.best, *pictures]
 
 
 def _shown(value: Any) -> str:

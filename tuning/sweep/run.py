@@ -15,6 +15,7 @@ import ray
 from conclugen.common import machine
 from conclugen.common.revision import running_revision
 from ray_jobs import ray_cluster
+from ray_jobs.provenance import origins
 from ray_jobs.tracking.journal import Journal
 from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
@@ -174,6 +175,7 @@ def shared_tags(ready: Prepared) -> dict[str, str]:
         "sweep": ready.job.name,
         **data,
         "objective": ready.job.objective,
+        **origins([ready.manifest.info]),
         "commit": ready.job.commit or running_revision(),
     }
 

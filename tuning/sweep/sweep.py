@@ -23,6 +23,7 @@ from ray_jobs.mixture import Corpora
 from ray_jobs.preflight import check_tracking
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import available_widths, held_out_view
+from ray_jobs.tracking.described import standard_tags
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.standing import refusals
@@ -203,7 +204,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
                         book.judge_untrained(number, ready.shared)
                 written = results.write(book, job, ready.mode, not_run(book, job))
                 for path in written:
-                    journal.artifact(path, target="plots" if path.suffix == ".png" else "")
+                    journal.artifact(path, target="plots" if path.parent == folder.plots else "")
                 if costs:
                     journal.metrics(len(book.outcomes), costs, series="cost")
         finally:
@@ -271,14 +272,22 @@ def identity(ready: Prepared) -> dict[str, Any]:
 def sweep_tags(ready: Prepared) -> dict[str, str]:
     """MLflow tags of the sweep's own run."""
     space = ready.space
-    return shared_tags(ready) | {
-        "kind": "sweep",
-        "search": ready.job.search,
-        "scheduler": ready.job.scheduler,
-        "tasks": " ".join(space.tasks),
-        "modalities": " ".join(space.modalities),
-        "seed": str(space.seed),
-    }
+    description = (
+        f"Sweep of {', '.join(space.tasks)} over {', '.join(space.modalities)} by {ready.job.objective}: a trial is a "
+        "run below this one. The table and the pictures are among the artifacts; `conclugen report` says what mattered."
+    )
+    shared = shared_tags(ready)
+    return (
+        shared
+        | standard_tags("sweep", description, shared["commit"])
+        | {
+            "search": ready.job.search,
+            "scheduler": ready.job.scheduler,
+            "tasks": " ".join(space.tasks),
+            "modalities": " ".join(space.modalities),
+            "seed": str(space.seed),
+        }
+    )
 
 
 def _save_schedule(ready: Prepared, book: SweepBook, referee: Referee) -> None:
@@ -294,7 +303,7 @@ def run_job(job: SweepJob) -> int:
     result = sweep(job)
     print(f"\n{result.table}")
     print("  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in result.costs.items()))
-    best = f"python -m ray_jobs.pretrain --config {result.folder.best}"
+    best = f"conclugen pretrain --config {result.folder.best}"
     if (result.folder.path / SCHEDULE).is_file():  # its weights changed in training
         best = f"python -m tuning.sweep.replay {result.folder.path}"
     print(
@@ -309,7 +318,7 @@ def run_job(job: SweepJob) -> int:
     for line in refusals(result.folder.path):
         print(line)
     if result.unsent:
-        print(f"not all of it reached MLflow; it is sent by: python -m ray_jobs.tracking {result.folder.path}")
+        print(f"not all of it reached MLflow; it is sent by: conclugen track {result.folder.path}")
     if result.best is None:
         return FAILED
     return PARTIAL if result.book.died else GOOD

@@ -102,7 +102,7 @@ class TrialActor(tune.Trainable):
         data = plan.space.data(plan.data, choices)
         journal.params({"pretrain": to_plain(pretrain), "data": to_plain(data)})
         own = {key: " ".join(v) if isinstance(v, list) else str(v) for key, v in trial_tags(pretrain, choices).items()}
-        journal.tags({**plan.tags, **own, "trial": name})
+        journal.tags({**plan.tags, **own, "kind": "trial", "trial": name})
         self._trial = self._make(pretrain, data, name, journal, proposal)
         self._weights = proposal["weights"]
         self._reweigh()

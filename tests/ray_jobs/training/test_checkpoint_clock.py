@@ -56,7 +56,9 @@ def test_training_stands_still_for_a_hundredth_of_the_time(
     monkeypatch.setattr(checkpoint, "snapshot", snapshot)
     monkeypatch.setattr(worker, "RunFolder", lambda folder: SimpleNamespace(store=lambda run: store))
     start: Any = SimpleNamespace(
-        folder=str(tmp_path), identity={"a": 1}, job=SimpleNamespace(run=SimpleNamespace(checkpoint_every_s=every_s))
+        folder=str(tmp_path),
+        identity={"a": 1},
+        job=SimpleNamespace(run=SimpleNamespace(checkpoint_every_s=every_s, name="first")),
     )
     keeper = Keeper(start, 0, SilentRecorder())
     keeper._clock = CheckpointClock(every_s, clock.read)
@@ -87,7 +89,7 @@ def test_training_stands_still_for_a_hundredth_of_the_time(
 def test_without_a_time_none_is_due_and_other_ranks_never_ask(clock: Clock) -> None:
     assert not CheckpointClock(None, clock.read).due(busy=False)
     start: Any = SimpleNamespace(
-        folder="", identity={}, job=SimpleNamespace(run=SimpleNamespace(checkpoint_every_s=1e-9))
+        folder="", identity={}, job=SimpleNamespace(run=SimpleNamespace(checkpoint_every_s=1e-9, name="first"))
     )
     assert not Keeper(start, 1, SilentRecorder()).wants_one
 

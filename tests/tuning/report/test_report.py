@@ -1,8 +1,11 @@
 """A report against numbers worked out by hand, from ledgers made up for it; holes stay visible, nothing is fetched."""
 
+import base64
 import csv
 import itertools
 import os
+import re
+import runpy
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,6 +15,7 @@ import pytest
 from conclugen.tasks import registry
 from ray_jobs.tracking.journal import Journal, read_records
 from tuning.ledger import Ledger, LedgerError, Record, record_key
+from tuning.report import drawings
 from tuning.report.__main__ import main
 from tuning.report.findings import (
     against_references,
@@ -183,7 +187,7 @@ def test_a_named_configuration_is_compared_with_three_tasks_and_counts_in_no_com
     assert all_against_fewer(made, *place) == all_against_fewer(before, *place)
     references = {c.second for c in against_references(made, *place).comparisons}
     assert references == {c.second for c in against_references(before, *place).comparisons}
-    text = {path.name: path.read_text("utf-8") for path in report(folder) if path.suffix != ".png"}
+    text = {path.name: path.read_text("utf-8") for path in report(folder) if path.suffix in (".html", ".md")}
     assert "Named configurations beside all three tasks" in text["report.html"]
     assert "| searched minus contrastive + clustering + reconstruction | " in text["report.md"]
     assert ",searched,contrastive,video+audio,1,accuracy@0.03,0.7" in text["report.csv"]
@@ -314,7 +318,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         names = dict(attrs)
         assert "src" not in names and tag not in ("script", "link", "img", "iframe")
-        if "href" in names:
+        if "download" in names:  # what it offers is within it
+            assert tag == "a" and names["href"].startswith("data:")
+        elif "href" in names:
             assert names["href"].startswith("#")
             self.targets.append(names["href"][1:])
         if "id" in names:
@@ -341,17 +347,78 @@ def test_the_page_is_whole_and_needs_nothing_besides_itself(folder):
     assert "61.0 ± 1.4" in page.cells
     assert "url(" not in text and "@import" not in text
     assert "prefers-color-scheme: dark" in text and "@media print" in text
-    assert {"report.md", "report.csv", "label_efficiency_faces.png"} <= set(files)
+    assert {"report.md", "report.csv", "table.tex", "references.bib", "figures.py", "figures.json"} <= set(files)
+    figures = ("label_efficiency_faces", "all_tasks_faces_improved")
+    assert {f"{name}.{kind}" for name in figures for kind in ("png", "svg", "pdf")} <= set(files)
     assert files["label_efficiency_faces.png"].read_bytes()[:4] == b"\x89PNG"
     # Again over itself: nothing piles up.
     assert {path.name for path in report(folder)} == {path.name for path in (folder / "report").iterdir()}
+
+
+def test_it_begins_with_what_won_and_by_how_much(folder):
+    """Then the box of set-up, as far as the journal tells of it."""
+    with Journal(folder / "journal.jsonl", experiment="e", name="first") as journal:
+        journal.tags(
+            {"commit": "abc-dirty", "command": "conclugen ablate", "digest.faces": "d1", "encoders": "prosody"}
+        )
+    report(folder)
+    text = (folder / "report" / "report.md").read_text("utf-8")
+    three = "contrastive + clustering + reconstruction"
+    won = f"faces, 3% of labels: first is {three} \\[improved], accuracy 61.0 %. It is +14.0 points [+"
+    assert text.split("\n\n")[1].replace("\\", "").startswith(won.replace("\\", ""))
+    assert "from the strongest raw row, raw features: audio: better (p " in text.split("\n\n")[1]
+    cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line[:1] == "|"}
+    assert cells["data, faces"] == "digest d1" and cells["commit"] == "abc-dirty" and cells["encoders"] == "prosody"
+    assert cells["command"] == "conclugen ablate" and cells["seeds"] == "1, 2"
+    # 9 pretrained and untrained seeds of 11 and 12 seconds each, and three of seed 0: 10.
+    seconds = sum(10.0 + r.tags["seed"] for r in Ledger.open(folder).records() if r.status == "finished")
+    assert cells["cost"].startswith(f"{seconds / 3600:.2f} hours")
+    assert "Boersma" in (folder / "report" / "references.bib").read_text("utf-8")
+    tex = (folder / "report" / "table.tex").read_text("utf-8")
+    assert "Tested on faces: 12 speakers. Pretraining seeds 1, 2." in tex and r"\textbf{61.0} $\pm$ 1.4" in tex
+
+
+def test_the_page_offers_its_tables_and_figures_and_names_combinations_shortly(folder):
+    files = {path.name: path for path in report(folder)}
+    text = files["report.html"].read_text("utf-8")
+    offered = dict(re.findall(r'<a download="([^"]+)" href="data:[^;]+;base64,([^"]+)"', text))
+    for name in ("label_efficiency_faces.pdf", "all_tasks_faces_improved.svg"):
+        assert base64.b64decode(offered[name]) == files[name].read_bytes()
+    table = list(csv.reader(base64.b64decode(offered["every-combination-of-tasks.csv"]).decode().splitlines()))
+    whole = next(row for row in table if row[1] == "contrastive + clustering + reconstruction")
+    assert whole == ["recipe improved", whole[1], "61.0 ± 1.4", "81.0 ± 1.4", *whole[4:]]
+    assert base64.b64decode(offered["every-combination-of-tasks.tex"]).decode().count(r"\begin{tabular}") == 1
+    assert '<th scope="row" title="contrastive + clustering">con+clu</th>' in text
+    assert '<th scope="row">contrastive</th>' in text and "contrastive (con)" in text
+
+
+def test_figures_are_drawn_again_as_they_were_and_as_a_paper_wants_them(folder, monkeypatch):
+    files = {path.name: path for path in report(folder)}
+    place = folder / "report"
+    found = drawings.load(files["figures.json"])
+    for drawing in found:
+        again = drawings.draw(drawing, folder / "again")
+        for kind in ("png", "svg", "pdf"):
+            assert again.with_suffix(f".{kind}").read_bytes() == files[f"{drawing.name}.{kind}"].read_bytes()
+    three = "contrastive + clustering + reconstruction [improved]"
+    script = files["figures.py"].read_text("utf-8")
+    script = script.replace("RENAME: dict[str, str] = {}", f"RENAME: dict[str, str] = {{{three!r}: 'ours'}}")
+    script = script.replace("IN_A_COLUMN: set[str] = set()", "IN_A_COLUMN: set[str] = {'label_efficiency_faces'}")
+    files["figures.py"].write_text(script, "utf-8")
+    runpy.run_path(str(files["figures.py"]), run_name="__main__")
+    assert {path.stem for path in (place / "paper").iterdir()} == {drawing.name for drawing in found}
+    svg = (place / "paper/label_efficiency_faces.svg").read_text("utf-8")
+    assert 'width="234pt"' in svg and ">ours</text>" in svg and "deviation over seeds" not in svg
+    files["figures.json"].write_text('{"figures": [{"name": 1}]}', "utf-8")
+    with pytest.raises(ValueError, match=r"figures\.json: holds no figures"):
+        drawings.load(files["figures.json"])
 
 
 def test_markdown_tables_have_one_width_and_the_same_numbers(folder):
     report(folder)
     text = (folder / "report" / "report.md").read_text("utf-8")
     for task in TASKS:
-        assert f"- {task}: {registry.get(task).title}" in text
+        assert f"- {task} ({task[:3]}): {registry.get(task).title}" in text
     for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1
@@ -527,7 +594,9 @@ def test_a_sweep_alone_has_a_report(tmp_path):
     with Ledger.open(tmp_path / "search") as ledger:
         for n in range(20):
             ledger.append(trial(n, 10 ** rng.uniform(-3, 1), 64))
-    (page, text, table) = report(tmp_path / "search")
+    files = {path.name: path for path in report(tmp_path / "search")}
+    page, text, table = (files[f"report.{kind}"] for kind in ("html", "md", "csv"))
+    assert set(files) == {page.name, text.name, table.name, "table.tex", "references.bib"}
     parser = Page()
     parser.feed(page.read_text("utf-8"))
     assert parser.open == [] and "weight of clustering" in page.read_text("utf-8")

@@ -21,6 +21,7 @@ from shards import Manifest, View
 from shards.corpus import CorpusConfig, write_corpus
 from tests.cluster.runs import without_ray_of_the_test
 from tests.tuning.labelled_shards import write_labelled
+from tuning.report.page import html
 from tuning.run import data, found, page, stages
 from tuning.run.done import Stages
 from tuning.run.job import COMMAND, RunJob
@@ -142,8 +143,12 @@ def test_figures_are_no_way_into_or_out_of_the_folder(tmp_path: Path) -> None:
     (folder / "plots/a.png").write_bytes(b"picture")
     (folder / "figures/a.png").symlink_to(config)
     charts = page._pictures(folder, {"a.png": folder / "plots/a.png"})
-    assert "cGljdHVyZQ==" in charts.svgs[0] and (folder / "figures/a.png").read_bytes() == b"picture"
+    shown = html("t", [], [charts], folder / "figures")
+    assert "cGljdHVyZQ==" in shown and (folder / "figures/a.png").read_bytes() == b"picture"
     assert config.read_bytes() == b"of this user too"
+    (folder / "figures/a.pdf").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"a\.pdf: leads out of"):
+        html("t", [], [charts], folder / "figures")
     (folder / "plots/b.png").symlink_to(secret)
     with pytest.raises(ValueError, match=r"b\.png: leads out of"):
         page._pictures(folder, {"b.png": folder / "plots/b.png"})

@@ -1,0 +1,70 @@
+"""What a paper cites: BibTeX of what was used, read back, and the stamp on results of rendered faces."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from conclugen import backbones
+from ray_jobs.provenance import DATA_SETS, ENCODERS, STAMP, bibliography, origins, stamp_of
+from shards.adapters import ADAPTERS
+
+_ENTRY = re.compile(r"@(article|inproceedings|misc)\{([a-z0-9-]+),\n((?:  .*\n|   +.*\n)+)\}")
+
+
+def entries(text: str) -> dict[str, dict[str, str]]:
+    """Key -> fields, of a file that is nothing but entries; braces must match."""
+    assert not _ENTRY.sub("", text).strip(), _ENTRY.sub("", text)
+    found = {}
+    for kind, key, body in _ENTRY.findall(text):
+        depth = 0
+        for before, character in zip(" " + body, body, strict=False):
+            depth += (character == "{") - (character == "}") if before != "\\" else 0
+            assert depth >= 0
+        assert depth == 0, key
+        fields = dict(re.findall(r"(\w+) = \{(.*?)\},\n", body, re.DOTALL))
+        needed = {"article": "journal", "inproceedings": "booktitle"}.get(kind, "title")
+        assert {"title", needed} <= set(fields), key
+        assert key not in found
+        found[key] = fields
+    return found
+
+
+def test_every_set_and_encoder_of_the_project_has_a_published_work() -> None:
+    sets = [name for name in ADAPTERS if name not in ("folder", "webdataset")]
+    encoders = [name for name in backbones.ENCODERS if ":" not in name and not name.startswith("random-")]
+    found = entries(bibliography({ENCODERS: " ".join(encoders), DATA_SETS: " ".join(sets)}))
+    # The text model is whatever the user names; the sentence encoder has two works.
+    assert len(found) == 1 + len(sets) + len(encoders) + 1
+    assert all("author" in fields and "year" in fields for key, fields in found.items() if key != "text")
+    assert found["halawa2024conclugen"]["eprint"] == "2404.10904"
+
+
+def test_what_is_not_published_here_is_named_with_where_it_is_had() -> None:
+    tags = {
+        ENCODERS: "hf-audio:facebook/wav2vec2-base@layers=all hf-text:/models/own_50% gone",
+        DATA_SETS: "CMU-MOSEI $mine",
+    }
+    found = entries(bibliography(tags))
+    assert (
+        r"huggingface.co/facebook/wav2vec2-base}" in found["hf-audio-facebook-wav2vec2-base-layers-all"]["howpublished"]
+    )
+    assert found["hf-text-models-own-50"]["title"] == r"{/models/own\_50\%}" and "gone" in found
+    assert found["zadeh2018mosei"]["year"] == "2018" and found["mine"]["title"] == r"{\$mine}"
+    assert entries(bibliography({})).keys() == {"halawa2024conclugen"}
+
+
+def test_origins_are_what_manifests_say() -> None:
+    item = {"name": "prosody", "column": "a", "modality": "audio", "width": 3}
+    info = {"features": {"encoders": [item], "crop": "none", "low_confidence": False}, "set": "My clips"}
+    assert origins([info, info, {"set": None}]) == {ENCODERS: "prosody", DATA_SETS: "My-clips"}
+    assert origins([{"features": {"encoders": "damaged"}}]) == {}
+    assert origins([{"set": "demo", "rendered": True}]) == {DATA_SETS: "demo", "rendered": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("infos", "stamp"), [([{}], ""), ([{"rendered": True}], STAMP), ([{}, {"rendered": True}], STAMP)]
+)
+def test_results_of_rendered_faces_say_so(infos: list[dict[str, bool]], stamp: str) -> None:
+    assert stamp_of(*infos) == stamp
