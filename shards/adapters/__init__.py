@@ -1,7 +1,7 @@
 """Data sets as they are distributed: each adapter finds the clips with interval, labels, group, split, transcript.
 
-An adapter is a module with `read(source, **options) -> ClipSet` and `LAYOUT`, one line on what it reads; `BIBTEX`, where
-there is one, is what papers cite. Another installed package adds one in its pyproject.toml:
+An adapter is a module with `read(source, **options) -> ClipSet` and `LAYOUT`, one line on what it reads; papers cite
+what `BIBTEX` holds, where there is one. Another installed package adds one in its pyproject.toml:
 
     [project.entry-points."conclugen.adapters"]
     crema-d = "my_package.crema_d"
