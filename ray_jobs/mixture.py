@@ -18,6 +18,7 @@ from shards import Cursor, Manifest, Reader, Rows, View
 from shards.damage import Damage, DamageLog, ShardError
 from shards.mixed_plan import MixedPlan
 from shards.mixed_reader import MixedReader
+from shards.rows import Memory
 from shards.shares import whole_weights
 from shards.stats import Moments, check_present, running_moments
 from shards.stream import ReadAhead, Step
@@ -270,13 +271,15 @@ class Mixture:
         ]
         return f"; corpora: {'; '.join(told)}"
 
-    def stream(self, rank: int, world: int, cursor: Cursor, steps: int, payload: str) -> ReadAhead[Step]:
-        """This rank's part of the next `steps` global batches, executed by Ray Data (payload: see
+    def stream(
+        self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
+    ) -> ReadAhead[Step]:
+        """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
         `shards.ray_source.stream`); close it before Ray ends."""
         from shards import ray_source
 
         execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
-        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution)
+        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution, memory)
 
 
 def weights_differ_from(there: Mapping[str, object], here: Mapping[str, object]) -> int | None:

@@ -15,6 +15,7 @@ from ray_jobs.roles import GROUP
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.damage import Damage
+from shards.rows import Memory
 from shards.stats import absent_modalities, column_moments
 from shards.stream import ReadAhead, Step
 
@@ -125,13 +126,15 @@ class Source:
         }[self.plan.remainder]
         return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={self.plan.remainder})"
 
-    def stream(self, rank: int, world: int, cursor: Cursor, steps: int, payload: str) -> ReadAhead[Step]:
-        """This rank's part of the next `steps` global batches, executed by Ray Data (payload: see
+    def stream(
+        self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
+    ) -> ReadAhead[Step]:
+        """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
         `shards.ray_source.stream`); close it before Ray ends."""
         from shards import ray_source
 
         execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
-        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution)
+        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution, memory)
 
 
 def rounding(data: DataConfig) -> dict[str, object]:

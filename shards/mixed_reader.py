@@ -13,7 +13,7 @@ import numpy as np
 
 from shards.damage import Damage, DamageError, DamageLog, ShardError
 from shards.reader import Reader, Reading
-from shards.rows import NO_GROUP, PADDING_ROW, Rows, group_id
+from shards.rows import NO_GROUP, PADDING_ROW, Memory, Rows, group_id
 
 
 class MixedReader:
@@ -119,10 +119,10 @@ class MixedReader:
         corpus = int(np.searchsorted(self.first_row, row, side="right")) - 1
         return f"{self.names[corpus]}/{self.readers[corpus].shard_of(row - int(self.first_row[corpus]))}"
 
-    def allocate(self, size: int, views: bool = False) -> Rows:
-        """Memory for `size` rows, all of them padding. views: as of `Reader.allocate`."""
+    def allocate(self, size: int, views: bool = False, memory: Memory | None = None) -> Rows:
+        """Memory for `size` rows, all of them padding. views, memory: as of `Reader.allocate`."""
         pitch = self.pitch if views else 0
-        rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, self.grouped, pitch, self.offsets)
+        rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, self.grouped, pitch, self.offsets, memory)
         if rows.slots is not None:
             rows.slots[...] = 0
         rows.clear()

@@ -24,7 +24,7 @@ from conclugen.common.names import did_you_mean
 from shards.damage import Damage, ShardError
 from shards.plan import Cursor, Plan, Range, Window
 from shards.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
-from shards.rows import PADDING_ROW, Rows
+from shards.rows import PADDING_ROW, Memory, Rows
 from shards.stream import ReadAhead, RowMemory, RowReader, Step, as_step, check_fit, windows
 from shards.stream_counters import StreamCounters
 
@@ -83,11 +83,13 @@ def stream(
     steps: int,
     payload: str = "object_store",
     execution: Execution = DEFAULT,
+    memory: Memory | None = None,
 ) -> ReadAhead[Step]:
     """What `shards.stream.stream` yields, executed by Ray Data; one stream over as many epochs as `steps` reach.
 
     payload: "object_store": tasks read and check the bytes, blocks carry the rows. "worker": tasks hand out places
-    only, and this process reads the bytes: less copying, but its own CPU.
+    only, and this process reads the bytes: less copying, but its own CPU. memory: what batches lie in, by default
+    numpy's.
     Damaged samples that tasks meet are added to `reader.damage` here, so quarantine and DamageError work as in one
     process (each rank counts the share of its own rows). Closing the iterator ends the execution at its next batch; a
     stream that is not used up must be closed before `ray.shutdown()`, which ends a process that still calls Ray.
@@ -103,7 +105,7 @@ def stream(
     for name in _CHATTER:
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
     _await_cpus(execution)
-    source = _Stream(reader, plan, rank, world, payload, execution)
+    source = _Stream(reader, plan, rank, world, payload, execution, memory)
     return ReadAhead(source.batches(cursor, steps), execution.prefetch, source.counters)
 
 
@@ -122,7 +124,14 @@ class _Stream:
     """One rank's stream: cuts the plan into tasks, executes windows of them, and turns tables into batches."""
 
     def __init__(
-        self, reader: RowReader, plan: Plan, rank: int, world: int, payload: str, execution: Execution
+        self,
+        reader: RowReader,
+        plan: Plan,
+        rank: int,
+        world: int,
+        payload: str,
+        execution: Execution,
+        memory: Memory | None = None,
     ) -> None:
         self.reader, self.plan, self.rank, self.world = reader, plan, rank, world
         self.payload, self.execution, self.counters = payload, execution, StreamCounters()
@@ -138,7 +147,7 @@ class _Stream:
         # next window finds their processes free, where it would start two of its own and take their CPUs meanwhile.
         self.last_steps = max(1, execution.store_bytes // (2 * step_bytes))
         # Rows from the object store are copied once in any case: then into memory without gaps.
-        self.memory = RowMemory(reader, self.local, execution.prefetch + 3, views=payload == "worker")
+        self.memory = RowMemory(reader, self.local, execution.prefetch + 3, views=payload == "worker", memory=memory)
         self.task_reader = ray.put(reader.for_tasks())
         self.here = ray.get_runtime_context().get_node_id()
 

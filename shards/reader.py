@@ -17,7 +17,7 @@ from shards.foreign.member_columns import MemberColumns
 from shards.index import GROUP, ShardIndex, read_table
 from shards.index_store import IndexCache, load_index, read_index_bytes
 from shards.manifest import Manifest, ShardEntry
-from shards.rows import Rows
+from shards.rows import Memory, Rows
 from shards.slot_columns import LOCAL_BLOCK_BYTES, REMOTE_BLOCK_BYTES, SlotColumns, read_slots
 from shards.storage import Storage
 
@@ -201,13 +201,14 @@ class Reader:
 
     # Reading
 
-    def allocate(self, size: int, views: bool = False) -> Rows:
-        """Memory for `size` rows, all of them padding, to pass (or a `part` of it) to `read`.
+    def allocate(self, size: int, views: bool = False, memory: Memory | None = None) -> Rows:
+        """Memory for `size` rows, all of them padding, to pass (or a `part` of it) to `read`; taken from `memory` where
+        it is given.
 
         views: let the features be views on whole samples (`Rows.slots`) where `pitch` allows it. Reading then copies
         nothing once it has the bytes, but the features' rows do not follow each other without a gap.
         """
-        rows = self._uninitialised(size, self.pitch if views else 0)
+        rows = self._uninitialised(size, self.pitch if views else 0, memory)
         if rows.slots is not None:
             rows.slots[...] = 0
         rows.clear()
@@ -463,9 +464,9 @@ class Reader:
     def _keys(self, entry: ShardEntry) -> pa.ChunkedArray:
         return read_table(entry.name, read_index_bytes(self.manifest, entry), ["key"])["key"]
 
-    def _uninitialised(self, size: int, pitch: int = 0) -> Rows:
+    def _uninitialised(self, size: int, pitch: int = 0, memory: Memory | None = None) -> Rows:
         shapes = self._label_shapes
-        return Rows.uninitialised(size, self.widths, self.dtypes, shapes, self.grouped, pitch, self.offsets)
+        return Rows.uninitialised(size, self.widths, self.dtypes, shapes, self.grouped, pitch, self.offsets, memory)
 
     def _buffer(self, size: int) -> np.ndarray:
         """(size,) uint8 of memory that this thread uses again and again."""

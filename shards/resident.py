@@ -13,7 +13,7 @@ import numpy as np
 
 from shards.damage import ShardError
 from shards.plan import Cursor, Plan, Range
-from shards.rows import Rows
+from shards.rows import Memory, Rows
 from shards.stream import PIECES_PLANNED, ReadAhead, RowMemory, RowReader, Step, as_step, check_fit, windows
 from shards.stream_counters import StreamCounters
 
@@ -64,9 +64,9 @@ class Resident:
             read(self.reader, start, self.rows.part(start, stop))
             yield stop - start
 
-    def allocate(self, size: int, views: bool = False) -> Rows:
+    def allocate(self, size: int, views: bool = False, memory: Memory | None = None) -> Rows:
         """Memory for a batch of `size` rows, of any content."""
-        return allocate(self.reader, self.precision, size)
+        return allocate(self.reader, self.precision, size, memory)
 
     def take(self, position: np.ndarray, out: Rows) -> None:
         """The rows at (B,) positions, copied into `out`; PADDING, at the end only, makes rows of padding."""
@@ -108,20 +108,28 @@ def places(plan: Plan, rank: int, world: int, cursor: Cursor, steps: int) -> Ite
 
 
 def stream(
-    resident: Resident, plan: Plan, rank: int, world: int, cursor: Cursor, steps: int, prefetch: int = 2
+    resident: Resident,
+    plan: Plan,
+    rank: int,
+    world: int,
+    cursor: Cursor,
+    steps: int,
+    prefetch: int = 2,
+    memory: Memory | None = None,
 ) -> ReadAhead[Step]:
-    """What `shards.stream.stream` yields, out of memory; a thread copies `prefetch` batches ahead."""
+    """What `shards.stream.stream` yields, out of memory; a thread copies `prefetch` batches ahead. memory: what they
+    lie in."""
     check_fit(resident.reader, plan, rank, world, steps)
-    memory = RowMemory(resident, plan.local_batch(world), kept=prefetch + 3, views=False)
+    ahead = RowMemory(resident, plan.local_batch(world), kept=prefetch + 3, views=False, memory=memory)
     counters = StreamCounters()
 
     def batches() -> Iterator[Step]:
         for place in places(plan, rank, world, cursor, steps):
             with counters.while_reading():
-                rows = memory.take()
+                rows = ahead.take()
                 resident.take(place.position, rows)
                 step = as_step(rows, resident.reader, plan, place.cursor)
-                memory.give(rows)
+                ahead.give(rows)
             del rows
             yield step
             del step  # or this frame would hold a batch while the next one is made
@@ -140,9 +148,9 @@ def block_rows(reader: RowReader) -> int:
     return max(1, _BLOCK_BYTES // reader.row_bytes)
 
 
-def allocate(reader: RowReader, precision: str, size: int) -> Rows:
+def allocate(reader: RowReader, precision: str, size: int, memory: Memory | None = None) -> Rows:
     """Memory for `size` rows, of any content."""
-    return Rows.uninitialised(size, reader.widths, _dtypes(reader, precision), {}, reader.grouped)
+    return Rows.uninitialised(size, reader.widths, _dtypes(reader, precision), {}, reader.grouped, memory=memory)
 
 
 def read(reader: RowReader, start: int, out: Rows) -> None:

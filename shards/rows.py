@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,10 @@ import xxhash
 PADDING_ROW = -1
 NO_GROUP = -1
 _ALIGNMENT = 64  # a cache line; columns begin at multiples of it
+
+# Given a number of bytes, (bytes,) uint8 of memory for them, with any content. Such memory may be of a kind that numpy
+# does not know: pinned, from which a GPU takes rows without a copy.
+Memory = Callable[[int], np.ndarray]
 
 
 def group_id(name: str | None) -> int:
@@ -73,29 +77,38 @@ class Rows:
         grouped: bool,
         pitch: int = 0,
         places: Mapping[str, int] | None = None,
+        memory: Memory | None = None,
     ) -> Rows:
         """Memory for `size` rows, of any content; the caller fills or clears every row.
 
-        With a pitch, features are views on slots of so many bytes, from byte `places[name]` of each on.
+        With a pitch, features are views on slots of so many bytes, from byte `places[name]` of each on. memory: where
+        all arrays lie; by default numpy's.
         """
+
+        def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            if memory is None:
+                return np.empty(shape, dtype)
+            return memory(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+        flags, numbers = np.dtype(bool), np.dtype(np.int64)
         slots = None
         if pitch:
             assert places is not None
-            memory = np.empty(size * pitch + _ALIGNMENT, np.uint8)
-            start = -memory.ctypes.data % _ALIGNMENT
-            slots = memory[start : start + size * pitch].reshape(size, pitch)
+            whole = empty((size * pitch + _ALIGNMENT,), np.dtype(np.uint8))
+            start = -whole.ctypes.data % _ALIGNMENT
+            slots = whole[start : start + size * pitch].reshape(size, pitch)
             features = {
                 name: slots[:, places[name] : places[name] + width * dtypes[name].itemsize].view(dtypes[name])
                 for name, width in widths.items()
             }
         else:
-            features = {name: np.empty((size, width), dtypes[name]) for name, width in widths.items()}
+            features = {name: empty((size, width), dtypes[name]) for name, width in widths.items()}
         return cls(
             features,
-            {name: np.empty(size, bool) for name in widths},
-            np.empty(size, np.int64),
-            {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in label_shapes.items()},
-            np.empty(size, np.int64) if grouped else None,
+            {name: empty((size,), flags) for name in widths},
+            empty((size,), numbers),
+            {name: empty((size, *shape), dtype) for name, (shape, dtype) in label_shapes.items()},
+            empty((size,), numbers) if grouped else None,
             slots=slots,
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 from shards.mixed_reader import MixedReader
 from shards.plan import Cursor, Plan, Range, Window
 from shards.reader import Reader
-from shards.rows import Rows
+from shards.rows import Memory, Rows
 from shards.stream_counters import StreamCounters
 
 # Pieces planned at once. A window of a plan of small chunks has many pieces a step, one of large chunks few.
@@ -31,7 +31,7 @@ RowReader = Reader | MixedReader
 class Allocates(Protocol):
     """What memory for batches is asked of."""
 
-    def allocate(self, size: int, views: bool = False) -> Rows: ...
+    def allocate(self, size: int, views: bool = False, memory: Memory | None = None) -> Rows: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def stream(
     cursor: Cursor,
     steps: int,
     prefetch: int = 2,
+    memory: Memory | None = None,
 ) -> Iterator[Step]:
     """`steps` batches of exactly ceil(global_batch / world) rows each, from `cursor` on, over epoch borders.
 
@@ -67,16 +68,18 @@ def stream(
     reader raises (ShardError, DamageError).
 
     Where `Reader.pitch` allows it, features are views on whole samples, `Rows.slots`: nothing is copied after reading.
+    memory: what batches lie in, for instance pinned for a GPU; features then have no gaps, and are copied there out of
+    a buffer in the processor's cache.
     """
     check_fit(reader, plan, rank, world, steps)
-    memory = RowMemory(reader, plan.local_batch(world), kept=prefetch + 3)
+    batches = RowMemory(reader, plan.local_batch(world), kept=prefetch + 3, memory=memory)
     steps_read = _steps(reader, plan, rank, world, cursor, steps)
     if prefetch <= 0:
-        return (_read(reader, memory, plan, *step) for step in steps_read)
+        return (_read(reader, batches, plan, *step) for step in steps_read)
     if reader.is_local:
         counters = StreamCounters()
-        return ReadAhead(_read_counted(reader, memory, plan, steps_read, counters), prefetch, counters)
-    return ReadAhead(_read_side_by_side(reader, memory, plan, steps_read, prefetch), 1)
+        return ReadAhead(_read_counted(reader, batches, plan, steps_read, counters), prefetch, counters)
+    return ReadAhead(_read_side_by_side(reader, batches, plan, steps_read, prefetch), 1)
 
 
 def check_fit(reader: RowReader, plan: Plan, rank: int, world: int, steps: int) -> None:
@@ -126,10 +129,16 @@ class RowMemory:
     by CPython's reference counts, which are compared with those of a batch that nobody has seen yet: views (numpy lets
     a view of a view refer to the array that owns the memory), tensors made by `torch.from_numpy` and dictionaries of a
     `Step` all count.
+
+    memory: of what kind it is, by default numpy's own. Such memory goes to a device without a copy, which wants
+    features without gaps (never views), and is held for one batch longer, that on its way.
     """
 
-    def __init__(self, reader: Allocates, size: int, kept: int, views: bool = True) -> None:
-        self._reader, self._size, self._kept, self._views = reader, size, kept, views
+    def __init__(
+        self, reader: Allocates, size: int, kept: int, views: bool = True, memory: Memory | None = None
+    ) -> None:
+        self._reader, self._size, self._memory = reader, size, memory
+        self._kept, self._views = (kept, views) if memory is None else (kept + 1, False)
         self._batches: list[Rows] = []
         self._alone: list[int] = []
         self._lock = threading.Lock()
@@ -140,7 +149,7 @@ class RowMemory:
             for place, rows in enumerate(self._batches):
                 if _references(rows) == self._alone:
                     return self._batches.pop(place)
-        rows = self._reader.allocate(self._size, self._views)
+        rows = self._reader.allocate(self._size, self._views, self._memory)
         self._alone = self._alone or _references(rows)
         return rows
 
@@ -151,12 +160,13 @@ class RowMemory:
 
 
 def _references(rows: Rows) -> list[int]:
-    """How often each array of the batch, and the one that owns its slots, is referred to."""
+    """How often each array of the batch, and each that owns the memory of some, is referred to."""
     arrays = [rows.row, *rows.features.values(), *rows.present.values(), *rows.labels.values()]
     if rows.group is not None:
         arrays.append(rows.group)
-    if rows.slots is not None and rows.slots.base is not None:
-        arrays += [rows.slots, rows.slots.base]
+    if rows.slots is not None:
+        arrays.append(rows.slots)
+    arrays += [array.base for array in arrays if array.base is not None]
     return [sys.getrefcount(arrays[i]) for i in range(len(arrays))]
 
 

@@ -25,11 +25,12 @@ import torch
 from conclugen import distributed
 from conclugen.batch import Batch
 from conclugen.device_rows import DeviceRows
-from conclugen.prefetch import prefetch
+from conclugen.prefetch import pinned, prefetch
 from ray_jobs.mixture import AnySource
 from ray_jobs.training.rank_meeting import RankMeeting
 from shards import Cursor, resident
 from shards.resident import HALF, Place, Resident
+from shards.rows import Memory
 from shards.stream import ReadAhead, Step
 from shards.stream_counters import StreamCounters
 
@@ -112,10 +113,17 @@ class Node:
 
 
 class Payload:
-    """What brings a rank its batches; made by `prepare`."""
+    """What brings a rank its batches; made by `prepare`. memory: what batches lie in on the host: for a GPU such memory
+    as it copies from by itself, so that rows are copied there once, when they are read."""
 
-    def __init__(self, source: AnySource, name: str, kept: Resident | DeviceRows | None = None) -> None:
-        self.name, self._source, self._kept = name, source, kept
+    def __init__(
+        self,
+        source: AnySource,
+        name: str,
+        kept: Resident | DeviceRows | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        self.name, self._source, self._kept, self._memory = name, source, kept, memory
 
     @property
     def all_read(self) -> bool:
@@ -126,10 +134,10 @@ class Payload:
         """This rank's part of the next `steps` global batches; close it before Ray ends."""
         plan, ahead = self._source.plan, self._source.data.prefetch
         if isinstance(self._kept, Resident):
-            return resident.stream(self._kept, plan, rank, world, cursor, steps, ahead)
+            return resident.stream(self._kept, plan, rank, world, cursor, steps, ahead, self._memory)
         if isinstance(self._kept, DeviceRows):
             return DeviceBatches(self._kept, ReadAhead(resident.places(plan, rank, world, cursor, steps), ahead))
-        return self._source.stream(rank, world, cursor, steps, self.name)
+        return self._source.stream(rank, world, cursor, steps, self.name, self._memory)
 
     def on_device(self, batches: Any, device: torch.device) -> Iterator[Any]:
         """The batches, on their way to the device or there already."""
@@ -177,20 +185,20 @@ def prepare(
     Raises ValueError where rows don't fit, on every rank, and what the reader raises.
     """
     data, reader = source.data, source.reader
-    rows = int(reader.counts.sum())
+    rows, memory = int(reader.counts.sum()), pinned if device.type == "cuda" else None
     if data.payload not in (*KEPT, AUTO) or (data.payload == AUTO and device.type != "cuda"):
-        return Payload(source, STORE if data.payload == AUTO else data.payload)
+        return Payload(source, STORE if data.payload == AUTO else data.payload, memory=memory)
     needed = resident.nbytes(reader, data.rows_in)
     half = resident.nbytes(reader, HALF)
     rooms = [Room(**found) for found in meeting.exchange(asdict(here))]
     name = choose(data.payload, needed, rows, rooms, half if half < needed else None)
     if name not in KEPT:
-        return Payload(source, name)
+        return Payload(source, name, memory=memory)
     said = line(name, needed, rows, data.payload)
     if said is not None:
         tell(said)
     if name == HOST:
-        return Payload(source, name, _shared(source, node, attempt, meeting, beat))
+        return Payload(source, name, _shared(source, node, attempt, meeting, beat), memory)
     return Payload(source, name, _on_device(source, device, beat))
 
 

@@ -19,6 +19,7 @@ from shards.view import View
 from shards.writer import ShardWriter
 from tests.shards import test_mixed_reader
 from tests.shards.small_data import flip_bit
+from tests.shards.test_stream import Blocks
 
 ROWS = 157
 
@@ -80,6 +81,18 @@ def test_batches_are_those_of_the_stream(
         assert len(held) == len(expected) == 9
         for one, two in zip(held, expected, strict=True):
             assert_same(one, two)
+
+
+def test_batches_are_copied_into_memory_that_is_given(manifest: Manifest) -> None:
+    reader, memory = Reader(manifest, labels=()), Blocks()
+    plan = EpochPlan(reader.counts, seed=4, global_batch=32, chunk_rows=5, remainder="pad")
+    expected = list(stream(reader, plan, 0, 1, Cursor(), 12))
+    with resident.stream(filled(Resident(reader)), plan, 0, 1, Cursor(), 12, memory=memory) as batches:
+        for one, two in zip(batches, expected, strict=True):
+            assert memory.hold(one)
+            assert_same(one, two)
+            del one
+    assert len(memory.blocks) <= 6 * 6, "memory is not used again"
 
 
 def test_batches_of_a_mixture_are_those_of_its_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,53 @@ def test_batches_that_are_kept_keep_their_values(manifest: Manifest, prefetch: i
     assert len(places) < 35  # 40 without any use again
 
 
+class Blocks:
+    """Memory for batches, all of which is known: by the address of each block."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, int] = {}
+        self._tensors: list[torch.Tensor] = []  # as pinned memory, which belongs to no array
+
+    def __call__(self, size: int) -> np.ndarray:
+        self._tensors.append(torch.full((size,), 0x55, dtype=torch.uint8))
+        self.blocks[self._tensors[-1].data_ptr()] = size
+        found: np.ndarray = self._tensors[-1].numpy()
+        return found
+
+    def hold(self, rows: Rows) -> bool:
+        """Whether every array of the batch but its labels is a whole block."""
+        arrays = [
+            *rows.features.values(),
+            *rows.present.values(),
+            rows.row,
+            *([] if rows.group is None else [rows.group]),
+        ]
+        return all(self.blocks.get(x.ctypes.data) == x.nbytes and x.flags.c_contiguous for x in arrays)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_are_read_into_memory_that_is_given(manifest: Manifest, prefetch: int, views: bool) -> None:
+    """Without gaps, whatever the samples look like; taken again once nobody holds any array of a batch, or a part of
+    one."""
+    view = View.where(manifest, np.arange(ROWS) % 5 != 2)
+    plan = EpochPlan(view.counts, seed=4, global_batch=32, chunk_rows=5)
+    reader, memory, kept, steps = Reader(manifest, view), Blocks(), [], 14
+    expected = [expected_rows(plan, view, plan.advance(Cursor(), i), 1, 2) for i in range(steps)]
+    batches = stream(reader, plan, 1, 2, Cursor(), steps, prefetch, memory)
+    for i, batch in enumerate(batches):
+        assert memory.hold(batch)
+        check_rows(batch, expected[i])
+        if i < 3:
+            kept.append((torch.from_numpy(batch.features["a"])[2:5], batch.features["b"][7:9]))
+    for i, (a, b) in enumerate(kept):
+        np.testing.assert_array_equal(a, [features_of(row)["a"] for row in expected[i][2:5]])
+        np.testing.assert_array_equal(
+            b, [np.zeros(5) if (x := features_of(r)["b"]) is None else x for r in expected[i][7:9]]
+        )
+    arrays = 2 + 2 + 1 + 1 + 1  # features, presence, numbers, groups, labels
+    assert len(memory.blocks) <= arrays * (len(kept) + prefetch + 3), "memory is not used again"
+
+
 def test_errors_reach_the_consumer_after_the_batches_before(tmp_path: Path) -> None:
     manifest = write(tmp_path / "data")
     plan = EpochPlan(manifest.counts, seed=0, global_batch=16, chunk_rows=4)

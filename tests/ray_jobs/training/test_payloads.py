@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ import ray.train.torch
 import torch
 
 from conclugen import presets
+from conclugen.prefetch import pinned
 from ray_jobs.mixture import open_source
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.training import far_folder, payloads, worker
-from ray_jobs.training.payloads import AUTO, DEVICE, HOST, STORE, Room, choose, line
+from ray_jobs.training.payloads import AUTO, DEVICE, HOST, STORE, Node, Room, choose, line
 from ray_jobs.training.worker import Start
+from shards import Cursor, resident
 from shards.schema import Column, Sample, Schema
 from shards.writer import ShardWriter
 from tests.ray_jobs.training.test_other_nodes import NearHome
@@ -91,6 +94,28 @@ def test_shared_memory_is_reserved_and_leaves_with_its_maker(tmp_path: Path) -> 
     with pytest.raises(OSError), payloads._made(tmp_path / "conclugen-rows-c", 1 << 60):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("payload", [STORE, "worker", HOST])
+def test_for_a_gpu_batches_are_read_into_pinned_memory(payload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every payload that brings them from the host."""
+    given: list[Any] = []
+    source: Any = SimpleNamespace(
+        data=SimpleNamespace(payload=payload, rows_in="stored", prefetch=2),
+        reader=SimpleNamespace(counts=np.array([3])),
+        plan=None,
+        stream=lambda *arguments: given.append(arguments[-1]),
+    )
+    monkeypatch.setattr(resident, "nbytes", lambda *_: 10)
+    monkeypatch.setattr(resident, "stream", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr(payloads, "_shared", lambda *_: object.__new__(resident.Resident))
+    meeting: Any = SimpleNamespace(exchange=lambda told: [told])
+    for device, expected in (("cuda", pinned), ("cpu", None)):
+        found = payloads.prepare(
+            source, Node(0, 1), H100, torch.device(device), "a", meeting, lambda line: None, lambda: None
+        )
+        found.stream(0, 1, Cursor(), 1)
+        assert given.pop() is expected
 
 
 def test_a_rank_trains_whole_without_ray_data_and_without_its_folder(
