@@ -7,8 +7,10 @@ Corpora of random features are written, then read in turns, so that a change of 
   webdataset   `webdataset.RandomMix` of the same shards
   ray          `ray.data.Dataset.mix` of the same rows (with --ray, where the installed version has it)
 
-Of each the seconds a sample, by how many rows the worst window of 1, 4 and 16 batches misses its share, and whether a
-reader that is made anew after some batches goes on with the rows that it would have read.
+Of each the seconds a sample, by the clock and of this process's CPU time (Ray reads in processes of its own), by how
+many rows the worst window of 1, 4 and 16 batches misses its share, and whether a reader that is made anew after some
+batches goes on with the rows that it would have read. Ratios are medians of those within a turn. Other ways mix whole
+archives, or out of a few that are open: --archive-mb says how large archives are.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ WINDOWS = (1, 4, 16)
 Batches = Iterator[np.ndarray]  # (rows,) int64 for each batch: the number of every sample, which names its corpus
 
 
-def write(folder: Path, first: int, rows: int, seed: int) -> Manifest:
+def write(folder: Path, first: int, rows: int, seed: int, archive_bytes: int = 64 << 20) -> Manifest:
     """Samples first, first + 1, ..., whose first feature is their number."""
     rng = np.random.default_rng(seed)
-    with ShardWriter(folder, Schema((Column("video", WIDTH),)), max_shard_bytes=64 << 20) as writer:
+    with ShardWriter(folder, Schema((Column("video", WIDTH),)), max_shard_bytes=archive_bytes) as writer:
         for row in range(first, first + rows):
             values = rng.standard_normal(WIDTH, np.float32)
             values[0] = row
@@ -112,12 +114,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
         raise ValueError(
             f"--weights: found {len(weights)}, expected one for each of the {len(sizes)} corpora of --rows"
         )
-    firsts = [0, *itertools.accumulate(sizes)]
+    firsts, archive_bytes = [0, *itertools.accumulate(sizes)], int(options.archive_mb * 1e6)
     manifests = {
-        f"c{i}": write(folder / f"c{i}", first, rows, i)
+        f"c{i}": write(folder / f"c{i}", first, rows, i, archive_bytes)
         for i, (first, rows) in enumerate(zip(firsts, sizes, strict=False))
     }
-    whole, borders = write(folder / "whole", 0, sum(sizes), 9), np.array(firsts[1:-1])
+    whole, borders = write(folder / "whole", 0, sum(sizes), 9, archive_bytes), np.array(firsts[1:-1])
     batch, steps, restart = options.batch, options.steps, options.steps // 2
     ways: dict[str, Callable[[int, int], Batches]] = {
         "plain": lambda start, count: plain(whole, batch, start, count),
@@ -128,23 +130,27 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     if options.ray:
         ways["ray"] = lambda start, count: ray_mix(manifests, weights, batch, count)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     read: dict[str, list[np.ndarray]] = {}
     for _ in range(options.repeats):
         for name, way in ways.items():
             batches = way(0, steps)
             first = next(batches)  # start-up: indexes, threads, buffers
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             read[name] = [first, *batches]
-            seconds[name].append((time.perf_counter() - begin) / (batch * max(1, len(read[name]) - 1)))
+            samples = batch * max(1, len(read[name]) - 1)
+            seconds[name].append((time.perf_counter() - begin) / samples)
+            cpu[name].append((time.process_time() - used) / samples)
     found: dict[str, dict[str, float | str]] = {}
     for name, way in ways.items():
         again = list(way(restart, min(4, steps - restart)))
         expected = read[name][restart : restart + len(again)]
         same = len(again) == len(expected) and all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
         found[name] = {"us_a_sample": 1e6 * statistics.median(seconds[name])}
-        found[name]["beside_plain"] = statistics.median(
-            a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)
-        )
+        for column, spent in (("beside_plain", seconds), ("cpu_beside", cpu)):
+            found[name][column] = statistics.median(a / b for a, b in zip(spent[name], spent["plain"], strict=True))
+        if name == "ray":
+            del found[name]["cpu_beside"]
         if name != "plain":
             for length in WINDOWS:
                 if length < len(read[name]):
@@ -169,7 +175,7 @@ def local_ray(folder: str) -> Iterator[None]:
 def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="mixing") as folder, local_ray(folder) if options.ray else nullcontext():
         found = measure(options, Path(folder))
-    columns = ["us_a_sample", "beside_plain", *(f"worst_of_{length}" for length in WINDOWS), "goes_on"]
+    columns = ["us_a_sample", "beside_plain", "cpu_beside", *(f"worst_of_{length}" for length in WINDOWS), "goes_on"]
     print(f"{'':<12}" + "".join(f"{column:>15}" for column in columns))
     for name, values in found.items():
         cells = (values.get(column, "-") for column in columns)
@@ -182,6 +188,7 @@ def run(options: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[4000, 2000, 1000], help="rows of each corpus")
     parser.add_argument("--weights", type=int, nargs="+", default=[3, 2, 5], help="weight of each corpus")
+    parser.add_argument("--archive-mb", type=float, default=64.0, help="megabytes of an archive of samples")
     parser.add_argument("--batch", type=int, default=512, help="rows of a batch")
     parser.add_argument("--steps", type=int, default=40, help="batches that are read")
     parser.add_argument("--repeats", type=int, default=5, help="how often each way is timed, in turns")

@@ -21,7 +21,8 @@ class EncoderOptions:
         weights: Encoder -> local copy of its weights: a file, a folder, or a model's name on a hub.
         mirror: Folder or URL where published weight files are found under their own names; none: their own addresses.
         gpus: Share of a GPU for each actor, of every encoder or of those named; 0: a CPU.
-        actors: Most actors of an encoder, of every one or of those named.
+        actors: Most actors of an encoder, of every one or of those named. Without, only those on GPUs have any (one
+            each); the others run in the processes that decode, as many as there are cores.
         cpus: Logical CPUs of each decoding task and each actor.
         clips_per_task: Clips that one task decodes.
         block_mib: Size of what travels between the stages at once, in MiB; a single longer clip is a block of its own.
@@ -31,7 +32,7 @@ class EncoderOptions:
     weights: dict[str, str] | None = None
     mirror: str | None = None
     gpus: float | dict[str, float] = 0.0
-    actors: int | dict[str, int] = 1
+    actors: int | dict[str, int] | None = None
     cpus: float = 1.0
     clips_per_task: int = 8
     block_mib: float = 32.0

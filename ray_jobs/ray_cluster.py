@@ -78,6 +78,12 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
         ending.retake()  # Ray answers SIGTERM by itself, with status 15
 
 
+def processes() -> int | None:
+    """How many tasks shall run at once that keep a core busy each: as many as this machine has cores, where Ray was
+    told of more for what only waits; None on a cluster, whose nodes say how many they have."""
+    return None if joins() else machine.cores()
+
+
 def joins() -> bool:
     """Whether `connect` joins a cluster; RAY_ADDRESS=local is Ray's word for one of its own on this machine."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")

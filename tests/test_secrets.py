@@ -209,8 +209,9 @@ def test_what_workers_log_is_scrubbed_from_their_first_line_on(monkeypatch: pyte
     begin: dict[str, Callable[[], object]] = {
         "training": lambda: worker.train(nothing),
         "build": lambda: next(building._build_task(nothing)),
-        "decoding": lambda: next(extract._DecodeRanges(nothing, [])({"id": [0]})),
+        "decoding": lambda: next(extract._EncodeRanges(nothing, [])({"id": [0]})),
         "encoder": lambda: extract._EncoderActor(nothing),
+        "embedding": lambda: corpus._InTasks(nothing, ())({"id": [0]}),
         "embedding of clips": lambda: corpus._EmbedTables(nothing),
         "embedding of features": lambda: corpus._EmbedRanges(nothing, nothing, []),
         "cell": lambda: ablation._run_cell._function(nothing, nothing),

@@ -49,8 +49,6 @@ _CLIPS_PER_SHARD = 60
 _CLIPS_PER_TASK = 8
 # A core each for two tasks: more at a time gain nothing on the two cores that the demo reckons with.
 _CPUS_OF_A_BUILD = 4.0
-# The speech network takes three quarters of the encoders' time: alone it would keep one core idle.
-_ACTORS = {"distillmos": 2}
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def run(config: DemoConfig) -> DemoResult:
     with steps.step("features", f"frozen encoders: {', '.join(choice.name for choice in choices)}"):
         extraction = Extraction.make(ClipManifest.open(output / "clips"), output / "features", choices)
         extraction.claim()
-        extracted = extract(extraction, Resources(actors=_ACTORS, clips_per_task=16))
+        extracted = extract(extraction, Resources(clips_per_task=16))
         print("\n".join(extracted.lines(extraction.out)), flush=True)
         views, lines = make_views(Manifest.open(output / "features"), "group", SHARES, seed=config.corpus.seed)
         for view in views:

@@ -7,6 +7,7 @@ that are missing. A row for each clip: key, shard, row, `embedding` (list of flo
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import ray
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.ending import resumable
+from ray_jobs import ray_cluster
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extraction.extract import Resources, data_settings, feature_dataset
+from ray_jobs.extraction.extract import Resources, data_settings, feature_dataset, once
 from ray_jobs.extraction.plan import Extraction
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest, Reader, View
@@ -62,7 +64,7 @@ class RowEmbedder:
 
 
 class _EmbedTables:
-    """In an actor: tables of encoded clips to rows of the result."""
+    """Tables of encoded clips to rows of the result; made once in each process."""
 
     def __init__(self, rows: RowEmbedder) -> None:
         uris.scrub_output()
@@ -85,7 +87,7 @@ class _EmbedTables:
 
 
 class _EmbedRanges:
-    """In an actor: ranges of feature shards to rows of the result."""
+    """Ranges of feature shards to rows of the result; made once in each process."""
 
     def __init__(self, rows: RowEmbedder, manifest: Manifest, ranges: list[tuple[int, int, int]]) -> None:
         uris.scrub_output()
@@ -203,13 +205,25 @@ class _Parts:
         return rows, without
 
 
-def _mapped(dataset: Any, actor: type[Any], arguments: tuple[Any, ...], resources: Resources) -> Any:
-    numpy_batches = actor is _EmbedRanges
-    return dataset.map_batches(
-        actor,
-        fn_constructor_args=arguments,
-        batch_size=None,
-        batch_format="numpy" if numpy_batches else "pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.actors.get("model", 1)),
-        num_cpus=resources.cpus,
-    )
+@dataclass(frozen=True)
+class _InTasks:
+    """A callable class applied in tasks, whose processes keep what it made of its arguments."""
+
+    kind: type[Any]
+    arguments: tuple[Any, ...]
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __call__(self, batch: Any) -> Any:
+        uris.scrub_output()
+        return once(self.token, lambda: self.kind(*self.arguments))(batch)
+
+
+def _mapped(dataset: Any, kind: type[Any], arguments: tuple[Any, ...], resources: Resources) -> Any:
+    """`kind` applied where its rows are made, or in actors of its own where some are asked for (`--actors model=N`)."""
+    options = {"batch_size": None, "batch_format": "numpy" if kind is _EmbedRanges else "pyarrow"}
+    if "model" not in resources.actors:
+        concurrency = ray_cluster.processes()
+        apart = _InTasks(kind, arguments)
+        return dataset.map_batches(apart, **options, num_cpus=resources.cpus, concurrency=concurrency)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=resources.actors["model"])
+    return dataset.map_batches(kind, fn_constructor_args=arguments, **options, compute=pool, num_cpus=resources.cpus)

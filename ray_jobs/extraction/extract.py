@@ -1,14 +1,17 @@
 """Clip shards to feature shards through frozen encoders: what `ray_jobs.extract_features` does.
 
-Ray Data decodes clips in tasks on CPUs and pushes them through one pool of actors for each encoder. Frames travel as
-bytes, in blocks of bounded size; Ray Data holds back what the object store has no room for. Killed, the job goes on
-where it was, shard by shard.
+A task decodes a clip and sends it through the encoders that run on CPUs, whose weights its process keeps for the next
+one: as many processes as there are cores, one thread each, and nothing but features leaves them. Encoders on GPUs (and
+those for which actors are asked) have actors of their own; what they take travels as bytes, in blocks of bounded size,
+and Ray Data holds back what the object store has no room for. Killed, the job goes on where it was, shard by shard.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
+import torch
 
 from conclugen import backbones
 from conclugen.backbones import EncoderError, registry
@@ -36,6 +40,7 @@ from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
 from shards.layout import least_bytes
 
+_KEPT = 4  # things that a process of tasks keeps
 Number = TypeVar("Number", int, float)
 T = TypeVar("T")
 
@@ -43,14 +48,18 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Resources:
     """What the cluster gives. gpus: encoder -> share of a GPU for each of its actors (0: a CPU); actors: encoder -> the
-    most of them; cpus: of each decoding task and each actor; clips_per_task: decoded by one task; block_bytes: of what
-    travels between stages at once (a single longer clip is a block of its own)."""
+    most of them (1 of one on a GPU; no others have any); cpus: of each task and each actor; clips_per_task: clips of
+    one task; block_bytes: of what travels between stages at once (a single longer clip is a block of its own)."""
 
     gpus: Mapping[str, float] = field(default_factory=dict)
     actors: Mapping[str, int] = field(default_factory=dict)
     cpus: float = 1.0
     clips_per_task: int = 8
     block_bytes: int = 32 << 20
+
+    def has_actors(self, encoder: str) -> bool:
+        """Whether the encoder has actors of its own, rather than run where clips are decoded."""
+        return bool(self.gpus.get(encoder)) or encoder in self.actors
 
     def __post_init__(self) -> None:
         if not self.cpus > 0 or self.clips_per_task < 1 or self.block_bytes < 1:
@@ -90,13 +99,24 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
         for shard in shards
         for start in range(0, int(plan.clips.counts[shard]), size)
     ]
-    takes = [info.takes for info in plan.infos]
-    decode = _DecodeRanges(Decoder(ClipReader(plan.clips), unique(takes), plan.decoding), ranges)
+    # Those without actors come first: what they alone take never leaves their process.
+    order = sorted(range(len(plan.choices)), key=lambda i: resources.has_actors(plan.choices[i].name))
+    choices, infos = [plan.choices[i] for i in order], [plan.infos[i] for i in order]
+    takes = [info.takes for info in infos]
     devices = {name: "cuda" for name, share in resources.gpus.items() if share}
+    encoders = stages(choices, infos, takes, plan.augmentation, plan.dtype, devices, plan.sequences)
+    within = tuple(stage for stage in encoders if not resources.has_actors(stage.choice.name))
+    decoder = Decoder(ClipReader(plan.clips), unique(takes), plan.decoding)
     with data_settings(resources):
         dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
-        dataset = dataset.map_batches(decode, batch_size=None, batch_format="numpy", num_cpus=resources.cpus)
-        for stage in stages(plan.choices, plan.infos, takes, plan.augmentation, plan.dtype, devices, plan.sequences):
+        dataset = dataset.map_batches(
+            _EncodeRanges(decoder, ranges, within, len(within) == len(encoders), max(1, int(resources.cpus))),
+            batch_size=None,
+            batch_format="numpy",
+            num_cpus=resources.cpus,
+            concurrency=ray_cluster.processes(),
+        )
+        for stage in encoders[len(within) :]:
             name = stage.choice.name
             dataset = dataset.map_batches(
                 _EncoderActor,
@@ -108,7 +128,7 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
                 num_gpus=resources.gpus.get(name) or None,
                 zero_copy_batch=True,
                 # Selects nothing; but stages whose arguments differ are not fused, and decoding must not run within the
-                # first encoder's actors.
+                # first encoder's few actors.
                 label_selector={},
             )
     return dataset
@@ -131,16 +151,53 @@ def data_settings(resources: Resources) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _DecodeRanges:
-    """In a task: numbers of ranges -> tables of one clip each, which Ray gathers into blocks."""
+class _EncodeRanges:
+    """In a task: numbers of ranges -> tables of their clips, which have been through some of the encoders, or (`whole`)
+    all of them. Without the inputs of others a range is one table, else each clip is one, which Ray gathers into
+    blocks."""
 
     decoder: Decoder
     ranges: list[tuple[int, int, int]]
+    encoders: tuple[EncoderStage, ...] = ()
+    whole: bool = False
+    threads: int = 1
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         uris.scrub_output()
+        encoders = once(self.token, self._begin)
         for number in batch["id"]:
-            yield from self.decoder.tables(*self.ranges[int(number)])
+            tables = (_through(encoders, table) for table in self.decoder.tables(*self.ranges[int(number)]))
+            if self.whole:
+                yield pa.concat_tables(tables)
+            else:
+                yield from tables
+
+    def _begin(self) -> tuple[EncoderStage, ...]:
+        """The first task's stages, which come by their weights as they are used."""
+        if self.encoders:
+            torch.set_num_threads(self.threads)  # of each of the processes, which are as many as there are cores
+        return self.encoders
+
+
+def _through(encoders: Sequence[EncoderStage], table: pa.Table) -> pa.Table:
+    for encoder in encoders:
+        table = encoder(table)
+    return table
+
+
+_once: OrderedDict[str, Any] = OrderedDict()
+
+
+def once(token: str, make: Callable[[], T]) -> T:
+    """What `make` gives, made once in each process and kept for the tasks that come to it later with the same token,
+    which is that of one job: models, whose weights would be loaded anew by every task."""
+    if token not in _once:
+        _once[token] = make()
+        if len(_once) > _KEPT:
+            _once.popitem(last=False)
+    found: T = _once[token]
+    return found
 
 
 class _EncoderActor:
@@ -200,7 +257,7 @@ def resources_of(options: EncoderOptions, names: Sequence[str]) -> Resources:
     """Resources of these actors; a number without a name is everyone's."""
     return Resources(
         _per_encoder("gpus", options.gpus, names),
-        _per_encoder("actors", options.actors, names),
+        {} if options.actors is None else _per_encoder("actors", options.actors, names),
         options.cpus,
         options.clips_per_task,
         int(options.block_mib * 2**20),

@@ -24,7 +24,7 @@ from conclugen.common import uris
 from ray_jobs.mixture import AnySource, Mixture, open_source
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.training import far_folder, payloads, run_metrics
+from ray_jobs.training import far_folder, numa, payloads, run_metrics
 from ray_jobs.training.checkpoint_store import CheckpointWriter
 from ray_jobs.training.failures import Pulse
 from ray_jobs.training.input_gauge import InputTimes
@@ -68,7 +68,7 @@ def train(start: Start) -> None:
 
 
 def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse) -> None:
-    job, run = start.job, start.job.run
+    job, run, context = start.job, start.job.run, ray.train.get_context()
     torch.set_num_threads(run.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces its doings; the progress line is ours
 
@@ -79,12 +79,16 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse)
     # Before the ranks meet to restore: after it one rank may note new damage while another reads what is known.
     watch = Watch(source, job, folder)
     meeting = RankMeeting(rank, world, run.stall_timeout_s)
+    device = ray.train.torch.get_device()
+    # Before anything starts threads, which inherit it.
+    bound = numa.bind(device, [ray.util.get_node_ip_address(), context.get_local_rank()], meeting.exchange)
+    if bound is not None and rank == 0:
+        print(bound, flush=True)
     state = newest_state(start, rank, meeting)
     if run.gpu:
         distributed.separate(timedelta(seconds=run.stall_timeout_s + COLLECTIVES_LATER_S))
     step = 0 if state is None else int(state.meta["step_number"])
     cursor = Cursor(epoch=0, step=0) if state is None else Cursor.from_dict(state.cursor)
-    device = ray.train.torch.get_device()
     payload = prepared(start, source, rank, device, meeting, functools.partial(pulse.beat, step))
     watch.all_read = payload.all_read
     job = replace(job, data=replace(job.data, payload=payload.name))  # type: ignore[arg-type]  # one of its words

@@ -49,7 +49,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_ray_gives_the_bytes_of_the_obvious_loop(shared_ray: None, clips: ClipManifest, tmp_path: Path) -> None:
-    """One actor for each encoder or two, small tasks, small blocks: nothing of it shows in the result."""
+    """An encoder in two actors, the others where clips are decoded, small tasks, small blocks: nothing of it shows in
+    the result."""
     views = Augmentation(1)
     run_loop(make_plan(clips, tmp_path / "loop", augmentation=views))
     resources = Resources(actors={"random-image": 2}, cpus=_SHARE, clips_per_task=2, block_bytes=30_000)
@@ -59,15 +60,16 @@ def test_ray_gives_the_bytes_of_the_obvious_loop(shared_ray: None, clips: ClipMa
     assert Manifest.open(tmp_path / "ray").digest == Manifest.open(tmp_path / "loop").digest
 
 
-def test_decoding_stays_out_of_the_encoders_actors(
-    shared_ray: None, clips: ClipManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("apart", [(), ("random-image",), RANDOM])
+def test_encoders_run_where_clips_are_decoded_but_for_those_with_actors(
+    shared_ray: None, clips: ClipManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str], apart: tuple[str, ...]
 ) -> None:
-    """As Ray Data will run it: fused with the first encoder, decoding would wait for its few actors."""
-    feature_dataset(make_plan(clips, tmp_path / "out"), [0], Resources()).explain()
+    """As Ray Data will run it: fused with the first encoder that has some, decoding would wait for its few actors."""
+    feature_dataset(make_plan(clips, tmp_path / "out"), [0], Resources(actors=dict.fromkeys(apart, 1))).explain()
     optimized = capsys.readouterr().out.split("Physical Plan (Optimized)")[1]
     assert re.findall(r"(\w+)MapOperator\[(.+)\]", optimized) == [
-        *[("ActorPool", "MapBatches(_EncoderActor)")] * len(RANDOM),
-        ("TaskPool", "ReadRange->MapBatches(_DecodeRanges)"),
+        *[("ActorPool", "MapBatches(_EncoderActor)")] * len(apart),
+        ("TaskPool", "ReadRange->MapBatches(_EncodeRanges)"),
     ]
 
 
@@ -164,7 +166,8 @@ def test_memory_is_bounded_whatever_the_corpus(small_store: None, tmp_path: Path
     frames = clips.rows * 32 * 180 * 180 * 3
     assert frames > 10 * _STORE
     plan = make_plan(clips, tmp_path / "out", ("random-video",))
-    summary = extract(plan, Resources(block_bytes=8 << 20, clips_per_task=4), quiet=True)
+    resources = Resources(actors={"random-video": 1}, block_bytes=8 << 20, clips_per_task=4)
+    summary = extract(plan, resources, quiet=True)
     assert summary.written == clips.rows
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
