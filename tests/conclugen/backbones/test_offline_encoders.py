@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms.functional import center_crop, resize
 
 from conclugen import backbones
-from conclugen.backbones import efficientnet_lite, prosody, speech
+from conclugen.backbones import efficientnet_lite, onnx_network, prosody, speech
 from conclugen.backbones.efficientnet_lite import SameConv
 
 RATE = 16_000
@@ -38,6 +40,74 @@ def test_the_image_network_recognises_photographs(image: backbones.Encoder, phot
     with torch.inference_mode():
         logits = image.network.classify(image.pixels(frame[None]))
     assert int(logits.argmax()) in classes
+
+
+@pytest.fixture(scope="module")
+def drawn_network() -> efficientnet_lite.EfficientNetLite0:
+    """With batch norms that shift and scale as trained ones do."""
+    generator = torch.Generator().manual_seed(0)
+    network = efficientnet_lite.EfficientNetLite0().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low, high in ((module.running_mean, -0.1, 0.1), (module.running_var, 0.2, 0.6)):
+                assert values is not None
+                values.uniform_(low, high, generator=generator)
+            module.weight.data.uniform_(0.8, 1.4, generator=generator)
+            module.bias.data.uniform_(-0.2, 0.5, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+@pytest.mark.parametrize("size", [(64, 64), (65, 50)])
+def test_folded_batch_norms_change_rounding_alone(
+    drawn_network: efficientnet_lite.EfficientNetLite0, runtime: str, size: tuple[int, int]
+) -> None:
+    pixels = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = drawn_network(pixels)
+        folded = copy.deepcopy(drawn_network).folded()
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        if runtime == "onnx":
+            if not onnx_network.available("cpu"):
+                pytest.skip("the extra `fast` is not installed")
+            folded.runtime = folded.through_onnx()
+        found = folded(pixels.contiguous(memory_format=torch.channels_last))
+    assert float(expected.std()) > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_are_written_down_as_they_are() -> None:
+    if not onnx_network.available("cpu"):
+        pytest.skip("the extra `fast` is not installed")
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 6, (3, 5), stride=(2, 1), padding=(0, 2)),
+        torch.nn.LeakyReLU(0.3),
+        torch.nn.Conv2d(6, 4, 3, dilation=2, groups=2, bias=False),
+    )
+    graph = onnx_network.Graph()
+    network = onnx_network.OnnxNetwork(graph, graph.sequence(layers), 2)
+    x = torch.randn(3, 2, 17, 23, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), layers(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError, match="Tanh: expected a convolution or a leaky ReLU"):
+        onnx_network.Graph().sequence([torch.nn.Tanh()])
+
+
+def test_runtimes_give_the_same_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both networks, with and without ONNX Runtime."""
+    if not onnx_network.available("cpu"):
+        pytest.skip("the extra `fast` is not installed")
+    rng = np.random.default_rng(5)
+    inputs = {
+        "efficientnet-lite0": rng.integers(0, 256, (1, 224, 224, 3), dtype=np.uint8),
+        "distillmos": rng.uniform(-1, 1, RATE // 2).astype(np.float32),
+    }
+    for name, item in inputs.items():
+        fast = backbones.create(name).encode([item])[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(onnx_network, "available", lambda device: False)
+            plain = backbones.create(name).encode([item])[0]
+        assert np.abs(fast - plain).max() < 1e-4 * np.abs(plain).max(), name
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(7, 3, 2), (8, 3, 2), (8, 5, 2), (9, 5, 1), (224, 3, 2)])
