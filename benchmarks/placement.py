@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command_line
+from benchmarks.beside import ROOT, older
 from benchmarks.namespaces import Namespaces
-from benchmarks.ranks.command import ROOT, older
 from benchmarks.readers.methods import WIDTHS, write_shards
 
 _NODES, _CPUS, _PORT = 3, 4, 6399

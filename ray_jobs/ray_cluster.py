@@ -18,8 +18,9 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -76,6 +77,30 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
             _start_local(workers * cpus_per_worker + spare, dashboard)
     finally:
         ending.retake()  # Ray answers SIGTERM by itself, with status 15
+
+
+def check_places(
+    workers: int, cpus: int, gpu: bool, least: int | None, nodes: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """A warning where workers of so many CPUs each (and a GPU) find no place on the cluster now, None where all do.
+
+    least: workers with which the run begins as well. nodes: as `ray.nodes()` gives them. Raises ValueError on this
+    machine alone, which no node will join.
+    """
+    wanted = {"CPU": cpus} | ({"GPU": 1} if gpu else {})
+    alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
+    places = sum(int(min(there.get(name, 0) // count for name, count in wanted.items())) for there in alive)
+    if places >= (workers if least is None else least):
+        return None
+    has = ", ".join(f"{sum(there.get(name, 0) for there in alive):g} {name}s" for name in reversed(wanted))
+    each = f"{'a GPU and ' if gpu else ''}{cpus} CPU{'s' if cpus > 1 else ''}"
+    found = f"run.workers={workers}: a worker wants {each}, and there is room for {places} ({has} on {len(alive)} node"
+    found += "s)" if len(alive) != 1 else ")"
+    remedy = f"run.workers={places}" if places else "run.gpu=false, or a cluster with GPUs (RAY_ADDRESS)"
+    if not joins() and len(alive) == 1:
+        raise ValueError(f"{found}; give {remedy}")
+    smaller = f"run.workers={places}, or run.min_workers={places}" if places else remedy
+    return f"warning: {found}; the run waits for nodes to join. Where none will, give {smaller}"
 
 
 def processes() -> int | None:

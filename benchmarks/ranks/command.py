@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
-import os
 import socket
 import statistics
-import subprocess
-import sys
-import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import command_line
+from benchmarks.beside import ROOT, Child, older
 from benchmarks.namespaces import INTERFACE, Namespaces
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+_WORKER = Path(__file__).with_name("worker.py")
 PLAIN = "plain DDP"
 CASES: dict[str, dict[str, Any]] = {
     PLAIN: {"peer": True},
@@ -53,73 +48,39 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, float]] = field(default_factory=list)
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
 
     def start(self, args: argparse.Namespace, machines: Namespaces | None) -> None:
+        """Start a process for each rank, and wait until all are warm."""
         address = "127.0.0.1" if machines is None else machines.address(0)
-        told = {name: asdict(self)[name] for name in ("peer", "options", "tasks")}
+        told: dict[str, Any] = {"peer": self.peer, "options": self.options, "tasks": self.tasks}
         told |= {"rows": args.rows, "world": args.ranks, "sizes": args.sizes, "meet": f"tcp://{address}:{_port()}"}
         told["interface"] = "" if machines is None else INTERFACE
-        environment = os.environ | {"PYTHONPATH": str(self.tree), "OMP_NUM_THREADS": "1"}
-        environment["GLOO_SOCKET_IFNAME"] = "lo" if machines is None else INTERFACE
+        environment = {"GLOO_SOCKET_IFNAME": "lo" if machines is None else INTERFACE}
         for rank in range(args.ranks):
-            words = [sys.executable, "-P", str(HERE / "worker.py"), json.dumps(told | {"rank": rank})]
-            self.processes.append(
-                subprocess.Popen(  # noqa: S603 - this interpreter, this package
-                    words if machines is None else machines.command(rank, words),
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=self.tree,
-                )
-            )  # fmt: skip
-
-    def answers(self) -> list[str]:
-        """A line of each rank; OSError where one has ended."""
-        lines = []
-        for process in self.processes:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise OSError(f"{self.name}: a rank ended with status {process.wait()}; its error is above")
-            lines.append(line)
-        return lines
+            before = list if machines is None else partial(machines.command, rank)
+            about = f"{self.name}: rank {rank}"
+            self.children.append(Child(about, self.tree, _WORKER, told | {"rank": rank}, environment, before))
+        for child in self.children:
+            child.answer()
 
     def measure(self, steps: int) -> None:
         """One round: a step's CPU seconds and bytes of all ranks, and the seconds of the slowest."""
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-        found = [json.loads(line) for line in self.answers()]
+        for child in self.children:
+            child.ask(steps)
+        found = [child.answer() for child in self.children]
         sums = {name: sum(each[name] for each in found) / steps for name in ("cpu", "bytes")}
         self.rounds.append(sums | {"wall": max(each["wall"] for each in found) / steps})
 
     def end(self) -> None:
-        for process in self.processes:
-            with contextlib.suppress(OSError):
-                process.communicate(timeout=20)
-            process.kill()
-            process.wait()
+        for child in self.children:
+            child.close()
 
 
 def _port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-@contextlib.contextmanager
-def older(commit: str | None) -> Iterator[Path | None]:
-    """The files of that commit, in a folder that goes when the block ends."""
-    if commit is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="older-") as folder:
-        archive = ["git", "-C", str(ROOT), "archive", "--", commit]
-        packed = subprocess.run(archive, capture_output=True, check=False)  # noqa: S603 - of this repository
-        if packed.returncode:
-            raise ValueError(f"--beside {commit}: {packed.stderr.decode().strip()}")
-        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as files:
-            files.extractall(folder, filter="data")
-        yield Path(folder)
 
 
 def ratios(case: Case, base: Case, what: str) -> list[float]:
@@ -170,8 +131,7 @@ def run(args: argparse.Namespace) -> int:
             cases.append(Case(str(args.beside), tree))
         for case in cases:
             stack.callback(case.end)
-            case.start(args, machines)
-            case.answers()  # one after the other: a warm-up is work too
+            case.start(args, machines)  # one after the other: a warm-up is work too
         for _ in range(args.rounds):
             for case in cases:
                 case.measure(args.steps)

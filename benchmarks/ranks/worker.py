@@ -89,7 +89,7 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=case["meet"], rank=case["rank"], world_size=case["world"])
     trained, number = loop(case), WARM_UP
     measure(trained, case, 0, WARM_UP)
-    print("ready", file=answers, flush=True)
+    print("true", file=answers, flush=True)
     for line in sys.stdin:
         steps = int(line)
         print(json.dumps(measure(trained, case, number, steps)), file=answers, flush=True)

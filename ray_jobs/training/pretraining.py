@@ -136,7 +136,11 @@ def _pretrain(
         for line in gpu_lines(job):
             print(line, flush=True)
         if reached < total_steps:
-            ray_cluster.connect(job.run.workers, job.run.cpus_per_worker)
+            run = job.run
+            ray_cluster.connect(run.workers, run.cpus_per_worker)
+            waits = ray_cluster.check_places(run.workers, run.cpus_per_worker, run.gpu, run.min_workers, ray.nodes())
+            if waits is not None:
+                print(waits, flush=True)
             step_bytes = _predicted_step_bytes(job, source)
             with ProgressPrinter(folder.journal, total_steps):
                 trainer.fit(job, folder, total_steps, identity, train, step_bytes)

@@ -289,3 +289,41 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls = starts(monkeypatch, None)
     ray_cluster.connect(1)
     return calls
+
+
+def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus} | ({"GPU": gpus} if gpus else {})}
+
+
+def test_workers_without_a_place_are_told_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    head, large, small = node(8), node(16, 4), node(3, 4)  # three workers' CPUs beside four GPUs
+    check = ray_cluster.check_places
+    assert check(7, 1, True, None, [head, large, small]) is None
+    assert check(5, 1, True, None, [head, large, node(16, 4, alive=False)]) == (
+        "warning: run.workers=5: a worker wants a GPU and 1 CPU, and there is room for 4 (4 GPUs, 24 CPUs on 2 nodes); "
+        "the run waits for nodes to join. Where none will, give run.workers=4, or run.min_workers=4"
+    )
+    told = check(8, 1, True, None, [head, large, small])
+    assert told is not None and "room for 7 (8 GPUs, 27 CPUs on 3 nodes)" in told
+    assert check(8, 1, True, 6, [head, large, small]) is None, "fewer will do"
+    assert "2 CPUs" in str(check(30, 2, False, None, [head, large]))
+    assert "run.gpu=false, or a cluster with GPUs" in str(check(1, 1, True, None, [head]))
+
+
+def test_on_one_machine_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_cluster.check_places(4, 1, False, None, [node(8)]) is None
+    with pytest.raises(
+        ValueError, match=r"^run.workers=8: .* room for 2 \(2 GPUs, 12 CPUs on 1 node\); give run.workers=2$"
+    ):
+        ray_cluster.check_places(8, 1, True, None, [node(12, 2)])
+    with pytest.raises(ValueError, match=r"give run.gpu=false, or a cluster with GPUs \(RAY_ADDRESS\)$"):
+        ray_cluster.check_places(1, 1, True, None, [node(12)])
+
+
+def test_tasks_are_as_many_as_cores_on_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_cluster.processes() == machine.cores()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert ray_cluster.processes() is None

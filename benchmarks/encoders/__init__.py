@@ -1,0 +1,1 @@
+"""What a clip costs in each encoder: `python -m benchmarks.encoders`."""
