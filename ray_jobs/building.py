@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from conclugen.common import machine, uris
+from conclugen.common import machine, paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
@@ -23,6 +23,7 @@ from shards.clips.build import ShardReport, build_shard, load_report
 from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import BuildOptions, BuildPlan, ShardTask
 from shards.clips.summary import BuildSummary, finish
+from shards.media.face_search import FaceSearch
 from shards.media.limits import Limits
 from shards.packing.labels import LabelSpec
 from shards.transcripts.recogniser import create_recogniser
@@ -119,6 +120,8 @@ def plan_of(job: BuildJob) -> BuildPlan:
         audio_rate=None if job.audio_rate == "source" else job.audio_rate,
         audio_length=job.audio_length,
         faces=job.faces,
+        face_finder=job.face_finder,
+        face_weights=None if job.face_weights is None else str(paths.absolute(job.face_weights, "face_weights")),
         recogniser=job.transcribe,
         speech_model=job.speech_model,
         grammar=job.grammar,
@@ -132,6 +135,8 @@ def plan_of(job: BuildJob) -> BuildPlan:
             picture_gap_seconds=job.picture_gap_seconds,
         ),
     )
+    if options.faces != "off":
+        FaceSearch(options.face_finder, options.face_weights)  # said now, not of every clip
     if options.recogniser is not None:
         create_recogniser(options.recogniser, options.speech_model, options.grammar)  # said now, not in every task
     clips = read_clips(

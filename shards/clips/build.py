@@ -141,6 +141,8 @@ def _new_clip(
             options.faces != "off",
             options.limits,
             options.audio_length,
+            face_finder=options.face_finder,
+            face_weights=options.face_weights,
         )
     )
     face = prepared.details["face"]

@@ -16,7 +16,7 @@ from shards.adapters.files import shown
 from shards.claim import Claim, digest_of
 from shards.clips.reader import KEY_LIMIT, ClipSchema
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
-from shards.media.limits import AUDIO_LENGTHS, Limits
+from shards.media.limits import AUDIO_LENGTHS, CASCADES, DETECTOR, FINDERS, Limits
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
 from shards.record import check_text
 from shards.schema import safe_key
@@ -47,7 +47,8 @@ class BuildOptions:
     clips_per_shard: None chooses by the number of clips. shuffle_seed: of the order of clips over all shards, so that
     neighbours are strangers; None keeps the keys' order. sound: flac or wav; audio_rate: Hz, None as in the source.
     audio_length: where sound and picture are not equally long, one of `shards.media.limits.AUDIO_LENGTHS`. faces:
-    `keep` whole frames where no face is found, `drop` such clips, `off` looks for none. recogniser: for clips
+    `keep` whole frames where no face is found, `drop` such clips, `off` looks for none. face_finder, face_weights: one
+    of `shards.media.limits.FINDERS`, and where the weights of the detector are. recogniser: for clips
     without a transcript (None: they have none), with its model or grammar, on `device`. timeout and memory: of one
     clip, in seconds and bytes.
     """
@@ -65,10 +66,16 @@ class BuildOptions:
     timeout: float = DEFAULT_TIMEOUT
     memory: int = DEFAULT_MEMORY
     limits: Limits = field(default_factory=Limits)
+    face_finder: str = CASCADES
+    face_weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.faces not in FACES:
             raise ValueError(f"--faces {self.faces}: {did_you_mean(self.faces, FACES)}")
+        if self.face_finder not in FINDERS:
+            raise ValueError(f"--face-finder {self.face_finder}: {did_you_mean(self.face_finder, FINDERS)}")
+        if self.face_weights is not None and self.face_finder != DETECTOR:
+            raise ValueError(f"--face-weights belongs to the detector: give --face-finder {DETECTOR}")
         if self.audio_length not in AUDIO_LENGTHS:
             raise ValueError(f"--audio-length {self.audio_length}: {did_you_mean(self.audio_length, AUDIO_LENGTHS)}")
         if self.clips_per_shard is not None and self.clips_per_shard < 1:
@@ -80,7 +87,9 @@ class BuildOptions:
 
     def identity(self) -> dict[str, Any]:
         """What the content of the shards depends on: not where and how long it may take."""
-        free = ("timeout", "memory", "device")
+        free = ["timeout", "memory", "device", "face_weights"]  # of which there is one version
+        if self.face_finder == CASCADES or self.faces == "off":
+            free.append("face_finder")  # builds from before there was a choice have none
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 

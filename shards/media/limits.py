@@ -36,6 +36,10 @@ REASONS = {
 
 _ROUNDING = 0.002  # seconds: edit lists count in milliseconds
 
+# What looks for faces: of OpenCV (`shards.media.faces`), or MediaPipe's (`shards.media.face_detector`).
+CASCADES, DETECTOR = "cascades", "detector"
+FINDERS = (CASCADES, DETECTOR)
+
 # What to do where the sound is longer or shorter than the picture.
 AUDIO_LENGTHS = {
     "refuse": "quarantine a clip whose sound differs from the picture by more than the allowed gap; else as `pad`",

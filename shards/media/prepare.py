@@ -15,7 +15,7 @@ from shards.media.cut import CutVideo, cut_until, cut_video
 from shards.media.face_search import FaceSearch
 from shards.media.face_track import Faces
 from shards.media.frames import with_ends
-from shards.media.limits import AUDIO_LENGTHS, Limits, MediaError
+from shards.media.limits import AUDIO_LENGTHS, CASCADES, Limits, MediaError
 from shards.media.one_clock import check_clock
 from shards.media.pictures import Tally, decode_pictures
 from shards.media.probe import exact
@@ -28,8 +28,8 @@ _EDIT = Fraction(1, 500)  # seconds: edit lists count in milliseconds
 class Request:
     """What to prepare. video, audio: paths (audio None: the video's own sound); start, end: seconds or None for all;
     audio_rate: Hz, None for the source's; sound: `flac` or `wav`; faces: whether to look for one; audio_length: one of
-    `AUDIO_LENGTHS`; clocks_checked: whether it is known already that each file has one clock. Times count from the
-    start of each file (`shards.media.probe.start_of`)."""
+    `AUDIO_LENGTHS`; clocks_checked: whether it is known already that each file has one clock; face_finder,
+    face_weights: see `FaceSearch`. Times count from the start of each file (`shards.media.probe.start_of`)."""
 
     video: str
     audio: str | None = None
@@ -41,6 +41,8 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     audio_length: str = "refuse"
     clocks_checked: bool = False
+    face_finder: str = CASCADES
+    face_weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.audio_length not in AUDIO_LENGTHS:
@@ -212,7 +214,7 @@ def _around(times: Sequence[Fraction], time: Fraction) -> Sequence[Fraction]:
 def _look(cut: CutVideo, request: Request) -> _View:
     """Decode all pictures of the cut clip; width and height as shown upright."""
     tally = Tally()
-    search = FaceSearch() if request.faces else None
+    search = FaceSearch(request.face_finder, request.face_weights) if request.faces else None
     shown: list[Fraction] = []
     width = height = 0
     for picture, until in with_ends(decode_pictures(cut.data, request.limits, tally), tally):
