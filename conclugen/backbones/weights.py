@@ -189,11 +189,15 @@ class InPackage:
         """For messages."""
         return Path(self.member)
 
+    @property
+    def packed(self) -> PackedFile:
+        option = f"--weights {self.encoder}=FILE"
+        parts = (self.distribution, self.version, self.member, self.digest)
+        return PackedFile(f"encoder {self.encoder}", option, *parts)
+
     def read(self, given: str | None) -> bytes:
         """As `PackedFile.read`; raises WeightsError."""
-        wanted_by, option = f"encoder {self.encoder}", f"--weights {self.encoder}=FILE"
-        packed = PackedFile(wanted_by, option, self.distribution, self.version, self.member, self.digest)
         try:
-            return packed.read(given)
+            return self.packed.read(given)
         except PackedFileError as error:
             raise WeightsError(str(error)) from None

