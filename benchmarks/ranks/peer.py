@@ -54,6 +54,9 @@ class SyncedNorm(nn.Module):
 class Peer(nn.Module):
     """Preset `conclugen`, recipe `improved`; the forward pass is the loss of this rank's rows."""
 
+    queue: Tensor
+    centroids: Tensor
+
     def __init__(self, config: PretrainConfig, widths: Mapping[str, int]) -> None:
         super().__init__()
         model, tasks = config.model, config.tasks

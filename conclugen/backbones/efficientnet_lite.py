@@ -135,7 +135,7 @@ class EfficientNetLite0(nn.Module):
                     fused = fuse_conv_bn_eval(getattr(part, convolution), getattr(part, norm))
                     setattr(part, convolution, fused)
                     setattr(part, norm, nn.Identity())
-        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def through_onnx(self) -> onnx_network.OnnxNetwork:
         """What computes the same in ONNX Runtime; of a network that is folded."""

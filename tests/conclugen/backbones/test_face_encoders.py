@@ -137,7 +137,9 @@ def test_with_the_published_weights_it_says_what_the_package_s_other_file_says()
     assert isinstance(encoder, FaceExpressionEncoder)
     if given is None:
         quantised = (
-            Path(str(face_expression.PUBLISHED.packed.installed())).with_name("emotion_model_quantized.tflite").read_bytes()
+            Path(str(face_expression.PUBLISHED.packed.installed()))
+            .with_name("emotion_model_quantized.tflite")
+            .read_bytes()
         )
     else:
         quantised = zipfile.ZipFile(given).read("fer/data/emotion_model_quantized.tflite")
