@@ -7,12 +7,10 @@ the machine's mood meets each.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,13 +27,16 @@ def older(commit: str | None) -> Iterator[Path | None]:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="older-") as folder:
-        archive = ["git", "-C", str(ROOT), "archive", "--", commit]
-        packed = subprocess.run(archive, capture_output=True, check=False)  # noqa: S603 - of this repository
-        if packed.returncode:
-            raise ValueError(f"--beside {commit}: {packed.stderr.decode().strip()}")
-        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as files:
-            files.extractall(folder, filter="data")
-        yield Path(folder)
+        tree = Path(folder) / "tree"
+        environment = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}  # not the repository's own
+        for words in (("read-tree", "--", commit), ("checkout-index", "--all", f"--prefix={tree}/")):
+            command = ["git", "-C", str(ROOT), *words]
+            done = subprocess.run(  # noqa: S603 - of this repository
+                command, env=environment, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise ValueError(f"--beside {commit}: {done.stderr.strip()}")
+        yield tree
 
 
 class Child:
