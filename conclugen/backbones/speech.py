@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from conclugen.backbones import onnx_network, weights
 from conclugen.backbones.encoder import WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
@@ -41,7 +42,7 @@ BIBTEX = {
 WINDOW = 122_880  # samples that the network hears at once: 7.68 s, as many as it has positions for
 STEP = 320
 _CHUNK = 4
-_REACH = 8  # steps; the convolutions and the spectrum before them reach less than half as far
+_REACH = 6  # steps; the convolutions and the spectrum before them reach less than 5
 
 
 def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
@@ -73,8 +74,9 @@ def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
 
 
 class Front(nn.Module):
-    """(n, N) -> (n, 384, 200): convolutions, projection, positions, first transformer layer of N samples and silence up
-    to 122880. N is a whole number of steps, of which the last `2 * _REACH` are silent, or 122880."""
+    """(n, N) -> (n, steps, 200): convolutions, projection, positions, first transformer layer of N samples and silence
+    up to 122880; of the first `steps` of 384. N is a whole number of steps, of which the last `2 * _REACH` are silent,
+    or 122880. Every step attends to all 384, and is computed where it is asked for."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -85,15 +87,27 @@ class Front(nn.Module):
         self.layer = body.transformer.transformer_encoder.layers[0]
         self.silence: Tensor
         with torch.no_grad():
-            self.register_buffer("silence", self.convolutions.eval()(torch.zeros(1, WINDOW)), persistent=False)
+            self.register_buffer("silence", self.eval()._projected(torch.zeros(1, WINDOW)), persistent=False)
 
-    def forward(self, samples: Tensor) -> Tensor:
-        x = self.convolutions(samples)
+    def forward(self, samples: Tensor, steps: int = WINDOW // STEP) -> Tensor:
+        x = self._projected(samples)
         if samples.shape[1] < WINDOW:
             known = samples.shape[1] // STEP - _REACH  # beyond them the end of `samples` would be heard
-            x = torch.cat([x[..., :known], self.silence[..., known:].expand(len(x), -1, -1)], dim=2)
-        x = self.norm(self.norm_input(x))
-        result: Tensor = self.layer(self.positions(self.project(x.transpose(1, 2))))
+            x = torch.cat([x[:, :known], self.silence[:, known:].expand(len(x), -1, -1)], dim=1)
+        return self._transformed(self.positions(x), steps)
+
+    def _projected(self, samples: Tensor) -> Tensor:
+        """(n, steps, 200) of each step by itself, once the convolutions have heard what is around it."""
+        x = self.norm(self.norm_input(self.convolutions(samples)))
+        projected: Tensor = self.project(x.transpose(1, 2))
+        return projected
+
+    def _transformed(self, x: Tensor, steps: int) -> Tensor:
+        """`self.layer`, which normalises behind its parts, of the first steps alone."""
+        layer, own = self.layer, x[:, :steps]
+        attended, _ = layer.self_attn(own, x, x, need_weights=False)
+        own = layer.norm1(own + attended)
+        result: Tensor = layer.norm2(own + layer.linear2(layer.activation(layer.linear1(own))))
         return result
 
 
@@ -113,11 +127,11 @@ class SpeechEncoder(FrozenEncoder):
         assert network is not None
 
         def compute(part: Sequence[Array]) -> Tensor:
-            steps = -(-max(len(piece) for piece in part) // STEP) + 2 * _REACH
-            length = min(steps * STEP, WINDOW)
+            steps = -(-max(len(piece) for piece in part) // STEP)
+            length = min((steps + 2 * _REACH) * STEP, WINDOW)
             padded = np.stack([np.pad(piece, (0, length - len(piece))) for piece in part])
-            result: Tensor = network(torch.from_numpy(padded).to(self.device, self.dtype))
-            return result
+            found: Tensor = network(torch.from_numpy(padded).to(self.device, self.dtype), steps)
+            return functional.pad(found, (0, 0, 0, WINDOW // STEP - steps))  # chunks differ in their longest piece
 
         vectors = self.in_chunks(pieces, compute)
         kept = [vector[: -(-len(piece) // STEP)] for vector, piece in zip(vectors, pieces, strict=True)]
