@@ -55,6 +55,7 @@ class Case:
         address = "127.0.0.1" if machines is None else machines.address(0)
         told: dict[str, Any] = {"peer": self.peer, "options": self.options, "tasks": self.tasks}
         told |= {"rows": args.rows, "world": args.ranks, "sizes": args.sizes, "meet": f"tcp://{address}:{_port()}"}
+        told |= {"widths": dict(args.widths)}
         told["interface"] = "" if machines is None else INTERFACE
         environment = {"GLOO_SOCKET_IFNAME": "lo" if machines is None else INTERFACE}
         for rank in range(args.ranks):
@@ -106,12 +107,24 @@ def table(cases: Sequence[Case], what: str) -> str:
     return "\n".join(lines)
 
 
+def width(text: str) -> tuple[str, int]:
+    """NAME=WIDTH of a modality."""
+    name, _, number = text.partition("=")
+    if not name or not number.isdigit() or not int(number):
+        raise argparse.ArgumentTypeError(f"must be NAME=WIDTH, got {text!r}")
+    return name, int(number)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", default=[PLAIN, "this code"], choices=CASES)
     parser.add_argument("--beside", metavar="COMMIT", help="also measure this state of the project")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rows", type=int, default=256, help="of a rank")
     parser.add_argument("--sizes", type=int, nargs=3, default=[512, 256, 512], metavar=("R", "P", "H"))
+    parser.add_argument(
+        "--widths", type=width, nargs="+", metavar="NAME=WIDTH", help="of the features",
+        default=[("video", 4096), ("audio", 1024), ("text", 768)],
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of a round; 50 hold one that measures tasks' shares")
     parser.add_argument("--rate", help="of each rank's network, as tc takes it: 60mbit")

@@ -16,20 +16,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
 GROUP = 8  # rows of a speaker
 WARM_UP = 9  # steps, which fill the queue of clustering
 _STATISTICS = Path("/sys/class/net")
 
 
-def batch(rows: int, number: int, rank: int) -> Any:
+def batch(widths: dict[str, int], rows: int, number: int, rank: int) -> Any:
     """Standard normal features, all present: others at every step, for those of a batch that is learned by heart have
     scores whose exponentials underflow."""
     generator = torch.Generator().manual_seed(1000 * number + rank)
     row = torch.arange(rank * rows, (rank + 1) * rows)
     return SimpleNamespace(
-        features={m: torch.randn(rows, d, generator=generator) for m, d in WIDTHS.items()},
-        present={m: torch.ones(rows, dtype=torch.bool) for m in WIDTHS},
+        features={m: torch.randn(rows, d, generator=generator) for m, d in widths.items()},
+        present={m: torch.ones(rows, dtype=torch.bool) for m in widths},
         row=row,
         group=row // GROUP,
         labels={},
@@ -42,18 +41,18 @@ def loop(case: dict[str, Any]) -> Any:
     from conclugen import presets
 
     model = dict(zip(("representation_dim", "projection_dim", "reconstruction_hidden_dim"), case["sizes"], strict=True))
-    tasks = {"clustering": {"start_epoch": 0}, **case["tasks"]}
-    config = presets.build(
-        "conclugen", "improved", global_batch=case["rows"] * case["world"], model=model, tasks=tasks, **case["options"]
-    )
+    tasks, widths = {"clustering": {"start_epoch": 0}, **case["tasks"]}, case["widths"]
+    rows = case["rows"] * case["world"]
+    options = {"modalities": tuple(widths), "global_batch": rows, "model": model, "tasks": tasks}
+    config = presets.build("conclugen", "improved", **options, **case["options"])
     if case["peer"]:
         from benchmarks.ranks.peer import Loop
 
         torch.manual_seed(0)  # noqa: TID251 - the peer draws as everybody does
-        return Loop(config, WIDTHS)
+        return Loop(config, widths)
     from conclugen.pretrainer import Pretrainer
 
-    return Pretrainer(config, WIDTHS, 10**6, {m: ([0.0] * d, [1.0] * d) for m, d in WIDTHS.items()})
+    return Pretrainer(config, widths, 10**6, {m: ([0.0] * d, [1.0] * d) for m, d in widths.items()})
 
 
 def sent(interface: str) -> int:
@@ -71,7 +70,7 @@ def measure(trained: Any, case: dict[str, Any], first: int, steps: int) -> dict[
     """Sums over steps; making a batch is no part of one."""
     found = {"cpu": 0.0, "wall": 0.0, "bytes": 0.0}
     for number in range(first, first + steps):
-        rows = batch(case["rows"], number, case["rank"])
+        rows = batch(case["widths"], case["rows"], number, case["rank"])
         dist.barrier()
         before = processor_s(), time.perf_counter(), sent(case["interface"])
         trained.step(rows)

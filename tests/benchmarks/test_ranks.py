@@ -66,7 +66,7 @@ def test_the_plain_loop_has_the_same_losses_and_gradients() -> None:
         loss.backward()
         norm = torch.stack([p.grad.norm() for p in peer.parameters() if p.grad is not None]).norm()
         found = pretrainer.step(rows)
-        assert float(found["loss"]) == pytest.approx(float(loss), rel=1e-9)
+        assert float(found["loss"]) == pytest.approx(loss.item(), rel=1e-9)
         assert float(found["grad_norm"]) == pytest.approx(float(norm), rel=1e-7)
 
 
@@ -97,7 +97,21 @@ def test_machines_of_a_network_have_commands_and_addresses_of_their_own() -> Non
 
 @pytest.mark.slow
 def test_two_ranks_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--rows", "16", "--sizes", "32", "16", "16", "--rounds", "2", "--steps", "2"]
+    words = [
+        "--rows",
+        "16",
+        "--sizes",
+        "32",
+        "16",
+        "16",
+        "--rounds",
+        "2",
+        "--steps",
+        "2",
+        "--widths",
+        "video=9",
+        "text=5",
+    ]
     assert command.main([*words, "--json", str(tmp_path / "r.json")]) == 0
     assert "| this code |" in capsys.readouterr().out
     report = json.loads((tmp_path / "r.json").read_text())
@@ -106,5 +120,5 @@ def test_two_ranks_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_step_has_rows_of_its_own() -> None:
-    one, two = worker.batch(8, 0, 1), worker.batch(8, 1, 1)
+    one, two = worker.batch(WIDTHS, 8, 0, 1), worker.batch(WIDTHS, 8, 1, 1)
     assert one.row.tolist() == list(range(8, 16)) and not torch.equal(one.features["text"], two.features["text"])
