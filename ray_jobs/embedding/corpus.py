@@ -222,8 +222,7 @@ def _mapped(dataset: Any, kind: type[Any], arguments: tuple[Any, ...], resources
     """`kind` applied where its rows are made, or in actors of its own where some are asked for (`--actors model=N`)."""
     options = {"batch_size": None, "batch_format": "numpy" if kind is _EmbedRanges else "pyarrow"}
     if "model" not in resources.actors:
-        concurrency = ray_cluster.processes()
-        apart = _InTasks(kind, arguments)
-        return dataset.map_batches(apart, **options, num_cpus=resources.cpus, concurrency=concurrency)
+        tasks = ray.data.TaskPoolStrategy(ray_cluster.processes())
+        return dataset.map_batches(_InTasks(kind, arguments), **options, num_cpus=resources.cpus, compute=tasks)
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=resources.actors["model"])
     return dataset.map_batches(kind, fn_constructor_args=arguments, **options, compute=pool, num_cpus=resources.cpus)

@@ -114,7 +114,7 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
             batch_size=None,
             batch_format="numpy",
             num_cpus=resources.cpus,
-            concurrency=ray_cluster.processes(),
+            compute=ray.data.TaskPoolStrategy(ray_cluster.processes()),
         )
         for stage in encoders[len(within) :]:
             name = stage.choice.name
