@@ -13,7 +13,6 @@ others. --clips: real clips, of which the share of pictures with a face is told.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -33,14 +32,13 @@ from conclugen.evaluation.judge import evaluate, fold_accuracy
 from conclugen.evaluation.protocol import Protocol, Target, group_cross_folds
 from shards.corpus.acting import act
 from shards.corpus.emotions import EMOTIONS
-from shards.corpus.scene import SIDE, draw_scene, film
+from shards.corpus.scene import SIDE, draw_scene, faces, film, heads
 from shards.corpus.speaker import Speaker, draw_speaker
 from shards.media.face_detector import FaceDetector
 from shards.media.faces import FaceFinder
 from shards.media.libraries import cv2
 
 _SENTENCE = "the train to the coast leaves at seven"
-_AROUND = 1.4  # of half the head's height: the square that encoders see
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,8 @@ class Clip:
 
     @property
     def faces(self) -> NDArray[np.uint8]:
-        """(T, S, S, 3): a square around each head, as far as the picture goes."""
-        found = []
-        for picture, (x, y, half) in zip(self.pictures, self.head, strict=True):
-            side = round(2 * _AROUND * half)
-            padded = cv2.copyMakeBorder(picture, side, side, side, side, cv2.BORDER_REPLICATE)
-            left, top = round(x - side / 2) + side, round(y - side / 2) + side
-            found.append(cv2.resize(padded[top : top + side, left : left + side], (224, 224)))
-        return np.stack(found)
+        """(T, 224, 224, 3): a square around each head."""
+        return faces(self.pictures, self.head, (224, 224))
 
 
 def rendered(speakers: int, pictures: int, seed: int = 0) -> list[Clip]:
@@ -73,25 +65,9 @@ def rendered(speakers: int, pictures: int, seed: int = 0) -> list[Clip]:
         for emotion in EMOTIONS:
             scene, acting = draw_scene(rng), act(rng, speaker, emotion, _SENTENCE)
             at = np.linspace(0.2, 0.8, pictures) * (len(acting.times) - 1)
-            some = _taken(acting, at.round().astype(int))
-            share = some.times / max(acting.seconds, 1e-9)
-            middle = np.array(scene.centre) + np.array(scene.drift) * share[:, None] + scene.zoom * some.shift
-            head = np.column_stack([SIDE * middle, np.full(len(at), SIDE * scene.zoom)])
-            clips.append(Clip(speaker, emotion, film(rng, scene, speaker.face, some), head))
+            some = acting.at(at.round().astype(int))
+            clips.append(Clip(speaker, emotion, film(rng, scene, speaker.face, some), heads(scene, some)))
     return clips
-
-
-def _taken(acting: Any, index: NDArray[np.int64]) -> Any:
-    """The acting at some of its pictures."""
-    count = len(acting.times)
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(acting):
-        value = getattr(acting, field.name)
-        if isinstance(value, Mapping):
-            changes[field.name] = {name: course[index] for name, course in value.items()}
-        elif isinstance(value, np.ndarray) and len(value) == count:
-            changes[field.name] = value[index]
-    return dataclasses.replace(acting, **changes)
 
 
 def found_by(finder: Any, clip: Clip) -> NDArray[np.bool_]:

@@ -132,6 +132,7 @@ class System:
         trained: The heads after pretraining, not before.
         seeded: What is judged, or how, is drawn from a seed.
         order: In which pass over the tables it is judged.
+        beside: Pretrainings that stand side by side: of the seed and those that follow it.
     """
 
     name: str
@@ -141,6 +142,7 @@ class System:
     trained: bool = False
     seeded: bool = False
     order: int = 0
+    beside: int = 1
 
 
 def raw_systems(modalities: Sequence[str]) -> list[System]:
@@ -228,9 +230,10 @@ class Cells:
                 features = features or normalise(data.features, mode, fold.train_rows, data.protocol.groups)
                 parts: dict[str, NDArray[np.float32]] = {}
                 if row.recipe is not None:
-                    config = replace(configs[row.recipe], seed=seed)
-                    both = self._representations(place, data, mode, config, features, fold)
-                    parts = {m: both[int(row.trained)][m] for m in data.shown}
+                    for number in range(row.beside):
+                        config = replace(configs[row.recipe], seed=seed + number)
+                        both = self._representations(place, data, mode, config, features, fold)
+                        parts |= {f"{m} {number}" if number else m: both[int(row.trained)][m] for m in data.shown}
                 blocks = row.blocks({m: features[m] for m in data.shown}, parts)
                 values = data.values if row.method == "probe" else None
                 single = data.protocol.only(fold)
@@ -241,23 +244,32 @@ class Cells:
     def systems(
         self, data: DataSet, mode: str, rows: Sequence[System], configs: Mapping[str, PretrainConfig]
     ) -> dict[str, Evaluation]:
-        """Every row, all folds and seeds together; of kept cells alone those seeds that every fold has."""
+        """Every row, all folds and seeds together, of those seeds that every fold has."""
         found = {CONSTANT: majority(data.protocol, self.draws)}
         for row in rows:
             of_seeds = []
             for seed in self.seeds if row.seeded else self.seeds[:1]:
-                places = [f"{data.protocol.name}-{mode}-{fold.number}" for fold in data.protocol.folds]
-                cells = [self._cell(place, row, data, configs, seed) for place in places]
-                if not self.kept or all(kept_cells.holds(path, what) for path, what in cells):
-                    self.used |= {path for path, _ in cells}
-                    if row.recipe is not None:
-                        config = replace(configs[row.recipe], seed=seed)
-                        self.used |= {self._heads(data, mode, config, fold)[0] for fold in data.protocol.folds}
-                    merged = merge([Evaluation.load(path) for path, _ in cells])
+                merged = self.kept_of(data, mode, row, configs, seed)
+                if merged is not None:
                     of_seeds.append(replace(merged, seed_names=(seed,) if row.seeded else ()))
             if of_seeds:
                 found[row.name] = stack(of_seeds)
         return found
+
+    def kept_of(
+        self, data: DataSet, mode: str, row: System, configs: Mapping[str, PretrainConfig], seed: int
+    ) -> Evaluation | None:
+        """A row from one seed, all folds together; None where a fold is missing."""
+        places = [f"{data.protocol.name}-{mode}-{fold.number}" for fold in data.protocol.folds]
+        cells = [self._cell(place, row, data, configs, seed) for place in places]
+        if not all(kept_cells.holds(path, what) for path, what in cells):
+            return None
+        self.used |= {path for path, _ in cells}
+        if row.recipe is not None:
+            for number in range(row.beside):
+                config = replace(configs[row.recipe], seed=seed + number)
+                self.used |= {self._heads(data, mode, config, fold)[0] for fold in data.protocol.folds}
+        return merge([Evaluation.load(path) for path, _ in cells])
 
     def _cell(
         self, place: str, row: System, data: DataSet, configs: Mapping[str, PretrainConfig], seed: int

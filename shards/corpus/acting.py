@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,17 @@ class Acting:
     course: np.ndarray
     intensity: float
     speech: Speech
+
+    def at(self, index: np.ndarray) -> Acting:
+        """The same clip at some of its pictures alone; index: their numbers."""
+        return replace(
+            self,
+            units={name: course[index] for name, course in self.units.items()},
+            **{name: getattr(self, name)[index] for name in _OF_PICTURES},
+        )
+
+
+_OF_PICTURES = ("times", "opening", "rounding", "eyes_closed", "shift", "turn", "course")
 
 
 def act(rng: np.random.Generator, speaker: Speaker, emotion: str, sentence: str, voice: str | None = None) -> Acting:

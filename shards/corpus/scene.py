@@ -13,6 +13,7 @@ from shards.media.libraries import cv2
 
 SIDE = 160  # pixels of the square picture
 _OVERSAMPLING = 2  # drawn so much larger, then averaged: smooth edges at any place
+_AROUND = 1.4  # of half the head's height: half the side of the square around a face
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,24 @@ def film(rng: np.random.Generator, scene: Scene, face: Face, acting: Acting) -> 
         small += scene.grain * rng.standard_normal((SIDE, SIDE, 1), np.float32)
         pictures[i] = np.clip(np.rint(small), 0, 255).astype(np.uint8)
     return pictures
+
+
+def heads(scene: Scene, acting: Acting) -> np.ndarray:
+    """(T, 3): where `film` draws the head: x and y of its middle and half its height, in pixels."""
+    share = acting.times / max(acting.seconds, 1e-9)
+    middle = np.array(scene.centre) + np.array(scene.drift) * share[:, None] + scene.zoom * acting.shift
+    return np.column_stack([SIDE * middle, np.full(len(acting.times), SIDE * scene.zoom)])
+
+
+def faces(pictures: np.ndarray, head: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(T, height, width, 3): the square around each head, scaled to `size`; beyond the picture its edge goes on."""
+    found = []
+    for picture, (x, y, half) in zip(pictures, head, strict=True):
+        side = round(2 * _AROUND * half)
+        padded = cv2.copyMakeBorder(picture, side, side, side, side, cv2.BORDER_REPLICATE)
+        left, top = round(x - side / 2) + side, round(y - side / 2) + side
+        found.append(cv2.resize(padded[top : top + side, left : left + side], size[::-1]))
+    return np.stack(found)
 
 
 def record(rng: np.random.Generator, scene: Scene, voice: np.ndarray) -> np.ndarray:

@@ -93,7 +93,7 @@ def write_shards(job: ControlledJob, seed: int) -> Manifest:
     Raises ValueError where the folder holds the shards of other factors.
     """
     folder, config = job.folder / f"seed-{seed}", job.source
-    info = {f"{job.features}_of": asdict(config), "seed": seed}
+    info = {f"{job.features}_of": config.content, "seed": seed}
     publication.finish_same(folder, info)  # of a start that was stopped; whose features they are is asked below
     if not (folder / MANIFEST_NAME).exists():
         _write(job, folder, seed, info)

@@ -20,7 +20,8 @@ the vector itself tells almost exactly.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ class FactorsConfig:
         shared: Dimensions of what all modalities see.
         unique: Dimensions of what each modality alone sees.
         synergy: Whether the first two modalities have a sign each whose product is a label.
+        synergy_size: Size of these signs; the numbers of the other factors have a standard deviation of 1.
         clusters: Points of the clustered factor.
         cluster_dimensions: Dimensions in which these points lie.
         cluster_spread: Standard deviation around a point, whose own numbers have 1.
@@ -58,6 +60,7 @@ class FactorsConfig:
     shared: int = 4
     unique: int = 4
     synergy: bool = True
+    synergy_size: float = 1.0
     clusters: int = 6
     cluster_dimensions: int = 4
     cluster_spread: float = 0.5
@@ -79,7 +82,7 @@ class FactorsConfig:
         if self.clusters:
             require(self.cluster_dimensions >= 1, "factors.cluster_dimensions", self.cluster_dimensions, "1 or more")
         require(self.speaker >= 0, "factors.speaker", self.speaker, "0 or more")
-        for name in ("cluster_spread", "speaker_size", "noise"):
+        for name in ("synergy_size", "cluster_spread", "speaker_size", "noise"):
             value = getattr(self, name)
             require(finite(value) and value >= 0, f"factors.{name}", value, "a number of 0 or more")
         for place, (name, width) in enumerate(self.widths.items()):
@@ -91,6 +94,11 @@ class FactorsConfig:
     def seen_dimensions(self) -> int:
         """Dimensions of the factors that each modality sees, signs of the synergy apart."""
         return self.shared + self.unique + (self.cluster_dimensions if self.clusters else 0) + self.speaker
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the features."""
+        return asdict(self)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -166,7 +174,7 @@ def draw(config: FactorsConfig, seed: int) -> Rows:
     if config.synergy:
         signs = rng.choice([-1.0, 1.0], (2, rows, 1))
         for modality, sign in zip(config.widths, signs, strict=False):
-            shown(sign, (modality,))
+            shown(config.synergy_size * sign, (modality,))
         labels[SYNERGY] = (signs.prod(axis=0)[:, 0] > 0).astype(np.int64)
     if config.clusters:
         points = rng.standard_normal((config.clusters, config.cluster_dimensions))

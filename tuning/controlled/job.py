@@ -173,7 +173,7 @@ class ControlledJob:
 
     def settings(self) -> dict[str, Any]:
         """What decides every number, systems and data seeds apart."""
-        return {self.features: asdict(self.source), "judging": asdict(self.judging)}
+        return {self.features: self.source.content, "judging": asdict(self.judging)}
 
 
 def _tells_columns(task: str) -> bool:

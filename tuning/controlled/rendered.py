@@ -3,8 +3,8 @@
 Two emotions are drawn for each clip, one of the face and one of the voice. So there are three labels: what the face
 alone tells, what the voice alone tells, and whether they match, which neither tells and no sum of what they tell does:
 expression in both together only, as irony is. What is said fits no emotion. Speakers, light, background and noise are
-those of the rendered corpus (`shards.corpus`); frozen encoders see the pictures and hear the sound as it was made, so
-what the codecs of a real corpus lose is left out.
+those of the rendered corpus (`shards.corpus`); frozen encoders see the square around the head, as crops of a built
+corpus do, and hear the sound as it was made, so what the codecs of a real corpus lose is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class RenderedConfig:
         clips: Clips of each speaker.
         video: Encoder of pictures.
         audio: Encoder of sound.
+        weights: Encoder -> file or package that its weights are read from, where they are not installed.
     """
 
     emotions: tuple[str, ...] = ("happy", "sad")
@@ -48,6 +49,7 @@ class RenderedConfig:
     clips: int = 40
     video: str = "efficientnet-lite0"
     audio: str = "prosody"
+    weights: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for emotion in self.emotions:
@@ -55,11 +57,18 @@ class RenderedConfig:
         require(len(set(self.emotions)) == 2, "rendered.emotions", self.emotions, "two different ones")
         require(self.speakers >= 6, "rendered.speakers", self.speakers, "6 or more: some train, others test")
         require(self.clips >= 2, "rendered.clips", self.clips, "2 or more")
+        for name in self.weights:
+            choose("rendered.weights", name, list(self.widths.values()))
 
     @property
     def widths(self) -> dict[str, str]:
         """Modality -> its encoder."""
         return {"video": self.video, "audio": self.audio}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the features: an encoder takes its published weights, wherever they lie."""
+        return {name: value for name, value in asdict(self).items() if name != "weights"}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -117,7 +126,7 @@ def _of_speaker(config: RenderedConfig, seed: int, speaker: int) -> Mapping[str,
     cv2.setNumThreads(1)
     try:
         with threadpool_limits(1):
-            encoders = {modality: backbones.create(name) for modality, name in config.widths.items()}
+            encoders = {m: backbones.create(name, config.weights.get(name)) for m, name in config.widths.items()}
             acted = _acted(config, seed, speaker)
             made = [_encoded(config, encoders, (seed, speaker, clip), acted[clip]) for clip in range(config.clips)]
     finally:
@@ -158,19 +167,12 @@ def _encoded(
 
 
 def _pictures(rng: np.random.Generator, face: Any, scene: Any, acting: Acting, takes: Takes) -> NDArray[np.uint8]:
-    """(T, H, W, 3): those pictures of a clip that an encoder takes, from its begin to its end; others are not drawn."""
+    """(T, H, W, 3): the face in those pictures of a clip that an encoder takes, from its begin to its end; others are
+    not drawn."""
     from shards.corpus.acting import FPS
-    from shards.corpus.scene import film
-    from shards.media.libraries import cv2
+    from shards.corpus.scene import faces, film, heads
 
     count = len(acting.times)
-    at = np.linspace(0, count - 1, max(1, int(count * min(takes.rate, FPS) / FPS))).round().astype(int)
-    chosen = replace(
-        acting,
-        times=acting.times[at],
-        units={name: course[at] for name, course in acting.units.items()},
-        **{name: getattr(acting, name)[at] for name in ("opening", "rounding", "eyes_closed", "shift", "turn")},
-    )
+    chosen = acting.at(np.linspace(0, count - 1, max(1, int(count * min(takes.rate, FPS) / FPS))).round().astype(int))
     assert takes.size is not None
-    height, width = takes.size
-    return np.stack([cv2.resize(picture, (width, height)) for picture in film(rng, scene, face, chosen)])
+    return faces(film(rng, scene, face, chosen), heads(scene, chosen), takes.size)
