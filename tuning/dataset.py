@@ -3,7 +3,7 @@
 Test speakers are never seen: where the shards have views `train` and `test` (a published split, packed with
 `--view-by split`) these are the one fold; else folds are made over the groups, so that every speaker is tested once by
 what was trained on the others (cross-fitted). Labels are drawn from the training rows by seed and class, the same for
-every system. Features are standardised on the training rows of the fold (inductive).
+every system. Features are standardised on the training rows of the fold, or each unit's by its own rows (`judging`).
 """
 
 import hashlib
@@ -62,13 +62,14 @@ class LabelledSet:
         return min(len(fold.train_rows) for fold in self.protocol.folds)
 
     def standardised(self, modalities: Sequence[str], fold: Fold) -> dict[str, NDArray[np.float32]]:
-        """(N, D) of each modality, standardised on the fold's training rows that have it; 0, the mean, where missing.
+        """(N, D) of each modality, standardised as `judging.normalisation` says; 0, the mean, where missing.
 
         Raises ValueError for a modality that no training row of the fold has.
         """
         features, present = ({m: whole[m] for m in modalities} for whole in (self.features, self.present))
+        groups = self.protocol.groups if self.judging.normalisation == "speaker_normalised" else None
         try:
-            values = standardise(features, present, fold.train_rows)
+            values = standardise(features, present, fold.train_rows, groups)
         except ValueError as error:
             raise ValueError(f"{self.name}, fold {fold.number}: {error}") from None
         return {m: array.astype(np.float32) for m, array in values.items()}
@@ -157,7 +158,7 @@ def open_set(
 
 def _settings(judging: JudgingConfig) -> dict[str, Any]:
     """What decides a result. What a newer field adds at its default is left out: results from before it stay found."""
-    newer = {"class_weights": "none", "select_by": "accuracy", "block_scales": "plain"}
+    newer = {"class_weights": "none", "select_by": "accuracy", "block_scales": "plain", "normalisation": "inductive"}
     # What `with_raw` adds changes no other number.
     return {name: v for name, v in asdict(judging).items() if newer.get(name) != v and name != "with_raw"}
 

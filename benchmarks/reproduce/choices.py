@@ -19,7 +19,7 @@ from benchmarks.reproduce.feature_files import read_ravdess
 from benchmarks.reproduce.reproduce import Cells, Settings, heads
 from conclugen import PretrainConfig
 from conclugen.common.atomic import write_text
-from conclugen.evaluation.features import MODES
+from conclugen.evaluation.config import MODES
 
 _ALL = "improved"
 # Each changes one choice: (tasks left out, overrides).

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.reproduce import protocols
-from conclugen.evaluation.features import MODES
+from conclugen.evaluation.config import MODES
 from conclugen.evaluation.protocol import Protocol
 from shards import group_id
 

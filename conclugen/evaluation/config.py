@@ -11,8 +11,10 @@ Kind = Literal["class", "multilabel", "continuous"]
 Fit = Literal["l1", "mse"]
 ProbeWeights = Literal["none", "balanced"]
 SelectBy = Literal["accuracy", "uar"]
+Mode = Literal["inductive", "speaker_normalised"]
 PROBE_WEIGHTS: tuple[ProbeWeights, ...] = get_args(ProbeWeights)
 SELECT_BY: tuple[SelectBy, ...] = get_args(SelectBy)
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 METHODS = ("probe", "neighbours", "fine_tune")
 # Predictions that know the training labels alone, by kind of label: see `judge`.
@@ -205,6 +207,8 @@ class JudgingConfig:
         select_by: Score by which the probe's strength is chosen: `accuracy` or `uar`.
         block_scales: How the modalities of a representation share the variance: `plain`, `balanced` or `chosen`.
         with_raw: Judge each representation once more beside the raw features, each half of equal total variance.
+        normalisation: Features standardised on the training rows (`inductive`), or those of each unit of splits by its
+            own unlabelled rows (`speaker_normalised`: transductive, and much easier; never compared with the other).
     """
 
     fractions: tuple[float, ...] = (0.03, 0.1, 1.0)
@@ -216,8 +220,10 @@ class JudgingConfig:
     select_by: SelectBy = "accuracy"
     block_scales: str = "plain"
     with_raw: bool = True
+    normalisation: Mode = "inductive"
 
     def __post_init__(self) -> None:
+        choose("judging.normalisation", self.normalisation, MODES)
         choose("judging.block_scales", self.block_scales, BLOCK_SCALES)
         choose("judging.class_weights", self.class_weights, PROBE_WEIGHTS)
         choose("judging.select_by", self.select_by, SELECT_BY)

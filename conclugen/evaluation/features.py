@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from conclugen.common.names import did_you_mean
 from conclugen.evaluation.checks import Floats
+from conclugen.evaluation.config import MODES
 from conclugen.fields import choose
-
-Mode = Literal["inductive", "speaker_normalised"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 # A column whose deviation is this small against its own size is constant up to rounding: it is centred, not blown up.
 _CONSTANT = 1e-9
@@ -82,9 +80,13 @@ def normalise(
 
 
 def standardise(
-    features: Mapping[str, ArrayLike], present: Mapping[str, ArrayLike], train_rows: NDArray[np.integer]
+    features: Mapping[str, ArrayLike],
+    present: Mapping[str, ArrayLike],
+    train_rows: NDArray[np.integer],
+    groups: NDArray[Any] | None = None,
 ) -> dict[str, Floats]:
-    """(N, D_m) of each modality, standardised on those training rows that have it.
+    """(N, D_m) of each modality, standardised on those training rows that have it; or, where (N,) groups are given,
+    each group's on those of its own rows (transductive).
 
     A missing modality is zero, the training mean: to a linear probe it is as if average, and no indicator of presence
     is added, since which modalities a clip lacks can itself tell the label. Raises ValueError for a modality that no
@@ -96,7 +98,11 @@ def standardise(
         rows = train_rows[here[train_rows]]
         if not len(rows):
             raise ValueError(f"{name}: no training row has this modality; leave it out of the comparison")
-        standardised[name] = np.where(here[:, None], Scaling.fit(array[rows]).apply(array), 0.0)
+        if groups is None:
+            standardised[name] = np.where(here[:, None], Scaling.fit(array[rows]).apply(array), 0.0)
+        else:
+            standardised[name] = np.zeros_like(array)
+            standardised[name][here] = standardize_by_group(array[here], groups[here])
     return standardised
 
 

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen import PretrainConfig, fields
 from conclugen.common import paths
-from conclugen.config import DEFAULT_PRESET, RECIPES
+from conclugen.config import RECIPES
 from conclugen.evaluation.config import CHEAP_BASELINES, SLOW_BASELINES, JudgingConfig
-from conclugen.presets import PRESETS
 from conclugen.tasks import registry
 from ray_jobs.run_config import DEFAULT_OUTPUT
 from shards.access import SHARED_FOLDER, refuse_url
+from tuning.systems import METHOD
 
-METHOD = PRESETS[DEFAULT_PRESET][1]
-"""The tasks of the published method, in order."""
 SECTIONS = ("combinations", "presets", "modalities", "configurations", "baselines")
 # What the names of their rows begin with.
 CONFIGURED = "configurations/"
@@ -97,14 +95,15 @@ class AblateJob:
         split_units: Name -> column whose values are on one side of a fold only: `group`, `meta.NAME` or `row`.
         speakers: Name -> column of speakers, whose rows are each other's negatives; none: the unit of the split.
         interval_units: Name -> column over whose values intervals and tests are; none: the unit of the split.
-        configurations: Name -> file that `ray_jobs.pretrain --config` takes (a sweep's `best.yaml`, say): its
-            pretraining, sizes and length included, as a row of its own beside all `tasks` at `sizes`.
+        configurations: Name -> what is a row of its own beside all `tasks` at `sizes`: a file that
+            `ray_jobs.pretrain --config` takes (a sweep's `best.yaml`, say), its sizes and length included; or tasks
+            with weights, `A+B:10`, or with another weighting, `share=A:0.5+B:0.5`, in each recipe at `sizes`.
         tasks: Tasks whose combinations are run, any registered ones.
         baselines: Rows beside the representations in the section of that name, each judged once a set, as
             `comparison.baselines` of an evaluation has them.
         sections: Of `combinations` (every non-empty set of `tasks`), `presets` (the published ones), `modalities`
             (subsets), `configurations` (those named above), `baselines` (untrained heads, raw features).
-        recipes: Of `improved` and `paper`; every section is run in each, named configurations in their own.
+        recipes: Of `improved` and `paper`; every section is run in each, files of configurations in their own.
         seeds: Of pretraining, two at least: a table of one seed has no deviation.
         judging: Fractions of labels, draws, folds.
         sizes: Of every pretraining.

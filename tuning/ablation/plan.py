@@ -21,9 +21,10 @@ from conclugen.presets import ALL, PRESETS
 from conclugen.tasks import registry
 from ray_jobs.pretrain import COMMAND as PRETRAIN
 from tuning.ablation.cell import Cell, content_key, raw_rows
-from tuning.ablation.job import CONFIGURED, METHOD, AblateJob, SizesConfig
+from tuning.ablation.job import CONFIGURED, AblateJob, SizesConfig
 from tuning.dataset import LabelledSet
 from tuning.ledger import Record, record_key
+from tuning.systems import METHOD, System, names_file
 
 _SETTINGS_FILE = "ablation.json"
 
@@ -66,7 +67,7 @@ def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
 
     Raises ValueError where a set is smaller than a batch, or a named configuration can't be read.
     """
-    named = {name: _read(name, file) for name, file in job.configurations.items()}
+    named = {name: _read(name, text) for name, text in job.configurations.items()}
     cells: dict[str, PlannedCell] = {}
     holes: dict[str, Hole] = {}
     rows = 0
@@ -129,12 +130,12 @@ def refuse_other_settings(job: AblateJob) -> None:
 def refuse_other_configurations(planned: Plan, records: Sequence[Record]) -> None:
     """Raise ValueError where the folder has cells of another configuration under a name that is planned, whatever their
     seeds: one row of the table would average the two."""
-    own: dict[tuple[str, str], str] = {}
+    own: dict[tuple[str, str, str], str] = {}
     for cell in planned.cells:
         if cell.tags["configuration"]:
-            own[cell.tags["configuration"], cell.dataset] = _digest(cell.cell.content())
+            own[cell.tags["configuration"], cell.dataset, cell.tags["recipe"]] = _digest(cell.cell.content())
     for record in _results(records):
-        place = (record.tags.get("configuration", ""), record.tags["dataset"])
+        place = (record.tags.get("configuration", ""), record.tags["dataset"], record.tags["recipe"])
         if place in own and own[place] != _digest(_content(record)):
             raise ValueError(
                 f"configurations.{place[0]}: the folder holds cells of another configuration of this name on "
@@ -183,8 +184,8 @@ def title(tags: Mapping[str, Any]) -> str:
 @dataclass(frozen=True)
 class _Row:
     """preset: of which the row takes the tasks, or None and the `tasks` are as the recipe has them.
-    configuration: taken as it is, seed apart. recipe: empty for raw rows, which have no seed either. method: of the
-    judge."""
+    configuration: taken as it is, seed apart, or what makes another system of the default preset. recipe: empty for raw
+    rows, which have no seed either. method: of the judge."""
 
     name: str
     system: str
@@ -192,16 +193,19 @@ class _Row:
     modalities: tuple[str, ...]
     preset: str | None = None
     tasks: tuple[str, ...] = ()
-    configuration: PretrainConfig | None = None
+    configuration: PretrainConfig | System | None = None
     method: str = "probe"
 
     def cell(self, data: LabelledSet, seed: int, sizes: SizesConfig) -> Cell:
         """Raises ValueError where the data set lacks a modality, or the tasks cannot run on these."""
         if not self.recipe:
             return Cell(self.system, self.modalities, method=self.method)
-        if self.configuration is not None:
+        if isinstance(self.configuration, PretrainConfig):
             return _as_it_is(self.configuration, data, seed)
-        if self.preset is not None:
+        if self.configuration is not None:
+            weighed = self.configuration.overrides
+            config = presets.build(DEFAULT_PRESET, self.recipe, modalities=self.modalities, tasks=weighed)
+        elif self.preset is not None:
             config = presets.build(self.preset, self.recipe, modalities=self.modalities)
         else:
             config = _combination(self.tasks, self.recipe, self.modalities)
@@ -210,7 +214,9 @@ class _Row:
         return Cell(self.system, config.modalities, config)
 
 
-def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, PretrainConfig]) -> Iterator[_Row]:
+def _rows(
+    section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, PretrainConfig | System]
+) -> Iterator[_Row]:
     every = job.ordered_tasks
     for recipe in job.recipes:
         if section == "combinations":
@@ -231,11 +237,15 @@ def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, P
             yield _Row("baselines/untrained", "untrained", recipe, data.complete, tasks=tasks)
         elif section == "configurations" and named:  # what they are compared with
             yield _Row(f"combinations/{'+'.join(every)}", "pretrained", recipe, data.complete, tasks=every)
+            for name, system in named.items():
+                if isinstance(system, System):
+                    own: dict[str, Any] = {"tasks": system.tasks, "configuration": system}
+                    yield _Row(f"{CONFIGURED}{name}", "pretrained", recipe, data.complete, **own)
     if section == "configurations":
         for name, config in named.items():
-            tasks = tuple(config.tasks.active)
-            row = f"{CONFIGURED}{name}"
-            yield _Row(row, "pretrained", config.recipe, config.modalities, tasks=tasks, configuration=config)
+            if isinstance(config, PretrainConfig):
+                own = {"tasks": tuple(config.tasks.active), "configuration": config}
+                yield _Row(f"{CONFIGURED}{name}", "pretrained", config.recipe, config.modalities, **own)
     if section == "baselines":
         for subset in _subsets(data.complete) if {"raw", "all"} & set(job.baselines) else ():
             if len(subset) in (1, len(data.complete)):
@@ -244,10 +254,13 @@ def _rows(section: str, job: AblateJob, data: LabelledSet, named: Mapping[str, P
             yield _Row(f"baselines/{system} {method}", system, "", data.complete, method=method)
 
 
-def _read(name: str, file: str) -> PretrainConfig:
-    """The pretraining that a file describes. Raises ValueError naming the field of the ablation and the file."""
+def _read(name: str, text: str) -> PretrainConfig | System:
+    """The pretraining that a file describes, or the tasks that the text is. Raises ValueError naming the field of the
+    ablation, and the file."""
+    if not names_file(text):
+        return System.parse(text, f"configurations.{name}")
     try:
-        config: PretrainConfig = PRETRAIN.parse(["--config", file]).pretrain
+        config: PretrainConfig = PRETRAIN.parse(["--config", text]).pretrain
         return config
     except ValueError as error:
         raise ValueError(f"configurations.{name}: {error}") from error
@@ -299,6 +312,7 @@ def _tags(row: _Row, cell: Cell, data: LabelledSet, names: Sequence[str]) -> dic
         "unit": data.unit,
         # By which systems are compared.
         **({} if data.protocol.main_score == "accuracy" else {"score": data.protocol.main_score}),
+        **({} if data.judging.normalisation == "inductive" else {"normalisation": data.judging.normalisation}),
         "rows": list(names),
         "presets": [name.removeprefix("presets/") for name in names if name.startswith("presets/")],
         "configuration": _configured(names),

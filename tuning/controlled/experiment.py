@@ -30,8 +30,9 @@ from shards.view import IndexValues, View
 from tuning.ablation import cell
 from tuning.controlled import factors, rendered
 from tuning.controlled.factors import Rows
-from tuning.controlled.job import MADE, RAW, UNTRAINED, ControlledJob, System
+from tuning.controlled.job import MADE, RAW, UNTRAINED, ControlledJob
 from tuning.dataset import TEST_VIEW, TRAIN_VIEW, LabelledSet, open_set
+from tuning.systems import System
 
 WHOLE, BESIDE_WHOLE = ", row as a whole", ", modalities and row as a whole"
 """End the names of the representations of a system that learns one of the row as a whole; without: the modalities' side

@@ -12,50 +12,16 @@ from conclugen import PretrainConfig, fields, presets
 from conclugen.common.paths import absolute
 from conclugen.config import DEFAULT_PRESET, RECIPES
 from conclugen.evaluation.config import JudgingConfig
-from conclugen.presets import PRESETS
 from conclugen.tasks import registry
 from ray_jobs.run_config import DEFAULT_OUTPUT
 from shards.access import SHARED_FOLDER, refuse_url
 from tuning.controlled.factors import FactorsConfig
 from tuning.controlled.rendered import RenderedConfig
+from tuning.systems import METHOD, System
 
 ALONE, PAIRS, ALL, EQUAL = "alone", "pairs", "all", "equal"
-METHOD = PRESETS[DEFAULT_PRESET][1]
-"""The tasks of the published method, in order."""
-WEIGHED = ":"
 UNTRAINED, RAW = "untrained", ("raw", "raw balanced")
 MADE, RENDERED = "made", "rendered"
-
-
-@dataclass(frozen=True)
-class System:
-    """Tasks that are trained together. weights: of those that don't keep the recipe's; weighting as `tasks` has it."""
-
-    name: str
-    tasks: tuple[str, ...]
-    weights: dict[str, float]
-    weighting: str = "static"
-
-    @classmethod
-    def parse(cls, text: str) -> System:
-        """`NAME+NAME`, each with a weight where it is not the recipe's, `NAME:10+NAME`; behind `WEIGHTING=`, weighted
-        in another way. Raises ValueError, with the remedy, for what is no such text."""
-        weighting, _, rest = text.rpartition("=")
-        weights: dict[str, float] = {}
-        tasks = []
-        for part in rest.split("+"):
-            name, mark, weight = part.partition(WEIGHED)
-            fields.choose("systems", name, registry.registered())
-            tasks.append(name)
-            if mark:
-                try:
-                    weights[name] = float(weight)
-                except ValueError:
-                    raise ValueError(f"systems: {part!r}: the weight must be a number, as in {name}:0.5") from None
-        if len(set(tasks)) != len(tasks):
-            raise ValueError(f"systems: {text!r} names a task twice")
-        ordered = tuple(name for name in registry.registered() if name in tasks)
-        return cls(text, ordered, weights, weighting or "static")
 
 
 @dataclass(frozen=True)
@@ -153,16 +119,15 @@ class ControlledJob:
 
     def config(self, system: System) -> PretrainConfig:
         """The configuration of a system. Raises ValueError where there can be none."""
-        tasks: dict[str, Any] = {name: None for name in METHOD if name not in system.tasks}
-        for name in system.tasks:
-            tasks[name] = {"weight": system.weights[name]} if name in system.weights else {}
-            if self.source.columns and _tells_columns(name):
+        tasks = system.overrides | {"share_every": 10}
+        for name in system.tasks if self.source.columns else ():
+            if _tells_columns(name):
                 tasks[name]["targets"] = self.source.columns
         built = presets.build(
             DEFAULT_PRESET,
             self.recipe,
             modalities=tuple(self.source.widths),
-            tasks={**tasks, "weighting": system.weighting, "share_every": 10},
+            tasks=tasks,
             model={"representation_dim": self.representation_dim, "projection_dim": self.projection_dim},
             global_batch=self.global_batch,
             epochs=self.epochs,

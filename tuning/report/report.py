@@ -234,7 +234,7 @@ def _ablation(
     explained = (
         "In %, mean over seeds ± sample deviation over seeds, each seed a mean over draws of labels (and cross-fitted "
         "folds). Bold: best of the column; underlined: second. Raw features have no seed."
-    )
+    ) + results.normalised
     if named:
         yield Heading("Named configurations", "configurations")
         yield results_table(results, named, f"Named configurations beside all {results.counted}", scores, explained)

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from conclugen.config import DEFAULT_PRESET
 from conclugen.evaluation.config import RAW_SYSTEMS
 from conclugen.evaluation.protocol import natural_order
 from conclugen.presets import ALL, PRESETS
 from conclugen.tasks import registry
 from tuning.ledger import WITH_RAW, Record
+from tuning.systems import METHOD
 
 WITH_RAW_SYSTEM = "pretrained + raw"
 RAW_NAMES = {"raw": "raw features"}
-METHOD = PRESETS[DEFAULT_PRESET][1]
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _AT = re.compile(r"^(?P<score>[^@]+)@(?P<fraction>[0-9.e-]+)$")
 
@@ -247,6 +246,16 @@ class Results:
         """Unit -> its test rows."""
         found = (r.groups["rows"] for s in self.of_set(dataset) for r in s.finished if "rows" in r.groups)
         return dict(next(found, {}))
+
+    @property
+    def normalised(self) -> str:
+        """A sentence where features were normalised by their own speakers; else empty."""
+        found = {r.tags.get("normalisation", "") for s in self.systems for r in s.finished} - {""}
+        return (
+            " Features are normalised by each unit's own unlabelled rows (transductive, and much easier)."
+            if found
+            else ""
+        )
 
     def unit(self, dataset: str) -> str:
         """What a unit of intervals is called."""

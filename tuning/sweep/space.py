@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from conclugen import PretrainConfig, presets
-from conclugen.config import DEFAULT_PRESET, GRADIENTS, RECIPES, WEIGHTINGS
+from conclugen.config import GRADIENTS, RECIPES, WEIGHTINGS
 from conclugen.fields import choose, require
 from conclugen.presets import ALL as PRESET_ORDER
 from conclugen.presets import PRESETS
@@ -28,9 +28,8 @@ from conclugen.search_space import Range, Searched
 from conclugen.tasks import Inputs, registry
 from conclugen.tasks.registry import registered
 from ray_jobs.run_config import DataConfig
+from tuning.systems import METHOD
 
-METHOD = PRESETS[DEFAULT_PRESET][1]
-"""The tasks of the published method, in order."""
 ALL, SUBSETS = "all", "subsets"
 # An optimiser wants the same options under the same name each time, and one modality allows fewer tasks.
 ONE_MODALITY = " of one modality"

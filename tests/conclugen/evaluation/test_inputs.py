@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from conclugen.evaluation.config import PUBLISHED_WEIGHTS
-from conclugen.evaluation.features import MODES, Scaling, fuse, normalise, standardise, standardize_by_group
+from conclugen.evaluation.config import MODES, PUBLISHED_WEIGHTS
+from conclugen.evaluation.features import Scaling, fuse, normalise, standardise, standardize_by_group
 from conclugen.evaluation.finetune import class_weights
 from conclugen.evaluation.protocol import Target, label_draw
 

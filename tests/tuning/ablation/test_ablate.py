@@ -223,6 +223,45 @@ def test_a_configuration_that_a_set_cannot_serve_is_a_hole(folders, sets, tmp_pa
     assert "its global batch 97 is more than the 96 rows" in reasons["wide"]
 
 
+def test_tasks_with_weights_are_rows_of_every_recipe_at_the_ablations_sizes(folders, sets, tmp_path):
+    named = {"loud": "contrastive+reconstruction:10", "equal": "share=contrastive:0.5+reconstruction:0.5"}
+    both = {"configurations": named, "recipes": ("improved", "paper"), "sections": ("configurations",)}
+    planned = plan(job(folders, **both), [sets["two"]])
+    found = {}
+    for p in planned.cells:
+        found.setdefault((p.tags["configuration"], p.tags["recipe"]), p.cell.config)
+    assert set(found) == {(name, recipe) for name in ("loud", "equal", "") for recipe in ("improved", "paper")}
+    for recipe in ("improved", "paper"):
+        loud, equal = found["loud", recipe], found["equal", recipe]
+        assert {n: t.weight for n, t in loud.tasks.active.items()} == {"contrastive": 1.0, "reconstruction": 10.0}
+        assert equal.tasks.weighting == "share" and loud.tasks.weighting == "static"
+        assert loud.recipe == recipe and loud.epochs == SIZES.epochs and loud.modalities == ("video", "audio")
+    refuse_other_configurations(planned, kept(planned, tmp_path))
+    for text, words in (
+        ("contrastiv:2", r"configurations.loud: unknown value 'contrastiv' \(did you mean 'contrastive'"),
+        ("contrastive:much", r"configurations.loud: 'contrastive:much': the weight must be a number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            plan(job(folders, configurations={"loud": text}), list(sets.values()))
+    more = {"loud": "share=contrastive:1+reconstruction:1"}
+    holes = plan(job(folders, sections=("configurations",), configurations=more), [sets["two"]]).holes
+    assert all("must sum to 1, got 2" in hole.record.reason for hole in holes) and holes
+
+
+def test_speakers_by_their_own_rows(folders, sets):
+    own = open_set("two", folders["two"], replace(JUDGING, normalisation="speaker_normalised"))
+    assert own.judged_by != sets["two"].judged_by
+    (fold,) = own.protocol.folds
+    for name, x in own.standardised(("video", "audio"), fold).items():
+        for group in np.unique(own.protocol.groups):
+            rows = (own.protocol.groups == group) & own.present[name]
+            values = own.features[name][rows].astype(np.float64)
+            np.testing.assert_allclose(x[rows], (values - values.mean(0)) / values.std(0), atol=1e-4)
+        assert not x[~own.present[name]].any()
+    with pytest.raises(ValueError, match=r"judging.normalisation: unknown value 'speaker'"):
+        replace(JUDGING, normalisation="speaker")
+
+
 def kept(planned, folder):
     """Records of a plan's cells as they are read from a ledger; their results do not matter."""
     with Ledger.open(folder) as ledger:

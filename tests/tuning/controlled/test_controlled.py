@@ -20,8 +20,9 @@ from tuning.controlled import experiment, page, rendered
 from tuning.controlled.__main__ import run
 from tuning.controlled.experiment import write_shards
 from tuning.controlled.factors import FactorsConfig, draw
-from tuning.controlled.job import ControlledJob, System
+from tuning.controlled.job import ControlledJob
 from tuning.controlled.rendered import RenderedConfig
+from tuning.systems import System
 
 SMALL = FactorsConfig(widths={"video": 24, "audio": 20}, speakers=9, clips=12)
 
