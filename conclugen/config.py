@@ -265,6 +265,15 @@ class PretrainConfig:
                         f"out: tasks.{name}=null"
                     )
 
+    def check_speakers(self, told: bool) -> None:
+        """Raise ValueError, naming the task and the remedy, where data does not tell speakers and a task needs them."""
+        for name, inputs in self.inputs.items():
+            if inputs.needs_groups and not told:
+                raise ValueError(
+                    f"task {name!r} needs the speaker of each row, but the data tells none: name the column of "
+                    f"speakers (data.speaker), or leave the task out (tasks.{name}=null)"
+                )
+
     def without_training_views(self) -> PretrainConfig:
         """This configuration for data that lacks what only training needs, such as stored second views."""
         tasks = {n: registry.get(n).without_training_views(config) for n, config in self.tasks.active.items()}

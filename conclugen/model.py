@@ -144,12 +144,7 @@ class Model(nn.Module):
         """The batch with what the tasks read of the global batch as a whole (`conclugen.prepared`); every rank must
         call it. Raises ValueError where the data does not tell speakers, and a task's corruptions need them."""
         if self.training and batch.group is None:
-            for name, reads in self.reads.items():
-                if reads.needs_groups:
-                    raise ValueError(
-                        f"task {name!r} needs the speaker of each row, but the data tells none: name the column of "
-                        f"speakers (data.speaker), or leave the task out (tasks.{name}=null)"
-                    )
+            self.config.check_speakers(told=False)
         exchanged = [view for view in self._views() if view.swap] if self.training else []
         if exchanged:
             batch = prepared.with_partners(batch, exchanged, self.config.seed, step)

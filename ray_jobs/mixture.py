@@ -165,6 +165,7 @@ class Mixture:
         """
         opened = Corpora.open(data, config.required_modalities, quarantine)
         config.check_serves(opened.reader.widths)
+        config.check_speakers(opened.reader.grouped)
         return cls(opened, opened.plan(data, config), data, config)
 
     @property

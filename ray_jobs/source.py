@@ -57,6 +57,7 @@ class Source:
         )
         labels: tuple[str, ...] = ()  # pretraining reads none
         reader = open_reader(data, manifest, view, config.required_modalities, labels, quarantine, data.speaker)
+        config.check_speakers(reader.grouped)
         return cls(manifest, view, reader, plan, data)
 
     def check(self) -> None:

@@ -61,6 +61,19 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
             ["--preset", "simclr", "--pretrain.modalities", "[video_3d]"],
             "needs modality 'video_3d'.*did you mean 'video'",
         ),
+        (
+            ["--pretrain.tasks.speaker_clusters.weight", "1"],
+            r"task 'speaker_clusters' needs the speaker of each row.*data\.speaker.*tasks\.speaker_clusters=null",
+        ),
+        (["--pretrain.tasks.comm.weight", "1"], r"task 'comm' needs the speaker of each row"),
+        (
+            ["--pretrain.tasks.pase.targets", "[prosody, audoi]"],
+            r"task 'pase' needs target 'prosody', but the data has: .*tasks\.pase\.targets.*tasks\.pase=null",
+        ),
+        (
+            ["--pretrain.tasks.weighting", "share"],
+            r"with weighting='share' the tasks' weights must sum to 1, got .*; divide each by",
+        ),
         (["--view", "tarin"], "no view 'tarin'.*did you mean 'train'"),
         (
             ["--pretrain.global_batch", "64"],
