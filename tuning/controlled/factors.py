@@ -60,7 +60,7 @@ class FactorsConfig:
     shared: int = 4
     unique: int = 4
     synergy: bool = True
-    synergy_size: float = 1.0
+    synergy_size: float = 2.0
     clusters: int = 6
     cluster_dimensions: int = 4
     cluster_spread: float = 0.5

@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
+from conclugen import Batch, Pretrainer, standardize
 from conclugen.evaluation.config import JudgingConfig
+from conclugen.evaluation.protocol import Fold
 from shards import Manifest, View, publication
+from tuning.ablation import cell
 from tuning.controlled import experiment, page, rendered
 from tuning.controlled.__main__ import run
 from tuning.controlled.experiment import write_shards
@@ -257,3 +262,56 @@ def test_differences_are_paired_by_data_seed_with_students_interval() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     alone = page.interval([0.3])
     assert alone is not None and math.isnan(alone.low) and not alone.excludes_zero
+
+
+@pytest.mark.slow
+def test_comm_tells_what_only_the_combination_of_modalities_does() -> None:
+    """On speakers never met, four data seeds: better than its own fusion before training, whose random maps give some
+    of it away. The modalities' representations side by side are at chance, and a network that is told the labels says
+    how much there was."""
+    made = FactorsConfig(
+        widths={"video": 32, "audio": 32},
+        speakers=15,
+        clips=120,
+        shared=3,
+        unique=3,
+        clusters=0,
+        speaker=3,
+        synergy_size=2.0,
+        noise=0.8,
+    )
+    job = ControlledJob(
+        factors=made, systems=("comm",), global_batch=180, epochs=25, representation_dim=64, projection_dim=32
+    )
+    config, label = job.config(job.all_systems[0]), "synergy"
+    scores: dict[str, list[float]] = {}
+    for seed in range(4):
+        rows = draw(made, seed)
+        tested = rows.speaker < made.test_speakers
+        fold = Fold(0, np.flatnonzero(~tested), np.flatnonzero(tested))
+        features = {m: torch.from_numpy(rows.features[m]) for m in made.widths}
+        present = {m: torch.ones(len(tested), dtype=torch.bool) for m in features}
+        batch = Batch(features, present, torch.arange(len(tested)), group=torch.from_numpy(rows.speaker))
+        fitted = standardize.fit({m: rows.features[m][~tested] for m in features})
+        steps = len(fold.train_rows) // config.global_batch
+        pretrainer = Pretrainer(config, made.widths, steps_per_epoch=steps, standardization=fitted)
+
+        def told(x: Any, model: Any, rows: Any = rows, tested: Any = tested) -> float:
+            y, x = rows.labels[label], np.asarray(x)
+            x = (x - x[~tested].mean(axis=0)) / x[~tested].std(axis=0)
+            return float(model.fit(x[~tested], y[~tested]).score(x[tested], y[tested]))
+
+        linear, raw = LogisticRegression(max_iter=300), torch.cat(list(features.values()), dim=1)
+        supervised = MLPClassifier((64,), early_stopping=True, max_iter=60, random_state=0)
+        found = {
+            "supervised": told(raw, supervised),
+            "untrained": told(pretrainer.embed_jointly(batch)["comm"], linear),
+        }
+        cell.train(pretrainer, batch, fold, 0, steps * job.epochs)
+        found["whole"] = told(pretrainer.embed_jointly(batch)["comm"], linear)
+        found["side by side"] = told(torch.cat(list(pretrainer.embed(batch).values()), dim=1), linear)
+        for name, value in found.items():
+            scores.setdefault(name, []).append(value)
+    assert np.mean(scores["supervised"]) > 0.8 and abs(np.mean(scores["side by side"]) - 0.5) < 0.05, scores
+    better = stats.ttest_rel(scores["whole"], scores["untrained"], alternative="greater")
+    assert better.pvalue < 0.05 and np.mean(scores["whole"]) > 0.6, scores
