@@ -17,9 +17,11 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
 from conclugen import Batch, Pretrainer, standardize
+from conclugen.backbones import face_expression
 from conclugen.evaluation.config import JudgingConfig
 from conclugen.evaluation.protocol import Fold
 from shards import Manifest, View, publication
+from tests.conclugen.backbones.test_face_encoders import weights_of
 from tuning.ablation import cell
 from tuning.controlled import experiment, page, rendered
 from tuning.controlled.__main__ import run
@@ -262,6 +264,29 @@ def test_differences_are_paired_by_data_seed_with_students_interval() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     alone = page.interval([0.3])
     assert alone is not None and math.isnan(alone.low) and not alone.excludes_zero
+
+
+@pytest.mark.slow
+def test_what_face_or_voice_alone_tell_is_there_and_what_both_tell_is_in_neither() -> None:
+    """By a linear probe, on speakers never met; and drawn in several processes the clips are the same."""
+    given = weights_of(face_expression.PUBLISHED)
+    weights = {} if given is None else {"face-expression": given}
+    rows = rendered.draw(RenderedConfig(speakers=9, clips=16, weights=weights), 0)
+    few = dataclasses.replace(FACES, clips=2, weights=weights)
+    alone, again = rendered.draw(few, 0), rendered.draw(few, 0, processes=2)
+    for modality in few.widths:
+        np.testing.assert_array_equal(again.features[modality], alone.features[modality])
+    tested = rows.speaker < 3
+    scores = {}
+    for label, y in rows.labels.items():
+        assert 0.35 < y.mean() < 0.65
+        for modality, x in rows.features.items():
+            x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
+            probe = LogisticRegression(C=0.01, max_iter=500).fit(x[~tested], y[~tested])
+            scores[label, modality] = probe.score(x[tested], y[tested])
+    assert scores["face", "video"] > 0.75 and scores["voice", "audio"] > 0.8, scores
+    chance = [scores[pair] for pair in (("face", "audio"), ("voice", "video"), ("both", "video"), ("both", "audio"))]
+    assert max(chance) < 0.72 and np.mean(chance) < 0.6, scores  # 48 rows: a chance of 0.5 deviates by 0.07
 
 
 @pytest.mark.slow
