@@ -71,7 +71,7 @@ def parts(data: DataSet, draw_seed: int, draws: int) -> tuple[list[NDArray[np.in
     if len(protocol.folds) > 1:
         blocks = [fold.test_rows for fold in protocol.folds]
         everything = np.arange(protocol.rows)
-        held = list(itertools.combinations(range(len(blocks)), 2))
+        held: list[tuple[int, ...]] = list(itertools.combinations(range(len(blocks)), 2))
     else:
         everything = protocol.folds[0].train_rows
         listed = np.unique(groups[everything])
@@ -110,7 +110,8 @@ def judged_for(
 ) -> tuple[Protocol, dict[str, Evaluation]]:
     """What speaks for the fold that tests a block (None: of a published test part): a protocol of the other blocks, and
     every system's predictions of them, none of which saw a row of that block."""
-    folds, found = [], []
+    folds: list[Fold] = []
+    found: list[dict[str, Evaluation]] = []
     for part, evaluations in held:
         if block is not None and block not in part.blocks:
             continue

@@ -237,9 +237,9 @@ def _rows(
             yield _Row("baselines/untrained", "untrained", recipe, data.complete, tasks=tasks)
         elif section == "configurations" and named:  # what they are compared with
             yield _Row(f"combinations/{'+'.join(every)}", "pretrained", recipe, data.complete, tasks=every)
-            for name, system in named.items():
-                if isinstance(system, System):
-                    own: dict[str, Any] = {"tasks": system.tasks, "configuration": system}
+            for name, weighed in named.items():
+                if isinstance(weighed, System):
+                    own: dict[str, Any] = {"tasks": weighed.tasks, "configuration": weighed}
                     yield _Row(f"{CONFIGURED}{name}", "pretrained", recipe, data.complete, **own)
     if section == "configurations":
         for name, config in named.items():
