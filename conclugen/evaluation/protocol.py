@@ -242,8 +242,9 @@ def held_out_fold(tested: ArrayLike, among: ArrayLike | None = None, name: str =
 def group_cross_folds(groups: NDArray[Any], folds: int, train_only: Sequence[str] = ()) -> tuple[Fold, ...]:
     """Folds over (N,) groups: every group is tested once, but for those of `train_only`, by what the others taught.
 
-    Groups are dealt in their natural order. Raises ValueError for fewer groups than folds.
+    Groups are names or numbers, dealt in their natural order. Raises ValueError for fewer groups than folds.
     """
+    groups = np.asarray(groups).astype(str)
     candidates = [group for group in natural_order(np.unique(groups).tolist()) if group not in set(train_only)]
     if len(candidates) < folds:
         raise ValueError(f"{len(candidates)} groups to test for {folds} folds; lower judging.folds")

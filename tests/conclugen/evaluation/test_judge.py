@@ -218,6 +218,13 @@ def crossed() -> tuple[Protocol, np.ndarray]:
     return protocol.drawn((0.2, 1.0), draws=2, seed=5), systems["telling"]
 
 
+def test_groups_that_are_numbers_are_dealt_as_their_names() -> None:
+    numbers = np.array([10, 2, 1, 10, 3, 2])
+    for found in (group_cross_folds(numbers, 2, ("3",)), group_cross_folds(numbers.astype(str), 2, ("3",))):
+        assert [fold.test_rows.tolist() for fold in found] == [[0, 2, 3], [1, 5]], "1 and 10, then 2; 3 is never tested"
+        assert [fold.train_rows.tolist() for fold in found] == [[1, 4, 5], [0, 2, 3, 4]]
+
+
 def test_folds_evaluated_apart_are_those_evaluated_together(crossed: tuple[Protocol, np.ndarray]) -> None:
     protocol, matrix = crossed
     together = list(evaluate(protocol, {"telling": matrix}))
