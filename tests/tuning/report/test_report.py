@@ -187,7 +187,7 @@ def test_a_named_configuration_is_compared_with_three_tasks_and_counts_in_no_com
     assert all_against_fewer(made, *place) == all_against_fewer(before, *place)
     references = {c.second for c in against_references(made, *place).comparisons}
     assert references == {c.second for c in against_references(before, *place).comparisons}
-    text = {path.name: path.read_text("utf-8") for path in report(folder) if path.suffix in (".html", ".md")}
+    text = {path.name: path.read_text("utf-8") for path in report(folder) if path.suffix in (".html", ".md", ".csv")}
     assert "Named configurations beside all three tasks" in text["report.html"]
     assert "| searched minus contrastive + clustering + reconstruction | " in text["report.md"]
     assert ",searched,contrastive,video+audio,1,accuracy@0.03,0.7" in text["report.csv"]
