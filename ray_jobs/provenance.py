@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -81,9 +80,8 @@ def _of_set(name: str) -> str:
     adapter = adapters.known().get(name.lower().removeprefix("cmu-"))
     if adapter is not None:
         with contextlib.suppress(Exception):  # a package of somebody else's, or one whose libraries are not here
-            cited = getattr(importlib.import_module(adapter.module), "BIBTEX", None)
-            if isinstance(cited, str):
-                return cited
+            if adapter.bibtex is not None:
+                return adapter.bibtex
     return f"@misc{{{_key(name)},\n  title = {{{{{tex_name(name)}}}}},\n  note = {{data set}},\n}}"
 
 

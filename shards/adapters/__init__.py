@@ -39,8 +39,17 @@ class Adapter:
     @property
     def read(self) -> Callable[..., ClipSet]:
         """The function of the module."""
-        found: Callable[..., ClipSet] = importlib.import_module(self.module).read
+        found: Callable[..., ClipSet] = self._load().read
         return found
+
+    @property
+    def bibtex(self) -> str | None:
+        """What papers cite of the data set, where the module says it."""
+        found = getattr(self._load(), "BIBTEX", None)
+        return found if isinstance(found, str) else None
+
+    def _load(self) -> Any:
+        return importlib.import_module(self.module)
 
 
 ADAPTERS: Mapping[str, Adapter] = {
