@@ -49,6 +49,13 @@ def test_round_trip_goes_on_bitwise(trained: Pretrainer, saved: Path) -> None:
         assert torch.equal(resumed.state()[0][name], value), name
 
 
+def test_a_process_by_itself_is_every_rank(trained: Pretrainer, saved: Path) -> None:
+    resumed = fresh(small_config("conclugen"))
+    checkpoint.restore_everywhere(checkpoint.load(saved), resumed)
+    assert resumed.step_number == trained.step_number
+    assert all(torch.equal(resumed.state()[0][name], value) for name, value in trained.state()[0].items())
+
+
 def test_folder_holds_safetensors_and_json_alone(saved: Path) -> None:
     assert sorted(p.name for p in saved.iterdir()) == ["checkpoint.json", "state.safetensors"]
     assert [p.name for p in saved.parent.iterdir()] == ["step5"]

@@ -76,3 +76,4 @@ def test_targets_have_mean_0_and_deviation_1_over_present_rows() -> None:
     expected = (x - x.mean(0)) / np.where(x.std(0) > 1e-9, x.std(0), 1)
     np.testing.assert_allclose(found.features["target audio"][rows.present["audio"]].numpy(), expected, atol=1e-12)
     assert (found.features["target audio"][~rows.present["audio"]] == 0).all()
+    assert torch.equal(found.present["target audio"], rows.present["audio"])

@@ -116,6 +116,7 @@ def test_what_pack_was_publishing_is_finished_by_whoever_comes_next(
             assert repaired.status == 0 and f"{_ROWS} samples in 3 shards" in repaired.out, (place, repaired)
             assert "a data set of 3 shards were being published" in repaired.out
         assert content(out).items() >= content(reference).items()
+        assert not (out / STAGING).exists()
         assert whole(stops, out).status == 0
     assert pending > 5 / every
 

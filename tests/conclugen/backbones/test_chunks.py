@@ -1,8 +1,10 @@
-"""Frozen encoders compute in pieces, smaller ones where a GPU's memory does not hold them."""
+"""Frozen encoders compute in pieces, smaller ones where a GPU's memory does not hold them, and say whose weights."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from conclugen.backbones import weights
 from conclugen.backbones.encoder import FrozenEncoder
 
 
@@ -38,3 +41,8 @@ def test_one_item_that_does_not_fit_ends_it() -> None:
     encoder: Any = SimpleNamespace(chunk=2)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         FrozenEncoder.in_chunks(encoder, range(3), computing(0, []))
+
+
+def test_weights_are_known_by_the_digest_of_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(bytes(range(256)) * 9000)
+    assert weights.file_digest(tmp_path / "w") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()

@@ -17,6 +17,15 @@ def config(**settings: Any) -> Any:
     return small_config("contrast_only", precision="float64", tasks=tasks)
 
 
+def test_each_worker_is_a_region_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = fresh(config(modality="audio", targets=("text", "video"))).model.task("pase")
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    task.compile_regions({"fullgraph": True})
+    assert [module for module, _ in compiled] == list(task.workers.values()) and len(compiled) == 2
+    assert all(options == {"fullgraph": True} for _, options in compiled)
+
+
 def test_the_loss_number_by_number() -> None:
     """Of two columns, one of which is a modality that is learned as well, told from masked audio."""
     pretrainer = fresh(config(modality="audio", targets=("text", "video"), mask=0.4))

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from shards import ShardError
 from shards.foreign.command import index_folder
 from shards.foreign.mapping import LabelSource, MemberMapping, Source
-from shards.foreign.member import MemberError, read_npy
+from shards.foreign.member import MemberError, parse_npy, read_npy
 from shards.foreign.tarscan import scan_tar
 from shards.layout import BLOCK, tar_header
+from shards.schema import Column
 from tests.campaigns.shard_fuzz.judge import bounded
 from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
 
@@ -263,3 +264,10 @@ def test_one_sample_does_not_decide_how_much_memory_the_labels_of_all_take(tmp_p
     with bounded(60, 1 << 29), pytest.raises(ShardError, match=r"'t', sample 'k0'.*label 'v'.*has 200000 numbers.*npy"):
         index_folder(tmp_path, mapping)
     assert [path.name for path in tmp_path.iterdir()] == ["t.tar"]
+
+
+@pytest.mark.parametrize("array", [np.zeros(3, np.float32), np.zeros((2, 2), np.float32), np.zeros(4, np.float64)])
+def test_an_array_of_another_shape_or_type_than_its_column_is_no_value(array: np.ndarray) -> None:
+    with pytest.raises(MemberError, match=rf"^found {array.dtype} \{array.shape}"[:-1]):
+        parse_npy(npy(array), Column("v", 4))
+    np.testing.assert_array_equal(parse_npy(npy(np.ones((1, 4), np.float32)), Column("v", 4)), np.ones(4))

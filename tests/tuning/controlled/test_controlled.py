@@ -176,6 +176,28 @@ def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.Capture
         run(dataclasses.replace(job, factors=dataclasses.replace(SMALL, noise=0.9)))
 
 
+def test_a_system_is_trained_and_what_is_beside_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ControlledJob(
+        name="one",
+        output=str(tmp_path),
+        systems=("contrastive",),
+        epochs=3,
+        global_batch=36,
+        representation_dim=8,
+        projection_dim=4,
+        factors=SMALL,
+        judging=JudgingConfig(fractions=(1.0,), draws=1, inner_folds=2, with_raw=False),
+    )
+    write_shards(job, 0)
+    steps: list[int] = []
+    monkeypatch.setattr(experiment.cell, "train", lambda *given: steps.append(given[4]))
+    beside = experiment.find(job, experiment.Cell(None, 0))
+    assert steps == [] and {"raw", experiment.UNTRAINED} <= {name.partition(",")[0] for name in beside.accuracy}
+    [system, *_] = job.all_systems
+    assert set(experiment.find(job, experiment.Cell(system, 0)).accuracy) == {system.name}
+    assert steps == [3 * (72 // 36)]
+
+
 def test_shards_that_were_being_published_at_a_stop_are_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
