@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.media import faces
 from shards.media.face_track import Faces, FaceTrack, track_faces
 from shards.media.faces import FaceFinder
 from shards.media.frames import read_frames
@@ -201,3 +202,17 @@ def test_real_faces_are_found_where_they_are(real_data: Path) -> None:
         left, top, right, bottom = np.median(np.concatenate([track.boxes for track in faces.tracks]), axis=0)
         assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx(middle, abs=0.12), name
         assert 0.2 < (right - left) * width / height < 1.0
+
+
+def test_faces_are_looked_for_in_a_picture_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[tuple[int, ...]] = []
+
+    def nowhere(grey: np.ndarray) -> np.ndarray:
+        looked.append(grey.shape)
+        return np.empty((0, 4))
+
+    finder, longest = FaceFinder(), faces._LONGEST_SIDE
+    monkeypatch.setattr(finder, "_anywhere", nowhere)
+    for height, width in ((2 * longest, longest), (longest, longest // 2), (30, 40)):
+        assert finder(np.zeros((height, width, 3), np.uint8)).shape == (0, 4)
+    assert looked == [(longest, longest // 2), (longest, longest // 2), (30, 40)]
