@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conclugen import Pretrainer, checkpoint, storage
+from conclugen import Pretrainer, checkpoint, saved_state, storage
 from conclugen.checkpoint import CheckpointError
 from conclugen.common import atomic
 from tests.conclugen.runs import fresh, rows, small_config
@@ -299,3 +299,10 @@ def test_a_cursor_that_is_not_json_is_refused_and_leaves_nothing(trained: Pretra
 def test_a_document_is_json_that_any_reader_takes(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         storage.document_text({"best": value})
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, True, "1", None])
+def test_a_saved_count_is_a_whole_number_from_0(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^saved state: epoch is .*, expected an integer from 0$"):
+        saved_state.check_count("epoch", value)
+    saved_state.check_count("epoch", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from shards import Column, Label, Manifest, Reader, View, group_id, shuffled_order
 from shards.__main__ import main
-from shards.packing.command import PackOptions, pack
+from shards.packing.command import PackOptions, pack, work_of
 from shards.packing.labels import LabelSpec
 
 
@@ -342,3 +343,14 @@ def index_keys(manifest: Manifest) -> list[str]:
     reader = Reader(manifest)
     keys = [key for shard in range(len(manifest)) for key in reader.metadata(shard)["key"].to_pylist()]
     return [key.removeprefix("row-") for key in keys]
+
+
+def test_the_work_of_a_pack_is_told_by_what_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "arrays").mkdir()
+    for source, file in ((tmp_path / "x.npz", tmp_path / "x.npz"), (tmp_path / "arrays", tmp_path / "arrays/x.npy")):
+        file.write_bytes(b"1")
+        options = PackOptions(source=source, out=tmp_path / "out", columns={"v": "x"})
+        first = work_of(options)
+        assert work_of(options) == first == work_of(dataclasses.replace(options, out=tmp_path / "other"))
+        file.write_bytes(b"22")
+        assert work_of(options) != first
