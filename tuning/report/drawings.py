@@ -82,18 +82,19 @@ def draw(
     raise ValueError(f"{drawing.name}: kind is {drawing.kind!r}, expected {EFFICIENCY}, {DIFFERENCES} or {LINES}")
 
 
-def document(drawings: Sequence[Drawing]) -> dict[str, Any]:
-    """What `figures.json` holds."""
-    return {"figures": [asdict(drawing) for drawing in drawings]}
+def document(drawings: Sequence[Drawing], stamp: str = "") -> dict[str, Any]:
+    """What `figures.json` holds. stamp: what every figure says at its foot."""
+    return {"stamp": stamp, "figures": [asdict(drawing) for drawing in drawings]}
 
 
-def load(path: Path) -> list[Drawing]:
-    """The figures of a `figures.json`. ValueError for a file that holds none."""
+def load(path: Path) -> tuple[list[Drawing], str]:
+    """The figures of a `figures.json`, and their stamp. ValueError for a file that holds none."""
     found = read_json(path, nan=True)
     try:
-        return [
+        shown = [
             Drawing(**{**each, "told": tuple((str(name), float(share)) for name, share in each["told"])})
             for each in found["figures"]
         ]
+        return shown, str(found.get("stamp", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: holds no figures of a report ({error}); make the report again") from None

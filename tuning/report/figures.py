@@ -19,7 +19,9 @@ if __name__ == "__main__":
     here = Path(__file__).resolve().parent
     venue = figure_style.VENUES[VENUE]
     figure_style.STYLE.update(STYLE)
-    for figure in drawings.load(here / drawings.DATA):
+    figures, stamp = drawings.load(here / drawings.DATA)
+    for figure in figures:
         width = venue.column if figure.name in IN_A_COLUMN else venue.page
-        path = drawings.draw(figure, here / "paper", width=width, title=TITLES, rename=RENAME, leave_out=LEAVE_OUT)
+        with figure_style.stamped(stamp):
+            path = drawings.draw(figure, here / "paper", width=width, title=TITLES, rename=RENAME, leave_out=LEAVE_OUT)
         print(path)

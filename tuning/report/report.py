@@ -102,13 +102,15 @@ def report(
     place.mkdir(exist_ok=True)
     families = _families(results)
     shown = [*_figures(results, families), *report_protocols.figures(found)]
-    pictures = [drawings.draw(drawing, place) for drawing in shown]
     setup = Setup.read(folder)
+    with figure_style.stamped(setup.stamp):
+        pictures = [drawings.draw(drawing, place) for drawing in shown]
     kind = "Ablation" if results.systems else "Sweep" if results.trials or not found else "Protocols of"
     title = f"{kind} {folder.resolve().name}"
     captions = tuple((drawing.caption, f"{drawing.name}.png") for drawing in shown if drawing.kind != drawings.LINES)
     made = _lead(results, records) if records else f"{datetime.now(UTC):%Y-%m-%d}. Made from protocols.json alone."
-    lead = [*report_findings.winners(results, families["references"]), *_best_trials(results.trials), made]
+    won = [*report_findings.winners(results, families["references"]), *_best_trials(results.trials)]
+    lead = [*won, *filter(None, [setup.stamp]), made]
     blocks = [
         *setup.blocks(results, records),
         *_missing([folder, *sweeps]),
@@ -124,7 +126,9 @@ def report(
     }
     if shown:
         texts[drawings.SCRIPT] = resources.files(__package__).joinpath(drawings.SCRIPT).read_text("utf-8")
-        write_json(place / drawings.DATA, drawings.document(shown), sort_keys=False)  # systems have an order
+        write_json(
+            place / drawings.DATA, drawings.document(shown, setup.stamp), sort_keys=False
+        )  # systems have an order
     if found:
         texts["protocols.csv"] = report_protocols.as_csv(found)
     written = []

@@ -11,7 +11,7 @@ from ray_jobs.provenance import DATA_SETS, DIGEST, ENCODERS, STAMP
 from ray_jobs.tracking.journal import read_records
 from tuning.ledger import Record
 from tuning.nested_runs import JOURNAL
-from tuning.report.page import Block, Heading, Text
+from tuning.report.page import Block, Heading
 from tuning.report.systems import Results
 from tuning.report.tables import Entry, Line, Table
 
@@ -34,10 +34,13 @@ class Setup:
                     tags |= record["values"]
         return cls(tags)
 
+    @property
+    def stamp(self) -> str:
+        """What everything made of the results says, where the data is of rendered faces."""
+        return STAMP if self.tags.get("rendered") else ""
+
     def blocks(self, results: Results, records: Sequence[Record]) -> Iterator[Block]:
-        """The box, and before it a warning where the data is of rendered faces."""
-        if self.tags.get("rendered"):
-            yield Text((STAMP,))
+        """The box."""
         if not records:
             return
         yield Heading("Set-up", "setup")
@@ -75,5 +78,4 @@ class Setup:
         seeds = results.seeds
         told = [f"Tested on {'; '.join(units)}."] if units else []
         told += [f"Pretraining seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."] if seeds else []
-        told += [STAMP] if self.tags.get("rendered") else []
-        return " ".join(told)
+        return " ".join([*told, *filter(None, [self.stamp])])

@@ -15,7 +15,7 @@ import pytest
 from conclugen.tasks import registry
 from ray_jobs.tracking.journal import Journal, read_records
 from tuning.ledger import Ledger, LedgerError, Record, record_key
-from tuning.report import drawings, svg
+from tuning.report import drawings
 from tuning.report.__main__ import main
 from tuning.report.findings import (
     against_references,
@@ -374,7 +374,13 @@ def test_it_begins_with_what_won_and_by_how_much(folder):
     seconds = sum(10.0 + r.tags["seed"] for r in Ledger.open(folder).records() if r.status == "finished")
     assert cells["cost"].startswith(f"{seconds / 3600:.2f} hours")
     assert "Boersma" in (folder / "report" / "references.bib").read_text("utf-8")
+    with Journal(folder / "journal.jsonl", experiment="e", name="first") as journal:
+        journal.tags({"rendered": "yes"})
+    report(folder)
     tex = (folder / "report" / "table.tex").read_text("utf-8")
+    said = "these numbers say nothing about people"
+    assert said in tex and said in (folder / "report" / "report.md").read_text("utf-8").split("\n\n")[3]
+    assert said in (folder / "report" / "all_tasks_faces_improved.svg").read_text("utf-8")
     assert "Tested on faces: 12 speakers. Pretraining seeds 1, 2." in tex and r"\textbf{61.0} $\pm$ 1.4" in tex
 
 
@@ -395,7 +401,8 @@ def test_the_page_offers_its_tables_and_figures_and_names_combinations_shortly(f
 def test_figures_are_drawn_again_as_they_were_and_as_a_paper_wants_them(folder, monkeypatch):
     files = {path.name: path for path in report(folder)}
     place = folder / "report"
-    found = drawings.load(files["figures.json"])
+    found, stamp = drawings.load(files["figures.json"])
+    assert stamp == ""
     for drawing in found:
         again = drawings.draw(drawing, folder / "again")
         for kind in ("png", "svg", "pdf"):
@@ -664,9 +671,3 @@ def test_without_recalls_by_unit_nothing_is_compared_by_them(folder):
     results = Results.of(records)
     family = against_references(results, "faces", "improved", 0.03)
     assert not family.comparisons and family.missing
-
-
-def test_a_point_with_one_end_of_its_interval_has_no_whisker() -> None:
-    points = [(1.0, 0.5, None, 0.6), (2.0, 0.5, 0.4, None), (3.0, 0.5, None, None), (4.0, 0.5, 0.4, 0.6)]
-    drawn = svg.interval_lines("t", {"a": points}, xlabel="x", ylabel="y")
-    assert drawn.count('class="whisker') == 1 and drawn.count('class="line') == 1
