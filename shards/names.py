@@ -30,7 +30,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -219,10 +219,14 @@ class FileNames:
         self._files = set(files)
         self._composed: dict[str, list[str]] = {}
         for file in sorted(self._files):
-            self._composed.setdefault(unicodedata.normalize("NFC", file).strip(), []).append(file)
+            self._composed.setdefault(_composed(file), []).append(file)
         self._folded: dict[str, str] = {}
+        self._stems: dict[str, list[str]] = {}
         for file in sorted(self._files):
             self._folded.setdefault(fold(file), file)
+            self._stems.setdefault(_composed(str(PurePosixPath(file).with_suffix(""))), []).append(file)
+        for stem, files_of_it in self._stems.items():
+            self._folded.setdefault(fold(stem), files_of_it[0])
 
     def find(self, path: str, exists: Callable[[str], bool] = lambda path: False) -> str | None:
         """The file, None where there is none. `exists` is asked for paths that are not listed, such as those of another
@@ -239,9 +243,21 @@ class FileNames:
             return same[0]
         return next((c for c in dict.fromkeys((path, unix_path(path))) if exists(c)), None)
 
+    def find_without_suffix(self, path: str) -> str | None:
+        """The file of a path that is written without its suffix, None where there is none. Raises ValueError where
+        there are several."""
+        same = self._stems.get(_composed(unix_path(path)), [])
+        if len(same) > 1:
+            raise ValueError(f"{path!r} means several files ({', '.join(same)}); write the suffix too")
+        return same[0] if same else None
+
     def similar(self, path: str) -> str | None:
-        """A file whose name differs in case or spaces only, to be named in a message."""
+        """A file whose name differs in case, spaces or the suffix only, to be named in a message."""
         return self._folded.get(fold(unix_path(path)))
+
+
+def _composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path).strip()
 
 
 def fold(value: str) -> str:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from conclugen.common.names import did_you_mean
 from shards.files import read_whole
-from shards.names import EncodingError, check_encoding, decode_text, looks_like_utf8, plain, suffix
+from shards.names import EncodingError, check_encoding, decode_text, fold, looks_like_utf8, plain, suffix
 from shards.parquet import read_parquet
 
 DELIMITED = (".csv", ".tsv", ".tab", ".txt")
@@ -58,11 +58,19 @@ class Table:
     def names(self) -> tuple[str, ...]:
         return tuple(self.columns)
 
-    def column(self, name: str) -> list[Any]:
-        """Values of a column; ValueError for an unknown one."""
-        if name not in self.columns:
+    def called(self, name: str) -> str:
+        """The column that is meant: that of the name itself, or the only one that differs from it in case, spaces, `_`
+        and `-` only. ValueError for an unknown one."""
+        if name in self.columns:
+            return name
+        alike = [column for column in self.columns if fold(column) == fold(name)]
+        if len(alike) != 1:
             raise ValueError(f"{self.path} has no column {name!r}, {did_you_mean(name, self.columns)}")
-        return self.columns[name]
+        return alike[0]
+
+    def column(self, name: str) -> list[Any]:
+        """Values of the column that is `called` so."""
+        return self.columns[self.called(name)]
 
     def row(self, index: int) -> tuple[Any, ...]:
         return tuple(values[index] for values in self.columns.values())

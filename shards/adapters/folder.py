@@ -48,11 +48,11 @@ def read(
 
     Without a table: every video below it, in folders of any depth; the key is the path without its suffix, with `_` for
     `/`; a `.txt` of the same name beside a video is its transcript. With a table: a clip for each row; `path`
-    (required) and `audio` are relative to the folder; further columns as in `FIELDS`, renamed by `fields` (name ->
-    column) or as in `ALSO_CALLED`; `labels` are read from the table as `python -m shards pack` reads them. Rows that
-    are there twice, identically, count once; different rows of one key are refused, each with the numbers of the
-    others. Names, paths and encodings are read as `shards.names` says; encoding: of the table and of transcripts
-    without a mark.
+    (required; its suffix may be left out) and `audio` are relative to the folder; further columns as in `FIELDS`,
+    renamed by `fields` (name -> column) or as in `ALSO_CALLED`; `labels` are read from the table as `python -m shards
+    pack` reads them. Names of columns may differ in case. Rows that are there twice, identically, count once; different
+    rows of one key are refused, each with the numbers of the others. Names, paths and encodings are read as
+    `shards.names` says; encoding: of the table and of transcripts without a mark.
 
     Raises ValueError for a table that can't be read, unknown columns, and labels that don't fit.
     """
@@ -99,6 +99,11 @@ def read(
             values = {label.label.name: label.values[place] for label in encoded}
             clips.append(dataclasses.replace(item, labels=values))
     absent = [missing[index] for index in kept if index in missing]
+    if absent and not clips and not rejected:
+        raise ValueError(
+            f"{rows.path}: none of its {len(absent)} videos is in {source} ({_some(absent)}); there "
+            + (f"are {len(found)} videos ({_some(found)})" if found else "are none at all")
+        )
     counts = [Count("videos of the table", len(kept), len(kept) - len(absent), absent)]
     how = [f"{rows.path.name}: {len(rows)} rows, {rows.how}"]
     if called := [f"{name} is its column {column!r}" for name, column in columns.items() if column != name]:
@@ -107,6 +112,9 @@ def read(
         how.append(f"intervals that begin before 0, and are taken from 0 on: {len(begun)}")
     if windows := sum(isinstance(path, str) and "\\" in path for path in rows.columns[columns["path"]]):
         how.append(f"paths with \\ for /: {windows}")
+    written = zip(rows.columns[columns["path"]], read_rows, strict=True)
+    if bare := sum(isinstance(item, Clip) and not str(path).strip().endswith(_suffix(item)) for path, item in written):
+        how.append(f"paths without a suffix, taken as the file of that name: {bare}")
     if len(kept) < len(rows):
         how.append(f"rows given again, identically, and counted once: {len(rows) - len(kept)}")
     doubts = list(rows.doubts)
@@ -158,6 +166,10 @@ def _texts(source: Path) -> dict[str, str]:
     return {_stem(path): path for path in Files(source).find([".txt"])}
 
 
+def _suffix(clip: Clip) -> str:
+    return PurePosixPath(clip.video).suffix
+
+
 def _stem(path: str) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(path).with_suffix("").as_posix())
 
@@ -174,9 +186,10 @@ def _columns(table: Table, fields: Mapping[str, str]) -> dict[str, str]:
     """Field -> column of the table, for those that it has; fields may be named as people call them."""
     fields = {_field_called(name, column): column for name, column in fields.items()}
     for name, column in fields.items():
-        if column not in table.columns:
-            known = did_you_mean(column, table.columns)
-            raise ValueError(f"--field {name}={column}: {table.path} has no such column, {known}")
+        try:
+            fields[name] = table.called(column)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     given = {name: fields.get(name) or _column_called(name, table.names) for name in FIELDS}
     columns = {name: column for name, column in given.items() if column is not None}
     if "path" not in columns:
@@ -224,6 +237,12 @@ def _no_constants(name: str) -> np.ndarray:
 def _clip(named: Mapping[str, Any], source: Path, on_disk: names.FileNames) -> tuple[Clip, bool]:
     """The clip of a row without labels, and whether its video is there."""
     path, there = _path("path", named.get("path"), source, on_disk)
+    if not there:
+        try:
+            with_suffix = on_disk.find_without_suffix(path)
+        except ValueError as error:
+            raise _RowError("bad_name", str(error)) from None
+        path, there = (path, False) if with_suffix is None else (with_suffix, True)
     audio = named.get("audio")
     audio = None if audio is None else _path("audio", audio, source, on_disk)[0]
     start, end = (_seconds(name, named.get(name)) for name in ("start", "end"))

@@ -314,6 +314,29 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
         read_clips("folder", tmp_path, table=tmp_path / "j.csv")
 
 
+def test_tables_as_people_write_them(tmp_path: Path) -> None:
+    """Without the suffix, with a head in other letters; and what is said where that means nothing, or two things."""
+    touch(tmp_path, ["one.mp4", "sub/two.v1.MOV", "both.mp4", "both.avi"])
+    table = tmp_path / "labels.csv"
+    table.write_text("Filename; Speaker; Emotion\none; anna; sad\nsub/two.v1; bob; glad\none.mp4; anna; sad\n")
+    label = LabelSpec.parse("emotion:class:sad,glad")
+    found = read_clips("folder", tmp_path, table=table, labels=(label,), fields={"group": "speaker"})
+    assert [(clip.video, clip.group, clip.labels["emotion"]) for clip in found.clips] == [
+        ("one.mp4", "anna", 0),
+        ("sub/two.v1.MOV", "bob", 1),
+    ]
+    assert any("paths without a suffix, taken as the file of that name: 2" in line for line in found.how)
+
+    table.write_text("path\nboth\none\n")
+    (rejected,) = read_clips("folder", tmp_path, table=table).rejected
+    assert "both.avi, both.mp4" in str(rejected) and "write the suffix too" in str(rejected)
+    table.write_text("path\nfirst\nOne\n")
+    with pytest.raises(ValueError, match=r"labels\.csv: none of its 2 videos is in .*first, One \(there is.*4 videos"):
+        read_clips("folder", tmp_path, table=table)
+    with pytest.raises(ValueError, match=r"^group: .*labels\.csv has no column 'voice'"):
+        read_clips("folder", tmp_path, table=table, fields={"group": "voice"})
+
+
 def test_names_that_are_no_text_are_rejected(tmp_path: Path) -> None:
     touch(tmp_path, ["good.mp4"])
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.mp4")).touch()
