@@ -160,7 +160,7 @@ def _start_local(cpus: int, dashboard: bool) -> None:
             waited = time.monotonic() - began
             if _is_lasting(error) or (tries >= _LEAST_TRIES and waited > patience_s):
                 raise NoRayError(_advice(error, tries, waited, folder)) from error
-            print(f"Ray did not come up ({_first_line(error)}); try {tries + 1}", flush=True)
+            print(f"starting Ray once more (try {tries + 1}), for it is not up: {_first_line(error)}", flush=True)
             time.sleep(min(5.0 * tries, 30.0))
 
 
