@@ -20,6 +20,7 @@ import pytest
 import ray
 import torch
 import yaml
+from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from ray_jobs.run_folder import RunFolder
@@ -147,7 +148,8 @@ def kill_in_mid_epoch(run: RunFolder, shards: Path, ray_of_it: dict[str, str]) -
 
 def test_the_uploaded_copy_has_all_that_jobs_need(environment: dict[str, str], tmp_path: Path) -> None:
     """Made by Ray's own packer; every command and what workers import is found in it, none of it elsewhere."""
-    excludes = yaml.safe_load((REPOSITORY / "ray_jobs/runtime_env.yaml").read_text())["excludes"]
+    ours = yaml.safe_load((REPOSITORY / "ray_jobs/runtime_env.yaml").read_text())["excludes"]
+    excludes = get_runtime_env_default_excludes() + ours
     archive, copy = tmp_path / "copy.zip", tmp_path / "copy"
     create_package(str(REPOSITORY), archive, include_gitignore=True, excludes=excludes)
     with zipfile.ZipFile(archive) as file:

@@ -118,7 +118,7 @@ def test_beside_raw_is_what_is_worked_out_by_hand(trained: Pretrainer, tmp_path:
 
 def test_a_model_without_scales_says_how_to_get_them(embedder: Embedder) -> None:
     with pytest.raises(
-        ValueError, match=r"'concat\+raw' needs scales of training rows.*ray_jobs\.pretrain of its run again"
+        ValueError, match=r"'concat\+raw' needs scales of training rows.*conclugen pretrain of its run again"
     ):
         embedder.embed(features(), "concat+raw")
     assert "concat+raw" not in embedder.fusions

@@ -32,8 +32,8 @@ def test_rows_come_as_they_were_sent_and_what_is_missing_is_nan() -> None:
     ("sent", "status", "said"),
     [
         (b"", 400, "body: expected JSON ("),
-        (b"\xff\xfe", 400, "body: expected JSON (text that is no UTF-8)"),
-        (b'{"features": {"video": [[NaN, 1, 2]]}}', 400, "NaN is no JSON"),
+        (b"\xff\xfe", 400, "body: expected JSON (text that is not UTF-8)"),
+        (b'{"features": {"video": [[NaN, 1, 2]]}}', 400, "NaN is not JSON"),
         (b"[" * 5000 + b"]" * 5000, 400, "nested"),
         (b"[1, 2]", 400, "body: expected {"),
         (b"{}", 400, "body: expected {"),

@@ -28,8 +28,8 @@ def test_linked_and_packed(version: str | None, tmp_path: Path, capsys: pytest.C
     arguments = [str(tmp_path / "features"), "--out", str(tmp_path / "linked")]
     assert main(arguments + ([] if version is None else ["--version", version])) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1].replace("SHARDS", str(tmp_path / "shards")))
-    assert command[:4] == ["python", "-m", "shards", "pack"]
-    assert shards_main([*command[3:], "--quiet", "--shuffle-seed", "none"]) == 0
+    assert command[:2] == ["conclugen", "pack"]
+    assert shards_main([*command[1:], "--quiet", "--shuffle-seed", "none"]) == 0
     manifest = Manifest.open(tmp_path / "shards")
     reader = Reader(manifest)
     rows, keys = reader.read(0, 0, 3), reader.metadata(0)["key"].to_pylist()

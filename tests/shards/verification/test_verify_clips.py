@@ -53,7 +53,7 @@ def test_every_byte_of_a_member_counts(folder: Path) -> None:
             assert [(p.shard, p.sample, p.reason) for p in problems] == [
                 ("clips-1", member.name.split(".")[0], "checksum differs from the index")
             ]
-            assert "build_shards" in problems[0].remedy
+            assert "conclugen build" in problems[0].remedy
             path.write_bytes(data)
         flip_bit(path, member.offset + 3)  # its name, in the header
         assert any("header" in problem.reason for problem in verify(folder))
