@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,7 +52,7 @@ class PackedFile:
                 raise OSError(f"it is larger than {_LARGEST_MEMBER >> 20} MiB")
             else:
                 data = path.read_bytes()
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise PackedFileError(f"{self.wanted_by}: {path} cannot be read ({uris.scrub(error)})") from None
         if (found := hashlib.sha256(data).hexdigest()) != self.digest:
             raise PackedFileError(
