@@ -237,12 +237,12 @@ def _no_constants(name: str) -> np.ndarray:
 def _clip(named: Mapping[str, Any], source: Path, on_disk: names.FileNames) -> tuple[Clip, bool]:
     """The clip of a row without labels, and whether its video is there."""
     path, there = _path("path", named.get("path"), source, on_disk)
-    if not there:
+    if not there or (source / path).is_dir():  # a folder may have the name that a video has without its suffix
         try:
             with_suffix = on_disk.find_without_suffix(path)
         except ValueError as error:
             raise _RowError("bad_name", str(error)) from None
-        path, there = (path, False) if with_suffix is None else (with_suffix, True)
+        path, there = (path, there) if with_suffix is None else (with_suffix, True)
     audio = named.get("audio")
     audio = None if audio is None else _path("audio", audio, source, on_disk)[0]
     start, end = (_seconds(name, named.get(name)) for name in ("start", "end"))

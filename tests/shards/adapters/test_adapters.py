@@ -316,7 +316,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_tables_as_people_write_them(tmp_path: Path) -> None:
     """Without the suffix, with a head in other letters; and what is said where that means nothing, or two things."""
-    touch(tmp_path, ["one.mp4", "sub/two.v1.MOV", "both.mp4", "both.avi"])
+    touch(tmp_path, ["one.mp4", "one/other.mp4", "sub/two.v1.MOV", "both.mp4", "both.avi"])
     table = tmp_path / "labels.csv"
     table.write_text("Filename; Speaker; Emotion\none; anna; sad\nsub/two.v1; bob; glad\none.mp4; anna; sad\n")
     label = LabelSpec.parse("emotion:class:sad,glad")
@@ -331,7 +331,7 @@ def test_tables_as_people_write_them(tmp_path: Path) -> None:
     (rejected,) = read_clips("folder", tmp_path, table=table).rejected
     assert "both.avi, both.mp4" in str(rejected) and "write the suffix too" in str(rejected)
     table.write_text("path\nfirst\nOne\n")
-    with pytest.raises(ValueError, match=r"labels\.csv: none of its 2 videos is in .*first, One \(there is.*4 videos"):
+    with pytest.raises(ValueError, match=r"labels\.csv: none of its 2 videos is in .*first, One \(there is.*5 videos"):
         read_clips("folder", tmp_path, table=table)
     with pytest.raises(ValueError, match=r"^group: .*labels\.csv has no column 'voice'"):
         read_clips("folder", tmp_path, table=table, fields={"group": "voice"})
