@@ -1,7 +1,7 @@
 """Measuring two states of the project in one run: an older one out of its repository, and processes that take orders.
 
 A process stays and waits while others are measured, so that every round measures all of them in turns, and a change of
-the machine's mood meets each.
+the machine's load meets each.
 """
 
 from __future__ import annotations

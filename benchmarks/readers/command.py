@@ -1,6 +1,6 @@
 """Samples per second of the project's readers beside their peers, on the same new shards.
 
-Every round measures every method once, one after the other, so that a change of the machine's mood meets all of them.
+Every round measures every method once, one after the other, so that a change of the machine's load meets all of them.
 Streams are measured in steady state, from the first batch (warm: from a quarter of the time, through Ray from 2 s) on;
 start-up is reported apart. Every method ends with torch tensors of `--batch` rows, except `readinto`, which only reads
 the bytes.

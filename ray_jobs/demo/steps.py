@@ -208,7 +208,7 @@ def _render_in_tasks(folder: Path, plans: Sequence[ClipPlan]) -> Iterator[ClipRo
     running: list[Any] = []
     progress, done = ClipProgress(len(plans)), 0
     while waiting or running:
-        # A local Ray is told of more CPUs than there are cores; more renderers than cores would gain nothing.
+        # A local Ray is started with more CPUs than the machine has cores; more renderers than cores gain nothing.
         while waiting and len(running) < machine.cores():
             running.append(remote.remote(folder, waiting.pop()))
         ready, running = ray.wait(running, num_returns=1)

@@ -31,7 +31,7 @@ def connect(parallel: int | None) -> int:
         return parallel
     if ray_cluster.joins():
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
-    return machine.cores()  # a local Ray is told of more CPUs than there are cores
+    return machine.cores()  # a local Ray is started with more CPUs than the machine has cores
 
 
 def run_cells(
