@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conclugen.standardize import without_constants
+
 _POINTS = 201
 FAR = 0.99
 """Share of known rows that lie nearer, beyond which a row is called far outside."""
@@ -21,12 +23,12 @@ Moments = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
 def distances(features: Mapping[str, ArrayLike], moments: Moments) -> dict[str, NDArray[np.float64]]:
     """Modality -> (B,) of its (B, D) features, NaN where they are missing (a NaN). moments: modality -> (mean,
-    deviation), (D,) each, as `conclugen.standardize` has them."""
+    deviation), (D,) each; a feature that is constant there is divided by 1, as the model divides it."""
     found = {}
     for name, values in features.items():
         if name in moments:
-            mean, deviation = (np.asarray(part, np.float64) for part in moments[name])
-            x = (np.asarray(values, np.float64) - mean) / deviation
+            mean, deviation = moments[name]
+            x = (np.asarray(values, np.float64) - np.asarray(mean)) / without_constants(mean, deviation)
             found[name] = np.sqrt(np.square(x).mean(axis=1))
     return found
 

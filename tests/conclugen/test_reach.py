@@ -13,6 +13,8 @@ def test_distances_are_root_mean_squares_of_standardised_features() -> None:
     found = reach.distances({"video": x, "text": x}, {"video": ([1.0, 2.0], [2.0, 1.0])})
     assert list(found) == ["video"]
     np.testing.assert_allclose(found["video"], [np.sqrt((1 + 4) / 2), 0, np.nan])
+    constant = reach.distances({"video": x}, {"video": ([1.0, 4.0], [2.0, 0.0])})  # divided by 1, as the model does
+    np.testing.assert_allclose(constant["video"], [np.sqrt((1 + 0) / 2), np.sqrt((0 + 4) / 2), np.nan])
 
 
 def test_of_the_same_kind_one_in_a_hundred_is_far_and_of_another_kind_all_are() -> None:
