@@ -67,6 +67,7 @@ def test_torchs_program_gives_what_the_model_gives(folder: Path) -> None:
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub's cache as a download leaves it: snapshots by commit, a file for each branch; the hub is out of reach."""
+    pytest.importorskip("huggingface_hub", reason="an extra that the light tests of other Pythons do without")
     place = tmp_path / "model"
     export.save(place, fresh(small_config("conclugen", "improved")))
     home = tmp_path / "hub/models--owner--own.model"
