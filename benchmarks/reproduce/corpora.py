@@ -18,8 +18,6 @@ Trials and cells are kept, so that a killed run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,13 +29,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import command_line
-from benchmarks.reproduce import protocols
+from benchmarks.reproduce import kept, protocols
 from benchmarks.reproduce.differences import differences, score, signed
 from benchmarks.reproduce.evaluation import Evaluation, evaluate, merge, stack
 from benchmarks.reproduce.feature_files import Measure, find_protocol, read_meld, read_mosi, read_ravdess
 from benchmarks.reproduce.reproduce import Settings
 from conclugen import Batch, PretrainConfig, Pretrainer
-from conclugen.common.atomic import atomic_path, write_json, write_text
+from conclugen.common.atomic import write_json, write_text
 from conclugen.common.reading import read_mapping
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import MeasureConfig
@@ -220,14 +218,20 @@ class Run:
 
     def searched(self, target: str) -> dict[str, float]:
         """Corpus -> weight: the best of so many random mixtures by a probe on training groups of the target."""
-        path = self.folder / f"search-{target}.json"
         names, stored = sorted(self.stored), self.stored[target]
         ranges = {name: Range(1.0, 1.0) if name == target else Range(0.05, 1.0) for name in names}
+        config = config_of([one.corpus for one in self.stored.values()], 127)
+        made_of = {
+            "digests": {name: self.stored[name].manifest.digest for name in names},
+            "ranges": {name: [one.low, one.high] for name, one in ranges.items()},
+            "steps": self.steps,
+            "pretrain": config,
+        }
+        path = self.folder / f"search-{target}-{kept.address(made_of)}.json"
         document = read_mapping(path) if path.is_file() else {"trials": []}
         if len(document["trials"]) < self.trials:
             label = stored.corpus.protocol.target.name
             data = replace(self.sources(names, target, LEARN, dict.fromkeys(names, 1.0)), label=label)
-            config = config_of([one.corpus for one in self.stored.values()], 127)
             corpora = Corpora.open(data, config.modalities)
             measure = MeasureConfig(select_by="uar" if stored.corpus.measure == "uar" else "accuracy")
             judge = Judge.open(
@@ -310,28 +314,29 @@ class Run:
             }
             data = replace(data, sources=sources)
             config = config_of([self.stored[n].corpus for n in sources], seed)
-        labelled = [[rows.tolist() for rows in draw] for _, draw in sorted(fold.labelled.items())]
         mixed = {} if data is None else {n: [s.view, s.weight] for n, s in (data.sources or {}).items()}
-        digests = [self.stored[n].manifest.digest for n in sorted({corpus.name, *mixed})]
-        what = [name, shown, mixed, digests, steps, self.draws, labelled, None if config is None else config.to_dict()]
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        path = (
-            self.folder
-            / "cells"
-            / f"{corpus.name}-{fold.number}-{name.replace(', ', '+').replace(' ', '_')}-{digest}.npz"
-        )
-        if not path.is_file():
+        learned = {
+            "sources": mixed,
+            "digests": {n: self.stored[n].manifest.digest for n in sorted({corpus.name, *mixed})},
+            "steps": steps,
+            "pretrain": config,
+        }
+        what = learned | {
+            "row": name,
+            "shown": shown,
+            "draws": self.draws,
+            "labelled": [[rows.tolist() for rows in draw] for _, draw in sorted(fold.labelled.items())],
+        }
+        label = name.replace(", ", "+").replace(" ", "_")
+        path = self.folder / "cells" / f"{corpus.name}-{fold.number}-{label}-{kept.address(what)}.npz"
+        if not kept.holds(path, what):
             if config is None or data is None or steps is None:
-                parts = {m: corpus.features[m] for m in shown}
-                blocks = Blocks.balanced(parts)
+                blocks = Blocks.balanced({m: corpus.features[m] for m in shown})
             else:
-                whole = self._represented(
-                    json.dumps([corpus.name, *what[2:5], config.to_dict()]), corpus, config, data, steps
-                )
+                key = f"{corpus.name} {kept.address(learned)}"
+                whole = self._represented(key, corpus, config, data, steps)
                 blocks = Blocks.plain({m: whole[m] for m in shown})
-            result = evaluate(corpus.protocol.only(fold), blocks, self.draws)
-            with atomic_path(path) as temporary:
-                result.save(temporary)
+            evaluate(corpus.protocol.only(fold), blocks, self.draws).save(path, what)
             self._tell(f"{corpus.name}, fold {fold.number}, seed {seed}: {name}")
         return Evaluation.load(path)
 
