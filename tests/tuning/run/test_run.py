@@ -20,6 +20,7 @@ from ray_jobs.run_folder import RunFolder
 from shards import Manifest, View
 from shards.corpus import CorpusConfig, write_corpus
 from tests.cluster.runs import without_ray_of_the_test
+from tests.conclugen.backbones import test_hugging_face as hf_models
 from tests.tuning.labelled_shards import write_labelled
 from tuning.report.page import html
 from tuning.run import data, found, page, stages
@@ -219,14 +220,16 @@ class Page(HTMLParser):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_folder_of_clips_and_a_table_as_people_write_it(tmp_path: Path) -> None:
-    """Semicolons, other names of columns, an unknown file; the same command again does nothing anew."""
+    """Semicolons, other names of columns, an unknown file; a speech encoder by its weights; the same command again does
+    nothing anew."""
     rows = write_corpus(tmp_path / "videos", CorpusConfig(speakers=6, takes=1))
     table = ["filename;person;emotion;transcript"]
     table += [f"{row.path};{row.speaker};{row.emotion};{row.transcript or ''}" for row in rows]
     (tmp_path / "mine.csv").write_text("\n".join(table), "cp1252")
     (tmp_path / "videos/clips.csv").unlink()
     (tmp_path / "videos/notes.mp4").write_bytes(b"no video")
-    words = ("run", "videos", "--labels", "mine.csv", "--label", "emotion", "--encoders", "random", "--epochs", "3")
+    encoders = f"random-image,random-text,hf-audio:{hf_models.make('wav2vec2', tmp_path / 'tiny')}"
+    words = ("run", "videos", "--labels", "mine.csv", "--label", "emotion", "--encoders", encoders, "--epochs", "3")
     ended = conclugen(tmp_path, *words)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     folder = tmp_path / "outputs/videos"
