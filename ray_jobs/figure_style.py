@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,8 @@ with needed_for("drawing plots"):
     import matplotlib as mpl
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -136,18 +138,26 @@ def save(figure: Figure, path: Path | str) -> Path:
     Called within `styled`."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     if text := _stamp.get():
         line = drawable(text, figure.get_figwidth())
         foot = 0.12 * (1 + line.count("\n")) / figure.get_figheight()
         figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))  # type: ignore[union-attr, call-arg]
         figure.text(0.995, 0.01, line, ha="right", va="bottom", fontsize=6, color=CHANCE)
-    undated = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    # Laid out once, by the letters of the PNG: `Figure.savefig` would do so twice, and draw twice, for each file.
+    figure.set_dpi(_DOTS_PER_INCH)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
+    writers = {
+        "png": partial(canvas.print_png, metadata={"Software": None}),
+        "svg": partial(FigureCanvasSVG(figure).print_svg, metadata={"Date": None, "Creator": None}),
+        "pdf": partial(FigureCanvasPdf(figure).print_pdf, metadata=undated),
+    }
     for place in files_of(target):
-        kind = place.suffix[1:]
-        metadata = undated.get(kind, {"CreationDate": None, "Creator": None, "Producer": None})
+        figure.set_dpi(_DOTS_PER_INCH)  # of pictures within a drawing; the writer of another format has changed it
         with atomic_path(place) as temporary:
-            figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, metadata=metadata)
+            writers[place.suffix[1:]](temporary)
     return target
 
 

@@ -1,6 +1,7 @@
 """Fixtures shared by the whole suite, and who runs what where pytest-xdist runs it."""
 
 import contextlib
+import gc
 import importlib
 import os
 import time
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from tests.clock import Clock
+from tests.ray_of_tests import RAY_OF_TESTS
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
-# Of every Ray that a test or a process of it starts: by default its workers get next to no share of a busy machine.
-os.environ.setdefault("RAY_worker_niceness", "0")
+for _name, _value in RAY_OF_TESTS.items():
+    os.environ.setdefault(_name, _value)
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Each process of pytest-xdist imports the test files from another place on. All of them import all files; begun at
     the same file, each would compile every one of them itself in a fresh clone, a quarter of a minute of work."""
+    gc.disable()  # what is imported and collected stays; to look through it again and again costs seconds
     number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if not number or session.config.args != session.config.getini("testpaths"):
         return
@@ -37,6 +40,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     for path in files[first:] + files[:first]:
         with contextlib.suppress(Exception, pytest.skip.Exception):  # told when the file is collected
             importlib.import_module(".".join(path.relative_to(_REPOSITORY).with_suffix("").parts))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """The millions of objects of libraries and tests are not looked through again, by no `gc.collect` either."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,6 +10,7 @@ from conclugen import presets
 from ray_jobs import pretrain as pretrain_job
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from tests.cluster import trace
+from tests.ray_of_tests import RAY_OF_TESTS
 
 
 def small_job(shards: Path, output: Path, name: str, workers: int = 1, **pretraining: Any) -> PretrainJob:
@@ -35,11 +36,11 @@ def with_run(job: PretrainJob, **run: Any) -> PretrainJob:
 
 
 def without_ray_of_the_test() -> dict[str, str]:
-    """The environment for what starts a Ray of its own, whose processes get the priority that every test has: by
-    default Ray gives its workers next to none, and on a busy machine they would hardly start. It starts no processes
-    that a run's workers, each with an environment of its own, could not use."""
+    """The environment for what starts a Ray of its own: of variables for Ray it has those that hold for every Ray of
+    tests (`tests/conftest.py`). It starts no processes that a run's workers, each with an environment of its own, could
+    not use."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}
+    return {**kept, **RAY_OF_TESTS, "RAY_prestart_worker_first_driver": "0"}
 
 
 if __name__ == "__main__":

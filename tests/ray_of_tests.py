@@ -1,0 +1,10 @@
+"""Variables for every Ray that a test or a process of it starts, set by `conftest.py`."""
+
+RAY_OF_TESTS = {
+    # By default Ray's workers get next to no share of a busy machine.
+    "RAY_worker_niceness": "0",
+    # What looks after logs and processes would look through all of them many times a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "1",
+    "LOG_NAME_UPDATE_INTERVAL_S": "1",
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",
+}
