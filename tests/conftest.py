@@ -1,7 +1,6 @@
 """Fixtures shared by the whole suite, and who runs what where pytest-xdist runs it."""
 
 import contextlib
-import gc
 import importlib
 import os
 import time
@@ -31,7 +30,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Each process of pytest-xdist imports the test files from another place on. All of them import all files; begun at
     the same file, each would compile every one of them itself in a fresh clone, a quarter of a minute of work."""
-    gc.disable()  # what is imported and collected stays; to look through it again and again costs seconds
     number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if not number or session.config.args != session.config.getini("testpaths"):
         return
@@ -40,14 +38,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     for path in files[first:] + files[:first]:
         with contextlib.suppress(Exception, pytest.skip.Exception):  # told when the file is collected
             importlib.import_module(".".join(path.relative_to(_REPOSITORY).with_suffix("").parts))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """The millions of objects of libraries and tests are not looked through again, by no `gc.collect` either."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

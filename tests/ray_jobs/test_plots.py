@@ -1,11 +1,12 @@
 """Pictures are checked by what is drawn: texts, positions and pixels, read back from the figure or the PNG."""
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 from sklearn.decomposition import PCA
@@ -19,14 +20,14 @@ from ray_jobs.embedding import timeline
 def drawn(monkeypatch):
     """The figures that were written, in order."""
     figures = []
-    save = Figure.savefig
+    print_png = FigureCanvasAgg.print_png
 
-    def keep(figure, *args, **options):
-        if options["format"] == "png":
-            figures.append(figure)
-        save(figure, *args, **options)
+    def keep(canvas, target, **options):
+        if isinstance(target, Path):  # matplotlib takes a renderer by printing to nowhere
+            figures.append(canvas.figure)
+        print_png(canvas, target, **options)
 
-    monkeypatch.setattr(Figure, "savefig", keep)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
     return figures
 
 

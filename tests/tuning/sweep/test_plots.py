@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tests.cluster.sweeps import small_space
@@ -22,12 +24,14 @@ def test_each_parameter_has_a_panel_of_the_trials_that_chose_it(
     """A task's own parameters are chosen by the trials with that task alone; panels that are left over stay empty."""
     drawn: list[Figure] = []
 
-    def keep(figure: Figure, path: Path, **options: object) -> None:
-        if options["format"] == "png":
-            drawn.append(figure)
-        path.touch()
+    print_png = FigureCanvasAgg.print_png
 
-    monkeypatch.setattr(Figure, "savefig", keep)
+    def keep(canvas: FigureCanvasAgg, target: object, **options: Any) -> None:
+        if isinstance(target, Path):  # matplotlib takes a renderer by printing to nowhere
+            drawn.append(canvas.figure)  # type: ignore[arg-type]
+        print_png(canvas, target, **options)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
     kit = Kit(tmp_path, small_space(epochs=9, weight_decay=Range(1e-4, 1e-4)).resolve(WIDTHS), trials=8)
     for number in range(8):
         assert kit.book.propose() is not None
