@@ -5,6 +5,7 @@ exit status, one MLflow run.
 import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -182,7 +183,12 @@ def test_a_finished_run_goes_on_for_an_epoch_when_it_is_submitted(
     a copy of the store, for the run itself is that of other tests too."""
     folder = RunFolder(tmp_path / reference.folder.name)
     shutil.copytree(reference.folder.path, folder.path)
-    tracking_uri = f"sqlite:///{shutil.copy(bench.reference_store, tmp_path / 'copy.db')}"
+    copied = shutil.copy(bench.reference_store, tmp_path / "copy.db")
+    with contextlib.closing(sqlite3.connect(copied)) as store, store:  # its files are to lie beside it, as the run does
+        places = (str(bench.base), str(tmp_path))
+        store.execute("update runs set artifact_uri = replace(artifact_uri, ?, ?)", places)
+        store.execute("update experiments set artifact_location = replace(artifact_location, ?, ?)", places)
+    tracking_uri = f"sqlite:///{copied}"
     before = metric_history(folder.journal)["loss"]
     changed = {"pretrain.epochs": "3", "run": folder.name, "run.workers": "1", "tracking-uri": tracking_uri}
     done = submit(head, environment, *flags_of(bench.shards, tmp_path, **changed))

@@ -197,24 +197,25 @@ def conclugen(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[s
 
 
 class Page(HTMLParser):
-    """Headings, and pictures that are in the page itself."""
+    """What a page begins with, its headings, and pictures that are in the page itself."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.lead: list[str] = []
         self.headings: list[str] = []
         self.pictures = 0
         self._tag = ""
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._tag = tag
+        self._tag = "lead" if dict(attrs).get("class") == "lead" else tag
         if tag == "img":
             assert (dict(attrs)["src"] or "").startswith("data:image/png;base64,")
             self.pictures += 1
 
     def handle_data(self, text: str) -> None:
-        if self._tag == "h2" and text.strip():
-            self.headings.append(text)
+        if self._tag in ("h2", "lead") and text.strip():
+            (self.headings if self._tag == "h2" else self.lead).append(text)
 
 
 @pytest.mark.slow
@@ -239,7 +240,7 @@ def test_a_folder_of_clips_and_a_table_as_people_write_it(tmp_path: Path) -> Non
         assert sorted(archive["label.emotion"]) == sorted(row.emotion for row in rows)
         vectors = archive["vectors"]
     page = Page(folder / "report.html")
-    assert page.headings[0] == "How well is emotion predicted?" and page.pictures >= 6
+    assert page.headings[:2] == ["Set-up", "How well is emotion predicted?"] and page.pictures >= 6
     assert {path.name for path in (folder / "figures").iterdir()} >= {
         "losses.png",
         "map-cluster.png",
@@ -247,7 +248,11 @@ def test_a_folder_of_clips_and_a_table_as_people_write_it(tmp_path: Path) -> Non
     }
     assert re.search(r"^next +\S+.* sweep --data ", ended.stdout, re.M)
     scores = json.loads((folder / "evaluation/features-emotion/scores.json").read_text())
-    assert scores["verdict"] in ended.stdout and "pretraining helps here" in scores["verdict"].lower()
+    assert (
+        scores["verdict"] in ended.stdout
+        and scores["verdict"] in page.lead
+        and "pretraining helps here" in scores["verdict"].lower()
+    )
     chosen = yaml.safe_load((folder / "run.yaml").read_text())
     assert (
         chosen["epochs"] == 3 and sorted(chosen["modalities"]) == ["audio", "text", "video"] and chosen["batch"] == 16
@@ -274,7 +279,8 @@ def test_feature_files_and_shards_without_labels(tmp_path: Path) -> None:
         folder = tmp_path / "outputs" / name
         with np.load(folder / "embeddings.npz", allow_pickle=False) as archive:
             assert archive["vectors"].shape == (128, 3 * 128) and len(set(archive["groups"])) == 8
-        assert Page(folder / "report.html").headings[0] == "What is in the embeddings"
+        page = Page(folder / "report.html")
+        assert page.headings[:2] == ["Set-up", "What is in the embeddings"] and len(page.lead) == 1
         assert (folder / "clusters.csv").is_file() and (folder / "neighbours.csv").is_file()
         assert not (folder / "failures.jsonl").exists() and not RunFolder(folder).evaluation.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.npz", "outputs", "shards", "shards.npz"]
