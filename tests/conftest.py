@@ -49,9 +49,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process has `tests/cluster`, one test after the other, for they share a Ray whose CPUs they use up; a second
-    one has its longest file, with a Ray of its own, and in the slow run a third one has the next longest. All begin at
-    once, for they take longest (`tests/cluster/conftest.py` puts them first). Meanwhile the others have the remaining
-    files one by one, and `tests/distributed`, whose files share their ranks, in one piece.
+    one has its longest file, with a Ray of its own, and in the slow run a third and a fourth one have the next longest.
+    All begin at once, for they take longest (`tests/cluster/conftest.py` puts them first). Meanwhile the others have
+    the remaining files one by one, and `tests/distributed`, whose files share their ranks, in one piece.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -59,6 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if "not slow" not in config.option.markexpr:
         longest = ("object_store", "pretrain_storage", "soak", "sweep")
         pieces.insert(1, tuple(f"tests/cluster/test_{name}.py" for name in longest))
+        pieces.insert(2, ("tests/cluster/test_preemption.py",))
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

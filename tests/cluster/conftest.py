@@ -57,9 +57,7 @@ def shared_ray(_ray_folder: str) -> None:  # of a module: `ray.shutdown` above m
 
     Processes of read tasks are kept for the next start, where Ray would let go of all but two (of any kind, for two
     CPUs); as on a user's local Ray, none waits for a notice that the only node will be taken away; and nodes that join
-    it (`test_failures.py`) and refuse five checks of their health are given up after 2.5 s instead of 15. No node
-    starts a process for each of its CPUs beforehand: workers of a run, each with an environment of its own, could not
-    use them.
+    it (`test_failures.py`) and refuse five checks of their health are given up after 2.5 s instead of 15.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not ray.is_initialized():
@@ -72,7 +70,6 @@ def shared_ray(_ray_folder: str) -> None:  # of a module: `ray.shutdown` above m
             _system_config={
                 "num_workers_soft_limit": 16,
                 "health_check_period_ms": 500,
-                "prestart_worker_first_driver": False,
             },
         )
 

@@ -36,11 +36,8 @@ def with_run(job: PretrainJob, **run: Any) -> PretrainJob:
 
 
 def without_ray_of_the_test() -> dict[str, str]:
-    """The environment for what starts a Ray of its own: of variables for Ray it has those that hold for every Ray of
-    tests (`tests/conftest.py`). It starts no processes that a run's workers, each with an environment of its own, could
-    not use."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, **RAY_OF_TESTS, "RAY_prestart_worker_first_driver": "0"}
+    """The environment for what starts a Ray of its own: of variables for Ray it has those of every test."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | RAY_OF_TESTS
 
 
 if __name__ == "__main__":
