@@ -13,6 +13,7 @@ from conclugen.common import machine, paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
+from conclugen.common.screen import doing
 from ray_jobs import ray_cluster
 from ray_jobs.build_shards import BuildJob
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
@@ -46,7 +47,8 @@ def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: 
     total = sum(len(task.clips) for task in plan.tasks)
     progress = ClipProgress(total, sum(report.clips_in for report in reports.values()), quiet)
     done: dict[str, int] = {}
-    with resumable(lambda: f"{len(reports)} of {len(plan.tasks)} shards are built; the same command goes on"):
+    told = resumable(lambda: f"{len(reports)} of {len(plan.tasks)} shards are built; the same command goes on")
+    with told, doing("decoding clips"):
         if todo:
             remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, num_returns="streaming", max_retries=3)(
                 _build_task

@@ -22,6 +22,7 @@ from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
 from conclugen.common.reading import read_mapping
 from conclugen.common.revision import running_revision
+from conclugen.common.screen import doing
 from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import BASELINES, ComparisonConfig, ProbeConfig, ProbeWeights, SelectBy
@@ -227,7 +228,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
         ValueError: as `open_run`. What only some draws of a few labels can't teach is a hole in the table that names
             the reason, and no error.
     """
-    with being_written(job):
+    with being_written(job), doing(f"evaluating {job.label}"):
         return _evaluate(job)
 
 

@@ -18,6 +18,8 @@ ENCODERS, DATA_SETS = "encoders", "data_sets"
 DIGEST = "digest."
 """Before a data set's name, the tag with the digest of its manifest."""
 STAMP = "Of rendered faces: these numbers say nothing about people."
+_HUB = "https://huggingface.co/"
+_ANY_TEXT = "text"  # the encoder whose model is the user's choice
 METHOD = """@inproceedings{halawa2024conclugen,
   title = {Multi-Task Multi-Modal Self-Supervised Learning for Facial Expression Recognition},
   author = {Halawa, Marah and Blume, Florian and Bideau, Pia and Maier, Martin and Abdel Rahman, Rasha and Hellwich,
@@ -41,12 +43,18 @@ def origins(infos: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for info in infos:
         with contextlib.suppress(ValueError):
             recipe = recipe_of(info)
-            encoders |= dict.fromkeys(item["name"] for item in (recipe.encoders if recipe is not None else ()))
+            encoders |= dict.fromkeys(map(_named, recipe.encoders if recipe is not None else ()))
         if isinstance(name := info.get("set"), str) and name:
             sets["-".join(name.split())] = None
     rendered = "yes" if any(info.get("rendered") for info in infos) else ""
     found = {ENCODERS: " ".join(encoders), DATA_SETS: " ".join(sets), "rendered": rendered}
     return {name: text for name, text in found.items() if text}
+
+
+def _named(encoder: Mapping[str, Any]) -> str:
+    """Its name; of the one that takes any text model, that of the model on its hub."""
+    name, source = str(encoder["name"]), str(encoder.get("source", ""))
+    return f"hf-text:{source.removeprefix(_HUB)}" if name == _ANY_TEXT and source.startswith(_HUB) else name
 
 
 def bibliography(tags: Mapping[str, str]) -> str:

@@ -27,7 +27,7 @@ import ray
 from ray._private import ray_constants, services  # of Ray's start alone; all else is in training/ray_internals.py
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-from conclugen.common import ending, machine, paths, uris
+from conclugen.common import ending, machine, paths, screen, uris
 from conclugen.common.locks import Owner
 from conclugen.common.options import JobFailedError
 from ray_jobs import ray_loggers
@@ -143,7 +143,7 @@ def _start_local(cpus: int, dashboard: bool) -> None:
     while True:
         tries += 1
         try:
-            with _on_loopback(), _patient():
+            with screen.doing("starting Ray on this machine"), _on_loopback(), _patient():
                 ray.init(
                     # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
                     "local",
@@ -160,8 +160,14 @@ def _start_local(cpus: int, dashboard: bool) -> None:
             waited = time.monotonic() - began
             if _is_lasting(error) or (tries >= _LEAST_TRIES and waited > patience_s):
                 raise NoRayError(_advice(error, tries, waited, folder)) from error
-            print(f"starting Ray once more (try {tries + 1}), for it is not up: {_first_line(error)}", flush=True)
+            print(f"Ray is not up after {waited:.0f} s; try {tries + 1}: {_why_late(error)}", flush=True)
             time.sleep(min(5.0 * tries, 30.0))
+
+
+def _why_late(error: Exception) -> str:
+    """Ray's own message is of processes that time out; mostly the machine has other work."""
+    load, cores = os.getloadavg()[0], machine.cores()
+    return f"the machine is busy, load {load:.1f} on {cores} cores" if load > cores else _first_line(error)
 
 
 def _store_bytes() -> int | None:

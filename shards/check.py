@@ -1,5 +1,5 @@
 """`python -m shards check`: a data set as it is understood (rows, files, classes, speakers, parts, encodings), and what
-is doubtful in it. Nothing is written and no clip is opened.
+is doubtful in it. Nothing is written; of clips' files the heads and first pictures are read.
 
 `pack`, `index` and the job `build_shards` look at the same before they start, and refuse and warn in the same words.
 """
@@ -7,14 +7,18 @@ is doubtful in it. Nothing is written and no clip is opened.
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+from conclugen.common.commands import tell_next
 from shards.access import LOCAL_SOURCE, refuse_url
 from shards.adapters import read_clips
 from shards.adapters.files import VIDEO_SUFFIXES
 from shards.adapters.folder import table_labels
-from shards.check_clips import describe_clips, doubt_clips
+from shards.check_clips import describe_clips, doubt_clips, example_clips
+from shards.check_files import open_files
 from shards.check_stored import stored_lines, stored_samples
 from shards.commands import CheckJob
 from shards.doubts import Samples, classes_of, of_names
@@ -33,22 +37,47 @@ _SHOWN_VALUES = 8
 KINDS = ("clips", "features", "archives", "table", "shards")
 
 
+@dataclass(frozen=True)
+class Checked:
+    """lines: for people; doubts: what may be meant otherwise; refused: clips that can't be used; incomplete: whether
+    clips of the table are missing."""
+
+    lines: list[str]
+    doubts: list[str]
+    refused: int = 0
+    incomplete: bool = False
+
+
 def run(job: CheckJob) -> int:
     """Print; returns the exit status."""
     for name in ("source", "table", "folds", "unpack"):
         refuse_url(name, getattr(job, name), LOCAL_SOURCE)
     kind = job.kind or kind_of(job.source)
     _refuse_other_options(job, kind)
-    lines, doubts, refused = {
+    found = {
         "clips": _clips, "features": _features, "archives": _archives, "table": _table,
         "shards": _shards,
     }[kind](job)  # fmt: skip
-    print("\n".join(lines))
-    for doubt in doubts:
+    print("\n".join(found.lines))
+    for doubt in found.doubts:
         print(f"warning: {doubt}")
-    quarantined = f"; clips that will be quarantined: {refused}" if refused else ""
-    print(f"checked as {kind}; warnings: {len(doubts)}{quarantined}; nothing was written")
-    return 1 if doubts or refused else 0
+    quarantined = f"; clips that will be quarantined: {found.refused}" if found.refused else ""
+    print(f"checked as {kind}; warnings: {len(found.doubts)}{quarantined}; nothing was written")
+    tell_next(_next(job, kind) + (" --allow-incomplete" if found.incomplete else ""))
+    return 1 if found.doubts or found.refused else 0
+
+
+def _next(job: CheckJob, kind: str) -> str:
+    """What would be typed to work on what was checked: archives are indexed first."""
+    source = shlex.quote(str(job.source))
+    if kind in ("archives", "table"):
+        return f"index {source}" if kind == "archives" else f"run FOLDER --labels {source}"
+    words = ["run", source] + (["--labels", shlex.quote(str(job.table))] if job.table is not None else [])
+    given = {"--label": job.label, "--group": (job.group,), "--key": (job.key,), "--text": (job.text,)}
+    for option, values in given.items():
+        words += [word for value in values if value is not None for word in (option, shlex.quote(value))]
+    words += [word for name, column in job.field.items() for word in ("--field", shlex.quote(f"{name}={column}"))]
+    return " ".join(words)
 
 
 def kind_of(source: Path) -> str:
@@ -70,7 +99,7 @@ def kind_of(source: Path) -> str:
 
 
 _OPTIONS = {
-    "clips": {"table", "label", "adapter", "field", "folds"},
+    "clips": {"table", "label", "group", "text", "adapter", "field", "unpack", "folds", "look"},
     "features": {
         *("table", "label", "column", "key", "table_key", "group", "text", "meta", "view_by", "nan_row_missing"),
         *("pool", "zero_padding", "csv_columns"),
@@ -82,22 +111,26 @@ _OPTIONS = {
 
 
 def _refuse_other_options(job: CheckJob, kind: str) -> None:
-    defaults = {"adapter": "folder", "nan_row_missing": "all"}
+    defaults = {"adapter": "folder", "nan_row_missing": "all", "look": CheckJob.look}
     for name in sorted(set().union(*_OPTIONS.values()) - _OPTIONS[kind]):
-        if getattr(job, name) not in (None, (), {}, False, defaults.get(name)):
+        if getattr(job, name) != defaults.get(name) and getattr(job, name) not in (None, (), {}, False):
             raise ValueError(
                 f"--{name.replace('_', '-')} says nothing of {kind}, as which {job.source} is read; leave it out, or "
                 f"say what it is with --kind ({', '.join(KINDS)})"
             )
 
 
-def _clips(job: CheckJob) -> tuple[list[str], list[str], int]:
+def _clips(job: CheckJob) -> Checked:
+    fields = dict(job.field)
+    for name, column in (("group", job.group), ("text", job.text)):
+        if column is not None:
+            fields.setdefault(name, column)
     clips = read_clips(
         job.adapter,
         job.source,
         True,
         table=job.table,
-        fields=job.field,
+        fields=fields,
         labels=tuple(LabelSpec.parse(text) for text in job.label),
         folds=job.folds,
         encoding=job.encoding,
@@ -105,11 +138,13 @@ def _clips(job: CheckJob) -> tuple[list[str], list[str], int]:
     )
     doubts = doubt_clips(clips)
     if not clips.complete:
-        doubts.append("the set is not complete: build_shards refuses it without --allow-incomplete")
-    return describe_clips(clips), doubts, len(clips.rejected)
+        doubts.append("the set is not complete: `run` and `build` refuse it without --allow-incomplete")
+    opened = open_files(clips, job.look)
+    lines = [*describe_clips(clips), *opened.lines, *example_clips(clips)]
+    return Checked(lines, doubts, len(clips.rejected) + len(opened.refused), not clips.complete)
 
 
-def _features(job: CheckJob) -> tuple[list[str], list[str], int]:
+def _features(job: CheckJob) -> Checked:
     pooling = Pooling(job.pool, job.zero_padding)
     columns = job.column or columns_of(job.source, pooling, job.csv_columns)
     options = PackOptions(
@@ -131,7 +166,7 @@ def _features(job: CheckJob) -> tuple[list[str], list[str], int]:
         csv_columns=job.csv_columns,
     )
     data = read_input(options)
-    return data.lines(), data.doubts(), 0
+    return Checked(data.lines(), data.doubts())
 
 
 def columns_of(path: Path, pooling: Pooling, csv_columns: tuple[str, ...]) -> dict[str, str]:
@@ -149,7 +184,7 @@ def columns_of(path: Path, pooling: Pooling, csv_columns: tuple[str, ...]) -> di
     return columns
 
 
-def _archives(job: CheckJob) -> tuple[list[str], list[str], int]:
+def _archives(job: CheckJob) -> Checked:
     mapping = MemberMapping(
         columns=job.column,
         labels=tuple(parse_label(text) for text in job.label),
@@ -160,16 +195,16 @@ def _archives(job: CheckJob) -> tuple[list[str], list[str], int]:
         encoding=job.encoding,
     )
     contents = read_folder(job.source.absolute(), mapping)
-    return contents.lines(), contents.doubts(), 0
+    return Checked(contents.lines(), contents.doubts())
 
 
-def _shards(job: CheckJob) -> tuple[list[str], list[str], int]:
+def _shards(job: CheckJob) -> Checked:
     manifest = open_manifest(str(job.source))
     samples = stored_samples(manifest)
-    return stored_lines(manifest) + samples.lines(), samples.doubts(), 0
+    return Checked(stored_lines(manifest) + samples.lines(), samples.doubts())
 
 
-def _table(job: CheckJob) -> tuple[list[str], list[str], int]:
+def _table(job: CheckJob) -> Checked:
     table = read_table(job.source, job.encoding)
     labels = table_labels(table, [LabelSpec.parse(text) for text in job.label])
     classes = {item.label.name: classes_of(item.label, item.values) for item in labels if item.label.classes}
@@ -187,4 +222,4 @@ def _table(job: CheckJob) -> tuple[list[str], list[str], int]:
     twice = len(table) - len(table.once([table.row(i) for i in range(len(table))])[0])
     if twice:
         doubts.append(f"rows given again, identically: {twice}")
-    return lines + samples.lines(), doubts + samples.doubts(), 0
+    return Checked(lines + samples.lines(), doubts + samples.doubts())

@@ -10,7 +10,8 @@ from shards.adapters.files import shown
 from shards.doubts import Samples, classes_of
 from shards.schema import Label
 
-_NAMED = 5
+_NAMED, _EXAMPLES = 5, 3
+_LONGEST = 40  # characters of a transcript
 
 
 def clip_samples(clips: ClipSet) -> Samples:
@@ -57,6 +58,23 @@ def describe_clips(clips: ClipSet) -> list[str]:
         lines += [f"  {item.name}: {item.reason}: {item.message}" for item in clips.rejected[:_NAMED]]
         if len(clips.rejected) > _NAMED:
             lines.append(f"  and {len(clips.rejected) - _NAMED} more")
+    return lines
+
+
+def example_clips(clips: ClipSet) -> list[str]:
+    """The first clips with what is known of each, by which a row that belongs to another file is seen."""
+    lines = []
+    for clip in clips.clips[:_EXAMPLES]:
+        known = [f"{clip.start:g} to {clip.end:g} s"] if clip.start is not None and clip.end is not None else []
+        for label in clips.labels:
+            if label.classes and (classes := classes_of(label, [_encoded(label, clip)])[0]):
+                known.append(f"{label.name} {' + '.join(classes)}")
+            elif not label.classes and clip.labels.get(label.name) is not None:
+                known.append(f"{label.name} {clip.labels[label.name]}")
+        known += [f"speaker {clip.group}"] if clip.group is not None else []
+        known += [f"part {clip.split}"] if clip.split is not None else []
+        known += [f'"{clip.transcript[:_LONGEST]}"'] if clip.transcript is not None else []
+        lines.append(f"such as {shown(clip.video)}: {shown(', '.join(known)) or 'nothing else is known'}")
     return lines
 
 

@@ -23,10 +23,10 @@ class CheckJob:
     """Print a data set as it is understood, and what is doubtful in it; write nothing.
 
     The source is one of
-      clips      a folder of videos, with --table or laid out as an --adapter knows it; options as of
-                 python -m ray_jobs.build_shards
-      features   arrays (.npz, a folder of .npy files) and a --table; options as of python -m shards pack
-      archives   a folder of .tar files that other tools wrote; options as of python -m shards index
+      clips      a folder of videos, with a table (--labels) or laid out as an --adapter knows it; options as of
+                 conclugen run. Each file is opened, and its first picture and sound are read
+      features   arrays (.npz, a folder of .npy files) and a table (--labels); options as of conclugen pack
+      archives   a folder of .tar files that other tools wrote; options as of conclugen index
       table      a table by itself
 
     Exit status: 0 nothing is doubtful; 1 something is, or clips will be quarantined; 2 it would be refused.
@@ -42,11 +42,12 @@ class CheckJob:
         field: Clips: name of a column in the table, as NAME=COLUMN.
         unpack: Webdataset: folder where the videos are unpacked.
         folds: Clips: official folds of mosei (.json, or the SDK's .py).
+        look: Clips: how many of the videos are looked into at most, spread over all; none: all.
         column: Features, archives: a column to store, as NAME or NAME=ARRAY.
         key: Features: the field that names the samples.
         table_key: Features: the table's column with the samples' keys.
-        group: Features, archives: the field that says whose sample it is (speaker).
-        text: Features, archives: the field of the transcript.
+        group: The column or field that says who speaks.
+        text: The column or field of what is said.
         meta: Features, archives: a further text, as NAME or NAME=FIELD.
         view_by: Features: the --meta field whose values name views; none: split.
         nan_row_missing: Features, archives: how many NaN make a row missing.
@@ -64,6 +65,7 @@ class CheckJob:
     field: dict[str, str] = dataclasses.field(default_factory=dict)
     unpack: Path | None = None
     folds: Path | None = None
+    look: int | None = 1000
     column: dict[str, str] = dataclasses.field(default_factory=dict)
     key: str | None = None
     table_key: str | None = None
@@ -75,6 +77,10 @@ class CheckJob:
     pool: str | None = None
     zero_padding: bool = False
     csv_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.look is not None and self.look < 0:
+            raise ValueError(f"look: must be at least 0, or none, got {self.look}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,21 +346,6 @@ def learn_from(folder: str | Path) -> str:
     return f"run {shlex.quote(str(folder))}" + (f" --label {labels[0].name}" if labels else "")
 
 
-def _after_check(job: CheckJob) -> str | None:
-    """What would be typed to work on what was checked; of archives nothing, as they must be indexed first."""
-    import shards.check as check
-
-    kind, source = job.kind or check.kind_of(job.source), shlex.quote(str(job.source))
-    if kind in ("archives", "table"):
-        return f"index {source}" if kind == "archives" else f"run FOLDER --labels {source}"
-    words = ["run", source] + (["--labels", shlex.quote(str(job.table))] if job.table is not None else [])
-    given = {"--label": job.label, "--group": (job.group,), "--key": (job.key,), "--text": (job.text,)}
-    for option, values in given.items():
-        words += [word for value in values if value is not None for word in (option, shlex.quote(value))]
-    words += [word for name, column in job.field.items() for word in ("--field", shlex.quote(f"{name}={column}"))]
-    return " ".join(words)
-
-
 _PACK_EXAMPLE = """\
 example:
   conclugen pack --source ravdess_features.npz --output shards/ravdess \\
@@ -372,12 +363,17 @@ example:
     --zero-padding --meta split --view-by split"""
 _CHECK_EXAMPLES = """\
 examples:
-  conclugen check videos --table labels.csv --label emotion:class --field group=person
-  conclugen check features.npz --table labels.csv --table-key id --key ids --label emotion:class --group speaker
+  conclugen check videos --labels labels.csv --label emotion --group person
+  conclugen check features.npz --labels labels.csv --table-key id --key ids --label emotion:class --group speaker
   conclugen check labels.csv"""
 
 CHECK = Command(
-    "shards check", CheckJob, _run("shards.check", _after_check), bare="source", epilog=lambda: _CHECK_EXAMPLES
+    "shards check",
+    CheckJob,
+    _run("shards.check"),
+    short={"labels": "table"},
+    bare="source",
+    epilog=lambda: _CHECK_EXAMPLES,
 )
 PACK = Command(
     "shards pack",

@@ -11,11 +11,7 @@ import pytest
 
 from conclugen.common import commands as front
 from conclugen.common.options.command import _leaves
-from ray_jobs import evaluate, pretrain
 from shards import Manifest, View
-from shards.__main__ import main as shards_main
-from tuning import ablate
-from tuning.sweep import job as sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -23,9 +19,9 @@ README = (ROOT / "README.md").read_text("utf-8")
 PRINTED = "\n".join(line[4:] for line in README.splitlines() if line.startswith("    ")).replace("\\\n", " ")
 
 
-def commands(module: str) -> list[list[str]]:
-    """Arguments of every `python -m <module>` that is printed."""
-    lines = [line.partition(f"python -m {module} ")[2] for line in PRINTED.splitlines() if f"-m {module} " in line]
+def commands(name: str) -> list[list[str]]:
+    """Arguments of every `conclugen NAME` that is printed."""
+    lines = [line.partition(f"conclugen {name} ")[2] for line in PRINTED.splitlines() if f"conclugen {name} " in line]
     return [shlex.split(re.sub(r"\$\(.*?\)", "x", line), comments=True) for line in lines]
 
 
@@ -53,11 +49,10 @@ def test_the_ten_lines_run() -> None:
 
 
 def test_commands_of_jobs_have_options_that_exist_by_their_names_of_today(capsys: pytest.CaptureFixture[str]) -> None:
-    for module in (pretrain, evaluate, ablate, sweep):
-        command = module.COMMAND
-        assert commands(command.name), command.name
-        for arguments in commands(command.name):
-            command.parse(arguments)
+    for name in ("pretrain", "evaluate", "ablate", "sweep", "build", "features", "embed", "controlled"):
+        assert commands(name), name
+        for arguments in commands(name):
+            front.load(name).parse(arguments)
     assert capsys.readouterr().err == ""
 
 
@@ -68,9 +63,9 @@ def test_own_data_is_packed_split_and_verified_as_printed(tmp_path: Path, monkey
     arrays["visual"][7] = np.nan
     names = {"ids": np.array([f"c{i}" for i in range(60)]), "speaker": np.arange(60) // 5, "emotion": np.arange(60) % 3}
     np.savez("features.npz", **arrays, **names)  # type: ignore[arg-type]
-    assert [arguments[0] for arguments in commands("shards")] == ["check", "pack", "split", "verify"]
-    for arguments in commands("shards"):
-        assert shards_main(arguments) == 0, arguments
+    for name in ("check", "pack", "split", "verify"):
+        (arguments,) = commands(name)
+        assert front.load(name).main(arguments) == 0, arguments
     manifest = Manifest.open("data/mine")
     assert manifest.modalities == {"video": ("visual",), "audio": ("mfcc", "egemaps")}
     assert sum(View.open(manifest, name).rows for name in ("train", "valid", "test")) == 60

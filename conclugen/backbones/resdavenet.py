@@ -22,10 +22,19 @@ NAME, WIDTH = "resdavenet", 1024
 BANDS = 128
 TAKES = Takes(MEL)
 BIBTEX = {
-    NAME: """@misc{hsu2019resdavenet,
+    NAME: """@inproceedings{harwath2020resdavenetvq,
+  title = {Learning Hierarchical Discrete Linguistic Units from Visually-Grounded Speech},
+  author = {Harwath, David and Hsu, Wei-Ning and Glass, James},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year = {2020},
+  eprint = {1911.09602},
+  archiveprefix = {arXiv},
+}
+@inproceedings{hsu2019resdavenet,
   title = {Transfer Learning from Audio-Visual Grounding to Speech Recognition},
   author = {Hsu, Wei-Ning and Harwath, David and Glass, James},
-  howpublished = {Interspeech 2019},
+  booktitle = {Interspeech},
+  pages = {3242--3246},
   year = {2019},
 }"""
 }

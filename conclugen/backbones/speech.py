@@ -37,6 +37,8 @@ BIBTEX = {
   author = {Stahl, Benjamin and Gamper, Hannes},
   booktitle = {IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
   year = {2025},
+  eprint = {2502.05356},
+  archiveprefix = {arXiv},
 }"""
 }
 WINDOW = 122_880  # samples that the network hears at once: 7.68 s, as many as it has positions for

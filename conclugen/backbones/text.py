@@ -37,15 +37,23 @@ BIBTEX = {
   title = {{MiniLM}: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers},
   author = {Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming},
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  volume = {33},
+  pages = {5776--5788},
   year = {2020},
 }
 @inproceedings{reimers2019sbert,
   title = {Sentence-{BERT}: Sentence Embeddings using {S}iamese {BERT}-Networks},
   author = {Reimers, Nils and Gurevych, Iryna},
-  booktitle = {Conference on Empirical Methods in Natural Language Processing (EMNLP)},
+  booktitle = {Conference on Empirical Methods in Natural Language Processing (EMNLP-IJCNLP)},
   pages = {3982--3992},
   year = {2019},
-}"""
+}""",
+    f"hf-text:{DEFAULT_MODEL}": r"""@misc{hartmann2022emotionenglish,
+  title = {Emotion English {DistilRoBERTa}-base},
+  author = {Hartmann, Jochen},
+  year = {2022},
+  howpublished = {\url{https://huggingface.co/j-hartmann/emotion-english-distilroberta-base}},
+}""",
 }
 TAKES = Takes(TEXT)
 _LONGEST, _LONGEST_SENTENCE = 512, 256

@@ -28,6 +28,7 @@ from conclugen.common import paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import JobFailedError
+from conclugen.common.screen import doing
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extract_features import EncoderOptions, ExtractJob
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
@@ -74,9 +75,10 @@ def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> Extr
     collector = ShardCollector(plan)
     already = sum(report.clips_in for report in collector.reports.values())
     progress, done = ClipProgress(plan.clips.rows, already, quiet), 0
-    with resumable(
+    told = resumable(
         lambda: f"{len(collector.reports)} of {len(plan.clips)} shards are done; the same command goes on with the rest"
-    ):
+    )
+    with told, doing("decoding clips and sending them through the encoders"):
         if collector.todo:
             for table in feature_tables(plan, collector.todo, resources):
                 done += collector.add(table)

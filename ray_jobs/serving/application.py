@@ -26,7 +26,7 @@ from ray.util.metrics import Counter, Histogram
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from conclugen.common import uris
+from conclugen.common import screen, uris
 from conclugen.common.ending import resumable
 from conclugen.common.options import GOOD, JobFailedError
 from ray_jobs import ray_cluster
@@ -193,6 +193,7 @@ def run(job: ServeJob) -> int:
                         flush=True,
                     )
                 print("ctrl-c ends it", flush=True)
+                screen.rest()
                 threading.Event().wait()
         except RayServeException as error:
             raise JobFailedError(_line(error)) from error

@@ -38,7 +38,8 @@ def health_panels(history: Mapping[str, Curve], chances: Mapping[str, float]) ->
         if name in chances:
             chance.setdefault(kind, {})[where or kind] = chances[name]
     kinds = [kind for kind in _TITLES if kind in curves] + [kind for kind in curves if kind not in _TITLES]
-    return [Panel(_TITLES.get(kind, kind), curves[kind], chance.get(kind, {})) for kind in kinds[:MOST]]
+    titles = {kind: _TITLES.get(kind) or kind.replace("/", " ").replace("_", " ") for kind in kinds}
+    return [Panel(titles[kind], curves[kind], chance.get(kind, {})) for kind in kinds[:MOST]]
 
 
 def _parted(name: str) -> tuple[str, str]:

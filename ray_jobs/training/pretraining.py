@@ -19,6 +19,7 @@ from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room
 from conclugen.common.options import to_plain
 from conclugen.common.revision import running_revision
+from conclugen.common.screen import doing
 from conclugen.evaluation.features import fuse
 from conclugen.model import Model
 from ray_jobs import preflight, ray_cluster
@@ -142,7 +143,7 @@ def _pretrain(
             if waits is not None:
                 print(waits, flush=True)
             step_bytes = _predicted_step_bytes(job, source)
-            with ProgressPrinter(folder.journal, total_steps):
+            with ProgressPrinter(folder.journal, total_steps), doing("pretraining"):
                 trainer.fit(job, folder, total_steps, identity, train, step_bytes)
         step = export_model(job.pretrain, source, store, folder)
         validation = open_validation(source, job.pretrain)

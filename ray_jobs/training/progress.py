@@ -1,4 +1,4 @@
-"""The progress line of a run, read from its journal."""
+"""The progress of a run, read from its journal: a bar on a terminal, a line every half minute in a log."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from conclugen.common.durations import clock
+from conclugen.common.screen import Progress
 from ray_jobs.tracking.journal import read_records
 
 
 class ProgressPrinter:
-    """Prints a line for each report while a run goes on.
+    """Shows the reports of a run while it goes on, and prints each of its validations.
 
     Args:
         journal: The run's journal; only records written from now on are printed.
@@ -22,6 +23,7 @@ class ProgressPrinter:
         self._journal = journal
         self._total = total_steps
         self._offset = journal.stat().st_size if journal.exists() else 0
+        self._progress = Progress(first=0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -48,7 +50,9 @@ class ProgressPrinter:
             if record["kind"] != "metrics":
                 continue
             if record["series"] == "train" and "samples_per_second" in record["values"]:
-                print(training_line(record["step"], self._total, record["values"]), flush=True)
+                step, values = record["step"], record["values"]
+                line = training_line(step, self._total, values)
+                self._progress.show(line, step / self._total, last=step >= self._total)
             elif record["series"] == "validation":
                 print(validation_line(record["step"], record["values"]), flush=True)
 

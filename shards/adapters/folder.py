@@ -58,10 +58,10 @@ def read(
     """
     if table is None:
         if fields or labels:
-            raise ValueError("--field and --label name columns of a table: give --table as well")
+            raise ValueError("--label, --group, --text and --field name columns of a table: give --table as well")
         return _untabled(source, encoding)
     rows = read_table(Path(table), encoding)
-    columns = _columns(rows, fields or {})
+    columns = _columns(rows, fields or {}, labels)
     files = Files(source)
     found = files.find(VIDEO_SUFFIXES)
     on_disk = names.FileNames(found)
@@ -182,21 +182,31 @@ def _transcript(text: Path, encoding: str | None, encodings: Counter[str]) -> st
     return names.text(transcript)
 
 
-def _columns(table: Table, fields: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column of the table, for those that it has; fields may be named as people call them."""
+def _columns(table: Table, fields: Mapping[str, str], labels: Sequence[LabelSpec]) -> dict[str, str]:
+    """Field -> column of the table, for those that it has; fields may be named as people call them. ValueError with all
+    columns that are asked for and not there."""
     fields = {_field_called(name, column): column for name, column in fields.items()}
+    problems = []
     for name, column in fields.items():
         try:
             fields[name] = table.called(column)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            problems.append(f"{name}: {error}")
+    for spec in labels:
+        for column in spec.fields:
+            try:
+                table.called(column)
+            except ValueError as error:
+                problems.append(f"label {spec.name}: {error}")
     given = {name: fields.get(name) or _column_called(name, table.names) for name in FIELDS}
     columns = {name: column for name, column in given.items() if column is not None}
     if "path" not in columns:
         known = ", ".join(table.columns)
-        raise ValueError(
+        problems.append(
             f"{table.path} has no column 'path' (it has: {known}); say which column it is with --field path=COLUMN"
         )
+    if problems:
+        raise ValueError("; ".join(problems))
     return columns
 
 

@@ -5,25 +5,21 @@ from __future__ import annotations
 import time
 
 from conclugen.common.durations import clock
-
-_EVERY = 2.0  # seconds between lines
+from conclugen.common.screen import Progress
 
 
 class ClipProgress:
-    """Prints a line about every two seconds. total: clips of the whole job; already: done by an earlier start, which
-    count as done but not for the speed; quiet: prints nothing."""
+    """Shows how far a job is, as `conclugen.common.screen` does. total: clips of the whole job; already: done by an
+    earlier start, which count as done but not for the speed; quiet: shows nothing."""
 
     def __init__(self, total: int, already: int = 0, quiet: bool = False) -> None:
-        self._total, self._already, self._quiet = total, already, quiet
-        self._began = self._shown = time.monotonic()
+        self._total, self._already = total, already
+        self._began, self._progress = time.monotonic(), Progress(quiet)
 
     def show(self, done: int, last: bool = False) -> None:
-        """done: clips of this start; last: print whenever the last line was."""
-        now = time.monotonic()
-        if self._quiet or (now - self._shown < _EVERY and not last):
-            return
-        self._shown = now
-        print(self.line(done, now - self._began), flush=True)
+        """done: clips of this start; last: show it whenever the last line was."""
+        share = (self._already + done) / self._total if self._total else 1.0
+        self._progress.show(self.line(done, time.monotonic() - self._began), share, last)
 
     def line(self, done: int, seconds: float) -> str:
         """The line after so many clips in so many seconds; without the time left where nothing is done yet."""

@@ -57,6 +57,7 @@ def main() -> None:
     import cv2
 
     from shards.media.limits import Limits, MediaError
+    from shards.media.look import look
     from shards.media.one_clock import check_clock
     from shards.media.prepare import Request, prepare
 
@@ -72,6 +73,9 @@ def main() -> None:
         try:
             if "clock" in header:
                 details: Any = {"read": check_clock(header["clock"], Limits(**header["limits"]))}
+                parts = []
+            elif "look" in header:
+                details = look(header["look"], Limits(**header["limits"]), header["sound_alone"]).to_dict()
                 parts = []
             else:
                 prepared = prepare(Request.from_dict(header["request"]))

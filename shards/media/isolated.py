@@ -56,6 +56,12 @@ class IsolatedPreparer:
         header, parts = self._ask({"request": replace(request, clocks_checked=True).to_dict()}, self._timeout)
         return Prepared(parts[0], parts[1] if len(parts) > 1 else None, header["details"])
 
+    def look(self, path: str, sound_alone: bool, limits: Limits) -> dict[str, Any]:
+        """What `shards.media.look.look` finds, as a mapping; MediaError for a file that can't be used."""
+        header, _ = self._ask({"look": path, "sound_alone": sound_alone, "limits": limits.to_dict()}, self._timeout)
+        details: dict[str, Any] = header["details"]
+        return details
+
     def _check_clock(self, path: str, limits: Limits) -> None:
         def scan(seconds: float) -> bool:
             header, _ = self._ask({"clock": path, "limits": limits.to_dict()}, seconds)

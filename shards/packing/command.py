@@ -13,6 +13,7 @@ import xxhash
 
 from conclugen.common.durations import clock
 from conclugen.common.locks import check_room
+from conclugen.common.screen import Progress
 from shards import publication
 from shards.commands import PackJob
 from shards.layout import least_bytes
@@ -90,24 +91,19 @@ def _is_result(path: Path, out: Path) -> bool:
 def run(job: PackJob) -> int:
     """Pack; returns the exit status."""
     options = options_of(job)
-    began, shown = time.monotonic(), 0.0
+    began, shown = time.monotonic(), Progress(job.quiet, sys.stderr)
 
     def progress(done: int, count: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if not job.quiet and (now - shown > 0.5 or done == count):
-            shown = now
-            speed = done / max(now - began, 1e-9)
-            print(f"\r{done} of {count} samples, {speed:,.0f}/s, left {clock((count - done) / speed)} ", end="",
-                  file=sys.stderr, flush=True)  # fmt: skip
+        if shown.due() or done == count:
+            speed = done / max(time.monotonic() - began, 1e-9)
+            line = f"{done} of {count} samples, {speed:,.0f}/s, left {clock((count - done) / max(speed, 1e-9))}"
+            shown.show(line, done / max(count, 1), last=done == count)
 
     def tell(data: PackInput) -> None:
         for doubt in data.doubts():
             print(f"warning: {doubt}", flush=True)
 
     manifest, notes = pack(options, progress, tell)
-    if not job.quiet:
-        print(file=sys.stderr)
     for note in notes[:_SHOWN_NOTES]:
         print(f"note: {note}")
     if len(notes) > _SHOWN_NOTES:

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 from conclugen.common.options import FAILED, GOOD, PARTIAL
+from conclugen.common.screen import Progress
 from shards.clips.reader import ClipManifest
 from shards.commands import VerifyJob, by_name
 from shards.damage import ManifestError
@@ -38,20 +39,17 @@ def run(job: VerifyJob) -> int:
 def _verified(folder: str, quiet: bool, corpus: str = "") -> tuple[bool, str]:
     """Whether a data set is whole, and a line that says so; its problems are printed as they are met, shards named
     with the corpus (`NAME/`) in front."""
-    began = time.monotonic()
+    began, shown = time.monotonic(), Progress(quiet, sys.stderr)
 
     def progress(done: int, rows: int) -> None:
-        if not quiet:
-            speed = done / max(time.monotonic() - began, 1e-9)
-            print(f"\r{corpus}{' ' * bool(corpus)}{done} of {rows} samples, {speed:,.0f}/s ", end="", file=sys.stderr)
-            sys.stderr.flush()
+        speed = done / max(time.monotonic() - began, 1e-9)
+        line = f"{corpus}{' ' * bool(corpus)}{done} of {rows} samples, {speed:,.0f}/s"
+        shown.show(line, done / max(rows, 1), last=done == rows)
 
     def found(problem: Problem) -> None:
         print(replace(problem, shard=f"{corpus}{problem.shard}"), flush=True)
 
     problems = verify(folder, found, progress)
-    if not quiet:
-        print(file=sys.stderr)
     if problems:
         return False, f"{len(problems)} problem(s) in {len({problem.shard for problem in problems})} shard(s)"
     manifest = open_manifest(folder)

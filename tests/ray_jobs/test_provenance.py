@@ -35,8 +35,8 @@ def test_every_set_and_encoder_of_the_project_has_a_published_work() -> None:
     sets = [name for name in ADAPTERS if name not in ("folder", "webdataset")]
     encoders = [name for name in backbones.ENCODERS if ":" not in name and not name.startswith("random-")]
     found = entries(bibliography({ENCODERS: " ".join(encoders), DATA_SETS: " ".join(sets)}))
-    # The text model is whatever the user names; the sentence encoder has two works.
-    assert len(found) == 1 + len(sets) + len(encoders) + 1
+    # The text model is whatever the user names; the sentence encoder and the published audio encoder have two works.
+    assert len(found) == 1 + len(sets) + len(encoders) + 2
     assert all("author" in fields and "year" in fields for key, fields in found.items() if key != "text")
     assert found["halawa2024conclugen"]["eprint"] == "2404.10904"
 
@@ -60,6 +60,11 @@ def test_origins_are_what_manifests_say() -> None:
     info = {"features": {"encoders": [item], "crop": "none", "low_confidence": False}, "set": "My clips"}
     assert origins([info, info, {"set": None}]) == {ENCODERS: "prosody", DATA_SETS: "My-clips"}
     assert origins([{"features": {"encoders": "damaged"}}]) == {}
+    text = item | {"name": "text", "source": "https://huggingface.co/j-hartmann/emotion-english-distilroberta-base"}
+    tags = origins([{"features": {"encoders": [text], "crop": "none", "low_confidence": False}}])
+    assert entries(bibliography(tags)).keys() == {"halawa2024conclugen", "hartmann2022emotionenglish"}
+    local = {"features": {"encoders": [text | {"source": "my-model"}], "crop": "none", "low_confidence": False}}
+    assert origins([local]) == {ENCODERS: "text"}
     assert origins([{"set": "demo", "rendered": True}]) == {DATA_SETS: "demo", "rendered": "yes"}
 
 

@@ -62,11 +62,15 @@ def starts(monkeypatch: pytest.MonkeyPatch, *ends: Exception | None) -> list[dic
 
 
 def test_a_busy_machine_gets_other_tries_and_then_one_line(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock, short: Path
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = starts(monkeypatch, LATE, LATE, LATE, LATE, None)
-    ray_cluster.connect(1)
-    assert len(calls) == 5
+    for load, why in ((99.0, "the machine is busy, load 99.0 on"), (0.0, f"{type(LATE).__name__}: {LATE}")):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, load, load))
+        calls = starts(monkeypatch, LATE, LATE, LATE, LATE, None)
+        ray_cluster.connect(1)
+        assert len(calls) == 5
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 4 and all("Ray is not up after" in line and why.rstrip(".") in line for line in lines)
     os.environ["RAY_START_WAIT_S"] = "100"
     calls = starts(monkeypatch, LATE)
     with pytest.raises(NoRayError, match=r"timed out during startup.*; load .* free: .*RAY_ADDRESS") as failed:
@@ -262,7 +266,7 @@ def test_a_local_ray_comes_up_in_a_process_that_has_had_another() -> None:
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0 and "starting Ray once more" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "Ray is not up" not in done.stdout, done.stdout + done.stderr
 
 
 def test_a_limit_on_memory_sizes_the_object_store_and_the_advice(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,10 +66,7 @@ def feature_shards(job: RunJob, stages: Stages) -> tuple[Manifest, bool]:
             f"{commands.typed('index')} {job.source} (--help lists what it is told)"
         )
     clips = place / "clips"
-    fields = dict(job.field)
-    for name, column in (("group", job.group), ("text", job.text)):
-        if column is not None:
-            fields.setdefault(name, column)
+    fields = job.columns
     if job.labels is None and (fields or job.label):
         raise ValueError("labels: must be given with label, group, text and field: they are columns of that table")
     status = building.run(

@@ -105,6 +105,12 @@ class RunJob(EncoderOptions):
         """Everything of the run."""
         return absolute(self.output, "output") / self.name
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """What a column of the table is -> its name there, of clips."""
+        named = {"group": self.group, "text": self.text}
+        return {name: column for name, column in named.items() if column is not None} | self.field
+
     def chosen(self, sizes: Sizes, modalities: tuple[str, ...]) -> RunJob:
         """The job with what was chosen for it, to be run again."""
         return replace(
@@ -121,9 +127,31 @@ class RunJob(EncoderOptions):
 
 
 def run(job: RunJob) -> int:
-    from tuning.run import stages  # torch, Ray: not before a wrong option has been refused
+    _read_table(job)
+    from tuning.run import stages  # torch, Ray: not before a wrong option, or a wrong table, has been refused
 
     return stages.run(job)
+
+
+def _read_table(job: RunJob) -> None:
+    """Read the table of a folder of clips, and look for its files. ValueError for what is wrong with them."""
+    source = absolute(job.source, "source")
+    if job.labels is None or not source.is_dir():
+        return
+    from shards.adapters import read_clips
+    from shards.check import kind_of
+    from shards.packing.labels import LabelSpec
+
+    if kind_of(source) == "clips":
+        read_clips(
+            "folder",
+            source,
+            job.allow_incomplete,
+            table=absolute(job.labels, "labels"),
+            fields=job.columns,
+            labels=tuple(map(LabelSpec.parse, job.label)),
+            encoding=job.encoding,
+        )
 
 
 COMMAND = Command(

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conclugen.common import ending, paths, uris
+from conclugen.common import ending, paths, screen, uris
 from conclugen.common.atomic import write_text
 from conclugen.common.extras import needed_for
 from conclugen.common.names import closest, nearest
@@ -37,6 +37,7 @@ from conclugen.common.options.schema import REQUIRED, UNSET, Leaf, OptionsError,
 from conclugen.common.tables import visible
 
 GOOD, FAILED, WRONG_INPUT, PARTIAL = 0, 1, 2, 3
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*\b(?![.\w-])")
 _FORBIDDEN = re.compile(r"\b(class_path|init_args)\b")
 _WRONG_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _OWN = ("help", "help_all", "print_config", "config")  # options that every command has
@@ -105,7 +106,8 @@ class Command:
         try:
             with ending.interrupt_first(), needed_for(self.prog):
                 job = self.parse(argv)
-                return self.work(job)
+                with screen.watched(quiet=bool(getattr(job, "quiet", False))):
+                    return self.work(job)
         except JobFailedError as error:
             return _refuse(error, FAILED)
         except OSError as error:
@@ -142,12 +144,20 @@ class Command:
         return f"--{found.replace('_', '-')}"
 
     def spelt(self, message: str) -> str:
-        """A message that begins with a field, with the option that gives it."""
+        """A message with the options as this command calls them: one that begins with a field, and what other commands
+        call otherwise."""
+        message = _OPTION.sub(lambda found: self._called_here(found[0]), message)
         start = re.match(r"([a-z_][\w.]*)(?=: )", message)
         if start is None:
             return message
         names = [leaf.name for leaf in _leaves(self) if f".{leaf.name}".endswith(f".{start[1]}")]
         return self.option(names[0]) + message[start.end() :] if len(names) == 1 else message
+
+    def _called_here(self, option: str) -> str:
+        name = _flat(option)
+        if name in self.was:
+            return f"--{self.was[name]}"
+        return self.option(name) if any(leaf.name == name for leaf in _leaves(self)) else option
 
     def _named(self, error: OSError, job: Any) -> str:
         """The error of a file with the option that named it."""

@@ -25,6 +25,9 @@ def test_kinds_share_a_panel_the_most_telling_first_with_what_chance_gives() -> 
         ["clusters/used"],
         ["clusters/perplexity"],
     ]
+    titles = [panel.title for panel in panels]
+    assert titles[0] == "accuracy of neighbours' votes" and titles[-2:] == ["clusters used", "clusters perplexity"]
+    assert not any("/" in title or "_" in title for title in titles)
     assert panels[0].chance == {"neighbour_accuracy": 0.3}
     assert panels[1].chance == {"audio-text": 0.25, "text-video": 0.2}
     assert not panels[2].chance and panels[1].curves["audio-text"] == CURVE
