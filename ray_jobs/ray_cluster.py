@@ -46,6 +46,7 @@ _PATIENT = {
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_health_check_failure_threshold": "20",
 }
+_EXPECTED = "RAY_worker_maximum_startup_concurrency"
 _LEAST_ADDRESS_SPACE = 16 << 30
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps objects
 _OPEN = "r"  # Ray lets everybody into the folder that it is given, so that one lies in the private one
@@ -139,15 +140,16 @@ def _start_local(cpus: int, dashboard: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     for name, value in _PATIENT.items():
         os.environ.setdefault(name, value)
+    cpus = max(cpus, machine.cores())
     began, tries = time.monotonic(), 0
     while True:
         tries += 1
         try:
-            with screen.doing("starting Ray on this machine"), _on_loopback(), _patient():
+            with screen.doing("starting Ray on this machine"), _as_many_workers(cpus), _on_loopback(), _patient():
                 ray.init(
                     # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
                     "local",
-                    num_cpus=max(cpus, machine.cores()),
+                    num_cpus=cpus,
                     object_store_memory=_store_bytes(),
                     include_dashboard=dashboard,
                     logging_level="warning",
@@ -269,6 +271,21 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = was
+
+
+@contextlib.contextmanager
+def _as_many_workers(cpus: int) -> Iterator[None]:
+    """Let Ray expect as many worker processes as it has logical CPUs. It expects as many as there are cores, fewer
+    where it was told of more CPUs for what only waits, and warns of three times as many on the job's screen. What the
+    user has set there holds."""
+    if _EXPECTED in os.environ:
+        yield
+        return
+    os.environ[_EXPECTED] = str(cpus)
+    try:
+        yield
+    finally:
+        del os.environ[_EXPECTED]
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def _lines(
     line = f"files: looked into {opened} videos of {of}"
     if own:
         codecs = ", ".join(f"{name} {count}" for name, count in Counter(each["codec"] for each in own).most_common())
-        sizes = sorted({(each["width"], each["height"]) for each in own}, key=math.prod)
+        sizes = sorted({(each["width"], each["height"]) for each in own}, key=lambda size: (math.prod(size), size))
         shown_sizes = " to ".join(f"{width} x {height}" for width, height in dict.fromkeys((sizes[0], sizes[-1])))
         line += f": {codecs}; {shown_sizes} pixels"
         lengths = [float(each["seconds"]) for each in own if each["seconds"] is not None]

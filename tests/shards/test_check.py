@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conclugen.common import extras
 from ray_jobs.build_shards import COMMAND
 from ray_jobs.building import plan_of
 from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
@@ -22,6 +23,8 @@ from shards.check_clips import describe_clips
 from shards.doubts import Samples, classes_of, of_groups
 from shards.packing.labels import LabelSpec
 from tests.shards.foreign.foreign_tars import npy, write_tar
+from tests.shards.media.make_media import make_sound, make_video, sine
+from tuning.run.job import COMMAND as RUN
 
 EMOTIONS = ("happy", "neutral", "sad")
 
@@ -53,6 +56,9 @@ def rows_of(speakers: int, clips: int) -> list[dict[str, str]]:
     ]
 
 
+UNOPENED = ("--look", 0)  # where the videos of a set are empty files
+
+
 def check(*arguments: object) -> int:
     return main(["check", *map(str, arguments)])
 
@@ -61,7 +67,7 @@ def test_a_good_table_is_described_and_not_doubted(tmp_path: Path, capsys: pytes
     rows = rows_of(18, 6)
     table = study(tmp_path, rows, ";", "utf-16")
     before = sorted(tmp_path.rglob("*"))
-    assert check(tmp_path, "--table", table, "--label", "emotion:class") == 0
+    assert check(tmp_path, "--table", table, "--label", "emotion:class", *UNOPENED) == 0
     out = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     counts = Counter(row["emotion"] for row in rows)
@@ -135,7 +141,7 @@ def test_each_fault_is_told_by_check_and_by_the_job(
 ) -> None:
     told, rows = spoil(rows_of(18, 6), what)
     table = study(tmp_path, rows)
-    status = check(tmp_path, "--table", table, "--label", "emotion:class")
+    status = check(tmp_path, "--table", table, "--label", "emotion:class", *UNOPENED)
     checked = capsys.readouterr().out
     assert told in checked and status == (0 if what == "twice" else 1), checked
     job = ["--adapter", "folder", "--source", str(tmp_path), "--table", str(table), "--label", "emotion:class"]
@@ -184,7 +190,7 @@ def test_files_that_do_not_match_both_ways(tmp_path: Path, capsys: pytest.Captur
     table = study(tmp_path, rows_of(2, 6))
     (tmp_path / "s00/5.mp4").rename(tmp_path / "s00/five.MP4")
     (tmp_path / "s01/5.mp4").rename(tmp_path / "s01/5.MP4")
-    assert check(tmp_path, "--table", table) == 1
+    assert check(tmp_path, "--table", table, *UNOPENED) == 1
     out = capsys.readouterr().out
     assert "expected 12, found 10; missing: s00/5.mp4, s01/5.mp4 (there is s01/5.MP4)" in out
     assert "warning: videos of the folder without a row in labels.csv: 2 (s00/five.MP4, s01/5.MP4)" in out
@@ -232,6 +238,66 @@ def test_sequences_are_checked_as_they_would_be_packed(tmp_path: Path, capsys: p
     assert check(tmp_path / "f.npz", "--pool", "mode") == 2
     assert check(tmp_path, "--kind", "clips", "--pool", "mean") == 2
     assert "--pool says nothing of clips" in capsys.readouterr().err
+
+
+def test_the_files_of_clips_are_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind of file that no clip can be made of is named with its reason; `--labels`, `--group` are as in `run`."""
+    make_video(tmp_path / "good.mp4", 50, (48, 64), sound=sine(2, 16_000, 1), sound_rate=16_000)
+    make_video(tmp_path / "wide.avi", 25, (32, 128), codec="mpeg4")
+    whole = (tmp_path / "good.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp4").write_text("no video\n")
+    (tmp_path / "empty.mov").touch()
+    make_sound(tmp_path / "sound.mkv", sine(1, 16_000, 1), 16_000)
+    rows = ["File,Speaker,emotion,start,end", "good,ann,sad,0,1.5", "good,ann,happy,1,2", "wide,bob,sad,,"]
+    rows += [f"{name},bob,happy,," for name in ("cut", "text", "empty", "sound")] + ["good,ann,sad,5,6"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    before = sorted(tmp_path.iterdir())
+    named = ("--labels", tmp_path / "labels.csv", "--label", "emotion", "--group", "speaker")
+    assert check(tmp_path, *named) == 1
+    out = capsys.readouterr().out
+    assert "files: looked into 6 videos of 6: " in out and "h264 1" in out and "mpeg4 1" in out
+    assert "64 x 48 to 128 x 32 pixels; 1.0 to 2.0 s, 3.0 s in all; with sound 1 of 2" in out
+    assert "5 clips can't be used for what their files are, and will be quarantined:" in out
+    for line in ("cut.mp4: not_media: ", "text.mp4: not_media: ", "empty.mov: empty: the file has 0 bytes"):
+        assert f"  {line}" in out, out
+    assert "  sound.mkv: no_video: " in out
+    assert "  good.mp4: bad_interval: the interval 5 to 6 s leaves the video of 2.00 s" in out
+    assert "such as good.mp4: 0 to 1.5 s, emotion sad, speaker ann" in out
+    assert "clips that will be quarantined: 5" in out and "speakers: 2 (bob 5, ann 3)" in out
+    assert f"run {tmp_path} --labels {tmp_path}/labels.csv --label emotion --group speaker" in out
+    assert sorted(tmp_path.iterdir()) == before
+    assert check(tmp_path, *named, "--look", "2") == 1
+    assert "looked into 2 videos of 6, spread over all (--look none: all)" in capsys.readouterr().out
+    assert check(tmp_path, *named, "--look", "-1") == 2
+    assert "--look: must be at least 0, or none, got -1" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_table_is_told_at_once_and_by_the_options_that_were_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = study(tmp_path, rows_of(2, 6))
+    wrong = ("--label", "emoton", "--group", "gruop")
+    for front in (check, lambda *rest: RUN.main([*map(str, rest)])):
+        assert front(tmp_path, "--labels", table, *wrong) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: --group: ") and said.count("\n") == 1, said
+        assert (
+            "no column 'gruop', did you mean 'group'" in said and "no column 'emoton', did you mean 'emotion'" in said
+        )
+        assert front(tmp_path, "--labels", tmp_path / "labls.csv") == 2
+        assert f"error: --labels {tmp_path / 'labls.csv'} does not exist" in capsys.readouterr().err
+    assert check(tmp_path, "--group", "group", *UNOPENED) == 2
+    assert "give --labels as well" in capsys.readouterr().err
+
+
+def test_without_the_libraries_of_media_no_file_is_opened_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study(tmp_path, rows_of(2, 6))
+    monkeypatch.setattr(extras, "absent", lambda extra: ["av"] if extra == "media" else [])
+    check(tmp_path)
+    assert 'files: none was opened, which takes av: pip install "conclugen[media]"' in capsys.readouterr().out
 
 
 def test_a_table_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,7 +379,7 @@ def test_a_folder_of_archives_and_videos_is_clips(tmp_path: Path, capsys: pytest
     with tarfile.open(tmp_path / "old.tar", "w"):
         pass
     (tmp_path / "a.mp4").touch()
-    assert check(tmp_path) == 0 and "checked as clips" in capsys.readouterr().out
+    assert check(tmp_path, *UNOPENED) == 0 and "checked as clips" in capsys.readouterr().out
     assert check(tmp_path, "--kind", "archives") == 2
 
 
