@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from conclugen.common import commands, plugins, uris
+from conclugen.common import commands, ending, plugins, uris
 from conclugen.common.extras import MissingExtraError
 from conclugen.common.options import GOOD, WRONG_INPUT
 from conclugen.common.revision import version
@@ -18,6 +18,15 @@ _NEEDS_NOTHING = {*_HELP, "--print-config"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 2 for an unknown one, or where libraries of it are missing."""
+    with ending.stoppable():
+        try:
+            return _main(arguments)
+        except KeyboardInterrupt as stop:  # before the command has begun
+            print(f"\n{ending.message(stop)}", file=sys.stderr)
+            return ending.status()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in _HELP and not (name == "help" and rest):
         print(_listed())

@@ -49,6 +49,7 @@ def write(
     folder = job.folder
     stamp = stamp_of(manifest.info)
     lead = [*filter(None, [stamp]), *(_verdicts(verdicts) or findings.lines[:1])]
+    lead += [f"Label {label} is not evaluated: {why}." for label, why in failed.items()]
     blocks: list[Block] = [Heading("Set-up", "setup"), _setup(job, manifest, pretrained)]
     for label, place in verdicts.items():
         scores = read_json(place / "scores.json", nan=True)

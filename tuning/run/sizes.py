@@ -24,7 +24,7 @@ _STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 300, 20, 60
 _LEAST_SHARE = 0.05  # of the rows: a modality that fewer have is no ground to learn on
 _FEWEST_GROUPS = 3  # from which a test part, and what chooses the probe's strength, can have groups of their own
 _FEWEST_VALIDATED = 6
-_FEWEST_ROWS = 20  # to hold some back
+FEWEST_ROWS = 20  # to hold some back, and to judge a label by
 _FEW_LABELS = 100
 
 
@@ -79,20 +79,15 @@ class Parts:
 
 
 def parts(rows: int, groups: int, labelled: bool) -> Parts:
-    """Speakers stay on one side wherever there are enough of them. groups: how many there are.
-
-    ValueError for a label that is to be judged on too few rows.
-    """
+    """Speakers stay on one side wherever there are enough of them. groups: how many there are."""
     by = "group" if groups >= _FEWEST_GROUPS else "row"
     units = groups if by == "group" else rows
+    if rows < FEWEST_ROWS:
+        return Parts("row", None)
     if labelled:
-        if rows < _FEWEST_ROWS:
-            raise ValueError(f"{rows} rows are too few to judge by; at least {_FEWEST_ROWS} are needed with --label")
         if units < _FEWEST_VALIDATED:
             return Parts(by, {"train": 0.6, "test": 0.4})
         return Parts(by, {"train": 0.6, "valid": 0.15, "test": 0.25})
-    if rows < _FEWEST_ROWS:
-        return Parts("row", None)
     return Parts(by, {"train": 0.85, "valid": 0.15})
 
 

@@ -84,7 +84,13 @@ def _run(job: RunJob, kind: str) -> int:
 
     verdicts: dict[str, Path] = {}
     failed: dict[str, str] = {}
-    for label in dict.fromkeys(LabelSpec.parse(text).name for text in job.label):
+    labels = list(dict.fromkeys(LabelSpec.parse(text).name for text in job.label))
+    if views.test is None and labels:
+        failed = dict.fromkeys(
+            labels, f"{manifest.rows} rows are too few to judge by, at least {sizes.FEWEST_ROWS} are needed"
+        )
+        print("\n".join(f"warning: label {label} is not evaluated: {why}" for label, why in failed.items()), flush=True)
+    for label in labels if views.test is not None else ():
         stages.begin(f"evaluation: label {label} on rows that pretraining never saw")
         asked = _evaluation(fixed, manifest, views, label, rows)
         inputs = {"model": model, "job": dataclasses.asdict(asked), "data": manifest.digest}

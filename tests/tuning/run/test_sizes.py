@@ -64,6 +64,8 @@ def test_modalities_that_hardly_any_row_has_are_left_out() -> None:
         (200, 16, False, "group", ["train", "valid"]),
         (200, 0, False, "row", ["train", "valid"]),
         (19, 5, False, "row", None),
+        (19, 5, True, "row", None),
+        (20, 5, True, "group", ["train", "test"]),
     ],
 )
 def test_speakers_stay_on_one_side_where_there_are_enough(
@@ -77,6 +79,4 @@ def test_speakers_stay_on_one_side_where_there_are_enough(
 def test_few_labels_are_not_divided_further() -> None:
     assert fractions(99, 2) == (1.0,) and fractions(100, 2) == (0.1, 1.0) and fractions(100, 20) == (1.0,)
     assert fractions(999, 6) == (0.1, 1.0) and fractions(1000, 6) == (0.03, 0.1, 1.0)
-    with pytest.raises(ValueError, match="19 rows are too few to judge by; at least 20"):
-        parts(19, 5, True)
     assert list(clusters_shown(26)) == [2, 3] and list(clusters_shown(1000)) == list(range(2, 13))
