@@ -4,6 +4,9 @@ An interrupt (Ctrl-C, SIGINT) and a termination (SIGTERM, as `ray job stop`, sch
 a grace of seconds before SIGKILL) both become a KeyboardInterrupt in the main thread, so that whatever is open is
 closed on the way out. `Command.main` holds `stoppable` around every job of the project, prints what `resumable` has
 noted on the way, and ends with 130 or 143. What must be waited for at the end asks `patience` how long it may be.
+
+Python runs its handlers between two steps of Python. A library that waits in code of its own (Ray, while it connects)
+keeps them waiting: a thread hears of signals at once, says that they came, and ends the process at the third.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # `ray job stop` kills after 3 s; within that, what is open must be closed and told.
 GRACE_S = 1.5
 _ENOUGH = 3  # so many signals mean: now, whatever is open
+_UNHEARD_S = 1.0  # after which it is said that one came
 
 _received: list[tuple[int, float]] = []  # signals, and when they came by the monotonic clock
 _ours: set[int] = set()  # signals that `stoppable` has taken
+_handled = threading.Event()  # the main thread knows of one
 
 
 @contextlib.contextmanager
@@ -38,15 +43,47 @@ def stoppable() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _received.clear()
+    _handled.clear()
     # What the process was started to ignore stays ignored, as SIGINT is in jobs that a shell runs in the background.
     _ours.update(number for number, handler in before.items() if handler != signal.SIG_IGN)
     retake()
     try:
-        yield
+        with _listening():
+            yield
     finally:
         _ours.clear()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(reading,), name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
+
+
+def _listen(reading: int) -> None:
+    """Count signals as they come, a byte for each, until the pipe is closed."""
+    came: list[int] = []
+    told = False
+    while numbers := os.read(reading, 64):
+        came += [number for number in numbers if number in _ours]
+        if came and not told and not _handled.wait(_UNHEARD_S):
+            told = True
+            _write(b"\nstopping as soon as what is under way returns; the third signal ends it at once\n")
+        if len(came) >= _ENOUGH:
+            time.sleep(_UNHEARD_S / 4)  # the main thread does the same, where it can
+            _stop_at_once(came[0])
 
 
 def retake() -> None:
@@ -127,10 +164,19 @@ def _behind(error: BaseException) -> KeyboardInterrupt | None:
 def _stop(number: int, _: Any) -> None:
     before = _received[-1][1] if _received else -math.inf
     _received.append((number, time.monotonic()))
+    _handled.set()
     if len(_received) >= _ENOUGH:
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopped at once: the third signal\n")
-        os._exit(status())
+        _stop_at_once(_received[0][0])
     # The second leaves the end alone, unless so much time has passed that the first was swallowed somewhere.
     if _received[-1][1] - before > GRACE_S:
         raise KeyboardInterrupt
+
+
+def _stop_at_once(number: int) -> None:
+    _write(b"\nstopped at once: the third signal\n")
+    os._exit(128 + number)
+
+
+def _write(words: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, words)

@@ -81,6 +81,35 @@ def test_three_signals_end_a_job_at_once() -> None:
     assert job.returncode == 130 and error == "\nstopped at once: the third signal\n"
 
 
+_DEAF = """
+import ctypes, os, signal, threading
+from conclugen.common import ending
+signal.signal(signal.SIGINT, signal.default_int_handler)
+lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+with ending.stoppable():
+    threading.Timer(1.0, print, ("ready",), {"flush": True}).start()
+    lock(mutex), lock(mutex)  # for ever, and no signal ends it
+"""
+
+
+def test_a_job_that_waits_in_a_library_s_code_says_that_it_was_told_and_ends_at_the_third() -> None:
+    job = subprocess.Popen(
+        [sys.executable, "-c", _DEAF], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+    )
+    assert job.stdout is not None and job.stderr is not None and job.stdout.readline() == "ready\n"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        assert job.poll() is None
+        job.send_signal(number)
+        if number == signal.SIGINT:
+            assert job.stderr.readline() == "\n"
+            assert job.stderr.readline() == (
+                "stopping as soon as what is under way returns; the third signal ends it at once\n"
+            )
+        time.sleep(0.2)
+    assert job.communicate(timeout=60)[1] == "\nstopped at once: the third signal\n"
+    assert job.returncode == 130
+
+
 _FULL = """
 import os, signal, sys
 from dataclasses import dataclass
