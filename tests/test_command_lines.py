@@ -144,4 +144,4 @@ def test_an_empty_path_is_not_the_working_folder(name: str, capsys: pytest.Captu
         if Path in schema._options(leaf.hint):
             assert job.main([f"{job.option(leaf.name)}="]) == 2, leaf.name
             error = capsys.readouterr().err
-            assert f"--{leaf.name.replace('_', '-')}: must name a file or folder, got ''" in error, (leaf.name, error)
+            assert f"{job.option(leaf.name)}: must name a file or folder, got ''" in error, (leaf.name, error)
