@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+
+# An interrupt ends the command without a trace until `main` takes it: imports take a while on a busy machine.
+if (__name__ == "__main__" or sys.argv[0].endswith("/conclugen")) and signal.getsignal(
+    signal.SIGINT
+) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from collections.abc import Sequence
 from dataclasses import replace
 
