@@ -99,8 +99,8 @@ def _lines(
     looked: Sequence[Clip], found: Mapping[str, Found], problems: Mapping[str, MediaError], opened: int, videos: int
 ) -> list[str]:
     own = [of for path in dict.fromkeys(clip.video for clip in looked) if isinstance(of := found[path], Mapping)]
-    of = f"{videos}" if opened == videos else f"{videos}, spread over all (--look none: all)"
-    line = f"files: looked into {opened} videos of {of}"
+    spread = "" if opened == videos else ", spread over all (--look none: all)"
+    line = f"files: looked into {opened} videos of {videos}{spread}"
     if own:
         codecs = ", ".join(f"{name} {count}" for name, count in Counter(each["codec"] for each in own).most_common())
         sizes = sorted({(each["width"], each["height"]) for each in own}, key=lambda size: (math.prod(size), size))

@@ -106,7 +106,7 @@ def watched(quiet: bool = False) -> Iterator[None]:
     _resting, _said = False, time.monotonic()
     out, err = sys.stdout, sys.stderr
     mine = _Noted(out), _Noted(err)
-    sys.stdout, sys.stderr = mine  # type: ignore[assignment]
+    sys.stdout, sys.stderr = mine
     over = threading.Event()
     thread = threading.Thread(target=_watch, args=(over, time.monotonic()), name="at work", daemon=True)
     thread.start()

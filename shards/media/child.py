@@ -73,7 +73,7 @@ def main() -> None:
         try:
             if "clock" in header:
                 details: Any = {"read": check_clock(header["clock"], Limits(**header["limits"]))}
-                parts = []
+                parts: list[bytes] = []
             elif "look" in header:
                 details = look(header["look"], Limits(**header["limits"]), header["sound_alone"]).to_dict()
                 parts = []
