@@ -29,10 +29,10 @@ import ray
 from conclugen.common.options import Command, save
 from conclugen.fields import choose
 from ray_jobs import building, ray_cluster
-from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.clip_features import Decoded, unique
 from ray_jobs.extraction.extract import choices_of, extract, resources_of
 from ray_jobs.extraction.plan import Extraction
+from ray_jobs.options.extract import EncoderOptions
 from shards.adapters import read_clips
 from shards.clips.build import build_shard
 from shards.clips.plan import BuildOptions, BuildPlan

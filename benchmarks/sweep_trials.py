@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from tuning.sweep.job import COMMAND, SweepJob
+from tuning.sweep.__main__ import COMMAND
+from tuning.sweep.job import SweepJob
 from tuning.sweep.search import RandomSearch
 from tuning.sweep.sweep import prepare, sweep
 from tuning.sweep.trial import Trial, warm_up

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen import fields
 from conclugen.common.options import build, to_plain
+from conclugen.corpora import CorporaConfig
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, finite, require
 from conclugen.model_config import ModelConfig
 from conclugen.schedule import OptimizerConfig
@@ -23,7 +24,6 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 WEIGHTINGS = ("static", "uncertainty", "gradnorm", "dynamic", "share")
 GRADIENTS = ("sum", "pcgrad")
 GRADIENT_COMPRESSIONS = ("none", "bfloat16")
-SCOPES = ("across", "within")
 DEFAULT_PRESET = "conclugen"
 
 
@@ -117,38 +117,6 @@ def _default_tasks() -> TasksConfig:
     """Those of the default preset, as published."""
     own = {name: task for name, task in registry.registered().items() if DEFAULT_PRESET in task.presets}
     return TasksConfig(**{name: task.Config() for name, task in own.items()})
-
-
-@dataclass(frozen=True)
-class CorporaConfig:
-    """What mixing corpora means for learning; without several corpora nothing.
-
-    Attributes:
-        names: The corpora that are mixed, in the order of their names; empty: one data set. A job fills it in.
-        standardize: Features are standardised by the moments of the mixture ("joint") or of each row's own "corpus",
-            which takes away what tells corpora apart in each feature.
-        negatives: Contrastive negatives come from "across" corpora or from "within" the row's own, so that none is
-            recognised by its corpus.
-        clusters: K-means clusters rows "across" corpora or those "within" each corpus by themselves.
-    """
-
-    names: tuple[str, ...] = field(default=(), metadata=IDENTITY)
-    standardize: str = field(default="joint", metadata=IDENTITY)
-    negatives: str = field(default="across", metadata=IDENTITY)
-    clusters: str = field(default="across", metadata=IDENTITY)
-
-    def __post_init__(self) -> None:
-        choose("corpora.standardize", self.standardize, ("joint", "corpus"))
-        choose("corpora.negatives", self.negatives, SCOPES)
-        choose("corpora.clusters", self.clusters, SCOPES)
-        require(
-            tuple(sorted(set(self.names))) == self.names, "corpora.names", self.names, "distinct names in their order"
-        )
-
-
-def by_corpus(modality: str, corpus: str) -> str:
-    """Under which a standardisation holds the moments of one corpus."""
-    return f"{modality}@{corpus}"
 
 
 @dataclass(frozen=True)

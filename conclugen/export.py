@@ -16,7 +16,8 @@ from conclugen.beside_raw import BesideRaw
 from conclugen.common import plugins, uris
 from conclugen.common.extras import MissingExtraError, needed_for
 from conclugen.common.options import build
-from conclugen.config import CorporaConfig, PretrainConfig, known_tasks
+from conclugen.config import PretrainConfig, known_tasks
+from conclugen.corpora import CorporaConfig
 from conclugen.heads import RepresentationHead
 from conclugen.model_config import ModelConfig
 from conclugen.pretrainer import Pretrainer

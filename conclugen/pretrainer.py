@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from conclugen import distributed, optimizer, saved_state, step_metrics, weighting
 from conclugen.batch import Batch
-from conclugen.config import PretrainConfig, by_corpus
+from conclugen.config import PretrainConfig
+from conclugen.corpora import by_corpus
 from conclugen.gradients import GradientComputer
 from conclugen.model import Model
 from conclugen.non_finite import FiniteGuard, NonFiniteLossError
@@ -45,7 +46,7 @@ class Pretrainer:
     widths: modality -> feature width, at least the configuration's modalities. steps_per_epoch: optimiser steps, for
     schedule and epochs; a fraction where epochs don't end with a batch (a batch counts to the epoch of its last row).
     standardization: modality -> (mean (D,), deviation (D,)), needed when `config.model.standardize` (see
-    `conclugen.standardize.fit`), of single corpora under `conclugen.config.by_corpus`. With torch.distributed
+    `conclugen.standardize.fit`), of single corpora under `conclugen.corpora.by_corpus`. With torch.distributed
     initialised before, each rank makes its own Pretrainer and hands `step` its own rows: local = ceil(global_batch /
     world size) rows, rank r those from r * local on. Raises ValueError when the widths can't serve the configuration.
     """

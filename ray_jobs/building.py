@@ -15,7 +15,7 @@ from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
 from conclugen.common.screen import doing
 from ray_jobs import ray_cluster
-from ray_jobs.build_shards import BuildJob
+from ray_jobs.options.build import BuildJob
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.adapters import read_clips
 from shards.check_clips import describe_clips, doubt_clips

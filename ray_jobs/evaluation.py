@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,8 @@ from conclugen.evaluation.metrics import confusion_matrix
 from conclugen.evaluation.protocol import Fold, Protocol, Target, natural_order
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import figure_style, plots
-from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.extraction.plan import stored_layers
+from ray_jobs.options.evaluate import EvaluateJob
 from ray_jobs.provenance import stamp_of
 from ray_jobs.roles import Units, refuse_shared
 from ray_jobs.run_folder import RunFolder
@@ -43,7 +43,7 @@ from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
-from ray_jobs.verdict import comparisons, verdict
+from ray_jobs.verdict import EvaluateResult, comparisons, verdict
 from shards import Damage, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
 
@@ -55,29 +55,6 @@ CLASS_SCORES = ("accuracy", "uar", "f1_macro")
 _LEARNED = ("pretrained", "pretrained + raw", "untrained")
 # A two-dimensional map of more points is a blot.
 _MOST_MAPPED = 3000
-
-
-@dataclass(frozen=True)
-class EvaluateResult:
-    """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`.
-
-    main_score: by which rows are compared. kind: of the label. class_rows: of classes, test rows of each. group_rows:
-    test rows of each unit of intervals; group_class_rows: of classes, its test rows of each. unit: what such a unit is
-    called. stamp: what every page and picture of it says, empty where it may be taken as it stands.
-    """
-
-    folder: Path
-    label: str
-    main_score: str
-    scores: list[Score]
-    damaged: list[Damage]
-    kind: str = "class"
-    class_rows: Mapping[str, int] = field(default_factory=dict)
-    group_rows: Mapping[str, int] = field(default_factory=dict)
-    unit: str = "speaker"
-    group_class_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    corpora: Mapping[str, object] | None = None
-    stamp: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conclugen import PretrainConfig
-from conclugen.config import by_corpus
+from conclugen.corpora import by_corpus
 from ray_jobs.run_config import DataConfig, SourceConfig
 from ray_jobs.source import Source, rendered, rounding
 from shards import Cursor, Manifest, Reader, Rows, View
@@ -94,7 +94,7 @@ class Corpora:
 
     def moments(self, fitted: Fitted, given: Mapping[str, int]) -> dict[str, MeanAndDeviation]:
         """Mean and deviation of each modality, (D_m,) both, of rows of which each corpus gives so many; and of each
-        corpus by itself, under `conclugen.config.by_corpus`."""
+        corpus by itself, under `conclugen.corpora.by_corpus`."""
         found: dict[str, MeanAndDeviation] = {}
         for modality in self.reader.modalities:
             having = {name: m[modality] for name, m in fitted.items() if modality in m and m[modality].count}

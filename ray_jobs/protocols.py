@@ -31,9 +31,9 @@ from conclugen.evaluation.protocols import registry
 from conclugen.evaluation.protocols.base import Cell, Corpus, Material, Outcome, System
 from conclugen.evaluation.protocols.registry import Done
 from ray_jobs import plots
-from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.evaluation import Opened, being_written, note_identity, open_run, send, untrained_heads
 from ray_jobs.extraction.plan import stored_layers
+from ray_jobs.options.evaluate import EvaluateJob
 from ray_jobs.protocol_document import DOCUMENT, FOLDER, PAGE, earlier, page, plain
 from ray_jobs.roles import GROUP, Units
 from ray_jobs.source import open_reader

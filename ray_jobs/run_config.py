@@ -17,7 +17,8 @@ from typing import Any, Literal
 from conclugen import PretrainConfig, presets
 from conclugen.common import paths, uris
 from conclugen.common.names import check_corpus, did_you_mean
-from conclugen.config import DEFAULT_PRESET, CorporaConfig, known_tasks
+from conclugen.config import DEFAULT_PRESET, known_tasks
+from conclugen.corpora import CorporaConfig
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, check_tracking_uri
 
 DEFAULT_OUTPUT = "outputs"

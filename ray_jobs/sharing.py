@@ -19,8 +19,8 @@ from conclugen.common.paths import absolute
 from conclugen.common.reading import inside, open_regular, read_json, read_mapping
 from conclugen.common.tables import markdown, markdown_head, markdown_item, markdown_row
 from conclugen.export import CARD, DOCUMENT, TENSORS
-from ray_jobs.export import ExportJob
 from ray_jobs.extraction.plan import recipe_of
+from ray_jobs.options.export import ExportJob
 from ray_jobs.provenance import stamp_of
 from ray_jobs.run_folder import RunFolder
 

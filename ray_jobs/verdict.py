@@ -1,21 +1,43 @@
-"""Representations against the strongest raw row of an evaluation: differences with intervals, and what they come to in
-one sentence."""
+"""What an evaluation found: its representations against the strongest raw row, as differences with intervals and in one
+sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from conclugen.evaluation.judge import Score, strongest_raw
 from conclugen.evaluation.statistics import Comparison, Crossed, Scores, paired_tests
-
-if TYPE_CHECKING:
-    from ray_jobs.evaluation import EvaluateResult
+from shards import Damage
 
 # What one would use a pretrained model for: its heads instead of the raw features, or beside them.
 _ASKED = ("pretrained", "pretrained + raw")
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`.
+
+    main_score: by which rows are compared. kind: of the label. class_rows: of classes, test rows of each. group_rows:
+    test rows of each unit of intervals; group_class_rows: of classes, its test rows of each. unit: what such a unit is
+    called. stamp: what every page and picture of it says, empty where it may be taken as it stands.
+    """
+
+    folder: Path
+    label: str
+    main_score: str
+    scores: list[Score]
+    damaged: list[Damage]
+    kind: str = "class"
+    class_rows: Mapping[str, int] = field(default_factory=dict)
+    group_rows: Mapping[str, int] = field(default_factory=dict)
+    unit: str = "speaker"
+    group_class_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    corpora: Mapping[str, object] | None = None
+    stamp: str = ""
 
 
 def comparisons(pairs: Mapping[str, tuple[Score, Score]], result: EvaluateResult) -> dict[str, Comparison]:

@@ -20,12 +20,12 @@ from shards.adapters.folder import table_labels
 from shards.check_clips import describe_clips, doubt_clips, example_clips
 from shards.check_files import open_files
 from shards.check_stored import stored_lines, stored_samples
-from shards.commands import CheckJob
 from shards.doubts import Samples, classes_of, of_names
 from shards.foreign.command import read_folder
 from shards.foreign.mapping import MemberMapping, Source, parse_label
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX
 from shards.names import suffix
+from shards.options import CheckJob
 from shards.packing.inputs import PackOptions, read_input
 from shards.packing.labels import LabelSpec
 from shards.packing.pooling import Pooling

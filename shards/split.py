@@ -18,9 +18,9 @@ from conclugen.common.locks import folder_held
 from conclugen.common.options import to_plain
 from shards import publication
 from shards.access import refuse_url
-from shards.commands import SplitJob
 from shards.doubts import of_groups, of_parts
 from shards.manifest import Manifest
+from shards.options import SplitJob
 from shards.publication import Publication
 from shards.view import ROW, IndexValues, View, check_view_name
 

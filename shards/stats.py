@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from conclugen.common.atomic import write_text
 from shards import mixture_stats
-from shards.commands import StatsJob, by_name
 from shards.manifest import Manifest
+from shards.options import StatsJob, by_name
 from shards.reader import Reader
 from shards.view import View
 from shards.writer import shuffled_start

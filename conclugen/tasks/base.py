@@ -31,7 +31,7 @@ import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from conclugen.common import deferred
 from conclugen.fields import finite, require
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from conclugen.config import PretrainConfig
+    from conclugen.corpora import CorporaConfig
     from conclugen.latents import Latents, Presence
+    from conclugen.model_config import ModelConfig
 else:
     Module = object  # `Task.__new__` adds torch's, which a configuration can do without
 
@@ -103,6 +104,34 @@ class Inputs:
     def sources(self) -> tuple[str, ...]:
         """Modalities that a batch must hold for the views, and as targets."""
         return tuple(dict.fromkeys((*(view.source for view in self.views), *self.targets)))
+
+
+class Run(Protocol):
+    """What a task may read of the run that it is built for; a `conclugen.config.PretrainConfig` has it."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those that are learned, in order."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Sizes and formulae of the heads."""
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of one optimiser step over all workers."""
+
+    @property
+    def seed(self) -> int:
+        """Of every random draw."""
+
+    @property
+    def precision(self) -> str:
+        """`float32`, `bfloat16` or `float64`."""
+
+    @property
+    def corpora(self) -> CorporaConfig:
+        """What mixing corpora means for learning."""
 
 
 class Task(Module):
@@ -183,7 +212,7 @@ class Task(Module):
         return config
 
     @classmethod
-    def flops(cls, config: Any, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: Any, run: Run, widths: Mapping[str, int]) -> int:
         """Floating-point operations of its own matrix products in one step over the global batch, forward and backward
         (heads and projection are counted apart)."""
         return 0
@@ -196,7 +225,7 @@ class Task(Module):
     # ------------------------------------------------------------------ of the module
 
     @classmethod
-    def build(cls, config: Any, run: PretrainConfig, widths: Mapping[str, int]) -> Task:
+    def build(cls, config: Any, run: Run, widths: Mapping[str, int]) -> Task:
         """The task of a run; widths: modality -> feature width."""
         return cls(config)
 

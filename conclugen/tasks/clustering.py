@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, require
 from conclugen.search_space import Searched
-from conclugen.tasks.base import Inputs, Task, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, check_weight
 from conclugen.tasks.deferred import distributed, functional, heads, kmeans, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents, Presence
 
 _ALL = ("video", "audio", "text")
@@ -174,13 +173,13 @@ class Clustering(Task):
         return replace(config, start_epoch=0) if config.start_epoch >= epochs else config
 
     @classmethod
-    def flops(cls, config: ClusteringConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: ClusteringConfig, run: Run, widths: Mapping[str, int]) -> int:
         K, P, modalities = config.clusters, run.model.projection_dim, len(run.modalities)
         scored = 1 if config.mode == "joint" else modalities
         return run.global_batch * (modalities * 6 * P * K + scored * 4 * K * K)
 
     @classmethod
-    def build(cls, config: ClusteringConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Clustering:
+    def build(cls, config: ClusteringConfig, run: Run, widths: Mapping[str, int]) -> Clustering:
         apart = len(run.corpora.names) if run.corpora.clusters == "within" else 0
         return cls(config, run.model.projection_dim, run.global_batch, run.seed, apart)
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, View, check_block_rows, check_two_modalities, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, View, check_block_rows, check_two_modalities, check_weight
 from conclugen.tasks.contrastive import NEGATIVES, comparisons
 from conclugen.tasks.deferred import blockwise, distributed, functional, heads, torch
 from conclugen.tasks.simclr import nt_xent_sum
@@ -34,7 +34,6 @@ from conclugen.tasks.simclr import nt_xent_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 CORRUPTIONS = ("same_group", "all", "zeros")
@@ -110,17 +109,17 @@ class Comm(Task):
         return Inputs(views, groups=config.negatives == "same_group", needs_groups=within, masked_by="mask")
 
     @classmethod
-    def flops(cls, config: CommConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: CommConfig, run: Run, widths: Mapping[str, int]) -> int:
         R, P, M, rows = run.model.representation_dim, run.model.projection_dim, len(run.modalities), run.global_batch
         hidden = max(1, R // run.model.projection_shrink)
         fused = 2 * (M + 1) * rows * 6 * ((M + 1) * R * R + R * hidden + hidden * P)
         return fused + (2 * M + 1) * 3 * 6 * rows**2 * P
 
     @classmethod
-    def build(cls, config: CommConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Comm:
+    def build(cls, config: CommConfig, run: Run, widths: Mapping[str, int]) -> Comm:
         return cls(config, run)
 
-    def __init__(self, config: CommConfig, run: PretrainConfig) -> None:
+    def __init__(self, config: CommConfig, run: Run) -> None:
         super().__init__(config)
         R, self.modalities = run.model.representation_dim, run.modalities
         self.mix = heads.Linear(len(run.modalities) * R, R)

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, check_block_rows, check_two_modalities, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, check_block_rows, check_two_modalities, check_weight
 from conclugen.tasks.deferred import blockwise, distributed, functional, nn, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from conclugen.blockwise import Compared
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 NEGATIVES = ("all", "same_group")
@@ -169,11 +168,11 @@ class Contrastive(Task):
         return Inputs(projection=True, representation=False, groups=config.negatives == "same_group")
 
     @classmethod
-    def flops(cls, config: ContrastiveConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: ContrastiveConfig, run: Run, widths: Mapping[str, int]) -> int:
         return len(ring(len(run.modalities))) * 6 * run.global_batch**2 * run.model.projection_dim
 
     @classmethod
-    def build(cls, config: ContrastiveConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Contrastive:
+    def build(cls, config: ContrastiveConfig, run: Run, widths: Mapping[str, int]) -> Contrastive:
         within = bool(run.corpora.names) and run.corpora.negatives == "within"
         return cls(config, tf32=run.precision == "bfloat16", within_corpus=within)
 

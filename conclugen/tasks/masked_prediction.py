@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, View, check_two_modalities, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, View, check_two_modalities, check_weight
 from conclugen.tasks.deferred import heads, nn, random, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 
@@ -78,15 +77,15 @@ class MaskedPrediction(Task):
         return Inputs(views, masked_by="mask")
 
     @classmethod
-    def flops(cls, config: MaskedPredictionConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: MaskedPredictionConfig, run: Run, widths: Mapping[str, int]) -> int:
         R, H = run.model.representation_dim, run.model.reconstruction_hidden_dim
         return run.global_batch * sum(6 * (len(run.modalities) * R * H + H * widths[m]) for m in run.modalities)
 
     @classmethod
-    def build(cls, config: MaskedPredictionConfig, run: PretrainConfig, widths: Mapping[str, int]) -> MaskedPrediction:
+    def build(cls, config: MaskedPredictionConfig, run: Run, widths: Mapping[str, int]) -> MaskedPrediction:
         return cls(config, {m: widths[m] for m in run.modalities}, run)
 
-    def __init__(self, config: MaskedPredictionConfig, widths: Mapping[str, int], run: PretrainConfig) -> None:
+    def __init__(self, config: MaskedPredictionConfig, widths: Mapping[str, int], run: Run) -> None:
         super().__init__(config)
         self.seed = run.seed
         read = len(widths) * run.model.representation_dim

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, View, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, View, check_weight
 from conclugen.tasks.deferred import heads, nn, torch
 from conclugen.tasks.reconstruction import squared_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 DISTORTIONS = ("zeros", "same_group", "all")
@@ -108,13 +107,13 @@ class Pase(Task):
         return replace(config, distorted=None, targets=(), mask=config.mask or _MASK)
 
     @classmethod
-    def flops(cls, config: PaseConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: PaseConfig, run: Run, widths: Mapping[str, int]) -> int:
         R, H = run.model.representation_dim, run.model.reconstruction_hidden_dim
         told = config.targets or (config.modality,)
         return run.global_batch * sum(6 * (R * H + H * widths[name]) for name in told)
 
     @classmethod
-    def build(cls, config: PaseConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Pase:
+    def build(cls, config: PaseConfig, run: Run, widths: Mapping[str, int]) -> Pase:
         told = {name: widths[name] for name in config.targets or (config.modality,)}
         return cls(config, told, run.model.representation_dim, run.model.reconstruction_hidden_dim)
 

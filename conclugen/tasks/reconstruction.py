@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, require
 from conclugen.model_config import ACTIVATIONS
 from conclugen.search_space import Searched
-from conclugen.tasks.base import Inputs, Task, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, check_weight
 from conclugen.tasks.deferred import heads, nn, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 _ALL = ("video", "audio", "text")
@@ -83,13 +82,13 @@ class Reconstruction(Task):
         return Inputs()
 
     @classmethod
-    def flops(cls, config: ReconstructionConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: ReconstructionConfig, run: Run, widths: Mapping[str, int]) -> int:
         R, H = run.model.representation_dim, run.model.reconstruction_hidden_dim
         decoded = len(run.modalities) - 1 if config.cross_modal else 1
         return run.global_batch * decoded * sum(6 * (R * H + H * widths[m]) for m in run.modalities)
 
     @classmethod
-    def build(cls, config: ReconstructionConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Reconstruction:
+    def build(cls, config: ReconstructionConfig, run: Run, widths: Mapping[str, int]) -> Reconstruction:
         decoded = {m: widths[m] for m in run.modalities}
         return cls(config, decoded, run.model.representation_dim, run.model.reconstruction_hidden_dim)
 

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING
 
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, finite, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, check_block_rows, check_two_modalities, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, check_block_rows, check_two_modalities, check_weight
 from conclugen.tasks.deferred import blockwise, checkpoint, distributed, functional, nn, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 
@@ -91,7 +90,7 @@ class Siglip(Task):
         return Inputs(projection=True, representation=False)
 
     @classmethod
-    def flops(cls, config: SiglipConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: SiglipConfig, run: Run, widths: Mapping[str, int]) -> int:
         return _pairs(len(run.modalities)) * 6 * run.global_batch**2 * run.model.projection_dim
 
     def __init__(self, config: SiglipConfig) -> None:

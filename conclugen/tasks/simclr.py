@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, require
-from conclugen.tasks.base import Inputs, Task, View, check_block_rows, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, View, check_block_rows, check_weight
 from conclugen.tasks.deferred import blockwise, distributed, functional, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from conclugen.blockwise import Compared, Sweep
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 
@@ -108,11 +107,11 @@ class Simclr(Task):
         return replace(config, second_view=None)
 
     @classmethod
-    def flops(cls, config: SimclrConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: SimclrConfig, run: Run, widths: Mapping[str, int]) -> int:
         return 3 * 6 * run.global_batch**2 * run.model.projection_dim
 
     @classmethod
-    def build(cls, config: SimclrConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Simclr:
+    def build(cls, config: SimclrConfig, run: Run, widths: Mapping[str, int]) -> Simclr:
         return cls(config, tf32=run.precision == "bfloat16")
 
     def __init__(self, config: SimclrConfig, tf32: bool = False) -> None:

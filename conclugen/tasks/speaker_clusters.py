@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, check_two_modalities, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, check_two_modalities, check_weight
 from conclugen.tasks.clustering import assignment_losses, joint_features
 from conclugen.tasks.contrastive import FEWEST_MATES, comparisons, ring
 from conclugen.tasks.deferred import blockwise, distributed, functional, kmeans, torch
@@ -41,7 +41,6 @@ from conclugen.tasks.deferred import blockwise, distributed, functional, kmeans,
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents, Presence
 
 TARGET, POSITIVES = "target", "positives"
@@ -142,16 +141,16 @@ class SpeakerClusters(Task):
         return replace(config, start_epoch=0) if config.start_epoch >= epochs else config
 
     @classmethod
-    def flops(cls, config: SpeakerClustersConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: SpeakerClustersConfig, run: Run, widths: Mapping[str, int]) -> int:
         rows, P = run.global_batch, run.model.projection_dim
         assigned = (config.max_iterations * 4 + (4 if config.use == TARGET else 0)) * rows * config.clusters * P
         return assigned + (len(ring(len(run.modalities))) * 6 * rows**2 * P if config.use == POSITIVES else 0)
 
     @classmethod
-    def build(cls, config: SpeakerClustersConfig, run: PretrainConfig, widths: Mapping[str, int]) -> SpeakerClusters:
+    def build(cls, config: SpeakerClustersConfig, run: Run, widths: Mapping[str, int]) -> SpeakerClusters:
         return cls(config, run)
 
-    def __init__(self, config: SpeakerClustersConfig, run: PretrainConfig) -> None:
+    def __init__(self, config: SpeakerClustersConfig, run: Run) -> None:
         super().__init__(config)
         self.seed, self.global_batch = run.seed, run.global_batch
         self.sweep = blockwise.Sweep(None, run.precision == "bfloat16")

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, finite, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, check_two_modalities, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, check_two_modalities, check_weight
 from conclugen.tasks.contrastive import ring
 from conclugen.tasks.deferred import distributed, functional, heads, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 _READ_EVERY = 50  # steps, where reading a value waits for a GPU
@@ -117,11 +116,11 @@ class Swapped(Task):
         return Inputs(projection=True, representation=False)
 
     @classmethod
-    def flops(cls, config: SwappedConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: SwappedConfig, run: Run, widths: Mapping[str, int]) -> int:
         return len(run.modalities) * 6 * run.global_batch * run.model.projection_dim * config.prototypes
 
     @classmethod
-    def build(cls, config: SwappedConfig, run: PretrainConfig, widths: Mapping[str, int]) -> Swapped:
+    def build(cls, config: SwappedConfig, run: Run, widths: Mapping[str, int]) -> Swapped:
         return cls(config, run.model.projection_dim)
 
     def __init__(self, config: SwappedConfig, projection_dim: int) -> None:

@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, finite, require
 from conclugen.search_space import Range, Searched
-from conclugen.tasks.base import Inputs, Task, check_two_modalities, check_weight
+from conclugen.tasks.base import Inputs, Run, Task, check_two_modalities, check_weight
 from conclugen.tasks.deferred import distributed, functional, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from conclugen.config import PretrainConfig
     from conclugen.latents import Latents
 
 _SMALLEST_VARIANCE = 1e-4  # under the root, whose slope has no bound at 0
@@ -92,7 +91,7 @@ class Vicreg(Task):
         return Inputs(projection=True, representation=False)
 
     @classmethod
-    def flops(cls, config: VicregConfig, run: PretrainConfig, widths: Mapping[str, int]) -> int:
+    def flops(cls, config: VicregConfig, run: Run, widths: Mapping[str, int]) -> int:
         return len(run.modalities) * 6 * run.global_batch * run.model.projection_dim**2
 
     def forward(self, latents: Latents) -> Tensor:

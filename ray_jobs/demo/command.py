@@ -67,7 +67,7 @@ def clear(output: Path) -> None:
 def run(job: DemoJob) -> int:
     from conclugen.backbones import WeightsError
     from ray_jobs.demo import steps, summary  # torch, Ray: not before a wrong option has been refused
-    from shards.corpus import CorpusConfig
+    from shards.corpus.writing import CorpusConfig
 
     output = paths.absolute(job.output, "output")
     config = steps.DemoConfig(output, CorpusConfig(job.speakers, job.takes, job.seed), job.epochs, job.batch)

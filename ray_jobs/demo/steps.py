@@ -34,8 +34,8 @@ from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest
 from shards.clips.sheet import face_sheet
 from shards.clips.summary import BuildSummary
-from shards.corpus import EMOTIONS, ClipPlan, ClipRow, CorpusConfig, write_clip, write_corpus
-from shards.corpus.writing import TABLE_NAME
+from shards.corpus.emotions import EMOTIONS
+from shards.corpus.writing import TABLE_NAME, ClipPlan, ClipRow, CorpusConfig, write_clip, write_corpus
 from shards.media.limits import MediaError
 from shards.packing.labels import LabelSpec
 from shards.split import make_views

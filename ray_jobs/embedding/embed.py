@@ -23,7 +23,6 @@ from conclugen.common.names import file_name
 from conclugen.common.options import JobFailedError
 from conclugen.reach import FAR
 from ray_jobs import figure_style, ray_cluster
-from ray_jobs.embed import EmbedJob
 from ray_jobs.embedding import arrays
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Embedded, Windows, embed_files
@@ -31,6 +30,7 @@ from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features, 
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.extract import choices_of, resources_of
 from ray_jobs.extraction.plan import Extraction, recipe_of, short
+from ray_jobs.options.embed import EmbedJob
 from ray_jobs.provenance import stamp_of
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest

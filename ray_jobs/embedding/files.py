@@ -13,8 +13,8 @@ from conclugen.backbones import Encoder, WeightsError
 from conclugen.common import uris
 from ray_jobs.embedding.clips import Embedded, embed_files
 from ray_jobs.embedding.model import RunModel, told_by
-from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.extract import choices_of
+from ray_jobs.options.extract import EncoderOptions
 from shards.clips.clip_progress import ClipProgress
 
 # What a message of the jobs advises -> what a caller writes.

@@ -25,8 +25,9 @@ from conclugen.evaluation.judge import fit_probe
 from conclugen.evaluation.probe import Probe
 from conclugen.evaluation.protocol import Fold, Protocol, Split
 from conclugen.evaluation.solvers import Linear
-from ray_jobs import evaluate, evaluation
+from ray_jobs import evaluation
 from ray_jobs.extraction.plan import Recipe, recipe_of
+from ray_jobs.options.evaluate import EvaluateJob
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
@@ -303,7 +304,7 @@ def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "class_weights": comparison.get("probe_weights", ProbeConfig.class_weights),
         "select_by": comparison.get("select_by", ProbeConfig.select_by),
-        "block_scales": job.get("block_scales", evaluate.EvaluateJob.block_scales),
+        "block_scales": job.get("block_scales", EvaluateJob.block_scales),
         "split_unit": job["data"].get("split_unit", ShardsConfig.split_unit),
     }
 
@@ -313,7 +314,7 @@ def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
     data = ShardsConfig(**{name: value for name, value in job["data"].items() if name in known})
     own = {name: job[name] for name in ("run", "label", "test_view", "fusion", "interval_unit") if name in job}
     settings = _settings(job)
-    wanted = evaluate.EvaluateJob(data=data, block_scales=settings["block_scales"], **own)
+    wanted = EvaluateJob(data=data, block_scales=settings["block_scales"], **own)
     read = evaluation.read_labelled(wanted, embedder.modalities)
     missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
     blocks = evaluation.blocks_of(

@@ -30,10 +30,10 @@ from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import JobFailedError
 from conclugen.common.screen import doing
 from ray_jobs import ray_cluster, ray_loggers
-from ray_jobs.extract_features import EncoderOptions, ExtractJob
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish, load_report
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
+from ray_jobs.options.extract import EncoderOptions, ExtractJob
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
 from shards.check_stored import warn_of_stored
 from shards.claim import ClaimLostError

@@ -30,7 +30,7 @@ from conclugen.common import screen, uris
 from conclugen.common.ending import resumable
 from conclugen.common.options import GOOD, JobFailedError
 from ray_jobs import ray_cluster
-from ray_jobs.serve import ServeJob
+from ray_jobs.options.serve import ServeJob
 from ray_jobs.serving.requests import BUSY, TOO_LARGE, WRONG, Features, RefusedError, features_of
 from ray_jobs.serving.service import Service
 

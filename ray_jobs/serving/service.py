@@ -15,11 +15,11 @@ from conclugen.backbones import Encoder
 from conclugen.common import paths, uris
 from ray_jobs.embedding.clips import Windows, embed_file
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.extract import choices_of
+from ray_jobs.options.extract import EncoderOptions
+from ray_jobs.options.serve import ServeJob
 from ray_jobs.provenance import stamp_of
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.serve import ServeJob
 from ray_jobs.serving.requests import UNUSABLE, Features, RefusedError, answer
 from shards.media.isolated import IsolatedPreparer
 from shards.media.limits import Limits, MediaError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conclugen.common import machine
 from conclugen.common.commands import tell_next
-from conclugen.common.options import Command
+from conclugen.common.options import GOOD, Command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,16 @@ class CorpusJob:
 
 
 def run(job: CorpusJob) -> int:
-    from shards.corpus import command  # OpenCV, PyAV: not before a wrong option has been refused
+    # OpenCV, PyAV: not before a wrong option has been refused
+    from shards.corpus.processes import in_processes
+    from shards.corpus.writing import TABLE_NAME, CorpusConfig, write_corpus
 
-    status = command.run(job)
+    config = CorpusConfig(job.speakers, job.takes, job.seed, job.silent)
+    rows = write_corpus(job.output, config, in_processes(job.processes), job.overwrite)
+    print(f"{len(rows)} clips of {config.speakers} speakers: {job.output.absolute() / TABLE_NAME}")
     place = shlex.quote(str(job.output))
     tell_next(f"run {place} --labels {place}/clips.csv --label emotion --group speaker")
-    return status
+    return GOOD
 
 
 def _example() -> str:

@@ -21,7 +21,6 @@ from conclugen.common.atomic import write_bytes
 from conclugen.common.locks import folder_held, is_of_lock
 from shards import names, publication
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
-from shards.commands import IndexJob
 from shards.damage import ShardError
 from shards.doubts import Samples, classes_of
 from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label
@@ -29,6 +28,7 @@ from shards.foreign.member import MemberError, read_npy
 from shards.foreign.tarscan import Member, scan_tar
 from shards.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
 from shards.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
+from shards.options import IndexJob
 from shards.publication import Publication
 from shards.record import check_text
 from shards.schema import Column, Label, Schema, counted_classes, named_by_number

@@ -15,9 +15,9 @@ from conclugen.common.durations import clock
 from conclugen.common.locks import check_room
 from conclugen.common.screen import Progress
 from shards import publication
-from shards.commands import PackJob
 from shards.layout import least_bytes
 from shards.manifest import Manifest
+from shards.options import PackJob
 from shards.packing.inputs import PackInput, PackOptions, read_input
 from shards.packing.labels import LabelSpec
 from shards.packing.pooling import Pooling

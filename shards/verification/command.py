@@ -9,9 +9,9 @@ from dataclasses import replace
 from conclugen.common.options import FAILED, GOOD, PARTIAL
 from conclugen.common.screen import Progress
 from shards.clips.reader import ClipManifest
-from shards.commands import VerifyJob, by_name
 from shards.damage import ManifestError
 from shards.manifest import MANIFEST_NAME
+from shards.options import VerifyJob, by_name
 from shards.verification.check import Problem, stray_files, verify
 from shards.verification.clips import open_manifest
 from shards.verification.repair import repair

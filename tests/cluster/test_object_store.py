@@ -22,7 +22,7 @@ from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning import ablate
 from tuning.ledger import Ledger
-from tuning.sweep.job import COMMAND as SWEEP
+from tuning.sweep.__main__ import COMMAND as SWEEP
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 _BUCKET = "s3://sets"

@@ -24,8 +24,8 @@ import pytest
 from benchmarks import serve_load
 from ray_jobs.embedding.clips import Embedded, Windows, embed_files
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extract_features import EncoderOptions
 from ray_jobs.extraction.extract import choices_of
+from ray_jobs.options.extract import EncoderOptions
 from ray_jobs.run_folder import RunFolder
 from tests.cluster.runs import without_ray_of_the_test
 from tests.cluster.servers import free_port

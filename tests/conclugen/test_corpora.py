@@ -13,7 +13,8 @@ import torch
 import conclugen
 from conclugen import Batch, Pretrainer, presets
 from conclugen import export as exporting
-from conclugen.config import CorporaConfig, PretrainConfig, by_corpus
+from conclugen.config import PretrainConfig
+from conclugen.corpora import CorporaConfig, by_corpus
 from conclugen.latents import Latents, Presence
 from conclugen.tasks.clustering import Clustering, ClusteringConfig
 from conclugen.tasks.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig

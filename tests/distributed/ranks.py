@@ -27,7 +27,7 @@ from conclugen import (
     summed_gradients,
 )
 from conclugen.checkpoint import Checkpoint, restore_everywhere
-from conclugen.config import by_corpus
+from conclugen.corpora import by_corpus
 from conclugen.latents import Presence
 from conclugen.random import uniform
 

@@ -24,7 +24,7 @@ from shards.doubts import Samples, classes_of, of_groups
 from shards.packing.labels import LabelSpec
 from tests.shards.foreign.foreign_tars import npy, write_tar
 from tests.shards.media.make_media import make_sound, make_video, sine
-from tuning.run.job import COMMAND as RUN
+from tuning.run.__main__ import COMMAND as RUN
 
 EMOTIONS = ("happy", "neutral", "sad")
 

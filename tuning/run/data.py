@@ -17,7 +17,7 @@ from ray_jobs.extraction import extract
 from shards import Manifest, View
 from shards.check import columns_of, kind_of
 from shards.clips.reader import ClipManifest
-from shards.commands import PackJob
+from shards.options import PackJob
 from shards.packing import command as packing
 from shards.packing.pooling import Pooling
 from shards.packing.source import open_source

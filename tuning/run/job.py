@@ -15,10 +15,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from conclugen.common.options import Command
 from conclugen.common.paths import absolute
 from conclugen.config import DEFAULT_PRESET
-from ray_jobs.extract_features import EncoderOptions
+from ray_jobs.options.extract import EncoderOptions
 from ray_jobs.run_config import DEFAULT_OUTPUT, DEFAULT_RECIPE
 from tuning.run.sizes import Sizes
 
@@ -124,45 +123,3 @@ class RunJob(EncoderOptions):
             epochs=self.epochs or sizes.epochs,
             overwrite=False,
         )
-
-
-def run(job: RunJob) -> int:
-    _read_table(job)
-    from tuning.run import stages  # torch, Ray: not before a wrong option, or a wrong table, has been refused
-
-    return stages.run(job)
-
-
-def _read_table(job: RunJob) -> None:
-    """Read the table of a folder of clips, and look for its files. ValueError for what is wrong with them."""
-    source = absolute(job.source, "source")
-    if job.labels is None or not source.is_dir():
-        return
-    from shards.adapters import read_clips
-    from shards.check import kind_of
-    from shards.packing.labels import LabelSpec
-
-    if kind_of(source) == "clips":
-        read_clips(
-            "folder",
-            source,
-            job.allow_incomplete,
-            table=absolute(job.labels, "labels"),
-            fields=job.columns,
-            labels=tuple(map(LabelSpec.parse, job.label)),
-            encoding=job.encoding,
-        )
-
-
-COMMAND = Command(
-    "tuning.run",
-    RunJob,
-    run,
-    shown=(
-        *("source", "run", "output", "labels", "label", "group", "text", "encoders", "modalities", "batch"),
-        *("representation", "epochs", "workers", "gpu", "seed", "overwrite"),
-    ),
-    bare="source",
-    was={"table": "labels"},
-)
-main = COMMAND.main

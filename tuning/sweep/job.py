@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conclugen.common import paths
-from conclugen.common.options import Command, Leaf, build
+from conclugen.common.options import build
 from conclugen.evaluation.config import MeasureConfig
 from conclugen.fields import choose, require
 from ray_jobs.run_config import DEFAULT_OUTPUT, DataConfig, RunConfig
@@ -204,34 +204,3 @@ def space_with(fields: Mapping[str, Any]) -> Space:
     name = rest.pop("preset", DEFAULT_SPACE)
     choose("space.preset", name, SPACES)
     return build(Space, rest, SPACES[name](), "space")
-
-
-def run(job: SweepJob) -> int:
-    from tuning.sweep.sweep import run_job  # torch, Ray: not before a wrong option has been refused
-
-    return run_job(job)
-
-
-COMMAND = Command(
-    "tuning.sweep",
-    SweepJob,
-    run,
-    short={
-        "run": "name",
-        "data": "data.folder",
-        "view": "data.view",
-        "label": "data.label",
-        "space": "space.preset",
-        "epochs": "space.epochs",
-        "seed": "search_seed",
-        "workers": "resources.workers",
-        "gpu": "resources.gpu",
-    },
-    shown=(
-        *("data", "run", "output", "space", "label", "objective", "trials", "search", "scheduler", "epochs", "workers"),
-        *("gpu", "seed"),
-    ),
-    was={"name": "run"},
-    built={"space": space_with},
-    extra=(Leaf("space.preset", str, DEFAULT_SPACE, f"Named space that the fields narrow: {', '.join(SPACES)}."),),
-)

@@ -41,8 +41,8 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
     from conclugen import export
     from ray_jobs.source import Source
     from ray_jobs.training import run_lock
+    from tuning.sweep.__main__ import COMMAND as SWEEP
     from tuning.sweep.folder import SCHEDULE, SweepFolder
-    from tuning.sweep.job import COMMAND as SWEEP
     from tuning.sweep.population import Schedule, replay
     from tuning.sweep.sweep import identity, prepare
 

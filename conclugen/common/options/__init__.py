@@ -30,7 +30,8 @@ or done again (`conclugen.presets` reads the same fields without a command line)
 """
 
 from conclugen.common.options.command import FAILED, GOOD, PARTIAL, WRONG_INPUT, Command, JobFailedError, save
-from conclugen.common.options.schema import Leaf, OptionsError, build, to_plain
+from conclugen.common.options.schema import Leaf, build, to_plain
+from conclugen.common.options.words import OptionsError
 
 __all__ = [
     "FAILED",

@@ -33,7 +33,8 @@ from conclugen.common.atomic import write_text
 from conclugen.common.extras import needed_for
 from conclugen.common.names import closest, nearest
 from conclugen.common.options import schema
-from conclugen.common.options.schema import REQUIRED, UNSET, Leaf, OptionsError, Word
+from conclugen.common.options.schema import REQUIRED, UNSET, Leaf
+from conclugen.common.options.words import OptionsError, Word
 from conclugen.common.tables import visible
 
 GOOD, FAILED, WRONG_INPUT, PARTIAL = 0, 1, 2, 3

@@ -31,6 +31,7 @@ from typing import Any, Literal, TypeVar
 
 from conclugen.common import uris
 from conclugen.common.names import nearest
+from conclugen.common.options.words import OptionsError, Word
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -49,14 +50,6 @@ _EXPECTED: dict[type, str] = {
     float: "a number",
     Path: "a path",
 }
-
-
-class OptionsError(ValueError):
-    """Wrong configuration; the message names the field or the file, what was found and what is allowed."""
-
-
-class Word(str):
-    """A word of a command line: what it means depends on the type of its field (in a file, on how it is written)."""
 
 
 @dataclasses.dataclass(frozen=True)

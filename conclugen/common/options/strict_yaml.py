@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from conclugen.common.options.schema import OptionsError, Word
+from conclugen.common.options.words import OptionsError, Word
 
 FORBIDDEN_KEYS = ("class_path", "init_args")
 # Reading YAML takes a time that grows with the square of the depth, and some microseconds for each byte.

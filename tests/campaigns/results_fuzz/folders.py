@@ -150,8 +150,8 @@ def _continued(folder: Path) -> object:
 
 
 def _sweep(folder: Path) -> object:
+    from tuning.sweep.__main__ import COMMAND
     from tuning.sweep.folder import SweepFolder
-    from tuning.sweep.job import COMMAND
     from tuning.sweep.population import Schedule
 
     for read in (

@@ -154,7 +154,7 @@ for code in sys.argv[2:]:
 # What is used -> the library that is missed first, and the extra that is named.
 USES = {
     "import shards.media.cut": ("av", "media"),
-    "from shards.corpus import render": ("av", "media"),
+    "from shards.corpus.writing import render": ("av", "media"),
     "import numpy; from shards.media import mel; mel.mel_bands(numpy.zeros(16000, 'float32'))": ("torchaudio", "media"),
     "import shards.ray_source": ("ray", "train"),
     "import ray_jobs.training.trainer": ("ray", "train"),

@@ -14,7 +14,8 @@ from ray_jobs.demo import steps, summary
 from ray_jobs.demo.command import clear, main
 from ray_jobs.demo.steps import DemoConfig
 from ray_jobs.embedding.clips import Embedded
-from shards.corpus import EMOTIONS, CorpusConfig
+from shards.corpus.emotions import EMOTIONS
+from shards.corpus.writing import CorpusConfig
 
 
 def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest
 from shards.clips.sheet import face_sheet
 from shards.clips.summary import finish
-from shards.corpus import EMOTIONS, CorpusConfig, write_corpus
+from shards.corpus.emotions import EMOTIONS
+from shards.corpus.writing import CorpusConfig, write_corpus
 from shards.packing.labels import LabelSpec
 
 

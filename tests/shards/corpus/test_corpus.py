@@ -16,15 +16,15 @@ import pytest
 
 from conclugen.common.atomic import hidden_beside
 from shards.adapters import read_clips
-from shards.corpus import EMOTIONS, ClipPlan, ClipRow, CorpusConfig, render, write_clip, write_corpus
 from shards.corpus.__main__ import main
 from shards.corpus.acting import FPS, Acting, act
-from shards.corpus.emotions import ACTION_UNITS
+from shards.corpus.emotions import ACTION_UNITS, EMOTIONS
 from shards.corpus.face import Placing, draw_face
 from shards.corpus.recording import write_mp4
 from shards.corpus.sentences import syllables
 from shards.corpus.speaker import Face, Speaker, draw_speaker
 from shards.corpus.voice import RATE, synthesise
+from shards.corpus.writing import ClipPlan, ClipRow, CorpusConfig, render, write_clip, write_corpus
 from shards.media.audio import read_audio
 from shards.media.faces import FaceFinder
 from shards.media.frames import read_frames
@@ -374,7 +374,7 @@ def full_disk(folder: Path, plan: ClipPlan) -> ClipRow:
 def test_an_error_does_not_wait_for_the_whole_corpus(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.corpus.command.write_clip", full_disk)
+    monkeypatch.setattr("shards.corpus.processes.write_clip", full_disk)
     assert main([str(tmp_path / "c"), "--speakers", "20", "--takes", "5", "--processes", "2"]) == 1
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
     assert len(list((tmp_path / "c").glob("*.tried"))) < len(CorpusConfig(20, 5).clips) / 2

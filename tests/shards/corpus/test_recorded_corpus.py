@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shards.corpus import CorpusConfig
-from shards.corpus.writing import VERSION, render
+from shards.corpus.writing import VERSION, CorpusConfig, render
 
 # Speaker/emotion: pictures, their mean colour and deviation; samples, their level and mean step; valence, apex.
 RECORDED = {

@@ -18,14 +18,15 @@ import yaml
 from conclugen.common.options import OptionsError
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest, View
-from shards.corpus import CorpusConfig, write_corpus
+from shards.corpus.writing import CorpusConfig, write_corpus
 from tests.cluster.runs import without_ray_of_the_test
 from tests.conclugen.backbones import test_hugging_face as hf_models
 from tests.tuning.labelled_shards import write_labelled
 from tuning.report.page import html
 from tuning.run import data, found, page, stages
+from tuning.run.__main__ import COMMAND
 from tuning.run.done import Stages
-from tuning.run.job import COMMAND, RunJob
+from tuning.run.job import RunJob
 from tuning.run.sizes import sizes
 
 ROOT = Path(__file__).parents[3]

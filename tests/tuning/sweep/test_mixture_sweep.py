@@ -21,8 +21,9 @@ from shards.view import IndexValues
 from tests.cluster.sweeps import fixed_space
 from tests.tuning.labelled_shards import write_labelled
 from tuning.sweep import results
+from tuning.sweep.__main__ import COMMAND
 from tuning.sweep.folder import SweepBook, SweepFolder
-from tuning.sweep.job import COMMAND, SweepJob
+from tuning.sweep.job import SweepJob
 from tuning.sweep.search import Outcome, RandomSearch
 from tuning.sweep.sweep import heaviest, identity, prepare
 from tuning.sweep.trial import Trial

@@ -14,7 +14,7 @@ from conclugen.common.options import save
 from conclugen.config import WEIGHTINGS
 from ray_jobs.pretrain import COMMAND as PRETRAIN
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
-from tuning.sweep.job import COMMAND
+from tuning.sweep.__main__ import COMMAND
 from tuning.sweep.search import RandomSearch, grid
 from tuning.sweep.space import SPACES, Range, Space, Weights, laptop, published, subsets
 

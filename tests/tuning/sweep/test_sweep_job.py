@@ -20,8 +20,9 @@ from tests.feature_corpus import write_corpus
 from tests.tuning.sweep.made_trials import Kit
 from tuning.report.report import report
 from tuning.sweep import replay, results
+from tuning.sweep.__main__ import COMMAND
 from tuning.sweep.folder import SweepBook, SweepFolder
-from tuning.sweep.job import COMMAND, ScheduleConfig, SweepJob
+from tuning.sweep.job import ScheduleConfig, SweepJob
 from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space
 from tuning.sweep.search import Outcome, proposer

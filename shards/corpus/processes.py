@@ -1,4 +1,4 @@
-"""Renders the corpus on this machine's cores: what `python -m shards.corpus` does."""
+"""Renders clips on this machine's cores."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from shards.clips.clip_progress import ClipProgress
-from shards.corpus.__main__ import CorpusJob
-from shards.corpus.writing import (
-    TABLE_NAME,
-    ClipPlan,
-    ClipRow,
-    CorpusConfig,
-    Writer,
-    one_by_one,
-    write_clip,
-    write_corpus,
-)
+from shards.corpus.writing import ClipPlan, ClipRow, Writer, one_by_one, write_clip
 
 
 def in_processes(processes: int) -> Writer:
@@ -43,11 +33,3 @@ def _shown(rows: Iterator[ClipRow], total: int) -> Iterator[ClipRow]:
     for number, row in enumerate(rows, 1):
         progress.show(number, last=number == total)
         yield row
-
-
-def run(job: CorpusJob) -> int:
-    """Write the corpus; returns the exit status."""
-    config = CorpusConfig(job.speakers, job.takes, job.seed, job.silent)
-    rows = write_corpus(job.output, config, in_processes(job.processes), job.overwrite)
-    print(f"{len(rows)} clips of {config.speakers} speakers: {job.output.absolute() / TABLE_NAME}")
-    return 0

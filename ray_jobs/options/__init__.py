@@ -1,0 +1,1 @@
+"""What each job is told: a frozen dataclass a file, read by its command and by what does the work."""
