@@ -13,7 +13,7 @@ from conclugen.common import machine, paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import JobFailedError
-from conclugen.common.screen import doing
+from conclugen.common.screen import ClipProgress, doing
 from ray_jobs import ray_cluster
 from ray_jobs.options.build import BuildJob
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
@@ -21,7 +21,6 @@ from shards.adapters import read_clips
 from shards.check_clips import describe_clips, doubt_clips
 from shards.claim import ClaimLostError
 from shards.clips.build import ShardReport, build_shard, load_report
-from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import BuildOptions, BuildPlan, ShardTask
 from shards.clips.summary import BuildSummary, finish
 from shards.media.face_search import FaceSearch

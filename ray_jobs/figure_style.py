@@ -33,8 +33,6 @@ with needed_for("drawing plots"):
 # Eight that stay apart with red-green blindness, each at least 3:1 against its paper (WCAG 2.1, 1.4.11). Five of them
 # are of Okabe & Ito (2008), "Color Universal Design"; their orange, sky blue and yellow are too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#000000", "#3333FF", "#996633")
-DARK_COLOURS = ("#56B4E9", "#F0894A", "#2FC99B", "#D68AC4", "#CC3366", "#FFFFFF", "#0066FF", "#CCFF00")
-"""The same series on dark paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 BETTER, WORSE, UNDECIDED = COLOURS[2], COLOURS[1], COLOURS[0]
 """Of a difference that is shown, in favour or not, and of one that is not."""
@@ -222,13 +220,3 @@ def legend_beside(figure: Figure, handles: Sequence[Any], names: Sequence[str]) 
         legend(figure, handles, names, 0.4 * width, loc="outside lower center", ncols=2)
     else:
         legend(figure, handles, names, 0.25 * width, loc="outside right upper")
-
-
-def stylesheet() -> str:
-    """The colours for pages, light, dark and printed: `--s0` and so on."""
-
-    def block(colours: Sequence[str]) -> str:
-        return ":root {" + " ".join(f"--s{i}: {value.lower()};" for i, value in enumerate(colours)) + "}"
-
-    light, dark = block(COLOURS), block(DARK_COLOURS)
-    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n@media print {{ {light} }}\n"

@@ -44,6 +44,7 @@ with needed_for("drawing plots"):
 _SMOOTHED_FROM = 200  # a curve with more points than this gets a running mean
 _MARKED_UP_TO = 12  # one with fewer has a mark at each
 _MOST_NAMED = 24  # of a map's colours and marks; the rest is grey
+_MEDIAN_FROM = 9  # so many points have a running median
 _LINES_HEIGHT = 0.5  # of the width
 _LEAST_PANEL = 1.3  # inches of a panel
 _COLUMN = VENUES["cvpr"].column
@@ -213,11 +214,13 @@ def interval_bars(
     *,
     ylabel: str = "accuracy",
     title: str = "",
+    whiskers: str = "",
     width: float = PAGE,
 ) -> Path:
     """One horizontal bar for each name, its interval as a whisker and its estimate in figures.
 
     Names that agree up to their first comma (`pretrained, probe` and `pretrained, neighbours`) share a colour.
+    whiskers: what they are; none: an interval of the first one's level over groups.
     """
     if not intervals:
         raise ValueError("interval_bars: no system given")
@@ -229,11 +232,11 @@ def interval_bars(
         low, high = (np.asarray([getattr(value, side) for value in values]) for side in ("low", "high"))
         places = np.arange(len(names))
         # A percentile interval need not hold the estimate: a whisker of negative length is none.
-        whiskers = np.maximum(np.stack([estimates - low, high - estimates]), 0)
+        lengths = np.maximum(np.stack([estimates - low, high - estimates]), 0)
         families = list(dict.fromkeys(name.partition(",")[0] for name in names))  # one colour for each system
         colours = [colour(families.index(name.partition(",")[0])) for name in names]
         axes.barh(places, estimates, height=0.62, color=colours, alpha=0.85)
-        axes.errorbar(estimates, places, xerr=whiskers, fmt="none", ecolor="black", capsize=2, linewidth=1.0)
+        axes.errorbar(estimates, places, xerr=lengths, fmt="none", ecolor="black", capsize=2, linewidth=1.0)
         axes.axvline(0, color="black", linewidth=0.8)
         reach = float(np.nanmax(np.concatenate([high, estimates, [0.0]])))
         for place, estimate, end in zip(places, estimates, high, strict=True):
@@ -244,7 +247,7 @@ def interval_bars(
         axes.set_xlim(floor * 1.1, reach + 0.9 / width * (reach - floor or 1.0))
         axes.set_yticks(places, [drawable(name, 0.35 * width) for name in names])
         axes.invert_yaxis()
-        told = f"{ylabel} ({values[0].level:.0%} interval over groups)"
+        told = f"{ylabel} ({whiskers or f'{values[0].level:.0%} interval over groups'})"
         axes.set(xlabel=drawable(told, 0.55 * width), title=heading(title, 0.7 * width))
         return save(figure, path)
 
@@ -369,7 +372,8 @@ def interval_lines(
             x, y, low, high = points.T
             if not diagonal:
                 x = x * 1.02**place if log else x + 0.006 * reach * place
-            whiskers = np.nan_to_num(np.maximum(np.stack([y - low, high - y]), 0))
+            whiskers = np.maximum(np.stack([y - low, high - y]), 0)
+            whiskers[:, np.isnan(whiskers).any(axis=0)] = 0  # one end is no interval
             drawn = axes.errorbar(
                 x,
                 y,
@@ -386,6 +390,38 @@ def interval_lines(
             axes.minorticks_off()
         axes.set(xlabel=drawable(xlabel), ylabel=drawable(ylabel), title=heading(title, 0.8 * width))
         legend_beside(figure, marks, list(series))
+        return save(figure, path)
+
+
+def points(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path | str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    width: float = PAGE,
+) -> Path:
+    """Points (x, y) over a logarithmic x: full those of the first name, and of nine or more their running median over a
+    third of them; hollow those of further names."""
+    first, *others = [sorted(own) for own in series.values()]
+    with styled():
+        names = list(series) if len(first) < _MEDIAN_FROM else [*series, f"running median: {next(iter(series))}"]
+        figure = with_legend(width, _LINES_HEIGHT * width, names)
+        axes = figure.subplots()
+        marks: list[Any] = []
+        for index, own in enumerate([first, *others]):
+            x, y = np.asarray(own, dtype=np.float64).reshape(-1, 2).T
+            full = colour(0) if index == 0 else "white"
+            marks += axes.plot(x, y, "o", color=colour(0), markerfacecolor=full, ms=4, zorder=3 - index)
+        if len(first) >= _MEDIAN_FROM:
+            window = len(first) // 3
+            x, y = np.asarray(first, dtype=np.float64).T
+            middle = np.sort(np.lib.stride_tricks.sliding_window_view(y, window), axis=1)[:, window // 2]
+            marks += axes.plot(x[window // 2 :][: len(middle)], middle, color=colour(1), zorder=4)
+        axes.set_xscale("log")
+        axes.set(xlabel=drawable(xlabel), ylabel=drawable(ylabel), title=heading(title, 0.8 * width))
+        legend_beside(figure, marks, names)
         return save(figure, path)
 
 

@@ -21,8 +21,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from conclugen.common.durations import clock
-
 EVERY_S = 30.0  # seconds between lines of a log, and of silence before a word is said
 _REDRAWN_S = 0.2
 _BAR = 24
@@ -174,3 +172,32 @@ def _finish_line() -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.write("\n")
             stream.flush()
+
+
+class ClipProgress:
+    """Shows how far a job is, as `conclugen.common.screen` does. total: clips of the whole job; already: done by an
+    earlier start, which count as done but not for the speed; quiet: shows nothing."""
+
+    def __init__(self, total: int, already: int = 0, quiet: bool = False) -> None:
+        self._total, self._already = total, already
+        self._began, self._progress = time.monotonic(), Progress(quiet)
+
+    def show(self, done: int, last: bool = False) -> None:
+        """done: clips of this start; last: show it whenever the last line was."""
+        share = (self._already + done) / self._total if self._total else 1.0
+        self._progress.show(self.line(done, time.monotonic() - self._began), share, last)
+
+    def line(self, done: int, seconds: float) -> str:
+        """The line after so many clips in so many seconds; without the time left where nothing is done yet."""
+        line = f"{self._already + done:,}/{self._total:,} clips  {done / max(seconds, 1e-9):.2f} clips/s"
+        if not done:
+            return line
+        return f"{line}  left {clock((self._total - self._already - done) * seconds / done)}"
+
+
+def clock(seconds: float) -> str:
+    """`00:41:00`; hours go on beyond 24; `--:--:--` for what is not known yet (NaN, infinite or negative)."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "--:--:--"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{left:02d}"

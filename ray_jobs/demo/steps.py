@@ -14,6 +14,7 @@ import ray
 
 from conclugen import backbones, presets
 from conclugen.common import machine
+from conclugen.common.screen import ClipProgress
 from conclugen.evaluation.config import ComparisonConfig
 from ray_jobs import ray_cluster
 from ray_jobs.building import build
@@ -29,7 +30,6 @@ from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest
 from shards.adapters import read_clips
-from shards.clips.clip_progress import ClipProgress
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest
 from shards.clips.sheet import face_sheet

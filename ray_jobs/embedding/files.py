@@ -11,11 +11,11 @@ import numpy as np
 import conclugen
 from conclugen.backbones import Encoder, WeightsError
 from conclugen.common import uris
+from conclugen.common.screen import ClipProgress
 from ray_jobs.embedding.clips import Embedded, embed_files
 from ray_jobs.embedding.model import RunModel, told_by
 from ray_jobs.extraction.extract import choices_of
 from ray_jobs.options.extract import EncoderOptions
-from shards.clips.clip_progress import ClipProgress
 
 # What a message of the jobs advises -> what a caller writes.
 _ARGUMENTS = (

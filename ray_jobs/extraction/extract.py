@@ -28,7 +28,7 @@ from conclugen.common import paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import JobFailedError
-from conclugen.common.screen import doing
+from conclugen.common.screen import ClipProgress, doing
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish, load_report
@@ -37,7 +37,6 @@ from ray_jobs.options.extract import EncoderOptions, ExtractJob
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
 from shards.check_stored import warn_of_stored
 from shards.claim import ClaimLostError
-from shards.clips.clip_progress import ClipProgress
 from shards.clips.reader import ClipManifest, ClipReader
 from shards.layout import least_bytes
 

@@ -6,8 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from conclugen.common.durations import clock
-from conclugen.common.screen import Progress
+from conclugen.common.screen import Progress, clock
 from ray_jobs.tracking.journal import read_records
 
 

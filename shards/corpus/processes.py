@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from shards.clips.clip_progress import ClipProgress
+from conclugen.common.screen import ClipProgress
 from shards.corpus.writing import ClipPlan, ClipRow, Writer, one_by_one, write_clip
 
 

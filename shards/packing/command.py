@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from conclugen.common.durations import clock
 from conclugen.common.locks import check_room
-from conclugen.common.screen import Progress
+from conclugen.common.screen import Progress, clock
 from shards import publication
 from shards.layout import least_bytes
 from shards.manifest import Manifest

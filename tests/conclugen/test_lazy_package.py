@@ -21,7 +21,7 @@ def loaded(code: str) -> set[str]:
 
 def test_the_package_and_its_ground_floor_import_nothing_heavy() -> None:
     assert loaded("import conclugen") == set()
-    everything = "from conclugen.common import atomic, durations, locks, names"
+    everything = "from conclugen.common import atomic, locks, names, screen"
     assert loaded(everything) == set()
     assert "torch" in loaded("from conclugen import Pretrainer")  # the probe sees what is imported
 

@@ -12,7 +12,7 @@ from conclugen.evaluation.statistics import Interval
 from ray_jobs import plots
 
 DATA, SCRIPT = "figures.json", "figures.py"
-EFFICIENCY, DIFFERENCES, LINES = "label_efficiency", "differences", "lines"
+EFFICIENCY, DIFFERENCES, LINES, POINTS, BARS = "label_efficiency", "differences", "lines", "points", "bars"
 _INTERVAL = ("estimate", "low", "high", "level", "groups")
 
 
@@ -25,6 +25,7 @@ class Drawing:
         caption: What it shows.
         kind: Which of the functions of `ray_jobs.plots` draws it.
         data: Of systems: name -> share of labels, as text -> an interval's parts. Of lines: name -> (x, y, low, high).
+            Of points: name -> (x, y). Of bars: name -> an interval's parts.
         told: Of differences, the (name, share) at which one is shown.
         options: Further ones of that function: labels, title, scales.
     """
@@ -71,6 +72,10 @@ def draw(
         named = None if ticks is None else {float(place): text for place, text in ticks.items()}
         series = {shown[name]: [tuple(point) for point in drawing.data[name]] for name in shown}
         return plots.interval_lines(series, path, ticks=named, **options)
+    if drawing.kind == POINTS:
+        return plots.points({shown[name]: [(x, y) for x, y in drawing.data[name]] for name in shown}, path, **options)
+    if drawing.kind == BARS:
+        return plots.interval_bars({shown[name]: Interval(*drawing.data[name]) for name in shown}, path, **options)
     systems = {
         shown[name]: {float(share): Interval(*parts) for share, parts in drawing.data[name].items()} for name in shown
     }
@@ -79,7 +84,8 @@ def draw(
     if drawing.kind == DIFFERENCES:
         told = {(shown[name], share) for name, share in drawing.told if name in shown}
         return plots.paired_differences(systems, path, told=told, **options)
-    raise ValueError(f"{drawing.name}: kind is {drawing.kind!r}, expected {EFFICIENCY}, {DIFFERENCES} or {LINES}")
+    kinds = ", ".join((EFFICIENCY, DIFFERENCES, LINES, POINTS, BARS))
+    raise ValueError(f"{drawing.name}: kind must be one of {kinds}, got {drawing.kind!r}")
 
 
 def document(drawings: Sequence[Drawing], stamp: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from conclugen.common.names import file_name
 from conclugen.common.reading import inside, open_regular
 from conclugen.common.tables import csv_text, markdown_row, one_line, prose
 from ray_jobs import figure_style
+from tuning.report.drawings import Drawing
 from tuning.report.latex import PREAMBLE, latex_table
 from tuning.report.tables import Entry, Table
 
@@ -41,11 +42,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Charts:
-    """Side by side: drawn for HTML, or else the pictures, (caption, name of a PNG), which the Markdown shows and HTML
-    offers in every format."""
+    """Figures of the page's folder, side by side; HTML has them within it, and offers every format."""
 
-    svgs: tuple[str, ...]
-    pictures: tuple[tuple[str, str], ...] = ()
+    drawings: tuple[Drawing, ...]
 
 
 Block = Heading | Text | Charts | Table
@@ -69,7 +68,7 @@ def html(
     return page.substitute(
         title=_told(title),
         lead="\n".join(f'<p class="lead">{_told(line)}</p>' for line in lead),
-        style=figure_style.stylesheet() + files.joinpath("report.css").read_text(encoding="utf-8"),
+        style=files.joinpath("report.css").read_text(encoding="utf-8"),
         contents="\n".join(contents),
         body="\n".join(_html(block, folder, codes or {}) for block in blocks),
     )
@@ -85,7 +84,7 @@ def markdown(title: str, lead: Sequence[str], blocks: Sequence[Block]) -> str:
             items = [tables.markdown(item) for item in block.items]
             parts.append("\n".join(f"- {item}" for item in items) if block.listed else "\n\n".join(items))
         elif isinstance(block, Charts):
-            parts += [f"![{tables.markdown(caption)}]({name})" for caption, name in block.pictures]
+            parts += [f"![{tables.markdown(each.caption)}]({each.name}.png)" for each in block.drawings]
         else:
             parts.append(_markdown_table(block))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -104,20 +103,21 @@ def _html(block: Block, folder: Path, codes: Mapping[str, str]) -> str:
 
 
 def _html_charts(charts: Charts, folder: Path) -> str:
-    shown = list(charts.svgs)
-    offered = []
-    for caption, name in charts.pictures:
-        files = [(path.suffix[1:], _content(folder, path)) for path in figure_style.files_of(folder / name)]
+    shown = []
+    for drawing in charts.drawings:
+        caption = _told(drawing.caption)
+        files = [
+            (path.suffix[1:], _content(folder, path)) for path in figure_style.files_of(folder / f"{drawing.name}.png")
+        ]
         files = [(kind, data) for kind, data in files if data]
-        links = [_link(f"{Path(name).stem}.{kind}", _TYPES[kind], data, kind.upper()) for kind, data in files]
-        if not charts.svgs and files:
-            source = f"data:image/png;base64,{base64.b64encode(files[0][1]).decode()}"
-            image = f'<img alt="{_told(caption)}" src="{source}">'
-            shown.append(f"<figure>{image}<figcaption>{_told(caption)} {' '.join(links)}</figcaption></figure>")
-        elif links:
-            offered.append(f"{_told(caption)} {' '.join(links)}")
-    foot = f'<p class="downloads">Figures: {"; ".join(offered)}</p>' if offered else ""
-    return f'<div class="charts">{"".join(shown)}</div>{foot}'
+        if files:
+            links = " ".join(_link(f"{drawing.name}.{kind}", _TYPES[kind], data, kind.upper()) for kind, data in files)
+            kind, data = next((file for file in files if file[0] == "svg"), files[0])  # it is sharp in print
+            source = f"data:{_TYPES[kind]};base64,{base64.b64encode(data).decode()}"
+            shown.append(
+                f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption} {links}</figcaption></figure>'
+            )
+    return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
 
 
 def _content(folder: Path, path: Path) -> bytes:

@@ -10,8 +10,9 @@ from typing import Any
 from conclugen.common.names import file_name
 from conclugen.common.reading import inside
 from conclugen.common.tables import csv_text
+from conclugen.evaluation.protocols.base import Chart
 from ray_jobs.protocol_document import DOCUMENT, charts, in_order, load, shown, tables, told
-from tuning.report import drawings, svg
+from tuning.report import drawings
 from tuning.report.drawings import Drawing
 from tuning.report.page import Block, Charts, Heading, Text
 from tuning.report.tables import Entry, Line, Table
@@ -61,48 +62,10 @@ def blocks(found: Sequence[Found]) -> Iterator[Block]:
                 lines = tuple(Line(shown(row[0]), tuple(_entry(cell) for cell in row[1:])) for row in table.rows)
                 head = tuple((column,) for column in table.columns[1:])
                 yield Table(table.name, table.columns[0], head, lines)
-            drawn = charts(answer)
-            if drawn:
-                lines_ = tuple(
-                    svg.interval_lines(
-                        chart.title,
-                        chart.series,
-                        xlabel=chart.xlabel,
-                        ylabel=chart.ylabel,
-                        log=chart.log,
-                        diagonal=chart.diagonal,
-                        ticks=chart.ticks,
-                    )
-                    for chart in drawn
-                )
-                yield Charts(lines_, tuple((chart.title, _picture(one, name, chart.name)) for chart in drawn))
+            yield Charts(tuple(_drawing(one, name, chart) for chart in charts(answer)))
             yield Text(tuple(map(str, answer["rules"])), listed=True)
             if answer["holes"]:
                 yield Text(tuple(f"Not measured: {hole}" for hole in answer["holes"]), listed=True)
-
-
-def figures(found: Sequence[Found]) -> list[Drawing]:
-    """The charts as figures."""
-    return [
-        Drawing(
-            _picture(one, name, chart.name).removesuffix(".png"),
-            chart.title,
-            drawings.LINES,
-            {system: [list(point) for point in line] for system, line in chart.series.items()},
-            options={
-                "xlabel": chart.xlabel,
-                "ylabel": chart.ylabel,
-                "title": chart.title,
-                "log": chart.log,
-                "diagonal": chart.diagonal,
-                "ticks": None if chart.ticks is None else {str(at): text for at, text in chart.ticks.items()},
-            },
-        )
-        for one in found
-        for name, answer in in_order(one.document)
-        if not answer["reason"]
-        for chart in charts(answer)
-    ]
 
 
 def as_csv(found: Sequence[Found]) -> str:
@@ -120,8 +83,21 @@ def as_csv(found: Sequence[Found]) -> str:
     return csv_text(rows)
 
 
-def _picture(one: Found, protocol: str, chart: str) -> str:
-    return f"{file_name(f'protocol_{one.name}_{protocol}_{chart}')}.png"
+def _drawing(one: Found, protocol: str, chart: Chart) -> Drawing:
+    return Drawing(
+        file_name(f"protocol_{one.name}_{protocol}_{chart.name}"),
+        chart.title,
+        drawings.LINES,
+        {system: [list(point) for point in line] for system, line in chart.series.items()},
+        options={
+            "xlabel": chart.xlabel,
+            "ylabel": chart.ylabel,
+            "title": chart.title,
+            "log": chart.log,
+            "diagonal": chart.diagonal,
+            "ticks": None if chart.ticks is None else {str(at): text for at, text in chart.ticks.items()},
+        },
+    )
 
 
 def _entry(cell: Any) -> Entry:

@@ -30,7 +30,7 @@ from ray_jobs.tracking.mlflow_sink import flush_journal
 from ray_jobs.tracking.standing import standing
 from tuning.ledger import LINES as LEDGER
 from tuning.ledger import Ledger, Record
-from tuning.report import drawings, svg, sweep_response
+from tuning.report import drawings, sweep_response
 from tuning.report import findings as report_findings
 from tuning.report import protocols as report_protocols
 from tuning.report.drawings import Drawing
@@ -101,22 +101,22 @@ def report(
     place = inside(folder, "report")
     place.mkdir(exist_ok=True)
     families = _families(results)
-    shown = [*_figures(results, families), *report_protocols.figures(found)]
     setup = Setup.read(folder)
-    with figure_style.stamped(setup.stamp):
-        pictures = [drawings.draw(drawing, place) for drawing in shown]
     kind = "Ablation" if results.systems else "Sweep" if results.trials or not found else "Protocols of"
     title = f"{kind} {folder.resolve().name}"
-    captions = tuple((drawing.caption, f"{drawing.name}.png") for drawing in shown if drawing.kind != drawings.LINES)
     made = _lead(results, records) if records else f"{datetime.now(UTC):%Y-%m-%d}. Made from protocols.json alone."
     won = [*report_findings.winners(results, families["references"]), *_best_trials(results.trials)]
     lead = [*won, *filter(None, [setup.stamp]), made]
     blocks = [
         *setup.blocks(results, records),
         *_missing([folder, *sweeps]),
-        *_blocks(results, families, scores, captions),
+        *(_ablation(results, families, scores) if results.systems else ()),
+        *(_sweep(results.trials, results.baselines) if results.trials else ()),
         *report_protocols.blocks(found),
     ]
+    shown = [drawing for block in blocks if isinstance(block, Charts) for drawing in block.drawings]
+    with figure_style.stamped(setup.stamp):
+        pictures = [drawings.draw(drawing, place) for drawing in shown]
     texts = {
         "report.html": html(title, lead, blocks, place, codes_of(results.tasks) if results.systems else None),
         "report.md": markdown(title, lead, blocks),
@@ -209,18 +209,7 @@ def _not_run(place: Path) -> Iterator[str]:
         yield f"{asked - len(records) + died} of {asked} trials have no result{more}."
 
 
-def _blocks(
-    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: tuple[tuple[str, str], ...]
-) -> Iterator[Block]:
-    if results.systems:
-        yield from _ablation(results, families, scores, pictures)
-    if results.trials:
-        yield from _sweep(results.trials, results.baselines)
-
-
-def _ablation(
-    results: Results, families: dict[str, list[Family]], scores: Sequence[str], pictures: tuple[tuple[str, str], ...]
-) -> Iterator[Block]:
+def _ablation(results: Results, families: dict[str, list[Family]], scores: Sequence[str]) -> Iterator[Block]:
     units = ", ".join(f"{dataset}: {results.unit(dataset)}" for dataset in results.datasets)
     unit = (
         f"Differences in percentage points over all test rows, 95 % bootstrap interval over units ({units}) and "
@@ -262,7 +251,7 @@ def _ablation(
     if beside:
         yield results_table(results, beside, "Representation + raw, each half of the variance", scores, explained)
     yield Heading("Label efficiency", "labels")
-    yield Charts(_efficiency(results), pictures)
+    yield Charts(tuple(_figures(results, families)))
     yield Heading("Significance against references", "significance")
     told = [line for family in families["references"] for line in report_findings.against_raw(results, family)]
     if told:
@@ -291,26 +280,6 @@ def _ablation(
     yield cost_table(results)
 
 
-def _efficiency(results: Results) -> tuple[str, ...]:
-    charts = []
-    for dataset in results.datasets:
-        score, fractions = results.score(dataset), results.fractions(dataset)
-        series = {}
-        for system in main_systems(results, dataset, min(fractions, default=1.0)):
-            values = {fraction: system.value(f"{score}@{fraction:g}") for fraction in fractions}
-            series[system.label] = [(f, v.mean, v.deviation or 0.0) for f, v in values.items() if v is not None]
-        if series:
-            charts.append(
-                svg.lines(
-                    dataset,
-                    series,
-                    xlabel="share of training rows with labels",
-                    ylabel=f"{score_name(score)}, %",
-                )
-            )
-    return tuple(charts)
-
-
 def _sweep(trials: Sequence[Record], baselines: Sequence[Record]) -> Iterator[Block]:
     yield Heading("Loss weights and hyper-parameters", "weights")
     sweeps: dict[tuple[str, str], list[Record]] = {}
@@ -331,7 +300,7 @@ def _sweep(trials: Sequence[Record], baselines: Sequence[Record]) -> Iterator[Bl
             if confusion is not None:
                 yield confusion
         charts = sweep_response.weight_response(own).items()
-        yield Charts(tuple(_response(f"{sweep}: weight of {task}", points, name) for task, points in charts if points))
+        yield Charts(tuple(_response(sweep, task, points, name) for task, points in charts if points))
         yield from _importance(f"{sweep}: {name}", "", own)
         groups = sweep_response.by_tasks(own)
         if len(groups) > 1:
@@ -348,12 +317,16 @@ def _rows_beside(baselines: Sequence[Record], sweep: str) -> list[Record]:
     return [record for row, record in beside.items() if row not in untrained[:-1]]
 
 
-def _response(title: str, points: Sequence[sweep_response.Point], objective: str) -> str:
-    """A chart of a task's weight."""
-    whole = [(p.weight, p.value) for p in points if not p.stopped]
-    early = [(p.weight, p.value) for p in points if p.stopped]
-    legend = ("trained to its end", "stopped early, where it stood then")
-    return svg.scatter(title, whole, xlabel="weight", ylabel=objective, hollow=early, legend=legend)
+def _response(sweep: str, task: str, points: Sequence[sweep_response.Point], objective: str) -> Drawing:
+    """The objective by a task's weight."""
+    series = {
+        "trained to its end": [[p.weight, p.value] for p in points if not p.stopped],
+        "stopped early, where it stood then": [[p.weight, p.value] for p in points if p.stopped],
+    }
+    title = f"{sweep}: weight of {task}"
+    options = {"xlabel": "weight", "ylabel": objective, "title": title}
+    data = {name: own for name, own in series.items() if own}
+    return Drawing(file_name(f"weight_{sweep}_{task}"), title, drawings.POINTS, data, options=options)
 
 
 def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Block]:
@@ -370,8 +343,10 @@ def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Blo
         )
     )
     shown = dict(list(found.parameters.items())[:15])
-    title = "importance within this combination" if where else "importance"
-    yield Charts((svg.bars(title, shown, xlabel="fall of R²"),))
+    bars = {parameter: [mean, mean - spread, mean + spread, 0.68, 0] for parameter, (mean, spread) in shown.items()}
+    title = f"importance for {name}{where}"
+    options = {"ylabel": "fall of R²", "whiskers": "deviation", "title": title}
+    yield Charts((Drawing(file_name(title.replace(" ", "_")), title, drawings.BARS, bars, options=options),))
     lines = tuple(
         Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}"))) for parameter, (mean, spread) in shown.items()
     )

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from conclugen import checkpoint
 from conclugen.common import uris
-from conclugen.common.durations import clock
+from conclugen.common.screen import clock
 from ray_jobs.tracking.journal import Journal
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import population

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conclugen.common.durations import clock
 from conclugen.common.names import closest, did_you_mean, file_name, nearest
+from conclugen.common.screen import clock
 
 
 def test_the_nearest_name() -> None:

@@ -15,7 +15,7 @@ import pytest
 from conclugen.tasks import registry
 from ray_jobs.tracking.journal import Journal, read_records
 from tuning.ledger import Ledger, LedgerError, Record, record_key
-from tuning.report import drawings, svg
+from tuning.report import drawings
 from tuning.report.__main__ import main
 from tuning.report.findings import (
     against_references,
@@ -603,7 +603,9 @@ def test_a_sweep_alone_has_a_report(tmp_path):
             ledger.append(trial(n, 10 ** rng.uniform(-3, 1), 64))
     files = {path.name: path for path in report(tmp_path / "search")}
     page, text, table = (files[f"report.{kind}"] for kind in ("html", "md", "csv"))
-    assert set(files) == {page.name, text.name, table.name, "table.tex", "references.bib"}
+    drawn = {"importance_for_probe_accuracy", *(f"weight_sweep_{task}" for task in ("contrastive", "clustering"))}
+    pictures = {f"{name}.{kind}" for name in drawn for kind in ("png", "svg", "pdf")} | {"figures.json", "figures.py"}
+    assert set(files) == {page.name, text.name, table.name, "table.tex", "references.bib", *pictures}
     parser = Page()
     parser.feed(page.read_text("utf-8"))
     assert parser.open == [] and "weight of clustering" in page.read_text("utf-8")
@@ -671,9 +673,3 @@ def test_without_recalls_by_unit_nothing_is_compared_by_them(folder):
     results = Results.of(records)
     family = against_references(results, "faces", "improved", 0.03)
     assert not family.comparisons and family.missing
-
-
-def test_a_point_with_one_end_of_its_interval_has_no_whisker() -> None:
-    points = [(1.0, 0.5, None, 0.6), (2.0, 0.5, 0.4, None), (3.0, 0.5, None, None), (4.0, 0.5, 0.4, 0.6)]
-    drawn = svg.interval_lines("t", {"a": points}, xlabel="x", ylabel="y")
-    assert drawn.count('class="whisker') == 1 and drawn.count('class="line') == 1

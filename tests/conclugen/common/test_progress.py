@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shards.clips.clip_progress import ClipProgress
+from conclugen.common.screen import ClipProgress
 
 
 def test_speed_and_time_left_are_of_this_start() -> None:
