@@ -314,6 +314,9 @@ def key_limit(columns: Iterable[str]) -> int:
     return MEMBER_NAME_LIMIT - max(len(name) for name in columns) - len("..npy")
 
 
+CLIP_KEY_LIMIT = 64  # what feature shards of the clips can name with columns of up to 30 characters
+
+
 def safe_key(key: str, limit: int) -> str:
     """`key` itself if it is safe and short enough, else a safe name with a short hash of the original.
 

@@ -16,7 +16,6 @@ SHARDS = tuple(COMMANDS)
 _TOOLS = {
     "sweep replay": "tuning.sweep.replay",
     "author_features": "shards.adapters.author_features",
-    "word_error_rate": "shards.transcripts.word_error_rate",
 }
 JOBS = (*(name for name in front.registered().entries if name not in SHARDS), *_TOOLS)
 

@@ -5,11 +5,12 @@ Counts add up, shard by shard and in the end: clips in = rows written + clips qu
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from conclugen.common.atomic import write_json
+from conclugen.common.atomic import atomic_file, write_json
 from ray_jobs.extraction.clip_features import ALL_REASONS
 from ray_jobs.extraction.plan import CLAIM, REPORTS, SEQUENCES, Extraction
-from ray_jobs.extraction.sequences import write_sequences
 from shards import quarantine
 from shards.clips.reader import ClipReader
 from shards.index import INDEX_SUFFIX
+from shards.layout import BLOCK, RECORD, padded, tar_header
 from shards.manifest import TAR_SUFFIX, Manifest, written_entries
 from shards.schema import Sample
 from shards.view import FOLDER, View, check_view_name
@@ -271,3 +272,22 @@ def _vector(data: bytes | None) -> np.ndarray | None:
 
 def report_path(out: Path, shard: str) -> Path:
     return out / REPORTS / f"{shard}.json"
+
+
+def write_sequences(path: Path, clips: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> int:
+    """Write what features are pooled from, (key, column -> array (T, width)) of each clip, as a plain tar of
+    `<key>.<column>.npy` in the order of the feature shard of the same name; `webdataset` and `tar` read it. It appears
+    whole or not at all. Returns its size in bytes."""
+    with atomic_file(path) as file:
+        size = 0
+        for key, arrays in clips:
+            for column, array in arrays.items():
+                data = io.BytesIO()
+                np.save(data, array, allow_pickle=False)
+                content = data.getvalue()
+                file.write(tar_header(f"{key}.{column}.npy", len(content)))
+                file.write(content + bytes(padded(len(content)) - len(content)))
+                size += BLOCK + padded(len(content))
+        total = padded(size + 2 * BLOCK, RECORD)
+        file.write(bytes(total - size))
+    return total

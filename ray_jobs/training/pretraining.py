@@ -16,7 +16,7 @@ from conclugen import PretrainConfig, Pretrainer, export, reach
 from conclugen.beside_raw import BesideRaw
 from conclugen.checkpoint import Checkpoint
 from conclugen.common.ending import resumable
-from conclugen.common.locks import bytes_in, check_room
+from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import to_plain
 from conclugen.common.revision import running_revision
 from conclugen.common.screen import doing
@@ -35,7 +35,7 @@ from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
-from ray_jobs.training import run_lock, trainer
+from ray_jobs.training import trainer
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.progress import ProgressPrinter
@@ -76,7 +76,7 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> 
     folder = RunFolder(job.run.output_folder / job.run.name)
     identity = job.pretrain.identity() | source.identity()
     folder.belongs(identity, changing=(WEIGHTS,))  # refused before anything is written
-    with run_lock.held(folder.path):
+    with folder_held(folder.path, "the run is being trained", "another run.name", keep=True):
         return _pretrain(job, source, folder, identity, total_steps, train or train_worker.train)
 
 

@@ -18,9 +18,8 @@ from conclugen.common.names import did_you_mean
 from shards import names
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import VIDEO_SUFFIXES, Files, refuse_name, shown
-from shards.clips.reader import KEY_LIMIT
 from shards.packing.labels import LabelSpec, LabelValues, read_label
-from shards.schema import safe_key
+from shards.schema import CLIP_KEY_LIMIT, safe_key
 from shards.tables import Table, read_table
 
 # What of a clip can be in the table -> the column's name there, unless `fields` says otherwise.
@@ -289,7 +288,7 @@ def _key(path: str, start: float | None, end: float | None) -> str:
     if start is None or end is None:
         return stem
     interval = names.interval_key("", start, end)
-    return safe_key(stem, KEY_LIMIT - len(interval)) + interval
+    return safe_key(stem, CLIP_KEY_LIMIT - len(interval)) + interval
 
 
 def _read(name: str, value: Any, read: Callable[[Any], str | None]) -> str | None:

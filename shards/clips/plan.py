@@ -14,12 +14,12 @@ from conclugen.common.names import did_you_mean
 from shards.adapters.clip_set import Clip, ClipSet, Rejected
 from shards.adapters.files import shown
 from shards.claim import Claim, digest_of
-from shards.clips.reader import KEY_LIMIT, ClipSchema
+from shards.clips.reader import ClipSchema
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
 from shards.media.limits import AUDIO_LENGTHS, CASCADES, DETECTOR, FINDERS, Limits
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
 from shards.record import check_text
-from shards.schema import safe_key
+from shards.schema import CLIP_KEY_LIMIT, safe_key
 from shards.writer import shuffled_order
 
 FACES = ("keep", "drop", "off")
@@ -178,7 +178,7 @@ def _usable(clips: ClipSet) -> tuple[list[Clip], list[Rejected]]:
         if not clip.key:
             rejected.append(Rejected(shown(clip.video), "bad_name", "the key is empty"))
             continue
-        holders.setdefault(safe_key(clip.key, KEY_LIMIT), []).append(clip)
+        holders.setdefault(safe_key(clip.key, CLIP_KEY_LIMIT), []).append(clip)
     for same in holders.values():
         if len(same) > 1:
             for clip in same:

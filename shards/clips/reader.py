@@ -31,7 +31,6 @@ SOUNDS = ("flac", "wav")
 # name, or missing; transcript_confidence: "high" or "low"; face: "yes" or "no"; seconds: length of the picture.
 META = ("split", "source", "transcript", "transcript_confidence", "face", "seconds")
 LIMITS = "limits"  # in what a manifest says of its making
-KEY_LIMIT = 64  # what feature shards of these clips can name with columns of up to 30 characters
 _REBUILD = "Build the shards again"
 _INDEX_CACHE = 64 * 1024**2
 

@@ -13,13 +13,13 @@ import numpy as np
 import xxhash
 
 from conclugen.common.atomic import atomic_file, write_bytes
-from shards.clips.reader import JSON, KEY_LIMIT, TEXT, VIDEO, ClipSchema
+from shards.clips.reader import JSON, TEXT, VIDEO, ClipSchema
 from shards.damage import ShardError
 from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
 from shards.layout import BLOCK, RECORD, padded, tar_header
 from shards.manifest import TAR_SUFFIX, ShardEntry, check_shard_name
 from shards.record import check_text
-from shards.schema import safe_key
+from shards.schema import CLIP_KEY_LIMIT, safe_key
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def clip_json(schema: ClipSchema, clip: NewClip, encoded: Mapping[str, Any]) -> 
     """The `.json` member: key, original (the key that the data set has), group, split, labels by name, and the
     details: `source`, `video`, `audio`, `face`, `transcript`."""
     document = {
-        "key": safe_key(clip.key, KEY_LIMIT),
+        "key": safe_key(clip.key, CLIP_KEY_LIMIT),
         "original": clip.key,
         "group": clip.group,
         "split": clip.meta.get("split"),
@@ -112,7 +112,7 @@ class _Rows:
         for what, value in (("text", clip.text), ("group", clip.group), *clip.meta.items()):
             check_text(what, value)
         document = clip_json(self._schema, clip, encoded)
-        key = safe_key(clip.key, KEY_LIMIT)
+        key = safe_key(clip.key, CLIP_KEY_LIMIT)
         if key in self._seen:
             raise ShardError(shard, "key occurs twice; rename one", sample=clip.key)
         self._seen.add(key)

@@ -1,10 +1,9 @@
-"""What is said in a clip, recognised where the data set does not tell; and how wrong that is."""
+"""What is said in a clip, recognised where the data set does not tell."""
 
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,30 +56,3 @@ def create_recogniser(
     if backend not in BACKENDS:
         raise ValueError(f"speech recogniser {backend!r} is unknown, {did_you_mean(backend, BACKENDS)}")
     return importlib.import_module(BACKENDS[backend][0]).create(model, grammar, device)
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation; apostrophes within words stay."""
-    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
-
-
-def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
-    """Fewest substitutions, deletions and insertions that turn one into the other (Levenshtein distance on words)."""
-    row = list(range(len(hypothesis) + 1))
-    for i, expected in enumerate(reference, 1):
-        diagonal, row[0] = row[0], i
-        for j, heard in enumerate(hypothesis, 1):
-            diagonal, row[j] = row[j], min(diagonal + (expected != heard), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
-
-
-def word_error_rate(pairs: Iterable[tuple[str, str | None]]) -> float:
-    """Errors of all (reference, hypothesis) pairs over the words of all references; ValueError where there are none."""
-    errors = count = 0
-    for reference, hypothesis in pairs:
-        expected = words(reference)
-        errors += word_errors(expected, words(hypothesis or ""))
-        count += len(expected)
-    if not count:
-        raise ValueError("no reference has a word: there is nothing to compare with")
-    return errors / count

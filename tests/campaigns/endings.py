@@ -39,9 +39,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal, read_records
 from ray_jobs.tracking.mlflow_environment import connect
 from shards import Manifest, View
-from shards.clips.reader import ClipManifest, ClipSchema
-from shards.clips.writer import NewClip, write_clip_shard
-from shards.media.audio import Sound, encode_audio
+from shards.clips.reader import ClipManifest
 from tests.campaigns.results_fuzz.folders import MAKERS
 from tests.cluster.sweeps import fixed_space, small_sweep
 from tests.feature_corpus import WIDTHS, write_corpus
@@ -178,18 +176,6 @@ def _population(folder: Path) -> None:
     choices = proposer("random", ready.space, 0, "max", folder).ask(0, 0)
     assert choices is not None
     Schedule(ready.space.config(choices), ((2, {"contrastive": 0.5}),), job.objective, 1.0).save(place.path / SCHEDULE)
-
-
-def _words(folder: Path) -> None:
-    """A second of silence whose words are known."""
-    sound = encode_audio(Sound(np.zeros(16_000, np.float32), 16_000), "flac")
-    meta = {"split": "train", "source": "0.mp4", "seconds": "1.000"}
-    details = {"video": {"seconds": 1.0}, "transcript": {"source": "own"}, "face": None}
-    clip = NewClip("c0", b"video", sound, "bin blue at f two now", {}, None, meta, details)
-    (folder / "data").mkdir()
-    entry = write_clip_shard(folder / "data", "clips-0", ClipSchema("flac", (), grouped=False), [clip])
-    assert entry is not None
-    ClipManifest.assemble(folder / "data", [entry])
 
 
 def _ablated(folder: Path) -> None:
@@ -362,9 +348,6 @@ JOBS: dict[str, Job] = {
         lambda folder: None,
         lambda folder: ["check", "--output", folder],
         lambda folder: sorted(content(folder)),
-    ),
-    "word_error_rate": Job(
-        "word_error_rate", _words, lambda folder: [folder / "data"], lambda folder: sorted(content(folder / "data"))
     ),
     "sweep replay": Job(
         "sweep replay", _population, lambda folder: [folder / "out/a"], lambda folder: content(folder / "out/a/model")

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conclugen.common.locks import folder_held
 from ray_jobs import pretrain as pretrain_job
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history, read_records
-from ray_jobs.training import pretraining, run_lock
+from ray_jobs.training import pretraining
 from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.pretraining import PretrainResult
@@ -214,7 +215,10 @@ def test_a_stopped_job_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_second_job_under_the_name_is_refused_while_the_first_trains(bench: Bench) -> None:
     run = bench.run_of("reference")
     before = (run / "journal.jsonl").read_bytes()
-    with run_lock.held(run), pytest.raises(ValueError, match=rf"being trained by process {os.getpid()} on"):
+    with (
+        folder_held(run, "it is being tested", "another folder"),
+        pytest.raises(ValueError, match=rf"being trained by process {os.getpid()} on"),
+    ):
         pretrain(bench.job("reference"))
     assert (run / "journal.jsonl").read_bytes() == before
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from conclugen.common import uris
 from conclugen.common.ending import resumable
+from conclugen.common.locks import folder_held
 from conclugen.common.options import to_plain
 from conclugen.common.revision import running_revision
 from ray_jobs.preflight import check_tracking
@@ -15,7 +16,6 @@ from ray_jobs.roles import GROUP
 from ray_jobs.tracking.described import standard_tags
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.standing import refusals
-from ray_jobs.training import run_lock
 from shards import Manifest
 from tuning.ablation.cost import estimate, told
 from tuning.ablation.plan import (
@@ -43,7 +43,7 @@ def ablate(job: AblateJob) -> list[Record]:
     planned = plan(job, list(sets.values()))
     if job.dry_run:
         return _run(job, sets, planned)
-    with run_lock.held(job.folder, "the ablation is being run", "--run"):
+    with folder_held(job.folder, "the ablation is being run", "another --run", keep=True):
         return _run(job, sets, planned)
 
 

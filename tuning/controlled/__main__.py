@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import sys
 
+from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, PARTIAL, Command
-from ray_jobs.training import run_lock
 from tuning.controlled.job import ControlledJob
 
 
 def run(job: ControlledJob) -> int:
     from tuning.controlled import experiment, page  # torch, scikit-learn: not before a wrong option has been refused
 
-    with run_lock.held(job.folder, "the experiment is being run", "--run"):
+    with folder_held(job.folder, "the experiment is being run", "another --run", keep=True):
         if job.shards_only:
             for seed in job.data_seeds:
                 print(experiment.write_shards(job, seed).folder)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, Command
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
 
     from conclugen import export
     from ray_jobs.source import Source
-    from ray_jobs.training import run_lock
     from tuning.sweep.__main__ import COMMAND as SWEEP
     from tuning.sweep.folder import SCHEDULE, SweepFolder
     from tuning.sweep.population import Schedule, replay
@@ -51,7 +51,7 @@ def replay_sweep(path: Path | str) -> tuple[Schedule, float]:
     job = SWEEP.parse(["--config", str(folder.settings)])
     ready = prepare(job)
     folder.belongs(identity(ready))
-    with run_lock.held(folder.path, "the sweep is being run", "FOLDER"):
+    with folder_held(folder.path, "the sweep is being run", "another FOLDER", keep=True):
         # As in the sweep: sums in another order differ in the last bit.
         torch.set_num_threads(job.resources.cpus_per_worker)
         trial = replay(schedule, ready.shared)

@@ -15,6 +15,7 @@ from typing import Any
 
 from conclugen.common import uris
 from conclugen.common.ending import resumable
+from conclugen.common.locks import folder_held
 from conclugen.common.names import nearest
 from conclugen.common.options import FAILED, GOOD, PARTIAL, save, to_plain
 from conclugen.evaluation.config import ComparisonConfig
@@ -27,7 +28,6 @@ from ray_jobs.tracking.described import standard_tags
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.standing import refusals
-from ray_jobs.training import run_lock
 from shards import Manifest, View
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
@@ -170,7 +170,7 @@ def sweep(job: SweepJob) -> SweepResult:
     ready = prepare(job)
     folder = SweepFolder(job.folder)
     folder.claim(identity(ready))
-    with run_lock.held(folder.path, "the sweep is being run", "--run"):
+    with folder_held(folder.path, "the sweep is being run", "another --run", keep=True):
         return _locked(ready, folder)
 
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.word_error_rate import main, word_error_rate, word_errors, words
 from shards.adapters.grid import sentence
 from shards.clips.reader import ClipManifest, ClipSchema
 from shards.clips.writer import NewClip, write_clip_shard
 from shards.media.audio import read_audio
-from shards.transcripts.recogniser import Transcript, create_recogniser, word_error_rate, word_errors, words
-from shards.transcripts.word_error_rate import main
+from shards.transcripts.recogniser import Transcript, create_recogniser
 
 
 def slow_distance(a: tuple[str, ...], b: tuple[str, ...]) -> int:
@@ -179,7 +179,7 @@ def test_rate_of_clips_whose_words_are_known(
         said = {1: "a b x d", 2: None}
         return lambda samples: Transcript(said[round(len(samples) / 16_000)], name)
 
-    monkeypatch.setattr("shards.transcripts.recogniser.create_recogniser", heard)
+    monkeypatch.setattr("benchmarks.word_error_rate.create_recogniser", heard)
     assert main([str(tmp_path), "--grammar", "grid"]) == 0
     assert asked == [("pocketsphinx", None, None), ("pocketsphinx", None, "grid")]
     out = capsys.readouterr().out

@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from benchmarks.reproduce import reproduce
 from conclugen import presets
+from conclugen.common.locks import folder_held
 from conclugen.common.options import save
 from conclugen.evaluation.config import LAYERS_WEIGHED, STRENGTHS, JudgingConfig
 from conclugen.evaluation.features import Scaling
@@ -22,7 +23,6 @@ from conclugen.evaluation.solvers import LayerBlock
 from conclugen.presets import PRESETS
 from ray_jobs.extraction.plan import recipe_of
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
-from ray_jobs.training import run_lock
 from shards import Manifest, View
 from tests.tuning.labelled_shards import TINY, write_labelled
 from tuning.ablate import COMMAND, main
@@ -376,7 +376,7 @@ def test_a_missing_data_set_and_a_folder_in_use_are_refused(folders, tmp_path, c
     told = capsys.readouterr().err
     assert "error: data set 'gone': " in told and "nowhere" in told
     assert not (tmp_path / "mine").exists()
-    with run_lock.held(tmp_path / "mine"):
+    with folder_held(tmp_path / "mine", "it is being tested", "another folder"):
         assert main(given) == 2
     assert "mine: the ablation is being run by process" in capsys.readouterr().err
     assert not (tmp_path / "mine" / "ablation.json").exists()

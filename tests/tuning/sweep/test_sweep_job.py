@@ -12,9 +12,9 @@ import torch
 
 import conclugen
 from conclugen import Batch
+from conclugen.common.locks import folder_held
 from conclugen.common.options import save
 from conclugen.evaluation.config import MeasureConfig
-from ray_jobs.training import run_lock
 from tests.cluster.sweeps import fixed_space, small_space, small_sweep
 from tests.feature_corpus import write_corpus
 from tests.tuning.sweep.made_trials import Kit
@@ -332,7 +332,7 @@ def test_equal_trials_are_run_once(tmp_path: Path, search: str) -> None:
 def test_one_process_at_a_time(shards: Path, tmp_path: Path) -> None:
     job = small_sweep(shards, tmp_path, "one")
     with (
-        run_lock.held(job.folder),
+        folder_held(job.folder, "it is being tested", "another folder"),
         pytest.raises(ValueError, match=r"one: the sweep is being run by process \d+ on .* choose another --run"),
     ):
         sweep(job)

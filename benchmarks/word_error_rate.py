@@ -1,23 +1,47 @@
-"""`python -m shards.transcripts.word_error_rate FOLDER`: how wrong a recogniser is on clips whose words are known."""
+"""`python -m benchmarks.word_error_rate FOLDER`: how wrong a recogniser is on clips whose words are known."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from conclugen.common.options import GOOD, Command
+from shards.clips.reader import ClipManifest, ClipReader, StoredClip
+from shards.media.audio import read_audio
+from shards.transcripts.recogniser import Recogniser, create_recogniser
 
-if TYPE_CHECKING:  # media libraries: not before a wrong option has been refused
-    from shards.clips.reader import StoredClip
-    from shards.transcripts.recogniser import Recogniser
+
+def words(text: str) -> list[str]:
+    """Lower-case words without punctuation; apostrophes within words stay."""
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
+
+
+def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Fewest substitutions, deletions and insertions that turn one into the other (Levenshtein distance on words)."""
+    row = list(range(len(hypothesis) + 1))
+    for i, expected in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, heard in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(diagonal + (expected != heard), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def word_error_rate(pairs: Iterable[tuple[str, str | None]]) -> float:
+    """Errors of all (reference, hypothesis) pairs over the words of all references; ValueError where there are none."""
+    errors = count = 0
+    for reference, hypothesis in pairs:
+        expected = words(reference)
+        errors += word_errors(expected, words(hypothesis or ""))
+        count += len(expected)
+    if not count:
+        raise ValueError("no reference has a word: there is nothing to compare with")
+    return errors / count
 
 
 def known_clips(folder: str, limit: int | None) -> Iterator[StoredClip]:
     """Clips with sound and a transcript of their own, at most `limit`."""
-    from shards.clips.reader import ClipManifest, ClipReader
-
     reader = ClipReader(ClipManifest.open(folder))
     given = 0
     for shard in range(len(reader.manifest)):
@@ -33,9 +57,6 @@ def known_clips(folder: str, limit: int | None) -> Iterator[StoredClip]:
 
 def compare(clips: Sequence[StoredClip], recogniser: Recogniser) -> tuple[float, list[tuple[str, str, str | None]]]:
     """Word error rate, and (key, said, heard) of every clip."""
-    from shards.media.audio import read_audio
-    from shards.transcripts.recogniser import word_error_rate
-
     heard = []
     for clip in clips:
         sound = read_audio(clip.sound or b"")
@@ -72,8 +93,6 @@ class RateJob:
 
 def run(job: RateJob) -> int:
     """Print what was said and heard of every clip, and the rate; returns the exit status."""
-    from shards.transcripts.recogniser import create_recogniser
-
     clips = list(known_clips(job.data, job.limit))
     for grammar in dict.fromkeys((None, job.grammar)):
         rate, heard = compare(clips, create_recogniser(job.transcribe, job.speech_model, grammar))
@@ -84,7 +103,7 @@ def run(job: RateJob) -> int:
     return GOOD
 
 
-COMMAND = Command("shards.transcripts.word_error_rate", RateJob, run, bare="data")
+COMMAND = Command("benchmarks.word_error_rate", RateJob, run, bare="data")
 main = COMMAND.main
 
 
