@@ -80,7 +80,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Label:
-    """class: an integer below len(classes); continuous: `width` floats; multilabel: a float for each class."""
+    """A label of every sample.
+
+    Attributes:
+        name: As `--label` names it.
+        kind: `class`: one of the classes, by name or number; `continuous`: `width` floats; `multilabel`: a float for
+            each class.
+        classes: Names, in the order of their numbers; none of a continuous label.
+        width: Floats of a continuous label.
+    """
 
     name: str
     kind: str

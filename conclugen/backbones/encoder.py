@@ -52,6 +52,10 @@ class Takes:
     rate: float = 0.0
     size: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.size is not None and (not isinstance(self.size, tuple) or len(self.size) != 2):
+            raise ValueError(f"takes.size: must be (height, width), such as (64, 64), got {self.size!r}")
+
     @property
     def key(self) -> str:
         """Equal for encoders that can share one input."""

@@ -216,7 +216,9 @@ def _take(name: str, point: EntryPoint, known: Mapping[str, Offer]) -> Offer:
     _check_name(name)
     if name in SETS:
         raise ValueError(f"{name!r} is a set of encoders; rename it")
-    return Offer(f"of {plugins.package_of(point)}", point.load)
+    summary = "" if point.dist is None else " ".join((point.dist.metadata["Summary"] or "").split())
+    whose = plugins.package_of(point)
+    return Offer(f"{summary} ({whose})" if summary else f"of {whose}", point.load)
 
 
 def _check_name(name: Any) -> None:

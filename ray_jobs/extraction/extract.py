@@ -276,13 +276,14 @@ def plan_of(job: ExtractJob) -> Extraction:
     """ValueError or OSError for wrong input, including weights that cannot be found."""
     refuse_url("output", job.output, LOCAL_RESULT)
     out = paths.absolute(job.output, "output")
+    choices = choices_of(job.encoders, job)
     clips = ClipManifest.open(job.data)
     if clips.is_local and Path(clips.folder) == out:
         raise ValueError(f"output: {out} is the folder of the clips; choose another one")
     return Extraction.make(
         clips,
         out,
-        choices_of(job.encoders, job),
+        choices,
         decoding=Decoding(job.crop, job.low_confidence, job.whole_frames),
         augmentation=Augmentation(job.views, job.view_strength, job.seed),
         dtype=job.dtype,

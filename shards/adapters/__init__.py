@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -25,6 +26,7 @@ from shards.adapters.clip_set import ClipSet, IncompleteError
 from shards.corpus import is_rendered
 
 GROUP = "conclugen.adapters"
+_OPTION = {"labels": "label", "fields": "field"}  # of `read` -> of the command line
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Adapter:
         """The function of the module."""
         found: Callable[..., ClipSet] = self._load().read
         return found
+
+    @property
+    def file(self) -> str:
+        """Where the module stands."""
+        return str(self._load().__file__)
 
     @property
     def bibtex(self) -> str | None:
@@ -96,15 +103,28 @@ def read_clips(adapter: str, source: Path, allow_incomplete: bool = False, **opt
     given = {name: value for name, value in options.items() if value not in (None, {}, (), [])}
     for name in given:
         if name not in chosen.options:
-            raise ValueError(f"adapter {adapter} takes no --{name}; it reads {chosen.layout}")
+            raise ValueError(f"adapter {adapter} takes no --{_OPTION.get(name, name)}; it reads {chosen.layout}")
     if not source.is_dir():
         raise ValueError(f"--source {source} is not a folder; {adapter} reads {chosen.layout}")
-    clips = chosen.read(source, **given)
+    clips = chosen.read(source, **given) if adapter in ADAPTERS else _read_by_another(adapter, chosen, source, given)
     clips.rendered = is_rendered(source)
     if not clips.clips and not clips.rejected:
         raise ValueError(f"{source} holds no clips; {adapter} reads {chosen.layout}")
     if not allow_incomplete and not clips.complete:
         raise IncompleteError(clips)
+    return clips
+
+
+def _read_by_another(name: str, adapter: Adapter, source: Path, options: Mapping[str, Any]) -> ClipSet:
+    """What an adapter of another package reads; its errors are ValueErrors with its name, and where it made them."""
+    try:
+        clips = adapter.read(source, **options)
+    except Exception as cause:
+        places = [frame for frame in traceback.extract_tb(cause.__traceback__) if frame.filename == adapter.file]
+        place = f"{places[-1].filename}:{places[-1].lineno}" if places else adapter.module
+        raise ValueError(f"adapter {name} ({place}): {plugins.reason(cause)}") from cause
+    if not isinstance(clips, ClipSet):
+        raise ValueError(f"adapter {name} ({adapter.module}): read gave {type(clips).__name__}, expected a ClipSet")
     return clips
 
 

@@ -16,9 +16,17 @@ _NAMED = 5
 class Clip:
     """One clip of a data set.
 
-    key: unique in the set, as the set names it; video, audio: paths relative to the source folder (audio None: the
-    video's own sound); start, end: seconds within the video, or both None; labels: name -> value for `Label.encode`;
-    meta: further strings to keep, of the names that the set lists in `ClipSet.meta`.
+    Attributes:
+        key: Unique in the set, as the set names it.
+        video: Path relative to the source folder.
+        audio: Path of its sound, where that is a file of its own; None: the video's.
+        start, end: Seconds within the video; None: the whole of it.
+        labels: Name of a `Label` -> value: a class by name or number, a float, a list of them; None, or no entry: it
+            is not labelled.
+        group: Whose clip it is (the speaker); splits keep a group together.
+        split: Official part of the set, such as train; None: there are none.
+        transcript: What is said in the clip.
+        meta: Further strings to keep, of the names that the set lists in `ClipSet.meta`.
     """
 
     key: str
@@ -68,10 +76,18 @@ class Count:
 class ClipSet:
     """A data set's clips in the order of their keys, and what is to be said about it.
 
-    left_out: clips that the set's own traps or the published protocol exclude, named with the reason; they count
-    neither as found nor as missing. grouped: whether clips have groups. how: what was understood of tables and texts
-    (encodings, separators, rows that are there twice), in lines for people; doubts: what may be meant otherwise. meta:
-    names of further strings that clips have. rendered: whether the clips are of `shards.corpus`.
+    Attributes:
+        labels: Name, kind and classes of each label that clips have.
+        rejected: Clips that can't be used, by name; the build goes on without them and ends with status 3.
+        counts: How many there should be; fewer stop the build, unless --allow-incomplete is given.
+        left_out: Clips that the set's own traps or the published protocol exclude, named with the reason; they count
+            neither as found nor as missing.
+        grouped: Whether clips have groups.
+        how: Lines printed before the build: what was understood of tables and texts (encodings, separators, rows that
+            are there twice).
+        doubts: Lines printed as warnings: what may be meant otherwise.
+        meta: Names of further strings that clips have.
+        rendered: Whether the clips are of `shards.corpus`; whoever reads the set finds out.
     """
 
     name: str

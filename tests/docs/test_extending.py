@@ -14,16 +14,17 @@ from tests import installed
 
 PATH = Path(__file__).resolve().parents[2] / "docs/extending.md"
 PAGE = PATH.read_text("utf-8")
-FILES = ("my_package/margin.py", "my_package/loudness.py", "my_package/crema_d.py")
+FILES = ("my_package/margin.py", "try_margin.py", "my_package/loudness.py", "my_package/crema_d.py")
 
 USE = """
-import json, sys
+import json, runpy, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import torch
 from my_package.margin import Margin, MarginConfig
 from conclugen import Batch, backbones, export
+from conclugen.backbones import registry
 from conclugen.latents import Latents, Presence
 from ray_jobs import build_shards
 from shards.adapters import IncompleteError, read_clips
@@ -50,6 +51,13 @@ try:
 except IncompleteError as error:
     told = str(error)
 clips = read_clips("crema-d", Path(sys.argv[2]), allow_incomplete=True)
+import my_package.crema_d
+my_package.crema_d.NAME = None
+try:
+    read_clips("crema-d", Path(sys.argv[2]))
+    fault = ""
+except ValueError as error:
+    fault = str(error)
 typed = [command_of(words) for words in typed(Path(sys.argv[3]))]
 jobs = [command.parse(arguments) for command, arguments in typed]
 print(json.dumps({
@@ -57,7 +65,9 @@ print(json.dumps({
     "tasks": list(config.tasks.active), "losses": losses,
     "sequence": encoder.encode_sequence([sound])[0].tolist(), "vector": encoder.encode([sound]).tolist(),
     "clips": [[clip.key, clip.video, dict(clip.labels), clip.group, dict(clip.meta)] for clip in clips.clips],
-    "left_out": clips.left_out, "told": told, "adapters": build_shards._known(),
+    "left_out": clips.left_out, "told": told, "fault": fault,
+    "tried": runpy.run_path(sys.argv[4])["losses"], "about": registry.offers()["loudness"].about,
+    "adapters": build_shards._known(),
     "jobs": [type(job).__name__ for job in jobs], "weight": jobs[0].pretrain.tasks.margin.weight,
     "loaded": export.load(Path(sys.argv[1]) / "model").modalities,
 }))
@@ -117,7 +127,7 @@ def test_a_task_an_encoder_and_a_data_set_are_added_by_the_page_alone(package: P
     videos.mkdir(parents=True)
     for name in ("1001_DFA_ANG_XX", "1002_IEO_HAP_HI", "1091_WSI_SAD_XX_again"):
         (videos / f"{name}.flv").write_bytes(b"FLV")
-    found = run(package, tmp_path, USE, str(tmp_path), str(videos.parent), str(PATH))
+    found = run(package, tmp_path, USE, str(tmp_path), str(videos.parent), str(PATH), str(package / "try_margin.py"))
     assert found["loss"] == pytest.approx(by_loops(np.array(found["z"]), np.array(found["present"]), 0.3), abs=1e-12)
     assert found["tasks"] == ["contrastive", "margin"] and found["loaded"] == ["video", "audio", "text"]
     losses = found["losses"]
@@ -129,7 +139,12 @@ def test_a_task_an_encoder_and_a_data_set_are_added_by_the_page_alone(package: P
     ]
     assert found["left_out"] == {"VideoFlash/1091_WSI_SAD_XX_again.flv": "not a name of this set"}
     assert "clips: expected 7,442, found 2" in str(found["told"])
-    assert found["jobs"] == ["PretrainJob", "ExtractJob", "BuildJob"] and found["weight"] == 0.5
+    assert found["jobs"] == ["PretrainJob", "ExtractJob", "BuildJob", "CheckJob"] and found["weight"] == 0.5
+    tried = found["tried"]
+    assert isinstance(tried, list) and len(tried) == 10 and tried[-1] < tried[0]
+    assert found["about"] == "Margin ranking, loudness, CREMA-D (my-package 0.1)"
+    line = 1 + (package / "my_package/crema_d.py").read_text().partition("match = NAME.fullmatch")[0].count("\n")
+    assert re.match(rf"adapter crema-d \(.*/my_package/crema_d\.py:{line}\): AttributeError: ", str(found["fault"]))
     assert "crema-d       CREMA-D: VideoFlash/" in str(found["adapters"])
 
 

@@ -24,6 +24,7 @@ from ray_jobs import embed, extract_features
 from ray_jobs.extraction.clip_features import Decoded
 from ray_jobs.extraction.extract import choices_of
 from ray_jobs.extraction.plan import Decoding, EncoderChoice
+from ray_jobs.options.extract import EncoderOptions
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader
 from shards.manifest import Manifest
@@ -140,6 +141,12 @@ def test_an_encoder_that_is_not_properly_made(tone: Any, change: dict[str, Any],
         check_encoder(tone, "tone")
 
 
+@pytest.mark.parametrize("size", [64, (64,), [64, 64]])
+def test_a_size_is_a_height_and_a_width(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"takes.size: must be \(height, width\), such as \(64, 64\), got "):
+        backbones.Takes("frames", 4.0, size)
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (0, 2), (2,)])
 def test_output_of_another_width_is_a_fault_and_no_feature(
     tone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
@@ -158,9 +165,9 @@ def test_output_of_another_width_is_a_fault_and_no_feature(
 def test_a_module_of_the_command_line(tone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_encoders.py").write_text(MODULE)
-    options = extract_features.EncoderOptions(plugin=("my_encoders",))
+    options = EncoderOptions(plugin=("my_encoders",))
     with pytest.raises(ValueError, match="encoder 'warm' comes from the module my_encoders: name it with --plugin my_"):
-        choices_of(["warm"], extract_features.EncoderOptions(), {"warm": "module my_encoders"})
+        choices_of(["warm"], EncoderOptions(), {"warm": "module my_encoders"})
     with pytest.raises(ValueError, match=r"comes from conclugen-cold 2\.0, which is not installed here: install it"):
         choices_of(["cold"], options, {"cold": "conclugen-cold 2.0"})
     with pytest.raises(ValueError, match="encoder 'hf-image:/tmp/x': what features are made with has a name, and no"):
@@ -189,7 +196,7 @@ def test_modules_that_do_not_serve(
     if text is not None:
         (tmp_path / "bad_plugin.py").write_text(text)
     with pytest.raises(ValueError, match=f"plugin: .*{words}"):
-        choices_of(["prosody"], extract_features.EncoderOptions(plugin=("bad_plugin",)))
+        choices_of(["prosody"], EncoderOptions(plugin=("bad_plugin",)))
     sys.modules.pop("bad_plugin", None)
 
 

@@ -35,6 +35,7 @@ from ray_jobs.extraction.clip_features import (
 )
 from ray_jobs.extraction.extract import Resources, choices_of, resources_of, room_needed
 from ray_jobs.extraction.plan import REPORTS, Augmentation, Decoding, EncoderChoice, Extraction, Recipe, recipe_of
+from ray_jobs.options.extract import EncoderOptions
 from shards.adapters import read_clips
 from shards.check_stored import stored_samples
 from shards.clips.build import build_shard
@@ -426,7 +427,7 @@ def test_data_choose_no_folder_and_start_no_download(tmp_path: Path, monkeypatch
     mirror = str(tmp_path / "mirror")
 
     def weights_of(name: str, **given: str) -> str | None:
-        options = extract_features.EncoderOptions(weights=given or None, mirror=mirror)
+        options = EncoderOptions(weights=given or None, mirror=mirror)
         return choices_of([name], options, {})[0].weights
 
     for model in ("/tmp/x", "../outside", "a/../../outside", "a/b/c", "~/x", "..", "a//b", "./sub"):
@@ -458,7 +459,7 @@ def test_places_hold_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "sub/vit").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     names = ["hf-image:sub/vit@layer=1", "hf-audio:./gone", "hf-text:owner/name", "hf-video:sub/../sub/vit", "text"]
-    options = extract_features.EncoderOptions(weights={"text": "sub/vit", "hf-text:owner/name": "a/b"}, mirror="m")
+    options = EncoderOptions(weights={"text": "sub/vit", "hf-text:owner/name": "a/b"}, mirror="m")
     choices = choices_of(names, options)
     assert [(choice.name, choice.weights) for choice in choices] == [
         (f"hf-image:{tmp_path}/sub/vit@layer=1", None),
@@ -468,7 +469,7 @@ def test_places_hold_in_any_working_folder(tmp_path: Path, monkeypatch: pytest.M
         ("text", f"{tmp_path}/sub/vit"),
     ]
     assert {choice.mirror for choice in choices} == {f"{tmp_path}/m"}
-    options = extract_features.EncoderOptions(gpus={"hf-image:sub/vit": 0.5, "text": 1}, mirror="s3://bucket/m")
+    options = EncoderOptions(gpus={"hf-image:sub/vit": 0.5, "text": 1}, mirror="s3://bucket/m")
     assert {choice.mirror for choice in choices_of(names, options)} == {"s3://bucket/m"}
     shares = resources_of(options, [choice.name for choice in choices]).gpus
     assert shares == {f"hf-image:{tmp_path}/sub/vit@layer=1": 0.5, "text": 1}
@@ -497,7 +498,7 @@ def test_two_encoders_of_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_places_that_are_none(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        choices_of(["prosody"], extract_features.EncoderOptions(**given))
+        choices_of(["prosody"], EncoderOptions(**given))
 
 
 @pytest.mark.parametrize(

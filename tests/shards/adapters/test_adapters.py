@@ -407,3 +407,5 @@ def test_unknown_adapter_and_option(tmp_path: Path) -> None:
         read_clips("ravdes", tmp_path)
     with pytest.raises(ValueError, match="takes no --folds"):
         read_clips("ravdess", tmp_path, folds="x")
+    with pytest.raises(ValueError, match="takes no --label;"):
+        read_clips("ravdess", tmp_path, labels=("x",))
