@@ -250,7 +250,7 @@ def _arrives(device: torch.device) -> str:
 
 
 def _never_waits(device: torch.device) -> str:
-    """torch tells of whatever makes the host wait for the device."""
+    """torch reports whatever makes the host wait for the device."""
     pretrainer = _pretrainer(_config("bfloat16"), device)
     batch = _batch(48, _SMALL_WIDTHS, 0, device)
     for _ in range(3):

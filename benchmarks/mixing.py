@@ -8,7 +8,7 @@ Corpora of random features are written, then read in turns, so that a change of 
   ray          `ray.data.Dataset.mix` of the same rows (with --ray, where the installed version has it)
 
 Of each the seconds a sample, by the clock and of this process's CPU time (Ray reads in processes of its own), by how
-many rows the worst window of 1, 4 and 16 batches misses its share, and whether a reader that is made anew after some
+many rows the worst window of 1, 4 and 16 batches misses its share, and whether a reader that is made again after some
 batches goes on with the rows that it would have read. Ratios are medians of those within a turn. Other ways mix whole
 archives, or out of a few that are open: --archive-mb says how large archives are.
 """
@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     ways: dict[str, Callable[[int, int], Batches]] = {
         "plain": lambda start, count: plain(whole, batch, start, count),
         "mixed": lambda start, count: mixed(manifests, weights, batch, start, count),
-        # These know no place to begin at: made anew, they begin anew.
+        # These know no place to begin at: made again, they begin again.
         "webdataset": lambda start, count: webdataset_mix(manifests, weights, batch, count),
     }
     if options.ray:

@@ -18,7 +18,7 @@ TENSORS, DOCUMENT = "state.safetensors", "checkpoint.json"
 
 
 class CheckpointError(ValueError):
-    """A folder that is no complete checkpoint, is damaged, or was written in an unknown version."""
+    """A folder that is not a complete checkpoint, is damaged, or was written in an unknown version."""
 
 
 class CheckpointVersionError(CheckpointError):

@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """`function` by torch.compile, in one graph (a graph break is an error), anew for each shape."""
+    """`function` by torch.compile, in one graph (a graph break is an error), again for each shape."""
     return cast(Function, _compiled(function, BACKEND))
 
 

@@ -43,7 +43,7 @@ class TaskOptions:
         learned_weight_lr: Peak learning rate of learned weights.
         gradnorm_alpha: How strongly gradnorm favours tasks that train slowly; 0 makes all gradients equally large.
         share_band: Under "share", the part of its share by which a task's measured share may be off before all are set
-            anew; 0: at every step.
+            again; 0: at every step.
         share_every: Steps from one measurement of the tasks' shares of the heads' gradient (`share/NAME`) to the next;
             0: none. Where each task's gradient is taken by itself anyway, every step has them.
     """

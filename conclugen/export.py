@@ -35,7 +35,7 @@ _WHOLE = "tasks"  # before the tensors' names of tasks, as in a model
 
 
 class ExportError(ValueError):
-    """A folder that is no complete exported model, is damaged, or was written in an unknown version."""
+    """A folder that is not a complete exported model, is damaged, or was written in an unknown version."""
 
 
 def save(

@@ -128,7 +128,7 @@ class ShareWeighting(Weighting):
     """Each task's gradient gets the configured share of the heads' gradient, t_i with sum 1.
 
     With n_i = |grad L_i| over the heads' parameters, the share of a task is s_i = w_i n_i / sum_j w_j n_j. Weights stay
-    while every s_i is within t_i (1 +- band). At a step where one is not, all are set anew, before the step is made:
+    while every s_i is within t_i (1 +- band). At a step where one is not, all are set again, before the step is made:
 
         w_i = t_i (sum_j t_j n_j) / n_i
 

@@ -57,7 +57,7 @@ def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: 
                     reports[shard] = message
                     done[shard] = message.done
                 else:
-                    done[shard] = max(message, done.get(shard, 0))  # a task that was tried again begins anew
+                    done[shard] = max(message, done.get(shard, 0))  # a task that was tried again starts over
                 progress.show(sum(done.values()))
         progress.show(sum(done.values()), last=True)
         return finish(plan, [reports[task.name] for task in plan.tasks], resumed)
@@ -68,7 +68,7 @@ def _build_task(task: ShardTask) -> Iterator[int | ShardReport]:
     uris.scrub_output()
     done: list[int] = []
     messages: list[int] = []
-    # A generator can't yield from within the callback, so the shard is built on a thread and this one tells of it.
+    # A generator can't yield from within the callback, so the shard is built on a thread and this one reports it.
     result: list[ShardReport | BaseException] = []
 
     def work() -> None:
@@ -90,7 +90,7 @@ def _build_task(task: ShardTask) -> Iterator[int | ShardReport]:
 
 
 def _run(remote: Any, todo: Sequence[ShardTask], num_cpus: float) -> Iterator[tuple[str, int | ShardReport]]:
-    """(shard, what its task tells) until all have told of their end. Tasks are submitted as the cluster has CPUs for
+    """(shard, what its task reports) until all have reported their end. Tasks are submitted as the cluster has CPUs for
     them, also those of nodes that join later, and some more, by which an autoscaler sees that it is worth while."""
     waiting = list(reversed(todo))
     running: dict[Any, ShardTask] = {}

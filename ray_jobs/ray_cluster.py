@@ -62,7 +62,7 @@ class NoRayError(JobFailedError):
 def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spare: int = _SPARE_CPUS) -> None:
     """Join the cluster named by RAY_ADDRESS (a submitted job's own, for instance), else start Ray on this machine.
 
-    A local Ray is told of enough logical CPUs for the workers and the tasks that read for them, also where there are
+    A local Ray gets enough logical CPUs for the workers and the tasks that read for them, also where there are
     fewer cores. dashboard: a local Ray has one, for whose start `ray.init` waits; only Ray Train inside Ray Tune needs
     it, to ask its State API which controllers have died. spare: logical CPUs beside those of the workers.
 

@@ -1,4 +1,5 @@
-"""Access is no damage: a store that refuses, throttles or does not answer says nothing about the data in it."""
+"""A failure of access is not damage: a store that refuses, throttles or does not answer says nothing about the data in
+it."""
 
 from __future__ import annotations
 
@@ -96,7 +97,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class AccessError(OSError):
-    """Data that could not be reached, so that nothing is known about it: never a reason to repair or pack anew.
+    """Data that could not be reached, so that nothing is known about it: never a reason to repair or pack again.
 
     where: path or URL; problem and remedy: in words; may_pass: whether the same request may succeed later.
     """

@@ -121,7 +121,7 @@ class EpochPlan:
     counts: (shards,) rows selected in each shard.  seed: any integer.  global_batch: rows in a batch over all workers.
     chunk_rows: longest run of neighbouring rows; by default 1/16 of the batch, at least 1 and at most 64: neighbours
         meet in most epochs, so chunks as long as the batch would repeat the same negatives for ever.
-    remainder: what becomes of the rows that do not fill a batch at an epoch's end.
+    remainder: how the rows are handled that do not fill a batch at an epoch's end.
         "drop": they are left out of that epoch.  "pad": they make a short batch, filled up with padding rows.
         "carry": they open the next epoch's first batch (which may then hold a sample of both epochs twice); the
         number of steps differs by one between epochs, and `steps_per_epoch` is the fraction rows / global_batch.

@@ -64,7 +64,7 @@ def publish(folder: Path, publication: Publication) -> None:
         if pending(folder) is not None:
             return f"publishing {publication.words}; the same command finishes that"
         if any((folder / STAGING / name).is_file() for name in publication.names):
-            return "nothing was published; the same command begins anew"
+            return "nothing was published; the same command starts over"
         return f"published {publication.words}"
 
     with resumable(words):

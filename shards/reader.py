@@ -166,7 +166,7 @@ class Reader:
         return self._place(row)[0].name
 
     def corpus_of(self, row: np.ndarray) -> np.ndarray | None:
-        """None: this is no mixture of corpora."""
+        """None: this is not a mixture of corpora."""
         return None
 
     @property

@@ -232,7 +232,8 @@ class Schema:
             raise ValueError(f"column {name!r} is unknown, {did_you_mean(name, known)}")
 
     def resolve(self, modalities: Mapping[str, Sequence[str]] | Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-        """Modality -> columns: None is the default composition, a sequence selects from it, a mapping composes anew."""
+        """Modality -> columns: None is the default composition, a sequence selects from it, a mapping composes it
+        again."""
         if modalities is None:
             return dict(self.modalities)
         if isinstance(modalities, str):

@@ -37,7 +37,7 @@ from shards import EpochPlan
 SETS = ("ravdess", "mosi_audio_text", "mosi_text", "mosi_all", "meld")
 RECIPES = ("improved", "paper")
 CONSTANT = "most frequent labelled class"
-_CELL_CONTENT = 3  # what a kept cell holds; raise it when `Evaluation` keeps more, so that older cells are made anew
+_CELL_CONTENT = 3  # what a kept cell holds; raise it when `Evaluation` keeps more, so that older cells are made again
 # What takes longest is judged last: a page of what there is then lacks whole rows, not parts of each.
 _LATER = {"self_training": 1, "supervised": 1, "boosted_trees": 2}
 _PASSES = 4

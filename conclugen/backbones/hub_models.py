@@ -101,7 +101,7 @@ class Request:
 
     @property
     def asked(self) -> str:
-        """As `--weights` names the encoder; `text` is no family, and chooses its model by that."""
+        """As `--weights` names the encoder; `text` is not a family, and chooses its model by that."""
         return f"{self.family}:{self.model}" if self.family.startswith("hf-") else self.family
 
     def _chosen(self) -> dict[str, str]:

@@ -142,7 +142,7 @@ def message(stop: KeyboardInterrupt) -> str:
     """One line for people: `interrupted: ...` or `terminated: ...`, and the error on the way out, if there was one."""
     how = "terminated" if status() == 128 + signal.SIGTERM else "interrupted"
     notes = getattr(stop, "__notes__", ())
-    text = f"{how}: {notes[0] if notes else 'nothing was finished; the same command begins anew'}"
+    text = f"{how}: {notes[0] if notes else 'nothing was finished; the same command starts over'}"
     if stop.__cause__ is None:
         return text
     lines = str(stop.__cause__).strip().splitlines()

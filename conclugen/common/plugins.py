@@ -85,7 +85,7 @@ def package_of(point: EntryPoint) -> str:
 
 
 def unusable(kind: str, point: EntryPoint, cause: BaseException) -> str:
-    """One line about an entry point that can't be loaded, or is no proper extension."""
+    """One line about an entry point that can't be loaded, or is not a proper extension."""
     return (
         f"{kind} {point.name!r} of {package_of(point)} ({point.value}) can't be used: {reason(cause)}; fix, update or "
         "uninstall that package"

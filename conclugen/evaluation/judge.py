@@ -321,7 +321,7 @@ def _check_rows(protocol: Protocol, part: str, rows: NDArray[np.int64]) -> None:
     if target.kind == "class" and len(found := np.unique(target.values[rows])) < 2:
         raise ValueError(
             f"label {target.name!r}: all {len(rows)} {part} rows are {target.classes[found[0]]!r}, and with one class "
-            "nothing is learned or judged; choose another view, or split anew with another seed"
+            "nothing is learned or judged; choose another view, or split again with another seed"
         )
 
 

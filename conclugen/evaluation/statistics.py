@@ -5,7 +5,7 @@ is a function of sums over rows (hits and rows; a confusion matrix): sums are ta
 is a matrix product with how often each group was drawn. Percentile intervals; seeded, so the same numbers come out
 again.
 
-SciPy has neither: its bootstrap scores every resample's rows anew, and its permutation test enumerates all 2^G signs,
+SciPy has neither: its bootstrap scores every resample's rows again, and its permutation test enumerates all 2^G signs,
 where `sign_flip_p` counts those of 40 groups exactly.
 """
 
@@ -217,7 +217,7 @@ def confusion_sums(target: ArrayLike, predicted: ArrayLike, classes: int, groups
 def score_intervals(
     target: Target, rows: NDArray[np.integer], draws: Sequence[ArrayLike], groups: ArrayLike, resampling: Resampling
 ) -> dict[str, Interval]:
-    """Score -> its interval, of predictions for `rows` from each draw of labels: groups and draws are drawn anew,
+    """Score -> its interval, of predictions for `rows` from each draw of labels: groups and draws are drawn again,
     crossed (`crossed_interval`); of one draw groups alone.
 
     draws: of each, what `metrics.scores` takes. groups (n,): of `rows`; empty where these are of one group only.
@@ -507,7 +507,7 @@ def paired_tests(
     groups (`crossed_interval`), and p-values are of the means. rows: group -> test rows.
 
     Of UAR both hold one number for each class: recall of the group's rows of it, and how many they are; where a group
-    has none, its recall is not read. An interval resamples groups and takes every class's recall anew; a p-value flips
+    has none, its recall is not read. An interval resamples groups and takes every class's recall again; a p-value flips
     the signs of what each group adds to the difference, where a hit in a row of class k counts 1 / (K n_k).
 
     Raises ValueError where a system lacks a group, or there are fewer than 2.

@@ -296,11 +296,11 @@ class Task(Module):
         return []
 
     def saved(self) -> dict[str, Any] | None:
-        """JSON-able state that is no tensor; None: it has none."""
+        """JSON-able state that is not a tensor; None: it has none."""
         return None
 
     def check_saved(self, saved: Any) -> None:
-        """Raise ValueError where `saved` is no state of `saved`."""
+        """Raise ValueError where `saved` is not a state of `saved`."""
 
     def restore(self, saved: Any) -> None:
         """Go on from what `saved` gave, after `check_saved`."""

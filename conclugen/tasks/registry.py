@@ -106,7 +106,7 @@ def serve(tasks: Iterable[str], modalities: tuple[str, ...]) -> bool:
 
 
 def collect(builtin: Iterable[type[Task]], points: Iterable[EntryPoint]) -> Registry[type[Task]]:
-    """The registry of built-in tasks and entry points. Raises ValueError where a built-in one is no proper task."""
+    """The registry of built-in tasks and entry points. Raises ValueError where a built-in one is not a proper task."""
     found: dict[str, type[Task]] = {}
     for task in sorted(builtin, key=lambda task: (task.order, task.name)):
         _check(task, task.name, found, own=True)

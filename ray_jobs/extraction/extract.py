@@ -192,7 +192,7 @@ _once: OrderedDict[str, Any] = OrderedDict()
 
 def once(token: str, make: Callable[[], T]) -> T:
     """What `make` gives, made once in each process and kept for the tasks that come to it later with the same token,
-    which is that of one job: models, whose weights would be loaded anew by every task."""
+    which is that of one job: models, whose weights would be loaded again by every task."""
     if token not in _once:
         _once[token] = make()
         if len(_once) > _KEPT:

@@ -33,7 +33,7 @@ from shards.writer import write_shard
 
 @dataclass
 class ShardReport:
-    """What became of a shard's clips: clips_in = written + len(quarantined). missing: column -> written rows without
+    """The outcome of a shard's clips: clips_in = written + len(quarantined). missing: column -> written rows without
     it; rows: numbers of the written clips within the clip shard; sequence_bytes: of the archive of sequences, 0 for
     none; content: digest of what the shard holds."""
 

@@ -229,7 +229,7 @@ def refuse_taken(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise ValueError(f"host: {host!r} is no address of this machine; give 127.0.0.1 or 0.0.0.0") from None
+            raise ValueError(f"host: {host!r} is not an address of this machine; give 127.0.0.1 or 0.0.0.0") from None
         why = os.strerror(error.errno) if error.errno else str(error)
         raise ValueError(f"port: {port} cannot be used ({why}); give another one") from None
 

@@ -81,6 +81,6 @@ def _read(file: Path, section: str | None = None) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file}: does not say where the folder is tracked ({error}); give --tracking_uri, or start the job again "
-            "under its name, which writes the file anew"
+            "under its name, which writes the file again"
         ) from error
     return stored

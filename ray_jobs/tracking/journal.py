@@ -55,7 +55,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
 
 
 class JournalError(ValueError):
-    """A journal that cannot be used: missing, of another run, or a file that is no journal."""
+    """A journal that cannot be used: missing, of another run, or a file that is not a journal."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Journal:
             reopening may leave it out.
 
     Raises:
-        JournalError: there is no journal yet and no identity is given, or the journal belongs to another run.
+        JournalError: there is not a journal yet and no identity is given, or the journal belongs to another run.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Journal:
             raise JournalError(f"{path}: is a link; a journal is written to, and lies in its own folder: move it there")
         self.path = Path(path).resolve()
         if os.path.lexists(self.path) and not self.path.is_file():
-            raise JournalError(f"{path}: is no regular file; move it away")
+            raise JournalError(f"{path}: is not a regular file; move it away")
         if experiment is None or name is None:
             read_identity(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -418,8 +418,8 @@ def _encode(value: float) -> float | str:
 def _identity(record: Mapping[str, Any], path: str | Path) -> RunIdentity:
     if record["kind"] != "run":
         raise JournalError(
-            f"{path}: the first record is of kind {record['kind']!r}, not 'run'; this is no journal, or its first line "
-            "is damaged: restore it from a backup"
+            f"{path}: the first record is of kind {record['kind']!r}, not 'run'; this is not a journal, or its first "
+            "line is damaged: restore it from a backup"
         )
     identity = RunIdentity(record["run_id"], record["experiment"], record["name"], record.get("parent"), record["time"])
     for field, value in (("run_id", identity.run_id), ("parent", identity.parent)):

@@ -298,12 +298,12 @@ class JournalSender:
         return path
 
     def _check_run(self, run: MlflowRun, error: Exception) -> None:
-        """After an error what was seen of the server may be outdated; and the run may be gone, to be made anew."""
+        """After an error what was seen of the server may be outdated; and the run may be gone, to be made again."""
         run.forget()
         if (is_refusal(error) or says_absent(error)) and run.is_gone():
             self._attached = False
             raise RunGoneError(
-                f"run {run.run_id} is no longer at {uris.public(self._uri)}; it is written anew"
+                f"run {run.run_id} is no longer at {uris.public(self._uri)}; it is written again"
             ) from error
 
     def _give_up(self, record: dict[str, Any], error: Exception) -> None:

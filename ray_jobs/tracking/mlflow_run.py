@@ -115,7 +115,7 @@ class MlflowRun:
             self._parent_is_set = True
 
     def missing(self, records: Iterable[Mapping[str, Any]]) -> list[str]:
-        """What the server lacks, asked anew: the run, its place under its parent, its status, its metrics up to their
+        """What the server lacks, asked again: the run, its place under its parent, its status, its metrics up to their
         last steps, its parameters. Artifacts are not compared; names that the server refused count as missing too."""
         self.forget()
         found = self._get_run(self.run_id)

@@ -31,7 +31,7 @@ def build(exported: str | Path, folder: str | Path) -> Path:
 
     Args:
         exported: folder with `model.safetensors` and `config.json`.
-        folder: made anew; an MLflow model of an earlier call is replaced.
+        folder: made again; an MLflow model of an earlier call is replaced.
 
     Returns: `folder`, absolute.
 

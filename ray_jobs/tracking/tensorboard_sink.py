@@ -1,5 +1,5 @@
 """A run's journal as TensorBoard's event files, written while the run goes on. The journal stays the truth: every start
-of the run writes them anew from its beginning, so that what a restart repeats stands there once."""
+of the run writes them again from its beginning, so that what a restart repeats stands there once."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class CheckpointStore:
         kept = set(whole[:1])
         kept |= set(whole[: self._keep] if self._keep_by is None else sorted(whole, key=self._rank)[: self._keep])
         for step in set(self._folders()) - kept:
-            if step < whole[0]:  # a later one without document is another writer's, or will be written anew
+            if step < whole[0]:  # a later one without document is another writer's, or will be written again
                 self._filesystem.rm(self._folder(step), recursive=True)
         if self.is_local:  # what writers that were killed have left
             for left in Path(self._root).glob(f".{PREFIX}*"):

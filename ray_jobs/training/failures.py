@@ -197,7 +197,7 @@ def read(path: Path, attempt: str) -> list[Failure]:
 
 
 def forget_beginnings(path: Path) -> None:
-    """At a run's end: remove the file where it tells of no failure, only of ranks that began."""
+    """At a run's end: remove the file where it reports no failure, only of ranks that began."""
     if path.is_file() and not any(_is_failure(line) for line, _ in read_lines(path)):
         path.unlink()
 

@@ -30,7 +30,7 @@ class Forecast:
 
 
 def forecast(job: PretrainJob, widths: Mapping[str, int], nodes: Sequence[Mapping[str, Any]]) -> Forecast:
-    """nodes: as `ray.nodes()` gives them. Whatever can't be counted is no reason not to train."""
+    """nodes: as `ray.nodes()` gives them. Whatever can't be counted must not keep a run from training."""
     config = job.pretrain
     widths = {m: widths[m] for m in config.required_modalities}
     machine = machine_of(nodes, job.run.network_gbit)

@@ -89,7 +89,7 @@ class InputGauge:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The block is no training: its time counts nowhere."""
+        """The block is not training: its time counts nowhere."""
         begin = time.perf_counter()
         try:
             yield

@@ -25,7 +25,7 @@ _SIDE_BY_SIDE = 64
 
 def bring_up_to_date() -> int:
     """Wait until Ray has marked every node dead that takes no connection, or was to be taken away before now; then make
-    it look at the nodes anew.
+    it look at the nodes again.
 
     It is waited for a minute at most: a node may only be slow, and live on.
 

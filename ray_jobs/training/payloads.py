@@ -1,8 +1,8 @@
 """How a rank comes by its rows: read as they are wanted, or all of them at the start, on its device or in memory that
 the ranks of a node share.
 
-Kept rows are those of the whole view, never a fixed part of it: the plan deals them anew in every epoch, and a batch is
-one index by it. Batches, and so losses, are the same bit for bit, whichever payload brings them.
+Kept rows are those of the whole view, never a fixed part of it: the plan deals them again in every epoch, and a batch
+is one index by it. Batches, and so losses, are the same bit for bit, whichever payload brings them.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ def check_validation(source: AnySource, config: PretrainConfig, keep_by: str | N
     names = [f"validation/{name}" for name in validation.names(config, source.reader.widths)]
     if keep_by not in names:
         raise ValueError(
-            f"run.keep_by: {keep_by!r} is no measure of the validation view; {did_you_mean(keep_by, names)}"
+            f"run.keep_by: {keep_by!r} is not a measure of the validation view; {did_you_mean(keep_by, names)}"
         )
 
 

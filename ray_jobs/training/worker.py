@@ -210,7 +210,7 @@ class Watch:
 
     @property
     def announced(self) -> bool:
-        """Whether a node of the ranks will be taken away; `leaving` holds at the meeting that first tells of it."""
+        """Whether a node of the ranks will be taken away; `leaving` holds from the exchange that first reports it."""
         return bool(self._known)
 
     def note(self, damage: list[Damage]) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def _unpacked(source: Path, archives: Sequence[Path], unpack: Path, encoding: st
             return found
         raise ValueError(f"--unpack {unpack} holds what was unpacked of other archives; name another folder")
     unpack.mkdir(parents=True, exist_ok=True)
-    if any(not path.name.isdigit() for path in unpack.iterdir()):  # those of a start that was interrupted are made anew
+    if any(
+        not path.name.isdigit() for path in unpack.iterdir()
+    ):  # those of a start that was interrupted are made again
         raise ValueError(f"--unpack {unpack} is not empty; name another folder")
     rows: list[dict[str, Any]] = []
     record: dict[str, Any] = {"identity": identity, "rejected": [], "left_out": {}, "kinds": []}

@@ -32,7 +32,7 @@ _LONG_STAY = 0.25  # seconds: longer than any camera holds a picture
 
 @dataclass
 class ShardReport:
-    """What became of a task's clips: clips_in = written + len(quarantined). content: digest of what the shard holds;
+    """The outcome of a task's clips: clips_in = written + len(quarantined). content: digest of what the shard holds;
     counts: clips by what they have."""
 
     shard: str
@@ -194,7 +194,7 @@ def _features(clip: NewClip) -> list[str]:
     """Names under which a written clip is counted; a clip may have several."""
     video, audio, taken = clip.details["video"], clip.details["audio"], clip.details["taken"]
     names = [
-        "copied" if video["copied"] else "encoded anew",
+        "copied" if video["copied"] else "encoded again",
         "with sound" if clip.sound is not None else "without sound",
     ]
     told = {

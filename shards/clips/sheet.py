@@ -19,7 +19,7 @@ def face_sheet(manifest: ClipManifest, label: str, path: Path, each: int = 6) ->
     """Write a PNG: a row for each class of `label`, in it the face (the whole frame where none was found) in the middle
     of up to `each` clips, of different groups as far as there are. Returns how many faces are shown.
 
-    Raises ValueError for a label that is no class label of the shards, ShardError and MediaError for damaged clips.
+    Raises ValueError for a label that is not a class label of the shards, ShardError and MediaError for damaged clips.
     """
     classes = {item.name: item.classes for item in manifest.schema.labels if item.kind == "class"}
     if label not in classes:

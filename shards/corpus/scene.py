@@ -98,7 +98,7 @@ def film(rng: np.random.Generator, scene: Scene, face: Face, acting: Acting) -> 
         small *= lamp * _relief(place, face)[..., None]
         if scene.blur > 0.25:
             small = cv2.GaussianBlur(small, (0, 0), scene.blur)
-        # Grain of a sensor: the same in all three colours, drawn anew for each picture.
+        # Grain of a sensor: the same in all three colours, drawn again for each picture.
         small += scene.grain * rng.standard_normal((SIDE, SIDE, 1), np.float32)
         pictures[i] = np.clip(np.rint(small), 0, 255).astype(np.uint8)
     return pictures

@@ -309,7 +309,7 @@ def _read(file: BinaryIO, member: Member) -> bytes:
 
 
 def _check_array(shard: str, key: str, name: str, data: bytes, nan: str, columns: dict[str, Column]) -> bool:
-    """Whether the column is present; ShardError where it is no float array like those before it."""
+    """Whether the column is present; ShardError where it is not a float array like those before it."""
     try:
         array = read_npy(data)
     except MemberError as error:

@@ -1,4 +1,4 @@
-"""Columns of foreign shards: each member where the index found it, its npy header parsed anew."""
+"""Columns of foreign shards: each member where the index found it, its npy header parsed again."""
 
 from __future__ import annotations
 

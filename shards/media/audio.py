@@ -291,7 +291,7 @@ def _sound(
 
 
 def _places(heard: _Heard, begins: Fraction) -> list[int]:
-    """Where each piece begins, in samples after `begins`: by its time stamp, as far as that is no mere jitter."""
+    """Where each piece begins, in samples after `begins`: by its time stamp, as far as that is more than jitter."""
     jump, shift = _JUMP * heard.rate, _SHIFT * heard.rate
     places: list[int] = []
     at = 0

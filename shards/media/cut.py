@@ -1,8 +1,8 @@
-"""Cuts a video to an interval without encoding it anew wherever that is possible.
+"""Cuts a video to an interval without encoding it again wherever that is possible.
 
 The packets from the key frame before the interval up to its last picture are copied into an MP4; an edit list hides
 what lies before the interval and what comes after it, so every player shows exactly the interval. What MP4 can't hold,
-what has no usable timestamps, or what would carry too much in front of it is encoded anew as H.264.
+what has no usable timestamps, or what would carry too much in front of it is encoded again as H.264.
 """
 
 from __future__ import annotations
@@ -99,10 +99,12 @@ class _NotCopiedError(Exception):
     """The packets can't be copied; the message says why."""
 
 
-def cut_video(source: Source, start: float | None, end: float | None, limits: Limits, anew: bool = False) -> CutVideo:
+def cut_video(
+    source: Source, start: float | None, end: float | None, limits: Limits, reencode: bool = False
+) -> CutVideo:
     """The pictures shown in [start, end) seconds from the file's start (None: all) as an MP4 without sound.
 
-    The file's start is that of `shards.media.probe.start_of`. anew: encode also what could be copied: as H.264,
+    The file's start is that of `shards.media.probe.start_of`. reencode: encode also what could be copied: as H.264,
     visually lossless, upright, deinterlaced, with square pixels, and with one thread so that bytes are reproducible.
     Raises MediaError: `bad_interval`, `too_long`, `too_many_bytes`, `no_video`, ...
     """
@@ -110,17 +112,17 @@ def cut_video(source: Source, start: float | None, end: float | None, limits: Li
         raise MediaError("bad_interval", f"the interval is {start} to {end} s")
     if start is not None and end is not None:
         limits.check_seconds(end - start)
-        return _cut(source, _Interval(exact(start), exact(end), True), limits, anew)
-    return _cut(source, _Interval(None, None, False), limits, anew)
+        return _cut(source, _Interval(exact(start), exact(end), True), limits, reencode)
+    return _cut(source, _Interval(None, None, False), limits, reencode)
 
 
-def cut_until(source: Source, start: float | None, end: Fraction, limits: Limits, anew: bool = False) -> CutVideo:
+def cut_until(source: Source, start: float | None, end: Fraction, limits: Limits, reencode: bool = False) -> CutVideo:
     """As `cut_video`, without asking that the pictures reach from `start` (None: wherever they begin) to `end`."""
-    return _cut(source, _Interval(None if start is None else exact(start), end, False), limits, anew)
+    return _cut(source, _Interval(None if start is None else exact(start), end, False), limits, reencode)
 
 
-def _cut(source: Source, interval: _Interval, limits: Limits, anew: bool) -> CutVideo:
-    if not anew:
+def _cut(source: Source, interval: _Interval, limits: Limits, reencode: bool) -> CutVideo:
+    if not reencode:
         try:
             return _copy(source, interval, limits)
         except _NotCopiedError:

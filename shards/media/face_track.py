@@ -89,7 +89,7 @@ class Faces:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Faces:
-        """Inverse of `to_dict`; ValueError for anything that is no track."""
+        """Inverse of `to_dict`; ValueError for anything that is not a track."""
         try:
             tracks = tuple(
                 FaceTrack(

@@ -69,7 +69,7 @@ class Limits:
     pictures that may be undecodable or marked corrupt; such pictures are never used. audio_gap_seconds and
     audio_gap_share: sound may be longer or shorter than the picture by their sum. picture_gap_seconds: for which a
     picture of a clip may stay until the next one. max_preroll_seconds: a cut by copying begins at the key frame before
-    the interval; where that lies further back than this, the interval is encoded anew.
+    the interval; where that lies further back than this, the interval is encoded again.
     """
 
     max_pixels: int = 4096 * 2304

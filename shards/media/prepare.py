@@ -71,11 +71,11 @@ class Prepared:
 def prepare(request: Request) -> Prepared:
     """Cut and check one clip. Raises MediaError, whose `reason` says why the clip can't be used.
 
-    Unless `clocks_checked`, whole files are read for their clocks, anew at each call: who prepares many intervals of
+    Unless `clocks_checked`, whole files are read for their clocks, again at each call: who prepares many intervals of
     one remembers what was found (`shards.media.clock_verdicts`).
 
     Every picture of the result is decoded once: what is stored has been seen to be readable, and to show what was asked
-    for at its time. A copy that does not is made anew by encoding; so is interlaced video.
+    for at its time. A copy that does not is made again by encoding; so is interlaced video.
     """
     limits = request.limits
     for path in (request.audio, request.video):
@@ -174,16 +174,16 @@ class _View:
 def _cut(request: Request, until: Fraction | None = None) -> tuple[CutVideo, _View]:
     """The cut clip, compared with what was asked. until: seconds from the file's start at which it ends instead."""
 
-    def attempt(anew: bool) -> tuple[CutVideo, _View]:
+    def attempt(reencode: bool) -> tuple[CutVideo, _View]:
         if until is None:
-            cut = cut_video(request.video, request.start, request.end, request.limits, anew)
+            cut = cut_video(request.video, request.start, request.end, request.limits, reencode)
         else:
-            cut = cut_until(request.video, request.start, until, request.limits, anew)
+            cut = cut_until(request.video, request.start, until, request.limits, reencode)
         return cut, _look(cut, request)
 
-    cut, view = attempt(anew=False)
+    cut, view = attempt(reencode=False)
     if cut.copied and (view.tally.interlaced or _mismatch(cut, view, _EDIT) is not None):
-        cut, view = attempt(anew=True)
+        cut, view = attempt(reencode=True)
     if view.tally.good and (problem := _mismatch(cut, view, view.picture)) is not None:
         raise MediaError("cut_mismatch", problem)
     return cut, view

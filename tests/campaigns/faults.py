@@ -518,7 +518,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3, help="times that each fault is injected (default 3)")
     parser.add_argument("--results", type=Path, default=Path("faults.jsonl"), help="file that outcomes are appended to")
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), help="these faults (default: all)")
-    parser.add_argument("--table", type=Path, help="document whose table is written anew from all results")
+    parser.add_argument("--table", type=Path, help="document whose table is written again from all results")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: drawn)")
     parser.add_argument("--folder", type=Path, help="where runs stay, and the one without fault is found again")
     options = parser.parse_args()

@@ -68,7 +68,7 @@ def cases(draw: st.DrawFn) -> Case:
 def test_a_run_that_is_stopped_again_and_again_is_the_uninterrupted_one(
     case: Case, starts: list[tuple[int, int]]
 ) -> None:
-    """Each start has its own number of workers, a plan made anew, and the cursor that the last one left."""
+    """Each start has its own number of workers, a plan made again, and the cursor that the last one left."""
     whole, cursor = case.plan(), Cursor()
     expected = []
     for _ in range(sum(steps for _, steps in starts)):

@@ -81,7 +81,7 @@ def test_pack_stopped_at_any_rename(
             assert stopped.status == -9
         else:
             assert stopped.status == 143 and "terminated: " in stopped.error, (place, stopped)
-            told = "the same command finishes" in stopped.error or "the same command begins anew" in stopped.error
+            told = "the same command finishes" in stopped.error or "the same command starts over" in stopped.error
             assert told and "Traceback" not in stopped.error
         if out.exists():
             assert whole(stops, out).status != 0 or content(out).keys() >= content(reference).keys()
@@ -301,7 +301,7 @@ def test_every_name_that_a_view_may_have_is_published(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("at", "told"),
     [
-        ("sync_file", "nothing was published; the same command begins anew"),
+        ("sync_file", "nothing was published; the same command starts over"),
         ("_remove_others", "publishing a data set of 3 shards; the same command finishes that"),
     ],
 )

@@ -180,7 +180,7 @@ def test_an_ablation_on_a_server_stays_one_tree_and_is_complete_when_the_server_
             client = MlflowClient(uri)
             parent, children = tree(client)
             assert check(client, parent, children, tmp_path)
-            # A run that the server loses is no complete run: it is written anew, under the same parent.
+            # A run that the server loses is no complete run: it is written again, under the same parent.
             client.delete_run(children[0])
             assert send([str(folder), "--tracking-uri", uri]) == 0
             again, anew = tree(client)

@@ -318,7 +318,7 @@ def is_count(name: str) -> bool:
 
 
 def _forget_peak_memory() -> None:
-    """Start the kernel's high-water mark anew, where it can be, for a process that runs several cells."""
+    """Start the kernel's high-water mark again, where it can be, for a process that runs several cells."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

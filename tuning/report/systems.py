@@ -401,7 +401,7 @@ def _apart(record: Record) -> list[Record]:
 
 
 def _with_records(system: System, records: Iterable[Record]) -> System:
-    """One record for each seed: the newest finished one (a cell run anew by a later version has another key), else the
+    """One record for each seed: the newest finished one (a cell run again by a later version has another key), else the
     newest failed one."""
     decisive: dict[int, Record] = {}
     for record in sorted(records, key=lambda r: (r.status == "finished", r.time)):

@@ -103,7 +103,7 @@ class Judge:
         what they are in a mixture.
 
         Raises:
-            ValueError: no validation view, an unknown view or label, a label that is no class, groups on both sides,
+            ValueError: no validation view, an unknown view or label, a label that is not a class, groups on both sides,
                 a view that touches test groups, or a class without labelled training rows.
         """
         if data.validation_view is None:

@@ -58,7 +58,7 @@ class Schedule:
 
     @classmethod
     def load(cls, path: Path | str) -> Schedule:
-        """Raises ValueError for a file that is no schedule."""
+        """Raises ValueError for a file that is not a schedule."""
         try:
             content = read_mapping(path)
             if content["format"] != _FORMAT:

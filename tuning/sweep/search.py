@@ -38,7 +38,7 @@ class Outcome:
 
 
 class Proposer(Protocol):
-    """Asked for configurations, told of results."""
+    """Gives configurations and takes results."""
 
     def ask(self, number: int, attempt: int) -> Choices | None:
         """Choices of trial `number`; `attempt` > 0 where the earlier ones were known already. None: no more."""

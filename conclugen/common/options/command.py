@@ -311,7 +311,7 @@ class _CommandLine:
         return found
 
     def _entries(self, leaf: Leaf, texts: list[str], value: Any, option: str) -> Any:
-        """Pairs over those of `value`, each name once; `{...}` and what is no pair stand for the whole."""
+        """Pairs over those of `value`, each name once; `{...}` and what is not a pair stand for the whole."""
         seen: set[str] = set()
         for text in texts:
             more = schema.convert(leaf.hint, Word(text), option)

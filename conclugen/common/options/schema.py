@@ -86,7 +86,7 @@ class Leaf:
 
 def leaves(cls: type, prefix: str = "", base: Any = None) -> Iterator[Leaf]:
     """The leaves of a dataclass and of those nested in it, in order, with the defaults that `base` has, or else the
-    fields. TypeError: a field that is no plain data."""
+    fields. TypeError: a field that is not plain data."""
     documented = documentation(cls)
     for field in dataclasses.fields(cls):
         hint, name = hints(cls)[field.name], f"{prefix}{field.name}"
@@ -294,7 +294,8 @@ def is_switch(hint: Any) -> bool:
 
 
 def pairs(hint: Any, word: str) -> dict[str, Word] | Word:
-    """`a=1,b=2,3` as {"a": "1", "b": "2,3"}; of text a name alone stands for itself. The word, where it is no pairs."""
+    """`a=1,b=2,3` as {"a": "1", "b": "2,3"}; of text a name alone stands for itself. The word, where it is not
+    pairs."""
     mapping = next(option for option in _options(hint) if is_mapping(option))
     found = {}
     # A comma parts pairs where a name follows it; others belong to the value before them.

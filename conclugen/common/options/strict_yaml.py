@@ -87,7 +87,7 @@ def _as_words(node: yaml.Node | None) -> Any:
 
 
 def _compose(path: str | Path, text: str, loader: type[yaml.SafeLoader] | type[yaml.BaseLoader]) -> yaml.Node | None:
-    """The only document of a text, with everything refused that is no plain data."""
+    """The only document of a text, with everything refused that is not plain data."""
     try:
         depth = 0
         for event in yaml.parse(text, Loader=loader):

@@ -12,7 +12,7 @@ Centring by few utterances is cepstral mean normalisation's idea (Atal 1974; for
 Narayanan 2013, "Iterative feature normalization"); speakers' means as the main nuisance: Schuller et al. 2010.
 
 A representation's heads know features as they were stored, so they are given z on that scale, z * deviation + mean of
-the training rows: to them a speaker's mean looks like the training mean. They are not pretrained anew.
+the training rows: to them a speaker's mean looks like the training mean. They are not pretrained again.
 """
 
 from __future__ import annotations
@@ -277,6 +277,6 @@ def _rules(material: Material, config: CentringConfig) -> tuple[str, ...]:
         "speaker-normalised: every speaker by own mean and own deviation.",
         f"Which clips: {config.clip_draws} seeded draws; scores are means over these and over draws of labels. Every "
         "test row is scored, those that a speaker is centred by among them; their labels are not used.",
-        "Heads are not pretrained anew: they are given a speaker's mean as the training mean.",
+        "Heads are not pretrained again: they are given a speaker's mean as the training mean.",
         "Rows of this table are different tasks: what is known of a new speaker differs.",
     )

@@ -11,7 +11,7 @@ with f(n) >= t. Below the smallest n tried it is only known that the answer is a
 reaches t has no answer, and none is extrapolated: both are kept as what they are (censored), in intervals too.
 
 Intervals resample test groups and draws of labels at once, with replacement (Owen 2007's crossed bootstrap), the same
-groups and draws for every system; of a resample the target is read anew from the same raw row.
+groups and draws for every system; of a resample the target is read again from the same raw row.
 """
 
 from __future__ import annotations

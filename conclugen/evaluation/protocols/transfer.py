@@ -142,7 +142,7 @@ class Transfer(EvaluationProtocol):
 
 
 def common_classes(classes: Sequence[str], mapping: Mapping[str, str], field_: str) -> list[str]:
-    """The common name of each class. ValueError: a name in the mapping that is no class."""
+    """The common name of each class. ValueError: a name in the mapping that is not a class."""
     for name in mapping:
         if name not in classes:
             raise ValueError(f"{field_}: no class {name!r}, {did_you_mean(name, classes)}")

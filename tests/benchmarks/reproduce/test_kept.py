@@ -149,7 +149,7 @@ JUDGED = {
     "raw, supervised": "2220202120012002000001110211200200020020",
 }
 """The classes that each row predicts for the test rows."""
-RAISE = "the same options give other numbers: raise kept.NUMBERS, so that kept cells are made anew, and renew these"
+RAISE = "the same options give other numbers: raise kept.NUMBERS, so that kept cells are made again, and renew these"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -43,7 +43,7 @@ class Lie:
         return next(row for row in self.shards if row["name"] == shard)
 
     def seal(self, note: str, touched: set[str] | None = None, follow: bool = True) -> Damage:
-        """All files, with every digest made anew. follow: the manifest's counts and sizes are those of the indexes."""
+        """All files, with every digest made again. follow: the manifest's counts and sizes are those of the indexes."""
         files: dict[str, bytes | None] = {f"{shard}.tar": data for shard, data in self.tars.items()}
         for shard, columns in self.columns.items():
             arrays = [pa.array(columns[field.name], field.type) for field in self.types[shard]]

@@ -149,7 +149,7 @@ sys.exit(Command("job", Job, work).main([]))
     [
         ("none", "terminated: 1 of 2 are done"),
         ("disk", "terminated: 1 of 2 are done (on the way out: JobFailedError: another)"),
-        ("words", "terminated: nothing was finished; the same command begins anew"),
+        ("words", "terminated: nothing was finished; the same command starts over"),
         ("pipe", "terminated: 1 of 2 are done (on the way out: JobFailedError: another)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Intervals of every kind of score against scoring each resample's rows anew."""
+"""Intervals of every kind of score against scoring each resample's rows again."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_of_sentiments(groups):
 
 
 def test_draws_that_differ_widen_an_interval():
-    """Of draws that are all alike only the groups are drawn anew: the interval of one of them."""
+    """Of draws that are all alike only the groups are drawn again: the interval of one of them."""
     g = np.random.default_rng(6)
     groups = np.repeat(np.arange(30), ROWS // 30)
     target = g.integers(0, 2, ROWS)

@@ -188,7 +188,7 @@ def test_a_server_that_can_t_be_is_refused_before_ray_starts(
             (["first", "--label", "mood"], "was not evaluated on a label 'mood'"),
             (["first", "--stride", "9"], "--stride: must be above 0 and within the window (2 s), got 9"),
             (["first", "--port", port], f"--port: {port} cannot be used (Address already in use); give another one"),
-            (["first", "--host", "192.0.2.7"], "--host: '192.0.2.7' is no address of this machine"),
+            (["first", "--host", "192.0.2.7"], "--host: '192.0.2.7' is not an address of this machine"),
             (["first", "--port", "70000"], "--port: must be 1 to 65535, got 70000"),
             (["first", "--queue", "0"], "--queue: must be at least 1, got 0"),
             (["first", "--host", "a b"], "--host: must be an address such as 127.0.0.1, got 'a b'"),

@@ -159,7 +159,7 @@ def test_seeks_that_land_too_late_are_taken_back(tmp_path: Path, monkeypatch: py
         assert shown(again.video) == shown(right.video)
         assert again.sound is not None and right.sound is not None
         assert read_wav(again.sound)[0] == pytest.approx(read_wav(right.sound)[0], abs=2 / 32768)
-        assert [n for _, n in shown(cut_video(path, 5.0, 7.0, Limits(), anew=True).data)] == list(range(125, 175))
+        assert [n for _, n in shown(cut_video(path, 5.0, 7.0, Limits(), reencode=True).data)] == list(range(125, 175))
     assert len(calls) >= 4
 
 
@@ -197,7 +197,7 @@ def test_one_picture_of_a_variable_rate_is_as_long_as_it_is_shown(tmp_path: Path
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "flac"), ("ts", "mp2"), ("mp4", "aac")])
 def test_a_picture_stays_until_the_next_one(suffix: str, codec: str, tmp_path: Path) -> None:
     """A screen recording whose picture does not change from 2 to 7 s: an interval that ends meanwhile has its length,
-    and its sound, whether the packets are copied or encoded anew."""
+    and its sound, whether the packets are copied or encoded again."""
     times = [Fraction(i, 25) + 5 * (i >= 50) for i in range(100)]
     options = {"preset": "ultrafast", "bf": "0"}
     path = make(tmp_path / f"a.{suffix}", Recipe(times, [(0.0, 9.0)], sound_codec=codec, options=options))
@@ -211,9 +211,9 @@ def test_a_picture_stays_until_the_next_one(suffix: str, codec: str, tmp_path: P
     assert clip.sound is not None and clip.details["audio"]["padded"] == clip.details["audio"]["holes"] == 0
     for at in (0.3, 2.6):
         assert time_heard(*read_wav(clip.sound), at) == pytest.approx(begin + at, abs=CLOSE)
-    for anew in (False, True):
-        made = cut_video(path, 1.0, 4.0, Limits(), anew=anew)
-        assert made.copied is not anew and float(made.length) == pytest.approx(4.0 - begin, abs=1e-3)
+    for reencode in (False, True):
+        made = cut_video(path, 1.0, 4.0, Limits(), reencode=reencode)
+        assert made.copied is not reencode and float(made.length) == pytest.approx(4.0 - begin, abs=1e-3)
         assert [number for _, number in shown(made.data)] == list(range(25, 50))
 
 
@@ -268,9 +268,9 @@ def test_a_cut_that_shows_something_else_is_not_stored(tmp_path: Path, monkeypat
     real = cut_video
 
     def wrong(first: float, second: float) -> object:
-        def cut_wrongly(source: object, start: float, end: float, limits: Limits, anew: bool = False) -> CutVideo:
-            promised = real(path, start, end, limits, anew)
-            given = real(path, start + first, end + second, limits, anew)
+        def cut_wrongly(source: object, start: float, end: float, limits: Limits, reencode: bool = False) -> CutVideo:
+            promised = real(path, start, end, limits, reencode)
+            given = real(path, start + first, end + second, limits, reencode)
             return replace(given, times=promised.times, origin=promised.origin)
 
         return cut_wrongly

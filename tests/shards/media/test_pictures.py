@@ -60,8 +60,8 @@ def test_each_display_matrix_is_obeyed_in_copies_and_encoded_anew(
     assert clip.details["video"]["copied"]
     assert (clip.details["video"]["height"], clip.details["video"]["width"]) == expected.shape[:2]
     assert np.array_equal(read_frames(clip.video, (1,))[1].pixels[0], expected)
-    anew = cut_video(path, None, None, Limits(), anew=True).data
-    with av.open(io.BytesIO(anew)) as container:
+    encoded = cut_video(path, None, None, Limits(), reencode=True).data
+    with av.open(io.BytesIO(encoded)) as container:
         plain = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert plain.shape == expected.shape
     assert np.abs(plain.astype(float) - expected).mean() < 2
@@ -185,8 +185,8 @@ def test_a_disc_is_round_with_pixels_of_any_shape(name: str, codec: str, aspect:
             bright = image.mean(axis=2) > 128
             assert bright.any(axis=0).sum() == pytest.approx(60, abs=2)
             assert bright.any(axis=1).sum() == pytest.approx(60, abs=2)
-    anew = cut_video(path, None, None, Limits(), anew=True).data
-    with av.open(io.BytesIO(anew)) as container:
+    encoded = cut_video(path, None, None, Limits(), reencode=True).data
+    with av.open(io.BytesIO(encoded)) as container:
         stream = container.streams.video[0]
         assert stream.sample_aspect_ratio in (None, 1) and stream.width == width
 
