@@ -398,16 +398,8 @@ def _sentiment(section: Section, truth: NDArray[np.float64]) -> list[str]:
         if evaluation.values is None:
             continue
         scores = [sentiment(truth[tested], draw) for draw in evaluation.values[:, tested]]
-        columns = np.mean(
-            [
-                [
-                    *(s.continuous.mean_absolute_error, s.continuous.pearson, s.continuous.concordance),
-                    *(s.accuracy7, s.accuracy2_nonnegative, s.accuracy2_positive),
-                ]
-                for s in scores
-            ],
-            axis=0,
-        )
+        shown = ("mae", "pearson", "concordance", "accuracy7", "accuracy2_nonnegative", "accuracy2_positive")
+        columns = np.mean([[each[score] for score in shown] for each in scores], axis=0)
         lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in columns)} |")
     return [
         "Continuous sentiment (-3 to 3) by ridge regression from all training labels, mean over the seeds: absolute "

@@ -298,7 +298,7 @@ def _score(logits: Floats, target: NDArray[np.generic], kind: Kind, validation_l
     if kind == "class":
         return float((logits.argmax(axis=1) == target).mean())
     if kind == "multilabel":
-        return multi_label(target, sigmoid(logits)).accuracy_weighted
+        return multi_label(target, sigmoid(logits))["accuracy_weighted"]
     return -validation_loss
 
 

@@ -48,17 +48,17 @@ def test_statistics_are_those_of_rescored_resamples(data):
     def scores(rows):
         return single_label(target[rows], predicted[rows], 3)
 
-    accuracy = slow_resamples(groups, lambda rows: scores(rows).accuracy, few)
+    accuracy = slow_resamples(groups, lambda rows: scores(rows)["accuracy"], few)
     found = mean_interval(predicted == target, groups, few)
     np.testing.assert_allclose((found.low, found.high), np.quantile(accuracy, [0.025, 0.975]))
     assert found.estimate == pytest.approx(np.mean(predicted == target))
     assert found.groups == 12
 
-    recall = slow_resamples(groups, lambda rows: scores(rows).unweighted_average_recall, few)
+    recall = slow_resamples(groups, lambda rows: scores(rows)["uar"], few)
     sums = confusion_sums(target, predicted, 3, groups)
     found = bootstrap_interval(sums, unweighted_average_recall, few)
     np.testing.assert_allclose((found.low, found.high), np.quantile(recall, [0.025, 0.975]))
-    f1 = slow_resamples(groups, lambda rows: scores(rows).scalars()["f1_macro"], few)
+    f1 = slow_resamples(groups, lambda rows: scores(rows)["f1_macro"], few)
     found = bootstrap_interval(sums, macro_f1, few)
     np.testing.assert_allclose((found.low, found.high), np.quantile(f1, [0.025, 0.975]))
 
@@ -70,7 +70,7 @@ def test_paired_difference_is_that_of_rescored_pairs(data):
 
     def difference(rows):
         one, other = (single_label(target[rows], guess[rows], 3) for guess in (first, second))
-        return one.unweighted_average_recall - other.unweighted_average_recall
+        return one["uar"] - other["uar"]
 
     expected = slow_resamples(groups, difference, few)
     one, other = (confusion_sums(target, guess, 3, groups) for guess in (first, second))

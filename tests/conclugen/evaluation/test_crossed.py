@@ -17,9 +17,9 @@ from conclugen.evaluation.statistics import (
 SEEDS, DRAWS, GROUPS = 3, 4, 6
 FEW = Resampling(resamples=20, seed=5)
 STATISTICS = {
-    "accuracy": (accuracy, lambda s: s.accuracy),
-    "uar": (unweighted_average_recall, lambda s: s.unweighted_average_recall),
-    "f1": (macro_f1, lambda s: s.per_class.averages()["f1_macro"]),
+    "accuracy": (accuracy, lambda s: s["accuracy"]),
+    "uar": (unweighted_average_recall, lambda s: s["uar"]),
+    "f1": (macro_f1, lambda s: s["f1_macro"]),
 }
 
 
