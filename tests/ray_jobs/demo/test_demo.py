@@ -11,7 +11,7 @@ import pytest
 
 from conclugen.common.atomic import hidden_beside
 from ray_jobs.demo import steps, summary
-from ray_jobs.demo.command import clear, main
+from ray_jobs.demo.__main__ import clear, main
 from ray_jobs.demo.steps import DemoConfig
 from ray_jobs.embedding.clips import Embedded
 from shards.corpus.emotions import EMOTIONS
@@ -48,7 +48,7 @@ def test_a_kill_while_a_demo_is_removed_does_not_lock_its_folder(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("ray_jobs.demo.command.shutil.rmtree", killed)
+        patched.setattr("ray_jobs.demo.__main__.shutil.rmtree", killed)
         clear(tmp_path)
     clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".conclugen-demo"]
