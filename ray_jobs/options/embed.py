@@ -10,7 +10,7 @@ from ray_jobs.options.model import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedJob(ModelOptions, EncoderOptions):
+class EmbedJob(EncoderOptions, ModelOptions):
     """Representations of new clips by a pretrained run: of video files, or of shards of clips or features.
 
     Clips go through the very encoders that made the run's features; other weights are refused. Probabilities are those

@@ -10,7 +10,7 @@ from ray_jobs.options.model import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeJob(ModelOptions, WeightOptions):
+class ServeJob(WeightOptions, ModelOptions):
     """A finished run behind HTTP: features or clips in, vectors and class probabilities out.
 
     GET /health says what the model takes; POST /features takes rows of features as JSON; POST /clips a video file as
