@@ -77,12 +77,12 @@ def _repair(folder: Path) -> Outcome:
     holder: dict[str, str] = {}
     for name in names:
         try:
-            entry, rebuilt = _whole_entry(folder, name, schema, digests.get(name), holder)
+            entry, is_new = _whole_entry(folder, name, schema, digests.get(name), holder)
         except ShardError as error:
             left_out.append((name, str(error)))
             continue
         kept.append(entry)
-        if rebuilt:
+        if is_new:
             rebuilt.append(name)
     if not kept:
         reasons = "; ".join(reason for _, reason in left_out[:3])

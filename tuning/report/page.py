@@ -1,10 +1,12 @@
 """A report as a list of blocks (headings, texts, tables, charts), and the same blocks as HTML and as Markdown."""
 
+from __future__ import annotations
+
 import base64
 import itertools
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -42,9 +44,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Charts:
-    """Figures of the page's folder, side by side; HTML has them within it, and offers every format."""
+    """Pictures of the page's folder, (caption, name of a PNG), side by side; HTML has them within it, and offers every
+    format. drawings: those that are yet to be drawn."""
 
-    drawings: tuple[Drawing, ...]
+    pictures: tuple[tuple[str, str], ...]
+    drawings: tuple[Drawing, ...] = ()
+
+    @classmethod
+    def of(cls, drawings: Iterable[Drawing]) -> Charts:
+        shown = tuple(drawings)
+        return cls(tuple((drawing.caption, f"{drawing.name}.png") for drawing in shown), shown)
 
 
 Block = Heading | Text | Charts | Table
@@ -84,7 +93,7 @@ def markdown(title: str, lead: Sequence[str], blocks: Sequence[Block]) -> str:
             items = [tables.markdown(item) for item in block.items]
             parts.append("\n".join(f"- {item}" for item in items) if block.listed else "\n\n".join(items))
         elif isinstance(block, Charts):
-            parts += [f"![{tables.markdown(each.caption)}]({each.name}.png)" for each in block.drawings]
+            parts += [f"![{tables.markdown(caption)}]({name})" for caption, name in block.pictures]
         else:
             parts.append(_markdown_table(block))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -104,19 +113,16 @@ def _html(block: Block, folder: Path, codes: Mapping[str, str]) -> str:
 
 def _html_charts(charts: Charts, folder: Path) -> str:
     shown = []
-    for drawing in charts.drawings:
-        caption = _told(drawing.caption)
-        files = [
-            (path.suffix[1:], _content(folder, path)) for path in figure_style.files_of(folder / f"{drawing.name}.png")
-        ]
-        files = [(kind, data) for kind, data in files if data]
-        if files:
-            links = " ".join(_link(f"{drawing.name}.{kind}", _TYPES[kind], data, kind.upper()) for kind, data in files)
-            kind, data = next((file for file in files if file[0] == "svg"), files[0])  # it is sharp in print
-            source = f"data:{_TYPES[kind]};base64,{base64.b64encode(data).decode()}"
-            shown.append(
-                f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption} {links}</figcaption></figure>'
-            )
+    for caption, name in charts.pictures:
+        kept = {path.suffix[1:]: _content(folder, path) for path in figure_style.files_of(folder / name)}
+        kept = {kind: data for kind, data in kept.items() if data}
+        within = [kind for kind in ("svg", "png") if kind in kept]
+        if within:
+            stem, told = Path(name).stem, _told(caption)
+            links = " ".join(_link(f"{stem}.{kind}", _TYPES[kind], data, kind.upper()) for kind, data in kept.items())
+            kind = min(within, key=lambda kind: len(kept[kind]))  # many points are many bytes of SVG
+            source = f"data:{_TYPES[kind]};base64,{base64.b64encode(kept[kind]).decode()}"
+            shown.append(f'<figure><img alt="{told}" src="{source}"><figcaption>{told} {links}</figcaption></figure>')
     return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
 
 

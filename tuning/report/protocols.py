@@ -62,7 +62,7 @@ def blocks(found: Sequence[Found]) -> Iterator[Block]:
                 lines = tuple(Line(shown(row[0]), tuple(_entry(cell) for cell in row[1:])) for row in table.rows)
                 head = tuple((column,) for column in table.columns[1:])
                 yield Table(table.name, table.columns[0], head, lines)
-            yield Charts(tuple(_drawing(one, name, chart) for chart in charts(answer)))
+            yield Charts.of(_drawing(one, name, chart) for chart in charts(answer))
             yield Text(tuple(map(str, answer["rules"])), listed=True)
             if answer["holes"]:
                 yield Text(tuple(f"Not measured: {hole}" for hole in answer["holes"]), listed=True)

@@ -251,7 +251,7 @@ def _ablation(results: Results, families: dict[str, list[Family]], scores: Seque
     if beside:
         yield results_table(results, beside, "Representation + raw, each half of the variance", scores, explained)
     yield Heading("Label efficiency", "labels")
-    yield Charts(tuple(_figures(results, families)))
+    yield Charts.of(_figures(results, families))
     yield Heading("Significance against references", "significance")
     told = [line for family in families["references"] for line in report_findings.against_raw(results, family)]
     if told:
@@ -300,7 +300,7 @@ def _sweep(trials: Sequence[Record], baselines: Sequence[Record]) -> Iterator[Bl
             if confusion is not None:
                 yield confusion
         charts = sweep_response.weight_response(own).items()
-        yield Charts(tuple(_response(sweep, task, points, name) for task, points in charts if points))
+        yield Charts.of(_response(sweep, task, points, name) for task, points in charts if points)
         yield from _importance(f"{sweep}: {name}", "", own)
         groups = sweep_response.by_tasks(own)
         if len(groups) > 1:
@@ -346,7 +346,7 @@ def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Blo
     bars = {parameter: [mean, mean - spread, mean + spread, 0.68, 0] for parameter, (mean, spread) in shown.items()}
     title = f"importance for {name}{where}"
     options = {"ylabel": "fall of R²", "whiskers": "deviation", "title": title}
-    yield Charts((Drawing(file_name(title.replace(" ", "_")), title, drawings.BARS, bars, options=options),))
+    yield Charts.of([Drawing(file_name(title.replace(" ", "_")), title, drawings.BARS, bars, options=options)])
     lines = tuple(
         Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}"))) for parameter, (mean, spread) in shown.items()
     )

@@ -179,4 +179,4 @@ def _pictures(folder: Path, pictures: Mapping[str, Path], captions: Mapping[str,
                 with open_regular(inside(folder, source.absolute()), _LARGEST_PICTURE) as file:
                     write_bytes(target, file.read())
         shown.append((of_path.get(path) or _CAPTIONS.get(path.name, path.stem), name))
-    return Charts((), tuple(shown))
+    return Charts(tuple(shown))
