@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from conclugen.common.options import Command
-from conclugen.common.tables import csv_text, markdown_head, markdown_row, one_line
+from conclugen.common.tables import csv_text, markdown_head, markdown_row, one_line, prose
 from conclugen.evaluation.judge import Score
 from conclugen.evaluation.statistics import Interval
 from ray_jobs import evaluation, plots
@@ -127,11 +127,12 @@ def test_html_and_its_charts_read_back(tmp_path: Path) -> None:
     pictures = tuple((name, f"p{number}.png") for number, name in enumerate(NAMES))
     blocks = [tables.Table("t", "system", (("score",),), lines), page.Charts(pictures)]
     text = page.html("title", ["lead"], blocks, tmp_path)
-    for of, head in (("th", 2), ("figcaption", 0)):
-        reader = _Page(of)
+    heads, captions = _Page("th"), _Page("figcaption")
+    for reader in (heads, captions):
         reader.feed(text)
-        assert [_meant(one.removesuffix(" SVG")) for one in reader.found[head:]] == NAMES
         assert "script" not in reader.tags
+    assert [_meant(one) for one in heads.found[2:]] == NAMES
+    assert [one.removesuffix(" SVG") for one in captions.found] == [prose(name) for name in NAMES]
 
 
 def test_the_table_of_an_evaluation_reads_back(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ folder where it has one.
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -346,7 +347,7 @@ def _importance(name: str, where: str, trials: Sequence[Record]) -> Iterator[Blo
     bars = {parameter: [mean, mean - spread, mean + spread, 0.68, 0] for parameter, (mean, spread) in shown.items()}
     title = f"importance for {name}{where}"
     options = {"ylabel": "fall of R²", "whiskers": "deviation", "title": title}
-    yield Charts.of([Drawing(file_name(title.replace(" ", "_")), title, drawings.BARS, bars, options=options)])
+    yield Charts.of([Drawing(file_name(re.sub(r"\W+", "_", title)), title, drawings.BARS, bars, options=options)])
     lines = tuple(
         Line(parameter, (Entry(f"{mean:.3f}"), Entry(f"{spread:.3f}"))) for parameter, (mean, spread) in shown.items()
     )
