@@ -75,7 +75,6 @@ ALLOWED = {
     ("shards/transcripts/recogniser.py", "importlib.import_module"): "one of the recognisers' modules that it lists",
     ("shards/adapters/__init__.py", "importlib.import_module"): "one of the adapters' modules that it lists",
     ("shards/__init__.py", "importlib.import_module"): "one of the modules that hold its public names",
-    ("shards/corpus/__init__.py", "importlib.import_module"): "one of the modules that hold its public names",
     ("conclugen/common/deferred.py", "importlib.import_module"): "libraries and modules that a source file names",
     ("conclugen/common/plugins.py", "importlib.import_module"): "the files of a folder of the project's own",
     ("ray_jobs/doctor.py", "importlib.import_module"): "one of the libraries that it lists",
