@@ -46,6 +46,8 @@ from ray_jobs.verdict import verdict as verdict_of
 from shards import Column, Label, Manifest, Reader, Rows, Sample, Schema, ShardWriter, View
 from shards.view import IndexValues
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 ROWS, SPEAKERS, CLASSES = 120, 12, ("calm", "happy")
 WIDTHS = {"video": 6, "audio": 5}
 

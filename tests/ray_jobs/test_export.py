@@ -18,6 +18,8 @@ from ray_jobs import sharing
 from ray_jobs.export import main
 from ray_jobs.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 WIDTHS = {"video": 5, "audio": 4}
 
 

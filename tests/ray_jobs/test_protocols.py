@@ -26,6 +26,8 @@ from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
 from shards.view import IndexValues
 from tuning.report.__main__ import main as report
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 WIDTHS = {"video": 6, "audio": 5}
 CLASSES = ("calm", "happy")
 QUICK = ("--protocols.resamples", "50", "--protocols.draws", "2", "--protocols.missing-modalities.rates", "0.5")

@@ -27,6 +27,8 @@ from conclugen.evaluation.config import RIDGE_STRENGTHS
 from conclugen.evaluation.features import normalise
 from ray_jobs import pretrain
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 ACTORS = 8
 TINY = Settings(
     representation_dim=16,

@@ -44,6 +44,8 @@ from shards.schema import Label
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video, sine
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 ROOT = Path(__file__).parents[3]
 NAMES = ("random-image", "random-video", "random-audio", "random-text")
 

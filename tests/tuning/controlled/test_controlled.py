@@ -31,6 +31,8 @@ from tuning.controlled.job import ControlledJob
 from tuning.controlled.rendered import RenderedConfig
 from tuning.systems import System
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 SMALL = FactorsConfig(widths={"video": 24, "audio": 20}, speakers=9, clips=12)
 
 
@@ -142,7 +144,7 @@ def test_from_shards_to_page_and_on_again(tmp_path: Path, capsys: pytest.Capture
         output=str(tmp_path),
         systems=("contrastive+reconstruction",),
         data_seeds=(0, 1),
-        epochs=12,
+        epochs=6,
         global_batch=36,
         representation_dim=8,
         projection_dim=4,

@@ -29,6 +29,8 @@ from tuning.report.sweep_response import by_tasks, compared, importance, weight_
 from tuning.report.systems import Results, best
 from tuning.report.tables import claim_table, reference_table, results_table
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 TASKS = ("contrastive", "clustering", "reconstruction")
 GROUPS = [str(n) for n in range(1, 13)]
 
@@ -355,6 +357,7 @@ def test_the_page_is_whole_and_needs_nothing_besides_itself(folder):
     assert {path.name for path in report(folder)} == {path.name for path in (folder / "report").iterdir()}
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_it_begins_with_what_won_and_by_how_much(folder):
     """Then the box of set-up, as far as the journal tells of it."""
     with Journal(folder / "journal.jsonl", experiment="e", name="first") as journal:
@@ -398,6 +401,7 @@ def test_the_page_offers_its_tables_and_figures_and_names_combinations_shortly(f
     assert '<th scope="row">contrastive</th>' in text and "contrastive (con)" in text
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_figures_are_drawn_again_as_they_were_and_as_a_paper_wants_them(folder, monkeypatch):
     files = {path.name: path for path in report(folder)}
     place = folder / "report"
