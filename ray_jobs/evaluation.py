@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 import conclugen
@@ -37,7 +38,7 @@ from ray_jobs.options.evaluate import EvaluateJob
 from ray_jobs.provenance import stamp_of
 from ray_jobs.roles import Units, refuse_shared
 from ray_jobs.run_folder import RunFolder
-from ray_jobs.source import available_widths, held_out_view, note_no_validation, open_reader
+from ray_jobs.source import available_widths, data_set, held_out_view, note_no_validation, open_reader
 from ray_jobs.tracking import described
 from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
@@ -89,10 +90,10 @@ class Opened:
 
     @property
     def input(self) -> dict[str, object]:
-        """The data, as MLflow lists it."""
-        manifest = self.read.units.values.manifest
-        own = {"name": Path(manifest.folder).name, "digest": manifest.digest, "source": str(manifest.folder)}
-        return {**own, "context": "evaluation", "rows": len(self.read.fold.test_rows)}
+        """The rows that it is judged on, as MLflow lists them."""
+        manifest, judged = self.read.units.values.manifest, np.sort(self.read.rows.row[self.read.fold.test_rows])
+        digest = xxhash.xxh3_128_hexdigest(manifest.digest.encode() + judged.astype(np.int64).tobytes())
+        return data_set(str(manifest.folder), digest, len(judged), "evaluation")
 
     @property
     def model(self) -> str:

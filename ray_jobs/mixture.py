@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from conclugen import PretrainConfig
 from conclugen.corpora import by_corpus
 from ray_jobs.run_config import DataConfig, SourceConfig
-from ray_jobs.source import Source, rendered, rounding
+from ray_jobs.source import Source, data_set, rendered, rounding
 from shards import Cursor, Manifest, Reader, Rows, View
 from shards.damage import Damage, DamageLog, ShardError
 from shards.mixed_plan import MixedPlan
@@ -87,6 +87,10 @@ class Corpora:
             chunk_rows=data.chunk_rows,
             epoch_rows=_epoch_rows(data, self.corpora),
         )
+
+    def inputs(self) -> list[dict[str, object]]:
+        """As `Source.inputs`, one for each corpus."""
+        return [data_set(str(c.source.folder), c.view.digest, c.view.rows, name=c.name) for c in self.corpora]
 
     def fitted(self, most: int, seed: int) -> Fitted:
         """Of at most so many rows of each corpus, drawn by the seed."""
@@ -237,17 +241,7 @@ class Mixture:
         return info | ({"features": made[0]} if made[0] is not None and all(m == made[0] for m in made) else {})
 
     def inputs(self) -> list[dict[str, object]]:
-        """As `Source.inputs`, one for each corpus."""
-        return [
-            {
-                "name": corpus.name,
-                "digest": corpus.manifest.digest,
-                "source": str(corpus.source.folder),
-                "context": "training",
-                "rows": corpus.view.rows,
-            }
-            for corpus in self.corpora
-        ]
+        return self.opened.inputs()
 
     def tags(self) -> dict[str, str]:
         """What a run is found by in MLflow."""

@@ -20,6 +20,12 @@ from shards.stats import absent_modalities, column_moments
 from shards.stream import ReadAhead, Step
 
 
+def data_set(folder: str, digest: str, rows: int, context: str = "training", name: str = "") -> dict[str, object]:
+    """A data set as MLflow lists it. MLflow knows one by name and digest, and keeps the number of rows that it is told
+    first: the digest is of the rows that are read, not of the folder."""
+    return {"name": name or Path(folder).name, "digest": digest, "source": folder, "context": context, "rows": rows}
+
+
 @dataclass(frozen=True)
 class Source:
     """A view of a set of shards, its reader and the order in which training consumes it."""
@@ -102,9 +108,7 @@ class Source:
 
     def inputs(self) -> list[dict[str, object]]:
         """What a run reads, as MLflow lists it."""
-        folder = str(self.data.folder)
-        own = {"name": Path(folder).name, "digest": self.manifest.digest, "source": folder}
-        return [{**own, "context": "training", "rows": self.view.rows}]
+        return [data_set(str(self.data.folder), self.view.digest, self.view.rows)]
 
     def tags(self) -> dict[str, str]:
         """What a run is found by in MLflow."""

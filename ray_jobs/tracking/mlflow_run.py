@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ _log = logging.getLogger(__name__)
 IDENTITY_TAG = "conclugen.run_id"
 PARENT_TAG = "conclugen.parent"
 MLFLOW_PARENT_TAG = "mlflow.parentRunId"
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # or its pages ask what the experiment is for
 _MLFLOW_NAME_TAG = "mlflow.runName"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # or the page opens with prompts and traces
 _SOURCE = {"mlflow.source.name": "conclugen", "mlflow.source.type": "LOCAL"}
@@ -31,6 +31,7 @@ PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000
 NAME_LENGTH = 250
+DATA_SET_LENGTH = 500
 DIGEST_LENGTH = 36
 
 # An answer that says the request itself is wrong: sending it again cannot help.
@@ -258,7 +259,7 @@ class MlflowRun:
         inputs = [
             DatasetInput(
                 Dataset(
-                    name=each["name"][:NAME_LENGTH],
+                    name=each["name"][:DATA_SET_LENGTH],
                     digest=each["digest"][:DIGEST_LENGTH],
                     source_type="shards",
                     source=json.dumps({"uri": each["source"]}),
@@ -287,7 +288,7 @@ class MlflowRun:
         uri = self._client.get_run(self.run_id).info.artifact_uri
         parts = urlsplit(uri)
         local = parts.scheme in ("", "file") and not parts.netloc
-        if not local or not Path(unquote(parts.path)).resolve().is_relative_to(self._artifacts_below):
+        if not local or not Path(os.path.realpath(unquote(parts.path))).is_relative_to(self._artifacts_below):
             raise ForeignStoreError(
                 f"the store keeps this run's artifacts at {uris.public(uri)}, outside of {self._artifacts_below}; "
                 "nothing is written there. Move the folder away from that mlflow.db, or name another by --tracking_uri"

@@ -61,6 +61,9 @@ def check_mlflow(uri: str, folder: SweepFolder, trials: int) -> None:
     assert parent.info.run_name == folder.name and parent.info.status == "FINISHED"
     assert len(children) == trials and len({run.info.run_name for run in children}) == trials
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    (data,) = {(d.dataset.name, d.dataset.digest, d.dataset.profile) for run in runs for d in run.inputs.dataset_inputs}
+    assert {len(run.inputs.dataset_inputs) for run in runs} == {1}
+    assert data[:2] == (parent.data.tags["dataset"], parent.data.tags["view_digest"])
     for run in children:
         journal = folder.trial(int(run.data.tags["trial"])) / "journal.jsonl"
         for name, curve in metric_history(journal).items():

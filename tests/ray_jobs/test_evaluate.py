@@ -152,6 +152,26 @@ def test_another_view_of_the_same_data_and_label_is_another_evaluation(
     assert capsys.readouterr().out.count("is replaced") == 2
 
 
+def test_an_evaluation_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    place = tmp_path / "evaluation" / "mine"
+
+    def write(text: str, fails: bool = False) -> None:
+        with evaluation.replaced(place) as whole:
+            for name in ("scores.json", "bars.png"):
+                (whole / name).write_text(text)
+            if fails:
+                raise OSError("disk full")
+
+    write("first")
+    (place / "probe.json").write_text("kept")
+    write("second")
+    with pytest.raises(OSError, match="disk full"):
+        write("third", fails=True)
+    found = {path.name: path.read_text() for path in place.iterdir()}
+    assert found == {"scores.json": "second", "bars.png": "second", "probe.json": "kept"}
+    assert [path.name for path in place.parent.iterdir()] == ["mine"]
+
+
 def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     tmp_path: Path, job: PretrainJob, shards: ShardsConfig
 ) -> None:
@@ -164,6 +184,13 @@ def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     with sqlite3.connect(tmp_path / "elsewhere" / "other.db") as store:
         assert store.execute("select count(*) from runs").fetchone() == (1,)
         keys = {key for (key,) in store.execute("select key from latest_metrics")}
+        ((name, digest, source, profile),) = store.execute(
+            "select name, digest, dataset_source, dataset_profile from datasets"
+        )
+        assert store.execute("select name, value from input_tags").fetchall() == [("mlflow.data.context", "evaluation")]
+    assert (name, json.loads(source), len(digest)) == ("voices", {"uri": shards.folder}, 32)
+    judged = [i for i in range(ROWS) if i % 10 != 9 and i // 2 % SPEAKERS in (10, 11)]
+    assert json.loads(profile) == {"num_rows": len(judged)}
     assert {"loss", "evaluation/voices/emotion/100 percent of labels/accuracy pretrained"} <= keys
     table = (result.folder / "table.md").read_text()
     for row in ("pretrained, probe", "pretrained + raw, probe", "raw balanced, probe", "best single modality, probe"):

@@ -2,11 +2,17 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
+import pytest
 
-from ray_jobs.tracking.journal import Journal
+from ray_jobs.source import data_set
+from ray_jobs.tracking.journal import Journal, read_records
 from ray_jobs.tracking.journal_sender import JournalSender
+from tuning.ablation.tracking import CellRuns
+from tuning.ledger import Record
 from tuning.nested_runs import JOURNAL, NestedRunsSink
 
 NOBODY = "http://127.0.0.1:9"  # the discard port
@@ -93,3 +99,33 @@ def test_children_that_were_sent_before_they_ended_are_let_go(tmp_path: Path) ->
         assert one not in sink._senders
         JournalSender(one, uri).close()  # its lock is free: nobody else sends
         opened.close()
+
+
+def test_each_cell_lists_its_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, also where it is written again; the ablation's own run lists them all."""
+    sink = SimpleNamespace(ended=lambda _: None, close=lambda _: True)
+    monkeypatch.setattr("tuning.ablation.tracking.NestedRunsSink", lambda *_: sink)
+    sets = {name: data_set(f"/data/{name}-set", name * 32, rows, name=name) for name, rows in (("a", 3), ("b", 4))}
+    options: dict[str, Any] = {"experiment": "e", "name": "n", "params": {}, "tags": {}, "inputs": list(sets.values())}
+    for _ in range(2):
+        runs = CellRuns(tmp_path, "sqlite:///nowhere.db", **options)
+        runs.cell(Record("one", "cell", "finished", tags={"dataset": "b"}, metrics={"accuracy@1": 0.5}), "one")
+        runs.cell(Record("two", "cell", "failed", tags={"dataset": "a"}, reason="out of memory"), "two")
+        assert runs.close() == []
+
+    def listed(journal: Path) -> list[dict[str, object]]:
+        records = [record for record, _ in read_records(journal) if record["kind"] == "inputs"]
+        return [each for record in records for each in record["datasets"]]
+
+    assert listed(tmp_path / JOURNAL) == list(sets.values())
+    assert {key: listed(tmp_path / "runs" / key / JOURNAL) for key in ("one", "two")} == {
+        "one": [sets["b"]],
+        "two": [sets["a"]],
+    }
+    assert sets["b"] == {
+        "name": "b",
+        "digest": "b" * 32,
+        "source": "/data/b-set",
+        "context": "training",
+        "rows": 4,
+    }

@@ -13,6 +13,7 @@ from conclugen.common.revision import running_revision
 from ray_jobs.preflight import check_tracking
 from ray_jobs.provenance import DIGEST, origins
 from ray_jobs.roles import GROUP
+from ray_jobs.source import data_set
 from ray_jobs.tracking.described import standard_tags
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.standing import refusals
@@ -115,6 +116,9 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
         name=job.name,
         params=to_plain(job),
         tags=_tags(job),
+        inputs=[
+            data_set(str(job.datasets[name]), data.digest, len(data.group), name=name) for name, data in sets.items()
+        ],
     )
     failed: list[Record] = []
     unsent: list[Path] = []

@@ -5,7 +5,7 @@ and sent in the background (`tuning.nested_runs`). Writing a cell again changes 
 finished one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 class CellRuns:
     """Journals of an ablation, and what sends them.
 
-    folder: the ablation's. params, tags: of the parent run.
+    folder: the ablation's. params, tags: of the parent run. inputs: the data sets, each cell's by its tag `dataset`.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class CellRuns:
         name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        inputs: Sequence[Mapping[str, object]] = (),
     ) -> None:
-        self._cells = folder / "runs"
+        self._cells, self._inputs = folder / "runs", inputs
         self.parent = Journal(folder / JOURNAL, experiment=experiment, name=name)
         self.parent.params(params)
         self.parent.tags(tags)
+        self.parent.inputs(inputs)
         self._sink = NestedRunsSink(folder, self._cells, tracking_uri)
 
     def cell(self, record: Record, name: str) -> None:
@@ -49,6 +51,7 @@ class CellRuns:
             tags = {key: " ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in record.tags.items()}
             tags["kind"] = "cell"
             journal.tags(tags | ({"reason": record.reason} if record.reason else {}))
+            journal.inputs([each for each in self._inputs if each["name"] == record.tags.get("dataset")])
             if record.status == "finished":
                 journal.metrics(0, compared(record))
                 described.table(journal, path.with_name(_NUMBERS), "", ("measure", "value"), _numbers(record))

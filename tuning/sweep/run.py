@@ -16,6 +16,7 @@ from conclugen.common import machine
 from conclugen.common.revision import running_revision
 from ray_jobs import ray_cluster
 from ray_jobs.provenance import origins
+from ray_jobs.source import data_set
 from ray_jobs.tracking.journal import Journal
 from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
@@ -75,6 +76,7 @@ def run(ready: Prepared, book: SweepBook, journal: Journal, sink: NestedRunsSink
         experiment=job.experiment,
         parent=journal.identity.run_id,
         tags=shared_tags(ready),
+        inputs=shared_inputs(ready),
         threads=job.resources.cpus_per_worker,
         checkpoint_every_s=job.schedule.checkpoint_every_s,
         resources=job.resources,
@@ -178,6 +180,13 @@ def shared_tags(ready: Prepared) -> dict[str, str]:
         **origins([ready.manifest.info]),
         "commit": ready.job.commit or running_revision(),
     }
+
+
+def shared_inputs(ready: Prepared) -> list[dict[str, object]]:
+    """The data sets that the sweep and its trials read, as MLflow lists them."""
+    if ready.shared.corpora is not None:
+        return ready.shared.corpora.inputs()
+    return [data_set(str(ready.job.data.folder), str(ready.identity["view"]), int(ready.shared.counts.sum()))]
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from tuning.sweep.folder import SCHEDULE, SweepBook, SweepFolder, trial_name
 from tuning.sweep.job import DEFAULT_TRIALS, SweepJob
 from tuning.sweep.objective import Judge, direction
 from tuning.sweep.referee import Referee
-from tuning.sweep.run import Prepared, run, shared_tags
+from tuning.sweep.run import Prepared, run, shared_inputs, shared_tags
 from tuning.sweep.search import GridSearch, proposer
 from tuning.sweep.space import Space, names
 from tuning.sweep.trial import SHARED_BYTES, TrialShared
@@ -191,6 +191,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
     with journal:
         journal.params(to_plain(job))
         journal.tags(sweep_tags(ready))
+        journal.inputs(shared_inputs(ready))
         sink = NestedRunsSink(folder.path, folder.trials, uri)
         try:
             with resumable(lambda: _standing(book, job)), journal.running(lambda: len(book.died)):

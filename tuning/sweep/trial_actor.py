@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ class TrialPlan:
     """What every trial of a sweep needs to know besides its own choices.
 
     space: resolved. milestones: epochs at which a trial measures and reports. objective, mode: by what it is judged.
-    parent: of the trials' MLflow runs. tags: that all trials have. threads: of each process. checkpoint_every_s: a
-    report also writes a checkpoint when the last one is older. resources: of each trial.
+    parent: of the trials' MLflow runs. tags, inputs: that all trials have. threads: of each process.
+    checkpoint_every_s: a report also writes a checkpoint when the last one is older. resources: of each trial.
     """
 
     folder: Path
@@ -52,6 +52,7 @@ class TrialPlan:
     threads: int
     checkpoint_every_s: float
     resources: ResourceConfig
+    inputs: Sequence[Mapping[str, object]] = ()
 
 
 def worst(mode: str) -> float:
@@ -103,6 +104,7 @@ class TrialActor(tune.Trainable):
         journal.params({"pretrain": to_plain(pretrain), "data": to_plain(data)})
         own = {key: " ".join(v) if isinstance(v, list) else str(v) for key, v in trial_tags(pretrain, choices).items()}
         journal.tags({**plan.tags, **own, "kind": "trial", "trial": name})
+        journal.inputs(plan.inputs)
         self._trial = self._make(pretrain, data, name, journal, proposal)
         self._weights = proposal["weights"]
         self._reweigh()

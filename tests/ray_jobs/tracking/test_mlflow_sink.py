@@ -1,5 +1,6 @@
 """The background sink against real stores: SQLite, a server process that dies and comes back, and no server at all."""
 
+import json
 import math
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import urllib.request
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,12 @@ def test_a_run_in_a_local_store(tmp_path, capfd):
     uri = default_tracking_uri(tmp_path)
     (tmp_path / "run" / "plots").mkdir(parents=True)
     (tmp_path / "run" / "plots" / "loss.svg").write_text("<svg/>")
+    names = ["faces", "é" * 254 + "x", "é" * 255, "a #$|\n"]
+    data_sets = [
+        {"name": name, "digest": f"{n:032x}", "source": f"/data/{name}", "context": "training", "rows": 10 + n}
+        for n, name in enumerate(names)
+    ]
+    judged = {**data_sets[0], "digest": "f" * 32, "context": "evaluation", "rows": 3}
     with (
         Journal(tmp_path / "parent" / "journal.jsonl", experiment="exp", name="parent") as parent,
         Journal(
@@ -64,6 +72,8 @@ def test_a_run_in_a_local_store(tmp_path, capfd):
             write_steps(journal, 1, 2501)
             journal.metrics(2501, {"loss": math.nan, "odd": math.inf})
             journal.metrics(2501, {"retrieval": 0.5}, series="validation")
+            journal.inputs(data_sets)
+            journal.inputs([judged, data_sets[0]])
             journal.artifact(tmp_path / "run" / "plots", "plots")
             journal.status("FINISHED")
             assert sink.close(timeout_s=60)
@@ -80,6 +90,7 @@ def test_a_run_in_a_local_store(tmp_path, capfd):
     assert client.get_run(run.data.tags[MLFLOW_PARENT_TAG]).info.run_name == "parent"
     assert run.data.tags["shards.digest"] == "abc"
     assert len(run.data.params) == 252 and run.data.params["long"] == "x" * 6000
+    assert sorted(map(told, run.inputs.dataset_inputs)) == sorted(tuple(each.values()) for each in [*data_sets, judged])
     history = client.get_metric_history(sink.run_id, "loss")
     assert [metric.step for metric in history] == list(range(1, 2502))
     assert [metric.value for metric in history[:-1]] == [step / 8 for step in range(1, 2501)]
@@ -90,6 +101,14 @@ def test_a_run_in_a_local_store(tmp_path, capfd):
     assert (artifacts / "plots" / "loss.svg").read_text() == "<svg/>"
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err == ""
+
+
+def told(given: Any) -> tuple[str, str, str, str, int]:
+    """Name, digest, source, context and rows of one of a run's data sets, as MLflow has it."""
+    data_set, (tag,) = given.dataset, given.tags
+    assert (data_set.source_type, tag.key) == ("shards", "mlflow.data.context")
+    source, rows = json.loads(data_set.source)["uri"], json.loads(data_set.profile)["num_rows"]
+    return data_set.name, data_set.digest, source, tag.value, rows
 
 
 # Eight processes import MLflow at once: some 5 s of CPU each, which on a machine that has other work take minutes.
