@@ -16,7 +16,7 @@ from conclugen.common.atomic import atomic_folder, remove_remnants, write_text
 from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
 from conclugen.common.paths import absolute
-from conclugen.common.reading import inside, open_regular, read_json, read_mapping
+from conclugen.common.reading import UnreadableError, inside, open_regular, read_json, read_mapping
 from conclugen.common.tables import markdown, markdown_head, markdown_item, markdown_row
 from conclugen.export import CARD, DOCUMENT, TENSORS
 from ray_jobs.extraction.plan import recipe_of
@@ -52,6 +52,9 @@ def _write(job: ExportJob, run: RunFolder, folder: Path) -> None:
         if not (job.overwrite and ours):
             remedy = "give --overwrite to replace it" if ours else "it is not an export: choose another --folder"
             raise ValueError(f"folder: {folder} is there; {remedy}")
+    # The run may be somebody else's: what its links lead to is not shared with it.
+    for path in (run.model / DOCUMENT, run.model / TENSORS, run.model / CARD, run.config):
+        inside(run.path, path)
     embedder = conclugen.load(run.model)  # whole and undamaged
     remove_remnants(folder)
     with atomic_folder(folder) as whole:
@@ -66,17 +69,18 @@ def card(job: ExportJob, run: RunFolder) -> str:
     """The hub's card: metadata that it reads, then for people what the run itself says."""
     try:
         return _card(job, run)
-    except (TypeError, AttributeError, LookupError) as cause:
+    except UnreadableError:  # which begins with the file
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as cause:
         raise ValueError(f"{run.path}: holds something else than a run writes ({cause!r:.200})") from cause
 
 
 def _card(job: ExportJob, run: RunFolder) -> str:
     document = read_mapping(run.model / DOCUMENT)
     info = document["info"]
-    # The run may be somebody else's: what its links lead to is not shared with it.
     listed = [inside(run.path, path) for path in sorted(run.evaluation.glob("[!.]*/scores.json"))]
     scores = [read_json(path, nan=True) for path in listed]
-    with open_regular(inside(run.path, run.model / CARD), _LARGEST_CARD) as file:
+    with open_regular(run.model / CARD, _LARGEST_CARD) as file:
         made = file.read().decode()
     encoders = _encoders(info)
     head: dict[str, Any] = {

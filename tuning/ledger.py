@@ -157,7 +157,7 @@ class Ledger:
         """The large arrays of a record, {} when it has none. Raises LedgerError where the file is missing."""
         if record.arrays is None:
             return {}
-        path = (self.folder / record.arrays).resolve()
+        path = Path(os.path.realpath(self.folder / record.arrays))
         if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
             raise LedgerError(f"{self.folder}: arrays {record.arrays!r} of record {record.key} are not in this folder")
         try:

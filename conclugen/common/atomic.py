@@ -112,7 +112,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 aside.rename(target)
             raise
         sync_folder(target.parent)
-        if aside.exists():
+        if aside.is_symlink():
+            aside.unlink()  # what it leads to is somebody else's
+        elif aside.exists():
             shutil.rmtree(aside)
     finally:
         if temporary.exists():

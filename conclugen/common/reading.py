@@ -110,7 +110,11 @@ def inside(folder: str | Path, name: str | Path) -> Path:
     """The path of a name in a folder. Raises UnreadableError where it leads out of it: absolute, by `..`, by a link."""
     home = Path(folder).resolve()
     path = home / name
-    if not path.resolve().is_relative_to(home):
+    try:
+        within = path.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # links that lead in a circle
+        within = False
+    if not within:
         raise UnreadableError(f"{Path(folder) / name}: leads out of {folder}; remove it")
     return path
 

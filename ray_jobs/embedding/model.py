@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,9 +17,11 @@ from safetensors.numpy import save_file
 import conclugen
 from conclugen import reach, storage
 from conclugen.backbones import EncoderInfo
+from conclugen.common import uris
 from conclugen.common.atomic import atomic_path, write_json
 from conclugen.common.names import did_you_mean
-from conclugen.common.reading import read_json
+from conclugen.common.options import build
+from conclugen.common.reading import inside, read_json
 from conclugen.evaluation.config import ProbeConfig
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.judge import fit_probe
@@ -31,6 +34,7 @@ from ray_jobs.options.evaluate import EvaluateJob
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
+from shards.access import is_url
 
 _TENSORS, _DOCUMENT, _SCORES = "probe.safetensors", "probe.json", "scores.json"
 _SCHEMA, _VERSION = "conclugen-probe", 1
@@ -226,15 +230,24 @@ def _shards_info(folder: RunFolder) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
         return {}
     try:
-        features = Manifest.open(data["folder"]).info.get("features")
+        features = Manifest.open(_told_where(data["folder"])).info.get("features")
     except (OSError, ValueError):
         return {}
     return {} if features is None else {"features": features}
 
 
+def _told_where(data: str) -> str:
+    """The folder of data that a run names, said aloud where it is an address: the run may be somebody else's."""
+    if is_url(data):
+        print(f"note: reading {uris.public(data)}, an address that the run's folder names", file=sys.stderr, flush=True)
+    return data
+
+
 def _evaluations(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """Name of each evaluation of the run -> the job that it is of."""
     paths = sorted(folder.evaluation.glob(f"[!.]*/{_SCORES}"))  # hidden is what a killed evaluation left
+    for path in paths:
+        inside(folder.path, path)  # its probe is written beside it
     return {path.parent.name: _evaluation_of(path) for path in paths}
 
 
@@ -270,8 +283,8 @@ def _probe(folder: RunFolder, embedder: conclugen.Embedder, name: str, job: Mapp
     """The probe of an evaluation: as it was kept, or fitted again on the evaluation's own training rows."""
     place = folder.evaluation / name
     model = json.loads((folder.model / "config.json").read_text())["digest"]
-    kept = _load(place, model, _settings(job))
-    if kept is not None:
+    kept, wanted = _load(place, model, _settings(job)), (job["label"], job["fusion"], embedder.width(job["fusion"]))
+    if kept is not None and (kept.label, kept.fusion, len(kept.probe.scaling.mean)) == wanted:
         return kept
     fitted = _fit(job, embedder)
     _save(place, fitted, model, _settings(job))
@@ -291,11 +304,21 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
             if not isinstance(job.get(name, {}), dict):
                 raise ValueError(f"job.{name}: must be a mapping")
         ProbeConfig(class_weights=_settings(job)["class_weights"], select_by=_settings(job)["select_by"])
+        _job_of(job)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ValueError(
             f"{path}: holds no evaluation ({cause!r}); evaluate the run again, or remove {path.parent}"
         ) from cause
     return job
+
+
+def _job_of(job: Mapping[str, Any]) -> EvaluateJob:
+    """What its probe depends on. Raises OptionsError for a value that no evaluation has."""
+    known = {field.name for field in fields(ShardsConfig)}  # an earlier version's job has other fields
+    data = {name: value for name, value in job["data"].items() if name in known}
+    own = {name: job[name] for name in ("run", "label", "test_view", "fusion", "interval_unit") if name in job}
+    wanted = {**own, "data": data, "block_scales": _settings(job)["block_scales"]}
+    return build(EvaluateJob, wanted, path="job")
 
 
 def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,11 +333,8 @@ def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fit(job: Mapping[str, Any], embedder: conclugen.Embedder) -> LabelProbe:
-    known = {field.name for field in fields(ShardsConfig)}  # an earlier version's job has fewer
-    data = ShardsConfig(**{name: value for name, value in job["data"].items() if name in known})
-    own = {name: job[name] for name in ("run", "label", "test_view", "fusion", "interval_unit") if name in job}
-    settings = _settings(job)
-    wanted = EvaluateJob(data=data, block_scales=settings["block_scales"], **own)
+    settings, wanted = _settings(job), _job_of(job)
+    _told_where(wanted.data.folder)
     read = evaluation.read_labelled(wanted, embedder.modalities)
     missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
     blocks = evaluation.blocks_of(
@@ -367,7 +387,14 @@ def _load(place: Path, model: str, settings: Mapping[str, Any]) -> LabelProbe | 
             return None
         x = {name: t.numpy() for name, t in storage.read_tensors(place / _TENSORS, said["digest"], ValueError).items()}
         linear, scaling = Linear(x["weight"], x["bias"]), Scaling(x["mean"], x["deviation"])
-    except (ValueError, KeyError):
+        classes, (width, outputs) = said["classes"], linear.weight.shape
+        whole = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+        whole &= said["kind"] in ("class", "multilabel", "continuous") and isinstance(said["strength"], int | float)
+        shapes = (scaling.mean.shape, scaling.deviation.shape, linear.bias.shape, (len(classes),))
+        whole &= shapes == ((width,), (width,), (outputs,), (outputs,))
+        if not whole or not all(np.isfinite(array).all() for array in x.values()):
+            return None
+    except (ValueError, KeyError, TypeError):
         return None
     probe = Probe(said["kind"], scaling, linear, said["strength"], {})
-    return LabelProbe(said["label"], tuple(said["classes"]), said["fusion"], probe)
+    return LabelProbe(said["label"], tuple(classes), said["fusion"], probe)

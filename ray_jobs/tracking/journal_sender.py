@@ -83,7 +83,7 @@ class JournalSender:
     def __init__(self, journal: Path, tracking_uri: str, connect_to: Callable[[str], Any] = connect) -> None:
         if Path(journal).is_symlink():
             raise JournalError(f"{journal}: is a link; a journal lies in its own folder: move it there")
-        self._journal = Path(journal).resolve()
+        self._journal = Path(os.path.realpath(journal))
         self._uri = check_tracking_uri(tracking_uri)
         self._connect = connect_to
         digest = hashlib.sha256(uris.public(tracking_uri).encode()).hexdigest()[:8]

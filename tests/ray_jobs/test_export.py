@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,23 @@ def test_an_export_reads_back_and_its_card_says_what_the_run_says(
     assert "| raw, probe | — | 0.700 |" in body and "/data/" not in body
 
 
+def test_a_card_of_a_run_that_says_little_says_what_is_not_known(runs: Path) -> None:
+    """No evaluation, no licence, features of unknown origin, a commit that nobody noted."""
+    shutil.rmtree(runs / "first/evaluation")
+    (runs / "first/config.json").write_text("{}")
+    assert main(["first", "--output", str(runs), "--no-programs"]) == 0
+    _, head, body = (runs / "first/export/README.md").read_text("utf-8").split("---\n", 2)
+    assert "license" not in yaml.safe_load(head) and yaml.safe_load(head)["model-index"][0]["results"] == []
+    for said in (
+        "It was not evaluated on labels.",
+        "Not known: it was trained on features.",
+        "None is stated: ask whoever shares this model.",
+        "data set: not known",
+        "code: not known",
+    ):
+        assert said in body, said
+
+
 def test_what_is_there_is_replaced_only_where_it_is_an_export(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["first", "--output", str(runs), "--no-programs"]) == 0
     assert not (runs / "first/export/heads.pt2").exists()
@@ -100,12 +119,63 @@ def test_an_export_that_fails_leaves_the_one_that_is_there(runs: Path, monkeypat
     assert not [path for path in (runs / "first").iterdir() if path.name.startswith(".export")]
 
 
+@pytest.mark.parametrize("name", ["model", "model/model.safetensors", "model/config.json", "config.json"])
+def test_what_links_lead_to_is_not_shared(name: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole, and yet not of the run."""
+    shutil.move(runs / "first" / name, runs.parent / "elsewhere")
+    (runs / "first" / name).symlink_to(runs.parent / "elsewhere")
+    assert main(["first", "--output", str(runs), "--no-programs"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{runs}/first/" in said and "leads out of" in said, said
+    assert not (runs / "first/export").exists()
+
+
+@pytest.mark.parametrize("name", ["model/MODEL_CARD.md", "model/config.json"])
+def test_links_that_lead_in_a_circle_are_refused_in_a_line(
+    name: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = runs / "first" / name
+    path.unlink()
+    path.symlink_to(path.name)
+    assert main(["first", "--output", str(runs), "--no-programs"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(path) in said and not (runs / "first/export").exists(), said
+
+
+def test_an_export_in_place_of_a_link_leaves_what_it_leads_to(runs: Path) -> None:
+    assert main(["first", "--output", str(runs), "--no-programs"]) == 0
+    (runs / "first/export").rename(runs.parent / "other")
+    (runs / "first/export").symlink_to(runs.parent / "other")
+    before = {path.name: path.read_bytes() for path in (runs.parent / "other").iterdir()}
+    (runs / "first/config.json").write_text('{"data": {"folder": "/data/else"}}')
+    assert main(["first", "--output", str(runs), "--no-programs", "--overwrite"]) == 0
+    assert not (runs / "first/export").is_symlink() and "else" in (runs / "first/export/README.md").read_text()
+    assert {path.name: path.read_bytes() for path in (runs.parent / "other").iterdir()} == before
+    assert {path.name for path in (runs / "first").iterdir()} == {"config.json", "evaluation", "export", "model"}
+
+
 def _no_mapping(run: Path) -> None:
     write_json(run / "config.json", {"data": [], "run": 3})
 
 
 def _no_scores(run: Path) -> None:
     write_json(run / "evaluation/mine-mood/scores.json", {"job": {"label": "mood"}, "cells": 3})
+
+
+def _text_for_numbers(run: Path) -> None:
+    scores = json.loads((run / "evaluation/mine-mood/scores.json").read_text())
+    scores["cells"][0]["scores"]["accuracy"] = "high"
+    write_json(run / "evaluation/mine-mood/scores.json", scores)
+
+
+def _endless_share(run: Path) -> None:
+    scores = json.loads((run / "evaluation/mine-mood/scores.json").read_text())
+    scores["cells"][0]["fraction"] = 10**400
+    write_json(run / "evaluation/mine-mood/scores.json", scores)
+
+
+def _no_text(run: Path) -> None:
+    (run / "model/MODEL_CARD.md").write_bytes(b"\xff\xfe\x80")
 
 
 def _leaving(name: str) -> Callable[[Path], None]:
@@ -123,7 +193,10 @@ def _pipe(run: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [_no_mapping, _no_scores, _leaving("model/MODEL_CARD.md"), _leaving("evaluation/mine-mood/scores.json"), _pipe],
+    [
+        *(_no_mapping, _no_scores, _text_for_numbers, _endless_share, _no_text, _pipe),
+        *(_leaving("model/MODEL_CARD.md"), _leaving("evaluation/mine-mood/scores.json")),
+    ],
 )
 def test_a_run_of_somebody_else_is_refused_in_a_line_and_its_links_are_not_shared(
     damage: Callable[[Path], None], runs: Path, capsys: pytest.CaptureFixture[str]

@@ -195,3 +195,10 @@ def test_refusals_say_what_to_change(tmp_path):
         Record("a", "cell", "failed")
     with pytest.raises(LedgerError, match="letters, digits"):
         Record("../a", "cell", "finished")
+
+
+def test_arrays_behind_a_link_to_itself_are_not_there(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "k.npz").symlink_to("k.npz")
+    with pytest.raises(LedgerError, match=r"arrays 'predictions/k\.npz' of record k are not in this folder"):
+        Ledger.open(tmp_path).arrays(Record("k", "cell", "finished", arrays="predictions/k.npz"))

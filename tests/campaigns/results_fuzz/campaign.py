@@ -20,9 +20,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
+from conclugen import storage
 from ray_jobs.tracking import mlflow_sink
 from ray_jobs.tracking.journal_sender import JournalSender
 from tests.campaigns.results_fuzz.folders import MAKERS, READERS
@@ -30,6 +31,7 @@ from tests.campaigns.shard_fuzz.judge import bounded
 from tests.ray_jobs.tracking.recording_server import RecordingServer
 
 SECONDS, MEMORY = 60.0, 1 << 30
+_TEXTS = (".json", ".jsonl", ".yaml", ".md")
 _CANARY = "CANARY"
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1.5, 10**30, -(10**30), 10**4000, 1e308, "", "NaN", [], {}, [[]], {"": {}}),
@@ -100,6 +102,15 @@ def _value(rng: random.Random, path: Path, _: Path) -> None:
         with _long_integers():
             lines[at] = json.dumps(document).encode()
     path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def _seal(path: Path) -> None:
+    """Seal a model's document anew, as somebody would who means it: what it says now is then believed to be whole."""
+    with contextlib.suppress(ValueError, OSError, RecursionError, AttributeError):
+        document = json.loads(path.read_bytes())
+        if document.pop("seal", None) is not None:
+            with _long_integers():
+                path.write_text(json.dumps({**document, "seal": storage._seal(document)}))
 
 
 def _places(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -203,6 +214,16 @@ def _journal(rng: random.Random, path: Path, outside: Path) -> None:
     return None
 
 
+# Of texts alone; the others are of tensors too.
+_OF_TEXT = (
+    "a value of another kind",
+    "nested deep",
+    "numbers that JSON has not",
+    "another encoding",
+    "a journal's own paths and texts",
+)
+
+
 def case(seed: int, number: int, work: Path, memory: float = MEMORY) -> Result:
     """Run a case in `work`, which must not exist; it does not exist afterwards."""
     rng = random.Random(f"{seed}/{number}")
@@ -214,11 +235,14 @@ def case(seed: int, number: int, work: Path, memory: float = MEMORY) -> Result:
     (outside / _CANARY).write_text(_CANARY)
     folder = work / "results" / made
     MAKERS[made](folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".yaml"))
+    suffixes = _TEXTS if name in _OF_TEXT else (*_TEXTS, ".safetensors")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
     path = rng.choice([*files, *[f for f in files if f.suffix == ".jsonl"]])
     result = Result(seed, number, name, f"{made}/{path.relative_to(folder)}", "defect")
     try:
         KINDS[name](rng, path, outside)
+        if name in _OF_TEXT and rng.random() < 0.8:
+            _seal(path)
         before = _outside_of(work, folder)
         outcomes = [_read(reader, folder, memory) for reader in READERS[made].items()]
         changed = {p for p, content in _outside_of(work, folder).items() if before.get(p) != content}
@@ -261,12 +285,18 @@ def _read(reader: tuple[str, Callable[[Path], object]], folder: Path, memory: fl
     def sender(journal: Path, uri: str, *_: object) -> JournalSender:
         return JournalSender(journal, uri, lambda _: server)
 
+    def connect(*_: object) -> NoReturn:
+        tried.append("a connection was tried")
+        raise ConnectionRefusedError(*tried)
+
+    tried: list[str] = []
+    refused = False
     out, err = io.StringIO(), io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
         with (
             bounded(SECONDS, memory),
-            mock.patch.object(socket.socket, "connect", side_effect=AssertionError("a connection was tried")),
+            mock.patch.object(socket.socket, "connect", connect),
             mock.patch.object(mlflow_sink, "JournalSender", sender),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
@@ -276,17 +306,22 @@ def _read(reader: tuple[str, Callable[[Path], object]], folder: Path, memory: fl
         assert isinstance(error, OSError) or len(str(error)) < 4000, (
             f"{name}: a message of {len(str(error))} characters"
         )
-        return "refused"
+        refused = True
     except BaseException as error:
         raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
     said = err.getvalue()
+    assert not tried or "an address that the run's folder names" in said, f"{name}: {tried[0]}"
     assert "Traceback" not in said, f"{name}: {said}"
     assert said.count("error: ") <= 3, f"{name}: {said}"
+    shared = [p.read_bytes() for p in (folder / "shared").rglob("*") if p.is_file()]
+    assert not any(_CANARY.encode() in content for content in shared), f"{name}: a file from outside was shared"
     sent = [content for files in server.artifacts.values() for content in files.values()]
     assert _CANARY not in sent, f"{name}: a file from outside was sent"
-    if name in ("track", "report"):
+    if refused:
+        return "refused"
+    if name in ("track", "report", "export"):
         assert status in (0, 1, 2, 3), f"{name}: status {status!r}"
         return "refused" if status else "read"
     return "read"

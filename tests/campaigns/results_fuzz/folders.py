@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+
+import conclugen
+from conclugen import Pretrainer, export, presets
 from conclugen.common.atomic import write_json
+from ray_jobs.evaluate import EvaluateJob
+from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import remember, uri_of_run
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.training import failures
+from shards import Manifest
+from tests.feature_corpus import WIDTHS, write_corpus
 from tuning.ledger import Ledger, Record
 
 Reader = Callable[[Path], object]
@@ -44,6 +56,43 @@ def run(folder: Path) -> None:
         journal.artifact(folder / "plots", "plots")
         journal.artifact(folder / "config.json")
         journal.status("FINISHED")
+
+
+@cache
+def _evaluated() -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    """A finished run with its model and the shards that it is of, evaluated once; made once."""
+    kept = tempfile.TemporaryDirectory(prefix="model-")
+    folder = Path(kept.name) / "run"
+    run(folder)
+    write_corpus(folder / "data", speakers=9, takes=4)
+    composition = {name: list(columns) for name, columns in Manifest.open(folder / "data").modalities.items()}
+    widths = {name: sum(WIDTHS[column] for column in columns) for name, columns in composition.items()}
+    sizes = {"representation_dim": 8, "projection_dim": 4, "reconstruction_hidden_dim": 8, "standardize": False}
+    made = Pretrainer(presets.build("contrast_only", global_batch=16, model=sizes), widths, 1)
+    export.save(folder / "model", made, {"modalities": composition, "data": {"data.manifest": "0123abcd"}})
+    _judged(folder)
+    _opened(folder)
+    return kept, folder
+
+
+def _judged(folder: Path) -> None:
+    data = {"folder": str(folder / "data"), "view": "train"}
+    config = {"run": {"name": "run", "commit": "feed"}, "data": data, "pretrain": {"seed": 1}}
+    write_json(folder / "config.json", config)
+    cells = [
+        {"system": system, "method": "probe", "fraction": share, "scores": {"accuracy": 0.5}, "intervals": ends}
+        for system in ("pretrained", "raw")
+        for share, ends in ((0.1, {}), (1.0, {"accuracy": [0.4, 0.6]}))
+    ]
+    job = EvaluateJob("run", "emotion", ShardsConfig(data["folder"], validation_view=None))
+    said = {"main_score": "accuracy", "verdict": "No difference is shown.", "cells": cells}
+    write_json(folder / "evaluation" / "faces-emotion" / "scores.json", {"job": asdict(job), **said})
+
+
+def model(folder: Path) -> None:
+    """A finished run that was evaluated, with the probe that was kept of it."""
+    shutil.copytree(_evaluated()[1], folder)
+    _judged(folder)
 
 
 def ablation(folder: Path) -> None:
@@ -108,7 +157,7 @@ def sweep(folder: Path) -> None:
         journal.status("FINISHED")
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"run": run, "ablation": ablation, "sweep": sweep}
+MAKERS: dict[str, Callable[[Path], None]] = {"run": run, "ablation": ablation, "sweep": sweep, "model": model}
 
 
 # ---- what reads them; each may raise ValueError or OSError, and write into the folder ------------------------------
@@ -141,6 +190,27 @@ def _evaluation(folder: Path) -> object:
     from ray_jobs.embedding.model import _evaluation_of
 
     return [_evaluation_of(path) for path in sorted(folder.glob("evaluation/*/scores.json"))]
+
+
+def _opened(folder: Path) -> object:
+    """As `embed` and `serve` do it: with the probe that was kept, or one that is fitted again."""
+    from ray_jobs.embedding.model import RunModel
+
+    opened = RunModel.open(RunFolder(folder))
+    rows = {name: np.ones((2, width), np.float32) for name, width in opened.embedder.widths.items()}
+    return opened.represent(rows, "concat"), opened.identity("concat")
+
+
+def _export(folder: Path) -> object:
+    """Whatever the run holds, an export is a folder that can be loaded."""
+    from tests import jobs
+
+    status = jobs.load("export").main(
+        [folder.name, "--output", str(folder.parent), "--no-programs", "--folder", str(folder / "shared")]
+    )
+    if status == 0:
+        conclugen.load(folder / "shared")
+    return status
 
 
 def _continued(folder: Path) -> object:
@@ -178,4 +248,5 @@ READERS: dict[str, dict[str, Reader]] = {
         "track": _command("track", "--timeout", "2"),
     },
     "sweep": {"ledger": _records, "sweep": _sweep, "report": _command("report", "--no-tracking")},
+    "model": {"export": _export, "opened": _opened},
 }

@@ -19,6 +19,15 @@ def test_hostile_results_folders_are_read_or_refused_in_a_line(numbers: range, t
     assert not defects
 
 
+@pytest.mark.parametrize("made", campaign.MAKERS)
+def test_whole_folders_are_read(made: str, tmp_path: Path) -> None:
+    """By every reader: one that refused them all would withstand anything."""
+    folder = tmp_path / "results" / made
+    campaign.MAKERS[made](folder)
+    for reader in campaign.READERS[made].items():
+        assert campaign._read(reader, folder, campaign.MEMORY) == "read", reader[0]
+
+
 def test_the_judge_sees_what_it_is_there_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that writes outside, one that connects, and one that raises what is no refusal."""
 
