@@ -6,8 +6,8 @@
         again = stops.run("pack", arguments)
 
 Points: `work`: the command line is read, the work begins; `rename`, `remove`: before the n-th time that the main thread
-renames (or removes) anything, which is where a job's files change. One process imports what commands need and forks for
-each of them, so a case costs its own work only.
+renames (or removes) anything, which is where a job's files change; a path: before the main thread renames anything to
+it. One process imports what commands need and forks for each of them, so a case costs its own work only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,19 +29,26 @@ from typing import Any
 
 _EVENTS = {"os.rename": "rename", "os.remove": "remove"}
 _LETTERS = {"rename": b"n", "remove": b"d"}
+_DRAWN = re.compile(r"[0-9a-f]{16}(?=\.(?:partial|replaced)$)|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 _REPOSITORY = Path(__file__).parents[1]
+
+
+def plain(path: str | bytes | os.PathLike[str]) -> str:
+    """A path without what is drawn anew for every temporary name, and on one line."""
+    return _DRAWN.sub("*", str(Path(os.fsdecode(path)).absolute())).replace("\n", "?")
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a command ended. status: of the process, negative for the signal that killed it; renames, removes: how many
-    of them its main thread came to."""
+    of them its main thread came to; targets: what it renamed to, in order."""
 
     status: int
     out: str
     error: str
     renames: int
     removes: int
+    targets: tuple[str, ...] = ()
 
 
 class Stops:
@@ -84,8 +92,8 @@ class Stops:
         self._server.stdin.write(json.dumps(case) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
-        texts = [(self._folder / name).read_text(errors="replace") for name in ("stdout", "stderr")]
-        return Ended(answer["status"], *texts, *answer["counts"])
+        texts = [(self._folder / name).read_text(errors="replace") for name in ("stdout", "stderr", "targets")]
+        return Ended(answer["status"], *texts[:2], *answer["counts"], tuple(texts[2].splitlines()))
 
 
 def _serve(folder: Path, imports: Sequence[str]) -> None:
@@ -96,6 +104,11 @@ def _serve(folder: Path, imports: Sequence[str]) -> None:
 
     for module in imports:
         importlib.import_module(module)
+    if "mlflow" in imports:
+        from tests.mlflow_stores import copied
+
+        stores = copied(folder / "store.db")
+        next(stores)  # for all commands, as they are forked
     for line in sys.stdin:
         case = json.loads(line)
         reading, writing = os.pipe()
@@ -120,6 +133,7 @@ def _run(case: Mapping[str, Any], folder: Path, counts: int) -> None:
             file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(file, number)
             os.close(file)
+        targets = os.open(folder / "targets", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.chdir(folder)
         from tests import jobs
 
@@ -131,11 +145,15 @@ def _run(case: Mapping[str, Any], folder: Path, counts: int) -> None:
             if (point, seen[point]) == (case["point"], case["place"]) and case["signal"] is not None:
                 os.kill(os.getpid(), case["signal"])
 
-        def hook(event: str, _: Any) -> None:
+        def hook(event: str, given: tuple[Any, ...]) -> None:
             point = _EVENTS.get(event)
             if point is not None and threading.current_thread() is threading.main_thread():
                 os.write(counts, _LETTERS[point])
                 reached(point)
+                if point == "rename":
+                    target = plain(given[1])
+                    os.write(targets, f"{target}\n".encode())
+                    reached(target)
 
         work = command.work
 

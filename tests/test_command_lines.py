@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from tests import jobs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = (*jobs.JOBS, *jobs.SHARDS)
+_GUARD = '\nif __name__ == "__main__":\n    sys.exit('
 # One meaning each in all commands: the option, and what its field is called where it has another name.
 VOCABULARY = {
     "--run": ("run", "run.name", "name"),
@@ -121,6 +124,26 @@ print(json.dumps(found))
         assert json.loads(out) == {"--help": [0, []], "--no-such-option": [2, []]}, name
 
 
+def _scripts() -> list[str]:
+    """Modules that are run by `python -m`."""
+    packages = [REPOSITORY / name for name in ("conclugen", "shards", "ray_jobs", "tuning")]
+    found = [
+        path for package in packages for path in sorted(package.rglob("*.py")) if _GUARD in path.read_text("utf-8")
+    ]
+    return [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__") for path in found]
+
+
+@pytest.mark.parametrize("module", _scripts())
+def test_a_module_that_is_run_ends_with_its_command_s_status(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--no-such-option"])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        warnings.simplefilter("ignore")  # it may have been imported before
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert ended.value.code == 2 and "error: " in capsys.readouterr().err
+
+
 def test_defaults_that_stand_in_two_places_agree() -> None:
     limits, options = Limits(), BuildOptions()
     job = BuildJob(adapter="folder", source=Path(), output=Path())
@@ -135,6 +158,8 @@ def test_the_campaign_of_endings_stops_every_command() -> None:
     from tests.campaigns import endings  # which imports what all of them need
 
     assert {job.command for job in endings.JOBS.values()} == set(NAMES) - set(endings.ENDLESS)
+    renamed = ["/f/a", "/f/b", "/f/a", "/g/x", "/f/c/*", "/f/c/d"]
+    assert endings.points_of(renamed, Path("/f")) == ("b", "c/d") and endings.points_of(renamed[:3], Path("/f")) is None
 
 
 @pytest.mark.parametrize("name", NAMES)

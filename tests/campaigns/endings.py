@@ -3,13 +3,19 @@ each followed by the same command.
 
     python -m tests.campaigns.endings                       # commands without Ray: minutes
     python -m tests.campaigns.endings --jobs pretrain,ablate,sweep    # these start a Ray for every cell
-    python -m tests.campaigns.endings --jobs pretrain,ablate,sweep --joined    # they join one Ray
+    python -m tests.campaigns.endings --jobs pretrain,ablate,sweep --joined --chained --results FILE   # a part
 
 `start`: the command line is read, the work begins; `middle`: before half of the renames that an undisturbed run's main
 thread makes; `publication`: before the last one; a command that renames nothing has the first alone. A cell holds the
 status of the stopped job, what it says, and what the same command comes to: `same` is what an undisturbed run leaves;
 `untouched`: the stopped job left nothing at all, so that the same command would be the undisturbed run. Anything else
 is a fault, and the campaign ends with status 1.
+
+`--joined`: jobs join one Ray that the campaign starts. `--chained`: one folder for the three points of a signal: the
+command is stopped at its start, the same command in the middle, the same again at its publication, and the same then
+ends, with what an undisturbed run leaves; the points are told by the name that is renamed to, for a command that goes
+on renames less. `--results`: a row is written down as soon as it is known, with the commit and the day, and a right one
+of a job and signal is not run again; `--table` prints them.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +41,7 @@ import pyarrow.parquet as pq
 from conclugen import Pretrainer, export, presets
 from conclugen.common.atomic import write_json
 from conclugen.common.options import save
+from conclugen.common.revision import running_revision
 from ray_jobs.evaluate import EvaluateJob
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
@@ -46,7 +55,7 @@ from tests.feature_corpus import WIDTHS, write_corpus
 from tests.ray_jobs.extraction.extraction_loop import make_clips
 from tests.shards.media.make_media import make_video
 from tests.shards.small_data import make_samples, write
-from tests.stops import Ended, Stops
+from tests.stops import Ended, Stops, plain
 from tuning.ledger import Ledger
 from tuning.sweep.folder import SCHEDULE, SweepFolder
 from tuning.sweep.population import Schedule
@@ -456,46 +465,150 @@ def cell(stops: Stops, job: Job, folder: Path, how: str, point: str, renames: in
     return right, f"{ended.status}; {outcome}" + (f"; “{said}”" if said else "")
 
 
+def points_of(targets: Sequence[str], folder: Path) -> tuple[str, str] | None:
+    """Names below the folder that a job renames to once: the one nearest to the middle of its renames, and the last;
+    None where there are not two."""
+    counts = Counter(targets)
+    own = [i for i, name in enumerate(targets) if counts[name] == 1 and Path(name).is_relative_to(folder)]
+    if len(own) < 2:
+        return None
+    middle = min(own[:-1], key=lambda i: abs(i - (len(targets) - 1) / 2))
+    return tuple(str(Path(targets[i]).relative_to(folder)) for i in (middle, own[-1]))  # type: ignore[return-value]
+
+
+def chain(
+    stops: Stops, job: Job, folder: Path, how: str, places: tuple[str, str], expected: Any
+) -> tuple[bool, list[str]]:
+    """(whether all is as it should be, what happened at each of the three points)."""
+    job.prepare(folder)
+    whole, told = True, []
+    for point in ("work", *(plain(folder / place) for place in places)):
+        before = content(folder)
+        ended = stops.run(job.command, job.arguments(folder), SIGNALS[how], point)
+        said = "" if how == "kill -9" else _said(ended)
+        right = ended.status == STATUSES[how] and (how == "kill -9" or bool(said))
+        same = {name: data for name, data in content(folder).items() if not name.endswith(".lock")} == before
+        if not right:
+            print(f"{job.command}, {how}, {point}: {ended.error[-3000:]}", file=sys.stderr, flush=True)
+        whole &= right
+        mark = str(ended.status) if right else f"**{ended.status}**"
+        told.append(mark + ("; untouched" if same else "") + (f"; “{said}”" if said else ""))
+    again = stops.run(job.command, job.arguments(folder))
+    right = again.status == job.status and job.result(folder) == expected
+    if not right:
+        print(f"{job.command}, {how}, the end: {again.status}: {again.error[-3000:]}", file=sys.stderr, flush=True)
+    told[-1] += "; then the same" if right else f"; **then status {again.status}, another result**"
+    return whole and right, told
+
+
 def _said(ended: Ended) -> str:
     lines = [line for line in ended.error.splitlines() if line.startswith(("interrupted: ", "terminated: "))]
     return lines[-1].partition(": ")[2] if lines else ""
 
 
+@dataclass(frozen=True)
+class Row:
+    """What happened to a job by a signal. cells: by point."""
+
+    job: str
+    signal: str
+    right: bool
+    cells: dict[str, str]
+    commit: str = ""
+    day: str = ""
+
+
+def _rows(results: Path | None) -> list[Row]:
+    if results is None or not results.exists():
+        return []
+    return [Row(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines()]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The last row of each job and signal."""
+    last = {(row.job, row.signal): row for row in rows}
+    lines = ["| job | signal | start | middle | publication | commit, day |", "|---" * 6 + "|"]
+    for name in JOBS:
+        for how in SIGNALS:
+            if row := last.get((name, how)):
+                cells = [row.cells.get(point, "") for point in POINTS]
+                lines.append(f"| {name} | {how} | {' | '.join(cells)} | {row.commit}, {row.day} |")
+    return "\n".join(lines)
+
+
+def _commit() -> str:
+    commit, _, dirty = running_revision().partition("-")
+    return f"{commit[:9]}{dirty and '-dirty'}"
+
+
+def _row(
+    stops: Stops, name: str, how: str, base: Path, points: Sequence[str], reference: Reference, chained: bool
+) -> Row:
+    job, folder, cells, whole = JOBS[name], base / "case", {}, True
+    folder.mkdir()
+    places = points_of(reference.ended.targets, base / "reference") if chained else None
+    if places is not None:
+        whole, told = chain(stops, job, folder, how, places, reference.result)
+        cells = dict(zip(POINTS, told, strict=True))
+    else:
+        for point in points:
+            right, cells[point] = cell(stops, job, folder, how, point, reference.ended.renames, reference.result)
+            whole &= right
+            shutil.rmtree(folder)
+            folder.mkdir()
+    shutil.rmtree(folder)
+    return Row(name, how, whole, cells, _commit(), time.strftime("%Y-%m-%d", time.gmtime()))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An undisturbed run, in base/reference, and what it left."""
+
+    ended: Ended
+    result: Any
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", default=",".join(name for name in JOBS if name not in _RAY))
     parser.add_argument("--signals", default=",".join(SIGNALS))
     parser.add_argument("--points", default=",".join(POINTS))
     parser.add_argument("--joined", action="store_true", help="jobs join one Ray instead of starting one each")
+    parser.add_argument("--chained", action="store_true", help="the three points of a signal in one folder")
+    parser.add_argument("--results", type=Path, help="JSON lines; what is right there is not run again")
+    parser.add_argument("--table", action="store_true", help="only print the table of the results")
     given = parser.parse_args(arguments)
-    points = given.points.split(",")
-    print(f"| job | signal | {' | '.join(points)} |\n{'|---' * (2 + len(points))}|", flush=True)
-    whole = True
+    rows, whole = _rows(given.results), True
+    done = {(row.job, row.signal) for row in rows if row.right}
+    left = [
+        (name, how) for name in given.jobs.split(",") for how in given.signals.split(",") if (name, how) not in done
+    ]
+    if given.table or not left:
+        print(table(rows))
+        return 0
     with (
         tempfile.TemporaryDirectory(prefix="ends-") as base,
         _ray(given.joined) as address,
         _stops(Path(base), address) as stops,
     ):
-        for name in given.jobs.split(","):
-            job, reference = JOBS[name], Path(base) / "reference"
-            reference.mkdir()
-            job.prepare(reference)
-            undisturbed = stops.run(job.command, job.arguments(reference))
+        for name in dict.fromkeys(name for name, _ in left):
+            job, folder = JOBS[name], Path(base) / "reference"
+            folder.mkdir()
+            job.prepare(folder)
+            undisturbed = stops.run(job.command, job.arguments(folder))
             if undisturbed.status != job.status:
-                print(f"{name}: status {undisturbed.status}: {undisturbed.error}", file=sys.stderr)
-                return 1
-            expected = job.result(reference)
-            for how in given.signals.split(","):
-                cells = []
-                for point in points:
-                    folder = Path(base) / "case"
-                    folder.mkdir()
-                    right, told = cell(stops, job, folder, how, point, undisturbed.renames, expected)
-                    whole &= right
-                    cells.append(told)
-                    shutil.rmtree(folder)
-                print(f"| {name} | {how} | {' | '.join(cells)} |", flush=True)
-            shutil.rmtree(reference)
+                print(f"{name}: status {undisturbed.status}: {undisturbed.error}", file=sys.stderr, flush=True)
+                whole = False
+            else:
+                reference = Reference(undisturbed, job.result(folder))
+                for how in (how for of, how in left if of == name):
+                    row = _row(stops, name, how, Path(base), given.points.split(","), reference, given.chained)
+                    print(f"| {name} | {how} | {' | '.join(row.cells.values())} |", flush=True)
+                    whole &= row.right
+                    if given.results is not None:
+                        with given.results.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            shutil.rmtree(folder)
     return 0 if whole else 1
 
 
