@@ -114,9 +114,9 @@ def why_silent(uri: str, within_s: float = _ANSWER_WITHIN_S) -> str | None:
         except urllib.error.HTTPError:
             found[0] = None
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error or type(error).__name__
+            reason = getattr(error, "reason", None) or error
             if not isinstance(reason, TimeoutError):
-                found[0] = uris.scrub(reason)
+                found[0] = uris.scrub(reason) or type(error).__name__
 
     asking = threading.Thread(target=ask, name="preflight", daemon=True)  # names may take longer to be looked up
     asking.start()

@@ -96,7 +96,7 @@ def test_sources_are_given_by_flag_and_by_file(folders: dict[str, Path], tmp_pat
         ({"tv": {"modalities": {"audio": ("adio",)}}}, {}, ["data.sources.tv", "'adio'", "did you mean 'audio'"]),
         ({"tv": {"modalities": {"audio": ("text",)}}}, {}, ["corpus 'tv'", "width 2, expected 3", "'own'"]),
         ({"tv": {"modalities": {"smell": ("text",)}}}, {}, ["data.sources.tv", "found modalities smell"]),
-        ({}, {"folder": "/x"}, ["data.folder", "beside data.sources"]),
+        ({}, {"folder": "/x"}, ["data.folder", "beside data.sources; it is of one folder; leave it out"]),
         ({}, {"view": "test"}, ["data.view", "data.sources.NAME.view"]),
         ({}, {"remainder": "pad"}, ["data.remainder", "run on"]),
         ({}, {"weights_from": {"x": {}}}, ["data.weights_from.x", "1 or more"]),
@@ -271,6 +271,11 @@ def test_the_model_says_which_corpora_it_has_seen(folders: dict[str, Path]) -> N
     assert info["corpora"]["vox"]["manifest"] == Manifest.open(folders["vox"]).digest
     assert source.tags()["dataset"] == "own+tv+vox"
     assert "own 16.7%, tv 33.3%, vox 50.0%" in source.describe()
+    views = {name: View.open(Manifest.open(folder), "train") for name, folder in folders.items()}
+    assert source.inputs() == [
+        {"name": n, "digest": v.digest, "source": str(folders[n]), "context": "training", "rows": v.rows}
+        for n, v in views.items()
+    ]
 
 
 def test_damage_is_judged_by_corpus(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -365,3 +370,10 @@ def test_one_folder_is_opened_as_ever(folders: dict[str, Path]) -> None:
     source = open_source(DataConfig(str(folders["vox"])), config())
     assert isinstance(source, Source)
     assert set(source.identity()) == {"data.manifest", "data.view", "data.plan", "data.modalities"}
+    manifest = Manifest.open(folders["vox"])
+    (train,) = source.inputs()
+    (whole,) = open_source(DataConfig(str(folders["vox"]), view="everything"), config()).inputs()
+    assert (whole["name"], whole["source"], whole["context"]) == ("vox", str(folders["vox"]), "training")
+    # MLflow keeps the first rows that it is told of a name and digest.
+    assert (whole["rows"], train["rows"]) == (manifest.rows, sum(row % 6 != 1 for row in range(manifest.rows)))
+    assert whole["digest"] != train["digest"] == View.open(manifest, "train").digest

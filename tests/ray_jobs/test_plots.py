@@ -195,7 +195,12 @@ def test_label_efficiency_draws_each_system_over_its_fractions(tmp_path, drawn):
     axes = drawn[0].axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["3%", "10%", "100%"]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["raw", "ours"]
-    assert axes.get_xscale() == "log"
+    assert axes.get_xscale() == "log" and len(axes.xaxis.get_minorticklocs()) == 0, "no marks but at the shares"
+    assert {label.get_fontsize() for label in axes.get_xticklabels()} == {7.0}, "the least that venues let pass"
+    raw, ours = (container.lines[0].get_xdata() for container in axes.containers)
+    beside = raw / [0.03, 1.0]  # as far to the left of the share as the other one is to the right
+    np.testing.assert_allclose([*beside * ours / 0.1, beside[0] / beside[1]], 1.0)
+    assert 0.95 < beside[0] < 1.0
 
 
 # Rows of the projections of linear RGB in Viénot, Brettel & Mollon (1999), "Digital video colourmaps for checking".

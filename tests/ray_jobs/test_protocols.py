@@ -16,6 +16,7 @@ from conclugen.common.options import save
 from conclugen.evaluation.config import LAYERS_WEIGHED, ComparisonConfig
 from conclugen.evaluation.protocols import registry
 from conclugen.evaluation.protocols.base import ProtocolOptions
+from ray_jobs import protocol_document
 from ray_jobs.evaluate import EvaluateJob, evaluate, main
 from ray_jobs.evaluation import open_run
 from ray_jobs.protocols import material, unlikeness
@@ -288,6 +289,46 @@ def test_a_document_that_cannot_be_read_is_refused_by_the_report(
     assert report([str(tmp_path / "run"), "--no-tracking"]) == 2
     told = capsys.readouterr().err
     assert f"error: {path}: holds no protocols that can be read (" in told and told.count("\n") == 1
+
+
+def test_an_answer_is_checked_and_a_reason_needs_no_tables(tmp_path: Path) -> None:
+    table = {"name": "t", "columns": ["a", "b"], "rows": [[1, "x"]]}
+    chart = {"name": "c", "title": "", "xlabel": "", "ylabel": "", "series": {"s": [[0, 1, None, None]]}, "ticks": {}}
+    asked = {"title": "T", "label": "l", "data": {"folder": "d", "train": "a", "test": "b"}, "units": 3, "unit": "u"}
+    whole = asked | {"reason": "", "tables": [table], "charts": [chart | {"log": False, "diagonal": False}]}
+    whole |= {"rules": [], "holes": []}
+
+    def loaded(answer: dict[str, object]) -> dict[str, object]:
+        document = {"schema": "conclugen-protocols", "version": 1, "protocols": {"p": answer}}
+        (tmp_path / "protocols.json").write_text(json.dumps(document))
+        found: dict[str, object] = protocol_document.load(tmp_path / "protocols.json")["protocols"]["p"]
+        return found
+
+    assert loaded(whole) == whole
+    assert loaded(asked | {"reason": "no rows"}) == asked | {"reason": "no rows"}
+    for wrong in (
+        {"tables": [table | {"rows": [[1]]}]},
+        {"tables": [table | {"rows": [[1, True]]}]},
+        {"charts": [chart | {"series": {"s": []}}]},
+        {"rules": None},
+        {"holes": 3},
+        {"reason": ["no rows"]},
+    ):
+        with pytest.raises(ValueError, match=r"protocols\.json: holds no protocols that can be read \("):
+            loaded(whole | wrong)
+    for name in ("title", "units", "tables", "rules"):
+        with pytest.raises(ValueError, match=f"that can be read .*KeyError: '{name}'"):
+            loaded({key: value for key, value in whole.items() if key != name})
+
+
+def test_every_protocol_is_listed_by_the_help_with_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    _, _, listed = capsys.readouterr().out.partition("protocols (docs/protocols.md):\n")
+    lines = dict(line.split(maxsplit=1) for line in listed.splitlines() if line)
+    assert ended.value.code in (0, None) and list(lines) == list(registry.registered())
+    for name, protocol in registry.registered().items():
+        assert lines[name] == (protocol.Config.__doc__ or "").strip().splitlines()[0], name
 
 
 def test_options_of_all_protocols_are_checked_at_the_start(capsys: pytest.CaptureFixture[str]) -> None:

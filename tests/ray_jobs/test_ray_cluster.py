@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -185,6 +185,25 @@ def test_a_node_is_waited_for_as_long_as_its_raylet_lives(monkeypatch: pytest.Mo
     with ray_cluster._patient(), pytest.raises(RuntimeError):
         services.get_node("a", "n")
     assert len(asked) == 1
+
+
+def test_a_raylet_lives_as_long_as_a_child_of_that_name_is_no_zombie(monkeypatch: pytest.MonkeyPatch) -> None:
+    def child(name: str, status: str) -> SimpleNamespace:
+        return SimpleNamespace(name=lambda: name, status=lambda: status)
+
+    def lives(*children: SimpleNamespace) -> bool:
+        monkeypatch.setattr(ray_cluster.psutil, "Process", lambda: SimpleNamespace(children=lambda: children))
+        return ray_cluster._raylet_lives()
+
+    running, dead = child("raylet", psutil.STATUS_SLEEPING), child("raylet", psutil.STATUS_ZOMBIE)
+    assert lives(child("gcs_server", psutil.STATUS_SLEEPING), running) and lives(dead, running)
+    assert not lives() and not lives(dead) and not lives(child("gcs_server", psutil.STATUS_SLEEPING))
+
+    def hidden() -> NoReturn:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(ray_cluster.psutil, "Process", hidden)
+    assert ray_cluster._raylet_lives(), "who may not look waits"
 
 
 def test_a_small_address_space_and_a_cluster_that_is_not_there_are_told(

@@ -16,7 +16,7 @@ import numpy as np
 import conclugen
 from conclugen import Pretrainer, export, presets
 from conclugen.common.atomic import write_json
-from ray_jobs.evaluate import EvaluateJob
+from ray_jobs.options.evaluate import EvaluateJob
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.destination import remember, uri_of_run

@@ -311,6 +311,14 @@ def test_pickles_and_code_are_never_loaded(models: Callable[[str], Path], tmp_pa
         backbones.create(f"hf-image:{folder}")
 
 
+def test_a_pickle_beside_safetensors_is_passed_over() -> None:
+    """Many models of a hub are published in both forms. Without any weights, the loader says what is missing."""
+    for files in (["model.safetensors", "pytorch_model.bin"], ["x-00001-of-00002.safetensors", "x.bin"], ["a.json"]):
+        hub_models._refuse_pickles(files)
+    with pytest.raises(OSError, match=r"^its weights are a\.bin, a pickle, which is never loaded"):
+        hub_models._refuse_pickles(["b.bin", "a.bin", "model.safetensors.txt"])
+
+
 @pytest.mark.parametrize("kind", ["vit", "wavlm", "bert"])
 def test_code_of_a_model_is_never_run(kind: str, models: Callable[[str], Path], tmp_path: Path) -> None:
     """A kind that the library knows is the library's own, whatever code its files name; another one is refused."""

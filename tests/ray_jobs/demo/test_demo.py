@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from ray_jobs.demo import steps, summary
 from ray_jobs.demo.__main__ import clear, main
 from ray_jobs.demo.steps import DemoConfig
 from ray_jobs.embedding.clips import Embedded
+from shards.adapters.clip_set import Clip, ClipSet
+from shards.clips.plan import BuildPlan
 from shards.corpus.emotions import EMOTIONS
 from shards.corpus.writing import CorpusConfig
 
@@ -75,6 +78,35 @@ def test_what_is_judged_is_what_is_shown(tmp_path: Path) -> None:
     job = steps._evaluation(DemoConfig(tmp_path))
     assert job.comparison.fractions == (0.1, 1.0)
     assert (job.run, job.output) == ("demo", steps._pretraining(DemoConfig(tmp_path)).run.output)
+
+
+def test_a_task_renders_its_own_clips_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "write_clip", lambda folder, plan: (folder, plan))
+    assert steps._write_some(tmp_path, [3, 1, 2]) == [(tmp_path, 3), (tmp_path, 1), (tmp_path, 2)]  # type: ignore[list-item, comparison-overlap]
+
+
+def test_every_speaker_of_the_demo_is_in_one_part() -> None:
+    assert sum(steps.SHARES.values()) == pytest.approx(1) and set(steps.SHARES) == {"train", "valid", "test"}
+    assert steps.SHARES["train"] > 2 * max(steps.SHARES["valid"], steps.SHARES["test"])
+
+
+def test_clips_of_the_demo_are_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shard costs a process; as many as a build makes of its own accord would be 17."""
+    made = ClipSet("made", tmp_path, (), tuple(Clip(f"c{number}", f"{number}.mp4") for number in range(130)))
+    plans: list[BuildPlan] = []
+
+    def built(plan: BuildPlan, cpus: float) -> NoReturn:
+        plans.append(plan)
+        raise InterruptedError
+
+    monkeypatch.setattr(steps.backbones, "resolve", lambda _: [])
+    monkeypatch.setattr(steps.ray_cluster, "connect", lambda _: None)
+    monkeypatch.setattr(steps, "write_corpus", lambda *_: None)
+    monkeypatch.setattr(steps, "read_clips", lambda *_, **__: made)
+    monkeypatch.setattr(steps, "build", built)
+    with pytest.raises(InterruptedError):
+        steps.run(DemoConfig(tmp_path))
+    assert [len(task.clips) for task in plans[0].tasks] == [60, 60, 10]
 
 
 def test_the_new_clip_s_emotion_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +27,14 @@ from conclugen.common.locks import folder_held
 from conclugen.evaluation.blocks import LEADING
 from conclugen.evaluation.config import ComparisonConfig
 from conclugen.evaluation.features import Scaling
-from conclugen.evaluation.probe import fit_classes
+from conclugen.evaluation.probe import fit_classes, fit_values
+from conclugen.evaluation.protocol import Target
+from conclugen.evaluation.solvers import Linear
 from ray_jobs import embed, evaluate, evaluation
-from ray_jobs.embedding import arrays
+from ray_jobs.embedding import arrays, model
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
-from ray_jobs.embedding.embed import _METADATA, _check_features, _kept
+from ray_jobs.embedding.embed import _METADATA, _check_features, _kept, _refuse_rows_of_files
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.plan import Augmentation, recipe_of
 from ray_jobs.run_config import ShardsConfig
@@ -110,9 +112,49 @@ def test_a_kept_probe_that_is_damaged_is_fitted_again(root: Path, tmp_path: Path
         assert place.read_bytes() == whole
 
 
+def test_a_kept_probe_that_is_of_something_else_is_fitted_again(root: Path, tmp_path: Path) -> None:
+    """Sealed and whole, as somebody else may have written it."""
+    run = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "run"))
+    expected, place = RunModel.open(run).probe, run.evaluation / "features-mood"
+    assert expected is not None
+    said, own = json.loads((place / "probe.json").read_text()), expected.probe
+    weight, bias = own.model.weight, own.model.bias
+    for changes in (
+        {"classes": expected.classes[:1]},
+        {"label": "modd"},
+        {"fusion": "mean"},
+        {"probe": dataclasses.replace(own, kind="mood")},
+        {"probe": dataclasses.replace(own, strength="1")},  # type: ignore[arg-type]
+        {"probe": dataclasses.replace(own, scaling=Scaling.none(3))},
+        {"probe": dataclasses.replace(own, scaling=Scaling.none(3), model=Linear(weight[:3], bias))},
+        {"probe": dataclasses.replace(own, model=Linear(weight, bias[:1]))},
+        {"probe": dataclasses.replace(own, model=Linear(weight * np.nan, bias))},
+    ):
+        model._save(place, dataclasses.replace(expected, **changes), said["model"], said["settings"])
+        found = RunModel.open(run).probe
+        assert found is not None and (found.label, found.classes, found.fusion) == ("mood", expected.classes, "concat")
+        np.testing.assert_array_equal(found.probe.model.weight, weight)
+        assert json.loads((place / "probe.json").read_text()) == said
+
+
+def test_nothing_is_written_where_an_evaluation_s_links_lead(root: Path, tmp_path: Path) -> None:
+    run, outside = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "run")), tmp_path / "outside"
+    shutil.move(run.evaluation / "features-mood", outside)
+    for name in ("probe.json", "probe.safetensors"):
+        (outside / name).unlink(missing_ok=True)
+    (run.evaluation / "features-mood").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"features-mood/scores\.json: leads out of"):
+        RunModel.open(run)
+    assert [path.name for path in outside.iterdir()] == ["scores.json"]
+
+
 def test_an_evaluation_that_can_t_be_read_is_named(root: Path, tmp_path: Path) -> None:
     run = RunFolder(shutil.copytree(root / "runs" / "run", tmp_path / "run"))
-    for content in ("", "[]", '{"job": {"label": "mood"}}'):
+    job: dict[str, Any] = {"run": "run", "label": "mood", "test_view": "test", "fusion": "concat"}
+    job["data"] = {"folder": "/x"}
+    wrong = [job | {"data": 3}, job | {"data": {}}, job | {"data": {"folder": [1]}}, job | {"interval_unit": 5}]
+    wrong += [job | {"block_scales": {}}, job | {"fusion": None}, job | {"data": {"folder": "/x", "view": 10**40}}]
+    for content in ("", "[]", '{"job": {"label": "mood"}}', *(json.dumps({"job": each}) for each in wrong)):
         (run.evaluation / "features-mood/scores.json").write_text(content)
         with pytest.raises(ValueError, match=r"scores\.json: holds no evaluation"):
             RunModel.open(run, None, "cpu")
@@ -284,6 +326,22 @@ def test_the_probe_has_the_evaluation_s_weights_of_modalities(root: Path, tmp_pa
     assert said["settings"]["block_scales"] == "chosen"
 
 
+def test_each_number_of_a_continuous_label_has_a_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is said of it is the fit by hand on the labelled rows."""
+    job, embedder = _job(root), conclugen.load(root / "runs/run/model")
+    read = evaluation.read_labelled(job, embedder.modalities)
+    missing = {m: np.where(read.rows.present[m][:, None], x, np.nan) for m, x in read.rows.features.items()}
+    vectors, at = embedder.embed(missing).astype(np.float64), read.fold.train_rows
+    made = np.random.default_rng(0).normal(size=(len(read.rows), 2))
+    for values, names in ((made[:, 0], ("valence",)), (made, ("valence_0", "valence_1"))):
+        target = Target("valence", "continuous", values)
+        monkeypatch.setattr(evaluation, "read_labelled", lambda *_, t=target: dataclasses.replace(read, target=t))
+        found = model._fit(asdict(job), embedder)
+        assert (found.label, found.classes) == ("valence", names)
+        by_hand = fit_values(vectors[at], values[at], read.groups[at])
+        np.testing.assert_allclose(found.probabilities(vectors), by_hand.raw(vectors), rtol=1e-9, atol=1e-12)
+
+
 def test_embeddings_by_other_scaling_are_of_another_probe(root: Path) -> None:
     model = RunModel.open(RunFolder(root / "runs/run"), "mood")
     assert model.probe is not None
@@ -414,6 +472,9 @@ def test_an_export_that_lacks_what_embed_needs_is_told_in_one_line(
         (["a.mp4", "--label", "modd"], "did you mean 'mood'"),
         (["a.mp4", "--window", "1", "--stride", "2"], "--stride: must be above 0 and within the window (1 s), got 2"),
         (["--features", "/nowhere"], "no manifest at /nowhere"),
+        (["a.mp4", "s3://bucket/b.mp4"], "s3://bucket/b.mp4: must be a local path, got an address"),
+        (["a.mp4", "--embeddings", "s3://bucket/x"], "s3://bucket/x: must be a local path, got an address"),
+        (["a.mp4", "--output", "s3://bucket/runs"], "s3://bucket/runs: must be a local path, got an address"),
     ],
 )
 def test_wrong_input(root: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
@@ -502,6 +563,24 @@ def test_files_and_a_corpus_do_not_share_a_folder(
     assert (out / "embeddings.parquet").read_bytes() == whole
 
 
+def test_room_for_the_embeddings_of_a_corpus_is_asked_for_before_any_work(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two bytes a number, less what an earlier start has left there."""
+    out = tmp_path / "out"
+    numbers = conclugen.load(root / "runs/run/model").width() * Manifest.open(root / "features").rows
+
+    def full(option: str, folder: Path, least: int, what: str) -> NoReturn:
+        there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        assert (option, folder, least + there) == ("--embeddings", out, 2 * numbers)
+        raise OSError(f"no room for {what}")
+
+    monkeypatch.setattr("ray_jobs.embedding.embed.check_room", full)
+    monkeypatch.setattr("ray_jobs.embedding.embed.ray_cluster.connect", lambda *_: pytest.fail("Ray was started"))
+    assert embed.main(arguments(root, "--data", str(root / "features"), "--embeddings", str(out))) != 0
+    assert "no room for the embeddings of all rows" in capsys.readouterr().err
+
+
 def test_a_table_of_something_else_is_refused(root: Path, tmp_path: Path) -> None:
     """By what it says of itself, and by its columns."""
     identity = {"run": "ab"}
@@ -529,6 +608,20 @@ def test_a_table_of_something_else_is_refused(root: Path, tmp_path: Path) -> Non
                 kept(changed, json.dumps(identity))
     with pytest.raises(ValueError, match=r'differ in run \(there "cd", here "ab"\); choose'):
         kept(columns, '{"run": "cd"}')
+
+
+def test_a_corpus_removes_no_embeddings_of_files(tmp_path: Path) -> None:
+    """A shard's own file may have the same name, and what is not whole is made again."""
+    path, table = tmp_path / "embeddings.parquet", pa.table({"embedding": [[0.5]]})
+    _refuse_rows_of_files(path)
+    for metadata in (None, {b"conclugen": b"1"}):
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+        _refuse_rows_of_files(path)
+    pq.write_table(table.replace_schema_metadata({_METADATA: b"{}"}), path)
+    with pytest.raises(ValueError, match=r"embeddings\.parquet holds embeddings of files; choose another folder"):
+        _refuse_rows_of_files(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    _refuse_rows_of_files(path)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray.data
 import webdataset
 
 from conclugen import backbones
@@ -33,7 +34,7 @@ from ray_jobs.extraction.clip_features import (
     encode_within_breaks,
     input_of,
 )
-from ray_jobs.extraction.extract import Resources, choices_of, resources_of, room_needed
+from ray_jobs.extraction.extract import Resources, choices_of, data_settings, resources_of, room_needed
 from ray_jobs.extraction.plan import REPORTS, Augmentation, Decoding, EncoderChoice, Extraction, Recipe, recipe_of
 from ray_jobs.options.extract import EncoderOptions
 from shards.adapters import read_clips
@@ -318,6 +319,10 @@ def test_stretches_of_a_clip() -> None:
     decoded = Decoded((take, wave, text), {take.key: with_face}, {16_000: np.arange(160_000, dtype=np.float32)}, None)
     assert decoded.inputs((0.5, 0.9))[take.key][:, 0, 0, 0].tolist() == [0]
     assert set(decoded.inputs((7.5, 8.5))) == {take.key, wave.key}
+    # Of frames some of which are whole pictures none was left out: the last one stays as long as it takes.
+    some = Frames(pixels[[0, 2]], np.array([0.0, 1.0]), np.array([True, False]))
+    decoded = Decoded((take, wave, text), {take.key: some}, {16_000: np.arange(160_000, dtype=np.float32)}, None)
+    assert decoded.inputs((7.5, 8.5))[take.key][:, 0, 0, 0].tolist() == [2]
 
 
 class Windowed:
@@ -598,3 +603,31 @@ def test_room_is_asked_for_what_is_left(tmp_path: Path) -> None:
     report = json.loads(reports[1].read_text())
     reports[1].write_text(json.dumps(report | {"digest": "of another"}))
     assert room_needed(plan, overwrite=False) == whole
+
+
+def test_settings_of_views_are_part_of_an_extraction_that_has_views(clips: ClipManifest, tmp_path: Path) -> None:
+    """Those of no view change no feature: features without views stay found, whatever the settings are."""
+
+    def identity(**settings: Any) -> dict[str, Any]:
+        choices = [EncoderChoice("random-image")]
+        return Extraction.make(clips, tmp_path / "x", choices, augmentation=Augmentation(**settings)).identity
+
+    plain = identity(count=0)
+    assert plain == identity(count=0, seed=5) == identity(count=0, strength="strong") and plain["views"] == 0
+    assert not {"view_strength", "view_seed"} & plain.keys()
+    found = [identity(count=1), identity(count=1, seed=5), identity(count=1, strength="strong")]
+    told = [(i["views"], i["view_strength"], i["view_seed"]) for i in found]
+    assert told == [(1, "mild", 127), (1, "mild", 5), (1, "strong", 127)]
+
+
+def test_ray_data_s_settings_are_those_of_the_job_and_taken_back() -> None:
+    def settings() -> tuple[Any, ...]:
+        context = ray.data.DataContext.get_current()
+        bars = context.enable_progress_bars, context.print_on_execution_start
+        return context.target_max_block_size, context.execution_options.preserve_order, *bars
+
+    before = settings()
+    with pytest.raises(ValueError, match="x"), data_settings(Resources(block_bytes=7 << 20)):
+        assert settings() == (7 << 20, True, False, False)
+        raise ValueError("x")
+    assert settings() == before

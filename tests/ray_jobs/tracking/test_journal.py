@@ -1,10 +1,12 @@
 """The journal: what is written is read back, once, through crashes, restarts and several writers."""
 
+import errno
 import fcntl
 import json
 import logging
 import math
 import multiprocessing
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -231,6 +233,29 @@ def test_a_full_disk_does_not_hide_how_a_run_ended(tmp_path, monkeypatch, caplog
         monkeypatch.undo()
         with pytest.raises(OSError, match="No space"), journal.running():  # finished, and not to be said
             monkeypatch.setattr(journal, "status", full)
+
+
+def test_a_record_that_the_disk_took_half_of_is_taken_back(tmp_path, monkeypatch, caplog):
+    """At once, so that no reader waits for its end, and what comes next is not cut as the trace of a crash."""
+    with open_journal(tmp_path) as journal:
+        journal.metrics(0, {"loss": 1.0})
+        before, write = journal.path.read_bytes(), os.write
+
+        def half(file, data):
+            monkeypatch.setattr(os, "write", full)
+            return write(file, data[: len(data) // 2])
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError, match="No space left"):
+            journal.metrics(1, {"loss": 0.5})
+        assert journal.path.read_bytes() == before
+        monkeypatch.undo()
+        journal.metrics(1, {"loss": 0.25})
+    assert [record["values"] for record in lines(tmp_path)[-2:]] == [{"loss": 1.0}, {"loss": 0.25}]
+    assert [record["seq"] for record in lines(tmp_path)] == list(range(len(lines(tmp_path)))) and not caplog.text
 
 
 def test_unknown_status_names_the_allowed_ones(tmp_path):

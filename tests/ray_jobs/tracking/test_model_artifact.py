@@ -1,5 +1,6 @@
 """The MLflow model gives what the exported model gives, without pickles, and without this project installed."""
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -157,3 +158,16 @@ def test_what_a_killed_build_left_is_removed(exported, tmp_path):
     folder = model_artifact.build(exported, tmp_path / "mlflow-model")
     assert yaml.safe_load((folder / "MLmodel").read_text())["flavors"]
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow-model"]
+
+
+def test_mlflow_says_what_goes_wrong_and_no_more(capfd, caplog):
+    logger = logging.getLogger("mlflow")
+    before = logger.level
+    with model_artifact._quiet():
+        print("a progress bar")
+        warnings.warn("of a local path", stacklevel=1)
+        assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
+    assert logger.level == before and capfd.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="x"), model_artifact._quiet():
+        raise ValueError("x")
+    assert logger.level == before

@@ -35,6 +35,8 @@ def test_the_machine_is_what_ray_knows_of_its_nodes() -> None:
     slower = machine_of([node("H100", 8.0), node("A100-40G", 2.0), node("T4", 4.0)], 400.0)
     assert slower == dataclasses.replace(MACHINES["A100"], node=2, between=50e9)
     assert machine_of([HEAD, node("T4", 4.0), node("L4", 4.0, alive=False)], None) is None
+    lent = {"Alive": True, "Resources": {"CPU": 8.0, "accelerator_type:L4": 1.0}}  # its GPUs are kept from Ray
+    assert machine_of([lent], None) is None and machine_of([lent, node("L4", 2.0)], None).node == 2  # type: ignore[union-attr]
     assert machine_of([node("L40S", 1.0)], None) == dataclasses.replace(MACHINES["L40S"], node=1, between=1.25e9)
 
 

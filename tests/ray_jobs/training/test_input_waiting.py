@@ -46,6 +46,12 @@ def run(fetch: float = 0.0, read: float = 0.0, stage: float = 0.0, steps: int = 
     return gauge.times()
 
 
+def test_the_share_of_waiting_is_a_share() -> None:
+    assert InputTimes(seconds=10.0, waited=4.0).wait_share == 0.4
+    assert InputTimes(seconds=10.0, waited=10.5).wait_share == 1.0, "clocks are read one after the other"
+    assert InputTimes(seconds=0.0, waited=1.0).wait_share == 0.0
+
+
 def test_counters_of_a_source_that_is_always_ahead() -> None:
     """The step lasts until the queue is full again, so every batch that is asked for is there."""
     made, counters, gauge = [0], StreamCounters(), InputGauge()

@@ -132,6 +132,18 @@ def test_a_failure_is_told_with_rank_step_and_cause(tmp_path: Path) -> None:
     assert failures.describe([], died, 3) == "rank 1, after step 3: the process died: its worker process has died"
 
 
+def test_beginnings_are_forgotten_and_failures_and_what_cannot_be_read_stay(tmp_path: Path) -> None:
+    path, begun = tmp_path / "failures.jsonl", '{"attempt": "a", "rank": 0, "begun": "g"}\n'
+    failures.forget_beginnings(path)
+    for kept in ('{"attempt": "a", "rank": 0, "error": "E"}\n', '{"torn', "\xff\n", "[1]\n", "5\n"):
+        path.write_text(begun + kept)
+        failures.forget_beginnings(path)
+        assert path.read_text() == begun + kept
+    path.write_text(begun + begun)
+    failures.forget_beginnings(path)
+    assert not path.exists()
+
+
 def test_a_failure_that_cannot_be_written_down_is_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source, open_reader
 from ray_jobs.training.pretraining import beside_raw
 from ray_jobs.training.validation import Validation
-from shards import Manifest, Rows, View
+from shards import Manifest, Reader, Rows, View
 from tests.feature_corpus import write_corpus
 
 
@@ -46,6 +46,22 @@ def test_neighbours_are_of_other_speakers_and_have_a_label() -> None:
         rows = Rows({}, {}, np.arange(len(speaker)), {"emotion": known}, group)
         found[name] = Validation(rows, "emotion", 2)._neighbour_accuracy("emotion", z)
     assert found["six"] == 0.0 and np.isnan(found["one"]), "nobody votes on the only speaker"
+
+
+def test_held_out_rows_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_corpus(tmp_path / "shards", speakers=6, takes=2)
+    entry, held = manifest.entry(0), View.open(manifest, "valid")
+    damaged = int(np.flatnonzero(held.mask(0))[0])
+    path = Path(manifest.folder) / f"{entry.name}.tar"
+    data = bytearray(path.read_bytes())
+    data[damaged * entry.stride + entry.stride // 2] ^= 0x10
+    path.write_bytes(data)
+    config = DataConfig(folder=manifest.folder, max_damaged_share=0.5)
+    validation = Validation.open(config, manifest, ("video", "audio"))
+    assert validation is not None
+    key = Reader(manifest).metadata(0)["key"][damaged].as_py()
+    said = capsys.readouterr().out
+    assert said.count("left out of validation: ") == 1 and f"sample {key!r} of {entry.name}: " in said
 
 
 def test_a_collapsed_representation_is_warned_of(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,22 @@ def test_build_accounts_for_every_clip(source: Path, tmp_path: Path) -> None:
     assert any("11 clips found = 6 written + 5 quarantined" in line for line in summary.lines(tmp_path))
 
 
+def test_clips_keep_their_order_unless_they_are_shuffled(tmp_path: Path) -> None:
+    clips = ClipSet("made", tmp_path, (), tuple(Clip(f"c{number:02d}", f"{number}.mp4") for number in range(20)))
+
+    def order(seed: int | None) -> list[str]:
+        options = BuildOptions(clips_per_shard=8, shuffle_seed=seed)
+        plan = BuildPlan.make(clips, tmp_path / "out", options)
+        assert [len(task.clips) for task in plan.tasks] == [8, 8, 4]
+        return [clip.key for task in plan.tasks for clip in task.clips]
+
+    keys = [clip.key for clip in clips.clips]
+    assert order(None) == keys
+    first, second = order(0), order(1)
+    assert sorted(first) == sorted(second) == keys and first != second != keys != first
+    assert order(1) == second
+
+
 def test_a_clip_without_a_key_is_quarantined_by_name(tmp_path: Path) -> None:
     clips = [Clip("", "nameless.mp4"), Clip("a", "a.mp4"), Clip("b", "b.mp4", group="\ud800")]
     plan = BuildPlan.make(ClipSet("made", tmp_path, (), clips), tmp_path / "out", BuildOptions())

@@ -204,6 +204,22 @@ def test_samples_with_a_text_are_counted(tmp_path: Path) -> None:
     assert "transcripts: 2 of 3" in found.lines()
 
 
+@pytest.mark.parametrize(
+    ("written", "classes", "values"),
+    [(("0", "2", "0"), ("0", "1", "2"), [0, 2, 0]), (("no", "yes", "no"), ("no", "yes"), [0, 1, 0])],
+)
+def test_classes_that_are_not_listed_are_those_of_the_data(
+    written: tuple[str, ...], classes: tuple[str, ...], values: list[int], tmp_path: Path
+) -> None:
+    """Numbers count from 0 to the highest one; names are sorted."""
+    members = [(f"k{i}.a.npy", npy(np.ones(3, np.float32))) for i in range(3)]
+    members += [(f"k{i}.cls", value.encode()) for i, value in enumerate(written)]
+    write_tar(tmp_path / "t.tar", sorted(members))
+    manifest = index_folder(tmp_path, MemberMapping(labels=(LabelSource("n", Source.parse("cls"), "class"),)))
+    assert manifest.labels == (Label("n", "class", classes),)
+    assert Reader(manifest).read(0, 0, 3).labels["n"].tolist() == values
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "t.tar", plain_members())
     command = ["index", str(tmp_path), "--column", "f=a.npy", "--modality", "m=f", "--label", "n=cls:class:no,yes"]

@@ -14,6 +14,7 @@ from shards import Column, Label, Manifest, Reader, View, group_id, shuffled_ord
 from shards.__main__ import main
 from shards.packing.command import PackOptions, pack, work_of
 from shards.packing.labels import LabelSpec
+from shards.packing.sample_table import SampleTable
 
 
 def _arrays(count: int = 30) -> dict[str, np.ndarray]:
@@ -105,6 +106,16 @@ def test_a_file_for_each_sample_with_a_table(tmp_path: Path, kind: str) -> None:
     command = ["pack", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--table", str(path)]
     assert main([*command, "--table-key", "ids", *arguments]) == 0
     _check(tmp_path / "out")
+
+
+def test_rows_of_a_table_that_repeat_or_belong_to_no_sample_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,x\nb,2\na,1\nb,2\nz,9\na,1\n")
+    table = SampleTable(path, "id", np.array(["a", "b"]))
+    assert [float(value) for value in table.field("x")] == [1.0, 2.0]
+    assert "rows given again, identically, and counted once: 2" in table.lines()
+    (doubt,) = table.doubts()
+    assert doubt.startswith("rows of t.csv that belong to no sample: 1 (row ") and doubt.endswith(": z)")
 
 
 def test_real_feature_sets(real_data: Path, tmp_path: Path) -> None:

@@ -165,6 +165,15 @@ def test_what_no_trial_could_do_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_weight_for_one_corpus_beside_epochs_of_others_is_refused_at_the_start(folders: dict[str, Path]) -> None:
+    by_epochs = DataConfig(sources={n: SourceConfig(str(f), epochs=2.0) for n, f in folders.items()}, label="emotion")
+    space = fixed_space(corpora={"b": Range(0.25, 4.0)})
+    with pytest.raises(ValueError, match="no weight"):
+        SweepJob(name="mixed", data=by_epochs, space=space, judged_on="b")
+    every = fixed_space(corpora={n: Range(0.25, 4.0) for n in folders})
+    assert SweepJob(name="mixed", data=by_epochs, space=every, judged_on="b").space.corpora.keys() == folders.keys()
+
+
 def test_corpora_are_given_by_flag(folders: dict[str, Path]) -> None:
     sources = "{" + ", ".join(f"{n}: {{folder: {f}, weight: 1}}" for n, f in folders.items()) + "}"
     searched = "{b: {low: 0.5, high: 2}}"
