@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -66,6 +67,7 @@ SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": s
 STATUSES = {"interrupt": 130, "terminate": 143, "kill -9": -9}
 POINTS = ("start", "middle", "publication")
 _RAY = ("pretrain", "ablate", "sweep", "build", "features", "embed", "demo", "run")
+_ENVIRONMENT = {"RAY_worker_niceness": "0", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 ENDLESS = ("serve",)  # ends when it is stopped, and not before: tests/cluster/test_serve.py
 
 
@@ -425,7 +427,7 @@ JOBS: dict[str, Job] = {
 
 
 def _stops(folder: Path, address: str) -> Stops:
-    environment = {"RAY_worker_niceness": "0"} | ({"RAY_ADDRESS": address} if address else {})
+    environment = _ENVIRONMENT | ({"RAY_ADDRESS": address} if address else {})
     return Stops(folder, environment, ("torch", "ray.train", "mlflow", "sklearn.linear_model"))
 
 
@@ -437,6 +439,7 @@ def _ray(joined: bool) -> Iterator[str]:
         return
     import ray
 
+    os.environ |= _ENVIRONMENT  # its workers import the project from here
     with tempfile.TemporaryDirectory(prefix="re", ignore_cleanup_errors=True) as folder:  # socket paths must be short
         ray.init("local", num_cpus=8, include_dashboard=False, logging_level="warning", _temp_dir=folder)
         try:

@@ -305,7 +305,7 @@ def test_validation_is_of_each_corpus_by_itself(folders: dict[str, Path], capsys
     assert {"own/effective_rank/video", "vox/effective_rank/text"} <= measured.keys()
     assert "own/effective_rank/text" not in measured
     check_validation(source, source.config, "validation/vox/effective_rank/text")
-    with pytest.raises(ValueError, match="no measure of the validation view"):
+    with pytest.raises(ValueError, match="is not a measure of the validation view"):
         check_validation(source, source.config, "validation/tv/effective_rank/text")
 
 
