@@ -165,7 +165,7 @@ def _family(
     if not usable:
         return replace(empty, missing="no two finished systems with a common seed")
     records = [r for first, second in pairs if (first.label, second.label) in usable for r in first.finished]
-    counted = ((r, class_counts(r) if score == "uar" else r.groups["rows"]) for r in records)
+    counted = ((r, class_counts(r) if score == "uar" else r.groups.get("rows", {})) for r in records)
     record, rows = next((pair for pair in counted if pair[1]), (records[0], {}))
     if len(rows) < 2:
         return replace(empty, missing="fewer than two test groups")

@@ -419,7 +419,7 @@ def class_counts(record: Record) -> dict[str, tuple[float, ...]]:
     names = [f"rows/{name}" for name in record.groups.get("class_rows", ())]
     if not names or not all(name in record.groups for name in names):
         return {}
-    return {g: tuple(record.groups[name].get(g, 0.0) for name in names) for g in record.groups["rows"]}
+    return {g: tuple(record.groups[name].get(g, 0.0) for name in names) for g in record.groups.get("rows", ())}
 
 
 def _seed(record: Record) -> int:

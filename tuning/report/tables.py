@@ -178,9 +178,9 @@ def group_table(results: Results, dataset: str, systems: Sequence[System], fract
     """Accuracy of each speaker (video) under each system; of many groups those on which the first system is worst and
     best."""
     metric = f"accuracy@{fraction:g}"
-    rows = next(s.finished[0].groups["rows"] for s in systems if s.finished)
+    rows = next(s.finished[0].groups.get("rows", {}) for s in systems if s.finished)
     scores = [system.groups(metric) for system in systems]
-    listed = list(scores[0])
+    listed = [group for group in scores[0] if all(group in score for score in scores)]
     note = ""
     if len(listed) > _MOST_GROUPS:
         ordered = sorted(listed, key=scores[0].__getitem__)
@@ -189,13 +189,13 @@ def group_table(results: Results, dataset: str, systems: Sequence[System], fract
     lines = []
     for group in listed:
         top = max(score[group] for score in scores) if len(scores) > 1 else None
-        entries = [Entry(f"{rows[group]:.0f}")]
+        entries = [Entry(f"{rows[group]:.0f}" if group in rows else "")]
         entries += [Entry(f"{100 * s[group]:.1f}", "best" if s[group] == top else "") for s in scores]
         lines.append(Line(group, tuple(entries)))
     spread = [Entry("")]
     for score in scores:
         each = list(score.values())
-        spread.append(Entry(f"{100 * min(each):.1f} to {100 * max(each):.1f}"))
+        spread.append(Entry(f"{100 * min(each):.1f} to {100 * max(each):.1f}" if each else ""))
     lines.append(Line("lowest to highest", tuple(spread)))
     head = (("rows",), *((system.label,) for system in systems))
     unit = results.unit(dataset)

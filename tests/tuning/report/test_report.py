@@ -14,6 +14,7 @@ import pytest
 
 from conclugen.tasks import registry
 from ray_jobs.tracking.journal import Journal, read_records
+from tests.campaigns.results_fuzz.folders import MAKERS
 from tuning.ledger import Ledger, LedgerError, Record, record_key
 from tuning.report import drawings
 from tuning.report.__main__ import main
@@ -677,3 +678,15 @@ def test_without_recalls_by_unit_nothing_is_compared_by_them(folder):
     results = Results.of(records)
     family = against_references(results, "faces", "improved", 0.03)
     assert not family.comparisons and family.missing
+
+
+def test_a_ledger_without_counts_of_rows_is_reported_without_them(tmp_path):
+    """As somebody else's, or a damaged one, may be: each unit's score is there, and nothing is tested."""
+    MAKERS["ablation"](tmp_path / "a")
+    (ledger,) = (tmp_path / "a" / "ledger").glob("*.jsonl")
+    ledger.write_text(
+        ledger.read_text().replace('"rows":{"s1"', '"raws":{"s1"').replace('"rows": {"s1"', '"raws": {"s1"')
+    )
+    assert "raws" in ledger.read_text() and main([str(tmp_path / "a"), "--no-tracking"]) == 0
+    told = (tmp_path / "a" / "report" / "report.md").read_text("utf-8")
+    assert "fewer than two test groups" in told and "40.0 to 50.0" in told
