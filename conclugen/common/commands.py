@@ -108,6 +108,16 @@ def given() -> str:
     return str(uris.scrub(shlex.join(rest)))
 
 
+def given_name() -> str:
+    """The command of this process without its options, such as `conclugen pretrain`; of another script its name."""
+    first, *rest = shlex.split(given())
+    if first == plugins.OWN:
+        return " ".join([first, *rest[:1]])
+    if rest[:1] == ["-m"]:
+        return " ".join([first, *rest[:2]])
+    return Path(rest[0]).name if rest and not rest[0].startswith("-") else first
+
+
 def tell_next(arguments: str) -> None:
     """The last line of a job: the command that one would type now."""
     print(f"next: {typed(arguments)}", flush=True)

@@ -31,7 +31,7 @@ def standard_tags(kind: str, description: str, commit: str | None) -> dict[str, 
         "kind": kind,
         "command": commands.given(),
         "mlflow.note.content": description,
-        "mlflow.source.name": commands.given(),
+        "mlflow.source.name": commands.given_name(),  # its pages show what stands behind the last `/`
         "mlflow.source.type": "LOCAL",
     }
     if commit is not None:

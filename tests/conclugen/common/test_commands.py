@@ -239,3 +239,19 @@ def test_the_revision_is_that_of_the_clone_that_tracks_the_files(changed: bool, 
         (package / "a.py").write_text("2")
     assert revision_of(package) == git("rev-parse", "HEAD") + "-dirty" * changed
     assert revision_of(site) is None and revision_of(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        (["python", "-m", "conclugen", "pretrain", "--data", "/a/b"], "conclugen pretrain"),
+        (["python", "/v/bin/conclugen", "run", "/a/videos"], "conclugen run"),
+        (["/usr/bin/python3", "-m", "ray_jobs.pretrain", "--output", "/x"], "python3 -m ray_jobs.pretrain"),
+        (["python", "/home/me/study.py", "/a"], "study.py"),
+        (["python"], "python"),
+        (["python", "-c", "1"], "python"),
+    ],
+)
+def test_a_command_is_named_without_its_options(typed: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    assert commands.given_name() == name
