@@ -47,7 +47,12 @@ class CellRuns:
         identity = self.parent.identity
         path = self._cells / record.key / JOURNAL
         with Journal(path, experiment=identity.experiment, name=name, parent=identity.run_id) as journal:
-            journal.params(record.configuration)
+            tasks = record.tags.get("tasks") or []
+            combination = "+".join(tasks if isinstance(tasks, list) else [str(tasks)]) or record.tags.get(
+                "system", "none"
+            )
+            # What differs first of all, under a name that is first where runs are compared.
+            journal.params({"combination": combination, **record.configuration})
             tags = {key: " ".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in record.tags.items()}
             tags["kind"] = "cell"
             journal.tags(tags | ({"reason": record.reason} if record.reason else {}))
