@@ -10,6 +10,7 @@ import numpy as np
 
 from conclugen.common import commands
 from conclugen.common.atomic import write_bytes, write_text
+from conclugen.common.durations import clock
 from conclugen.common.reading import inside, open_regular, read_json, read_mapping
 from ray_jobs import figure_style
 from ray_jobs.provenance import bibliography, origins, stamp_of
@@ -48,7 +49,7 @@ def write(
     """Write `report.html` and `figures/` into the run's folder; returns the page."""
     folder = job.folder
     stamp = stamp_of(manifest.info)
-    lead = [*filter(None, [stamp]), *(_verdicts(verdicts) or findings.lines[:1])]
+    lead = [*filter(None, [stamp]), *(_verdicts(verdicts) or _sentences(findings)[:1])]
     lead += [f"Label {label} is not evaluated: {why}." for label, why in failed.items()]
     blocks: list[Block] = [Heading("Set-up", "setup"), _setup(job, manifest, pretrained)]
     for label, place in verdicts.items():
@@ -64,7 +65,7 @@ def write(
     blocks.append(_pictures(folder, {path.name: path for _, path in findings.figures}, dict(findings.figures)))
     blocks += [
         Heading("Is the representation alive?", "health"),
-        _health(findings),
+        _health(findings) if findings.health else Text(("No rows were held back, on which it could be measured.",)),
         _pictures(folder, {path.name: path for path in sorted(pretrained.folder.plots.glob("*.png"))}),
     ]
     about = " ".join(filter(None, [stamp, f"Pretraining seed {job.seed}."]))
@@ -81,7 +82,8 @@ def _verdicts(verdicts: Mapping[str, Path]) -> list[str]:
 
 
 def _sentences(findings: Findings) -> list[str]:
-    return [" ".join(line.split()) for line in findings.lines]
+    lines = [" ".join(line.split()) for line in findings.lines]
+    return [line[:1].upper() + line[1:] for line in lines]
 
 
 def _scores(label: str, scores: Mapping[str, Any]) -> Table:
@@ -142,21 +144,21 @@ def _setup(job: RunJob, manifest: Manifest, pretrained: PretrainResult) -> Table
     facts = {
         "command": commands.typed(f"run --config {job.folder / CHOSEN}"),
         "source": str(job.source),
-        "rows": f"{manifest.rows} in all; " + ", ".join(f"{name} {count}" for name, count in sizes.items()),
+        "rows": "; ".join(filter(None, [f"{manifest.rows} in all", ", ".join(f"{k} {n}" for k, n in sizes.items())])),
         "modalities": ", ".join(job.modalities or ()),
         "data digest": manifest.digest,
         "preset, recipe": f"{job.preset}, {job.recipe}",
         "batch, representation, epochs": f"{job.batch}, {job.representation}, {job.epochs}",
         "optimiser steps": str(pretrained.step),
         "commit": str(config["run"].get("commit")),
-        "cost": f"{_hours(pretrained):.2f} hours of pretraining",
+        "cost": f"{clock(_seconds(pretrained))} of pretraining (hours, minutes, seconds)",
         "MLflow run": str(pretrained.mlflow_run_id),
     }
     lines = tuple(Line(name, (Entry(text, "words"),)) for name, text in facts.items())
     return Table("How it was made", "", _FACTS, lines)
 
 
-def _hours(pretrained: PretrainResult) -> float:
+def _seconds(pretrained: PretrainResult) -> float:
     """That its steps took, by the reports of all starts."""
     found, step = 0.0, 0
     for record, _ in read_records(pretrained.folder.journal):
@@ -164,7 +166,7 @@ def _hours(pretrained: PretrainResult) -> float:
         if seconds is not None and record["series"] == "train":
             found += seconds * (record["step"] - step)
             step = record["step"]
-    return found / 3600
+    return found
 
 
 def _pictures(folder: Path, pictures: Mapping[str, Path], captions: Mapping[str, Path] | None = None) -> Charts:
