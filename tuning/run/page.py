@@ -10,8 +10,8 @@ import numpy as np
 
 from conclugen.common import commands
 from conclugen.common.atomic import write_bytes, write_text
-from conclugen.common.durations import clock
 from conclugen.common.reading import inside, open_regular, read_json, read_mapping
+from conclugen.common.screen import clock
 from ray_jobs import figure_style
 from ray_jobs.provenance import bibliography, origins, stamp_of
 from ray_jobs.run_folder import CHOSEN
