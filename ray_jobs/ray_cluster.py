@@ -16,6 +16,7 @@ import resource
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,6 +71,8 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
     """
     if ray.is_initialized():
         return
+    if not screen.is_terminal(sys.stderr):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # before lines of workers: no colours in a log
     try:
         if joins():
             _join(os.environ["RAY_ADDRESS"])

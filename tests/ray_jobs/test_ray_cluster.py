@@ -104,6 +104,7 @@ def test_a_local_ray_is_private(monkeypatch: pytest.MonkeyPatch, short: Path) ->
     # Ray does not warn of as many worker processes as it was told to have CPUs for.
     assert given["RAY_worker_maximum_startup_concurrency"] == str(calls[0]["num_cpus"])
     assert "RAY_worker_maximum_startup_concurrency" not in os.environ
+    assert given["RAY_COLOR_PREFIX"] == "0"  # what the tests print is no terminal
     assert calls[0]["cluster"] is False and given[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] == "0"
     # Neither lasts: later this process may join a cluster.
     assert ray_constants.ENABLE_RAY_CLUSTER and ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR not in os.environ
