@@ -136,7 +136,7 @@ def test_every_protocol_stands_in_files_in_mlflow_and_in_the_report(
         for table in answer["tables"]:
             assert all(f">{column}</th>" in html for column in table["columns"]), name
         for chart in answer["charts"]:
-            assert f"<title>{chart['title']}</title>" in html and f"![{chart['title']}](protocol_first" in markdown
+            assert f'<img alt="{chart["title"]}"' in html and f"![{chart['title']}](protocol_first" in markdown
     with (place / "runs" / "first" / "report" / "protocols.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == sum(len(r) for a in found.values() for t in a["tables"] for r in t["rows"])
