@@ -103,10 +103,13 @@ def gather_behind(x: Tensor) -> Callable[[], Tensor]:
         return x.detach
     sent = x.detach().contiguous()
     gathered = sent.new_empty((world_size() * sent.shape[0], *sent.shape[1:]))
-    work = _comm.all_gather_into_tensor(gathered, sent, group=_group(), async_op=True)
+    if _is_gloo(sent.device):
+        arrived = _swapped(gathered.unflatten(0, (world_size(), -1)), [sent] * world_size())
+    else:
+        arrived = _comm.all_gather_into_tensor(gathered, sent, group=_group(), async_op=True).wait
 
     def result() -> Tensor:
-        work.wait()
+        arrived()
         return gathered
 
     return result
@@ -167,10 +170,24 @@ def all_sum_each(tensors: Sequence[Tensor], wire: torch.dtype | None = None) -> 
     return sums
 
 
-def sum_scattered(x: Tensor) -> Tensor:
-    """Part r of the sum of `x` (W, A, ...) over ranks, on rank r: (A, ...); without gradient."""
-    own = x.new_empty(x.shape[1:])
-    _comm.reduce_scatter_tensor(own, x.detach().flatten(0, 1).contiguous(), group=_group())
+def sum_scattered(x: Tensor, into: torch.dtype | None = None) -> Tensor:
+    """Part r of the sum of `x` (W, A, ...) over ranks, on rank r: (A, ...); without gradient.
+
+    gloo's reduce-scatter sends others the whole of `x`. There each rank gets its own part of every rank's instead,
+    (W - 1) / W of it, and adds them up in the ranks' order.
+
+    into: the result's type, in which parts are added that a rank adds itself; None: that of `x`.
+    """
+    x, into = x.detach().contiguous(), into or x.dtype
+    if not _is_gloo(x.device):
+        own = x.new_empty(x.shape[1:])
+        _comm.reduce_scatter_tensor(own, x.flatten(0, 1), group=_group())
+        return own.to(into)
+    parts = torch.empty_like(x)
+    _swapped(parts, x.unbind())()
+    own = parts[0].to(into, copy=True)  # not a view, which would keep all parts
+    for part in parts[1:]:
+        own += part
     return own
 
 
@@ -203,6 +220,33 @@ def _group() -> Any:
     return _world().own
 
 
+def _is_gloo(device: torch.device) -> bool:
+    """Whether it is gloo that carries tensors of this device; NCCL has a better way of its own for all that is here."""
+    backends = dict(each.split(":") for each in _comm.get_backend_config(_group()).split(","))
+    return backends.get(device.type) == "gloo"
+
+
+def _swapped(into: Tensor, parts: Sequence[Tensor]) -> Callable[[], None]:
+    """Begin to send part r to rank r, and to receive what each rank has for this one, in rank order, `into` (W, ...);
+    what is returned waits for all.
+
+    All receives are asked for before the first send. gloo tells the sender over the same connection that its message is
+    wanted: asked for later, as its own all-to-all does, that word stands behind megabytes that go the other way, and a
+    link carries one direction after the other.
+    """
+    here, group = rank(), _group()
+    others = [each for each in range(world_size()) if each != here]
+    under_way = [_comm.irecv(into[each], each, group=group) for each in others]
+    under_way += [_comm.isend(parts[each], each, group=group) for each in others]
+    into[here].copy_(parts[here])
+
+    def wait() -> None:
+        for each in under_way:
+            each.wait()
+
+    return wait
+
+
 def _arithmetic(device: torch.device) -> str:
     """What decides how sums are rounded."""
     if device.type == "cuda":
@@ -225,10 +269,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
-        own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
-        _comm.reduce_scatter_tensor(own, gradient, group=_group())
-        return own
+        return sum_scattered(gradients[0].unflatten(0, (world_size(), -1)))
 
 
 class _Total(torch.autograd.Function):

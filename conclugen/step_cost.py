@@ -53,20 +53,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Collective:
-    """kind: gather, scatter, exchange, sum or broadcast. bytes: of the larger tensor on one rank: what was gathered, is
-    scattered, or for the others what each rank has. passes: how often that goes through each rank's link, as a multiple
-    of (W - 1) / W."""
+    """kind: gather, scatter, exchange, sum, broadcast, or send: to one other rank. bytes: of the larger tensor on one
+    rank: what was gathered, is scattered, or for the others what each rank has."""
 
     kind: str
     bytes: int
 
-    @property
-    def passes(self) -> int:
-        return 2 if self.kind == "sum" else 1
-
     def moved(self, world: int) -> float:
         """Bytes through each rank's link, in one direction."""
-        return self.passes * self.bytes * (world - 1) / world
+        if self.kind == "send":
+            return self.bytes
+        return (2 if self.kind == "sum" else 1) * self.bytes * (world - 1) / world
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ def count(
 ) -> StepCost:
     """One step with every task active, as rank 0 of `world` ranks makes it.
 
-    memory: bytes of the GPU, which decide how large blocks of similarities are; None: of a CPU.
+    memory: bytes of the GPU, which decide how large blocks of similarities are; None: of a CPU, whose ranks speak gloo.
     """
     if config.precision == "float64":
         raise ValueError("precision: float64 can't be counted; expected float32 or bfloat16")
@@ -215,7 +212,7 @@ def count(
         pretrainer.step_number = 1 + max(task.begins(own) for task, own in _tasks(pretrainer))
         by_backward = not pretrainer._gradients.by_task and config.micro_batch is None
         if world > 1:
-            stack.enter_context(distributed.through(counter.transport()))
+            stack.enter_context(distributed.through(counter.transport("gloo" if memory is None else "nccl")))
         stack.enter_context(counter)
         pretrainer.step(batch)
     trained = [p for p in pretrainer.model.parameters() if p.requires_grad]
@@ -327,11 +324,11 @@ class _Counter(TorchDispatchMode):
     def _free(self, key: int) -> None:
         self.now -= self._live.pop(key, 0)
 
-    def transport(self) -> Any:
-        """In the place of `torch.distributed`: rank 0 of ranks that are not there."""
+    def transport(self, backend: str) -> Any:
+        """In the place of `torch.distributed`: rank 0 of ranks that are not there, over gloo or nccl."""
 
         def noting(kind: str, larger: int) -> Any:
-            def collective(*tensors: Tensor, **_: Any) -> Any:
+            def collective(*tensors: Any, **_: Any) -> Any:
                 self.collectives.append(Collective(kind, tensors[larger].nbytes))
                 self._last = len(self._kernels)
                 return SimpleNamespace(wait=lambda: None)
@@ -343,12 +340,15 @@ class _Counter(TorchDispatchMode):
             is_initialized=lambda: True,
             get_world_size=lambda: self.world,
             get_rank=lambda: 0,
+            get_backend_config=lambda _: f"cpu:{backend}",  # the device of fake tensors
             group=SimpleNamespace(WORLD=self),
             all_gather_into_tensor=noting("gather", 0),
             reduce_scatter_tensor=noting("scatter", 1),
             all_to_all_single=noting("exchange", 0),
             all_reduce=noting("sum", 0),
             broadcast=noting("broadcast", 0),
+            isend=noting("send", 0),
+            irecv=lambda *_, **__: SimpleNamespace(wait=lambda: None),
         )
 
 

@@ -41,8 +41,8 @@ class SummedGradients(Protocol):
 def summed(partial: Sequence[Gradients], heads: int, wire: torch.dtype | None = None) -> SummedGradients:
     """The sums over ranks of what each rank has of the tasks' gradients, by parameter, the heads' first.
 
-    heads: number of their parameters. wire: the type in which gradients travel and are added; None: their own. Every
-    rank must call it, with None in the same places.
+    heads: number of their parameters. wire: the type in which gradients travel, and are added where the transport adds
+    them; None: their own. Every rank must call it, with None in the same places.
     """
     some = any(g is not None for gradients in partial for g in gradients)
     return _Sharded(partial, heads, wire) if some and distributed.world_size() > 1 else _Whole(partial, heads)
@@ -136,7 +136,7 @@ class _Sharded:
         flat_TN = torch.stack([torch.cat([g.flatten() for g in column]) for column in columns])
         padded_TN = functional.pad(flat_TN, (0, -flat_TN.shape[1] % world))
         parts_WTn = padded_TN.unflatten(1, (world, -1)).transpose(0, 1).to(self.wire)
-        sums_Tn = distributed.sum_scattered(parts_WTn).to(self.dtype)
+        sums_Tn = distributed.sum_scattered(parts_WTn, self.dtype)
         return _Bucket(indices, [g.shape for g in columns[0]], tasks, of_heads, sums_Tn)
 
 

@@ -15,7 +15,7 @@ Shape suffixes: B rows of this rank, N rows of all ranks, P projection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,14 @@ class ContrastiveConfig:
 def ring(count: int) -> list[tuple[int, int]]:
     """Pairs of `count` modalities, each with the next and the last with the first; two modalities give one pair."""
     return [(0, 1)] if count == 2 else [(m, (m + 1) % count) for m in range(count)]
+
+
+def keys_of_all(z_MBP: Tensor, pairs: Sequence[tuple[int, int]]) -> dict[int, Tensor]:
+    """The rows of all ranks (N, P), in one collective, of each modality that is the second of a pair: of two modalities
+    only one travels."""
+    first = min(b for _, b in pairs)  # a ring has all that follow
+    z_NKP = distributed.gather(z_MBP[first:].transpose(0, 1))
+    return dict(enumerate(z_NKP.unbind(1), first))
 
 
 def comparisons(
@@ -220,8 +228,8 @@ class Contrastive(Task):
         assert latents.projections is not None
         presence, scale = latents.presence, self.scale()
         z_MBP = functional.normalize(latents.projections, dim=2)
-        z_MNP = distributed.gather(z_MBP.transpose(0, 1)).transpose(0, 1)
         pairs, own = ring(len(latents.modalities)), []
+        key_NP = keys_of_all(z_MBP, pairs)
         counted, rows, columns = [], [], []
         for a, b in pairs:
             compared, counted_N = comparisons(
@@ -233,7 +241,7 @@ class Contrastive(Task):
             )
             if compared.within_all is not None:
                 own.append((compared.within_all & counted_N).sum() / counted_N.sum().clamp(min=1))
-            row_B, column_N = blockwise.own_log_sums(z_MBP[a], z_MNP[b], scale, compared, self.sweep)
+            row_B, column_N = blockwise.own_log_sums(z_MBP[a], key_NP[b], scale, compared, self.sweep)
             rows.append(row_B)
             columns.append(column_N)
             counted.append(counted_N)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, finite, require
 from conclugen.search_space import Range, Searched
 from conclugen.tasks.base import Inputs, Run, Task, check_block_rows, check_two_modalities, check_weight
-from conclugen.tasks.deferred import blockwise, checkpoint, distributed, functional, nn, torch
+from conclugen.tasks.contrastive import keys_of_all, ring
+from conclugen.tasks.deferred import blockwise, checkpoint, functional, nn, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +92,7 @@ class Siglip(Task):
 
     @classmethod
     def flops(cls, config: SiglipConfig, run: Run, widths: Mapping[str, int]) -> int:
-        return _pairs(len(run.modalities)) * 6 * run.global_batch**2 * run.model.projection_dim
+        return len(ring(len(run.modalities))) * 6 * run.global_batch**2 * run.model.projection_dim
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__(config)
@@ -109,14 +110,13 @@ class Siglip(Task):
         assert latents.projections is not None
         presence = latents.presence
         z_MBP = functional.normalize(latents.projections, dim=2)
-        z_MNP = distributed.gather(z_MBP.transpose(0, 1)).transpose(0, 1)
-        count = len(latents.modalities)
+        pairs = ring(len(latents.modalities))
+        key_NP = keys_of_all(z_MBP, pairs)
         own_B = torch.arange(z_MBP.shape[1], device=z_MBP.device) + presence.offset
         scale, shares = self.scale(), []
-        for a in range(_pairs(count)):
-            b = (a + 1) % count
+        for a, b in pairs:
             valid_B, valid_N = presence.local[a] & presence.local[b], presence.all[a] & presence.all[b]
-            total = self._sum(z_MBP[a], z_MNP[b], own_B, valid_B, valid_N, scale)
+            total = self._sum(z_MBP[a], key_NP[b], own_B, valid_B, valid_N, scale)
             rows = valid_N.sum()
             shares.append(torch.where(rows >= 2, total / rows.clamp(min=1), total * 0))
         return torch.stack(shares).sum()
@@ -131,8 +131,3 @@ class Siglip(Task):
             block = (a_BP[part], b_NP, own_B[part], valid_B[part], valid_N, scale, self.bias)
             blocks.append(checkpoint.checkpoint(block_sum, *block, use_reentrant=False, preserve_rng_state=False))
         return torch.stack(blocks).sum()
-
-
-def _pairs(modalities: int) -> int:
-    """Pairs of a ring; two modalities make one."""
-    return 1 if modalities == 2 else modalities

@@ -3,7 +3,11 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -30,7 +34,9 @@ from conclugen.checkpoint import Checkpoint, restore_everywhere
 from conclugen.corpora import by_corpus
 from conclugen.latents import Presence
 from conclugen.random import uniform
+from conclugen.step_cost import Collective
 
+_BYTES_RECEIVED = 128  # where tcpi_bytes_received stands in Linux's struct tcp_info
 WIDTHS = {"video": 9, "audio": 7, "text": 5, "video_3d": 6, "video_3d_again": 6}
 
 
@@ -236,28 +242,26 @@ def train_unlike(*arguments: Any) -> dict[str, Any]:
 
 
 def gradient_traffic(config: dict[str, Any], batch: dict[str, Any]) -> tuple[int, list[tuple[list[str], bool, int]]]:
-    """Bytes that pass each rank's link for the sum of the tasks' gradients of one step, ring by ring; and for each
-    parameter the tasks that reach it, whether it is one of the heads', and its numbers."""
+    """Bytes that pass each rank's link for the sum of the tasks' gradients of one step, by the collectives that it
+    makes and what `test_a_ranks_sockets_carry_what_is_counted` finds of them; and for each parameter the tasks that
+    reach it, whether it is one of the heads', and its numbers."""
     cfg = PretrainConfig.from_dict(config)
     pretrainer = Pretrainer(cfg, WIDTHS, 1, _moments(cfg))
     rows, world = own_rows(batch, cfg), distributed.world_size()
     moved = 0
 
-    def scattered(x: Tensor) -> Tensor:
-        nonlocal moved
-        moved += x.nbytes * (world - 1) // world
-        return real_scattered(x)
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def with_counting(x: Tensor, *rest: Any) -> Any:
+            nonlocal moved
+            with noted() as found:
+                result = function(x, *rest)
+            moved += sum(round(Collective(*each).moved(world)) for each in found)
+            return result
 
-    def gathered(x: Tensor) -> Any:
-        nonlocal moved
-        moved += x.nbytes * (world - 1) if x.dtype.is_floating_point else 0  # presence travels as bytes
-        return real_gathered(x)
+        return with_counting
 
-    real_scattered, real_gathered = distributed.sum_scattered, distributed.gather_behind
-    with (
-        mock.patch.object(distributed, "sum_scattered", scattered),
-        mock.patch.object(distributed, "gather_behind", gathered),
-    ):
+    theirs = {name: counted(getattr(distributed, name)) for name in ("sum_scattered", "gather_behind")}
+    with mock.patch.object(summed_gradients, "distributed", SimpleNamespace(**(vars(distributed) | theirs))):
         pretrainer.step(rows)
     reached = {name: pretrainer.model.trained_by([name]) for name in pretrainer.model.tasks}
     heads = set(pretrainer.model.heads.parameters())
@@ -304,8 +308,77 @@ LARGER = {
     "all_to_all_single": ("exchange", 0),
     "all_reduce": ("sum", 0),
     "broadcast": ("broadcast", 0),
+    "isend": ("send", 0),
 }
 """Collective -> its kind, and which of its tensors is the larger one."""
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[tuple[str, int]]]:
+    """Kind and bytes of each collective that is asked for within it."""
+    found: list[tuple[str, int]] = []
+    with contextlib.ExitStack() as stack:
+        for name, (kind, which) in LARGER.items():
+            original = getattr(torch.distributed, name)
+
+            def counted(
+                *tensors: Any, original: Any = original, kind: str = kind, which: int = which, **rest: Any
+            ) -> Any:
+                found.append((kind, tensors[which].numel() * tensors[which].element_size()))
+                return original(*tensors, **rest)
+
+            stack.enter_context(mock.patch.object(torch.distributed, name, counted))
+        yield found
+
+
+def received(numbers: int) -> list[tuple[str, list[tuple[str, int]], int]]:
+    """For each collective of `conclugen.distributed` its name, what it asks for, and the bytes that this rank's sockets
+    received meanwhile. numbers: of each rank's part."""
+    world = distributed.world_size()
+    own, parts = torch.ones(numbers), torch.ones(world, numbers)
+    calls: dict[str, Callable[[], Any]] = {
+        "gather": lambda: distributed.gather(own),
+        "gather behind": lambda: distributed.gather_behind(own)(),
+        "exchange": lambda: distributed.exchange(parts),
+        "sum scattered": lambda: distributed.sum_scattered(parts),
+        "gather's gradient": lambda: distributed.gather(own.requires_grad_()).sum().backward(),
+        "sum": lambda: distributed.all_sum(parts),
+        "broadcast": lambda: distributed.broadcast(parts),
+    }
+    found = []
+    for name, call in calls.items():
+        before = _received()
+        torch.distributed.barrier()  # nobody sends before all have read
+        with noted() as asked:
+            call()
+        after = _received()
+        found.append((name, asked, sum(size - before.get(one, 0) for one, size in after.items())))
+        torch.distributed.barrier()  # nobody begins the next before all have read
+    return found
+
+
+def _received() -> dict[int, int]:
+    """Bytes that have come in through each of this process's TCP connections, as the kernel counts them."""
+    found: dict[int, int] = {}
+    for path in Path("/proc/self/fd").iterdir():
+        if not path.is_socket():
+            continue
+        with socket.socket(fileno=os.dup(int(path.name))) as one:
+            if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+                facts = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                found[path.stat().st_ino] = struct.unpack_from("=Q", facts, _BYTES_RECEIVED)[0]
+    return found
+
+
+def scattered(dtype: str, into: str, by_transport: bool) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """What this rank has for all, the sum of what all have for it, and the numbers in the memory of that."""
+    generator = torch.Generator().manual_seed(distributed.rank())
+    x = torch.randn(distributed.world_size(), 7, 3, generator=generator).to(getattr(torch, dtype))
+    with mock.patch.object(distributed, "_is_gloo", lambda device: not by_transport):
+        found = distributed.sum_scattered(x, getattr(torch, into))
+    assert found.dtype == getattr(torch, into)
+    size = found.untyped_storage().nbytes() // found.element_size()
+    return x.double().numpy(), found.double().numpy(), size
 
 
 def collectives_of_a_step(config: dict[str, Any], batch: dict[str, Any]) -> list[tuple[str, int]]:
@@ -319,18 +392,7 @@ def collectives_of_a_step(config: dict[str, Any], batch: dict[str, Any]) -> list
     assert isinstance(replica, DistributedDataParallel)
     replica.register_comm_hook(None, allreduce_hook)
     pretrainer.step(rows)
-    found: list[tuple[str, int]] = []
-    with contextlib.ExitStack() as stack:
-        for name, (kind, which) in LARGER.items():
-            original = getattr(torch.distributed, name)
-
-            def counted(
-                *tensors: Any, original: Any = original, kind: str = kind, which: int = which, **rest: Any
-            ) -> Any:
-                found.append((kind, tensors[which].numel() * tensors[which].element_size()))
-                return original(*tensors, **rest)
-
-            stack.enter_context(mock.patch.object(torch.distributed, name, counted))
+    with noted() as found:
         pretrainer.step(rows)
     return found
 

@@ -28,8 +28,12 @@ CASES = {
 def test_collectives_are_those_of_real_ranks(workers: Pool, case: str, world: int) -> None:
     preset, recipe, more = CASES[case]
     config = presets.build(preset, recipe, **{**SETTINGS, **more})
-    cost = step_cost.count(config, ranks.WIDTHS, world)
+    cost, on_gpus = (step_cost.count(config, ranks.WIDTHS, world, memory) for memory in (None, 10**9))
     expected = Counter((each.kind, each.bytes) for each in cost.collectives)
+    # What GPUs scatter and gather, ranks on CPUs send each other in parts.
+    moved, as_much = (sum(each.moved(world) for each in c.collectives) for c in (cost, on_gpus))
+    assert moved == pytest.approx(as_much)
+    assert {each.kind for each in on_gpus.collectives} <= {"gather", "scatter", "exchange", "sum"}
     expected["sum", cost.gradients] += 1
     for found in workers.run(world, ranks.collectives_of_a_step, config.to_dict(), ranks.make_batch(10, 0)):
         assert Counter((kind, size) for kind, size in found) == expected

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conclugen.latents import pack_bits, unpack_bits
+from conclugen.step_cost import Collective
 from tests.distributed import parity, ranks
 from tests.distributed.parity import BATCHES, CASES
 from tests.distributed.pool import Pool
@@ -37,6 +38,40 @@ def test_compressed_gradients_are_right_within_the_rounding_of_bfloat16(workers:
     for other in others:
         for name, x in other["tensors"].items():
             np.testing.assert_array_equal(x, first["tensors"][name], err_msg=f"{name} differs between ranks")
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_ranks_sockets_carry_what_is_counted(workers: Pool, world: int) -> None:
+    """Of all ranks together: of a tensor that is gathered, exchanged, scattered or broadcast (W - 1) / W a rank, of one
+    that is summed twice that. gloo's own reduce-scatter moves the whole tensor instead."""
+    numbers = 50_000
+    whole = 4 * numbers * (world - 1)
+    due = {"sum": 2 * whole, "gather's gradient": 2 * whole}
+    for calls in zip(*workers.run(world, ranks.received, numbers), strict=True):
+        (name,), asked = {name for name, _, _ in calls}, calls[0][1]
+        counted = sum(Collective(*each).moved(world) for each in asked)
+        assert counted == pytest.approx(due.get(name, whole)), name
+        found = sum(came for _, _, came in calls) / world
+        assert counted <= found <= 1.02 * counted, (name, asked, found / counted)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize(("dtype", "into"), [("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32")])
+def test_scattered_sums_are_those_in_the_ranks_order(workers: Pool, world: int, dtype: str, into: str) -> None:
+    """To the last digit where ranks add up; by the transport's own reduce-scatter within the rounding of the type."""
+    found = workers.run(world, ranks.scattered, dtype, into, False)
+    by_transport = workers.run(world, ranks.scattered, dtype, into, True)
+    narrow = np.float64 if into == "float64" else np.float32
+    unit = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": UNIT}[dtype]
+    for rank in range(world):
+        parts = [x[rank] for x, _, _ in found]
+        expected = parts[0].astype(narrow)
+        for part in parts[1:]:
+            expected = expected + part.astype(narrow)
+        _, own, held = found[rank]
+        np.testing.assert_array_equal(own, expected)
+        assert held == own.size, "the memory of all parts is kept"
+        assert (np.abs(by_transport[rank][1] - own) <= 2 * world * unit * np.abs(parts).sum(0)).all()
 
 
 @pytest.mark.parametrize("compression", ["none", "bfloat16"])
