@@ -211,7 +211,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._tag = "lead" if dict(attrs).get("class") == "lead" else tag
         if tag == "img":
-            assert (dict(attrs)["src"] or "").startswith("data:image/png;base64,")
+            assert re.match("data:image/(png|svg\\+xml);base64,", dict(attrs)["src"] or "")
             self.pictures += 1
 
     def handle_data(self, text: str) -> None:
