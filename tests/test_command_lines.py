@@ -23,7 +23,9 @@ from tests import jobs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = (*jobs.JOBS, *jobs.SHARDS)
-_GUARD = '\nif __name__ == "__main__":\n    sys.exit('
+_GUARD = '\nif __name__ == "__main__":\n'
+# Run by other means: the child of a preparation, and the script that goes with a report.
+NO_COMMANDS = ("shards.media.child", "tuning.report.figures")
 # One meaning each in all commands: the option, and what its field is called where it has another name.
 VOCABULARY = {
     "--run": ("run", "run.name", "name"),
@@ -130,7 +132,8 @@ def _scripts() -> list[str]:
     found = [
         path for package in packages for path in sorted(package.rglob("*.py")) if _GUARD in path.read_text("utf-8")
     ]
-    return [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__") for path in found]
+    names = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__") for path in found]
+    return [name for name in names if name not in NO_COMMANDS]
 
 
 @pytest.mark.parametrize("module", _scripts())
