@@ -92,8 +92,10 @@ class Stops:
         self._server.stdin.write(json.dumps(case) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
-        texts = [(self._folder / name).read_text(errors="replace") for name in ("stdout", "stderr", "targets")]
-        return Ended(answer["status"], *texts[:2], *answer["counts"], tuple(texts[2].splitlines()))
+        out, error, targets = (
+            (self._folder / name).read_text(errors="replace") for name in ("stdout", "stderr", "targets")
+        )
+        return Ended(answer["status"], out, error, *answer["counts"], targets=tuple(targets.splitlines()))
 
 
 def _serve(folder: Path, imports: Sequence[str]) -> None:

@@ -546,7 +546,8 @@ def _commit() -> str:
 
 def _row(
     stops: Stops, name: str, how: str, base: Path, points: Sequence[str], reference: Reference, chained: bool
-) -> Row:
+) -> tuple[bool, dict[str, str]]:
+    """(whether all is as it should be, what happened, by point)."""
     job, folder, cells, whole = JOBS[name], base / "case", {}, True
     folder.mkdir()
     places = points_of(reference.ended.targets, base / "reference") if chained else None
@@ -560,7 +561,7 @@ def _row(
             shutil.rmtree(folder)
             folder.mkdir()
     shutil.rmtree(folder)
-    return Row(name, how, whole, cells, _commit(), time.strftime("%Y-%m-%d", time.gmtime()))
+    return whole, cells
 
 
 @dataclass(frozen=True)
@@ -581,7 +582,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="JSON lines; what is right there is not run again")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
     given = parser.parse_args(arguments)
-    rows, whole = _rows(given.results), True
+    rows, whole, commit = _rows(given.results), True, _commit()
     done = {(row.job, row.signal) for row in rows if row.right}
     left = [
         (name, how) for name in given.jobs.split(",") for how in given.signals.split(",") if (name, how) not in done
@@ -605,7 +606,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 reference = Reference(undisturbed, job.result(folder))
                 for how in (how for of, how in left if of == name):
-                    row = _row(stops, name, how, Path(base), given.points.split(","), reference, given.chained)
+                    told = _row(stops, name, how, Path(base), given.points.split(","), reference, given.chained)
+                    row = Row(name, how, *told, commit, time.strftime("%Y-%m-%d", time.gmtime()))
                     print(f"| {name} | {how} | {' | '.join(row.cells.values())} |", flush=True)
                     whole &= row.right
                     if given.results is not None:
