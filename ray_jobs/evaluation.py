@@ -18,10 +18,18 @@ import conclugen
 from conclugen import Pretrainer, backbones
 from conclugen.backbones.encoder import TEXT
 from conclugen.common import paths
-from conclugen.common.atomic import hidden_beside, remove_remnants, sync_file, sync_folder, write_json, write_text
+from conclugen.common.atomic import (
+    hidden_beside,
+    remove_remnants,
+    remove_remnants_in,
+    sync_file,
+    sync_folder,
+    write_json,
+    write_text,
+)
 from conclugen.common.locks import folder_held
 from conclugen.common.names import did_you_mean
-from conclugen.common.reading import read_mapping
+from conclugen.common.reading import inside, read_mapping
 from conclugen.common.revision import running_revision
 from conclugen.common.screen import doing
 from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
@@ -196,6 +204,8 @@ def being_written(job: EvaluateJob) -> Iterator[None]:
         folder.evaluation, f"{place.name} is being evaluated", "another --run", file=f".{place.name}.lock"
     ):
         remove_remnants(place)
+        if place.is_dir():
+            remove_remnants_in(inside(folder.path, place))
         yield
 
 

@@ -172,6 +172,16 @@ def test_an_evaluation_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: 
     assert [path.name for path in place.parent.iterdir()] == ["mine"]
 
 
+def test_what_a_killed_evaluation_left_in_its_folder_is_removed(job: PretrainJob, shards: ShardsConfig) -> None:
+    ask = EvaluateJob("first", "emotion", shards, output=job.run.output)
+    place = evaluation.place_of(folder := RunFolder(job.run.output_folder / "first"), evaluation.series_of(folder, ask))
+    place.mkdir(parents=True)
+    for name in (".draws.table.json.0123456789abcdef.partial", "scores.json", ".own"):
+        (place / name).write_text("{}")
+    with evaluation.being_written(ask):
+        assert {path.name for path in place.iterdir()} == {"scores.json", ".own"}
+
+
 def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     tmp_path: Path, job: PretrainJob, shards: ShardsConfig
 ) -> None:
