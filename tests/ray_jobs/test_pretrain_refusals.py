@@ -85,7 +85,7 @@ def refused(shards: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
         ),
         (
             ["--data.validation_view", "everything", "--run.keep_by", "validation/effective_rank/vidoe"],
-            r"--run.keep-by: .*/vidoe' is no measure .* did you mean 'validation/effective_rank/video'\?",
+            r"--run.keep-by: .*/vidoe' is not a measure .* did you mean 'validation/effective_rank/video'\?",
         ),
         (
             ["--data.validation_view", "vaild"],

@@ -32,7 +32,7 @@ COMMANDS = {
     "ray_jobs.pretrain": ["--data", DATA, "--run", "new", "--output", "."],
     "ray_jobs.evaluate": ["--data", DATA, "--run", "first", "--label", "emotion", "--output", "."],
     "ray_jobs.embed": ["--data", DATA, "--run", "first", "--output", "."],
-    "tuning.sweep.job": ["--data", DATA, "--run", "new", "--output", "."],
+    "tuning.sweep.__main__": ["--data", DATA, "--run", "new", "--output", "."],
     "tuning.ablate": ["--data.set", DATA, "--run", "new", "--output", "."],
 }
 

@@ -187,7 +187,7 @@ ADDRESS = "s3://bucket/data"
     ("command", "option"),
     [
         (["pack", "--source", ADDRESS, "--out", "OUT", "--column", "x"], "--source"),
-        (["pack", "--source", "SET", "--out", ADDRESS, "--column", "x"], "--out"),
+        (["pack", "--source", "SET", "--out", ADDRESS, "--column", "x"], "--output"),
         (["pack", "--source", "SET", "--out", "OUT", "--column", "x", "--table", "s3://bucket/t.csv"], "--table"),
         (["index", ADDRESS], "FOLDER"),
         (["index", ADDRESS, "--output", "OUT"], "FOLDER"),
@@ -195,7 +195,7 @@ ADDRESS = "s3://bucket/data"
         (["check", ADDRESS], "source"),
         (["check", "SET", "--table", "s3://bucket/t.csv"], "table"),
         (["convert-pickle", ADDRESS, "--output", "OUT"], "FILE"),
-        (["convert-pickle", "SET", "--output", ADDRESS], "--out"),
+        (["convert-pickle", "SET", "--output", ADDRESS], "--output"),
         (["verify", ADDRESS, "--repair"], "FOLDER"),
     ],
 )
@@ -227,7 +227,7 @@ BUILD = ["--adapter", "mosei", "--source", ".", "--output", "out"]
         ("ray_jobs.embed", ["a.mp4", "--run", "r", "--output", ADDRESS], "output"),
         ("ray_jobs.embed", ["a.mp4", "--run", "r", "--embeddings", ADDRESS], "embeddings"),
         ("ray_jobs.evaluate", ["--run", "r", "--label", "y", "--data", ADDRESS, "--output", ADDRESS], "output"),
-        ("tuning.sweep.job", ["--run", "r", "--data", ADDRESS, "--output", ADDRESS], "output"),
+        ("tuning.sweep.__main__", ["--run", "r", "--data", ADDRESS, "--output", ADDRESS], "output"),
         ("tuning.ablate", ["--data.s", ADDRESS, "--output", ADDRESS], "output"),
         ("tuning.report.__main__", [ADDRESS], "FOLDER"),
     ],
