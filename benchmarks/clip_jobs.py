@@ -38,10 +38,10 @@ from shards.clips.build import build_shard
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import META, ClipManifest, ClipReader
 from shards.clips.summary import finish
-from shards.manifest import Manifest
-from shards.reader import Reader
-from shards.schema import Sample
-from shards.writer import write_shard
+from shards.format.manifest import Manifest
+from shards.format.schema import Sample
+from shards.format.writer import write_shard
+from shards.reading.reader import Reader
 
 WAYS = ("loop", "jobs")
 STAGES = ("build", "extract")

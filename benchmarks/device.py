@@ -1,7 +1,7 @@
 """`python -m benchmarks.device`: everything that only a GPU can tell, in one go of at most ten minutes.
 
 Checks that what holds on a CPU holds on the device, steps at the published sizes, eager and compiled, beside what
-`conclugen.step_cost` predicts, the copy of a snapshot, batches on their way to the device, and encoders. Needs
+`conclugen.training.step_cost` predicts, the copy of a snapshot, batches on their way to the device, and encoders. Needs
 `conclugen` alone: no Ray, no data. A part that fails is told and the others go on; one that would begin after
 `--seconds` is left out. The exit status is 1 where a check or a part failed.
 
@@ -34,13 +34,15 @@ import torch
 
 from benchmarks import command_line, memory
 from benchmarks.parts import synchronize
-from conclugen import backbones, checkpoint, export, presets, step_cost
-from conclugen.backbones import registry
-from conclugen.backbones.encoder import FRAMES, MEL, WAVE, EncoderInfo
+from conclugen import encoders as backbones
+from conclugen import export, presets
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
-from conclugen.prefetch import prefetch
-from conclugen.pretrainer import Pretrainer
+from conclugen.encoders import registry
+from conclugen.encoders.encoder import FRAMES, MEL, WAVE, EncoderInfo
+from conclugen.training import checkpoint, step_cost
+from conclugen.training.prefetch import prefetch
+from conclugen.training.pretrainer import Pretrainer
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
 _FULL = {"representation_dim": 4096, "projection_dim": 512, "reconstruction_hidden_dim": 1024}

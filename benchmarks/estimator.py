@@ -1,5 +1,5 @@
 """How well the cost of a step is predicted on this machine: its constants, measured of single kernels, and for steps of
-several presets and sizes the seconds that `conclugen.step_cost` makes of them beside those that pass.
+several presets and sizes the seconds that `conclugen.training.step_cost` makes of them beside those that pass.
 
 No step is used to measure the constants. On a CPU seconds are those of the processor, with one thread: what other
 programs do to the clock is no part of a step. Every step has rows of its own: those of a batch that is learned by heart
@@ -25,10 +25,11 @@ import torch
 from benchmarks import command_line
 from benchmarks.parts import synchronize
 from benchmarks.step import WIDTHS, random_batch
-from conclugen import presets, step_cost
+from conclugen import presets
 from conclugen.config import PretrainConfig
-from conclugen.pretrainer import Pretrainer
-from conclugen.step_cost import Kernel, Machine
+from conclugen.training import step_cost
+from conclugen.training.pretrainer import Pretrainer
+from conclugen.training.step_cost import Kernel, Machine
 
 # Rows, inputs and outputs of the linear maps by which the rate of products is measured, so many maps of each that they
 # are in no cache; and rows, R, P and H of the steps.

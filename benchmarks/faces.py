@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import command_line
-from conclugen import backbones
-from conclugen.backbones import face_expression, face_landmarks
-from conclugen.backbones.face_landmarks import FACE, FaceLandmarksEncoder
+from conclugen import encoders
+from conclugen.encoders import face_expression, face_landmarks
+from conclugen.encoders.face_landmarks import FACE, FaceLandmarksEncoder
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.judge import evaluate, fold_accuracy
 from conclugen.evaluation.protocol import Protocol, Target, group_cross_folds
@@ -118,7 +118,7 @@ def encoded(clips: Sequence[Clip], weights: Mapping[str, str | None]) -> dict[st
     """Name of an encoder -> (clips, width); zeros where an encoder sees no face."""
     systems = {}
     for name, given in weights.items():
-        encoder = backbones.create(name, given)
+        encoder = encoders.create(name, given)
         size = encoder.info.takes.size
         assert size is not None
         vectors = []
@@ -126,7 +126,7 @@ def encoded(clips: Sequence[Clip], weights: Mapping[str, str | None]) -> dict[st
             frames = np.stack([cv2.resize(face, size[::-1], interpolation=cv2.INTER_AREA) for face in clip.faces])
             try:
                 vectors.append(encoder.encode([frames])[0])
-            except backbones.InputError:
+            except encoders.InputError:
                 vectors.append(np.zeros(encoder.info.width, np.float32))
         systems[name] = np.stack(vectors)
     return systems
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
         for published in (face_expression.PUBLISHED, face_landmarks.PUBLISHED)
     }
     clips = rendered(options.speakers, options.pictures)
-    mesh = backbones.create("face-landmarks", str(wheels["face-landmarks"]))
+    mesh = encoders.create("face-landmarks", str(wheels["face-landmarks"]))
     assert isinstance(mesh, FaceLandmarksEncoder)
     detector = FaceDetector(str(wheels["face-landmarks"]))
 

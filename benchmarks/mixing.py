@@ -30,10 +30,10 @@ import numpy as np
 from benchmarks import command_line
 from conclugen.common.atomic import write_json
 from shards import Column, Cursor, EpochPlan, Manifest, Reader, Sample, Schema, ShardWriter
-from shards.mixed_plan import MixedPlan
-from shards.mixed_reader import MixedReader
-from shards.shares import whole_weights
-from shards.stream import stream
+from shards.planning.mixed_plan import MixedPlan
+from shards.planning.shares import whole_weights
+from shards.reading.mixed_reader import MixedReader
+from shards.reading.stream import stream
 
 WIDTH = 2048  # float32: 8 KiB a sample
 WINDOWS = (1, 4, 16)

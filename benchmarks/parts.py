@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from conclugen import optimizer
 from conclugen.batch import Batch
 from conclugen.latents import Latents
-from conclugen.model import SHARED
-from conclugen.pretrainer import Pretrainer
+from conclugen.training import optimizer
+from conclugen.training.model import SHARED
+from conclugen.training.pretrainer import Pretrainer
 
 
 def synchronize(device: torch.device) -> None:

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import command_line
-from shards.manifest import Manifest
-from shards.plan import Cursor, EpochPlan, Int64, Window
-from shards.view import View
+from shards.format.manifest import Manifest
+from shards.planning.plan import Cursor, EpochPlan, Int64, Window
+from shards.planning.view import View
 
 _ROWS_AT_ONCE = 1 << 22  # rows that are compared at a time
 _RARE = 1e-6

@@ -1,5 +1,5 @@
 """What a step costs on many GPUs: kernels, operations, bytes and collectives counted from the code that runs it
-(`conclugen.step_cost`), and seconds that a machine's rates make of them; bytes read, and the checkpoint.
+(`conclugen.training.step_cost`), and seconds that a machine's rates make of them; bytes read, and the checkpoint.
 
 Sizes are exact for the eager step. Times are estimates: no kernel is faster than its launch, its bytes or its
 operations; the losses' collectives are added up, the gradients' sum beside the backward pass is added where it takes
@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks import command_line
-from conclugen import checkpoint, presets, step_cost
+from conclugen import presets
 from conclugen.config import RECIPES, PretrainConfig
-from conclugen.model import Model
-from conclugen.pretrainer import Pretrainer
-from conclugen.step_cost import MACHINES, Machine, StepCost
+from conclugen.training import checkpoint, step_cost
+from conclugen.training.model import Model
+from conclugen.training.pretrainer import Pretrainer
+from conclugen.training.step_cost import MACHINES, Machine, StepCost
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
 _FLOAT = 4

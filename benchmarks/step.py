@@ -25,7 +25,7 @@ from benchmarks.parts import part_seconds, synchronize
 from conclugen import compilation, presets
 from conclugen.batch import Batch
 from conclugen.config import PRECISIONS, RECIPES, PretrainConfig
-from conclugen.pretrainer import Pretrainer
+from conclugen.training.pretrainer import Pretrainer
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768, "video_3d": 2048}
 MODES = ("eager", "compiled")

@@ -10,29 +10,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conclugen import presets, standardize
+    from conclugen import presets
     from conclugen.batch import Batch
     from conclugen.config import PretrainConfig
     from conclugen.export import Embedder, load
-    from conclugen.pretrainer import NonFiniteLossError, Pretrainer
+    from conclugen.layers import standardize
+    from conclugen.training.pretrainer import NonFiniteLossError, Pretrainer
 
 __all__ = ["Batch", "Embedder", "NonFiniteLossError", "PretrainConfig", "Pretrainer", "load", "presets", "standardize"]
 
 _MODULE_OF = {
     "Batch": "batch",
     "Embedder": "export",
-    "NonFiniteLossError": "pretrainer",
+    "NonFiniteLossError": "training.pretrainer",
     "PretrainConfig": "config",
-    "Pretrainer": "pretrainer",
+    "Pretrainer": "training.pretrainer",
     "load": "export",
 }
 # Modules that are used as `conclugen.presets`, without an import of their own.
-_MODULES = ("checkpoint", "export", "presets", "standardize")
+_MODULES = {
+    "checkpoint": "training.checkpoint",
+    "export": "export",
+    "presets": "presets",
+    "standardize": "layers.standardize",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"conclugen.{name}")
+        return importlib.import_module(f"conclugen.{_MODULES[name]}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"conclugen.{_MODULE_OF[name]}"), name)

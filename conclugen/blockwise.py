@@ -150,7 +150,7 @@ def row_log_sums(
     return row_B
 
 
-def surplus(x: Tensor) -> Tensor:
+def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), exact in float64 as well: torch's own threshold of 20 leaves 2e-9."""
     return functional.softplus(x, threshold=40.0)
 

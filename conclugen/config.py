@@ -37,7 +37,7 @@ class TaskOptions:
             weight) or "configured".
         weighting: "static" weights; weights learned by "uncertainty" (Kendall et al. 2018), "gradnorm" (Chen et al.
             2018) or "dynamic" (Ming et al. 2019), which begin at the tasks' own; or "share": the tasks' weights sum to
-            1, and each is the share of the heads' gradient that its task gets (`conclugen.weighting`).
+            1, and each is the share of the heads' gradient that its task gets (`conclugen.training.weighting`).
         gradients: The tasks' gradients are added ("sum"), or those that point against each other are projected first
             ("pcgrad", Yu et al. 2020).
         learned_weight_lr: Peak learning rate of learned weights.
@@ -136,7 +136,7 @@ class PretrainConfig:
         precision: "float32", "bfloat16" (autocast; losses, batch norm and k-means stay in float32) or "float64".
         clip_norm: Largest norm of the model's gradient; None: no limit.
         micro_batch: Rows that one rank passes through the heads at a time, for batches that do not fit into memory;
-            None: all of its rows. Like the number of ranks it changes rounding only (`conclugen.accumulation`).
+            None: all of its rows. Like the number of ranks it changes rounding only (`conclugen.training.grad_cache`).
         compile: torch.compile the heads and losses, which changes rounding only and pays on GPUs.
         gradient_compression: Between ranks gradients travel and are added as they are ("none"), or in "bfloat16": half
             the bytes, and eight bits of each rank's gradient.

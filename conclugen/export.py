@@ -18,11 +18,11 @@ from conclugen.common.extras import MissingExtraError, needed_for
 from conclugen.common.options import build
 from conclugen.config import PretrainConfig, known_tasks
 from conclugen.corpora import CorporaConfig
-from conclugen.heads import RepresentationHead
+from conclugen.layers.heads import RepresentationHead
+from conclugen.layers.standardize import Standardize
 from conclugen.model_config import ModelConfig
-from conclugen.pretrainer import Pretrainer
-from conclugen.standardize import Standardize
 from conclugen.tasks import Task, registry
+from conclugen.training.pretrainer import Pretrainer
 
 SCHEMA, VERSION = "conclugen-model", 2
 TENSORS, DOCUMENT, CARD = "model.safetensors", "config.json", "MODEL_CARD.md"

@@ -1,4 +1,4 @@
-"""Sizes and formulae of the heads (`conclugen.heads`), readable without torch."""
+"""Sizes and formulae of the heads (`conclugen.layers.heads`), readable without torch."""
 
 from dataclasses import dataclass, field
 

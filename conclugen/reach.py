@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from conclugen.standardize import without_constants
+from conclugen.layers.standardize import without_constants
 
 _POINTS = 201
 FAR = 0.99

@@ -87,7 +87,7 @@ def python_page() -> str:
         ("conclugen.Pretrainer", conclugen.Pretrainer),
         ("conclugen.presets.build", presets.build),
         ("conclugen.Batch", conclugen.Batch),
-        ("conclugen.standardize.fit", conclugen.standardize.fit),
+        ("conclugen.layers.standardize.fit", conclugen.layers.standardize.fit),
     ):
         lines += ["", f"## {title}", "", "```python", f"{title}{_signature(found)}", "```", "", *_about(found)]
         if inspect.isclass(found):
@@ -103,9 +103,11 @@ def python_page() -> str:
 
 def formats_page() -> str:
     """What is on the disk: shards, indexes, manifests, models and checkpoints, from the modules that write them."""
-    from conclugen import checkpoint, export
-    from shards import index, layout, manifest, view
+    from conclugen import export
+    from conclugen.training import checkpoint
     from shards.clips import reader as clips
+    from shards.format import index, layout, manifest
+    from shards.planning import view
 
     lines = ["# File formats", "", "From the modules that write them. Nothing of it is executed when it is read."]
     for title, module in (

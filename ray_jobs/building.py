@@ -18,14 +18,14 @@ from ray_jobs import ray_cluster
 from ray_jobs.options.build import BuildJob
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.adapters import read_clips
-from shards.check_clips import describe_clips, doubt_clips
-from shards.claim import ClaimLostError
 from shards.clips.build import ShardReport, build_shard, load_report
 from shards.clips.plan import BuildOptions, BuildPlan, ShardTask
 from shards.clips.summary import BuildSummary, finish
 from shards.media.face_search import FaceSearch
 from shards.media.limits import Limits
+from shards.output_folder import ClaimLostError
 from shards.packing.labels import LabelSpec
+from shards.tools.check_clips import describe_clips, doubt_clips
 from shards.transcripts.recogniser import create_recogniser
 
 _TELL_EVERY = 1.0  # seconds between a shard's messages to the driver

@@ -15,8 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 import conclugen
-from conclugen import Pretrainer, backbones
-from conclugen.backbones.encoder import TEXT
+from conclugen import Pretrainer, encoders
 from conclugen.common import paths
 from conclugen.common.atomic import (
     hidden_beside,
@@ -33,6 +32,7 @@ from conclugen.common.reading import inside, read_mapping
 from conclugen.common.revision import running_revision
 from conclugen.common.screen import doing
 from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
+from conclugen.encoders.encoder import TEXT
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import BASELINES, ComparisonConfig, ProbeConfig, ProbeWeights, SelectBy
 from conclugen.evaluation.features import Scaling, fuse, standardise
@@ -274,7 +274,7 @@ def encoded_names(target: Target, comparison: ComparisonConfig) -> NDArray[np.fl
     if config.text_encoder is None or "fine_tune" not in comparison.methods:
         return None
     names = class_names(target)
-    encoder = backbones.create(config.text_encoder)
+    encoder = encoders.create(config.text_encoder)
     if encoder.info.takes.kind != TEXT:
         raise ValueError(
             f"comparison.fine_tune.text_encoder: {config.text_encoder!r} takes {encoder.info.takes.kind}, expected an "

@@ -12,7 +12,7 @@ from ray_jobs.options.extract import ExtractJob
 def run(job: ExtractJob) -> int:
     from ray_jobs.extraction import extract  # torch, Ray: not before a wrong option has been refused
     from shards.commands import learn_from
-    from shards.manifest import MANIFEST_NAME
+    from shards.format.manifest import MANIFEST_NAME
 
     status = extract.run(job)
     if (job.output / MANIFEST_NAME).is_file():  # not every clip was left out
@@ -22,8 +22,8 @@ def run(job: ExtractJob) -> int:
 
 def known_encoders() -> str:
     """What can be named, for `--help`."""
-    from conclugen import backbones
-    from conclugen.backbones import registry
+    from conclugen import encoders as backbones
+    from conclugen.encoders import registry
 
     sets = "\n".join(f"  {name:<19} {', '.join(members)}" for name, members in backbones.SETS.items())
     encoders = "\n".join(f"  {name:<19} {offer.about}" for name, offer in registry.offers().items())

@@ -16,12 +16,12 @@ from ray_jobs.run_config import DataConfig, SourceConfig
 from ray_jobs.source import Source, data_set, rendered, rounding
 from shards import Cursor, Manifest, Reader, Rows, View
 from shards.damage import Damage, DamageLog, ShardError
-from shards.mixed_plan import MixedPlan
-from shards.mixed_reader import MixedReader
-from shards.rows import Memory
-from shards.shares import whole_weights
-from shards.stats import Moments, check_present, running_moments
-from shards.stream import ReadAhead, Step
+from shards.format.rows import Memory
+from shards.planning.mixed_plan import MixedPlan
+from shards.planning.shares import whole_weights
+from shards.reading.mixed_reader import MixedReader
+from shards.reading.stream import ReadAhead, Step
+from shards.tools.stats import Moments, check_present, running_moments
 
 WEIGHTS = "data.weights"
 """Of a run's identity, the one field that may change: for steps that are still to come."""
@@ -270,8 +270,8 @@ class Mixture:
         self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
     ) -> ReadAhead[Step]:
         """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
-        `shards.ray_source.stream`); close it before Ray ends."""
-        from shards import ray_source
+        `shards.reading.ray_source.stream`); close it before Ray ends."""
+        from shards.reading import ray_source
 
         execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
         return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution, memory)

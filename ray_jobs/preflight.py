@@ -18,8 +18,8 @@ import fsspec
 
 from conclugen.common import uris
 from conclugen.common.locks import check_room
+from ray_jobs.checkpoint_store import describe
 from ray_jobs.tracking.mlflow_environment import check_experiment, check_registered_name, store_folder
-from ray_jobs.training.checkpoint_store import describe
 from shards.access import access_error
 
 Result = TypeVar("Result")

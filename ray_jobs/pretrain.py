@@ -62,7 +62,7 @@ def run(job: PretrainJob) -> int:
 
 
 def _by_corpus(damaged: Sequence[Damage]) -> str:
-    """How many of each corpus; `shards.mixed_reader` names shards CORPUS/SHARD."""
+    """How many of each corpus; `shards.reading.mixed_reader` names shards CORPUS/SHARD."""
     counts = Counter(sample.shard.partition("/")[0] for sample in damaged)
     return ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conclugen.backbones.encoder import stated
 from conclugen.common.atomic import atomic_folder, write_json, write_text
 from conclugen.common.ending import resumable
 from conclugen.common.names import file_name
 from conclugen.common.options import to_plain
 from conclugen.common.tables import csv_text
+from conclugen.encoders.encoder import stated
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.config import LAYERS_WEIGHED
 from conclugen.evaluation.protocol import Target
@@ -38,7 +38,7 @@ from ray_jobs.protocol_document import DOCUMENT, FOLDER, PAGE, earlier, page, pl
 from ray_jobs.roles import GROUP, Units
 from ray_jobs.source import open_reader
 from shards import Manifest, Rows, View
-from shards.view import IndexValues
+from shards.planning.view import IndexValues
 
 _RAW: Mapping[str, tuple[str, Callable[[Mapping[str, NDArray[np.float64]]], Blocks], int]] = {
     # Baseline -> name of the system, how a probe may weigh its blocks, fewest modalities.

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from conclugen.backbones import registry
 from conclugen.common.tables import tex_name
+from conclugen.encoders import registry
 from ray_jobs.extraction.plan import recipe_of
 from shards import adapters
 

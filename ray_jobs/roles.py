@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from conclugen.evaluation.protocol import own_groups
 from shards import Manifest, group_id
-from shards.view import ROW, IndexValues
+from shards.planning.view import ROW, IndexValues
 
 GROUP = "group"
 _NAMED = 3

@@ -36,9 +36,9 @@ from conclugen import PretrainConfig
 from conclugen.common.atomic import append_text, atomic_path, sync_file, write_json
 from conclugen.common.options import to_plain
 from conclugen.common.reading import parse_json, read_lines, read_mapping
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from shards import Damage
 
 _MOMENTS = ("mean", "deviation")

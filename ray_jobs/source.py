@@ -15,9 +15,9 @@ from ray_jobs.roles import GROUP
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.damage import Damage
-from shards.rows import Memory
-from shards.stats import absent_modalities, column_moments
-from shards.stream import ReadAhead, Step
+from shards.format.rows import Memory
+from shards.reading.stream import ReadAhead, Step
+from shards.tools.stats import absent_modalities, column_moments
 
 
 def data_set(folder: str, digest: str, rows: int, context: str = "training", name: str = "") -> dict[str, object]:
@@ -135,8 +135,8 @@ class Source:
         self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
     ) -> ReadAhead[Step]:
         """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
-        `shards.ray_source.stream`); close it before Ray ends."""
-        from shards import ray_source
+        `shards.reading.ray_source.stream`); close it before Ray ends."""
+        from shards.reading import ray_source
 
         execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
         return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution, memory)

@@ -15,13 +15,13 @@ extras.require("the data plane", "pyarrow", "xxhash", "fsspec", "psutil")
 
 if TYPE_CHECKING:
     from shards.damage import Damage, DamageError, DamageLog, ManifestError, ShardError
-    from shards.manifest import Manifest, ShardEntry
-    from shards.plan import Cursor, EpochPlan, Range
-    from shards.reader import Reader
-    from shards.rows import Rows, group_id
-    from shards.schema import Column, Label, Sample, Schema
-    from shards.view import View
-    from shards.writer import ShardWriter, shuffled_order, write_shard
+    from shards.format.manifest import Manifest, ShardEntry
+    from shards.format.rows import Rows, group_id
+    from shards.format.schema import Column, Label, Sample, Schema
+    from shards.format.writer import ShardWriter, shuffled_order, write_shard
+    from shards.planning.plan import Cursor, EpochPlan, Range
+    from shards.planning.view import View
+    from shards.reading.reader import Reader
 
 __all__ = [
     "Column",
@@ -49,13 +49,13 @@ __all__ = [
 
 _MODULES = {
     "damage": ("Damage", "DamageError", "DamageLog", "ManifestError", "ShardError"),
-    "manifest": ("Manifest", "ShardEntry"),
-    "plan": ("Cursor", "EpochPlan", "Range"),
-    "reader": ("Reader",),
-    "rows": ("Rows", "group_id"),
-    "schema": ("Column", "Label", "Sample", "Schema"),
-    "view": ("View",),
-    "writer": ("ShardWriter", "shuffled_order", "write_shard"),
+    "format.manifest": ("Manifest", "ShardEntry"),
+    "planning.plan": ("Cursor", "EpochPlan", "Range"),
+    "reading.reader": ("Reader",),
+    "format.rows": ("Rows", "group_id"),
+    "format.schema": ("Column", "Label", "Sample", "Schema"),
+    "planning.view": ("View",),
+    "format.writer": ("ShardWriter", "shuffled_order", "write_shard"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

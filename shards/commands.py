@@ -27,7 +27,7 @@ def _run(module: str, then: Callable[[Any], str | None] | None = None) -> Callab
 
 def learn_from(folder: str | Path) -> str:
     """The command that learns from feature shards, by their first label where they have one."""
-    from shards.manifest import Manifest
+    from shards.format.manifest import Manifest
 
     labels = Manifest.open(folder).labels
     return f"run {shlex.quote(str(folder))}" + (f" --label {labels[0].name}" if labels else "")
@@ -57,7 +57,7 @@ examples:
 CHECK = Command(
     "shards check",
     CheckJob,
-    _run("shards.check"),
+    _run("shards.tools.check"),
     short={"labels": "table"},
     bare="source",
     epilog=lambda: _CHECK_EXAMPLES,
@@ -87,11 +87,11 @@ CONVERT_PICKLE = Command(
     epilog=lambda: _CONVERT_EXAMPLE,
 )
 VERIFY = Command("shards verify", VerifyJob, _run("shards.verification.command"), bare="data")
-STATS = Command("shards stats", StatsJob, _run("shards.stats"), bare="data")
+STATS = Command("shards stats", StatsJob, _run("shards.tools.stats"), bare="data")
 SPLIT = Command(
     "shards split",
     SplitJob,
-    _run("shards.split", lambda job: learn_from(job.data)),
+    _run("shards.planning.split", lambda job: learn_from(job.data)),
     was={"groups": "take", "replace": "overwrite"},
     bare="data",
 )

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from shards.format.schema import Label
 from shards.names import fold, looks_missing
-from shards.schema import Label
 
 HANDFUL = 5  # rows of a class that can neither be learnt nor judged by
 _SIGNIFICANT = 0.05

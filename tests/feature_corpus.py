@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.manifest import Manifest
-from shards.schema import Column, Label, Sample, Schema
-from shards.split import assign
-from shards.view import IndexValues
-from shards.writer import ShardWriter
+from shards.format.manifest import Manifest
+from shards.format.schema import Column, Label, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.planning.split import assign
+from shards.planning.view import IndexValues
 
 EMOTIONS = ("angry", "calm", "fearful", "happy", "sad")
 VALENCE = (-0.7, 0.4, -0.6, 0.8, -0.5)

@@ -10,9 +10,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from shards.manifest import Manifest
-from shards.reader import Reader
-from shards.view import IndexValues, View
+from shards.format.manifest import Manifest
+from shards.planning.view import IndexValues, View
+from shards.reading.reader import Reader
 from tests import feature_corpus as corpus
 
 

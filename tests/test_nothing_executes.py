@@ -21,16 +21,17 @@ import numpy as np
 import pytest
 import torch
 
-from conclugen import checkpoint, export
-from conclugen.backbones import weights
-from conclugen.checkpoint import CheckpointError
+from conclugen import export
 from conclugen.common.options import OptionsError, strict_yaml
+from conclugen.encoders import weights
 from conclugen.export import ExportError
+from conclugen.training import checkpoint
+from conclugen.training.checkpoint import CheckpointError
 from shards import Manifest, ManifestError, Reader, ShardError, View
 from shards.foreign.command import index_folder
+from shards.format.tables import read_table
 from shards.packing.sample_table import SampleTable
 from shards.packing.source import open_source
-from shards.tables import read_table
 from tests.campaigns.shard_fuzz.bombs import bomb
 from tests.campaigns.shard_fuzz.judge import bounded
 from tests.conclugen.runs import fresh, rows, small_config
@@ -66,12 +67,12 @@ METHODS = {"extractall", "read_pickle", "to_pickle"}
 # (file, name): why it may stand there. An entry that nothing needs any more is an error.
 ALLOWED = {
     (
-        "conclugen/backbones/weights.py",
+        "conclugen/encoders/weights.py",
         "torch.load",
     ): "weights_only=True, for published weights that exist as .pth only",
     ("conclugen/__init__.py", "importlib.import_module"): "one of the modules that hold its public names",
-    ("conclugen/backbones/__init__.py", "importlib.import_module"): "one of the encoders' modules that it lists",
-    ("conclugen/backbones/registry.py", "importlib.import_module"): "the encoders' modules, and --plugin of a user",
+    ("conclugen/encoders/__init__.py", "importlib.import_module"): "one of the encoders' modules that it lists",
+    ("conclugen/encoders/registry.py", "importlib.import_module"): "the encoders' modules, and --plugin of a user",
     ("shards/transcripts/recogniser.py", "importlib.import_module"): "one of the recognisers' modules that it lists",
     ("shards/adapters/__init__.py", "importlib.import_module"): "one of the adapters' modules that it lists",
     ("shards/__init__.py", "importlib.import_module"): "one of the modules that hold its public names",
@@ -176,7 +177,7 @@ def test_no_forbidden_call_stands_in_the_project() -> None:
             found.setdefault((path.relative_to(ROOT).as_posix(), name), []).append(line)
     assert {place: lines for place, lines in found.items() if place not in ALLOWED} == {}
     assert set(ALLOWED) <= set(found), "an entry of the allow-list is not needed any more: remove it"
-    source = (ROOT / "conclugen/backbones/weights.py").read_text()
+    source = (ROOT / "conclugen/encoders/weights.py").read_text()
     calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "torch.load"]
     assert calls and all(is_constant(keyword(call, "weights_only"), True) for call in calls)
     source = (ROOT / "benchmarks/readers/peers.py").read_text()
@@ -517,7 +518,7 @@ def test_tables_that_would_fill_the_memory(tmp_path: Path) -> None:
     """279 bytes that decode to 1 GB: refused before they do."""
     (tmp_path / "t.parquet").write_bytes(bomb(4000, 1 << 18))
     read = (
-        "import sys, pyarrow; from pathlib import Path; from shards.parquet import read_parquet\n"
+        "import sys, pyarrow; from pathlib import Path; from shards.format.parquet import read_parquet\n"
         "try: read_parquet(Path(sys.argv[1]).read_bytes())\n"
         "except ValueError as error: print(pyarrow.default_memory_pool().max_memory(), error)"
     )

@@ -36,12 +36,12 @@ from ray_jobs.run_config import DataConfig, RunConfig
 from shards.clips.plan import BuildOptions
 from shards.corpus.writing import CorpusConfig
 from shards.damage import DamageLog
+from shards.format.schema import Column, Label
 from shards.media.limits import Limits
 from shards.media.prepare import Request
 from shards.packing.pooling import Pooling
-from shards.plan import Cursor
-from shards.ray_source import Execution
-from shards.schema import Column, Label
+from shards.planning.plan import Cursor
+from shards.reading.ray_source import Execution
 from tuning.ablation.job import AblateJob
 from tuning.sweep.job import ResourceConfig, ScheduleConfig, SweepJob
 from tuning.sweep.space import Space

@@ -22,15 +22,15 @@ import pytest
 
 from conclugen.common.options import OptionsError, build, command, schema
 from conclugen.evaluation.config import MeasureConfig
-from ray_jobs import building
+from ray_jobs import building, checkpoint_store
 from ray_jobs.embedding import corpus
 from ray_jobs.extraction import extract
 from ray_jobs.tracking.journal import Journal
-from ray_jobs.training import checkpoint_store, failures, worker
+from ray_jobs.training import failures, worker
 from shards import Rows
 from tests import jobs
 from tests.tuning.sweep.made_trials import TuneTrial
-from tests.tuning.sweep.test_referee import Sweep
+from tests.tuning.sweep.test_tune_callback import Sweep
 from tuning.ablation import run as ablation
 from tuning.ablation.plan import PlannedCell
 from tuning.ledger import Ledger, Record
@@ -114,7 +114,7 @@ def test_what_a_run_says_of_a_library_s_error_is_scrubbed(tmp_path: Path, capsys
     error.worker_failures = {0: error}  # type: ignore[attr-defined]
     said = [failures.describe([], error, 7), failures.describe([], RuntimeError(f"GET {URIS['token']}"), 7)]
     said += [checkpoint_store.describe(OSError(5, "x", URIS["key"])), checkpoint_store.describe(error)]
-    with contextlib.suppress(RuntimeError), failures.Pulse(tmp_path / "failures.jsonl", "a", 0, 1, 60.0):
+    with contextlib.suppress(RuntimeError), failures.Heartbeat(tmp_path / "failures.jsonl", "a", 0, 1, 60.0):
         raise error
     said += [(tmp_path / "failures.jsonl").read_text(), "".join(capsys.readouterr())]
     assert MARK not in "".join(said)

@@ -19,7 +19,7 @@ from ray_jobs.training import pretraining
 from shards.clips.summary import BuildSummary
 from shards.packing.command import pack
 from shards.packing.inputs import PackOptions
-from shards.split import make_views
+from shards.planning.split import make_views
 
 DONE = 0
 

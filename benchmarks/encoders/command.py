@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import command_line
 from benchmarks.beside import ROOT, Child, older
-from conclugen import backbones
+from conclugen import encoders as backbones
 
 _WORKER = Path(__file__).with_name("worker.py")
 HERE = "this code"

@@ -33,10 +33,10 @@ def main() -> None:
     name, seconds = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    from conclugen import backbones
+    from conclugen import encoders
 
     begin = time.process_time()
-    encoder = backbones.create(name)
+    encoder = encoders.create(name)
     found = {"width": encoder.info.width, "starts": time.process_time() - begin}
     encoder.encode([clip(encoder.info.takes, seconds, 0)])
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

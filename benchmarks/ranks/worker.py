@@ -50,7 +50,7 @@ def loop(case: dict[str, Any]) -> Any:
 
         torch.manual_seed(0)  # noqa: TID251 - the peer draws as everybody does
         return Loop(config, widths)
-    from conclugen.pretrainer import Pretrainer
+    from conclugen.training.pretrainer import Pretrainer
 
     return Pretrainer(config, widths, 10**6, {m: ([0.0] * d, [1.0] * d) for m, d in widths.items()})
 

@@ -32,8 +32,8 @@ from benchmarks.readers.methods import WIDTHS, OwnMethods, forget_pages, write_s
 from benchmarks.readers.peers import MosaicStreaming, PeerMethods
 from benchmarks.readers.report import Measured, machine, measure, plot, summary, table
 from conclugen.common.names import did_you_mean
-from shards.manifest import Manifest
-from shards.schema import FLOAT_DTYPES
+from shards.format.manifest import Manifest
+from shards.format.schema import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from benchmarks.readers.train_workers import TrainWorkers

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from shards import resident
-from shards.manifest import TAR_SUFFIX, Manifest
-from shards.plan import Cursor, EpochPlan
-from shards.reader import Reader
-from shards.resident import Resident
-from shards.schema import Column, Sample, Schema
-from shards.stream import ReadAhead, Step, stream
-from shards.writer import ShardWriter
+from shards.format.manifest import TAR_SUFFIX, Manifest
+from shards.format.schema import Column, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.planning.plan import Cursor, EpochPlan
+from shards.reading import resident
+from shards.reading.reader import Reader
+from shards.reading.resident import Resident
+from shards.reading.stream import ReadAhead, Step, stream
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
 ENDLESS = 1 << 40  # steps; the measuring stops the stream
@@ -110,7 +110,7 @@ class OwnMethods:
 
     def own_kept_device(self) -> Iterator[int]:
         """All rows on a device, here this machine's own: a batch is one index."""
-        from conclugen.device_rows import DeviceRows
+        from conclugen.training.device_rows import DeviceRows
 
         rows = self._resident.rows
         dtypes = {name: x.dtype for name, x in rows.features.items()}
@@ -140,7 +140,7 @@ class OwnMethods:
 
     def ray_stream(self, payload: str, rank: int, world: int) -> Iterator[Step]:
         """One rank's stream. Ranks share a global batch that grows with them: their own batches are equally large."""
-        from shards import ray_source
+        from shards.reading import ray_source
 
         plan = EpochPlan(self.manifest.counts, seed=0, global_batch=self.batch * world, remainder="carry")
         return ray_source.stream(Reader(self.manifest), plan, rank, world, Cursor(), 1 << 30, payload)

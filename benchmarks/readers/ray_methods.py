@@ -11,7 +11,7 @@ from benchmarks.readers.methods import OwnMethods
 from benchmarks.readers.peers import PeerMethods
 from benchmarks.readers.report import Measured, measure
 from benchmarks.readers.train_workers import TrainWorkers
-from shards.manifest import Manifest
+from shards.format.manifest import Manifest
 
 # Processes of read tasks start in this time, unless those of a measurement before are there.
 _SETTLING_S = 2.0

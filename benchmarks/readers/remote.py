@@ -12,10 +12,10 @@ import fsspec
 from fsspec.spec import AbstractFileSystem
 
 from benchmarks.readers.methods import ENDLESS, tensors_of
-from shards.manifest import Manifest
-from shards.plan import Cursor, EpochPlan
-from shards.reader import Reader
-from shards.stream import stream
+from shards.format.manifest import Manifest
+from shards.planning.plan import Cursor, EpochPlan
+from shards.reading.reader import Reader
+from shards.reading.stream import stream
 
 PROTOCOL = "simulated"
 

@@ -15,8 +15,8 @@ import numpy as np
 import xxhash
 
 from benchmarks.readers.methods import write_shards
-from shards.manifest import TAR_SUFFIX, Manifest
-from shards.plan import Cursor, EpochPlan
+from shards.format.manifest import TAR_SUFFIX, Manifest
+from shards.planning.plan import Cursor, EpochPlan
 from shards.verification.check import verify
 
 _READ_BYTES = 8 * 1024**2

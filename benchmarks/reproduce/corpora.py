@@ -46,7 +46,7 @@ from conclugen.search_space import Range
 from ray_jobs.mixture import Corpora, Mixture
 from ray_jobs.run_config import DataConfig, SourceConfig
 from shards import Column, Cursor, Label, Manifest, Reader, Sample, Schema, ShardWriter, View
-from shards.stream import stream
+from shards.reading.stream import stream
 from tuning.sweep.objective import Judge
 from tuning.sweep.search import RandomSearch
 from tuning.sweep.space import Space

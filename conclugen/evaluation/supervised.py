@@ -1,10 +1,10 @@
 """A fusion network trained on the labels alone: what the heads are worth without pretraining.
 
-The product's own heads (`conclugen.heads`), one for each modality, side by side behind dropout and a linear layer, all
-of it trained by the labelled rows. How long is chosen on held-out training groups: one network for each inner fold,
-trained beside the others, until their mean score on the rows left out no longer rises (of equal scores the lower loss
-is the better); then a network of all labelled rows trains for as many epochs as served best. Nothing is drawn from
-ambient generators.
+The product's own heads (`conclugen.layers.heads`), one for each modality, side by side behind dropout and a linear
+layer, all of it trained by the labelled rows. How long is chosen on held-out training groups: one network for each
+inner fold, trained beside the others, until their mean score on the rows left out no longer rises (of equal scores the
+lower loss is the better); then a network of all labelled rows trains for as many epochs as served best. Nothing is
+drawn from ambient generators.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conclugen.evaluation.checks import Floats, Integers
-from conclugen.heads import GatedUnit, Linear, RepresentationHead
+from conclugen.layers.heads import GatedUnit, Linear, RepresentationHead
 from conclugen.random import uniform
 
 _EVALUATED = "supervised"

@@ -137,8 +137,8 @@ class Run(Protocol):
 class Task(Module):
     """A task's loss as a module, and on its class what configuration, sweeps, reports and help derive from it.
 
-    Its parameters and buffers are kept in checkpoints by their names. Maps are `conclugen.heads.Linear`, which the
-    model initialises from the seed; other parameters get constants: nothing draws from an ambient generator.
+    Its parameters and buffers are kept in checkpoints by their names. Maps are `conclugen.layers.heads.Linear`, which
+    the model initialises from the seed; other parameters get constants: nothing draws from an ambient generator.
     """
 
     name: ClassVar[str]
@@ -256,8 +256,8 @@ class Task(Module):
 
     def note(self, term: str, loss_B: Tensor, counted_B: Tensor, presence: Presence) -> None:
         """Keep what each of this rank's rows gives to a term of the loss, for the losses of single corpora
-        (`conclugen.step_metrics`), where several are mixed. The loss is the sum over terms of the mean over counted
-        rows. loss_B: (B,), 0 where a row does not count; parts of the rows may be noted one after another."""
+        (`conclugen.training.step_metrics`), where several are mixed. The loss is the sum over terms of the mean over
+        counted rows. loss_B: (B,), 0 where a row does not count; parts of the rows may be noted one after another."""
         if not self.corpora or presence.corpus is None:
             return
         mine_BC = presence.corpus.unsqueeze(1) == loss_B.new_tensor(range(self.corpora), dtype=presence.corpus.dtype)

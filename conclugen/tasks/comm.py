@@ -123,7 +123,7 @@ class Comm(Task):
         super().__init__(config)
         R, self.modalities = run.model.representation_dim, run.modalities
         self.mix = heads.Linear(len(run.modalities) * R, R)
-        # Without a bias: batch norm behind it takes any constant away again (`conclugen.heads.Projection`).
+        # Without a bias: batch norm behind it takes any constant away again (`conclugen.layers.heads.Projection`).
         self.fuse = heads.Linear(R, R, bias=False)
         self.projection = heads.Projection(run.model)
         self.sweep = blockwise.Sweep(config.block_rows, run.precision == "bfloat16")

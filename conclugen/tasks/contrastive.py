@@ -128,7 +128,7 @@ def pair_losses(
     With x the log-sum over the negatives and p the positive's logit, a cross-entropy is log(1 + exp(x - p)).
     """
     positive_B = ((a_BP * b_BP).sum(1) - margin) * scale
-    losses_B = blockwise.surplus(row_B - positive_B) + blockwise.surplus(column_B - positive_B)
+    losses_B = blockwise.softplus(row_B - positive_B) + blockwise.softplus(column_B - positive_B)
     return torch.where(counted_B, losses_B, 0)
 
 

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from conclugen import blockwise as blockwise
     from conclugen import distributed as distributed
-    from conclugen import heads as heads
     from conclugen import kmeans as kmeans
     from conclugen import random as random
+    from conclugen.layers import heads
 
 
 if not TYPE_CHECKING:
     torch, nn, functional = map(Deferred, ("torch", "torch.nn", "torch.nn.functional"))
     checkpoint = Deferred("torch.utils.checkpoint")
     blockwise, distributed, heads, kmeans, random = (
-        Deferred(f"conclugen.{name}") for name in ("blockwise", "distributed", "heads", "kmeans", "random")
+        Deferred(f"conclugen.{name}") for name in ("blockwise", "distributed", "layers.heads", "kmeans", "random")
     )

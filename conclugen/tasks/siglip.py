@@ -63,7 +63,7 @@ def block_sum(
     score_rN = (a_rP @ b_NP.T) * scale + bias
     own_rN = own_r.unsqueeze(1) == torch.arange(len(b_NP), device=b_NP.device)
     # - log sigmoid(x) is softplus(-x), here exact in float64 as well.
-    loss_rN = blockwise.surplus(torch.where(own_rN, -score_rN, score_rN))
+    loss_rN = blockwise.softplus(torch.where(own_rN, -score_rN, score_rN))
     return torch.where(valid_r.unsqueeze(1) & valid_N, loss_rN, 0).sum()
 
 

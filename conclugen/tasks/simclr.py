@@ -69,7 +69,7 @@ def nt_xent_sum(
     losses = []
     for view, other_B in enumerate(others):
         own_B = blockwise.row_log_sums(z_2BP[view], z_2NP[view], scale, compared, sweep)
-        losses.append(blockwise.surplus(torch.logaddexp(other_B, own_B) - positive_B))
+        losses.append(blockwise.softplus(torch.logaddexp(other_B, own_B) - positive_B))
     return torch.where(compared.valid, losses[0] + losses[1], 0).sum()
 
 

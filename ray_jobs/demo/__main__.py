@@ -45,7 +45,7 @@ class DemoJob:
 def clear(output: Path) -> None:
     """A folder with nothing but the demo's mark: only what a demo left there is removed, the mark never (a folder
     without one, after a kill, would be nobody's). ValueError for a folder that no demo made."""
-    from shards.claim import owned
+    from shards.output_folder import owned
 
     try:
         again = owned(output, _MARK, "demo")
@@ -66,7 +66,7 @@ def clear(output: Path) -> None:
 
 
 def run(job: DemoJob) -> int:
-    from conclugen.backbones import WeightsError
+    from conclugen.encoders import WeightsError
     from ray_jobs.demo import steps, summary  # torch, Ray: not before a wrong option has been refused
     from shards.corpus.writing import CorpusConfig
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from conclugen import backbones, presets
+from conclugen import encoders as backbones
+from conclugen import presets
 from conclugen.common import machine
 from conclugen.common.screen import ClipProgress
 from conclugen.evaluation.config import ComparisonConfig
@@ -38,7 +39,7 @@ from shards.corpus.emotions import EMOTIONS
 from shards.corpus.writing import TABLE_NAME, ClipPlan, ClipRow, CorpusConfig, write_clip, write_corpus
 from shards.media.limits import MediaError
 from shards.packing.labels import LabelSpec
-from shards.split import make_views
+from shards.planning.split import make_views
 
 WORKERS = 2
 LABEL, RUN = "emotion", "demo"

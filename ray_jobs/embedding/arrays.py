@@ -20,10 +20,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from conclugen.common.atomic import atomic_path
-from shards.index import GROUP, read_table
-from shards.index_store import read_index_bytes
-from shards.manifest import Manifest
-from shards.schema import Label
+from shards.format.index import GROUP, read_table
+from shards.format.index_store import read_index_bytes
+from shards.format.manifest import Manifest
+from shards.format.schema import Label
 
 NAME = "embeddings.npz"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from conclugen.backbones import Encoder, InputError
-from conclugen.backbones.encoder import FRAMES, pool
+from conclugen.encoders import Encoder, InputError
+from conclugen.encoders.encoder import FRAMES, pool
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.clip_features import Decoded, encode_within_breaks, unique
 from shards.clips.reader import StoredClip

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from conclugen.backbones import EncoderError
-from conclugen.backbones.encoder import differences
 from conclugen.common import paths, uris
 from conclugen.common.atomic import atomic_path
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.names import file_name
 from conclugen.common.options import JobFailedError
+from conclugen.encoders import EncoderError
+from conclugen.encoders.encoder import differences
 from conclugen.reach import FAR
 from ray_jobs import figure_style, ray_cluster
 from ray_jobs.embedding import arrays
@@ -35,10 +35,10 @@ from ray_jobs.provenance import stamp_of
 from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
-from shards.check_stored import warn_of_stored
-from shards.claim import Claim, describe_differences
 from shards.clips.reader import ClipManifest
+from shards.output_folder import Claim, describe_differences
 from shards.quarantine import COMPLETE, QUARANTINED
+from shards.tools.check_stored import warn_of_stored
 from shards.verification.clips import open_manifest
 
 _ROWS_FILE = "embeddings.parquet"

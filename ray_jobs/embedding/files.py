@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import conclugen
-from conclugen.backbones import Encoder, WeightsError
 from conclugen.common import uris
 from conclugen.common.screen import ClipProgress
+from conclugen.encoders import Encoder, WeightsError
 from ray_jobs.embedding.clips import Embedded, embed_files
 from ray_jobs.embedding.model import RunModel, told_by
 from ray_jobs.extraction.extract import choices_of

@@ -16,12 +16,12 @@ from safetensors.numpy import save_file
 
 import conclugen
 from conclugen import reach, storage
-from conclugen.backbones import EncoderInfo
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_path, write_json
 from conclugen.common.names import did_you_mean
 from conclugen.common.options import build
 from conclugen.common.reading import inside, read_json
+from conclugen.encoders import EncoderInfo
 from conclugen.evaluation.config import ProbeConfig
 from conclugen.evaluation.features import Scaling
 from conclugen.evaluation.judge import fit_probe

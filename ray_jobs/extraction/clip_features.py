@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from conclugen.backbones import Encoder, EncoderError, EncoderInfo, InputError, Takes
-from conclugen.backbones.encoder import FRAMES, MEL, TEXT, WAVE, differences, pool, sequences_of
-from conclugen.backbones.views import augment
+from conclugen.encoders import Encoder, EncoderError, EncoderInfo, InputError, Takes
+from conclugen.encoders.encoder import FRAMES, MEL, TEXT, WAVE, differences, pool, sequences_of
+from conclugen.encoders.views import augment
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, short, view_name
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader, StoredClip

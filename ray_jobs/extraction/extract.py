@@ -21,24 +21,24 @@ import pyarrow as pa
 import ray
 import torch
 
-from conclugen import backbones
-from conclugen.backbones import EncoderError, registry
-from conclugen.backbones.hub_models import absolute, bare, located, place_of_data
+from conclugen import encoders as backbones
 from conclugen.common import paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import JobFailedError
 from conclugen.common.screen import ClipProgress, doing
+from conclugen.encoders import EncoderError, registry
+from conclugen.encoders.hub_models import absolute, bare, located, place_of_data
 from ray_jobs import ray_cluster, ray_loggers
 from ray_jobs.extraction.clip_features import Decoder, EncoderStage, stages, unique
 from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector, finish, load_report
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, Extraction
 from ray_jobs.options.extract import EncoderOptions, ExtractJob
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
-from shards.check_stored import warn_of_stored
-from shards.claim import ClaimLostError
 from shards.clips.reader import ClipManifest, ClipReader
-from shards.layout import least_bytes
+from shards.format.layout import least_bytes
+from shards.output_folder import ClaimLostError
+from shards.tools.check_stored import warn_of_stored
 
 _KEPT = 4  # things that a process of tasks keeps
 Number = TypeVar("Number", int, float)

@@ -23,12 +23,12 @@ from ray_jobs.extraction.clip_features import ALL_REASONS
 from ray_jobs.extraction.plan import CLAIM, REPORTS, SEQUENCES, Extraction
 from shards import quarantine
 from shards.clips.reader import ClipReader
-from shards.index import INDEX_SUFFIX
-from shards.layout import BLOCK, RECORD, padded, tar_header
-from shards.manifest import TAR_SUFFIX, Manifest, written_entries
-from shards.schema import Sample
-from shards.view import FOLDER, View, check_view_name
-from shards.writer import write_shard
+from shards.format.index import INDEX_SUFFIX
+from shards.format.layout import BLOCK, RECORD, padded, tar_header
+from shards.format.manifest import TAR_SUFFIX, Manifest, written_entries
+from shards.format.schema import Sample
+from shards.format.writer import write_shard
+from shards.planning.view import FOLDER, View, check_view_name
 
 
 @dataclass

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conclugen import backbones
-from conclugen.backbones import Encoder, EncoderInfo, registry
-from conclugen.backbones.encoder import MEAN_STD, differences
-from conclugen.backbones.views import STRENGTHS
+from conclugen import encoders as backbones
 from conclugen.common.names import did_you_mean
+from conclugen.encoders import Encoder, EncoderInfo, registry
+from conclugen.encoders.encoder import MEAN_STD, differences
+from conclugen.encoders.views import STRENGTHS
 from conclugen.evaluation.solvers import LayerBlock
 from shards import Manifest
-from shards.claim import Claim, digest_of
 from shards.clips.reader import ClipManifest
+from shards.format.schema import Column, Schema
 from shards.media.face_track import CROPS
+from shards.output_folder import Claim, digest_of
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
-from shards.schema import Column, Schema
 
 FORMAT = 1
 PLAN_NAME = "extraction.json"
@@ -41,7 +41,7 @@ CLAIM = Claim(
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """An encoder and where its weights come from, as `conclugen.backbones.create` takes them. plugin: the module that
+    """An encoder and where its weights come from, as `conclugen.encoders.create` takes them. plugin: the module that
     has it, where the user named one."""
 
     name: str
@@ -201,7 +201,7 @@ class Extraction:
         return {"features": features, "set": self.clips.info.get("set"), **said}
 
     def claim(self, overwrite: bool = False) -> None:
-        """Make the folder this extraction's, or go on with the same one: see `shards.claim.Claim.take`."""
+        """Make the folder this extraction's, or go on with the same one: see `shards.output_folder.Claim.take`."""
         CLAIM.take(self.out, self.identity, overwrite)
         for name in (REPORTS, SEQUENCES)[: 1 + self.sequences]:
             (self.out / name).mkdir(exist_ok=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from conclugen.backbones import Encoder
 from conclugen.common import paths, uris
+from conclugen.encoders import Encoder
 from ray_jobs.embedding.clips import Windows, embed_file
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.extract import choices_of

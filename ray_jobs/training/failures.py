@@ -27,7 +27,7 @@ from conclugen.common import uris
 from conclugen.common.atomic import append_text
 from conclugen.common.options import JobFailedError
 from conclugen.common.reading import parse_json, read_lines
-from ray_jobs.training.checkpoint_store import CheckpointWriteError
+from ray_jobs.checkpoint_store import CheckpointWriteError
 from shards import ShardError
 from shards.access import AccessError
 
@@ -89,7 +89,7 @@ def is_fatal(error: BaseException) -> bool:
     return isinstance(error, _FATAL)
 
 
-class Pulse:
+class Heartbeat:
     """Around a rank's training: notes how it fails, and ends the process when no step is finished in time.
 
     Args:
@@ -126,7 +126,7 @@ class Pulse:
         """A step is finished (or the rank is otherwise known to get on)."""
         self._step, self._alive_at = step, time.monotonic()
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self._write({"attempt": self._attempt, "rank": self._rank, "begun": self._group}, f"rank {self._rank} began")
         self._thread.start()
         return self

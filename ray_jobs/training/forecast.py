@@ -1,7 +1,7 @@
 """What the steps of a run on GPUs are estimated to take on its cluster, said before they begin.
 
-The step is counted from the code that runs it (`conclugen.step_cost`), eager; kind and number of a node's GPUs are what
-Ray knows of its nodes, rates are those of data sheets, and the network is what the user says, or assumed.
+The step is counted from the code that runs it (`conclugen.training.step_cost`), eager; kind and number of a node's GPUs
+are what Ray knows of its nodes, rates are those of data sheets, and the network is what the user says, or assumed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conclugen import PretrainConfig
-from conclugen.step_cost import MACHINES, Estimate, Machine, StepCost, count, estimate
+from conclugen.training.step_cost import MACHINES, Estimate, Machine, StepCost, count, estimate
 from ray_jobs.run_config import PretrainJob
 
 ASSUMED_GBIT = 10.0

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch.profiler import record_function
 
-from shards.stream_counters import StreamCounters
+from shards.reading.stream_counters import StreamCounters
 
 Item = TypeVar("Item")
 
@@ -24,7 +24,7 @@ class InputTimes:
         steps: Batches that the loop was handed.
         waited: Seconds in which the loop had no batch.
         starved: Those of `waited` in which no batch was read yet; the rest was the way from the queue to the device.
-        asked, ready, fetching, reading, reading_cpu: See `shards.stream_counters.StreamCounters`.
+        asked, ready, fetching, reading, reading_cpu: See `shards.reading.stream_counters.StreamCounters`.
         capacity: Batches that the input queue holds; no counter.
     """
 

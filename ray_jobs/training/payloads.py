@@ -24,15 +24,16 @@ import torch
 
 from conclugen import distributed
 from conclugen.batch import Batch
-from conclugen.device_rows import DeviceRows
-from conclugen.prefetch import pinned, prefetch
+from conclugen.training.device_rows import DeviceRows
+from conclugen.training.prefetch import pinned, prefetch
 from ray_jobs.mixture import AnySource
 from ray_jobs.training.rank_meeting import RankMeeting
-from shards import Cursor, resident
-from shards.resident import HALF, Place, Resident
-from shards.rows import Memory
-from shards.stream import ReadAhead, Step
-from shards.stream_counters import StreamCounters
+from shards import Cursor
+from shards.format.rows import Memory
+from shards.reading import resident
+from shards.reading.resident import HALF, Place, Resident
+from shards.reading.stream import ReadAhead, Step
+from shards.reading.stream_counters import StreamCounters
 
 DEVICE, HOST, STORE, AUTO = "device", "host", "object_store", "auto"
 KEPT = (DEVICE, HOST)

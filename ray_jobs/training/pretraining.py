@@ -14,15 +14,16 @@ import torch
 
 from conclugen import PretrainConfig, Pretrainer, export, reach
 from conclugen.beside_raw import BesideRaw
-from conclugen.checkpoint import Checkpoint
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import to_plain
 from conclugen.common.revision import running_revision
 from conclugen.common.screen import doing
 from conclugen.evaluation.features import fuse
-from conclugen.model import Model
+from conclugen.training.checkpoint import Checkpoint
+from conclugen.training.model import Model
 from ray_jobs import preflight, ray_cluster
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.mixture import WEIGHTS, AnySource, Mixture, open_source, refuse_other_history, weights_differ_from
 from ray_jobs.preflight import check_storage, check_tracking, within
 from ray_jobs.provenance import stamp_of
@@ -37,12 +38,11 @@ from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training import trainer
 from ray_jobs.training import worker as train_worker
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.progress import ProgressPrinter
 from ray_jobs.training.validation import check_validation, open_validation, spread_rows
 from ray_jobs.training.worker import Start
 from shards import View
-from shards.claim import describe_differences
+from shards.output_folder import describe_differences
 
 # Rows over which the scales of `concat+raw` are fitted, at most, and how many are embedded at once.
 _SCALED_ROWS, _BLOCK_ROWS = 8192, 2048

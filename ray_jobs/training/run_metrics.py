@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import torch
 from ray.util.metrics import Gauge
 
-from conclugen import PretrainConfig, step_cost
+from conclugen import PretrainConfig
 from conclugen.common import uris
+from conclugen.training import step_cost
 
 METRICS = {
     "step_seconds": "Seconds of an optimiser step, its wait for data included; mean of the last report.",

@@ -25,12 +25,12 @@ from ray_jobs.training import run_metrics
 from ray_jobs.training.input_gauge import InputGauge, InputTimes
 from ray_jobs.training.validation import CorporaValidation, Validation
 from ray_jobs.training.wait_warning import WaitWatch
-from shards.stream_counters import StreamCounters
+from shards.reading.stream_counters import StreamCounters
 
 Item = TypeVar("Item")
 
 
-class SilentRecorder:
+class NullRecorder:
     """What the other ranks have in its place: measures its input for the ranks' meetings, and records nothing."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class SilentRecorder:
         return dict
 
 
-class StepRecorder(SilentRecorder):
+class StepRecorder(NullRecorder):
     """Values and timing of steps, and validation measures, to the journal in the run's folder.
 
     Args:

@@ -14,13 +14,14 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, PreemptionError, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as TrainRunConfig
 
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.preflight import within
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
-from ray_jobs.training import failures, far_folder, known_nodes, ray_internals, run_metrics
+from ray_jobs.training import failures, far_folder, ray_internals, run_metrics
+from ray_jobs.training import node_refresh as known_nodes
 from ray_jobs.training import worker as train_worker
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import Failure, RunFailedError
 from ray_jobs.training.worker import COLLECTIVES_LATER_S, Start
 

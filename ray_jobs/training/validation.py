@@ -18,7 +18,7 @@ from ray_jobs.mixture import AnySource, Corpus, Mixture
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig
 from ray_jobs.source import held_out_view, note_no_validation, open_reader
 from shards import Manifest, Reader, Rows, View
-from shards.stream import RowReader
+from shards.reading.stream import RowReader
 
 # Enough for steady figures; retrieval and rank cost grows with its square and cube.
 _MOST_ROWS = 2048

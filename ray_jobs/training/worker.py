@@ -18,20 +18,21 @@ import ray.train
 import ray.train.torch
 import torch
 
-from conclugen import Pretrainer, checkpoint, distributed
-from conclugen.checkpoint import Checkpoint, HostMemory, Snapshot
+from conclugen import Pretrainer, distributed
 from conclugen.common import uris
+from conclugen.training import checkpoint
+from conclugen.training.checkpoint import Checkpoint, HostMemory, Snapshot
+from ray_jobs.checkpoint_store import CheckpointWriter
 from ray_jobs.mixture import AnySource, Mixture, open_source
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.training import far_folder, numa, payloads, run_metrics
-from ray_jobs.training.checkpoint_store import CheckpointWriter
-from ray_jobs.training.failures import Pulse
+from ray_jobs.training.failures import Heartbeat
 from ray_jobs.training.input_gauge import InputTimes
 from ray_jobs.training.payloads import Node, Payload
 from ray_jobs.training.rank_meeting import RankMeeting
 from ray_jobs.training.step_profile import profiled
-from ray_jobs.training.step_recorder import SilentRecorder, StepRecorder
+from ray_jobs.training.step_recorder import NullRecorder, StepRecorder
 from ray_jobs.training.validation import open_validation
 from shards import Cursor, Damage
 from shards.damage import DamageLog
@@ -63,11 +64,11 @@ def train(start: Start) -> None:
     who = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}), where rank {rank} runs,"
     folder = far_folder.reach(start.folder, start.attempt, start.home, who)
     limit_s = start.job.run.stall_timeout_s
-    with Pulse(folder.failures, start.attempt, rank, world, limit_s, folder.append) as pulse:
+    with Heartbeat(folder.failures, start.attempt, rank, world, limit_s, folder.append) as pulse:
         _train(start, folder, rank, world, pulse)
 
 
-def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse) -> None:
+def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Heartbeat) -> None:
     job, run, context = start.job, start.job.run, ray.train.get_context()
     torch.set_num_threads(run.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces its doings; the progress line is ours
@@ -105,11 +106,11 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Pulse)
         if state is not None:
             checkpoint.restore_everywhere(state, pretrainer)
             del state
-        recorder = SilentRecorder()
+        recorder = NullRecorder()
         if rank == 0:
             ideal_s = run_metrics.ideal_seconds(job.pretrain, source.reader.widths, world, pretrainer.device)
             recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), start.attempt, ideal_s)
-        keeper = Keeper(start, rank, recorder)
+        keeper = Checkpointer(start, rank, recorder)
         if step == 0:
             recorder.validate(pretrainer, warn=False)()  # what the curves begin with
         pulse.beat(step)
@@ -263,10 +264,10 @@ class CheckpointClock:
         self._next = max(begun + (self._every_s or 0), ended + (ended - begun) * (1 / _MOST_BLOCKED - 1))
 
 
-class Keeper:
+class Checkpointer:
     """Checkpoints: rank 0 copies the state and has it written while training goes on."""
 
-    def __init__(self, start: Start, rank: int, recorder: SilentRecorder):
+    def __init__(self, start: Start, rank: int, recorder: NullRecorder):
         self._run, self._identity, self._recorder = start.job.run.name, start.identity, recorder
         self._clock = CheckpointClock(start.job.run.checkpoint_every_s)
         self._memory = HostMemory()

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from shards.adapters.clip_set import Clip, ClipSet, Count
 from shards.adapters.files import VIDEO_SUFFIXES, Files, folder_named
+from shards.format.schema import Label
 from shards.names import fold
-from shards.schema import Label
 
 EXPECTED = 13_175
 BIBTEX = """@inproceedings{lee2019caer,

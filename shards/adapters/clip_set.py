@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.schema import Label
+from shards.format.schema import Label
 
 _NAMED = 5
 

@@ -18,9 +18,9 @@ from conclugen.common.names import did_you_mean
 from shards import names
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import VIDEO_SUFFIXES, Files, refuse_name, shown
+from shards.format.schema import CLIP_KEY_LIMIT, safe_key
+from shards.format.tables import Table, read_table
 from shards.packing.labels import LabelSpec, LabelValues, read_label
-from shards.schema import CLIP_KEY_LIMIT, safe_key
-from shards.tables import Table, read_table
 
 # What of a clip can be in the table -> the column's name there, unless `fields` says otherwise.
 FIELDS = ("path", "audio", "start", "end", "key", "group", "split", "text")

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.adapters.clip_set import Clip, ClipSet, Count
 from shards.adapters.files import Files
-from shards.schema import Label
+from shards.format.schema import Label
 
 BIBTEX = """@article{cooke2006grid,
   title = {An audio-visual corpus for speech perception and automatic speech recognition},

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from shards.adapters.clip_set import Clip, ClipSet, Count
 from shards.adapters.files import Files, file_named, folder_named
-from shards.schema import Label
-from shards.tables import parse_delimited
+from shards.format.schema import Label
+from shards.format.tables import parse_delimited
 
 EMOTIONS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SENTIMENTS = ("neutral", "positive", "negative")

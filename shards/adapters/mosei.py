@@ -13,8 +13,8 @@ import numpy as np
 from conclugen.common.extras import needed_for
 from shards.adapters.clip_set import Clip, ClipSet, Count, Rejected
 from shards.adapters.files import Files, file_named, folder_named
+from shards.format.schema import Label
 from shards.names import EncodingError, decode_text
-from shards.schema import Label
 
 with needed_for("CMU-MOSEI in .csd files"):
     import h5py

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.adapters.clip_set import Clip, ClipSet, Count
 from shards.adapters.files import Files
-from shards.schema import Label
+from shards.format.schema import Label
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 STATEMENTS = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}

@@ -17,8 +17,8 @@ from shards.adapters.clip_set import Clip
 from shards.adapters.files import shown
 from shards.clips.plan import CLAIM, CLOCKS, REPORTS, ShardTask
 from shards.clips.writer import NewClip, write_clip_shard
-from shards.index import INDEX_SUFFIX
-from shards.manifest import TAR_SUFFIX
+from shards.format.index import INDEX_SUFFIX
+from shards.format.manifest import TAR_SUFFIX
 from shards.media.audio import read_audio
 from shards.media.face_track import RULE
 from shards.media.isolated import IsolatedPreparer

@@ -13,14 +13,14 @@ import xxhash
 from conclugen.common.names import did_you_mean
 from shards.adapters.clip_set import Clip, ClipSet, Rejected
 from shards.adapters.files import shown
-from shards.claim import Claim, digest_of
 from shards.clips.reader import ClipSchema
+from shards.format.record import check_text
+from shards.format.schema import CLIP_KEY_LIMIT, safe_key
+from shards.format.writer import shuffled_order
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
 from shards.media.limits import AUDIO_LENGTHS, CASCADES, DETECTOR, FINDERS, Limits
+from shards.output_folder import Claim, digest_of
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
-from shards.record import check_text
-from shards.schema import CLIP_KEY_LIMIT, safe_key
-from shards.writer import shuffled_order
 
 FACES = ("keep", "drop", "off")
 PLAN_NAME, REPORTS, CLOCKS = "build.json", "reports", "clocks"
@@ -157,7 +157,8 @@ class BuildPlan:
         return cls(out, clips.name, tasks, tuple(rejected), found, digest, identity, clips.rendered)
 
     def claim(self, overwrite: bool = False) -> None:
-        """Make the folder this build's, or go on with a build of the same plan: see `shards.claim.Claim.take`."""
+        """Make the folder this build's, or go on with a build of the same plan: see
+        `shards.output_folder.Claim.take`."""
         CLAIM.take(self.out, self.identity, overwrite)
         (self.out / REPORTS).mkdir(exist_ok=True)
 

@@ -1,7 +1,7 @@
 """Clip shards: a tar of `.mp4`, `.flac` or `.wav`, `.txt` and `.json` for each clip, read by range and verified.
 
 The `webdataset` package reads them as they are. Index and manifest are those of feature shards, with members of any
-size in the place of columns: see `shards.index` (layout `members`) and `shards.manifest`.
+size in the place of columns: see `shards.format.index` (layout `members`) and `shards.format.manifest`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import xxhash
 
 from conclugen.common.names import did_you_mean
 from shards.damage import ManifestError, ShardError
-from shards.index import ShardIndex, decode_index, read_table
-from shards.index_store import IndexCache, read_index_bytes
-from shards.manifest import Manifest
+from shards.format.index import ShardIndex, decode_index, read_table
+from shards.format.index_store import IndexCache, read_index_bytes
+from shards.format.manifest import Manifest
+from shards.format.schema import Label, check_name
+from shards.format.storage import Storage
 from shards.media.face_track import Faces
 from shards.media.limits import Limits
-from shards.schema import Label, check_name
-from shards.storage import Storage
 
 VIDEO, TEXT, JSON = "mp4", "txt", "json"
 SOUNDS = ("flac", "wav")

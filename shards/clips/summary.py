@@ -11,7 +11,7 @@ from shards import quarantine
 from shards.clips.build import ShardReport
 from shards.clips.plan import CLAIM, BuildPlan
 from shards.clips.reader import LIMITS, ClipManifest
-from shards.manifest import written_entries
+from shards.format.manifest import written_entries
 from shards.media.limits import REASONS
 
 

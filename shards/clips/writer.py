@@ -15,11 +15,11 @@ import xxhash
 from conclugen.common.atomic import atomic_file, write_bytes
 from shards.clips.reader import JSON, TEXT, VIDEO, ClipSchema
 from shards.damage import ShardError
-from shards.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
-from shards.layout import BLOCK, RECORD, padded, tar_header
-from shards.manifest import TAR_SUFFIX, ShardEntry, check_shard_name
-from shards.record import check_text
-from shards.schema import CLIP_KEY_LIMIT, safe_key
+from shards.format.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
+from shards.format.layout import BLOCK, RECORD, padded, tar_header
+from shards.format.manifest import TAR_SUFFIX, ShardEntry, check_shard_name
+from shards.format.record import check_text
+from shards.format.schema import CLIP_KEY_LIMIT, safe_key
 
 
 @dataclass(frozen=True)

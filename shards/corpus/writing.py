@@ -13,7 +13,6 @@ import numpy as np
 
 from conclugen.common.atomic import remove_remnants_in, write_bytes, write_json, write_text
 from conclugen.common.locks import folder_held
-from shards.claim import owned
 from shards.corpus import MARK
 from shards.corpus.acting import FPS, act
 from shards.corpus.emotions import EMOTIONS
@@ -23,6 +22,7 @@ from shards.corpus.sentences import draw_sentence
 from shards.corpus.speaker import draw_speaker
 from shards.corpus.voice import RATE, synthesise
 from shards.media.libraries import cv2
+from shards.output_folder import owned
 
 VERSION = 1  # raise when the same seed gives another corpus
 TABLE_NAME, DESCRIPTION_NAME, CLIPS_FOLDER = "clips.csv", "corpus.json", "clips"

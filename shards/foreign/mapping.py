@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conclugen.common.names import did_you_mean
-from shards.schema import LABEL_KINDS
+from shards.format.schema import LABEL_KINDS
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from shards.schema import Column
+from shards.format.schema import Column
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 4096

@@ -9,10 +9,10 @@ import xxhash
 
 from shards.damage import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, ShardError
 from shards.foreign.member import MemberError, parse_npy
-from shards.index import ShardIndex, read_table
-from shards.index_store import read_index_bytes
-from shards.manifest import Manifest, ShardEntry
-from shards.storage import Storage, consecutive
+from shards.format.index import ShardIndex, read_table
+from shards.format.index_store import read_index_bytes
+from shards.format.manifest import Manifest, ShardEntry
+from shards.format.storage import Storage, consecutive
 
 
 class MemberColumns:

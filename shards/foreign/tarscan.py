@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.damage import ShardError
-from shards.layout import BLOCK, LayoutError, padded, parse_header
+from shards.format.layout import BLOCK, LayoutError, padded, parse_header
 
 _REGULAR = (b"0", b"\0", b"7")
 _DIRECTORY = b"5"

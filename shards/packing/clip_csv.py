@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.tables import read_table
+from shards.format.tables import read_table
 
 # What says where a row belongs and whether it is good, and is no feature.
 _PLACES = frozenset(

@@ -13,15 +13,15 @@ import xxhash
 
 from conclugen.common.locks import check_room
 from conclugen.common.screen import Progress, clock
-from shards import publication
-from shards.layout import least_bytes
-from shards.manifest import Manifest
+from shards.format import publication
+from shards.format.layout import least_bytes
+from shards.format.manifest import Manifest
+from shards.format.writer import ShardWriter, shuffled_order
 from shards.options import PackJob
 from shards.packing.inputs import PackInput, PackOptions, read_input
 from shards.packing.labels import LabelSpec
 from shards.packing.pooling import Pooling
-from shards.split import make_views
-from shards.writer import ShardWriter, shuffled_order
+from shards.planning.split import make_views
 
 _SHOWN_NOTES = 20
 

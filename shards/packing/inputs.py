@@ -12,13 +12,13 @@ import numpy as np
 from shards import names
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
 from shards.doubts import Samples, classes_of
+from shards.format.schema import FLOAT_DTYPES, Column, Sample, Schema
 from shards.packing.columns import Column2D, Source
 from shards.packing.labels import LabelSpec, LabelValues, read_label, read_strings, sample_number
 from shards.packing.pooling import Pooling
 from shards.packing.sample_table import SampleTable
 from shards.packing.source import open_source
-from shards.schema import FLOAT_DTYPES, Column, Sample, Schema
-from shards.split import check_values_as_names
+from shards.planning.split import check_values_as_names
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")

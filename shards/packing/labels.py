@@ -11,7 +11,7 @@ import numpy as np
 
 from conclugen.common.names import did_you_mean
 from shards import names
-from shards.schema import LABEL_KINDS, Label, counted_classes, named_by_number
+from shards.format.schema import LABEL_KINDS, Label, counted_classes, named_by_number
 
 _MOST_SHOWN = 400  # characters of a list of classes
 

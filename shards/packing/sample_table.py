@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shards import names
-from shards.tables import Table, read_table
+from shards.format.tables import Table, read_table
 
 _NAMED = 5
 

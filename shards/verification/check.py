@@ -15,16 +15,16 @@ from shards.damage import ManifestError, ShardError
 from shards.foreign.command import split_name
 from shards.foreign.member import MemberError, parse_npy
 from shards.foreign.tarscan import scan_tar
-from shards.index import INDEX_SUFFIX, ShardIndex, read_table, values_digest
-from shards.index_store import load_index, read_index_bytes
-from shards.manifest import TAR_SUFFIX, Manifest, ShardEntry
-from shards.record import Record
-from shards.slot import read_slot, whole_slots
-from shards.slot_columns import read_slots
-from shards.storage import Storage, consecutive
+from shards.format.index import INDEX_SUFFIX, ShardIndex, read_table, values_digest
+from shards.format.index_store import load_index, read_index_bytes
+from shards.format.manifest import TAR_SUFFIX, Manifest, ShardEntry
+from shards.format.record import Record
+from shards.format.slot import read_slot, whole_slots
+from shards.format.slot_columns import read_slots
+from shards.format.storage import Storage, consecutive
+from shards.planning.view import FOLDER, View
 from shards.verification.clips import DAMAGED as _DAMAGED_CLIPS
 from shards.verification.clips import clip_faults, open_manifest
-from shards.view import FOLDER, View
 
 _BLOCK_BYTES = 2 << 20
 _INDEX = "Run `conclugen index` on the folder again"

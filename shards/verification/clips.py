@@ -9,7 +9,7 @@ from typing import Any
 from shards.clips.reader import ClipManifest, ClipReader, ClipSchema, StoredClip
 from shards.damage import ManifestError, ShardError
 from shards.foreign.tarscan import scan_tar
-from shards.manifest import OTHER_KIND, TAR_SUFFIX, Manifest
+from shards.format.manifest import OTHER_KIND, TAR_SUFFIX, Manifest
 
 DAMAGED = (
     "Remove the damaged shard's tar and run `conclugen build` as before: it builds what is missing. "

@@ -10,7 +10,7 @@ from conclugen.common.options import FAILED, GOOD, PARTIAL
 from conclugen.common.screen import Progress
 from shards.clips.reader import ClipManifest
 from shards.damage import ManifestError
-from shards.manifest import MANIFEST_NAME
+from shards.format.manifest import MANIFEST_NAME
 from shards.options import VerifyJob, by_name
 from shards.verification.check import Problem, stray_files, verify
 from shards.verification.clips import open_manifest

@@ -10,16 +10,16 @@ import xxhash
 
 from conclugen.common.atomic import write_bytes
 from conclugen.common.locks import folder_held
-from shards import publication
 from shards.access import AccessError, reaching, refuse_url
 from shards.damage import ManifestError, ShardError
 from shards.files import read_whole
-from shards.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
-from shards.layout import BLOCK, LayoutError, SlotLayout, archive_bytes, parse_header
-from shards.manifest import OTHER_KIND, TAR_SUFFIX, Manifest, ShardEntry, check_shard_name, table_of
-from shards.record import Record
-from shards.schema import Schema
-from shards.slot import read_slot
+from shards.format import publication
+from shards.format.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
+from shards.format.layout import BLOCK, LayoutError, SlotLayout, archive_bytes, parse_header
+from shards.format.manifest import OTHER_KIND, TAR_SUFFIX, Manifest, ShardEntry, check_shard_name, table_of
+from shards.format.record import Record
+from shards.format.schema import Schema
+from shards.format.slot import read_slot
 from shards.verification.check import check_shard
 from shards.verification.clips import DAMAGED
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.encoders import command, worker
 from benchmarks.encoders.command import Case
-from conclugen import backbones
+from conclugen import encoders as backbones
 
 
 @pytest.mark.parametrize("name", [*backbones.SETS["random"], "prosody"])

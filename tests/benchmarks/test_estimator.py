@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import estimator
 from benchmarks.estimator import Cpu
-from conclugen import step_cost
-from conclugen.step_cost import Kernel
+from conclugen.training import step_cost
+from conclugen.training.step_cost import Kernel
 
 SIZES = ["16x32x8x16", "24x16x8x8"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.plan_simulation import BrokenPromiseError, main, rare_most, simulate
-from shards.plan import Cursor, EpochPlan, Window
+from shards.planning.plan import Cursor, EpochPlan, Window
 
 COUNTS = np.array([90, 0, 117, 40, 101])
 

@@ -13,7 +13,7 @@ from benchmarks.ranks import command, worker
 from benchmarks.ranks.peer import Peer
 from conclugen import presets
 from conclugen.batch import Batch
-from conclugen.pretrainer import Pretrainer
+from conclugen.training.pretrainer import Pretrainer
 
 WIDTHS = {"video": 12, "audio": 9, "text": 7}
 

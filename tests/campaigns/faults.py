@@ -36,11 +36,11 @@ from filelock import FileLock
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.tracking.journal import metric_history
-from ray_jobs.training import known_nodes
-from ray_jobs.training.checkpoint_store import CheckpointStore
+from ray_jobs.training import node_refresh as known_nodes
 from ray_jobs.training.pretraining import PretrainResult
 from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run, without_ray_of_the_test

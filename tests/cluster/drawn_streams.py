@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from shards.manifest import Manifest
-from shards.plan import REMAINDERS, Cursor, EpochPlan
-from shards.ray_source import PAYLOADS, Execution, stream
-from shards.reader import Reader
-from shards.schema import Column, Sample, Schema
-from shards.stream import Step
-from shards.view import View
-from shards.writer import ShardWriter
+from shards.format.manifest import Manifest
+from shards.format.schema import Column, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.planning.plan import REMAINDERS, Cursor, EpochPlan
+from shards.planning.view import View
+from shards.reading.ray_source import PAYLOADS, Execution, stream
+from shards.reading.reader import Reader
+from shards.reading.stream import Step
 from tests.cluster.slow_view import SlowView
 from tests.shards.slow_plan import slow_batches
 

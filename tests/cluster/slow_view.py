@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from shards.view import View
+from shards.planning.view import View
 
 
 class SlowView(View):

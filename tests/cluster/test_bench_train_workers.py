@@ -19,11 +19,11 @@ from benchmarks.readers.methods import WIDTHS, OwnMethods, write_shards
 from benchmarks.readers.ray_methods import _together, measure_in
 from benchmarks.readers.report import Measured, measure
 from benchmarks.readers.train_workers import TrainWorkers
-from shards.manifest import Manifest
-from shards.plan import Cursor
-from shards.ray_source import PAYLOADS
-from shards.reader import Reader
-from shards.stream import stream
+from shards.format.manifest import Manifest
+from shards.planning.plan import Cursor
+from shards.reading.ray_source import PAYLOADS
+from shards.reading.reader import Reader
+from shards.reading.stream import stream
 
 ROWS, BATCH, STEPS = 192, 16, 9  # one and a half epochs of two workers
 

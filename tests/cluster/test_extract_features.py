@@ -19,7 +19,7 @@ import pytest
 import ray
 
 import conclugen
-from conclugen import backbones
+from conclugen import encoders
 from ray_jobs import embed, extract_features
 from ray_jobs.extraction.extract import Resources, extract, feature_dataset
 from ray_jobs.extraction.plan import Augmentation
@@ -28,9 +28,9 @@ from shards.clips.build import build_shard
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest
 from shards.clips.summary import finish
-from shards.manifest import Manifest
-from shards.reader import Reader
-from tests.conclugen.backbones import test_hugging_face as hf_models
+from shards.format.manifest import Manifest
+from shards.reading.reader import Reader
+from tests.conclugen.encoders import test_hugging_face as hf_models
 from tests.ray_jobs.embedding.test_embed import NAMES, arguments, make_run
 from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
 
@@ -203,7 +203,7 @@ def test_real_clips_to_offline_features_to_embeddings(shared_ray: None, real_dat
     assert summary["missing"] == {"text_sentence": 4}
     manifest = Manifest.open(tmp_path / "features")
     names = {item["name"] for item in manifest.info["features"]["encoders"]}
-    assert names == set(backbones.SETS["offline"])
+    assert names == set(encoders.SETS["offline"])
     shutil.rmtree(make_run(tmp_path, "run", ("video", "audio")).evaluation)  # these clips have no split to judge on
     assert embed.main(arguments(tmp_path, "--features", manifest.folder, "--out", str(tmp_path / "out"))) == 0
     rows = pq.read_table(sorted((tmp_path / "out").glob("*.parquet")))

@@ -17,12 +17,12 @@ import pytest
 
 from conclugen.common.locks import folder_held
 from ray_jobs import pretrain as pretrain_job
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history, read_records
 from ray_jobs.training import pretraining
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest, View

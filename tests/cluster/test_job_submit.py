@@ -24,9 +24,9 @@ import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.pretraining import PretrainResult
 from tests.campaigns.faults import Bench
 from tests.cluster.runs import without_ray_of_the_test

@@ -14,7 +14,7 @@ from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.tracking.journal import metric_history
 from shards import View
 from tests.ray_jobs.test_mixture import config, data
-from tests.shards import test_mixed_reader as corpora
+from tests.shards.reading import test_mixed_reader as corpora
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from ray_jobs import embed, evaluate, extract_features, pretrain
-from shards.manifest import Manifest
-from shards.split import make_views
+from shards.format.manifest import Manifest
+from shards.planning.split import make_views
 from tests.cluster.servers import S3_KEYS, s3_server
 from tests.ray_jobs.embedding.test_embed import NAMES, make_run
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop

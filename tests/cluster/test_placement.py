@@ -15,11 +15,11 @@ from ray.cluster_utils import Cluster
 from ray.data import ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from shards import ray_source
-from shards.manifest import Manifest
-from shards.plan import Cursor, EpochPlan
-from shards.ray_source import PAYLOADS, Execution
-from shards.reader import Reader
+from shards.format.manifest import Manifest
+from shards.planning.plan import Cursor, EpochPlan
+from shards.reading import ray_source
+from shards.reading.ray_source import PAYLOADS, Execution
+from shards.reading.reader import Reader
 from tests.cluster.test_ray_source import write
 
 ROWS, BATCH, STEPS = 211, 20, 20

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import conclugen
-from conclugen.checkpoint import Checkpoint
 from conclugen.evaluation.config import ComparisonConfig
+from conclugen.training.checkpoint import Checkpoint
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.evaluate import EvaluateJob, evaluate
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.tracking.mlflow_run import allowed_name
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest

@@ -11,12 +11,12 @@ import ray
 import torch
 
 from conclugen import Pretrainer
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.pretrain import pretrain
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training import far_folder
 from ray_jobs.training import worker as train_worker
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.worker import Start
 from tests.cluster.runs import small_job, with_run

@@ -15,22 +15,22 @@ import pytest
 import ray
 from hypothesis import HealthCheck, given, seed, settings
 
-from shards import ray_source
 from shards.damage import Damage, DamageError, ShardError
-from shards.manifest import Manifest
-from shards.plan import Cursor, EpochPlan, Window
-from shards.ray_blocks import TaskReader
-from shards.ray_source import PAYLOADS, Execution, stream
-from shards.reader import Reader
-from shards.schema import Column, Label, Sample, Schema
-from shards.stream import Step
-from shards.stream import stream as one_process
-from shards.view import View
-from shards.writer import ShardWriter
+from shards.format.manifest import Manifest
+from shards.format.schema import Column, Label, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.planning.plan import Cursor, EpochPlan, Window
+from shards.planning.view import View
+from shards.reading import ray_source
+from shards.reading.ray_blocks import TaskReader
+from shards.reading.ray_source import PAYLOADS, Execution, stream
+from shards.reading.reader import Reader
+from shards.reading.stream import Step
+from shards.reading.stream import stream as one_process
 from tests.cluster import drawn_streams
 from tests.cluster.drawn_streams import Run
 from tests.cluster.slow_view import FailingView, SlowView
-from tests.shards import test_mixed_reader
+from tests.shards.reading import test_mixed_reader
 
 ROWS = 211
 # Tasks of 7 rows cut steps into parts; tasks of 200 rows hold many steps; windows of few tasks give many borders.
@@ -202,7 +202,7 @@ def test_a_window_starts_when_half_the_store_holds_what_is_left_of_the_one_befor
 )
 def test_a_mixture_is_read_in_its_own_order(tmp_path: Path, payload: str, world: int, execution: Execution) -> None:
     """Three corpora of different columns, over a border of stages and several epochs of each: what one process reads,
-    which is what the slow mixture says (tests.shards.test_mixed_reader)."""
+    which is what the slow mixture says (tests.shards.reading.test_mixed_reader)."""
     manifests = {corpus: test_mixed_reader.write(tmp_path, corpus) for corpus in test_mixed_reader.COLUMNS}
     reader, plan, batches = test_mixed_reader.mixture(manifests)
     start, steps = plan.cursor_at(4), 20

@@ -24,9 +24,9 @@ import ray
 import ray.train
 
 from conclugen import Pretrainer, storage
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.training import worker as train_worker
-from ray_jobs.training.checkpoint_store import CheckpointStore
-from ray_jobs.training.failures import Pulse
+from ray_jobs.training.failures import Heartbeat
 from ray_jobs.training.payloads import Payload
 from ray_jobs.training.worker import Start
 
@@ -111,7 +111,7 @@ class Injection:
         faulthandler.register(signal.SIGUSR1, _stacks[-1], all_threads=True)
         originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Payload.stream
         step, save_file, write, load, stream = originals
-        make_pulse = train_worker.Pulse
+        make_pulse = train_worker.Heartbeat
 
         def stepped(pretrainer: Pretrainer, batch: Any) -> Any:
             values = step(pretrainer, batch)
@@ -138,11 +138,11 @@ class Injection:
                     steps = min(steps, plan.step)
             return stream(payload, rank, world, cursor, steps)
 
-        def watched(*arguments: Any) -> Pulse:
+        def watched(*arguments: Any) -> Heartbeat:
             self.pulse = make_pulse(*arguments)
             return self.pulse
 
-        stack.enter_context(patch.object(train_worker, "Pulse", watched))
+        stack.enter_context(patch.object(train_worker, "Heartbeat", watched))
         stack.enter_context(patch.object(Pretrainer, "step", stepped))
         stack.enter_context(patch.object(storage, "save_file", saved))
         stack.enter_context(patch.object(CheckpointStore, "_write", written))

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from conclugen import PretrainConfig, Pretrainer, presets, standardize
+from conclugen import PretrainConfig, Pretrainer, presets
+from conclugen.layers import standardize
 
 WIDTHS = {"video": 6, "audio": 5, "text": 4}
 G = 12

@@ -7,7 +7,7 @@ import pytest
 
 from conclugen import PretrainConfig, presets
 from conclugen.fields import leaves
-from conclugen.model import Model
+from conclugen.training.model import Model
 
 WIDTHS = {"video": 6, "audio": 5, "text": 4, "video_3d": 3}
 

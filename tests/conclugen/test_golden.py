@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conclugen.heads import GatedUnit
 from conclugen.latents import Latents, Presence
+from conclugen.layers.heads import GatedUnit
 from conclugen.tasks.clustering import assignment_losses, joint_features
 from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig
 from conclugen.tasks.reconstruction import squared_errors

@@ -27,7 +27,8 @@ def test_the_package_and_its_ground_floor_import_nothing_heavy() -> None:
 
 
 def test_shards_needs_no_torch() -> None:
-    modules = "shards, shards.view, shards.manifest, shards.plan, shards.reader, shards.writer, shards.stream"
+    modules = "shards, shards.planning.view, shards.format.manifest, shards.planning.plan"
+    modules += ", shards.reading.reader, shards.format.writer, shards.reading.stream"
     assert loaded(f"import {modules}") <= {"numpy", "pandas", "pyarrow"}
 
 

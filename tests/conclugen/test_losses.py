@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conclugen.heads import Decoder
 from conclugen.latents import Latents, Presence
+from conclugen.layers.heads import Decoder
 from conclugen.random import uniform
 from conclugen.tasks.clustering import Clustering, ClusteringConfig, assignment_losses, joint_features
 from conclugen.tasks.contrastive import FEWEST_MATES, Contrastive, ContrastiveConfig, comparisons, ring

@@ -19,22 +19,15 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from conclugen import (
-    Batch,
-    PretrainConfig,
-    Pretrainer,
-    accumulation,
-    batch_norm,
-    distributed,
-    gradients,
-    model,
-    summed_gradients,
-)
-from conclugen.checkpoint import Checkpoint, restore_everywhere
+from conclugen import Batch, PretrainConfig, Pretrainer, distributed
 from conclugen.corpora import by_corpus
 from conclugen.latents import Presence
+from conclugen.layers import batch_norm
 from conclugen.random import uniform
-from conclugen.step_cost import Collective
+from conclugen.training import grad_cache as accumulation
+from conclugen.training import gradients, model, summed_gradients
+from conclugen.training.checkpoint import Checkpoint, restore_everywhere
+from conclugen.training.step_cost import Collective
 
 _BYTES_RECEIVED = 128  # where tcpi_bytes_received stands in Linux's struct tcp_info
 WIDTHS = {"video": 9, "audio": 7, "text": 5, "video_3d": 6, "video_3d_again": 6}

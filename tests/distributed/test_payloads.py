@@ -15,12 +15,12 @@ from ray_jobs.run_config import DataConfig
 from ray_jobs.training import payloads
 from ray_jobs.training.payloads import DEVICE, HOST, Node, Room
 from ray_jobs.training.rank_meeting import RankMeeting
-from shards import resident
-from shards.manifest import TAR_SUFFIX
-from shards.plan import Cursor
-from shards.schema import Column, Sample, Schema
-from shards.stream import stream
-from shards.writer import ShardWriter
+from shards.format.manifest import TAR_SUFFIX
+from shards.format.schema import Column, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.planning.plan import Cursor
+from shards.reading import resident
+from shards.reading.stream import stream
 from tests.distributed.pool import Pool
 from tests.shards.small_data import flip_bit
 

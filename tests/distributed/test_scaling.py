@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import bare_model, parameters, state_bytes
-from conclugen import Pretrainer, presets, step_cost
+from conclugen import Pretrainer, presets
+from conclugen.training import step_cost
 from tests.distributed import ranks
 from tests.distributed.pool import Pool
 

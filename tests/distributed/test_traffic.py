@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conclugen.latents import pack_bits, unpack_bits
-from conclugen.step_cost import Collective
+from conclugen.training.step_cost import Collective
 from tests.distributed import parity, ranks
 from tests.distributed.parity import BATCHES, CASES
 from tests.distributed.pool import Pool

@@ -23,8 +23,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from my_package.margin import Margin, MarginConfig
-from conclugen import Batch, backbones, export
-from conclugen.backbones import registry
+from conclugen import Batch, encoders, export
+from conclugen.encoders import registry
 from conclugen.latents import Latents, Presence
 from ray_jobs import build_shards
 from shards.adapters import IncompleteError, read_clips
@@ -44,7 +44,7 @@ run = fresh(config)
 losses = [float(run.step(rows(step % 3))["loss/margin"]) for step in range(60)]
 export.save(Path(sys.argv[1]) / "model", run)
 sound = np.repeat([0.5, 0.25], 1600).astype(np.float32)
-encoder = backbones.create("loudness")
+encoder = encoders.create("loudness")
 try:
     read_clips("crema-d", Path(sys.argv[2]))
     told = ""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conclugen import backbones
-from conclugen.backbones import registry
-from conclugen.backbones.encoder import EncoderError, check_encoder, sequences_of
+from conclugen import encoders as backbones
 from conclugen.common.options import OptionsError, save
+from conclugen.encoders import registry
+from conclugen.encoders.encoder import EncoderError, check_encoder, sequences_of
 from ray_jobs import embed, extract_features
 from ray_jobs.extraction.clip_features import Decoded
 from ray_jobs.extraction.extract import choices_of
@@ -27,9 +27,9 @@ from ray_jobs.extraction.plan import Decoding, EncoderChoice
 from ray_jobs.options.extract import EncoderOptions
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader
-from shards.manifest import Manifest
-from shards.reader import Reader
-from shards.view import View
+from shards.format.manifest import Manifest
+from shards.planning.view import View
+from shards.reading.reader import Reader
 from tests import installed
 from tests.ray_jobs.embedding.test_embed import make_run
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 import conclugen
-from conclugen import PretrainConfig, checkpoint
+from conclugen import PretrainConfig
 from conclugen.export import ExportError
+from conclugen.training import checkpoint
 from tests import installed
 from tests.conclugen.runs import fresh, small_config
 
 TRAIN = """
 import sys
-from conclugen import checkpoint, export, presets
+from conclugen import export, presets
+from conclugen.training import checkpoint
 from tests.conclugen.runs import fresh, rows, small_config
 
 config = small_config("contrast_only", tasks={"alignment": {"weight": 0.5}})

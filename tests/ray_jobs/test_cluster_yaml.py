@@ -82,7 +82,8 @@ def test_what_one_gpu_a_machine_costs_is_what_the_estimator_says(cluster):
     import dataclasses
 
     from benchmarks.scaling import WIDTHS
-    from conclugen import presets, step_cost
+    from conclugen import presets
+    from conclugen.training import step_cost
 
     said = re.findall(r"^  #   .*  ([\d,]+)(?: samples/s|:.*)?$", (ROOT / "cluster.yaml").read_text(), re.MULTILINE)
     sizes = {"representation_dim": 4096, "projection_dim": 512, "reconstruction_hidden_dim": 1024}
@@ -118,7 +119,7 @@ def test_a_submitted_job_takes_the_source_along_and_nothing_heavy(tmp_path):
     environment = RuntimeEnv(**content)
     assert environment["env_vars"]["WDS_SECURE"] == "1"
     project = tmp_path / "project"
-    kept = ["pyproject.toml", "conclugen/model.py", "ray_jobs/pretrain.py", "shards/tests.py", "my_job.yaml"]
+    kept = ["pyproject.toml", "conclugen/training/model.py", "ray_jobs/pretrain.py", "shards/tests.py", "my_job.yaml"]
     left = [".venv/bin/python", "outputs/run/journal.jsonl", "data/x.tar", "clips/a.mp4", "m/model.safetensors"]
     for name in [*kept, *left, "tests/test_x.py", "conclugen/__pycache__/x.pyc"]:
         (project / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
-from conclugen import Pretrainer, backbones, export, load, presets
+from conclugen import Pretrainer, encoders, export, load, presets
 from conclugen.common.options import OptionsError, save
 from conclugen.evaluation.config import (
     LAYERS_WEIGHED,
@@ -44,7 +44,7 @@ from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training.validation import Validation, spread_rows
 from ray_jobs.verdict import verdict as verdict_of
 from shards import Column, Label, Manifest, Reader, Rows, Sample, Schema, ShardWriter, View
-from shards.view import IndexValues
+from shards.planning.view import IndexValues
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -292,7 +292,7 @@ def test_names_of_classes_are_encoded_for_the_fine_tuned_head() -> None:
     target = Target("mood", "class", np.arange(6) % 2, ("very_sad", "happy"))
     steered = ComparisonConfig(fine_tune=FineTuneConfig(text_encoder="random-text", text_prompt="someone {}"))
     texts = evaluation.encoded_names(target, steered)
-    expected = backbones.create("random-text").encode(["someone very sad", "someone happy"])
+    expected = encoders.create("random-text").encode(["someone very sad", "someone happy"])
     assert texts is not None
     np.testing.assert_array_equal(texts, expected)
     assert evaluation.encoded_names(target, ComparisonConfig()) is None

@@ -28,11 +28,11 @@ from ray_jobs.source import Source
 from ray_jobs.training.validation import CorporaValidation, Validation, check_validation, open_validation
 from ray_jobs.training.worker import Watch, refuse_other_data
 from shards import Cursor, Damage, DamageError, Manifest, View
-from shards.mixed_plan import MixedPlan
-from shards.schema import Column, Sample, Schema
-from shards.stream import stream
-from shards.writer import ShardWriter
-from tests.shards import test_mixed_reader as corpora
+from shards.format.schema import Column, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.planning.mixed_plan import MixedPlan
+from shards.reading.stream import stream
+from tests.shards.reading import test_mixed_reader as corpora
 from tests.tuning.labelled_shards import write_labelled
 
 

@@ -17,21 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from conclugen import Batch, Pretrainer, checkpoint, presets
+from conclugen import Batch, Pretrainer, presets
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import GOOD, PARTIAL
-from ray_jobs import preflight, pretrain
+from conclugen.training import checkpoint
+from ray_jobs import checkpoint_store, preflight, pretrain
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_environment import connect
 from ray_jobs.tracking.mlflow_sink import MlflowSink
-from ray_jobs.training import checkpoint_store, pretraining
+from ray_jobs.training import pretraining
 from ray_jobs.training.pretraining import PretrainResult, checkpoint_bytes
 from shards import Manifest
 from shards.__main__ import main as shards_main
-from shards.layout import least_bytes
+from shards.format.layout import least_bytes
 from tests.cluster.servers import S3_KEYS, Faulty
 from tests.feature_corpus import write_corpus
 from tuning.sweep.job import SweepJob

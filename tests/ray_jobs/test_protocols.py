@@ -24,7 +24,7 @@ from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal
 from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
-from shards.view import IndexValues
+from shards.planning.view import IndexValues
 from tuning.report.__main__ import main as report
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")

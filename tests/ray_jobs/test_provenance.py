@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from conclugen import backbones
+from conclugen import encoders as backbones
 from ray_jobs.provenance import DATA_SETS, ENCODERS, STAMP, bibliography, origins, stamp_of
 from shards.adapters import ADAPTERS
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 from ray_jobs import ray_loggers
-from shards import ray_source
+from shards.reading import ray_source
 
 
 @pytest.mark.parametrize(

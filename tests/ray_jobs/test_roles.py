@@ -15,7 +15,7 @@ from ray_jobs.source import held_out_view, open_reader
 from shards import Column, Label, Manifest, Sample, Schema, ShardWriter, View, group_id
 from shards.adapters import read_clips
 from shards.adapters.meld import FOLDERS
-from shards.split import make_views
+from shards.planning.split import make_views
 
 SPLITS, PER = ("train", "test"), 24
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import floor
 
-from shards.mixed_plan import _own_seed
+from shards.planning.mixed_plan import _own_seed
 from tests.shards.slow_plan import Row, slow_epoch
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from shards.plan import ALGORITHM, Range
+from shards.planning.plan import ALGORITHM, Range
 
 Row = tuple[int, int]  # shard, position in it
 

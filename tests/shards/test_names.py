@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from shards import Manifest, Reader
 from shards.__main__ import main
 from shards.adapters import read_clips
+from shards.format.schema import safe_key
 from shards.names import (
     EncodingError,
     FileNames,
@@ -39,7 +40,6 @@ from shards.names import (
     text,
     unix_path,
 )
-from shards.schema import safe_key
 
 NAMES = [
     ("anna", "anna"), (" anna ", "anna"), ("\u00a0anna\t", "anna"), ("", None), ("  ", None), (None, None),

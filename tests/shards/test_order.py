@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.plan import REMAINDERS, Cursor, EpochPlan
+from shards.planning.plan import REMAINDERS, Cursor, EpochPlan
 
 PADDING = -1
 

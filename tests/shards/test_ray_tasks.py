@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from shards.damage import ShardError
-from shards.plan import Cursor, EpochPlan
-from shards.ray_source import Execution, _cause, _Stream
+from shards.planning.plan import Cursor, EpochPlan
+from shards.reading.ray_source import Execution, _cause, _Stream
 
 BYTES = 10
 
@@ -21,7 +21,7 @@ def made(monkeypatch: pytest.MonkeyPatch, plan: EpochPlan, execution: Execution)
     context = SimpleNamespace(get_node_id=lambda: "0" * 56)
     monkeypatch.setattr(ray, "put", lambda reader: reader)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr("shards.ray_source.RowMemory", lambda *_, **__: None)
+    monkeypatch.setattr("shards.reading.ray_source.RowMemory", lambda *_, **__: None)
     reader: Any = SimpleNamespace(pitch=0, row_bytes=BYTES, for_tasks=lambda: None)
     return _Stream(reader, plan, 1, 2, "object_store", execution)
 
@@ -60,7 +60,7 @@ def test_windows_follow_each_other_to_the_last_step(
     stream = made(monkeypatch, plan, execution)
     monkeypatch.setattr(stream, "_execute", lambda window: iter(window.filled))
     monkeypatch.setattr(stream, "_rows", lambda table: table)
-    monkeypatch.setattr("shards.ray_source.as_step", lambda rows, reader, plan, cursor: cursor)
+    monkeypatch.setattr("shards.reading.ray_source.as_step", lambda rows, reader, plan, cursor: cursor)
     assert list(stream.batches(Cursor(0, 0), 7)) == [plan.advance(Cursor(0, 0), i) for i in range(7)]
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import Manifest, View, publication
+from shards import Manifest, View
+from shards.format import publication
+from shards.format.publication import STAGING, Publication
 from shards.packing.command import work_of
 from shards.packing.inputs import PackOptions
-from shards.publication import STAGING, Publication
-from shards.split import save_views
+from shards.planning.split import save_views
 from tests.shards.small_data import make_samples, write
 from tests.stops import Ended, Stops
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import split
 from shards.commands import COMMANDS
 from shards.damage import ShardError
-from shards.manifest import Manifest
-from shards.reader import Reader
-from shards.schema import Column, Label, Sample, Schema
-from shards.view import IndexValues, View
-from shards.writer import ShardWriter
+from shards.format.manifest import Manifest
+from shards.format.schema import Column, Label, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.planning import split
+from shards.planning.view import IndexValues, View
+from shards.reading.reader import Reader
 
 SPEAKERS = ("ann", "bob", "cho", "dee", "eva")
 ROWS = 103

@@ -7,7 +7,7 @@ import numpy as np
 from shards.packing.command import pack
 from shards.packing.inputs import PackOptions
 from shards.packing.labels import LabelSpec
-from shards.split import make_views
+from shards.planning.split import make_views
 
 
 def write_labelled(

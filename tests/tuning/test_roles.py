@@ -9,7 +9,7 @@ import pytest
 from conclugen.evaluation.config import JudgingConfig, MeasureConfig
 from ray_jobs.run_config import DataConfig
 from shards import Manifest, group_id
-from shards.view import IndexValues
+from shards.planning.view import IndexValues
 from tests.ray_jobs.test_roles import PER, official
 from tuning.ablation.cell import Cell, run
 from tuning.dataset import Roles, open_set

@@ -24,9 +24,10 @@ from conclugen.common.atomic import write_json
 from conclugen.common.reading import read_mapping
 from conclugen.evaluation.blocks import Blocks
 from conclugen.evaluation.judge import evaluate, scores
-from shards import Column, Label, Manifest, Sample, Schema, ShardWriter, publication
-from shards.manifest import MANIFEST_NAME, plain_info
-from shards.view import IndexValues, View
+from shards import Column, Label, Manifest, Sample, Schema, ShardWriter
+from shards.format import publication
+from shards.format.manifest import MANIFEST_NAME, plain_info
+from shards.planning.view import IndexValues, View
 from tuning.ablation import cell
 from tuning.controlled import factors, rendered
 from tuning.controlled.factors import Rows

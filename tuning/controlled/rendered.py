@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conclugen import backbones
+from conclugen import encoders as backbones
 from conclugen.fields import choose, require
 from shards.corpus.emotions import EMOTIONS
 from tuning.controlled.factors import Rows
 
 if TYPE_CHECKING:
-    from conclugen.backbones import Encoder, Takes
+    from conclugen.encoders import Encoder, Takes
     from shards.corpus.acting import Acting
 
 FACE, VOICE, BOTH = "face", "voice", "both"

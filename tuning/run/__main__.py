@@ -22,8 +22,8 @@ def _read_table(job: RunJob) -> None:
     if job.labels is None or not source.is_dir():
         return
     from shards.adapters import read_clips
-    from shards.check import kind_of
     from shards.packing.labels import LabelSpec
+    from shards.tools.check import kind_of
 
     if kind_of(source) == "clips":
         read_clips(

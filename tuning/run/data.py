@@ -15,15 +15,15 @@ from ray_jobs.build_shards import BuildJob
 from ray_jobs.extract_features import ExtractJob
 from ray_jobs.extraction import extract
 from shards import Manifest, View
-from shards.check import columns_of, kind_of
 from shards.clips.reader import ClipManifest
 from shards.options import PackJob
 from shards.packing import command as packing
 from shards.packing.pooling import Pooling
 from shards.packing.source import open_source
-from shards.split import make_views, save_views
+from shards.planning.split import make_views, save_views
+from shards.planning.view import IndexValues
+from shards.tools.check import columns_of, kind_of
 from shards.verification.clips import open_manifest
-from shards.view import IndexValues
 from tuning.run import sizes
 from tuning.run.done import Stages
 from tuning.run.job import RunJob

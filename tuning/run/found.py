@@ -20,7 +20,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training.validation import Validation
 from shards import Manifest, View
-from shards.view import IndexValues
+from shards.planning.view import IndexValues
 from tuning.run import sizes
 from tuning.run.data import Views
 from tuning.run.job import RunJob

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from conclugen import presets
-from conclugen.backbones import resolve
 from conclugen.common import commands, machine
 from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, PARTIAL, save
 from conclugen.common.paths import absolute
 from conclugen.common.reading import read_mapping
+from conclugen.encoders import resolve
 from conclugen.evaluation.config import ComparisonConfig
 from conclugen.tasks import registry
 from ray_jobs import evaluation, figure_style, ray_cluster
@@ -26,8 +26,8 @@ from ray_jobs.provenance import stamp_of
 from ray_jobs.run_config import DEFAULT_OUTPUT, GPU_PROFILE, DataConfig, PretrainJob, RunConfig, ShardsConfig
 from ray_jobs.run_folder import CHOSEN, DATA
 from shards import Manifest, View
-from shards.check import kind_of
 from shards.packing.labels import LabelSpec
+from shards.tools.check import kind_of
 from tuning.run import data, found, page, sizes
 from tuning.run.done import Stages
 from tuning.run.job import RunJob

@@ -22,16 +22,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from conclugen import PretrainConfig, checkpoint
-from conclugen.checkpoint import CheckpointError
+from conclugen import PretrainConfig
 from conclugen.common import uris
 from conclugen.common.atomic import write_json
 from conclugen.common.reading import read_mapping
 from conclugen.evaluation.config import RAW_SYSTEMS
+from conclugen.training import checkpoint
+from conclugen.training.checkpoint import CheckpointError
 from ray_jobs.run_folder import RunFolder
 from tuning.ledger import WITH_RAW, Ledger, Record, record_key
 from tuning.sweep.objective import Judge, without_confusion
-from tuning.sweep.search import Outcome, Proposer
+from tuning.sweep.search import Outcome, Searcher
 from tuning.sweep.space import Choices, Space, names
 from tuning.sweep.trial import STATE, TrialShared
 
@@ -97,7 +98,7 @@ class SweepFolder(RunFolder):
         return None
 
 
-class SweepBook:
+class TrialStore:
     """Gives out trials and takes their results; what it was told survives a kill.
 
     Args:
@@ -113,7 +114,7 @@ class SweepBook:
         self,
         folder: SweepFolder,
         space: Space,
-        proposer: Proposer,
+        proposer: Searcher,
         trials: int,
         objective: str,
         identity: Mapping[str, Any],

@@ -46,8 +46,8 @@ from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
 from ray_jobs.training.validation import spread_rows
 from shards import Manifest, Rows, View
-from shards.stream import RowReader
-from shards.view import ROW, IndexValues
+from shards.planning.view import ROW, IndexValues
+from shards.reading.stream import RowReader
 from tuning.ledger import WITH_RAW
 
 LABELLED = ("probe_accuracy", "probe_uar", "probe_macro_f1")

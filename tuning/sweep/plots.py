@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from ray_jobs.figure_style import COLOURS, PAGE, drawable, heading, legend, new_figure, save, styled
-from tuning.sweep.folder import SweepBook
+from tuning.sweep.folder import TrialStore
 from tuning.sweep.space import names
 
 _MARKS = {"stopped": ("x", COLOURS[1]), "finished": ("o", COLOURS[0])}
@@ -21,7 +21,7 @@ _FIRST = ("modalities", "tasks", "recipe")
 
 
 @styled()
-def history(book: SweepBook, mode: str, path: Path, raw: tuple[str, str, float] | None = None) -> Path:
+def history(book: TrialStore, mode: str, path: Path, raw: tuple[str, str, float] | None = None) -> Path:
     """The objective of every trial in the order of their numbers, the best so far of those that were finished, and a
     line at the strongest raw row (name, score, value), where the objective is its score."""
     ended = {n: o for n, o in sorted(book.outcomes.items()) if o.curve and np.isfinite(book.value(n))}
@@ -51,7 +51,7 @@ def history(book: SweepBook, mode: str, path: Path, raw: tuple[str, str, float] 
 
 
 @styled()
-def slices(book: SweepBook, path: Path) -> Path:
+def slices(book: TrialStore, path: Path) -> Path:
     """One panel for each parameter that varied: the objective of the trials that had it, over its values."""
     ended = [n for n, o in book.outcomes.items() if o.curve and np.isfinite(book.value(n))]
     varied = [
@@ -72,7 +72,7 @@ def slices(book: SweepBook, path: Path) -> Path:
     return save(figure, path)
 
 
-def _slice(axes: Any, book: SweepBook, name: str, numbers: Sequence[int]) -> None:
+def _slice(axes: Any, book: TrialStore, name: str, numbers: Sequence[int]) -> None:
     values = [book.choices[n][name] for n in numbers]
     for state, (marker, colour) in _MARKS.items():
         own = [place for place, n in enumerate(numbers) if book.outcomes[n].state == state]
@@ -95,7 +95,7 @@ def _slice(axes: Any, book: SweepBook, name: str, numbers: Sequence[int]) -> Non
     axes.set_title(drawable(name.removeprefix("tasks.").removeprefix("model."), PAGE / 4))
 
 
-def columns(book: SweepBook) -> list[str]:
+def columns(book: TrialStore) -> list[str]:
     """Every name that some trial chose, the ones that all have first."""
     found = list(dict.fromkeys(name for choices in book.choices.values() for name in choices))
     return [*(name for name in _FIRST if name in found), *(name for name in found if name not in _FIRST)]

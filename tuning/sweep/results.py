@@ -15,7 +15,7 @@ from ray_jobs import figure_style, plots
 from ray_jobs.run_config import PretrainJob
 from tuning.ledger import WITH_RAW
 from tuning.sweep import plots as sweep_plots
-from tuning.sweep.folder import SweepBook, trial_name
+from tuning.sweep.folder import TrialStore, trial_name
 from tuning.sweep.job import SweepJob
 from tuning.sweep.objective import LABELLED
 
@@ -23,7 +23,7 @@ _SHOWN = 10
 _RECALL = "probe_recall/"
 
 
-def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
+def table(book: TrialStore, mode: str, most: int = _SHOWN) -> str:
     """The best trials as Markdown: objective, other means, what was chosen. Fixed choices are left out."""
     order = book.ranking(mode)[:most]
     if not order:
@@ -57,7 +57,7 @@ def table(book: SweepBook, mode: str, most: int = _SHOWN) -> str:
     return "\n".join([*lines, *_notes(book, order[0])]) + "\n"
 
 
-def strongest_raw(book: SweepBook) -> tuple[str, str, float] | None:
+def strongest_raw(book: TrialStore) -> tuple[str, str, float] | None:
     """Name of the raw row that trials are compared with, the score, and its value: the best by the objective, or by
     what probes are chosen by (`measure.select_by`) where that needs no label. None where there is no label."""
     score = book.objective if book.objective in LABELLED else f"probe_{book.select_by}"
@@ -66,7 +66,7 @@ def strongest_raw(book: SweepBook) -> tuple[str, str, float] | None:
     return None if best is None else (best, score, rows[best])
 
 
-def _notes(book: SweepBook, best: int) -> list[str]:
+def _notes(book: TrialStore, best: int) -> list[str]:
     """What the best trial adds to the strongest raw row, alone and beside raw features, and both rows' recall of each
     class."""
     metrics, raw, notes = book.metrics[best], strongest_raw(book), []
@@ -93,7 +93,7 @@ def _with_raw(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix(WITH_RAW): value for name, value in metrics.items() if name.startswith(WITH_RAW)}
 
 
-def _confusion(book: SweepBook, best: int) -> Path | None:
+def _confusion(book: TrialStore, best: int) -> Path | None:
     """A picture of what the best trial took the rows of each class for; None where that was not measured."""
     groups = book.groups[best]
     classes = list(groups.get("class_rows", ()))
@@ -105,12 +105,12 @@ def _confusion(book: SweepBook, best: int) -> Path | None:
     return path
 
 
-def best_job(book: SweepBook, job: SweepJob, number: int) -> PretrainJob:
+def best_job(book: TrialStore, job: SweepJob, number: int) -> PretrainJob:
     """The pretraining of a trial, whole, as `ray_jobs.pretrain --config` takes it."""
     return PretrainJob(book.config(number), book.space.data(job.data, book.choices[number]), job.best_run())
 
 
-def write(book: SweepBook, job: SweepJob, mode: str, missing: Sequence[str] = ()) -> list[Path]:
+def write(book: TrialStore, job: SweepJob, mode: str, missing: Sequence[str] = ()) -> list[Path]:
     """`table.md`, `best.yaml` and the plots, into the sweep's folder; the files written. missing: what was not run, a
     sentence each."""
     folder = book.folder

@@ -22,12 +22,12 @@ from shards import Manifest
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import population
 from tuning.sweep.distributed import DistributedTrialActor
-from tuning.sweep.folder import SweepBook, trial_name
+from tuning.sweep.folder import TrialStore, trial_name
 from tuning.sweep.job import SweepJob
-from tuning.sweep.referee import BookSearcher, Referee, as_config
 from tuning.sweep.space import Space
 from tuning.sweep.trial import TrialShared
 from tuning.sweep.trial_actor import EPOCH, TrialActor, TrialPlan
+from tuning.sweep.tune_callback import BookSearcher, Referee, as_config
 
 # Tune writes its own view of the experiment, a log for each trial and more; the sweep's own files are what counts.
 _TUNE_SETTINGS = {
@@ -57,7 +57,7 @@ class Prepared:
     mode: str
 
 
-def run(ready: Prepared, book: SweepBook, journal: Journal, sink: NestedRunsSink) -> Referee:
+def run(ready: Prepared, book: TrialStore, journal: Journal, sink: NestedRunsSink) -> Referee:
     """Give all trials that are left to Ray Tune."""
     from ray import tune
 

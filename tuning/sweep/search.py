@@ -1,6 +1,6 @@
 """Where the configurations of a sweep come from: at random, from a grid, or from Optuna's TPE.
 
-A `Proposer` is asked for the choices of trial `number` and told how trials went. It remembers by itself nothing that a
+A `Searcher` is asked for the choices of trial `number` and told how trials went. It remembers by itself nothing that a
 kill could lose: random and grid are functions of (space, seed, number), and TPE keeps its study in Optuna's own journal
 storage beside the sweep.
 """
@@ -37,7 +37,7 @@ class Outcome:
     state: str
 
 
-class Proposer(Protocol):
+class Searcher(Protocol):
     """Gives configurations and takes results."""
 
     def ask(self, number: int, attempt: int) -> Choices | None:
@@ -53,7 +53,7 @@ class Proposer(Protocol):
         """The last proposal for `number` is not run: another trial is the same, with this outcome if it has ended."""
 
 
-def proposer(kind: str, space: Space, seed: int, mode: str, folder: Path) -> Proposer:
+def proposer(kind: str, space: Space, seed: int, mode: str, folder: Path) -> Searcher:
     """The proposer of that name; TPE keeps its study in `folder`. mode: `max` or `min`."""
     choose("search", kind, SEARCHES)
     if kind == "random":

@@ -32,14 +32,14 @@ from shards import Manifest, View
 from tuning.nested_runs import NestedRunsSink
 from tuning.sweep import objective as objectives
 from tuning.sweep import population, results
-from tuning.sweep.folder import SCHEDULE, SweepBook, SweepFolder, trial_name
+from tuning.sweep.folder import SCHEDULE, SweepFolder, TrialStore, trial_name
 from tuning.sweep.job import DEFAULT_TRIALS, SweepJob
 from tuning.sweep.objective import Judge, direction
-from tuning.sweep.referee import Referee
 from tuning.sweep.run import Prepared, run, shared_inputs, shared_tags
 from tuning.sweep.search import GridSearch, proposer
 from tuning.sweep.space import Space, names
 from tuning.sweep.trial import SHARED_BYTES, TrialShared
+from tuning.sweep.tune_callback import Referee
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SweepResult:
     kind of trial without a result, one line that says why and what to do; unsent: whether MLflow lacks something."""
 
     folder: SweepFolder
-    book: SweepBook
+    book: TrialStore
     best: int | None
     table: str
     costs: dict[str, float]
@@ -180,7 +180,7 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
     source = proposer(
         "random" if job.scheduler == "pbt" else job.search, space, job.search_seed, ready.mode, folder.path
     )
-    book = SweepBook(folder, space, source, count(job, source), job.objective, ready.identity)
+    book = TrialStore(folder, space, source, count(job, source), job.objective, ready.identity)
     book.judge_beside(ready.shared.judge)
     if strongest := results.strongest_raw(book):
         print(f"strongest raw row: {strongest[0]}, {strongest[1]} {strongest[2]:.4f}", flush=True)
@@ -216,12 +216,12 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
     return SweepResult(folder, book, best, text, costs, uri, sink.run_id, tuple(not_run(book, job)), not whole)
 
 
-def _standing(book: SweepBook, job: SweepJob) -> str:
+def _standing(book: TrialStore, job: SweepJob) -> str:
     ended = len(book.outcomes) - len(book.died)
     return f"sweep {job.name}: {ended} of {book.trials} trials have ended; the same command runs the rest"
 
 
-def not_run(book: SweepBook, job: SweepJob) -> list[str]:
+def not_run(book: TrialStore, job: SweepJob) -> list[str]:
     """What a sweep that is through has not run, as lines for people."""
     lines = []
     if book.died:
@@ -291,7 +291,7 @@ def sweep_tags(ready: Prepared) -> dict[str, str]:
     )
 
 
-def _save_schedule(ready: Prepared, book: SweepBook, referee: Referee) -> None:
+def _save_schedule(ready: Prepared, book: TrialStore, referee: Referee) -> None:
     """Of a population: how the best one's weights came about."""
     order = book.ranking(ready.mode)
     if ready.job.scheduler == "pbt" and order and referee.schedules.get(order[0]):

@@ -21,16 +21,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conclugen import PretrainConfig, Pretrainer, checkpoint
+from conclugen import PretrainConfig, Pretrainer
+from conclugen.training import checkpoint
 from ray_jobs.mixture import Corpora, Fitted
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.training.step_recorder import StepTimer
 from shards import Cursor, EpochPlan, Manifest, Rows, View
-from shards.mixed_plan import MixedPlan
-from shards.stats import column_moments
-from shards.stream import RowReader, stream
+from shards.planning.mixed_plan import MixedPlan
+from shards.reading.stream import RowReader, stream
+from shards.tools.stats import column_moments
 from tuning.sweep.objective import Judge, read_all, take, without_confusion
 
 STATE = "state"
@@ -202,7 +203,7 @@ class Trial(Progress):
     def advance(self, epoch: int) -> dict[str, float]:
         """Train to the end of the `epoch`-th epoch (at most to the configured end) and measure.
 
-        Raises conclugen.pretrainer.NonFiniteLossError (a FloatingPointError) where training diverges.
+        Raises conclugen.training.pretrainer.NonFiniteLossError (a FloatingPointError) where training diverges.
         """
         self.train(self.last_step(epoch))
         return self.measure()

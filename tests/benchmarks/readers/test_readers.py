@@ -21,10 +21,10 @@ from benchmarks.readers import writing as bench_writing
 from benchmarks.readers.methods import WIDTHS, OwnMethods, write_shards
 from benchmarks.readers.peers import MOSAIC_SCRIPT, PeerMethods
 from benchmarks.readers.report import Measured, measure, summary, table
-from shards.manifest import Manifest
-from shards.plan import Cursor, EpochPlan
-from shards.reader import Reader
-from shards.stream import stream
+from shards.format.manifest import Manifest
+from shards.planning.plan import Cursor, EpochPlan
+from shards.reading.reader import Reader
+from shards.reading.stream import stream
 from tests.clock import Clock
 
 

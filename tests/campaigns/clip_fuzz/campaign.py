@@ -24,9 +24,9 @@ from shards.clips.build import build_shard
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader
 from shards.clips.summary import finish
-from shards.manifest import Manifest
+from shards.format.manifest import Manifest
 from shards.media.limits import REASONS, Limits
-from shards.reader import Reader
+from shards.reading.reader import Reader
 from tests.campaigns.clip_fuzz.damage import EVERY_KIND, STORED, generator, variant
 from tests.ray_jobs.extraction.extraction_loop import make_plan, run_loop
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shards.layout import archive_bytes
+from shards.format.layout import archive_bytes
 from tests.campaigns.shard_fuzz.targets import VIEW, Region, Target
 
 VIEW_FILE = f"views/{VIEW}.parquet"

@@ -14,12 +14,12 @@ from types import FrameType
 import numpy as np
 
 from shards.damage import DamageError, ManifestError, ShardError
-from shards.manifest import Manifest
-from shards.reader import Reader
-from shards.rows import Rows
+from shards.format.manifest import Manifest
+from shards.format.rows import Rows
+from shards.planning.view import View
+from shards.reading.reader import Reader
 from shards.verification.check import verify
 from shards.verification.repair import repair
-from shards.view import View
 from tests.campaigns.shard_fuzz.targets import VIEW, Target, Values
 
 EXACT, REFUSED, QUARANTINED, LIE = "exact", "refused", "quarantined", "told by verify"

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from shards import manifest as manifest_module
-from shards.index import content_digest
-from shards.manifest import Manifest
-from shards.schema import Schema
+from shards.format import manifest as manifest_module
+from shards.format.index import content_digest
+from shards.format.manifest import Manifest
+from shards.format.schema import Schema
 from tests.campaigns.shard_fuzz.corruptions import MANIFEST, Damage, kind
 from tests.campaigns.shard_fuzz.targets import Target
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from shards.foreign.command import index_folder
 from shards.foreign.mapping import LabelSource, MemberMapping, Source
-from shards.manifest import Manifest
-from shards.rows import group_id
-from shards.schema import Sample
-from shards.view import View
+from shards.format.manifest import Manifest
+from shards.format.rows import group_id
+from shards.format.schema import Sample
+from shards.planning.view import View
 from tests.shards import small_data
 from tests.shards.foreign.foreign_tars import npy
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards import Manifest, ManifestError, Reader, ShardError, View
-from shards.index import read_table
-from shards.parquet import read_parquet
+from shards.format.index import read_table
+from shards.format.parquet import read_parquet
 from tests.campaigns.shard_fuzz.bombs import bomb, zeros
 from tests.campaigns.shard_fuzz.corruptions import KINDS, Damage
 from tests.campaigns.shard_fuzz.judge import DefectError, bounded, judge, read_everything

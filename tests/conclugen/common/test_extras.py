@@ -156,14 +156,14 @@ USES = {
     "import shards.media.cut": ("av", "media"),
     "from shards.corpus.writing import render": ("av", "media"),
     "import numpy; from shards.media import mel; mel.mel_bands(numpy.zeros(16000, 'float32'))": ("torchaudio", "media"),
-    "import shards.ray_source": ("ray", "train"),
+    "import shards.reading.ray_source": ("ray", "train"),
     "import ray_jobs.training.trainer": ("ray", "train"),
     "import ray_jobs.extraction.plan": ("ray", "train"),
     "import ray_jobs.plots": ("matplotlib", "train"),
     "from ray_jobs.tracking import mlflow_environment as m; m.prepare_import()": ("mlflow", "tracking"),
-    "from conclugen import backbones; backbones.create('resnet152')": ("torchvision", "media"),
-    "from conclugen import backbones; backbones.create('text')": ("transformers", "offline"),
-    "from conclugen import backbones; backbones.create('distillmos')": ("distillmos", "offline"),
+    "from conclugen import encoders; encoders.create('resnet152')": ("torchvision", "media"),
+    "from conclugen import encoders; encoders.create('text')": ("transformers", "offline"),
+    "from conclugen import encoders; encoders.create('distillmos')": ("distillmos", "offline"),
     "from tuning.report import sweep_response; sweep_response.importance(())": ("sklearn", "evaluation"),
 }
 
@@ -203,7 +203,7 @@ def test_what_is_missing_is_named_in_one_line() -> None:
     for said, (code, (library, extra)) in zip(said_without(hidden, *USES), USES.items(), strict=True):
         assert library in said and re.search(rf"pip install .conclugen\[{extra}\]", said), (code, said)
     assert (
-        said_without({"xxhash", "h5py"}, "import shards.adapters.mosei", "import shards.plan")
+        said_without({"xxhash", "h5py"}, "import shards.adapters.mosei", "import shards.planning.plan")
         == ['the data plane needs xxhash, not installed: pip install "conclugen[data]"'] * 2
     )
     assert said_without({"h5py"}, "import shards.adapters.mosei") == [

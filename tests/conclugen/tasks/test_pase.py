@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from conclugen import Batch, Pretrainer, presets, random, standardize
+from conclugen import Batch, Pretrainer, presets, random
+from conclugen.layers import standardize
 from conclugen.tasks.pase import PaseConfig
 from tests.conclugen.runs import WIDTHS, fresh, rows, small_config
 from tests.distributed.parity import assert_rank_parity

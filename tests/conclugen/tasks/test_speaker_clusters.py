@@ -8,9 +8,9 @@ import torch
 
 from conclugen import presets
 from conclugen.latents import Latents, Presence
-from conclugen.model import Model
 from conclugen.tasks.contrastive import Contrastive, ContrastiveConfig
 from conclugen.tasks.speaker_clusters import SpeakerClusters, SpeakerClustersConfig, centred, class_sums
+from conclugen.training.model import Model
 from tests.conclugen.runs import fresh, rows, small_config
 from tests.distributed.parity import assert_rank_parity
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen.backbones.encoder import MEAN_STD, WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
+from conclugen.encoders.encoder import MEAN_STD, WAVE, Array, EncoderInfo, FrozenEncoder, Takes, check_wave
 
 RATE = 8000  # not that of any encoder of the project
 

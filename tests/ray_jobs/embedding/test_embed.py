@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import conclugen
-from conclugen import Pretrainer, backbones, export, presets, storage
+from conclugen import Pretrainer, encoders, export, presets, storage
 from conclugen.common.atomic import write_json
 from conclugen.common.locks import folder_held
 from conclugen.evaluation.blocks import LEADING
@@ -40,9 +40,9 @@ from ray_jobs.extraction.plan import Augmentation, recipe_of
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from shards import View
-from shards.manifest import Manifest
-from shards.reader import Reader
-from shards.schema import Label
+from shards.format.manifest import Manifest
+from shards.format.schema import Label
+from shards.reading.reader import Reader
 from tests.ray_jobs.extraction.extraction_loop import make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video, sine
 
@@ -220,7 +220,7 @@ def test_an_embedding_is_what_the_steps_give_one_by_one(root: Path, video: Path,
     image = decode_clip(clip, (1,), (64, 64)).frames[1].pixels
     frames = decode_clip(clip, (16,), (180, 180))
     parts = [
-        backbones.create(name).encode([value])[0]
+        encoders.create(name).encode([value])[0]
         for name, value in zip(NAMES[:3], (image, frames.frames[16].pixels, frames.samples), strict=True)
     ]
     embedder = conclugen.load(root / "runs/run/model")

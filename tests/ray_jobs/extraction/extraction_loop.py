@@ -13,8 +13,8 @@ from ray_jobs.extraction.feature_shards import ExtractionSummary, ShardCollector
 from ray_jobs.extraction.plan import EncoderChoice, Extraction
 from shards.clips.reader import ClipManifest, ClipReader, ClipSchema
 from shards.clips.writer import NewClip, write_clip_shard
+from shards.format.schema import Label
 from shards.media.audio import Sound, encode_audio
-from shards.schema import Label
 from tests.shards.media.make_media import make_video
 
 RANDOM = ("random-image", "random-audio", "random-text")

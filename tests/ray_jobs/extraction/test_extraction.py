@@ -19,11 +19,11 @@ import pytest
 import ray.data
 import webdataset
 
-from conclugen import backbones
-from conclugen.backbones import EncoderError
-from conclugen.backbones.views import augment
+from conclugen import encoders
 from conclugen.common.locks import bytes_in
 from conclugen.common.options import OptionsError
+from conclugen.encoders import EncoderError
+from conclugen.encoders.views import augment
 from ray_jobs import embed, extract_features
 from ray_jobs.extraction import clip_features as extraction_clips
 from ray_jobs.extraction.clip_features import (
@@ -38,20 +38,20 @@ from ray_jobs.extraction.extract import Resources, choices_of, data_settings, re
 from ray_jobs.extraction.plan import REPORTS, Augmentation, Decoding, EncoderChoice, Extraction, Recipe, recipe_of
 from ray_jobs.options.extract import EncoderOptions
 from shards.adapters import read_clips
-from shards.check_stored import stored_samples
 from shards.clips.build import build_shard
 from shards.clips.decode import decode_clip
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader, StoredClip
 from shards.clips.summary import finish as build_clips
 from shards.damage import ManifestError
-from shards.layout import least_bytes
-from shards.manifest import Manifest
+from shards.format.layout import least_bytes
+from shards.format.manifest import Manifest
 from shards.media.face_track import Faces, FaceTrack
 from shards.media.frames import Frames
 from shards.media.limits import Limits
-from shards.reader import Reader
-from shards.view import View
+from shards.planning.view import View
+from shards.reading.reader import Reader
+from shards.tools.check_stored import stored_samples
 from tests.ray_jobs.embedding.test_embed import NAMES, make_run
 from tests.ray_jobs.extraction.extraction_loop import RANDOM, make_clips, make_plan, run_loop
 from tests.shards.media.make_media import make_video
@@ -85,7 +85,7 @@ def test_features_are_the_encoders_own_and_the_rest_is_the_clips(clips: ClipMani
     assert manifest.labels == clips.labels and manifest.modalities["video"] == ("random_image",)
     assert list(manifest.shards["name"].to_pylist()) == list(clips.shards["name"].to_pylist())
     found = rows_of(tmp_path)
-    image, audio, text = (backbones.create(name) for name in RANDOM)
+    image, audio, text = (encoders.create(name) for name in RANDOM)
     reader = ClipReader(clips)
     for shard in range(len(clips)):
         index = reader.table(shard)
@@ -115,7 +115,7 @@ def test_views_are_stored_beside_the_clean_features(clips: ClipManifest, tmp_pat
     frames = decode_clip(clip, (1,), (64, 64)).frames[1].pixels
     for view in (1, 2):
         changed = augment("frames", frames, seed=9, key="c0", view=view, strength="strong")
-        wanted = backbones.create("random-image").encode([changed])[0]
+        wanted = encoders.create("random-image").encode([changed])[0]
         np.testing.assert_array_equal(found["c0"]["features"][f"video_v{view}"], wanted)
         assert not np.allclose(wanted, found["c0"]["features"]["video"], atol=1e-3)
 
@@ -191,7 +191,7 @@ def test_every_clip_is_accounted_for(clips: ClipManifest, tmp_path: Path, monkey
     data = bytearray(tar.read_bytes())
     data[offset + 100] ^= 0xFF
     tar.write_bytes(data)
-    from conclugen.backbones.random_projection import RandomEncoder
+    from conclugen.encoders.random_projection import RandomEncoder
     from shards.media.limits import MediaError
 
     decode, steps = extraction_clips.decode_clip, RandomEncoder.encode_sequence
@@ -203,7 +203,7 @@ def test_every_clip_is_accounted_for(clips: ClipManifest, tmp_path: Path, monkey
 
     def odd(self, batch):
         if self.info.modality == "text" and any("number 4" in text for text in batch):
-            raise backbones.InputError(next(i for i, text in enumerate(batch) if "number 4" in text), "too odd")
+            raise encoders.InputError(next(i for i, text in enumerate(batch) if "number 4" in text), "too odd")
         sequences = steps(self, batch)
         if self.info.modality == "text" and any("number 7" in text for text in batch):
             sequences[0][:] = np.inf
@@ -303,8 +303,8 @@ def test_features_made_before_precision_was_named_are_not_gone_on_with(clips: Cl
 
 def test_stretches_of_a_clip() -> None:
     """Frames by their time, sound by its samples, no text; where no frame begins, the one still on the screen."""
-    take = backbones.create("random-image").info.takes
-    wave, text = (backbones.create(name).info.takes for name in RANDOM[1:])
+    take = encoders.create("random-image").info.takes
+    wave, text = (encoders.create(name).info.takes for name in RANDOM[1:])
     pixels = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
     frames = Frames(pixels, np.arange(3.0), np.zeros(3, bool))
     decoded = Decoded((take, wave, text), {take.key: frames}, {16_000: np.arange(40_000, dtype=np.float32)}, "words")
@@ -328,7 +328,7 @@ def test_stretches_of_a_clip() -> None:
 class Windowed:
     """Gives the darkest and the brightest of every 16 frames: what a 3D network sees at once."""
 
-    info = replace(backbones.create("random-video").info, width=2)
+    info = replace(encoders.create("random-video").info, width=2)
 
     def encode_sequence(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
         greys = [frames.mean(axis=(1, 2, 3)) for frames in batch]
@@ -485,7 +485,7 @@ def test_two_encoders_of_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     clips = make_clips(tmp_path / "clips", 1, 2, pictures=25)
     with pytest.raises(ValueError, match="write the column 'random_image'; rename one model's folder, which names"):
         make_plan(clips, tmp_path / "out", ("random-image", "random-image"))
-    info = backbones.create("random-audio").info
+    info = encoders.create("random-audio").info
     other = {name: replace(info, name=name) for name in ("one", "two")}
     monkeypatch.setattr(EncoderChoice, "create", lambda choice, device: SimpleNamespace(info=other[choice.name]))
     with pytest.raises(ValueError, match="write the column 'random_audio'; leave one of them out"):

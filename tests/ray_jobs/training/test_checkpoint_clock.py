@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from conclugen import Pretrainer, checkpoint
-from conclugen.checkpoint import HostMemory, Snapshot
+from conclugen import Pretrainer
+from conclugen.training import checkpoint
+from conclugen.training.checkpoint import HostMemory, Snapshot
+from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.training import worker
-from ray_jobs.training.checkpoint_store import CheckpointStore
 from ray_jobs.training.rank_meeting import RankMeeting
-from ray_jobs.training.step_recorder import SilentRecorder
-from ray_jobs.training.worker import CheckpointClock, Keeper, RanksDifferError, compare
+from ray_jobs.training.step_recorder import NullRecorder
+from ray_jobs.training.worker import CheckpointClock, Checkpointer, RanksDifferError, compare
 from shards import Cursor
 from tests.clock import Clock
 
@@ -60,7 +61,7 @@ def test_training_stands_still_for_a_hundredth_of_the_time(
         identity={"a": 1},
         job=SimpleNamespace(run=SimpleNamespace(checkpoint_every_s=every_s, name="first")),
     )
-    keeper = Keeper(start, 0, SilentRecorder())
+    keeper = Checkpointer(start, 0, NullRecorder())
     keeper._clock = CheckpointClock(every_s, clock.read)
     assert keeper._writer is not None
 
@@ -91,7 +92,7 @@ def test_without_a_time_none_is_due_and_other_ranks_never_ask(clock: Clock) -> N
     start: Any = SimpleNamespace(
         folder="", identity={}, job=SimpleNamespace(run=SimpleNamespace(checkpoint_every_s=1e-9, name="first"))
     )
-    assert not Keeper(start, 1, SilentRecorder()).wants_one
+    assert not Checkpointer(start, 1, NullRecorder()).wants_one
 
 
 def test_snapshots_are_copied_into_the_same_memory(pretrainer: Pretrainer) -> None:

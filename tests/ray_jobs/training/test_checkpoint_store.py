@@ -13,10 +13,11 @@ from typing import Any
 import fsspec
 import pytest
 
-from conclugen import Pretrainer, checkpoint, storage
-from conclugen.checkpoint import CheckpointVersionError, Snapshot
-from ray_jobs.training import checkpoint_store
-from ray_jobs.training.checkpoint_store import CheckpointStore, CheckpointWriteError, CheckpointWriter
+from conclugen import Pretrainer, storage
+from conclugen.training import checkpoint
+from conclugen.training.checkpoint import CheckpointVersionError, Snapshot
+from ray_jobs import checkpoint_store
+from ray_jobs.checkpoint_store import CheckpointStore, CheckpointWriteError, CheckpointWriter
 from tests.cluster.servers import S3_KEYS, s3_server
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conclugen import presets
-from conclugen.step_cost import MACHINES, count, estimate
+from conclugen.training.step_cost import MACHINES, count, estimate
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training import forecast as module
 from ray_jobs.training.forecast import forecast, machine_of

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from conclugen import presets
-from conclugen.prefetch import ahead
+from conclugen.training.prefetch import ahead
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.training.input_gauge import InputGauge, InputTimes
 from ray_jobs.training.wait_warning import WaitWatch, likely_cause
-from shards.stream import ReadAhead
-from shards.stream_counters import StreamCounters
+from shards.reading.stream import ReadAhead
+from shards.reading.stream_counters import StreamCounters
 from tests.clock import Clock
 
 

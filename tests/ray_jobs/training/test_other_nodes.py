@@ -182,7 +182,8 @@ def test_without_the_folder_lines_come_back_and_what_is_needed_is_asked_for(
         assert journal.metrics(1, {"loss": torch.tensor(0.5)}, series="train")
         assert not journal.metrics(1, {"loss": 0.25}, series="train"), "a step that is there already"
         folder.sync_journal()
-        with pytest.raises(ValueError, match="wide"), failures.Pulse(folder.failures, attempt, 1, 2, 60, folder.append):
+        beat = failures.Heartbeat(folder.failures, attempt, 1, 2, 60, folder.append)
+        with pytest.raises(ValueError, match="wide"), beat:
             raise ValueError("too wide")
         folder.check_attempt(attempt)
         own._attempt.write_text('{"attempt": "later"}')

@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 
 from conclugen import presets
-from conclugen.prefetch import pinned
+from conclugen.training.prefetch import pinned
 from ray_jobs.mixture import open_source
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
@@ -23,9 +23,10 @@ from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.training import far_folder, payloads, worker
 from ray_jobs.training.payloads import AUTO, DEVICE, HOST, STORE, Node, Room, choose, line
 from ray_jobs.training.worker import Start
-from shards import Cursor, resident
-from shards.schema import Column, Sample, Schema
-from shards.writer import ShardWriter
+from shards import Cursor
+from shards.format.schema import Column, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.reading import resident
 from tests.ray_jobs.training.test_other_nodes import NearHome
 
 WIDTHS = {"video": 9, "audio": 7, "text": 5}

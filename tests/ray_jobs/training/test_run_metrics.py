@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from conclugen import presets, step_cost
+from conclugen import presets
+from conclugen.training import step_cost
+from ray_jobs.checkpoint_store import CheckpointStore, CheckpointWriter
 from ray_jobs.run_config import RunConfig
 from ray_jobs.training import run_metrics
-from ray_jobs.training.checkpoint_store import CheckpointStore, CheckpointWriter
 from ray_jobs.training.trainer import nccl_environment
 
 

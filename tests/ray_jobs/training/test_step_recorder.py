@@ -14,7 +14,7 @@ from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.training.step_recorder import StepRecorder, StepTimer
-from shards.stream_counters import StreamCounters
+from shards.reading.stream_counters import StreamCounters
 from tests.clock import Clock
 
 

@@ -13,8 +13,8 @@ from shards.adapters.clip_set import ClipSet
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader, ClipSchema
 from shards.clips.writer import NewClip, write_clip_shard
+from shards.format.schema import Label
 from shards.packing.labels import LabelSpec
-from shards.schema import Label
 from tests.shards.adapters import layouts
 from tests.shards.adapters.layouts import touch
 

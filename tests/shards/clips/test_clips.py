@@ -13,7 +13,6 @@ import webdataset
 
 from shards.adapters import read_clips
 from shards.adapters.clip_set import Clip, ClipSet
-from shards.claim import ClaimLostError
 from shards.clips.build import build_shard, load_report
 from shards.clips.decode import decode_clip
 from shards.clips.plan import BuildOptions, BuildPlan
@@ -21,10 +20,11 @@ from shards.clips.reader import ClipManifest, ClipReader, ClipSchema
 from shards.clips.summary import BuildSummary, finish
 from shards.clips.writer import NewClip, write_clip_shard
 from shards.damage import ShardError
-from shards.manifest import Manifest
-from shards.schema import Column, Label, Sample, Schema
+from shards.format.manifest import Manifest
+from shards.format.schema import Column, Label, Sample, Schema
+from shards.format.writer import ShardWriter
+from shards.output_folder import ClaimLostError
 from shards.transcripts.recogniser import Transcript
-from shards.writer import ShardWriter
 from tests.shards.media.make_media import make_video, sine
 from tests.shards.media.timed_media import Recipe, make, steady
 

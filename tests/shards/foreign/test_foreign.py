@@ -167,7 +167,7 @@ def test_shards_in_place_need_no_links(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "symlink_to", refused)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("shards.publication.sync_file", stopped)  # all is staged, nothing published
+        patched.setattr("shards.format.publication.sync_file", stopped)  # all is staged, nothing published
         patched.setattr("shutil.rmtree", lambda *_, **__: None)  # as a kill leaves it
         index_folder(tmp_path)
     assert (tmp_path / ".staging" / "manifest.parquet").is_file()

@@ -18,8 +18,8 @@ from shards.foreign.command import index_folder
 from shards.foreign.mapping import LabelSource, MemberMapping, Source
 from shards.foreign.member import MemberError, parse_npy, read_npy
 from shards.foreign.tarscan import scan_tar
-from shards.layout import BLOCK, tar_header
-from shards.schema import Column
+from shards.format.layout import BLOCK, tar_header
+from shards.format.schema import Column
 from tests.campaigns.shard_fuzz.judge import bounded
 from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
 

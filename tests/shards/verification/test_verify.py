@@ -11,8 +11,8 @@ import pytest
 from shards import Manifest, Reader, ShardError
 from shards.__main__ import main
 from shards.foreign.command import index_folder
-from shards.index_store import load_index
-from shards.slot import read_slot, whole_slots
+from shards.format.index_store import load_index
+from shards.format.slot import read_slot, whole_slots
 from shards.verification.check import verify
 from shards.verification.repair import rebuild_index, repair
 from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
@@ -179,7 +179,7 @@ def test_foreign_shards(tmp_path: Path) -> None:
 
 
 def test_index_that_disagrees_with_its_shard(folder: Path) -> None:
-    from shards.index import IndexRows, decode_index, encode_index, read_table
+    from shards.format.index import IndexRows, decode_index, encode_index, read_table
 
     path = folder / "part-000000.index.parquet"
     index, table = decode_index("p", path.read_bytes()), read_table("p", path.read_bytes())

@@ -12,7 +12,7 @@ from shards.__main__ import main
 from shards.clips import writer
 from shards.clips.reader import ClipManifest
 from shards.clips.writer import write_clip_shard
-from shards.layout import BLOCK
+from shards.format.layout import BLOCK
 from shards.verification.check import verify
 from tests.shards.clips.test_clips import SCHEMA, new_clip
 from tests.shards.small_data import flip_bit
@@ -106,7 +106,7 @@ def test_what_the_json_says_against_the_index(tmp_path: Path, monkeypatch: pytes
 def test_one_key_in_two_shards_and_no_repair(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.manifest._refuse_duplicates", lambda entries, keys: None)
+    monkeypatch.setattr("shards.format.manifest._refuse_duplicates", lambda entries, keys: None)
     write(tmp_path, [[0, 1], [1, 2]])
     assert [(p.shard, p.sample) for p in verify(tmp_path)] == [("clips-1", "clip1")]
     before = (tmp_path / "manifest.parquet").read_bytes()

@@ -16,12 +16,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
-from conclugen import Batch, Pretrainer, standardize
-from conclugen.backbones import face_expression
+from conclugen import Batch, Pretrainer
+from conclugen.encoders import face_expression
 from conclugen.evaluation.config import JudgingConfig
 from conclugen.evaluation.protocol import Fold
-from shards import Manifest, View, publication
-from tests.conclugen.backbones.test_face_encoders import weights_of
+from conclugen.layers import standardize
+from shards import Manifest, View
+from shards.format import publication
+from tests.conclugen.encoders.test_face_encoders import weights_of
 from tuning.ablation import cell
 from tuning.controlled import experiment, page, rendered
 from tuning.controlled.__main__ import run

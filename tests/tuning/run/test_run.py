@@ -20,7 +20,7 @@ from ray_jobs.run_folder import RunFolder
 from shards import Manifest, View
 from shards.corpus.writing import CorpusConfig, write_corpus
 from tests.cluster.runs import without_ray_of_the_test
-from tests.conclugen.backbones import test_hugging_face as hf_models
+from tests.conclugen.encoders import test_hugging_face as hf_models
 from tests.tuning.labelled_shards import write_labelled
 from tuning.report.page import html
 from tuning.run import data, found, page, stages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuning.sweep.folder import SweepBook, SweepFolder
+from tuning.sweep.folder import SweepFolder, TrialStore
 from tuning.sweep.search import Outcome, proposer
 from tuning.sweep.space import Space
 
@@ -17,7 +17,7 @@ class Kit:
         self.folder = SweepFolder(folder)
         self.folder.claim({"space": 1})
         source = proposer(search, space, 3, "max", folder)
-        self.book = SweepBook(self.folder, space, source, trials, "probe_accuracy", {"manifest": "m"})
+        self.book = TrialStore(self.folder, space, source, trials, "probe_accuracy", {"manifest": "m"})
 
     def end(self, number: int, value: float, state: str = "finished", reason: str = "") -> None:
         self.book.finish(number, Outcome({9: value}, state), {"probe_accuracy": value}, {"seconds": 1.0}, reason)

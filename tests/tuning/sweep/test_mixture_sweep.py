@@ -16,13 +16,13 @@ from ray_jobs.mixture import Mixture
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig, SourceConfig
 from ray_jobs.tracking.journal import Journal, metric_history
 from shards import Cursor, Manifest, View
-from shards.stream import stream
-from shards.view import IndexValues
+from shards.planning.view import IndexValues
+from shards.reading.stream import stream
 from tests.cluster.sweeps import fixed_space
 from tests.tuning.labelled_shards import write_labelled
 from tuning.sweep import results
 from tuning.sweep.__main__ import COMMAND
-from tuning.sweep.folder import SweepBook, SweepFolder
+from tuning.sweep.folder import SweepFolder, TrialStore
 from tuning.sweep.job import SweepJob
 from tuning.sweep.search import Outcome, RandomSearch
 from tuning.sweep.sweep import heaviest, identity, prepare
@@ -119,7 +119,7 @@ def test_weights_are_part_of_what_a_trial_is(folders: dict[str, Path], tmp_path:
     ready = prepare(sweep)
     folder = SweepFolder(sweep.folder)
     assert not folder.claim(identity(ready))
-    book = SweepBook(folder, ready.space, RandomSearch(ready.space, 0), 3, sweep.objective, ready.identity)
+    book = TrialStore(folder, ready.space, RandomSearch(ready.space, 0), 3, sweep.objective, ready.identity)
     proposals = [book.propose() for _ in range(3)]
     keys = {book.key(proposal.choices) for proposal in proposals if proposal is not None}
     assert len(keys) == 3, "they differ in the weight of one corpus alone"

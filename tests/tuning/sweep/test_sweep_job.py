@@ -21,7 +21,7 @@ from tests.tuning.sweep.made_trials import Kit
 from tuning.report.report import report
 from tuning.sweep import replay, results
 from tuning.sweep.__main__ import COMMAND
-from tuning.sweep.folder import SweepBook, SweepFolder
+from tuning.sweep.folder import SweepFolder, TrialStore
 from tuning.sweep.job import ScheduleConfig, SweepJob
 from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space
@@ -200,7 +200,7 @@ def test_without_an_objective_of_labels_raw_rows_are_compared_by_what_probes_are
         folder.claim({"space": 1})
         identity = {"manifest": "m", **({} if select_by == "accuracy" else {"select_by": select_by})}
         source = proposer("random", space, 3, "max", folder.path)
-        book = SweepBook(folder, space, source, 2, "effective_rank", identity)
+        book = TrialStore(folder, space, source, 2, "effective_rank", identity)
         judge = RawJudge()
         rows = {
             ("raw", "probe"): {"probe_accuracy": 0.7, "probe_uar": 0.3, "probe_macro_f1": 0.3},
@@ -228,7 +228,7 @@ def test_the_heads_of_the_best_trial_are_judged_as_they_were_before_training(
     folder = SweepFolder(job.folder)
     folder.claim(identity(ready))
     source = proposer("random", ready.space, 0, "max", tmp_path)
-    book = SweepBook(folder, ready.space, source, 1, "probe_accuracy", ready.identity)
+    book = TrialStore(folder, ready.space, source, 1, "probe_accuracy", ready.identity)
     book.judge_beside(ready.shared.judge)
     assert set(book.baselines) == {"majority", "raw", "raw balanced", "best single modality"}
     proposal = book.propose()

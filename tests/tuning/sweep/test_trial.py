@@ -13,8 +13,8 @@ from conclugen.evaluation.config import MeasureConfig
 from ray_jobs.run_config import DataConfig
 from ray_jobs.tracking.journal import Journal, metric_history
 from shards import Cursor, EpochPlan, Manifest, Reader, View
-from shards.stats import column_moments
-from shards.stream import stream
+from shards.reading.stream import stream
+from shards.tools.stats import column_moments
 from tests.feature_corpus import write_corpus
 from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space, replay, weights_of
@@ -67,7 +67,8 @@ def losses(journal: Path) -> list[tuple[int, float]]:
 def test_trains_on_the_batches_of_the_stream(
     data: DataConfig, manifest: Manifest, judge: Judge, tmp_path: Path, modalities: tuple[str, ...], remainder: str
 ) -> None:
-    """Against a loop over `shards.stream` with a reader of these modalities only, which is what pretraining runs."""
+    """Against a loop over `shards.reading.stream` with a reader of these modalities only, which is what pretraining
+    runs."""
     own = dataclasses.replace(data, remainder=remainder)  # type: ignore[arg-type]
     shared = TrialShared.open(own, manifest, MODALITIES, judge, seed=127)
     chosen = config(modalities=modalities)

@@ -1,0 +1,1 @@
+"""From batches to a trained model: the step, its gradients, its state."""

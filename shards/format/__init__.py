@@ -1,0 +1,1 @@
+"""How samples lie in shards, indexes and manifests, and how they are written."""

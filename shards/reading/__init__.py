@@ -1,0 +1,1 @@
+"""From shards to batches: checked reads, mixtures, streams, Ray Data."""

@@ -1,0 +1,1 @@
+"""What the commands do with whole data sets: check and describe."""
