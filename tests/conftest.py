@@ -3,8 +3,6 @@
 import contextlib
 import importlib
 import os
-import sqlite3
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,39 +69,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
-
-
-def _copy(one: Path | str, other: Path | str) -> None:
-    with contextlib.closing(sqlite3.connect(one)) as source, contextlib.closing(sqlite3.connect(other)) as target:
-        source.backup(target)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _tables_of_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLflow makes the tables of a new SQLite store by all the migrations that there ever were, which takes a second.
-    The first store of a process is made so; others get a copy of its tables, still empty."""
-    if "mlflow.store.db.utils" not in sys.modules:
-        yield
-        return
-    from mlflow.store.db import utils
-
-    empty = tmp_path_factory.mktemp("tables") / "mlflow.db"
-    make = utils._initialize_tables
-
-    def made(engine: Any) -> None:
-        place = engine.url.database
-        if engine.url.get_backend_name() != "sqlite" or not place:
-            make(engine)
-            return
-        if empty.exists():
-            _copy(empty, place)
-        else:
-            make(engine)
-            _copy(place, empty)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "_initialize_tables", made)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import sys
@@ -241,11 +242,12 @@ def _demonstrated(folder: Path) -> Any:
 
 
 def _walked(folder: Path) -> Any:
-    """Embeddings, and that the rest is there."""
+    """Embeddings, and that the rest is there. What was sent to a store is noted under its address, which is a path."""
     place = folder / "out/x"
     with np.load(place / "embeddings.npz", allow_pickle=False) as archive:
         vectors = archive["vectors"].tobytes()
-    return vectors, sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
+    names = (re.sub("mlflow-[0-9a-f]{8}", "mlflow", path.name) for path in place.iterdir())
+    return vectors, sorted(name for name in names if not name.startswith("."))
 
 
 def _ledger(folder: Path) -> Any:
