@@ -10,7 +10,7 @@ from typing import Any
 
 from conclugen.common.atomic import write_json
 from conclugen.common.reading import read_mapping
-from ray_jobs.run_folder import DATA
+from ray_jobs.run_folder import DATA, RunFolder
 
 
 @dataclass
@@ -23,6 +23,18 @@ class Stages:
     def begin(self, what: str) -> None:
         self.number += 1
         print(f"\n{self.number}  {what}", flush=True)
+
+    def told(self) -> str:
+        """What is done and what the same command will do, for a run that was stopped between its stages."""
+        try:
+            ended = list(read_mapping(self._path))
+        except (OSError, ValueError):
+            ended = []
+        if RunFolder(self.folder).model.exists():
+            ended.append("pretrain")
+        if not ended:
+            return "nothing was finished; the same command starts over"
+        return f"run {self.folder.name}: done are {', '.join(ended)}; the same command goes on with the rest"
 
     def done(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the stage ended with these inputs."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from conclugen import presets
 from conclugen.common import commands, machine
+from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, PARTIAL, save
 from conclugen.common.paths import absolute
@@ -44,7 +45,8 @@ def run(job: RunJob) -> int:
     with folder_held(job.folder, "a run is being made here", "another --run", file=".making.lock"):
         (job.folder / DATA).mkdir(exist_ok=True)
         try:
-            return _run(job, kind)
+            with resumable(Stages(job.folder).told):
+                return _run(job, kind)
         finally:
             with contextlib.suppress(OSError):  # there is something in it, unless the source was refused
                 (job.folder / DATA).rmdir()

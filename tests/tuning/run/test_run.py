@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from conclugen.common.options import OptionsError
-from ray_jobs.run_folder import RunFolder
+from ray_jobs.run_folder import DATA, RunFolder
 from shards import Manifest, View
 from shards.corpus.writing import CorpusConfig, write_corpus
 from tests.cluster.runs import without_ray_of_the_test
@@ -285,3 +285,23 @@ def test_feature_files_and_shards_without_labels(tmp_path: Path) -> None:
         assert (folder / "clusters.csv").is_file() and (folder / "neighbours.csv").is_file()
         assert not (folder / "failures.jsonl").exists() and not RunFolder(folder).evaluation.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.npz", "outputs", "shards", "shards.npz"]
+
+
+def test_a_run_that_is_stopped_between_its_stages_says_which_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x" / DATA).mkdir(parents=True)
+    done = Stages(tmp_path / "x")
+    assert done.told() == "nothing was finished; the same command starts over"
+    done.end("pack", {"source": "a"})
+    RunFolder(tmp_path / "x").model.mkdir()
+    assert done.told() == "run x: done are pack, pretrain; the same command goes on with the rest"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "kind_of", lambda _: "features")
+    monkeypatch.setattr(stages, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        stages.run(RunJob(source=str(tmp_path), run="x", output=str(tmp_path)))
+    assert stop.value.__notes__ == [done.told()]
