@@ -17,7 +17,6 @@ from shards.access import LOCAL_SOURCE, refuse_url
 from shards.adapters import read_clips
 from shards.adapters.files import VIDEO_SUFFIXES
 from shards.adapters.folder import table_labels
-from shards.check_files import open_files
 from shards.doubts import Samples, classes_of, of_names
 from shards.foreign.command import read_folder
 from shards.foreign.mapping import MemberMapping, Source, parse_label
@@ -30,6 +29,7 @@ from shards.packing.labels import LabelSpec
 from shards.packing.pooling import Pooling
 from shards.packing.source import open_source
 from shards.tools.check_clips import describe_clips, doubt_clips, example_clips
+from shards.tools.check_files import open_files
 from shards.tools.check_stored import stored_lines, stored_samples
 from shards.verification.clips import open_manifest
 
