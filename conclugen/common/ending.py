@@ -5,8 +5,8 @@ a grace of seconds before SIGKILL) both become a KeyboardInterrupt in the main t
 closed on the way out. `Command.main` holds `stoppable` around every job of the project, prints what `resumable` has
 noted on the way, and ends with 130 or 143. What must be waited for at the end asks `patience` how long it may be.
 
-Python runs its handlers between two steps of Python. A library that waits in code of its own (Ray, while it connects)
-keeps them waiting: a thread hears of signals at once, says that they came, and ends the process at the third.
+Python runs signal handlers between two instructions of Python. A library that blocks in native code (Ray, while it
+connects) delays them. A thread therefore sees every signal at once, says so, and ends the process at the third.
 """
 
 from __future__ import annotations

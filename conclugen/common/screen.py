@@ -175,7 +175,7 @@ def _finish_line() -> None:
 
 
 class ClipProgress:
-    """Shows how far a job is, as `conclugen.common.screen` does. total: clips of the whole job; already: done by an
+    """Shows how far a job with clips is, as `Progress` does. total: clips of the whole job; already: done by an
     earlier start, which count as done but not for the speed; quiet: shows nothing."""
 
     def __init__(self, total: int, already: int = 0, quiet: bool = False) -> None:

@@ -11,11 +11,11 @@ status of the stopped job, what it says, and what the same command comes to: `sa
 `untouched`: the stopped job left nothing at all, so that the same command would be the undisturbed run. Anything else
 is a fault, and the campaign ends with status 1.
 
-`--joined`: jobs join one Ray that the campaign starts. `--chained`: one folder for the three points of a signal: the
-command is stopped at its start, the same command in the middle, the same again at its publication, and the same then
-ends, with what an undisturbed run leaves; the points are told by the name that is renamed to, for a command that goes
-on renames less. `--results`: a row is written down as soon as it is known, with the commit and the day, and a right one
-of a job and signal is not run again; `--table` prints them.
+`--joined`: jobs join one Ray that the campaign starts. `--chained`: one folder for the three points of a signal. The
+command is stopped at its start, the same command in the middle, the same again at its publication; then it runs to its
+end, and must leave what an undisturbed run leaves. A command that goes on has fewer renames left, so these points are
+recognised by the file that is written, not by a count. `--results`: each row is written as soon as it is known, with
+the commit and the day; rows that are right are not run again. `--table` prints them.
 """
 
 from __future__ import annotations
