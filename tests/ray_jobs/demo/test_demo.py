@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from conclugen.common.atomic import hidden_beside
+from conclugen.common.ending import resumable
 from ray_jobs.demo import steps, summary
 from ray_jobs.demo.__main__ import clear, main
 from ray_jobs.demo.steps import DemoConfig
@@ -99,7 +100,7 @@ def test_clips_of_the_demo_are_few_tasks(tmp_path: Path, monkeypatch: pytest.Mon
         plans.append(plan)
         raise InterruptedError
 
-    monkeypatch.setattr(steps.backbones, "resolve", lambda _: [])
+    monkeypatch.setattr(steps.registry, "resolve", lambda _: [])
     monkeypatch.setattr(steps.ray_cluster, "connect", lambda _: None)
     monkeypatch.setattr(steps, "write_corpus", lambda *_: None)
     monkeypatch.setattr(steps, "read_clips", lambda *_, **__: made)
@@ -107,6 +108,18 @@ def test_clips_of_the_demo_are_few_tasks(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InterruptedError):
         steps.run(DemoConfig(tmp_path))
     assert [len(task.clips) for task in plans[0].tasks] == [60, 60, 10]
+
+
+def test_a_demo_that_is_stopped_does_not_pass_on_what_a_job_within_it_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: DemoConfig) -> NoReturn:
+        with resumable(lambda: "run demo: 3 of 6 steps were made; the same command goes on from there"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "run", stopped)
+    assert main(["--output", str(tmp_path / "demo")]) == 130
+    assert "interrupted: the demo is unfinished; the same command starts it over\n" in capsys.readouterr().err
 
 
 def test_the_new_clip_s_emotion_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
