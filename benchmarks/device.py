@@ -34,7 +34,6 @@ import torch
 
 from benchmarks import command_line, memory
 from benchmarks.parts import synchronize
-from conclugen import encoders as backbones
 from conclugen import export, presets
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
@@ -505,7 +504,7 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device: found cuda, and torch sees no GPU here; give --device cpu --small")
-    names = args.encoders or (["random"] if args.small else [*backbones.SETS["offline"]])
+    names = args.encoders or (["random"] if args.small else [*registry.SETS["offline"]])
     registry.resolve(names)
     sizes = SMALL if args.small else FULL
     if args.batch:

@@ -22,10 +22,9 @@ def run(job: ExtractJob) -> int:
 
 def known_encoders() -> str:
     """What can be named, for `--help`."""
-    from conclugen import encoders as backbones
     from conclugen.encoders import registry
 
-    sets = "\n".join(f"  {name:<19} {', '.join(members)}" for name, members in backbones.SETS.items())
+    sets = "\n".join(f"  {name:<19} {', '.join(members)}" for name, members in registry.SETS.items())
     encoders = "\n".join(f"  {name:<19} {offer.about}" for name, offer in registry.offers().items())
     return f"sets of encoders:\n{sets}\n\nencoders:\n{encoders}"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import command_line
 from benchmarks.beside import ROOT, Child, older
-from conclugen import encoders as backbones
+from conclugen.encoders import registry
 
 _WORKER = Path(__file__).with_name("worker.py")
 HERE = "this code"
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name}: must be at least 1, got {getattr(args, name)}")
     if not 0 < args.seconds <= 600:
         raise ValueError(f"--seconds: must be above 0 and at most 600, got {args.seconds:g}")
-    names = backbones.resolve(args.encoders)
+    names = registry.resolve(args.encoders)
     with contextlib.ExitStack() as stack:
         tree = stack.enter_context(older(args.beside))
         states = {HERE: ROOT, **({args.beside: tree} if tree is not None else {})}

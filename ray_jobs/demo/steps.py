@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import ray
 
-from conclugen import encoders as backbones
 from conclugen import presets
 from conclugen.common import machine
 from conclugen.common.screen import ClipProgress
+from conclugen.encoders import registry
 from conclugen.evaluation.config import ComparisonConfig
 from ray_jobs import ray_cluster
 from ray_jobs.building import build
@@ -94,7 +94,7 @@ def run(config: DemoConfig) -> DemoResult:
     steps = _Steps()
     output = config.output
     with steps.step("start", "starting Ray, loading the encoders"):
-        choices = tuple(EncoderChoice(name) for name in backbones.resolve(["offline"]))
+        choices = tuple(EncoderChoice(name) for name in registry.resolve(["offline"]))
         for choice in choices:
             choice.create("cpu")  # what is not installed is said before any work is done
         ray_cluster.connect(len(choices) + 1)

@@ -21,7 +21,6 @@ import pyarrow as pa
 import ray
 import torch
 
-from conclugen import encoders as backbones
 from conclugen.common import paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
@@ -220,7 +219,7 @@ def choices_of(
     not serve, or weights of an encoder that is not used."""
     for module in options.plugin:
         registry.plug(module)
-    resolved = backbones.resolve([located(name) for name in names] if provided is None else names, provided)
+    resolved = registry.resolve([located(name) for name in names] if provided is None else names, provided)
     # Workers have other working folders.
     places = _named("weights", options.weights or {}, resolved)
     given = {name: absolute(place, f"weights of {name}") for name, place in places.items()}

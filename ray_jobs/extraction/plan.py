@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conclugen import encoders as backbones
 from conclugen.common.names import did_you_mean
 from conclugen.encoders import Encoder, EncoderInfo, registry
 from conclugen.encoders.encoder import MEAN_STD, differences
@@ -58,7 +57,7 @@ class EncoderChoice:
         """Raises WeightsError for weights that are not available, ValueError for an encoder that this process lacks."""
         if self.plugin is not None:
             registry.plug(self.plugin)
-        return backbones.create(self.name, self.weights, self.mirror, device)
+        return registry.create(self.name, self.weights, self.mirror, device)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks.encoders import command, worker
 from benchmarks.encoders.command import Case
-from conclugen import encoders as backbones
+from conclugen.encoders import registry
 
 
-@pytest.mark.parametrize("name", [*backbones.SETS["random"], "prosody"])
+@pytest.mark.parametrize("name", [*registry.SETS["random"], "prosody"])
 def test_a_drawn_clip_is_what_an_encoder_takes(name: str) -> None:
-    encoder = backbones.create(name)
+    encoder = registry.create(name)
     vector = encoder.encode([worker.clip(encoder.info.takes, 1.0, 3)])[0]
     assert vector.shape == (encoder.info.width,) and np.isfinite(vector).all()
 
@@ -53,5 +53,5 @@ def test_encoders_are_measured_in_processes_of_their_own(tmp_path: Path, capsys:
     assert command.main([*words, "--json", str(out)]) == 0
     assert "| all | this code |" in capsys.readouterr().out
     report = json.loads(out.read_text())
-    assert {case["encoder"] for case in report["cases"]} == set(backbones.SETS["random"])
+    assert {case["encoder"] for case in report["cases"]} == set(registry.SETS["random"])
     assert all([len(each) for each in case["clips"]] == [2, 2] and case["peak_mib"] > 10 for case in report["cases"])

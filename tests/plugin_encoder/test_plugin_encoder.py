@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conclugen import encoders as backbones
+from conclugen import encoders
 from conclugen.common.options import OptionsError, save
 from conclugen.encoders import registry
 from conclugen.encoders.encoder import EncoderError, check_encoder, sequences_of
@@ -56,7 +56,7 @@ def tone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found = registry.collect([EntryPoint("tone", "conclugen_tone:ToneEncoder", registry.GROUP)])
     monkeypatch.setattr(registry, "_registry", lambda: found)
     monkeypatch.setattr(registry, "_plugged", {})
-    yield backbones.create("tone")
+    yield encoders.create("tone")
 
 
 def test_it_is_used_like_any_other(tone: Any, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_it_is_used_like_any_other(tone: Any, tmp_path: Path) -> None:
     assert providers == {"tone": "conclugen_tone:ToneEncoder", "random-image": "conclugen", "random-audio": "conclugen"}
     clip = ClipReader(clips).read(0, 0)
     samples = decode_clip(clip, (), sample_rate=8000).samples
-    decoded = Decoded.of(clip, [tone.info.takes, backbones.create("random-audio").info.takes], Decoding())
+    decoded = Decoded.of(clip, [tone.info.takes, encoders.create("random-audio").info.takes], Decoding())
     np.testing.assert_array_equal(decoded.samples[8000], samples)
     assert {key: len(x) for key, x in decoded.inputs((0.1, 0.6)).items()} == {"wave_8000": 4000, "wave_16000": 8000}
     (sequence,) = tone.encode_sequence([samples])
@@ -103,9 +103,9 @@ def test_its_sequences_are_kept_step_by_step(
 def test_names_cost_no_import(monkeypatch: pytest.MonkeyPatch) -> None:
     found = registry.collect([EntryPoint("far", "no_such_module:Far", registry.GROUP)])
     monkeypatch.setattr(registry, "_registry", lambda: found)
-    assert "far" in extract_features.known_encoders() and backbones.resolve(["far"]) == ("far",)
+    assert "far" in extract_features.known_encoders() and encoders.resolve(["far"]) == ("far",)
     with pytest.raises(ValueError, match=r"encoder 'far' of no_such_module:Far can't be used: ModuleNotFoundError"):
-        backbones.create("far")
+        encoders.create("far")
 
 
 def test_own_names_and_doubles_are_refused() -> None:
@@ -129,9 +129,9 @@ def test_own_names_and_doubles_are_refused() -> None:
         ({"stored_layers": 2}, "stored_layers: found 2, expected 0, or layers that are equally wide, pooled by mean"),
         ({"stored_layers": 4, "pooling": "mean", "width": 6}, "stored_layers: found 4, expected 0, or layers"),
         ({"stored_layers": -1, "pooling": "mean"}, "stored_layers: found -1, expected 0, or layers"),
-        ({"takes": backbones.Takes("smell")}, "takes.kind: found 'smell', expected one of frames, wave, mel, text"),
-        ({"takes": backbones.Takes("frames", 1.0)}, r"takes.size: found None, expected \(height, width\)"),
-        ({"takes": backbones.Takes("wave", 0.5)}, "takes.rate: found 0.5, expected a whole number"),
+        ({"takes": encoders.Takes("smell")}, "takes.kind: found 'smell', expected one of frames, wave, mel, text"),
+        ({"takes": encoders.Takes("frames", 1.0)}, r"takes.size: found None, expected \(height, width\)"),
+        ({"takes": encoders.Takes("wave", 0.5)}, "takes.rate: found 0.5, expected a whole number"),
         ({"digest": "x"}, "digest: found 'x', expected SHA-256"),
     ],
 )
@@ -144,7 +144,7 @@ def test_an_encoder_that_is_not_properly_made(tone: Any, change: dict[str, Any],
 @pytest.mark.parametrize("size", [64, (64,), [64, 64]])
 def test_a_size_is_a_height_and_a_width(size: Any) -> None:
     with pytest.raises(ValueError, match=r"takes.size: must be \(height, width\), such as \(64, 64\), got "):
-        backbones.Takes("frames", 4.0, size)
+        encoders.Takes("frames", 4.0, size)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (0, 2), (2,)])

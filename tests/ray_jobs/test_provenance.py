@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from conclugen import encoders as backbones
+from conclugen.encoders import registry
 from ray_jobs.provenance import DATA_SETS, ENCODERS, STAMP, bibliography, origins, stamp_of
 from shards.adapters import ADAPTERS
 
@@ -33,7 +33,7 @@ def entries(text: str) -> dict[str, dict[str, str]]:
 
 def test_every_set_and_encoder_of_the_project_has_a_published_work() -> None:
     sets = [name for name in ADAPTERS if name not in ("folder", "webdataset")]
-    encoders = [name for name in backbones.ENCODERS if ":" not in name and not name.startswith("random-")]
+    encoders = [name for name in registry.ENCODERS if ":" not in name and not name.startswith("random-")]
     found = entries(bibliography({ENCODERS: " ".join(encoders), DATA_SETS: " ".join(sets)}))
     # The text model is whatever the user names; the sentence encoder and the published audio encoder have two works.
     assert len(found) == 1 + len(sets) + len(encoders) + 2

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conclugen import encoders as backbones
+from conclugen.encoders import registry
 from conclugen.fields import choose, require
 from shards.corpus.emotions import EMOTIONS
 from tuning.controlled.factors import Rows
@@ -127,7 +127,7 @@ def _of_speaker(config: RenderedConfig, seed: int, speaker: int) -> Mapping[str,
     cv2.setNumThreads(1)
     try:
         with threadpool_limits(1):
-            encoders = {m: backbones.create(name, config.weights.get(name)) for m, name in config.widths.items()}
+            encoders = {m: registry.create(name, config.weights.get(name)) for m, name in config.widths.items()}
             acted = _acted(config, seed, speaker)
             made = [_encoded(config, encoders, (seed, speaker, clip), acted[clip]) for clip in range(config.clips)]
     finally:

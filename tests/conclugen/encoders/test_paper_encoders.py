@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from conclugen import encoders as backbones
+from conclugen import encoders
 from conclugen.encoders import resdavenet, resnet3d, resnet152, weights
 from conclugen.encoders.encoder import EncoderInfo, Takes, to_pixels
 from conclugen.encoders.weights import Published, WeightsError
@@ -122,7 +122,7 @@ def test_davenet_leaves_six_rows_and_averages_them() -> None:
     network.batchnorm1.weight.data.fill_(100.0)  # exists, is never applied
     np.testing.assert_array_equal(encoder.encode_sequence([mel])[0], sequence)
     for bad in (mel[:40], mel[:, :0], np.full_like(mel, np.nan)):
-        with pytest.raises(backbones.InputError, match="expected"):
+        with pytest.raises(encoders.InputError, match="expected"):
             encoder.encode([bad])
 
 
@@ -131,8 +131,8 @@ def test_weights_from_a_file_and_from_a_mirror(empty_hub: Path) -> None:
     tensors = {f"module.{name}": x for name, x in network.state_dict().items() if "num_batches" not in name}
     torch.save(tensors, empty_hub / "davenet.pth")
     save_file(dict(network.state_dict()), empty_hub / "davenet.safetensors")
-    given = backbones.create("resdavenet", weights=str(empty_hub / "davenet.safetensors"))
-    mirrored = backbones.create("resdavenet", mirror=str(empty_hub))
+    given = encoders.create("resdavenet", weights=str(empty_hub / "davenet.safetensors"))
+    mirrored = encoders.create("resdavenet", mirror=str(empty_hub))
     mel = np.random.default_rng(3).uniform(0, 1, (128, 60)).astype(np.float32)
     np.testing.assert_array_equal(given.encode([mel]), mirrored.encode([mel]))
     assert mirrored.info.digest == hashlib.sha256((empty_hub / "davenet.pth").read_bytes()).hexdigest()
@@ -157,11 +157,11 @@ def test_weights_by_url_are_cached_and_checked(empty_hub: Path) -> None:
 @pytest.mark.parametrize("name", ["resnet3d101", "resdavenet"])
 def test_missing_weights_say_which_where_and_how(empty_hub: Path, name: str) -> None:
     with pytest.raises(WeightsError, match=rf"encoder {name}: .*http.*--weights {name}=FILE.*--mirror"):
-        backbones.create(name)
+        encoders.create(name)
     with pytest.raises(WeightsError, match=r"nowhere\.pth does not exist"):
-        backbones.create(name, weights=str(empty_hub / "nowhere.pth"))
+        encoders.create(name, weights=str(empty_hub / "nowhere.pth"))
     with pytest.raises(WeightsError, match=f"the mirror {empty_hub} has no"):
-        backbones.create(name, mirror=str(empty_hub))
+        encoders.create(name, mirror=str(empty_hub))
 
 
 def test_a_blocked_hub_says_which_where_and_how(empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_blocked_hub_says_which_where_and_how(empty_hub: Path, monkeypatch: py
     with pytest.raises(
         WeightsError, match=r"resnet152-f82ba261.pth cannot be fetched .*unreachable.*--weights resnet152=FILE"
     ):
-        backbones.create("resnet152")
+        encoders.create("resnet152")
     pytest.importorskip("transformers", reason="the extra `offline` is not installed")
     asked = []
 
@@ -185,12 +185,12 @@ def test_a_blocked_hub_says_which_where_and_how(empty_hub: Path, monkeypatch: py
         WeightsError,
         match=r"nobody/nothing' cannot be loaded: the hub .*: connection refused.*--weights text=FOLDER.*--mirror",
     ):
-        backbones.create("text", weights="nobody/nothing")
+        encoders.create("text", weights="nobody/nothing")
     assert asked == ["nobody/nothing"]  # once, and by nobody else: the loaders would try for minutes
     with pytest.raises(WeightsError, match=r"nowhere does not exist; --weights text=FOLDER"):
-        backbones.create("text", weights=str(empty_hub / "nowhere"))
+        encoders.create("text", weights=str(empty_hub / "nowhere"))
     with pytest.raises(WeightsError, match=r"holds no model that can be loaded .*config.json"):
-        backbones.create("text", weights=str(empty_hub))
+        encoders.create("text", weights=str(empty_hub))
     assert len(asked) == 1
 
 
@@ -228,7 +228,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_and_sets() -> None:
-    assert backbones.resolve(["paper", "prosody", "text"]) == (
+    assert encoders.resolve(["paper", "prosody", "text"]) == (
         "resnet152",
         "resnet3d101",
         "resdavenet",
@@ -236,11 +236,11 @@ def test_names_and_sets() -> None:
         "prosody",
     )
     with pytest.raises(ValueError, match="did you mean 'resnet152'"):
-        backbones.resolve(["resnet15"])
+        encoders.resolve(["resnet15"])
     with pytest.raises(ValueError, match="is a set of encoders"):
-        backbones.create("offline")
+        encoders.create("offline")
     with pytest.raises(ValueError, match="no encoder is named"):
-        backbones.resolve([])
+        encoders.resolve([])
 
 
 @pytest.mark.slow  # a process of its own
