@@ -1,4 +1,4 @@
-"""What each command of `python -m shards` is told."""
+"""Options of the commands of `python -m shards`."""
 
 from __future__ import annotations
 

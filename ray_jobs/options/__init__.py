@@ -1,1 +1,1 @@
-"""What each job is told: a frozen dataclass a file, read by its command and by what does the work."""
+"""Options of the jobs: a frozen dataclass a file, read by its command and by the code that does the work."""

@@ -1,4 +1,4 @@
-"""What `conclugen build` is told."""
+"""Options of `conclugen build`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `conclugen embed` is told."""
+"""Options of `conclugen embed`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ class EmbedJob(EncoderOptions, ModelOptions):
     Clips go through the very encoders that made the run's features; other weights are refused. Probabilities are those
     of a probe of one of the run's evaluations (`ray_jobs.evaluate`). Results are Parquet files: of video files one, to
     which later calls add; of shards one for each, and a job that was stopped goes on with those that are missing.
-    Beside them lies embeddings.npz, all vectors as one NumPy archive with keys and, of shards, labels and speakers.
-    Beside the one of video files lies embeddings.npz: the same vectors as NumPy arrays.
+    Beside them lies embeddings.npz: all vectors as one NumPy archive, with keys and, of shards, labels and speakers.
 
     Attributes:
         files: Video files; given without an option.

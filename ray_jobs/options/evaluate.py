@@ -1,4 +1,4 @@
-"""What `conclugen evaluate` is told."""
+"""Options of `conclugen evaluate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `conclugen export` is told."""
+"""Options of `conclugen export`."""
 
 from __future__ import annotations
 

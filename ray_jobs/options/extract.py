@@ -1,4 +1,4 @@
-"""What `conclugen features` is told, and what every job is told that runs encoders."""
+"""Options of `conclugen features`, and those of every job that runs encoders."""
 
 from __future__ import annotations
 

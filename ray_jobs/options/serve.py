@@ -1,4 +1,4 @@
-"""What `conclugen serve` is told."""
+"""Options of `conclugen serve`."""
 
 from __future__ import annotations
 
