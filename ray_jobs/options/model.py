@@ -1,4 +1,4 @@
-"""What the jobs are told that put clips through a finished run's model: embed and serve."""
+"""Options of the jobs that put clips through a finished run's model: embed and serve."""
 
 from __future__ import annotations
 
