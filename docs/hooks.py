@@ -87,7 +87,7 @@ def python_page() -> str:
         ("conclugen.Pretrainer", conclugen.Pretrainer),
         ("conclugen.presets.build", presets.build),
         ("conclugen.Batch", conclugen.Batch),
-        ("conclugen.layers.standardize.fit", conclugen.layers.standardize.fit),
+        ("conclugen.standardize.fit", conclugen.standardize.fit),
     ):
         lines += ["", f"## {title}", "", "```python", f"{title}{_signature(found)}", "```", "", *_about(found)]
         if inspect.isclass(found):

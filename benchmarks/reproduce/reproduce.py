@@ -105,7 +105,7 @@ def pretrained(
     )
     plan = EpochPlan([len(fold.train_rows)], seed=config.seed, global_batch=config.global_batch, chunk_rows=1)
     steps = plan.steps_in(0)
-    fitted = conclugen.layers.standardize.fit({m: features[m][fold.train_rows] for m in config.modalities})
+    fitted = conclugen.standardize.fit({m: features[m][fold.train_rows] for m in config.modalities})
     pretrainer = Pretrainer(
         config,
         {m: features[m].shape[1] for m in config.modalities},

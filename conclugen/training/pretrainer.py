@@ -4,7 +4,7 @@ Every line of its use:
 
     config = conclugen.presets.build("conclugen", modalities=("video", "audio"), global_batch=256)
     widths = {"video": 35, "audio": 347}
-    fitted = conclugen.layers.standardize.fit(training_features)
+    fitted = conclugen.standardize.fit(training_features)
     pretrainer = conclugen.Pretrainer(config, widths, steps_per_epoch=len(batches), standardization=fitted)
     for batch in batches:
         metrics = pretrainer.step(batch)
@@ -48,7 +48,7 @@ class Pretrainer:
     widths: modality -> feature width, at least the configuration's modalities. steps_per_epoch: optimiser steps, for
     schedule and epochs; a fraction where epochs don't end with a batch (a batch counts to the epoch of its last row).
     standardization: modality -> (mean (D,), deviation (D,)), needed when `config.model.standardize` (see
-    `conclugen.layers.standardize.fit`), of single corpora under `conclugen.corpora.by_corpus`. With torch.distributed
+    `conclugen.standardize.fit`), of single corpora under `conclugen.corpora.by_corpus`. With torch.distributed
     initialised before, each rank makes its own Pretrainer and hands `step` its own rows: local = ceil(global_batch /
     world size) rows, rank r those from r * local on. Raises ValueError when the widths can't serve the configuration.
     """
@@ -276,7 +276,7 @@ class Pretrainer:
             if given is None or modality not in given:
                 raise ValueError(
                     f"standardization: nothing for modality {modality!r}, but the configuration says "
-                    "model.standardize=True; pass conclugen.layers.standardize.fit(training features), or "
+                    "model.standardize=True; pass conclugen.standardize.fit(training features), or "
                     "set model.standardize=False"
                 )
             module = self.model.standardize[modality]

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import conclugen
+
 FOLDER = Path(__file__).resolve().parents[2] / "docs/notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+IMPORTED = r"(?:from|import) conclugen\.(\w+)"
 
 
 def test_they_are_kept_without_what_they_printed() -> None:
@@ -20,7 +23,9 @@ def test_they_are_kept_without_what_they_printed() -> None:
         for cell in cells:
             if cell["cell_type"] == "code":
                 assert cell["outputs"] == [] and cell["execution_count"] is None, path.name
-                compile("".join(cell["source"]), path.name, "exec")
+                source = "".join(cell["source"])
+                compile(source, path.name, "exec")
+                assert {*re.findall(r"\bconclugen\.(\w+)", source)} - {*re.findall(IMPORTED, source)} <= {*dir(conclugen)}
 
 
 @pytest.mark.slow

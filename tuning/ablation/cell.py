@@ -222,7 +222,7 @@ def make_pretrainer(cell: Cell, data: LabelledSet, fold: Fold) -> tuple[Pretrain
     features = data.standardised(names, fold)
     fitted = None
     if config.model.standardize:
-        fitted = conclugen.layers.standardize.fit(
+        fitted = conclugen.standardize.fit(
             {m: x[fold.train_rows[data.present[m][fold.train_rows]]] for m, x in features.items()}
         )
     steps = len(fold.train_rows) // config.global_batch

@@ -106,9 +106,9 @@ def _value(rng: random.Random, path: Path, _: Path) -> None:
 
 def _seal(path: Path) -> None:
     """Seal a model's document anew, as somebody would who means it: what it says now is then believed to be whole."""
-    with contextlib.suppress(ValueError, OSError, RecursionError, AttributeError):
+    with contextlib.suppress(ValueError, OSError, RecursionError):
         document = json.loads(path.read_bytes())
-        if document.pop("seal", None) is not None:
+        if isinstance(document, dict) and document.pop("seal", None) is not None:
             with _long_integers():
                 path.write_text(json.dumps({**document, "seal": storage._seal(document)}))
 
