@@ -10,15 +10,19 @@ make L-BFGS converge in tens of steps rather than hundreds.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from conclugen.common.extras import require
 from conclugen.evaluation.checks import Floats
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 Link = Literal["softmax", "sigmoid", "identity"]
 
@@ -99,10 +103,18 @@ class WeighedLayers(Linear):
 
 def _threads(several: bool) -> AbstractContextManager[object]:
     """Linear algebra by one thread, or by as many as are set."""
-    require("fitting a probe", "threadpoolctl")
-    from threadpoolctl import threadpool_limits  # as with scipy below
+    return nullcontext() if several else _linear_algebra().limit(limits=1)
 
-    return threadpool_limits(None if several else 1, user_api="blas")
+
+@cache
+def _linear_algebra() -> "ThreadpoolController":
+    """The libraries of linear algebra that numpy and scipy bring. Finding them takes as long as a small fit does."""
+    require("fitting a probe", "threadpoolctl")
+    require("fitting a probe", "scipy")
+    import scipy.optimize  # noqa: F401 - loads its own
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def softmax(logits: Floats) -> Floats:
