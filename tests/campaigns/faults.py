@@ -2,8 +2,9 @@
 
     python -m tests.campaigns.faults --repeat 5 --results faults.jsonl --table docs/lab/reliability.md
 
-Each run is compared with one that met no fault: the samples of every step in order, the final weights, the loss curve
-in the journal and in MLflow. One line of the results for each run; the table is made of all lines of the file.
+Each run gets its rows in one of four ways (`data.payload`), and is compared with one that met no fault: the samples of
+every step in order, the final weights, the loss curve in the journal and in MLflow. One line of the results for each
+run; the table is made of all lines of the file.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlflow
 import psutil
@@ -47,6 +48,8 @@ from tests.cluster.runs import small_job, with_run, without_ray_of_the_test
 from tests.cluster.trace import Plan
 from tests.feature_corpus import write_corpus
 
+Payload = Literal["auto", "object_store", "worker", "host", "device"]
+PAYLOADS: tuple[Payload, ...] = ("object_store", "worker", "host", "device")
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PACE_S = 0.05
 # A crowded machine may take minutes for the first step; only where a rank hangs by intent is the limit waited for.
@@ -59,7 +62,8 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 @dataclass(frozen=True)
 class Outcome:
     """One fault in one run. weights: largest difference of any tensor from the run without fault. date: UTC, when the
-    fault's run began; load: the machine's load average of the minute before its end, to read recovery_s by."""
+    fault's run began; load: the machine's load average of the minute before its end, to read recovery_s by. payload:
+    how rows reached the run's workers."""
 
     fault: str
     step: int
@@ -75,6 +79,7 @@ class Outcome:
     seconds: float
     date: str
     load: float
+    payload: str
 
 
 class Bench:
@@ -91,12 +96,14 @@ class Bench:
                 write_corpus(self.shards)
         self.count = 0
         self.steps = 0
+        self.payload: Payload = "auto"  # of jobs from now on
         self._reference: PretrainResult | None = None
 
     def job(self, name: str, **run: Any) -> PretrainJob:
         """Two epochs by two workers."""
         job = small_job(self.shards, self.base / name, name, workers=2, epochs=2)
-        job = replace(job, data=replace(job.data, read_tasks=1))  # a process less for each start of each rank
+        # One read task: a process less for each start of each rank.
+        job = replace(job, data=replace(job.data, read_tasks=1, payload=self.payload))
         mine = {"max_failures": 3, "stall_timeout_s": STALL_S, "tracking_uri": self.tracking_uri}
         return with_run(job, **{**mine, **run})
 
@@ -118,9 +125,16 @@ class Bench:
             self.steps = self._reference.step
         return self._reference
 
-    def inject(self, fault: str, draw: random.Random) -> Outcome:
-        """Run a job, let it meet the fault, and compare."""
+    def inject(self, fault: str, draw: random.Random, payload: Payload) -> Outcome:
+        """Run a job whose rows come in that way, let it meet the fault, and compare."""
         self.count += 1
+        before, self.payload = self.payload, payload
+        try:
+            return self._inject(fault, draw)
+        finally:
+            self.payload = before
+
+    def _inject(self, fault: str, draw: random.Random) -> Outcome:
         name = f"{fault.replace(' ', '-').replace(',', '')}-{os.getpid()}-{self.count}"
         step, rank = draw.randrange(9, self.steps - 8), draw.randrange(2)
         begun = time.time()
@@ -144,7 +158,7 @@ class Bench:
         except Exception as problem:
             error = error or f"{type(problem).__name__}: {problem}"[:500]
             took, load = round(time.time() - begun, 1), round(os.getloadavg()[0], 1)
-            return Outcome(fault, step, False, -1, -1, 0, 0, -1.0, -1.0, False, error, took, date, load)
+            return Outcome(fault, step, False, -1, -1, 0, 0, -1.0, -1.0, False, error, took, date, load, self.payload)
         exact = 1e-8 if fault in OTHER_WORLD else 0.0
         survived = not error and seen.lost == seen.doubled == 0 and weights <= exact and tracked
         return Outcome(
@@ -162,6 +176,7 @@ class Bench:
             round(time.time() - begun, 1),
             date,
             round(os.getloadavg()[0], 1),
+            self.payload,
         )
 
     def difference(self, run: Path) -> float:
@@ -304,6 +319,7 @@ def driver(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[floa
 def start(bench: Bench, name: str) -> subprocess.Popen[bytes]:
     arguments = ["--shards", str(bench.shards), "--output", str(bench.base / name), "--name", name]
     arguments += ["--read-tasks", "1", "--max-failures", "3", "--tracking-uri", bench.tracking_uri]
+    arguments += ["--payload", bench.payload]
     environment = without_ray_of_the_test() | {k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")}
     environment |= {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
     with (bench.base / f"{name}.log").open("ab") as log:
@@ -484,9 +500,9 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         by_fault[result["fault"]].append(result)
     lines = [
-        "| fault | injected | survived | samples lost | samples doubled | largest difference of weights "
+        "| fault | injected | by payload | survived | samples lost | samples doubled | largest difference of weights "
         "| recovery, median | recovery, longest | load average, median |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for fault in [fault for fault in FAULTS if fault in by_fault]:
         runs = by_fault[fault]
@@ -500,7 +516,9 @@ def table(results: list[dict[str, Any]]) -> str:
             load = statistics.median(run["load"] for run in timed)
             timing = f"{statistics.median(times):.0f} s of {len(times)} | {max(times):.0f} s | {load:.0f}"
         survived = sum(run["survived"] for run in runs)
-        lines.append(f"| {fault} | {len(runs)} | {survived} | {lost} | {doubled} | {shown} | {timing} |")
+        ways = Counter(run.get("payload", "object_store") for run in runs)
+        by_payload = ", ".join(f"{payload} {ways[payload]}" for payload in PAYLOADS if ways[payload])
+        lines.append(f"| {fault} | {len(runs)} | {by_payload} | {survived} | {lost} | {doubled} | {shown} | {timing} |")
     return "\n".join(lines)
 
 
@@ -518,6 +536,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3, help="times that each fault is injected (default 3)")
     parser.add_argument("--results", type=Path, default=Path("faults.jsonl"), help="file that outcomes are appended to")
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), help="these faults (default: all)")
+    parser.add_argument("--payload", action="append", choices=PAYLOADS, help="rows come in one of these ways (all)")
     parser.add_argument("--table", type=Path, help="document whose table is written again from all results")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: drawn)")
     parser.add_argument("--folder", type=Path, help="where runs stay, and the one without fault is found again")
@@ -535,7 +554,7 @@ def main() -> int:
                 bench.reference()
                 for _ in range(options.repeat):
                     for fault in group:
-                        outcome = bench.inject(fault, draw)
+                        outcome = bench.inject(fault, draw, draw.choice(options.payload or PAYLOADS))
                         survived &= outcome.survived
                         with options.results.open("a") as file:
                             file.write(json.dumps(asdict(outcome)) + "\n")

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,17 @@ from ray_jobs.training import pretraining
 from ray_jobs.training.failures import RunFailedError
 from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest, View
-from tests.campaigns.faults import FAULTS, ON_NODES, Bench, Nodes, kill_controller, one_after_another, start
+from tests.campaigns.faults import (
+    FAULTS,
+    ON_NODES,
+    PAYLOADS,
+    Bench,
+    Nodes,
+    Payload,
+    kill_controller,
+    one_after_another,
+    start,
+)
 from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.trace import Plan
@@ -105,10 +116,12 @@ def nodes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ON_NODES])
-def test_a_run_ends_as_if_nothing_had_happened(bench: Bench, fault: str) -> None:
-    """Each fault by itself, at a step that its name decides."""
-    outcome = bench.inject(fault, random.Random(fault))
+@pytest.mark.parametrize(
+    ("fault", "payload"), zip((fault for fault in FAULTS if fault not in ON_NODES), cycle(PAYLOADS), strict=False)
+)
+def test_a_run_ends_as_if_nothing_had_happened(bench: Bench, fault: str, payload: Payload) -> None:
+    """Each fault by itself, at a step that its name decides; rows come in each way to two of the runs."""
+    outcome = bench.inject(fault, random.Random(fault), payload)
     assert outcome.survived, outcome
 
 
