@@ -104,7 +104,7 @@ def gather_behind(x: Tensor) -> Callable[[], Tensor]:
     sent = x.detach().contiguous()
     gathered = sent.new_empty((world_size() * sent.shape[0], *sent.shape[1:]))
     if _is_gloo(sent.device):
-        arrived = _swapped(gathered.unflatten(0, (world_size(), -1)), [sent] * world_size())
+        arrived = _swapped(gathered.unflatten(0, (world_size(), sent.shape[0])), [sent] * world_size())
     else:
         arrived = _comm.all_gather_into_tensor(gathered, sent, group=_group(), async_op=True).wait
 
@@ -231,8 +231,8 @@ def _swapped(into: Tensor, parts: Sequence[Tensor]) -> Callable[[], None]:
     what is returned waits for all.
 
     All receives are asked for before the first send. gloo tells the sender over the same connection that its message is
-    wanted: asked for later, as its own all-to-all does, that word stands behind megabytes that go the other way, and a
-    link carries one direction after the other.
+    wanted: asked for later, as its own gather and all-to-all do, that word stands behind megabytes that go the other
+    way, and a link carries one direction after the other.
     """
     here, group = rank(), _group()
     others = [each for each in range(world_size()) if each != here]
@@ -262,10 +262,7 @@ def _arithmetic(device: torch.device) -> str:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-        _comm.all_gather_into_tensor(gathered, x, group=_group())
-        return gathered
+        return gather_behind(x)()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -285,8 +282,13 @@ class _Total(torch.autograd.Function):
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        exchanged = torch.empty_like(x, memory_format=torch.contiguous_format)
-        _comm.all_to_all_single(exchanged, x.contiguous(), group=_group())
+        x = x.contiguous()
+        exchanged = torch.empty_like(x)
+        if _is_gloo(x.device):
+            parts = (world_size(), -1)
+            _swapped(exchanged.unflatten(0, parts), x.unflatten(0, parts).unbind())()
+        else:
+            _comm.all_to_all_single(exchanged, x, group=_group())
         return exchanged
 
     @staticmethod

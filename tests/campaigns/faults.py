@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -135,7 +136,7 @@ class Bench:
             self.payload = before
 
     def _inject(self, fault: str, draw: random.Random) -> Outcome:
-        name = f"{fault.replace(' ', '-').replace(',', '')}-{os.getpid()}-{self.count}"
+        name = f"{re.sub('[^A-Za-z]+', '-', fault)}-{os.getpid()}-{self.count}"
         step, rank = draw.randrange(9, self.steps - 8), draw.randrange(2)
         begun = time.time()
         date = time.strftime("%Y-%m-%d %H:%M", time.gmtime(begun))
@@ -378,9 +379,9 @@ class Nodes:
         while len(self.nodes) < self.count:
             self.add()
 
-    def lose_and_add(self) -> None:
-        """A node dies, and another one comes 3 s later."""
-        self.lose()
+    def lose_and_add(self, node_id: str | None = None) -> None:
+        """A node dies, the last one where none is named, and another one comes 3 s later."""
+        self.lose(node_id)
         time.sleep(3)
         self.add()
 
@@ -416,6 +417,17 @@ def cluster() -> Nodes:
 def node_returns(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
     """A node dies at once with its worker, and another one comes later."""
     yield beside(bench, name, step, cluster().lose_and_add)
+
+
+def node_in_write(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
+    """The node of the rank that writes dies while a checkpoint is half written, and another one comes."""
+    nodes, run = cluster(), bench.run_of(name)
+
+    def act() -> None:
+        bench.wait(trace.inflicted(run).is_file, "stand in a checkpoint's write", name)
+        nodes.lose_and_add(trace.node_of(run, 0))
+
+    yield beside(bench, name, step, act, plans=[Plan("cut", step, waits=True)])
 
 
 def node_stays_away(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
@@ -465,11 +477,18 @@ FAULTS: dict[str, Callable[[Bench, str, int, int], Iterator[tuple[float, int]]]]
     "disk full while checkpointing": in_worker("full", length=8),
     "storage fails two times of three": in_worker("flaky"),
     "node lost, another comes": node_returns,
+    "node lost in a checkpoint's write": node_in_write,
     "node lost for good": node_stays_away,
     "node lost, back later": node_comes_back,
     "preemption with notice": preemption,
 }
-ON_NODES = ("node lost, another comes", "node lost for good", "node lost, back later", "preemption with notice")
+ON_NODES = (
+    "node lost, another comes",
+    "node lost in a checkpoint's write",
+    "node lost for good",
+    "node lost, back later",
+    "preemption with notice",
+)
 OTHER_WORLD = ("node lost for good", "node lost, back later")
 
 
