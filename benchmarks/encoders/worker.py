@@ -3,6 +3,7 @@
 Run as a file, with the code to measure first on the path. It is told [name of the encoder, seconds of a clip].
 """
 
+import importlib.util
 import json
 import os
 import resource
@@ -33,8 +34,9 @@ def main() -> None:
     name, seconds = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    from conclugen import encoders
-
+    # Until encoders had their name they were `backbones`.
+    module = "encoders" if importlib.util.find_spec("conclugen.encoders") else "backbones"
+    encoders = importlib.import_module(f"conclugen.{module}")
     begin = time.process_time()
     encoder = encoders.create(name)
     found = {"width": encoder.info.width, "starts": time.process_time() - begin}

@@ -38,7 +38,7 @@ def batch(widths: dict[str, int], rows: int, number: int, rank: int) -> Any:
 
 def loop(case: dict[str, Any]) -> Any:
     """What has a `step`."""
-    from conclugen import presets
+    from conclugen import Pretrainer, presets
 
     model = dict(zip(("representation_dim", "projection_dim", "reconstruction_hidden_dim"), case["sizes"], strict=True))
     tasks, widths = {"clustering": {"start_epoch": 0}, **case["tasks"]}, case["widths"]
@@ -50,8 +50,6 @@ def loop(case: dict[str, Any]) -> Any:
 
         torch.manual_seed(0)  # noqa: TID251 - the peer draws as everybody does
         return Loop(config, widths)
-    from conclugen.training.pretrainer import Pretrainer
-
     return Pretrainer(config, widths, 10**6, {m: ([0.0] * d, [1.0] * d) for m, d in widths.items()})
 
 

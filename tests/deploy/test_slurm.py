@@ -19,7 +19,11 @@ SCRIPT = Path(__file__).resolve().parents[2] / "deploy/slurm/pretrain.sbatch"
 _STUB = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$CALLS"
 case $(basename "$0") in
-    scontrol) if [[ $1 == show ]]; then tr ',' '\\n' <<< "$3"; fi ;;
+    scontrol)
+        case "$1 $2" in
+            "show hostnames") tr ',' '\\n' <<< "$3" ;;
+            "show job") echo "JobId=4321 PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=${STUB_PREEMPTED:-None} A=B" ;;
+        esac ;;
     srun)
         while [[ $1 == --* ]]; do shift; done
         exec "$@" ;;
@@ -105,6 +109,17 @@ def test_another_command_places_itself_and_its_status_is_the_jobs(cluster: dict[
     status, calls = submit(cluster | {"CONCLUGEN_COMMAND": "sweep", "STUB_STATUS": "3"}, tmp_path, "--run", "search")
     assert status == 3 and "conclugen sweep --run search" in calls
     assert not [call for call in calls if "requeue" in call]
+
+
+def test_a_command_that_fails_while_its_nodes_are_taken_away_is_queued_again(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    taken = cluster | {"STUB_PREEMPTED": "2026-01-01T12:00:00"}
+    status, calls = submit(taken | {"STUB_STATUS": "1"}, tmp_path, "--run", "first")
+    assert status == 1 and calls[-1] == "scontrol requeue 4321"
+    Path(cluster["CALLS"]).unlink()
+    status, calls = submit(taken, tmp_path, "--run", "first")
+    assert status == 0 and not [call for call in calls if "requeue" in call], "it had ended by then"
 
 
 def test_no_command_starts_where_a_node_does_not_join(cluster: dict[str, str], tmp_path: Path) -> None:
