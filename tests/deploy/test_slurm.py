@@ -22,7 +22,7 @@ case $(basename "$0") in
     scontrol)
         case "$1 $2" in
             "show hostnames") tr ',' '\\n' <<< "$3" ;;
-            "show job") echo "JobId=4321 PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=${STUB_PREEMPTED:-None} A=B" ;;
+            "show job") echo "JobId=4321 PreemptEligibleTime=2026-01-01 PreemptTime=${STUB_PREEMPTED:-None} A=B" ;;
         esac ;;
     srun)
         while [[ $1 == --* ]]; do shift; done
