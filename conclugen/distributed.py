@@ -149,25 +149,54 @@ def all_sum_each(tensors: Sequence[Tensor], wire: torch.dtype | None = None) -> 
 
     wire: the type in which they travel and are added; None: their own.
     """
-    if world_size() == 1:
-        return [x.detach() for x in tensors]
-    under_way: list[tuple[Tensor, list[Tensor], Any]] = []
-    start = 0
-    while start < len(tensors):
-        stop, elements = start + 1, tensors[start].numel()
-        while stop < len(tensors) and elements + tensors[stop].numel() <= _BUCKET_ELEMENTS:
-            elements += tensors[stop].numel()
-            stop += 1
-        bucket = [x.detach() for x in tensors[start:stop]]
-        flat = torch.cat([x.flatten() for x in bucket]).to(wire)
-        under_way.append((flat, bucket, _comm.all_reduce(flat, group=_group(), async_op=True)))
-        start = stop
-    sums: list[Tensor] = []
-    for flat, bucket, work in under_way:
-        work.wait()
-        pieces = flat.to(bucket[0].dtype).split([x.numel() for x in bucket])
-        sums += [piece.view(x.shape) for piece, x in zip(pieces, bucket, strict=True)]
-    return sums
+    sums = ComingSums([x.numel() for x in tensors], wire)
+    for at, x in enumerate(tensors):
+        sums.add(at, x)
+    return [x for x in sums.result() if x is not None]
+
+
+class ComingSums:
+    """Sums over ranks of tensors that come one after the other, without gradient, in few collectives. A bucket of them
+    is on its way as soon as it and those before it are complete; `result` waits for all.
+
+    sizes: numbers of each, in the order in which they are expected. The same must come on every rank, in any order;
+    what does not come at all is left out. wire: the type in which they travel and are added; None: their own.
+    """
+
+    def __init__(self, sizes: Sequence[int], wire: torch.dtype | None = None) -> None:
+        self._wire = wire
+        self._tensors: list[Tensor | None] = [None] * len(sizes)
+        self._buckets = [*_buckets(sizes)] if world_size() > 1 else []
+        self._begun: list[tuple[Tensor, list[int], Any]] = []
+        self._next = 0
+
+    def add(self, at: int, x: Tensor) -> None:
+        """The tensor expected at that place; it is left as it was."""
+        self._tensors[at] = x.detach()
+        while self._next < len(self._buckets) and all(
+            self._tensors[each] is not None for each in self._buckets[self._next]
+        ):
+            self._begin()
+
+    def result(self) -> list[Tensor | None]:
+        """The sums, by place; None for what has not come."""
+        while self._next < len(self._buckets):
+            self._begin()
+        for flat, places, work in self._begun:
+            work.wait()
+            own = [x for at in places if (x := self._tensors[at]) is not None]
+            pieces = flat.to(own[0].dtype).split([x.numel() for x in own])
+            for at, piece, x in zip(places, pieces, own, strict=True):
+                self._tensors[at] = piece.view(x.shape)
+        return self._tensors
+
+    def _begin(self) -> None:
+        """Send the next bucket, what has come of it."""
+        places = [at for at in self._buckets[self._next] if self._tensors[at] is not None]
+        self._next += 1
+        if places:
+            flat = torch.cat([x.flatten() for at in places if (x := self._tensors[at]) is not None]).to(self._wire)
+            self._begun.append((flat, places, _comm.all_reduce(flat, group=_group(), async_op=True)))
 
 
 def sum_scattered(x: Tensor, into: torch.dtype | None = None) -> Tensor:
@@ -207,6 +236,18 @@ def agreed(compute: Callable[[], tuple[Tensor, ...]], like: tuple[Tensor, ...]) 
         return compute()
     found = compute() if rank() == 0 else tuple(torch.zeros_like(x) for x in like)
     return tuple(broadcast(x.contiguous()) for x in found)
+
+
+def _buckets(sizes: Sequence[int]) -> Iterator[range]:
+    """Places of tensors that travel together."""
+    start = 0
+    while start < len(sizes):
+        stop, held = start + 1, sizes[start]
+        while stop < len(sizes) and held + sizes[stop] <= _BUCKET_ELEMENTS:
+            held += sizes[stop]
+            stop += 1
+        yield range(start, stop)
+        start = stop
 
 
 def _world() -> _World:

@@ -4,7 +4,7 @@ Whatever the way, afterwards `.grad` of each parameter holds the gradient of the
 on every rank, and None where no active task reaches the parameter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from conclugen import distributed
 from conclugen.batch import Batch
 from conclugen.config import PretrainConfig
 from conclugen.training import gradient_conflicts
-from conclugen.training.grad_cache import Objective, cached_gradients, direct_gradients
+from conclugen.training.grad_cache import Objective, cached_gradients, direct_gradients, order_of_arrival
 from conclugen.training.gradient_conflicts import Gradients
 from conclugen.training.model import Model
 from conclugen.training.summed_gradients import SummedGradients, summed
@@ -80,9 +80,14 @@ class GradientComputer:
         elif self.config.micro_batch is not None:
             factors = self.weighting.factors(active)
             objectives = [factors, *(by_itself if measured else [])]
-            shares, (gradients, *partial_T) = self._own(batch, step, epoch, objectives)
-            sums = iter(distributed.all_sum_each([g for g in gradients if g is not None], self._wire))
-            self._assign([None if g is None else next(sums) for g in gradients])
+            order, parameters = order_of_arrival(self.model, active), self.model.trainable()
+            place = {at: expected for expected, at in enumerate(order)}
+            sums = distributed.ComingSums([parameters[at].numel() for at in order], self._wire)
+            shares, (_, *partial_T) = self._own(
+                batch, step, epoch, objectives, lambda at, gradient: sums.add(place[at], gradient)
+            )
+            summed_P = sums.result()
+            self._assign([summed_P[place[at]] for at in range(len(parameters))])
             part_T = shares_of(self._head_norms(partial_T), factors, active) if measured else None
             computed = Computed(self._losses(shares), shares=part_T)
         else:
@@ -117,12 +122,20 @@ class GradientComputer:
         return summed([gradients[:heads] for gradients in partial_T], heads, self._wire).head_norms()
 
     def _own(
-        self, batch: Batch, step: int, epoch: int, objectives: Sequence[Objective]
+        self,
+        batch: Batch,
+        step: int,
+        epoch: int,
+        objectives: Sequence[Objective],
+        arrived: Callable[[int, Tensor], None] | None = None,
     ) -> tuple[dict[str, Tensor], list[Gradients]]:
-        """This rank's shares, and its part of the objectives' gradients, which are yet to be summed over ranks."""
+        """This rank's shares, and its part of the objectives' gradients, which are yet to be summed over ranks.
+        arrived: of micro-batches, see `cached_gradients`."""
         arguments = (self.model, batch, step, epoch, objectives)
         micro_batch = self.config.micro_batch
-        return direct_gradients(*arguments) if micro_batch is None else cached_gradients(*arguments, micro_batch)
+        if micro_batch is None:
+            return direct_gradients(*arguments)
+        return cached_gradients(*arguments, micro_batch, arrived)
 
     def _combine(
         self, losses: dict[str, Tensor], gradients_T: SummedGradients, step: int, factors: Sequence[Tensor | float]

@@ -147,12 +147,18 @@ def projection_before_the_sum() -> Any:
 def losses_of_micro_batches() -> Any:
     """Accumulation as it is usually done: each micro-batch has a loss of its own, and their gradients are averaged."""
 
-    def naive(net: model.Model, batch: Batch, step: int, epoch: int, objectives: Any, size: int) -> Any:
+    def naive(
+        net: model.Model, batch: Batch, step: int, epoch: int, objectives: Any, size: int, arrived: Any = None
+    ) -> Any:
         parts = [slice(start, start + size) for start in range(0, batch.rows, size)]
         results = [accumulation.direct_gradients(net, batch.part(p), step, epoch, objectives) for p in parts]
         shares = {n: torch.stack([s[n] for s, _ in results]).mean(0) for n in results[0][0]}
         columns = zip(*(g for _, g in results), strict=True)
-        return shares, [[None if p[0] is None else sum(p) / len(parts) for p in zip(*c, strict=True)] for c in columns]
+        means = [[None if p[0] is None else sum(p) / len(parts) for p in zip(*c, strict=True)] for c in columns]
+        for at, gradient in enumerate(means[0] if arrived else []):
+            if gradient is not None:
+                arrived(at, gradient)
+        return shares, means
 
     return mock.patch.object(gradients, "cached_gradients", naive)
 
@@ -209,6 +215,34 @@ def summed_in_buckets(shapes: list[tuple[int, ...]], bucket: int) -> list[bool]:
     with mock.patch.object(distributed, "_BUCKET_ELEMENTS", bucket):
         sums = distributed.all_sum_each(tensors)
     return [torch.equal(found, distributed.all_sum(x)) for found, x in zip(sums, tensors, strict=True)]
+
+
+def sums_beside_micro_batches(config: dict[str, Any], batch: dict[str, Any], bucket: int) -> list[str]:
+    """In their order: passes of micro-batches through the heads, buckets of gradients that are sent, and `done` when
+    all gradients are there. bucket: numbers of one."""
+    cfg = PretrainConfig.from_dict(config)
+    pretrainer = Pretrainer(cfg, WIDTHS, 1, _moments(cfg))
+    events: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any], after: bool = False) -> Callable[..., Any]:
+        def with_note(*arguments: Any, **options: Any) -> Any:
+            if not after:
+                events.append(name)
+            found = function(*arguments, **options)
+            if after:
+                events.append(name)
+            return found
+
+        return with_note
+
+    with (
+        mock.patch.object(distributed, "_BUCKET_ELEMENTS", bucket),
+        mock.patch.object(model.Model, "representations", noted("pass", model.Model.representations)),
+        mock.patch.object(distributed.ComingSums, "_begin", noted("sum", distributed.ComingSums._begin)),
+        mock.patch.object(gradients, "cached_gradients", noted("done", gradients.cached_gradients, after=True)),
+    ):
+        pretrainer.step(own_rows(batch, cfg))
+    return events
 
 
 def train_apart(*arguments: Any) -> tuple[dict[str, Any], set[bool]]:

@@ -1,5 +1,7 @@
 """What travels between ranks, how much of it, and in which type: bytes by closed forms, values by the whole batch."""
 
+import math
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -94,6 +96,15 @@ def test_gradients_of_tasks_travel_as_often_as_the_closed_form_says(
         shared = sum(n for reached, n in whole if reached > 1)
         all_reduced = 2 * size * (world - 1) / world
         assert moved <= all_reduced * (alone + shared * (3 + 1) / 2)
+
+
+def test_gradients_of_micro_batches_travel_before_the_last_one_is_done(workers: Pool) -> None:
+    """Those that the heads' second pass does not reach travel beside it, the others beside its last way back."""
+    case = CASES["micro-batches, improved"]
+    parts = math.ceil(math.ceil(case["global_batch"] / 2) / case["micro_batch"])
+    for events in workers.run(2, ranks.sums_beside_micro_batches, case, BATCH, 40):
+        order = "".join(event[0] for event in events)
+        assert re.fullmatch(f"p{{{parts}}}s+p{{{parts}}}s+d", order), order
 
 
 def test_a_projection_of_compressed_gradients_is_near_that_of_whole_ones(workers: Pool) -> None:
