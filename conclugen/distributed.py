@@ -144,17 +144,6 @@ def total(x: Tensor) -> Tensor:
     return summed
 
 
-def all_sum_each(tensors: Sequence[Tensor], wire: torch.dtype | None = None) -> list[Tensor]:
-    """Sum of each over ranks, without gradient, in few collectives; the tensors themselves are left as they were.
-
-    wire: the type in which they travel and are added; None: their own.
-    """
-    sums = ComingSums([x.numel() for x in tensors], wire)
-    for at, x in enumerate(tensors):
-        sums.add(at, x)
-    return [x for x in sums.result() if x is not None]
-
-
 class ComingSums:
     """Sums over ranks of tensors that come one after the other, without gradient, in few collectives. A bucket of them
     is on its way as soon as it and those before it are complete; `result` waits for all.

@@ -205,16 +205,22 @@ def gathered_twice(rows: int) -> dict[str, Any]:
 
 
 def summed_in_buckets(shapes: list[tuple[int, ...]], bucket: int) -> list[bool]:
-    """Is `all_sum_each` with buckets of so many numbers what `all_sum` gives for each tensor alone?"""
+    """Is what `ComingSums` with buckets of so many numbers gives what `all_sum` gives for each tensor alone? They come
+    last to first, on one rank in their order, and the third does not come."""
     # Whole numbers, whose sum is the same in any order.
     count = [math.prod(shape) for shape in shapes]
     draws = (
         uniform(1, "buckets", distributed.rank(), torch.arange(sum(count)), 1).mul(1000).floor().flatten().split(count)
     )
     tensors = [x.view(shape) for x, shape in zip(draws, shapes, strict=True)]
+    come = [at for at in range(len(tensors)) if at != 2]
     with mock.patch.object(distributed, "_BUCKET_ELEMENTS", bucket):
-        sums = distributed.all_sum_each(tensors)
-    return [torch.equal(found, distributed.all_sum(x)) for found, x in zip(sums, tensors, strict=True)]
+        sums = distributed.ComingSums(count)
+    for at in come if distributed.rank() == 1 else reversed(come):
+        sums.add(at, tensors[at])
+    found = sums.result()
+    right = [found[at] is not None and torch.equal(found[at], distributed.all_sum(tensors[at])) for at in come]
+    return [*right, found[2] is None]
 
 
 def sums_beside_micro_batches(config: dict[str, Any], batch: dict[str, Any], bucket: int) -> list[str]:
