@@ -240,7 +240,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6000, help="of each run: enough for a minute at least")
     options = parser.parse_args()
-    right, expected = True, {}
+    right = True
+    expected: dict[str, np.ndarray] = {}
     with running(options.steps) as slurm:
         taken, undisturbed = preempted(slurm, "preempted", lambda: slurm.submit("undisturbed", "first"))
         print("| job | state | exit | starts | model |\n|---|---|---|---|---|", flush=True)

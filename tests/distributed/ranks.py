@@ -219,7 +219,7 @@ def summed_in_buckets(shapes: list[tuple[int, ...]], bucket: int) -> list[bool]:
     for at in come if distributed.rank() == 1 else reversed(come):
         sums.add(at, tensors[at])
     found = sums.result()
-    right = [found[at] is not None and torch.equal(found[at], distributed.all_sum(tensors[at])) for at in come]
+    right = [(x := found[at]) is not None and torch.equal(x, distributed.all_sum(tensors[at])) for at in come]
     return [*right, found[2] is None]
 
 
