@@ -42,7 +42,7 @@ def run(job: EvaluateJob) -> int:
     where = "" if job.output == DEFAULT_OUTPUT else f" --output {shlex.quote(job.output)}"
     data = shlex.quote(job.data.folder)
     tell_next(f"embed --data {data} --run {job.run} --evaluation {shlex.quote(result.folder.name)}{where}")
-    return PARTIAL if result.damaged else GOOD
+    return PARTIAL if result.corrupt else GOOD
 
 
 def _listed() -> str:

@@ -53,7 +53,7 @@ from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.verdict import EvaluateResult, comparisons, verdict
-from shards import Damage, Manifest, Rows, View
+from shards import CorruptSample, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
 
 _BLOCK_ROWS = 4096
@@ -110,7 +110,7 @@ class Opened:
 
 
 def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
-    """The run's model and the rows of the job's views, checked for these methods; damaged rows are left out aloud.
+    """The run's model and the rows of the job's views, checked for these methods; corrupt rows are left out aloud.
 
     Raises:
         ValueError: no such finished run, view or label; a label or a split from which nothing can be learned.
@@ -134,8 +134,8 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     probe = probe_config(job.comparison.probe_weights, job.comparison.select_by)
     protocol = Protocol(f"label {job.label!r}", read.target, read.groups, (read.fold,), probe, read.unit_ids)
     check(protocol, methods, job.comparison.class_weights)
-    for sample in read.damaged:
-        print(f"left out: sample {sample.key!r} of {sample.shard} is damaged: {sample.reason}", flush=True)
+    for sample in read.corrupt:
+        print(f"left out: sample {sample.key!r} of {sample.shard} is corrupt: {sample.reason}", flush=True)
     series = series_of(folder, job)
     opened = Opened(folder, embedder, read, protocol, place_of(folder, series), f"evaluation/{series}", uri)
     tell_corpora(opened)
@@ -251,7 +251,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
         class_rows = dict(zip(target.classes, counts.tolist(), strict=True))
         by_unit = {units[unit][0]: own for unit, own in group_class_rows(protocol).items()}
     result = EvaluateResult(
-        *(place, job.label, main, scores, read.damaged, target.kind, class_rows, dict(units.values())),
+        *(place, job.label, main, scores, read.corrupt, target.kind, class_rows, dict(units.values())),
         unit=read.units.singular,
         group_class_rows=by_unit,
         corpora=opened.corpora,
@@ -336,7 +336,7 @@ class LabelledRows:
         target: Their label.
         groups: (N,) unit of the split of each (`data.split_unit`); a row without one is a group of its own.
         fold: Of the rows that have the label and at least one modality, which are in which view.
-        damaged: Samples that could not be read.
+        corrupt: Samples that could not be read.
         unit_ids: (N,) unit of intervals and tests.
         units: What these are.
     """
@@ -345,7 +345,7 @@ class LabelledRows:
     target: Target
     groups: NDArray[np.int64]
     fold: Fold
-    damaged: list[Damage]
+    corrupt: list[CorruptSample]
     unit_ids: NDArray[np.int64]
     units: Units
 
@@ -364,11 +364,11 @@ def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows
     split = Units.read(manifest, job.data.split_unit, "data.split_unit")
     units = split if job.interval_unit is None else Units.read(manifest, job.interval_unit, "interval_unit")
     validation = held_out_view(job.data, manifest) or job.data.view
-    parts, rows, damaged, at = {}, [], [], 0
+    parts, rows, corrupt, at = {}, [], [], 0
     for name in dict.fromkeys((job.data.view, validation, job.test_view)):
         reader = open_reader(job.data, manifest, View.open(manifest, name), modalities, (job.label,))
         read = reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(reader.counts) if count])
-        damaged += list(reader.damage)
+        corrupt += list(reader.corrupt)
         target = read.labels[job.label]
         usable = np.any([read.present[m] for m in modalities], axis=0)
         usable &= (target >= 0) if label.kind == "class" else np.isfinite(target.reshape(len(target), -1)).all(axis=1)
@@ -383,7 +383,7 @@ def read_labelled(job: EvaluateJob, modalities: tuple[str, ...]) -> LabelledRows
     sentiment = label.kind == "continuous" and job.comparison.sentiment
     labels = Target(job.label, label.kind, values, label.classes, sentiment)  # type: ignore[arg-type]
     fold = Fold(0, parts[job.data.view], parts[job.test_view], parts[validation])
-    return LabelledRows(every, labels, split.ids(every.row), fold, damaged, units.ids(every.row), units)
+    return LabelledRows(every, labels, split.ids(every.row), fold, corrupt, units.ids(every.row), units)
 
 
 def check_split(job: EvaluateJob, read: LabelledRows, methods: Sequence[str] = ()) -> None:
@@ -518,7 +518,7 @@ def write_results(result: EvaluateResult, job: EvaluateJob) -> None:
         "verdict": verdict(result),
         "class_rows": dict(result.class_rows),
         "group_rows": dict(result.group_rows),
-        "damaged": [asdict(d) for d in result.damaged],
+        "damaged": [asdict(d) for d in result.corrupt],
         "cells": cells,
     }
     if result.stamp:

@@ -15,7 +15,7 @@ from conclugen.corpora import by_corpus
 from ray_jobs.run_config import DataConfig, SourceConfig
 from ray_jobs.source import Source, data_set, rendered, rounding
 from shards import Cursor, Manifest, Reader, Rows, View
-from shards.damage import Damage, DamageLog, ShardError
+from shards.errors import CorruptionLog, CorruptSample, ShardError
 from shards.format.rows import Memory
 from shards.planning.mixed_plan import MixedPlan
 from shards.planning.shares import whole_weights
@@ -59,9 +59,9 @@ class Corpora:
 
     @classmethod
     def open(
-        cls, data: DataConfig, modalities: tuple[str, ...], quarantine: Callable[[Damage], None] | None = None
+        cls, data: DataConfig, modalities: tuple[str, ...], quarantine: Callable[[CorruptSample], None] | None = None
     ) -> Corpora:
-        """Open the training side of every source; `quarantine` is called with every damaged sample that is met.
+        """Open the training side of every source; `quarantine` is called with every corrupt sample that is met.
 
         Raises ValueError as `Mixture.open` does, but for what depends on weights.
         """
@@ -71,7 +71,7 @@ class Corpora:
         reader = MixedReader(
             {corpus.name: corpus.reader for corpus in corpora},
             {name: source.speakers for name, source in data.sources.items() if source.speakers is not None},
-            data.max_damaged_share,
+            data.max_corrupt_share,
             quarantine,
         )
         return cls(corpora, reader)
@@ -158,9 +158,9 @@ class Mixture:
 
     @classmethod
     def open(
-        cls, data: DataConfig, config: PretrainConfig, quarantine: Callable[[Damage], None] | None = None
+        cls, data: DataConfig, config: PretrainConfig, quarantine: Callable[[CorruptSample], None] | None = None
     ) -> Mixture:
-        """Open the training side of `data.sources`; `quarantine` is called with every damaged sample that is met.
+        """Open the training side of `data.sources`; `quarantine` is called with every corrupt sample that is met.
 
         Raises:
             ValueError: in one line with the corpus: no such folder, view, column or speaker column; a corpus without
@@ -247,15 +247,15 @@ class Mixture:
         """What a run is found by in MLflow."""
         return self.opened.tags()
 
-    def damage_logs(self, most: float) -> dict[str, tuple[DamageLog, Callable[[int], int]]]:
-        """Corpus -> a log that judges its damaged samples by its own rows, and the rows read of it before a step.
+    def corruption_logs(self, most: float) -> dict[str, tuple[CorruptionLog, Callable[[int], int]]]:
+        """Corpus -> a log that judges its corrupt samples by its own rows, and the rows read of it before a step.
 
-        most: share of its rows beyond which a log raises DamageError."""
+        most: share of its rows beyond which a log raises CorruptionError."""
 
         def counted(name: str) -> Callable[[int], int]:
             return lambda step: self.plan.rows_before(step)[name]
 
-        return {corpus.name: (DamageLog(corpus.view.rows, most), counted(corpus.name)) for corpus in self.corpora}
+        return {corpus.name: (CorruptionLog(corpus.view.rows, most), counted(corpus.name)) for corpus in self.corpora}
 
     def describe(self) -> str:
         """Shares of the rows, for the line that a run begins with."""
@@ -307,7 +307,7 @@ AnySource = Source | Mixture
 
 
 def open_source(
-    data: DataConfig, config: PretrainConfig, quarantine: Callable[[Damage], None] | None = None
+    data: DataConfig, config: PretrainConfig, quarantine: Callable[[CorruptSample], None] | None = None
 ) -> AnySource:
     """What `data` names: one folder, or several corpora. Raises ValueError as they do."""
     return (Mixture if data.sources else Source).open(data, config, quarantine)
@@ -380,7 +380,7 @@ def _opened(name: str, source: SourceConfig, modalities: tuple[str, ...]) -> Cor
         manifest.schema.check_group_column(source.speaker)
     except ValueError as error:
         raise ValueError(f"{where}.speaker: {error}") from None
-    reader = Reader(manifest, view, own, (), max_damaged_share=1.0, group=source.speaker)
+    reader = Reader(manifest, view, own, (), max_corrupt_share=1.0, group=source.speaker)
     return Corpus(name, source, manifest, view, reader)
 
 
@@ -398,7 +398,7 @@ def _manifest(name: str, source: SourceConfig) -> Manifest:
 
 def _only(corpus: Corpus, modality: str) -> Reader:
     columns = {modality: corpus.reader.modalities[modality]}
-    return Reader(corpus.manifest, corpus.view, columns, (), max_damaged_share=1.0)
+    return Reader(corpus.manifest, corpus.view, columns, (), max_corrupt_share=1.0)
 
 
 def _refuse_the_same_twice(corpora: tuple[Corpus, ...]) -> None:

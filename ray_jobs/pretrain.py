@@ -18,7 +18,7 @@ from ray_jobs.tracking.mlflow_environment import ui_command
 if TYPE_CHECKING:
     from ray_jobs.training.pretraining import PretrainResult
     from ray_jobs.training.worker import Start
-    from shards.damage import Damage
+    from shards.errors import CorruptSample
 
 
 def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
@@ -38,11 +38,11 @@ def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> 
 
 def run(job: PretrainJob) -> int:
     result = pretrain(job)
-    damaged = result.folder.quarantined()
-    if damaged:
-        each = f" ({_by_corpus(damaged)})" if job.data.sources else ""
+    corrupt = result.folder.quarantined()
+    if corrupt:
+        each = f" ({_by_corpus(corrupt)})" if job.data.sources else ""
         listed = result.folder.path / "quarantine"
-        print(f"\n{len(damaged)} damaged sample(s) were left out{each}, listed in {listed}")
+        print(f"\n{len(corrupt)} corrupt sample(s) were left out{each}, listed in {listed}")
     print(
         f"\nrun {result.folder.name}: {result.step} steps done"
         f"\n  model     {result.model}    (conclugen.load(path).embed(batch))"
@@ -58,12 +58,12 @@ def run(job: PretrainJob) -> int:
     if result.unsent:
         print(f"not all of it reached MLflow; it is sent by: conclugen track {result.folder.path}")
     tell_next(_next(job))
-    return PARTIAL if damaged or result.refused or (result.unsent and model is not None) else GOOD
+    return PARTIAL if corrupt or result.refused or (result.unsent and model is not None) else GOOD
 
 
-def _by_corpus(damaged: Sequence[Damage]) -> str:
+def _by_corpus(corrupt: Sequence[CorruptSample]) -> str:
     """How many of each corpus; `shards.reading.mixed_reader` names shards CORPUS/SHARD."""
-    counts = Counter(sample.shard.partition("/")[0] for sample in damaged)
+    counts = Counter(sample.shard.partition("/")[0] for sample in corrupt)
     return ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
 
 

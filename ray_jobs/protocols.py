@@ -51,16 +51,16 @@ _RAW: Mapping[str, tuple[str, Callable[[Mapping[str, NDArray[np.float64]]], Bloc
 
 @dataclass(frozen=True)
 class Answers:
-    """folder: of the evaluation. done: what was asked. damaged: samples that were left out."""
+    """folder: of the evaluation. done: what was asked. corrupt: samples that were left out."""
 
     folder: Path
     done: tuple[Done, ...]
-    damaged: int
+    corrupt: int
 
     @property
     def whole(self) -> bool:
         """Whether every protocol was answered, of all samples."""
-        return not self.damaged and all(one.outcome is not None for one in self.done)
+        return not self.corrupt and all(one.outcome is not None for one in self.done)
 
 
 def ask(job: EvaluateJob) -> Answers:
@@ -87,7 +87,7 @@ def ask(job: EvaluateJob) -> Answers:
     if all(one.outcome is None for one in done):
         raise ValueError("; ".join(f"protocol {one.name}: {one.reason}" for one in done))
     track(done, opened)
-    return Answers(opened.place, tuple(done), len(opened.read.damaged))
+    return Answers(opened.place, tuple(done), len(opened.read.corrupt))
 
 
 # ---- what is asked
@@ -227,8 +227,8 @@ def _corpus(
         if _made(own) and _made(manifest)
         else ("compared by name and width alone, for not both corpora tell how they were made")
     )
-    if reader.damage:
-        told += f"; {len(reader.damage)} damaged sample(s) of {name} are left out"
+    if reader.corrupt:
+        told += f"; {len(reader.corrupt)} corrupt sample(s) of {name} are left out"
     if lacking:
         told += f"; {name} has no column {column}, and its units are of {GROUP!r}"
     found = replace(target, values=values[kept])

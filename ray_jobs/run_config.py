@@ -39,7 +39,7 @@ class ShardsConfig:
             is selected on `view`.
         modalities: Composition of modalities from stored columns, e.g. `{"video": ["video_2d", "video_3d"]}`; None: the
             manifest's own.
-        max_damaged_share: Share of damaged samples beyond which the job stops.
+        max_corrupt_share: Share of corrupt samples beyond which the job stops.
         split_unit: Column whose values have rows on one side of a split only: `group` (speakers, videos), `meta.NAME`,
             or `row`, every row by itself.
     """
@@ -48,13 +48,13 @@ class ShardsConfig:
     view: str = "train"
     validation_view: str | None = DEFAULT_VALIDATION_VIEW
     modalities: dict[str, tuple[str, ...]] | None = None
-    max_damaged_share: float = 0.001
+    max_corrupt_share: float = field(default=0.001, metadata={"was": "max_damaged_share"})
     split_unit: str = "group"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", _placed("data.folder", self.folder))
-        if not 0 <= self.max_damaged_share <= 1:
-            raise ValueError(f"data.max_damaged_share: must be a share from 0 to 1, got {self.max_damaged_share}")
+        if not 0 <= self.max_corrupt_share <= 1:
+            raise ValueError(f"data.max_corrupt_share: must be a share from 0 to 1, got {self.max_corrupt_share}")
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class RunConfig:
             and GPU for chrome://tracing or Perfetto, and a table of the longest. The steps traced are slower.
         profile_ranks: Which ranks write a trace.
         max_failures: Restarts after failures that may pass (a lost process or node, storage out of reach). Errors that
-            would come back, like damaged data or a loss that is not finite, end the run at once.
+            would come back, like corrupt data or a loss that is not finite, end the run at once.
         stall_timeout_s: Seconds without a finished step after which a rank is given up; the end of a lost rank's
             collectives is a little later. It must cover the slowest step, the first one, and a checkpoint.
         tracking_uri: MLflow tracking URI; None: a local SQLite file below `output`.

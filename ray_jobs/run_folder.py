@@ -4,7 +4,7 @@
     run.json               identity of the run
     config.json            resolved configuration of the last start
     journal.jsonl          everything tracked, append-only
-    quarantine/            damaged samples that training met, a file for each rank
+    quarantine/            corrupt samples that training met, a file for each rank
     standardization.safetensors
     checkpoints/step-*/    checkpoints, unless run.storage puts them elsewhere
     failures.jsonl         failed attempts
@@ -39,7 +39,7 @@ from conclugen.common.reading import parse_json, read_lines, read_mapping
 from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.run_config import PretrainJob, RunConfig
 from ray_jobs.tracking.journal import Journal
-from shards import Damage
+from shards import CorruptSample
 
 _MOMENTS = ("mean", "deviation")
 DATA, CHOSEN = "data", "run.yaml"
@@ -211,16 +211,16 @@ class RunFolder:
         sync_file(self.journal)
 
     def quarantine(self, rank: int) -> Quarantine:
-        """Where a rank notes the damaged samples that it meets."""
+        """Where a rank notes the corrupt samples that it meets."""
         return Quarantine(self.path / "quarantine" / f"rank-{rank}.jsonl", self.append)
 
-    def quarantined(self) -> list[Damage]:
-        """Damaged samples that any rank has met in any start, each once, in order of rows."""
+    def quarantined(self) -> list[CorruptSample]:
+        """Corrupt samples that any rank has met in any start, each once, in order of rows."""
         files = self.path.glob("quarantine/*.jsonl")
         by_row = {}
         for line in (line for path in files for line, _ in read_lines(path) if line is not None):
             try:
-                sample = Damage(**parse_json(line))
+                sample = CorruptSample(**parse_json(line))
             except (ValueError, TypeError):
                 continue  # torn by a crash; the sample is met again
             if isinstance(sample.row, int):
@@ -256,21 +256,21 @@ class RunFolder:
 
 
 class Quarantine:
-    """Damaged samples that one rank meets: written to its own file, and waiting for the next meeting of the ranks.
+    """Corrupt samples that one rank meets: written to its own file, and waiting for the next meeting of the ranks.
 
     append: adds lines to the file.
     """
 
     def __init__(self, path: Path, append: Callable[[Path, str], None]):
         self.path, self._append = path, append
-        self._new: deque[Damage] = deque()
+        self._new: deque[CorruptSample] = deque()
 
-    def note(self, sample: Damage) -> None:
+    def note(self, sample: CorruptSample) -> None:
         """Take a sample in; called by the thread that reads."""
         self._new.append(sample)
         self._append(self.path, json.dumps(asdict(sample)) + "\n")
 
-    def take(self) -> list[Damage]:
+    def take(self) -> list[CorruptSample]:
         """Samples noted since the last call."""
         return [self._new.popleft() for _ in range(len(self._new))]
 

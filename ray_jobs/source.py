@@ -14,7 +14,7 @@ from conclugen import PretrainConfig
 from ray_jobs.roles import GROUP
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
-from shards.damage import Damage
+from shards.errors import CorruptSample
 from shards.format.rows import Memory
 from shards.reading.stream import ReadAhead, Step
 from shards.tools.stats import absent_modalities, column_moments
@@ -38,9 +38,9 @@ class Source:
 
     @classmethod
     def open(
-        cls, data: DataConfig, config: PretrainConfig, quarantine: Callable[[Damage], None] | None = None
+        cls, data: DataConfig, config: PretrainConfig, quarantine: Callable[[CorruptSample], None] | None = None
     ) -> Source:
-        """Open the training side of `data`; `quarantine` is called with every damaged sample.
+        """Open the training side of `data`; `quarantine` is called with every corrupt sample.
 
         Raises:
             ValueError: no such folder or view, a modality without columns, or a view smaller than one global batch.
@@ -166,7 +166,7 @@ def open_reader(
     view: View,
     modalities: tuple[str, ...],
     labels: tuple[str, ...] | None = None,
-    quarantine: Callable[[Damage], None] | None = None,
+    quarantine: Callable[[CorruptSample], None] | None = None,
     speaker: str = GROUP,
 ) -> Reader:
     """A reader of the chosen modalities, composed as the configuration says or else as the manifest does; speaker:
@@ -186,7 +186,7 @@ def open_reader(
         view=view,
         modalities={name: composition[name] for name in modalities},
         labels=labels,
-        max_damaged_share=data.max_damaged_share,
+        max_corrupt_share=data.max_corrupt_share,
         quarantine=quarantine,
         group=speaker,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from conclugen.evaluation.judge import Score, strongest_raw
 from conclugen.evaluation.statistics import Comparison, Crossed, Scores, paired_tests
-from shards import Damage
+from shards import CorruptSample
 
 # What one would use a pretrained model for: its heads instead of the raw features, or beside them.
 _ASKED = ("pretrained", "pretrained + raw")
@@ -19,7 +19,7 @@ _ASKED = ("pretrained", "pretrained + raw")
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Scores, the damaged samples that were left out, and the folder with the table, the pictures and `scores.json`.
+    """Scores, the corrupt samples that were left out, and the folder with the table, the pictures and `scores.json`.
 
     main_score: by which rows are compared. kind: of the label. class_rows: of classes, test rows of each. group_rows:
     test rows of each unit of intervals; group_class_rows: of classes, its test rows of each. unit: what such a unit is
@@ -30,7 +30,7 @@ class EvaluateResult:
     label: str
     main_score: str
     scores: list[Score]
-    damaged: list[Damage]
+    corrupt: list[CorruptSample]
     kind: str = "class"
     class_rows: Mapping[str, int] = field(default_factory=dict)
     group_rows: Mapping[str, int] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from conclugen.common import extras
 extras.require("the data plane", "pyarrow", "xxhash", "fsspec", "psutil")
 
 if TYPE_CHECKING:
-    from shards.damage import Damage, DamageError, DamageLog, ManifestError, ShardError
+    from shards.errors import CorruptionError, CorruptionLog, CorruptSample, ManifestError, ShardError
     from shards.format.manifest import Manifest, ShardEntry
     from shards.format.rows import Rows, group_id
     from shards.format.schema import Column, Label, Sample, Schema
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Column",
+    "CorruptSample",
+    "CorruptionError",
+    "CorruptionLog",
     "Cursor",
-    "Damage",
-    "DamageError",
-    "DamageLog",
     "EpochPlan",
     "Label",
     "Manifest",
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "damage": ("Damage", "DamageError", "DamageLog", "ManifestError", "ShardError"),
+    "errors": ("CorruptSample", "CorruptionError", "CorruptionLog", "ManifestError", "ShardError"),
     "format.manifest": ("Manifest", "ShardEntry"),
     "planning.plan": ("Cursor", "EpochPlan", "Range"),
     "reading.reader": ("Reader",),

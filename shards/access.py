@@ -1,5 +1,4 @@
-"""A failure of access is not damage: a store that refuses, throttles or does not answer says nothing about the data in
-it."""
+"""Failures of access: a store that refuses, throttles or does not answer says nothing about the data in it."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ PACK = Command(
 INDEX = Command(
     "shards index",
     IndexJob,
-    _run("shards.foreign.command", lambda job: learn_from(job.output or job.data)),
+    _run("shards.webdataset_import.command", lambda job: learn_from(job.output or job.data)),
     was={"out": "output"},
     bare="data",
     epilog=lambda: _INDEX_EXAMPLE,
@@ -81,7 +81,7 @@ INDEX = Command(
 CONVERT_PICKLE = Command(
     "shards convert-pickle",
     ConvertPickleJob,
-    _run("shards.foreign.convert_pickle", lambda job: f"run {shlex.quote(str(job.output))}"),
+    _run("shards.webdataset_import.convert_pickle", lambda job: f"run {shlex.quote(str(job.output))}"),
     was={"out": "output"},
     bare="source",
     epilog=lambda: _CONVERT_EXAMPLE,

@@ -99,10 +99,6 @@ class Stops:
 
 
 def _serve(folder: Path, imports: Sequence[str]) -> None:
-    import shards.foreign.command
-    import shards.packing.command
-    import shards.planning.split
-    import shards.verification.command  # noqa: F401
 
     for module in imports:
         importlib.import_module(module)

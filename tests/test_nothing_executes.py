@@ -28,14 +28,14 @@ from conclugen.export import ExportError
 from conclugen.training import checkpoint
 from conclugen.training.checkpoint import CheckpointError
 from shards import Manifest, ManifestError, Reader, ShardError, View
-from shards.foreign.command import index_folder
 from shards.format.tables import read_table
 from shards.packing.sample_table import SampleTable
 from shards.packing.source import open_source
+from shards.webdataset_import.command import index_folder
 from tests.campaigns.shard_fuzz.bombs import bomb
 from tests.campaigns.shard_fuzz.judge import bounded
 from tests.conclugen.runs import fresh, rows, small_config
-from tests.shards.foreign.foreign_tars import plain_members, write_tar
+from tests.shards.webdataset_import.plain_tars import plain_members, write_tar
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("conclugen", "shards", "ray_jobs", "tuning", "benchmarks")

@@ -35,7 +35,7 @@ from ray_jobs.extraction.plan import Augmentation, Decoding
 from ray_jobs.run_config import DataConfig, RunConfig
 from shards.clips.plan import BuildOptions
 from shards.corpus.writing import CorpusConfig
-from shards.damage import DamageLog
+from shards.errors import CorruptionLog
 from shards.format.schema import Column, Label
 from shards.media.limits import Limits
 from shards.media.prepare import Request
@@ -79,8 +79,8 @@ def sweep(**changes: Any) -> SweepJob:
     return SweepJob(**{"data": data(), "name": "one", **changes})
 
 
-def damage(**changes: Any) -> DamageLog:
-    return DamageLog(total_rows=10, **changes)
+def damage(**changes: Any) -> CorruptionLog:
+    return CorruptionLog(total_rows=10, **changes)
 
 
 def column(**changes: Any) -> Column:
@@ -236,7 +236,7 @@ OF_DATA: Borders = [
 ]
 
 OF_JOBS: Borders = [
-    (data, "max_damaged_share", [0.0, 1.0], [-TINY, 1 + TINY]),
+    (data, "max_corrupt_share", [0.0, 1.0], [-TINY, 1 + TINY]),
     (data, "standardization_rows", [2], [1]),
     *[(data, name, [1], [0]) for name in ("read_tasks", "prefetch")],
     (data, "chunk_rows", [None, 1], [0]),
@@ -316,7 +316,7 @@ def test_values_at_the_border_are_accepted_and_those_beyond_are_refused_by_name(
 
 
 # Options whose name on the command line is not the field's.
-OTHER_NAMES = {"kind": "pool", "count": "views", "max_share": "max_damaged_share", "datasets": "name"}
+OTHER_NAMES = {"kind": "pool", "count": "views", "max_share": "max_corrupt_share", "datasets": "name"}
 
 
 def names(message: str, field: str) -> bool:

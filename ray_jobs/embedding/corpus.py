@@ -94,16 +94,16 @@ class _EmbedRanges:
         self._rows, self._ranges = rows, ranges
         composition = {name: rows.model.modalities[name] for name in rows.model.embedder.modalities}
         self._reader = Reader(
-            manifest, View.everything(manifest), modalities=composition, labels=(), max_damaged_share=1
+            manifest, View.everything(manifest), modalities=composition, labels=(), max_corrupt_share=1
         )
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         return pa.concat_tables([self._one(*self._ranges[int(number)]) for number in batch["id"]])
 
     def _one(self, shard: int, start: int, stop: int) -> pa.Table:
-        before = len(list(self._reader.damage))
+        before = len(list(self._reader.corrupt))
         read = self._reader.read(shard, start, stop)
-        damaged = {item.row: item.reason for item in list(self._reader.damage)[before:]}
+        corrupt = {item.row: item.reason for item in list(self._reader.corrupt)[before:]}
         features = {m: np.where(read.present[m][:, None], x, np.nan) for m, x in read.features.items()}
         made = self._rows.columns(features)
         keys = self._reader.metadata(shard)["key"].slice(start, stop - start)
@@ -111,7 +111,7 @@ class _EmbedRanges:
         numbers = {"shard": np.full(count, shard, np.int32), "row": np.arange(start, stop, dtype=np.int32)}
         usable = np.any(list(read.present.values()), axis=0)
         reasons = [
-            damaged.get(int(row), None if there else "nothing of it is what the model takes")
+            corrupt.get(int(row), None if there else "nothing of it is what the model takes")
             for row, there in zip(read.row, usable, strict=True)
         ]
         return pa.table({"key": keys, **numbers, "reason": pa.array(reasons, pa.string()), **made})

@@ -22,7 +22,7 @@ from conclugen.encoders.views import augment
 from ray_jobs.extraction.plan import Augmentation, Decoding, EncoderChoice, short, view_name
 from shards.clips.decode import decode_clip
 from shards.clips.reader import ClipReader, StoredClip
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.media.face_track import TIME_ROUNDING
 from shards.media.frames import Frames
 from shards.media.limits import REASONS, Limits, MediaError

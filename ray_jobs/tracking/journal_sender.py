@@ -46,8 +46,8 @@ from ray_jobs.tracking.mlflow_environment import (
 )
 from ray_jobs.tracking.mlflow_run import (
     METRICS_PER_REQUEST,
-    ForeignStoreError,
     MlflowRun,
+    OutsideStoreError,
     RunGoneError,
     is_refusal,
     says_absent,
@@ -63,7 +63,7 @@ _FILE_KINDS = ("artifact", "model")
 Entry = tuple[dict[str, Any], int]  # a record, and the offset of the one behind it
 
 
-class ForeignPathError(ValueError):
+class OutsidePathError(ValueError):
     """A journal names a file outside its own folder."""
 
 
@@ -234,7 +234,7 @@ class JournalSender:
                 return
             else:
                 self._refusals += 1
-                gone = isinstance(error, FileNotFoundError | ForeignPathError | ForeignStoreError)
+                gone = isinstance(error, FileNotFoundError | OutsidePathError | OutsideStoreError)
                 if self._refusals < _REFUSALS_BEFORE_GIVING_UP and not gone:
                     raise
                 self._give_up(record, error)
@@ -279,7 +279,7 @@ class JournalSender:
                 _log.warning("%s: a record of unknown kind %r is not sent", self._journal, kind)
 
     def _own_file(self, record: dict[str, Any]) -> Path:
-        """The file or folder that a record names. Raises ForeignPathError unless all of it lies in the run's folder.
+        """The file or folder that a record names. Raises OutsidePathError unless all of it lies in the run's folder.
 
         A journal may come from somebody else: a path that leaves the folder, by `..`, by being absolute or by a link,
         would send a file of this user's to the server.
@@ -288,13 +288,13 @@ class JournalSender:
         path = folder / record["path"]
         target = PurePosixPath(record["target"])
         if target.is_absolute() or ".." in target.parts or "\\" in record["target"]:
-            raise ForeignPathError(f"artifact target {record['target']!r} leaves the run's artifacts")
+            raise OutsidePathError(f"artifact target {record['target']!r} leaves the run's artifacts")
         inner = path.rglob("*") if path.is_dir() else ()
         for found in (path, *inner):
             if not Path(os.path.realpath(found)).is_relative_to(folder):
-                raise ForeignPathError(f"artifact {found} lies outside the run's folder {folder}; it is not sent")
+                raise OutsidePathError(f"artifact {found} lies outside the run's folder {folder}; it is not sent")
             if found.exists() and not (found.is_file() or found.is_dir()):
-                raise ForeignPathError(f"artifact {found} is neither a file nor a folder; it is not sent")
+                raise OutsidePathError(f"artifact {found} is neither a file nor a folder; it is not sent")
         return path
 
     def _check_run(self, run: MlflowRun, error: Exception) -> None:
@@ -334,4 +334,4 @@ def _refusals(journal: Path) -> Path:
 
 def _is_final(error: Exception) -> bool:
     """Whether sending the same record again cannot help."""
-    return isinstance(error, ForeignPathError | ForeignStoreError) or is_refusal(error)
+    return isinstance(error, OutsidePathError | OutsideStoreError) or is_refusal(error)

@@ -128,7 +128,7 @@ def connect(uri: str) -> Any:
     """An `MlflowClient` for a tracking URI, with its model registry at the same place.
 
     A local SQLite store is created here, under a file lock: MLflow migrates an empty file without one, and several
-    processes that start together would damage each other's tables.
+    processes that start together would corrupt each other's tables.
     """
     prepare_import()
     from mlflow import MlflowClient  # seconds to import: only the sender needs it

@@ -40,7 +40,7 @@ _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 _EXISTS = {"RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"}
 
 
-class ForeignStoreError(ValueError):
+class OutsideStoreError(ValueError):
     """A store that came with the journal would write outside of its own folder."""
 
 
@@ -273,7 +273,7 @@ class MlflowRun:
 
     def send_artifact(self, path: Path, target: str) -> None:
         """Store a file, or a folder's content. Raises FileNotFoundError when it is no longer there, and
-        ForeignStoreError where the store would write it outside of `artifacts_below`."""
+        OutsideStoreError where the store would write it outside of `artifacts_below`."""
         self._check_store()
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), target or None)
@@ -289,7 +289,7 @@ class MlflowRun:
         parts = urlsplit(uri)
         local = parts.scheme in ("", "file") and not parts.netloc
         if not local or not Path(os.path.realpath(unquote(parts.path))).is_relative_to(self._artifacts_below):
-            raise ForeignStoreError(
+            raise OutsideStoreError(
                 f"the store keeps this run's artifacts at {uris.public(uri)}, outside of {self._artifacts_below}; "
                 "nothing is written there. Move the folder away from that mlflow.db, or name another by --tracking_uri"
             )

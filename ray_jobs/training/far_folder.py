@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_jobs.run_config import RunConfig
 from ray_jobs.run_folder import Quarantine, RunFolder, Standardization, UnseenFolderError
 from ray_jobs.tracking.journal import Journal
-from shards import Damage
+from shards import CorruptSample
 
 # A folder that is shared may take seconds to show what another node has written.
 _APPEARS_WITHIN_S = 10.0
@@ -33,7 +33,7 @@ class _Home:
     def append(self, name: str, text: str) -> None:
         self._folder.append(self._folder.path / name, text)
 
-    def quarantined(self) -> list[Damage]:
+    def quarantined(self) -> list[CorruptSample]:
         return self._folder.quarantined()
 
     def load_standardization(self) -> Standardization | None:
@@ -61,7 +61,7 @@ class FarFolder(RunFolder):
     def append(self, path: Path, text: str) -> None:
         ray.get(self._home.append.remote(str(path.relative_to(self.path)), text))
 
-    def quarantined(self) -> list[Damage]:
+    def quarantined(self) -> list[CorruptSample]:
         return list(ray.get(self._home.quarantined.remote()))
 
     def quarantine(self, rank: int) -> Quarantine:

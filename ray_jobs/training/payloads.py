@@ -128,7 +128,7 @@ class Payload:
 
     @property
     def all_read(self) -> bool:
-        """Whether all rows, and so all damage among them, have been met."""
+        """Whether all rows, and so every corrupt one, have been met."""
         return self._kept is not None
 
     def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step] | DeviceBatches:

@@ -18,7 +18,8 @@ class RankMeeting:
     """Meetings of all ranks after steps that all of them know beforehand. One rank alone meets itself.
 
     How many steps lie between two of them is told by rank 0's clock, about 2 seconds' worth, and agreed on at the
-    meeting before. It decides nothing about training: only how soon ranks hear of each other's damage and of notices.
+    meeting before. It decides nothing about training, only how soon ranks hear of each other's corrupt samples and
+    notices.
 
     Args:
         timeout_s: How long a rank waits for the others before it raises RuntimeError.

@@ -54,7 +54,7 @@ class Validation:
             return None
         reader, classes = _open_reader(data, manifest, view, modalities)
         rows = spread_rows(reader, _MOST_ROWS)
-        for sample in reader.damage:
+        for sample in reader.corrupt:
             print(f"left out of validation: sample {sample.key!r} of {sample.shard}: {sample.reason}", flush=True)
         return cls(rows, data.label, classes)
 
@@ -172,7 +172,7 @@ class CorporaValidation:
             reader = _held_out(corpus, label)
             if reader is not None:
                 rows = spread_rows(reader, _MOST_ROWS)
-                for sample in reader.damage:
+                for sample in reader.corrupt:
                     where = f"{corpus.name}/{sample.shard}"
                     print(f"left out of validation: sample {sample.key!r} of {where}: {sample.reason}", flush=True)
                 classes = 0 if label is None else len(corpus.manifest.schema.label(label).classes)
@@ -232,7 +232,7 @@ def _held_out(corpus: Corpus, label: str | None = None) -> Reader | None:
         raise ValueError(f"{where}: {error}; null measures nothing of this corpus") from None
     labels = () if label is None else (label,)
     own = corpus.reader.modalities
-    return Reader(corpus.manifest, view, own, labels, max_damaged_share=1.0, group=corpus.reader.group)
+    return Reader(corpus.manifest, view, own, labels, max_corrupt_share=1.0, group=corpus.reader.group)
 
 
 def open_validation(source: AnySource, config: PretrainConfig) -> Validation | CorporaValidation | None:

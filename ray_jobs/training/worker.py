@@ -34,8 +34,8 @@ from ray_jobs.training.rank_meeting import RankMeeting
 from ray_jobs.training.step_profile import profiled
 from ray_jobs.training.step_recorder import NullRecorder, StepRecorder
 from ray_jobs.training.validation import open_validation
-from shards import Cursor, Damage
-from shards.damage import DamageLog
+from shards import CorruptSample, Cursor
+from shards.errors import CorruptionLog
 
 _MOST_BLOCKED = 0.01  # of the time, by checkpoints that are due by time
 # The stalled rank reports first; the others' collectives time out this much later.
@@ -73,11 +73,11 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Heartb
     torch.set_num_threads(run.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces its doings; the progress line is ours
 
-    # The allowed share of damage is one of the whole: no rank judges it alone.
+    # The allowed share of corrupt samples is of the whole: no rank judges it alone.
     quarantine = folder.quarantine(rank)
-    source = open_source(replace(job.data, max_damaged_share=1.0), job.pretrain, quarantine.note)
+    source = open_source(replace(job.data, max_corrupt_share=1.0), job.pretrain, quarantine.note)
     refuse_other_data(source, start.identity)
-    # Before the ranks meet to restore: after it one rank may note new damage while another reads what is known.
+    # Before the ranks meet to restore: after it one rank may note new samples while another reads the known ones.
     watch = Watch(source, job, folder)
     meeting = RankMeeting(rank, world, run.stall_timeout_s)
     device = ray.train.torch.get_device()
@@ -193,17 +193,17 @@ def compare(checksums: Sequence[int], step: int) -> None:
 
 
 class Watch:
-    """What the ranks tell each other when they meet: new damage, and notices that nodes will be taken away."""
+    """What the ranks tell each other when they meet: new corrupt samples, and notices that nodes will be taken away."""
 
     def __init__(self, source: AnySource, job: PretrainJob, folder: RunFolder):
-        # Of each corpus by its own rows: a small one that is all damaged would be a small share of the mixture.
-        self._logs: dict[str, tuple[DamageLog, Callable[[int], int]]]
+        # Of each corpus by its own rows: a small one that is all corrupt would be a small share of the mixture.
+        self._logs: dict[str, tuple[CorruptionLog, Callable[[int], int]]]
         if isinstance(source, Mixture):
-            self._logs = source.damage_logs(job.data.max_damaged_share)
+            self._logs = source.corruption_logs(job.data.max_corrupt_share)
         else:
-            log = DamageLog(source.view.rows, job.data.max_damaged_share)
+            log = CorruptionLog(source.view.rows, job.data.max_corrupt_share)
             self._logs = {"": (log, lambda step: step * job.pretrain.global_batch)}
-        for sample in source.reader.still_damaged(folder.quarantined()):  # it may have been restored since
+        for sample in source.reader.still_corrupt(folder.quarantined()):  # it may have been restored since
             self._log_of(sample).know(sample)
         self._known: set[str] = set()
         self.leaving = False
@@ -214,15 +214,18 @@ class Watch:
         """Whether a node of the ranks will be taken away; `leaving` holds from the exchange that first reports it."""
         return bool(self._known)
 
-    def note(self, damage: list[Damage]) -> dict[str, Any]:
+    def note(self, corrupt: list[CorruptSample]) -> dict[str, Any]:
         """What this rank has to tell."""
         notice = ray.train.get_preemption_info()
-        return {"damage": [asdict(sample) for sample in damage], "leaving": notice.preempted_node_ids if notice else []}
+        return {
+            "corrupt": [asdict(sample) for sample in corrupt],
+            "leaving": notice.preempted_node_ids if notice else [],
+        }
 
     def judge(self, step: int, notes: list[dict[str, Any]]) -> bool:
         """Whether a checkpoint is wanted now, because of a node that leaves. Same on every rank.
 
-        Raises DamageError where more samples are damaged than `data.max_damaged_share` of all.
+        Raises CorruptionError where more than the share `data.max_corrupt_share` of all samples is corrupt.
         """
         leaving = {node for note in notes for node in note["leaving"]}
         self.leaving = bool(leaving - self._known)
@@ -230,14 +233,14 @@ class Watch:
         for log, rows_before in self._logs.values():
             log.rows_read = log.total_rows if self.all_read else rows_before(step)
         for note in notes:
-            for sample in note["damage"]:
-                damage = Damage(**sample)
-                self._log_of(damage).add(damage)
+            for fields in note["corrupt"]:
+                sample = CorruptSample(**fields)
+                self._log_of(sample).add(sample)
         for log, _ in self._logs.values():
             log.check()  # what was known may be too much already
         return self.leaving
 
-    def _log_of(self, sample: Damage) -> DamageLog:
+    def _log_of(self, sample: CorruptSample) -> CorruptionLog:
         """The log of the sample's corpus, where there are several (`MixedReader` names shards CORPUS/SHARD)."""
         name = "" if "" in self._logs else sample.shard.partition("/")[0]
         return self._logs[name][0]

@@ -18,9 +18,9 @@ from shards import names
 from shards.adapters import folder
 from shards.adapters.clip_set import ClipSet, Rejected
 from shards.adapters.files import VIDEO_SUFFIXES, shown
-from shards.damage import ShardError
-from shards.foreign.tarscan import Member, scan_tar
+from shards.errors import ShardError
 from shards.packing.labels import LabelSpec
+from shards.webdataset_import.tarscan import Member, scan_tar
 
 _SOUNDS = frozenset([".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"])
 _SPLITS = frozenset(["train", "training", "valid", "validation", "val", "dev", "test", "eval"])

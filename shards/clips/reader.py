@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from conclugen.common.names import did_you_mean
-from shards.damage import ManifestError, ShardError
+from shards.errors import ManifestError, ShardError
 from shards.format.index import ShardIndex, decode_index, read_table
 from shards.format.index_store import IndexCache, read_index_bytes
 from shards.format.manifest import Manifest
@@ -202,7 +202,7 @@ class ClipReader:
         return held[1]
 
     def read(self, shard: int, row: int) -> StoredClip:
-        """Clip number `row` of a shard, read with one request. Raises ShardError for damage, IndexError for no row."""
+        """Clip number `row` of a shard, read with one request. ShardError: it is corrupt; IndexError: no row."""
         index, entry = self.index(shard), self.manifest.entry(shard)
         if not 0 <= row < entry.count:
             raise IndexError(f"clip {row} of shard {entry.name!r}, expected 0..{entry.count - 1}")

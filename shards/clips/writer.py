@@ -14,7 +14,7 @@ import xxhash
 
 from conclugen.common.atomic import atomic_file, write_bytes
 from shards.clips.reader import JSON, TEXT, VIDEO, ClipSchema
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
 from shards.format.layout import BLOCK, RECORD, padded, tar_header
 from shards.format.manifest import TAR_SUFFIX, ShardEntry, check_shard_name

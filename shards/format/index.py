@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from shards.damage import ShardError
-from shards.format.layout import LayoutError, SlotLayout, archive_bytes
+from shards.errors import ShardError
+from shards.format.layout import LayoutError, SampleLayout, archive_bytes
 from shards.format.parquet import read_parquet
 from shards.format.record import Record
 from shards.format.rows import group_id
@@ -35,7 +35,7 @@ def label_type(label: Label) -> pa.DataType:
 
 
 def arrow_schema(schema: Schema, members: bool) -> pa.Schema:
-    """Columns of an index; `members` adds where each member of a foreign shard lies."""
+    """Columns of an index; `members` adds where each member of an imported shard lies."""
     fields = [("key", pa.string()), ("offset", pa.int64()), ("checksum", pa.uint64())]
     fields += [(f"present.{name}", pa.bool_()) for name in schema.column_names]
     fields += [(f"label.{label.name}", label_type(label)) for label in schema.labels]
@@ -93,13 +93,13 @@ def values_digest(
     texts: Sequence[str | None],
     meta: Mapping[str, Sequence[str | None]],
 ) -> str:
-    """128-bit digest of what a foreign shard's index says beside arrays, which no checksum of a sample covers."""
+    """128-bit digest of what an imported shard's index says beside arrays, which no checksum of a sample covers."""
     text = json.dumps([list(keys), dict(labels), list(groups), list(texts), dict(meta)], sort_keys=True)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def encode_index(schema: Schema, layout: Mapping[str, Any], rows: IndexRows) -> bytes:
-    """The index file. `layout` is `SlotLayout.to_dict()`, or for a foreign shard a mapping whose kind is "members"."""
+    """The index file. `layout`: `SampleLayout.to_dict()`, or of an imported shard a mapping whose kind is "members"."""
     arrays: list[Any] = [pa.array(rows.keys, pa.string()), pa.array(rows.offsets), pa.array(rows.checksums)]
     arrays += [pa.array(rows.present[:, i]) for i in range(len(schema.columns))]
     arrays += [pa.array(rows.labels[label.name], label_type(label)) for label in schema.labels]
@@ -135,10 +135,10 @@ class ShardIndex:
     """The numbers of one index that reading needs; strings stay in the file.
 
     checksums (n,) uint64; present (n, C) bool; labels as in `Rows`; group (n,) int64 or None; members (n, C, 2) int64
-    for a foreign shard, for which `layout` is None.
+    for an imported shard, for which `layout` is None.
     """
 
-    layout: SlotLayout | None
+    layout: SampleLayout | None
     layout_dict: dict[str, Any]
     schema: Schema
     checksums: np.ndarray
@@ -162,7 +162,7 @@ class ShardIndex:
 
     @property
     def stride(self) -> int:
-        """Bytes of a slot; 0 for a foreign shard."""
+        """Bytes of a sample; 0 for an imported shard."""
         return 0 if self.layout is None else self.layout.stride
 
 
@@ -193,15 +193,15 @@ def decode_index(
             raise ShardError(name, "index has another format version", expected=FORMAT, found=metadata["format"])
         schema = schema_type.from_dict(metadata["schema"])
         layout_dict = dict(metadata["layout"])
-        foreign = layout_dict.get("kind") == "members"
-        layout = None if foreign else SlotLayout.from_dict(schema.columns, layout_dict)
+        imported = layout_dict.get("kind") == "members"
+        layout = None if imported else SampleLayout.from_dict(schema.columns, layout_dict)
     except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ShardError(name, f"index has no usable description of itself ({error!r})", remedy=_REBUILD) from None
     except (LayoutError, ValueError) as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(name, f"index: {error}", remedy=_REBUILD) from None
-    expected = arrow_schema(schema, foreign)
+    expected = arrow_schema(schema, imported)
     if not table.schema.remove_metadata().equals(expected):
         found = ", ".join(f"{f.name}: {f.type}" for f in table.schema)
         wanted = ", ".join(f"{f.name}: {f.type}" for f in expected)
@@ -217,7 +217,7 @@ def decode_index(
         present=np.stack([table[f"present.{c}"].to_numpy() for c in schema.column_names], axis=1),
         labels={label.name: _label_array(name, label, table[f"label.{label.name}"]) for label in schema.labels},
         group=_group_array(table[group]) if schema.grouped or group != GROUP else None,
-        members=_member_array(schema, table) if foreign else None,
+        members=_member_array(schema, table) if imported else None,
     )
     _check_offsets(name, index, table["offset"].to_numpy(), shard_bytes)
     if metadata.get("digest") != index.digest.hex():
@@ -266,7 +266,7 @@ def _check_offsets(name: str, index: ShardIndex, offsets: np.ndarray, shard_byte
         if shard_bytes is not None and archive_bytes(len(index), index.stride) != shard_bytes:
             raise ShardError(
                 name,
-                f"{len(index)} slots of {index.stride} bytes do not make the shard's size",
+                f"{len(index)} samples of {index.stride} bytes do not make the shard's size",
                 expected=archive_bytes(len(index), index.stride),
                 found=shard_bytes,
                 remedy=_REBUILD,

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import xxhash
 
 from shards.access import AccessError
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.index import GROUP, INDEX_SUFFIX, ShardIndex, decode_index
 from shards.format.manifest import Manifest, ShardEntry
 

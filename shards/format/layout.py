@@ -1,8 +1,8 @@
-"""ustar headers and the fixed-stride slot: where each byte of a sample lies.
+"""ustar headers and the fixed-stride sample: where each byte of a sample lies.
 
-A slot is one sample: `<key>.<column>.npy` for each column in schema order, then `<key>.json`. Every member is a
+A sample is `<key>.<column>.npy` for each column in schema order, then `<key>.json`. Every member is a
 512-byte header and a payload padded to 512 bytes, and the JSON is padded with spaces to the longest of its shard, so
-all slots of a shard are equally long and a column of n samples is one strided array.
+all samples of a shard are equally long and a column of n samples is one strided array.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def padded(size: int, block: int = BLOCK) -> int:
 
 
 def archive_bytes(count: int, stride: int) -> int:
-    """Size of an archive of `count` slots: the slots, two zero blocks, padding to a whole record."""
+    """Size of an archive of `count` samples: the samples, two zero blocks, padding to a whole record."""
     return padded(count * stride + 2 * BLOCK, RECORD)
 
 
 def least_bytes(columns: tuple[Column, ...], rows: int) -> int:
     """What shards of so many samples take at least: with the shortest JSON, without indexes and manifest."""
-    return archive_bytes(rows, SlotLayout(columns, json_length=1).stride)
+    return archive_bytes(rows, SampleLayout(columns, json_length=1).stride)
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -109,8 +109,8 @@ def npy_header(column: Column) -> bytes:
 
 
 @dataclass(frozen=True)
-class SlotLayout:
-    """Offsets within a slot, in bytes from its start, for the given columns and JSON length."""
+class SampleLayout:
+    """Offsets within a sample, in bytes from its start, for the given columns and JSON length."""
 
     columns: tuple[Column, ...]
     json_length: int
@@ -142,7 +142,7 @@ class SlotLayout:
 
     @cached_property
     def stride(self) -> int:
-        """Bytes from one slot to the next."""
+        """Bytes from one sample to the next."""
         return self.json_offset + padded(self.json_length)
 
     @cached_property
@@ -159,7 +159,7 @@ class SlotLayout:
         }
 
     @classmethod
-    def from_dict(cls, columns: tuple[Column, ...], data: Mapping[str, Any]) -> SlotLayout:
+    def from_dict(cls, columns: tuple[Column, ...], data: Mapping[str, Any]) -> SampleLayout:
         """The layout the columns give; LayoutError where the stored numbers claim anything else."""
         try:
             length = data["json"][1]
@@ -172,28 +172,28 @@ class SlotLayout:
             raise LayoutError(f"layout {dict(data)} is not the one of these columns, {layout.to_dict()}")
         return layout
 
-    def fill(self, slots: np.ndarray, keys: Sequence[str], payloads: Sequence[bytes], texts: Sequence[bytes]) -> None:
-        """Write n whole slots into zeroed `slots` (n, stride) uint8; a payload holds all columns one after another."""
+    def fill(self, raw: np.ndarray, keys: Sequence[str], payloads: Sequence[bytes], texts: Sequence[bytes]) -> None:
+        """Write n whole samples into zeroed `raw` (n, stride) uint8; a payload holds all columns one after another."""
         ends = np.cumsum([column.nbytes for column in self.columns]).tolist()
         members = [
             (at, f".{c.name}.npy", NPY_HEADER_BYTES + c.nbytes)
             for c, at in zip(self.columns, self.header_offsets, strict=True)
         ]
         for at, ending, size in [*members, (self.json_offset - BLOCK, ".json", self.json_length)]:
-            _fill_headers(slots[:, at : at + BLOCK], [key + ending for key in keys], size)
+            _fill_headers(raw[:, at : at + BLOCK], [key + ending for key in keys], size)
         for header, offset in zip(self.npy_headers, self.npy_offsets, strict=True):
-            slots[:, offset : offset + NPY_HEADER_BYTES] = header
+            raw[:, offset : offset + NPY_HEADER_BYTES] = header
         places = [
             (at, at + c.nbytes, end - c.nbytes, end)
             for c, at, end in zip(self.columns, self.payload_offsets, ends, strict=True)
         ]
-        memory, stride = slots.reshape(-1).data, self.stride
+        memory, stride = raw.reshape(-1).data, self.stride
         for i, (payload, text) in enumerate(zip(payloads, texts, strict=True)):
             assert len(payload) == ends[-1] and len(text) <= self.json_length
-            slot, values = memory[i * stride : (i + 1) * stride], memoryview(payload)
+            sample, values = memory[i * stride : (i + 1) * stride], memoryview(payload)
             for start, stop, first, last in places:
-                slot[start:stop] = values[first:last]
-            slot[self.json_offset : self.json_offset + self.json_length] = text.ljust(self.json_length)
+                sample[start:stop] = values[first:last]
+            sample[self.json_offset : self.json_offset + self.json_length] = text.ljust(self.json_length)
 
 
 def _fill_headers(headers: np.ndarray, names: Sequence[str], size: int) -> None:

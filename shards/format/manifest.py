@@ -20,7 +20,7 @@ import xxhash
 
 from conclugen.common.atomic import write_bytes
 from shards.access import AccessError, is_url, reaching
-from shards.damage import UNREADABLE, ManifestError, ShardError
+from shards.errors import UNREADABLE, ManifestError, ShardError
 from shards.files import read_whole
 from shards.format import publication
 from shards.format.index import INDEX_SUFFIX, decode_index, read_table
@@ -55,7 +55,7 @@ Digest = bytes  # 16 of them, xxh3_128; an alias because `ShardEntry.bytes` hide
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as the manifest lists it. stride: bytes of a slot, 0 for a foreign shard. Digests are 16 bytes."""
+    """A shard as the manifest lists it. stride: bytes of a sample, 0 for an imported shard. Digests are 16 bytes."""
 
     name: str
     count: int
@@ -161,7 +161,7 @@ class Manifest:
     def open(cls, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Self:
         """Read and check a manifest, given its folder or itself (local path or fsspec URL).
 
-        Raises ManifestError (a ValueError) for damage, another format version or claims that don't fit together,
+        Raises ManifestError (a ValueError) for a corrupt file, another format version or contradicting numbers,
         FileNotFoundError where there is none, and AccessError where it can't be reached.
         """
         folder = os.fspath(path)
@@ -188,8 +188,8 @@ class Manifest:
             if not is_url(folder):
                 publication.refuse_unfinished(folder, "read")
             raise FileNotFoundError(
-                f"no manifest at {where}; pack one with `conclugen pack`, or make foreign shards readable with "
-                "`conclugen index`"
+                f"no manifest at {where}; pack one with `conclugen pack`, or index WebDataset shards "
+                "where they lie with `conclugen index`"
             ) from None
         except OSError as error:
             raise ManifestError(where, f"{UNREADABLE}: {error}", remedy=_REBUILD) from error

@@ -29,7 +29,7 @@ class Rows:
     A modality that is not present is exactly 0; a padding or quarantined row has nothing present. labels are int64 or
     float64; group is -1 for a row without one (`group_id`).
 
-    slots: (B, pitch) uint8, or None where features have memory of their own. Where it is given, it holds whole samples
+    raw: (B, pitch) uint8, or None where features have memory of their own. Where it is given, it holds whole samples
     as they lie in a shard, and every feature is a view on it: (B, D_m) with contiguous rows that are `pitch` bytes
     apart. torch.from_numpy, matrix products and arithmetic take it as it is; `.view(-1)` needs a copy first.
     """
@@ -39,7 +39,7 @@ class Rows:
     row: np.ndarray
     labels: dict[str, np.ndarray]
     group: np.ndarray | None
-    slots: np.ndarray | None = field(default=None, kw_only=True)
+    raw: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -52,7 +52,7 @@ class Rows:
             self.row[start:stop],
             {name: array[start:stop] for name, array in self.labels.items()},
             None if self.group is None else self.group[start:stop],
-            slots=None if self.slots is None else self.slots[start:stop],
+            raw=None if self.raw is None else self.raw[start:stop],
         )
 
     def clear(self) -> None:
@@ -81,7 +81,7 @@ class Rows:
     ) -> Rows:
         """Memory for `size` rows, of any content; the caller fills or clears every row.
 
-        With a pitch, features are views on slots of so many bytes, from byte `places[name]` of each on. memory: where
+        With a pitch, features are views on samples of so many bytes, from byte `places[name]` of each on. memory: where
         all arrays lie; by default numpy's.
         """
 
@@ -91,14 +91,14 @@ class Rows:
             return memory(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
         flags, numbers = np.dtype(bool), np.dtype(np.int64)
-        slots = None
+        raw = None
         if pitch:
             assert places is not None
             whole = empty((size * pitch + _ALIGNMENT,), np.dtype(np.uint8))
             start = -whole.ctypes.data % _ALIGNMENT
-            slots = whole[start : start + size * pitch].reshape(size, pitch)
+            raw = whole[start : start + size * pitch].reshape(size, pitch)
             features = {
-                name: slots[:, places[name] : places[name] + width * dtypes[name].itemsize].view(dtypes[name])
+                name: raw[:, places[name] : places[name] + width * dtypes[name].itemsize].view(dtypes[name])
                 for name, width in widths.items()
             }
         else:
@@ -109,7 +109,7 @@ class Rows:
             empty((size,), numbers),
             {name: empty((size, *shape), dtype) for name, (shape, dtype) in label_shapes.items()},
             empty((size,), numbers) if grouped else None,
-            slots=slots,
+            raw=raw,
         )
 
     @classmethod

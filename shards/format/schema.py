@@ -172,7 +172,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Schema:
-    """Columns in slot order, the modalities composed of them by default, labels, and names of extra string fields.
+    """Columns in sample order, the modalities composed of them by default, labels, and names of extra string fields.
 
     `modalities` defaults to one modality for each column. `grouped` says whether samples belong to groups (speakers).
     """

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from shards.access import AccessError, reaching
-from shards.damage import UNREADABLE, ShardError
+from shards.errors import UNREADABLE, ShardError
 from shards.format.manifest import TAR_SUFFIX, Manifest, ShardEntry
 
 _OPEN_FILES = 64

@@ -20,10 +20,10 @@ import xxhash
 from conclugen.common.atomic import atomic_file, write_bytes
 from conclugen.common.locks import folder_held
 from shards.access import LOCAL_RESULT, refuse_url
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format import publication
 from shards.format.index import INDEX_SUFFIX, IndexRows, content_digest, encode_index
-from shards.format.layout import SlotLayout, archive_bytes
+from shards.format.layout import SampleLayout, archive_bytes
 from shards.format.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, ShardEntry, plain_info
 from shards.format.publication import Publication
 from shards.format.record import Record, decode, encode
@@ -72,18 +72,18 @@ def write_shard(folder: str | os.PathLike[str], name: str, schema: Schema, sampl
 def _write_records(folder: Path, name: str, schema: Schema, records: Sequence[Record]) -> ShardEntry:
     if not records:
         raise ShardError(name, "has no samples; write at least one")
-    layout = SlotLayout(schema.columns, max(len(record.text_json) for record in records))
+    layout = SampleLayout(schema.columns, max(len(record.text_json) for record in records))
     count, stride = len(records), layout.stride
     checksums = np.empty(count, np.uint64)
     step = max(1, _WRITE_BLOCK // stride)
-    memory = np.zeros((min(step, count), stride), np.uint8)  # every slot is written over wholly but for its padding
+    memory = np.zeros((min(step, count), stride), np.uint8)  # every sample is written over wholly but for its padding
     with atomic_file(folder / f"{name}{TAR_SUFFIX}") as file:
         for start in range(0, count, step):
             part = records[start : start + step]
-            slots = memory[: len(part)]
-            layout.fill(slots, [r.key for r in part], [r.payload for r in part], [r.text_json for r in part])
-            checksums[start : start + step] = [xxhash.xxh3_64_intdigest(slot.data) for slot in slots]
-            file.write(slots.data)
+            raw = memory[: len(part)]
+            layout.fill(raw, [r.key for r in part], [r.payload for r in part], [r.text_json for r in part])
+            checksums[start : start + step] = [xxhash.xxh3_64_intdigest(sample.data) for sample in raw]
+            file.write(raw.data)
         file.write(bytes(archive_bytes(count, stride) - count * stride))
     rows = IndexRows.of_records(schema, records, layout.stride, checksums)
     layout_dict = layout.to_dict()
@@ -193,7 +193,7 @@ class ShardWriter:
 
     def _add(self, record: Record) -> None:
         longest = max(self._longest_json, len(record.text_json))
-        stride = SlotLayout(self.schema.columns, longest).stride
+        stride = SampleLayout(self.schema.columns, longest).stride
         if self._pending and archive_bytes(len(self._pending) + 1, stride) > self.max_shard_bytes:
             self._flush()
             longest = len(record.text_json)

@@ -214,7 +214,7 @@ def _approach(
 def _timed(container: Any, stream: Any) -> Iterator[tuple[list[Shown], int]]:
     """(pictures, number of failures) of each packet: deinterlaced, with their times on the file's own clock.
 
-    What comes before the first key frame is no damage: a recording may begin amid a group of pictures.
+    What comes before the first key frame is not counted: a recording may begin amid a group of pictures.
     """
     usual = 1 / Fraction(stream.average_rate) if stream.average_rate else Fraction(1, 25)
     # AVI knows when a picture is decoded, not when it is shown: decoded one after the other, they are shown so.

@@ -19,7 +19,7 @@ import xxhash
 from conclugen.common.atomic import write_bytes
 from conclugen.common.names import did_you_mean
 from shards.access import AccessError, reaching
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format import publication
 from shards.format.index import read_table
 from shards.format.index_store import read_index_bytes

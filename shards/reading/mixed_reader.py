@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.damage import Damage, DamageError, DamageLog, ShardError
+from shards.errors import CorruptionError, CorruptionLog, CorruptSample, ShardError
 from shards.format.rows import NO_GROUP, PADDING_ROW, Memory, Rows, group_id
 from shards.reading.reader import Reader, Reading
 
@@ -21,7 +21,7 @@ class MixedReader:
 
     readers: corpus -> its reader, each with the modalities that it has; labels are not read. speakers: corpus -> a name
     that corpora which share speakers have in common; by default each corpus has speakers of its own, so that a name
-    that two of them use is two speakers. max_damaged_share, quarantine: as of `Reader`, of all corpora together.
+    that two of them use is two speakers. max_corrupt_share, quarantine: as of `Reader`, of all corpora together.
 
     The modalities are those that any corpus has; one that a corpus lacks is missing in its rows. Shards and rows are
     numbered through all corpora; `Rows.group` of a row depends on its group's name and its corpus. Damage names shards
@@ -35,10 +35,10 @@ class MixedReader:
         self,
         readers: Mapping[str, Reader],
         speakers: Mapping[str, str] | None = None,
-        max_damaged_share: float = 0.001,
-        quarantine: Callable[[Damage], None] | None = None,
+        max_corrupt_share: float = 0.001,
+        quarantine: Callable[[CorruptSample], None] | None = None,
     ) -> None:
-        self._options = (dict(readers), dict(speakers or {}), max_damaged_share, quarantine)
+        self._options = (dict(readers), dict(speakers or {}), max_corrupt_share, quarantine)
         self.names = tuple(sorted(readers))
         self.readers = tuple(readers[name] for name in self.names)
         self._keys = [np.int64(group_id(f"corpus {(speakers or {}).get(name, name)}")) for name in self.names]
@@ -54,10 +54,10 @@ class MixedReader:
         self.first_row = np.cumsum([0, *(reader.manifest.rows for reader in self.readers)], dtype=np.int64)
         self.labels: tuple[str, ...] = ()
         self.pitch = self._share_pitch()
-        self.damage = DamageLog(int(self.counts.sum()), max_damaged_share, quarantine)
+        self.corrupt = CorruptionLog(int(self.counts.sum()), max_corrupt_share, quarantine)
         self._log_lock = threading.Lock()
         for i, reader in enumerate(self.readers):
-            reader.damage = _PassedOn(self, i)
+            reader.corrupt = _PassedOn(self, i)
 
     def _columns(self, modality: str) -> Iterator[str]:
         for name, reader in zip(self.names, self.readers, strict=True):
@@ -68,10 +68,10 @@ class MixedReader:
         return (MixedReader, (readers, speakers, share, quarantine))
 
     def __len__(self) -> int:
-        return self.damage.total_rows
+        return self.corrupt.total_rows
 
     def for_tasks(self) -> MixedReader:
-        """A reader for tasks that run side by side and bear any damage."""
+        """A reader for tasks that run side by side, with no limit on corrupt samples."""
         readers = {name: reader.for_tasks() for name, reader in zip(self.names, self.readers, strict=True)}
         return MixedReader(readers, self._options[1], 1.0)
 
@@ -123,8 +123,8 @@ class MixedReader:
         """Memory for `size` rows, all of them padding. views, memory: as of `Reader.allocate`."""
         pitch = self.pitch if views else 0
         rows = Rows.uninitialised(size, self.widths, self.dtypes, {}, self.grouped, pitch, self.offsets, memory)
-        if rows.slots is not None:
-            rows.slots[...] = 0
+        if rows.raw is not None:
+            rows.raw[...] = 0
         rows.clear()
         return rows
 
@@ -169,12 +169,12 @@ class MixedReader:
         if at < size:
             out.part(at, size).clear()
         with self._log_lock:
-            self.damage.rows_read += total
+            self.corrupt.rows_read += total
         return out
 
-    def still_damaged(self, samples: Iterable[Damage]) -> list[Damage]:
-        """As `Reader.still_damaged`."""
-        by_corpus: dict[int, list[Damage]] = {}
+    def still_corrupt(self, samples: Iterable[CorruptSample]) -> list[CorruptSample]:
+        """As `Reader.still_corrupt`."""
+        by_corpus: dict[int, list[CorruptSample]] = {}
         for sample in samples:
             corpus = int(np.searchsorted(self.first_row, sample.row, side="right")) - 1
             if not 0 <= corpus < len(self.names):
@@ -183,7 +183,7 @@ class MixedReader:
         return [
             self._renamed(corpus, sample)
             for corpus, own in by_corpus.items()
-            for sample in self.readers[corpus].still_damaged(own)
+            for sample in self.readers[corpus].still_corrupt(own)
         ]
 
     # ---- parts of a read --------------------------------------------------------------------------------------------
@@ -199,14 +199,14 @@ class MixedReader:
         there = {m: out.features[m] for m in reader.modalities}
         seen = {m: out.present[m] for m in reader.modalities}
         group = out.group if reader.grouped else None
-        return reader.begin(ranges, Rows(there, seen, out.row, {}, group, slots=out.slots)), out
+        return reader.begin(ranges, Rows(there, seen, out.row, {}, group, raw=out.raw)), out
 
     @contextmanager
     def _naming(self, corpus: int) -> Iterator[None]:
         """Errors of the block name the shard by its corpus."""
         try:
             yield
-        except DamageError:
+        except CorruptionError:
             raise  # of the whole
         except ShardError as error:
             raise _with_corpus(self.names[corpus], error) from error
@@ -225,25 +225,25 @@ class MixedReader:
             # Another number for each corpus, which keeps apart whom its own groups keep apart.
             out.group[...] = np.where(out.group == NO_GROUP, NO_GROUP, out.group ^ self._keys[corpus])
 
-    def _renamed(self, corpus: int, sample: Damage) -> Damage:
+    def _renamed(self, corpus: int, sample: CorruptSample) -> CorruptSample:
         shard = f"{self.names[corpus]}/{sample.shard}"
         return replace(sample, shard=shard, row=sample.row + int(self.first_row[corpus]))
 
-    def pass_on(self, corpus: int, sample: Damage) -> None:
+    def pass_on(self, corpus: int, sample: CorruptSample) -> None:
         """Log what a corpus's reader has met. Threads read several corpora at once."""
         with self._log_lock:
-            self.damage.add(self._renamed(corpus, sample))
+            self.corrupt.add(self._renamed(corpus, sample))
 
 
-class _PassedOn(DamageLog):
+class _PassedOn(CorruptionLog):
     """The log of one corpus's reader, which hands everything to that of the whole, whatever log that is by then."""
 
     def __init__(self, whole: MixedReader, corpus: int) -> None:
         super().__init__(len(whole), 1.0)
         self._whole, self._corpus = whole, corpus
 
-    def add(self, damage: Damage) -> None:
-        self._whole.pass_on(self._corpus, damage)
+    def add(self, sample: CorruptSample) -> None:
+        self._whole.pass_on(self._corpus, sample)
 
 
 def _common_width(modality: str, readers: list[tuple[str, Reader]]) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from shards.damage import DamageLog
+from shards.errors import CorruptionLog
+from shards.format.raw_columns import column_view
 from shards.format.rows import Rows
-from shards.format.slot_columns import column_view
 from shards.planning.plan import Range
 from shards.reading.stream import RowMemory, RowReader, merged
 
@@ -35,11 +35,11 @@ class TaskReader:
         if size != self._size:
             self._size, self._memory = size, RowMemory(reader, size, kept=1)
         rows = self._memory.take()
-        reader.damage = DamageLog(len(reader), 1.0)  # of this task alone
+        reader.corrupt = CorruptionLog(len(reader), 1.0)  # of this task alone
         for ranges, part in _unpadded(pieces, rows):
             reader.read_ranges(merged(ranges), out=part)
         self._memory.give(rows)
-        return _table(rows, {entry.row: (entry.key, entry.reason) for entry in reader.damage})
+        return _table(rows, {entry.row: (entry.key, entry.reason) for entry in reader.corrupt})
 
 
 def _unpadded(pieces: np.ndarray, rows: Rows) -> Iterator[tuple[list[Range], Rows]]:
@@ -57,20 +57,20 @@ def _unpadded(pieces: np.ndarray, rows: Rows) -> Iterator[tuple[list[Range], Row
         yield ranges, rows.part(start, at)
 
 
-def _table(rows: Rows, damage: dict[int, tuple[str, str]]) -> pa.Table:
-    damaged = [damage.get(row, (None, None)) for row in rows.row.tolist()] if damage else [(None, None)] * len(rows)
+def _table(rows: Rows, found: dict[int, tuple[str, str]]) -> pa.Table:
+    corrupt = [found.get(row, (None, None)) for row in rows.row.tolist()] if found else [(None, None)] * len(rows)
     columns: dict[str, pa.Array] = {"row": pa.array(rows.row)}
     if rows.group is not None:
         columns["group"] = pa.array(rows.group)
     columns |= {f"present.{name}": pa.array(array) for name, array in rows.present.items()}
     columns |= {f"label.{name}": _column(array) for name, array in rows.labels.items()}
-    if rows.slots is not None:
-        kind = pa.binary(rows.slots.shape[1])
-        columns["slots"] = pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(rows.slots)])
+    if rows.raw is not None:
+        kind = pa.binary(rows.raw.shape[1])
+        columns["raw"] = pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(rows.raw)])
     else:
         columns |= {f"features.{name}": _column(array) for name, array in rows.features.items()}
-    columns["damage.key"] = pa.array([key for key, _ in damaged], pa.string())
-    columns["damage.reason"] = pa.array([reason for _, reason in damaged], pa.string())
+    columns["corrupt.key"] = pa.array([key for key, _ in corrupt], pa.string())
+    columns["corrupt.reason"] = pa.array([reason for _, reason in corrupt], pa.string())
     return pa.table(columns)
 
 
@@ -95,11 +95,11 @@ def fill(rows: Rows, table: pa.Table, offsets: dict[str, int]) -> None:
         targets["group"] = rows.group
     targets |= {f"present.{name}": array for name, array in rows.present.items()}
     targets |= {f"label.{name}": array for name, array in rows.labels.items()}
-    if "slots" in table.column_names:
+    if "raw" in table.column_names:
         at = 0
-        for chunk in table["slots"].chunks:
-            slots = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, chunk.type.byte_width)
-            part = slots[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in table["raw"].chunks:
+            raw = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, chunk.type.byte_width)
+            part = raw[chunk.offset : chunk.offset + len(chunk)]
             for name, array in rows.features.items():
                 array[at : at + len(chunk)] = column_view(part, offsets[name], array.shape[1], array.dtype)
             at += len(chunk)

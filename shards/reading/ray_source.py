@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from conclugen.common.extras import needed_for
 from conclugen.common.names import did_you_mean
-from shards.damage import Damage, ShardError
+from shards.errors import CorruptSample, ShardError
 from shards.format.rows import PADDING_ROW, Memory, Rows
 from shards.planning.plan import Cursor, Plan, Range, Window
 from shards.reading.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
@@ -92,12 +92,12 @@ def stream(
     payload: "object_store": tasks read and check the bytes, blocks carry the rows. "worker": tasks hand out places
     only, and this process reads the bytes: less copying, but its own CPU. memory: what batches lie in, by default
     numpy's.
-    Damaged samples that tasks meet are added to `reader.damage` here, so quarantine and DamageError work as in one
+    Corrupt samples that tasks meet are added to `reader.corrupt` here, so quarantine and CorruptionError work as in one
     process (each rank counts the share of its own rows). Closing the iterator ends the execution at its next batch; a
     stream that is not used up must be closed before `ray.shutdown()`, which ends a process that still calls Ray.
 
     Raises ValueError at once for what doesn't fit together, RuntimeError without Ray or without the CPUs asked for, and
-    from the iterator what the reader raises, wherever it ran (ShardError, DamageError).
+    from the iterator what the reader raises, wherever it ran (ShardError, CorruptionError).
     """
     check_fit(reader, plan, rank, world, steps)
     if payload not in PAYLOADS:
@@ -248,21 +248,21 @@ class _Stream:
         rows = self.memory.take()
         if self.payload == "object_store":
             fill(rows, table, self.reader.offsets)
-            self._report_damage(rows, table)
+            self._report_corrupt(rows, table)
         else:
             self.reader.read_ranges(ranges_of(table), out=rows)
         self.memory.give(rows)
         return rows
 
-    def _report_damage(self, rows: Rows, table: pa.Table) -> None:
-        self.reader.damage.rows_read += int((rows.row != PADDING_ROW).sum())
-        reasons = table["damage.reason"]
+    def _report_corrupt(self, rows: Rows, table: pa.Table) -> None:
+        self.reader.corrupt.rows_read += int((rows.row != PADDING_ROW).sum())
+        reasons = table["corrupt.reason"]
         if reasons.null_count == len(reasons):
             return
         for i in np.flatnonzero(reasons.is_valid().to_numpy()):
             row = int(rows.row[i])
             shard = self.reader.shard_of(row)
-            self.reader.damage.add(Damage(shard, table["damage.key"][i].as_py(), row, reasons[i].as_py()))
+            self.reader.corrupt.add(CorruptSample(shard, table["corrupt.key"][i].as_py(), row, reasons[i].as_py()))
 
 
 class _PlannedRanges(Datasource):

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from conclugen.common import machine
-from shards.damage import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, REASONS, Damage, DamageLog, ShardError
-from shards.foreign.member_columns import MemberColumns
+from shards.errors import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, REASONS, CorruptionLog, CorruptSample, ShardError
 from shards.format.index import GROUP, ShardIndex, read_table
 from shards.format.index_store import IndexCache, load_index, read_index_bytes
 from shards.format.manifest import Manifest, ShardEntry
+from shards.format.raw_columns import LOCAL_BLOCK_BYTES, REMOTE_BLOCK_BYTES, RawColumns, read_raw
 from shards.format.rows import Memory, Rows
-from shards.format.slot_columns import LOCAL_BLOCK_BYTES, REMOTE_BLOCK_BYTES, SlotColumns, read_slots
 from shards.format.storage import Storage
+from shards.webdataset_import.member_columns import MemberColumns
 
 # Features are handed out as views on whole samples where these are at most so much larger than the features in them.
 _VIEW_OVERHEAD = 1.5
@@ -58,7 +58,7 @@ class Reading:
             self._reader._read_part(shard, start, stop, at, self._out, self._stored, self._wrong)
 
     def finish(self) -> None:
-        """Check what was fetched; log and clear what is damaged."""
+        """Check what was fetched; log and clear what is corrupt."""
         self._reader._finish(self._out, self._stored, self._wrong)
 
 
@@ -68,14 +68,14 @@ class Reader:
     view: rows to select (default all); positions then count the selected rows of a shard. modalities: a sequence
     that selects from the manifest's modalities, or a mapping that composes new ones of its columns; a modality is
     present where all its columns are. labels: names to return, None for all of the manifest's. dtype: float type of
-    all features (default: as stored; a modality of several dtypes has their common one). max_damaged_share and
-    quarantine: see `DamageLog`. index_cache_bytes bounds the memory for indexes, which a data set read in random order
-    wants to hold whole (about 25 bytes a sample). connections: ranges fetched at once from a remote store, whose bytes
+    all features (default: as stored; a modality of several dtypes has their common one). max_corrupt_share and
+    quarantine: see `CorruptionLog`. index_cache_bytes bounds the memory for indexes, of which random reads want to hold
+    all (about 25 bytes a sample). connections: ranges fetched at once from a remote store, whose bytes
     wait in memory; those of a batch and of the batches ahead should be under way together. threads: ranges of a batch
     that are read and hashed at once from local files (default: 2, or 1 on a machine with one core). group: index column
     that is the rows' group, `group` or `meta.<name>`.
 
-    Pickled, it is a few hundred bytes and the view: files, caches and the damage log stay behind.
+    Pickled, it is a few hundred bytes and the view: files, caches and the log of corrupt samples stay behind.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Reader:
         view: Selection | None = None,
         modalities: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
         labels: Sequence[str] | None = None,
-        max_damaged_share: float = 0.001,
-        quarantine: Callable[[Damage], None] | None = None,
+        max_corrupt_share: float = 0.001,
+        quarantine: Callable[[CorruptSample], None] | None = None,
         dtype: str | None = None,
         index_cache_bytes: int = 256 * 1024**2,
         connections: int = 64,
@@ -93,7 +93,7 @@ class Reader:
         group: str = GROUP,
     ) -> None:
         self._options = (
-            modalities, labels, max_damaged_share, quarantine, dtype, index_cache_bytes, connections, threads, group,
+            modalities, labels, max_corrupt_share, quarantine, dtype, index_cache_bytes, connections, threads, group,
         )  # fmt: skip
         self.manifest = manifest
         self.view = view
@@ -115,12 +115,12 @@ class Reader:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, expected at least 1")
         self._connections, self._threads = connections, threads or min(2, machine.cores())
-        self.damage = DamageLog(manifest.rows if view is None else view.rows, max_damaged_share, quarantine)
+        self.corrupt = CorruptionLog(manifest.rows if view is None else view.rows, max_corrupt_share, quarantine)
         self._label_shapes = {label.name: (label.shape, label.numpy_dtype) for label in chosen}
         number = {name: i for i, name in enumerate(schema.column_names)}
         self._members_of = {m: [number[c] for c in members] for m, members in self.modalities.items()}
-        self._columns = SlotColumns(schema, self.modalities)
-        self._foreign = MemberColumns(manifest, self.modalities)
+        self._columns = RawColumns(schema, self.modalities)
+        self._members = MemberColumns(manifest, self.modalities)
         self._storage = Storage(manifest)
         self._indexes = IndexCache(index_cache_bytes)
         self._memory = threading.local()
@@ -131,22 +131,22 @@ class Reader:
         return (Reader, (self.manifest, self.view, *self._options))
 
     def __len__(self) -> int:
-        return self.damage.total_rows
+        return self.corrupt.total_rows
 
     def over(self, view: Selection | None) -> Reader:
-        """A reader of another selection with the same options (and a damage log of its own)."""
+        """A reader of another selection with the same options (and a log of its own)."""
         return Reader(self.manifest, view, *self._options)
 
     def for_tasks(self) -> Reader:
-        """A reader of the same rows for tasks that run side by side and bear any damage, because each sees a part of
-        the rows; the log of this reader counts what all of them met."""
+        """A reader of the same rows for tasks that run side by side, with no limit on corrupt samples: each sees a
+        part of the rows; the log of this reader counts what all of them met."""
         dtypes = set(self.dtypes.values())
         return Reader(
             self.manifest,
             self.view,
             self.modalities,
             self.labels,
-            max_damaged_share=1.0,
+            max_corrupt_share=1.0,
             dtype=str(dtypes.pop()) if len(dtypes) == 1 else None,
             threads=1,
             group=self.group,
@@ -179,7 +179,7 @@ class Reader:
         """Bytes of a row whose features are views on the whole sample, 0 where features are copied instead.
 
         They are copied where a modality is composed of several columns or has another dtype than stored, where one
-        column serves two modalities, where a shard is foreign, and where a sample is much larger than what is read.
+        column serves two modalities, where a shard is imported, and where a sample is much larger than what is read.
         """
         strides = self.manifest.shards["stride"].to_numpy()
         columns = [members[0] for members in self.modalities.values() if len(members) == 1]
@@ -205,20 +205,21 @@ class Reader:
         """Memory for `size` rows, all of them padding, to pass (or a `part` of it) to `read`; taken from `memory` where
         it is given.
 
-        views: let the features be views on whole samples (`Rows.slots`) where `pitch` allows it. Reading then copies
+        views: let the features be views on whole samples (`Rows.raw`) where `pitch` allows it. Reading then copies
         nothing once it has the bytes, but the features' rows do not follow each other without a gap.
         """
         rows = self._uninitialised(size, self.pitch if views else 0, memory)
-        if rows.slots is not None:
-            rows.slots[...] = 0
+        if rows.raw is not None:
+            rows.raw[...] = 0
         rows.clear()
         return rows
 
     def read(self, shard: int, start: int, stop: int, out: Rows | None = None) -> Rows:
         """Rows [start, stop) of the shard's selection, verified; into `out` (of exactly that many rows) if given.
 
-        A damaged sample has nothing present, zero features and missing labels, and is added to `damage`. Raises
-        ShardError for a structural fault, DamageError beyond max_damaged_share, IndexError for a range out of bounds.
+        A corrupt sample has nothing present, zero features and missing labels, and is added to `corrupt`.
+        Raises ShardError for a structural fault, CorruptionError beyond max_corrupt_share, IndexError for a range out
+        of bounds.
         """
         if out is not None and len(out) != stop - start:
             raise ValueError(f"out has {len(out)} rows, expected {stop - start}")
@@ -233,8 +234,8 @@ class Reader:
         """
         parts, total = self._parts(ranges)
         if out is not None:
-            if out.slots is not None and out.slots.shape[1] != self.pitch:
-                raise ValueError(f"out has slots of {out.slots.shape[1]} bytes, expected {self.pitch}: allocate() it")
+            if out.raw is not None and out.raw.shape[1] != self.pitch:
+                raise ValueError(f"out has samples of {out.raw.shape[1]} bytes, expected {self.pitch}: allocate() it")
             size = len(out)
         size = total if size is None else size
         if size < total:
@@ -257,8 +258,8 @@ class Reader:
         assert total == len(out)
         return Reading(self, parts, out)
 
-    def still_damaged(self, samples: Iterable[Damage]) -> list[Damage]:
-        """Those of these samples, of any view, that are damaged still: each is read again. Raises ShardError for a
+    def still_corrupt(self, samples: Iterable[CorruptSample]) -> list[CorruptSample]:
+        """Those of these samples, of any view, that are corrupt still: each is read again. Raises ShardError for a
         structural fault."""
         again = Reader(self.manifest, None, self._options[0], (), 1.0)
         places = []
@@ -267,7 +268,7 @@ class Reader:
             at = sample.row - int(self.manifest.rows_before[shard])
             places.append((shard, at, at + 1))
         again.read_ranges(places)
-        return list(again.damage)
+        return list(again.corrupt)
 
     def metadata(self, shard: int) -> pa.Table:
         """The shard's index (all its rows, not the view's): key, `label.<name>`, group, text, `meta.<name>`."""
@@ -290,11 +291,11 @@ class Reader:
         return parts, at
 
     def _finish(self, out: Rows, stored: np.ndarray, wrong: np.ndarray) -> None:
-        if len(out) and out.slots is not None:
-            self._check_slots(out.slots, out.row, stored, wrong)
+        if len(out) and out.raw is not None:
+            self._check_raw(out.raw, out.row, stored, wrong)
         self._zero_missing(out, stored)
         with self._log_lock:
-            self.damage.rows_read += len(out)
+            self.corrupt.rows_read += len(out)
             if wrong.any():
                 self._quarantine(wrong, out)
 
@@ -367,9 +368,9 @@ class Reader:
             out.group[at:end] = index.group[rows]
         if index.layout is None:
             features = {name: array[at:end] for name, array in out.features.items()}
-            self._foreign.read(self._storage, entry, index, rows, features, wrong[at:end])
-        elif out.slots is not None:
-            sums = read_slots(self._storage, entry, index.layout.stride, rows, out.slots[at:end])
+            self._members.read(self._storage, entry, index, rows, features, wrong[at:end])
+        elif out.raw is not None:
+            sums = read_raw(self._storage, entry, index.layout.stride, rows, out.raw[at:end])
             wrong[at:end][sums != index.checksums[rows]] = CHECKSUM_DIFFERS
         else:
             self._read_and_copy(entry, index, rows, out.part(at, end), stored[at:end], wrong[at:end])
@@ -383,23 +384,23 @@ class Reader:
         stored: np.ndarray,
         wrong: np.ndarray,
     ) -> None:
-        """Slots through a buffer that stays in a cache, from which their columns are copied."""
+        """Samples through a buffer that stays in a cache, from which their columns are copied."""
         assert index.layout is not None
         stride, checksums = index.layout.stride, index.checksums[rows]
         step = max(1, (LOCAL_BLOCK_BYTES if self._storage.is_local else REMOTE_BLOCK_BYTES) // stride)
         for at in range(0, len(out), step):
             block = slice(at, min(at + step, len(out)))
-            slots = self._buffer((block.stop - at) * stride).reshape(-1, stride)
+            raw = self._buffer((block.stop - at) * stride).reshape(-1, stride)
             some = slice(rows.start + at, rows.start + block.stop) if isinstance(rows, slice) else rows[block]
-            sums = read_slots(self._storage, entry, stride, some, slots)
+            sums = read_raw(self._storage, entry, stride, some, raw)
             wrong[block][sums != checksums[block]] = CHECKSUM_DIFFERS
-            self._check_slots(slots, out.row[block], stored[block], wrong[block])
-            self._columns.copy(slots, {name: array[block] for name, array in out.features.items()})
+            self._check_raw(raw, out.row[block], stored[block], wrong[block])
+            self._columns.copy(raw, {name: array[block] for name, array in out.features.items()})
 
-    def _check_slots(self, slots: np.ndarray, row: np.ndarray, stored: np.ndarray, wrong: np.ndarray) -> None:
-        """Headers and presence of n slots; a header of another schema in an intact sample is an error."""
+    def _check_raw(self, raw: np.ndarray, row: np.ndarray, stored: np.ndarray, wrong: np.ndarray) -> None:
+        """Headers and presence of n samples; a header of another schema in an intact sample is an error."""
         intact = wrong == 0
-        strange = self._columns.strange_header(slots, intact)
+        strange = self._columns.strange_header(raw, intact)
         if strange is not None:
             i, number = strange
             entry, place = self._place(int(row[i]))
@@ -409,10 +410,10 @@ class Reader:
                 "says",
                 sample=self._keys(entry)[place].as_py(),
                 expected=self._columns.header(number),
-                found=self._columns.header(number, slots[i]),
+                found=self._columns.header(number, raw[i]),
                 remedy=_RESTORE,
             )
-        wrong[intact & ~self._columns.presence_agrees(slots, stored)] = PRESENCE_DIFFERS
+        wrong[intact & ~self._columns.presence_agrees(raw, stored)] = PRESENCE_DIFFERS
 
     def _zero_missing(self, out: Rows, stored: np.ndarray) -> None:
         everything = stored.all()
@@ -426,7 +427,7 @@ class Reader:
                 out.features[modality][~there] = 0
 
     def _quarantine(self, wrong: np.ndarray, out: Rows) -> None:
-        """Clear damaged rows but for their row number, and only then log them: the log may stop the reading."""
+        """Clear corrupt rows but for their row number, and only then log them: the log may stop the reading."""
         bad = np.flatnonzero(wrong).tolist()
         for i in bad:
             number = int(out.row[i])
@@ -435,7 +436,7 @@ class Reader:
         for i in bad:
             entry, place = self._place(int(out.row[i]))
             key = self._keys(entry)[place].as_py()
-            self.damage.add(Damage(entry.name, key, int(out.row[i]), REASONS[int(wrong[i])]))
+            self.corrupt.add(CorruptSample(entry.name, key, int(out.row[i]), REASONS[int(wrong[i])]))
 
     # Indexes and memory
 

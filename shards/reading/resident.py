@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.rows import Memory, Rows
 from shards.planning.plan import Cursor, Plan, Range
 from shards.reading.stream import PIECES_PLANNED, ReadAhead, RowMemory, RowReader, Step, as_step, check_fit, windows
@@ -155,7 +155,7 @@ def allocate(reader: RowReader, precision: str, size: int, memory: Memory | None
 
 def read(reader: RowReader, start: int, out: Rows) -> None:
     """Rows [start, start + len(out)) of all, verified, rounded where `out` has float16 and the reader has not. A
-    damaged row has nothing present, and is logged by the reader.
+    corrupt row has nothing present, and is logged by the reader.
 
     Raises ShardError as the reader does, and for a feature that float16 does not hold.
     """

@@ -65,9 +65,9 @@ def stream(
     thread.
 
     Raises ValueError at once where plan, reader, rank or steps don't fit together, and from the iterator what the
-    reader raises (ShardError, DamageError).
+    reader raises (ShardError, CorruptionError).
 
-    Where `Reader.pitch` allows it, features are views on whole samples, `Rows.slots`: nothing is copied after reading.
+    Where `Reader.pitch` allows it, features are views on whole samples, `Rows.raw`: nothing is copied after reading.
     memory: what batches lie in, for instance pinned for a GPU; features then have no gaps, and are copied there out of
     a buffer in the processor's cache.
     """
@@ -119,7 +119,7 @@ def merged(ranges: list[Range]) -> list[Range]:
 def as_step(rows: Rows, reader: RowReader, plan: Plan, cursor: Cursor) -> Step:
     """The batch with its place in the plan; arrays are shared, dictionaries are not (see `RowMemory`)."""
     arrays = (dict(rows.features), dict(rows.present), rows.row, dict(rows.labels), rows.group)
-    return Step(*arrays, cursor, plan.advance(cursor, 1), reader.corpus_of(rows.row), slots=rows.slots)
+    return Step(*arrays, cursor, plan.advance(cursor, 1), reader.corpus_of(rows.row), raw=rows.raw)
 
 
 class RowMemory:
@@ -164,8 +164,8 @@ def _references(rows: Rows) -> list[int]:
     arrays = [rows.row, *rows.features.values(), *rows.present.values(), *rows.labels.values()]
     if rows.group is not None:
         arrays.append(rows.group)
-    if rows.slots is not None:
-        arrays.append(rows.slots)
+    if rows.raw is not None:
+        arrays.append(rows.raw)
     arrays += [array.base for array in arrays if array.base is not None]
     return [sys.getrefcount(arrays[i]) for i in range(len(arrays))]
 

@@ -18,8 +18,6 @@ from shards.adapters import read_clips
 from shards.adapters.files import VIDEO_SUFFIXES
 from shards.adapters.folder import table_labels
 from shards.doubts import Samples, classes_of, of_names
-from shards.foreign.command import read_folder
-from shards.foreign.mapping import MemberMapping, Source, parse_label
 from shards.format.manifest import MANIFEST_NAME, TAR_SUFFIX
 from shards.format.tables import SUFFIXES, read_table
 from shards.names import suffix
@@ -32,6 +30,8 @@ from shards.tools.check_clips import describe_clips, doubt_clips, example_clips
 from shards.tools.check_files import open_files
 from shards.tools.check_stored import stored_lines, stored_samples
 from shards.verification.clips import open_manifest
+from shards.webdataset_import.command import read_folder
+from shards.webdataset_import.mapping import MemberMapping, Source, parse_label
 
 _SHOWN_VALUES = 8
 KINDS = ("clips", "features", "archives", "table", "shards")

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from conclugen.common.names import did_you_mean
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.index import GROUP
 from shards.format.manifest import Manifest
 from shards.planning.shares import Shares, whole_weights

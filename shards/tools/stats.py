@@ -151,9 +151,9 @@ def describe(
                 flat = (pc.list_flatten(column) if label.shape else column).to_numpy()
                 numbers[label.name].append(flat.reshape(len(table), -1))
         groups.update(table["group"].to_pylist())
-    # Each column by itself, whatever modalities it belongs to; a damaged sample does not stop a description.
+    # Each column by itself, whatever modalities it belongs to; a corrupt sample does not stop a description.
     own = {name: (name,) for name, count in zip(schema.column_names, present, strict=True) if count}
-    reader = Reader(manifest, view, own or None, (), max_damaged_share=1.0)
+    reader = Reader(manifest, view, own or None, (), max_corrupt_share=1.0)
     moments = column_moments(reader, max_rows, seed) if view.rows and present.any() else {}
     return {
         "folder": manifest.folder,
@@ -179,7 +179,7 @@ def describe(
             for label in schema.labels
         },
         "groups": _groups(groups) if schema.grouped else None,
-        "damaged": len(reader.damage),
+        "damaged": len(reader.corrupt),
     }
 
 
@@ -266,5 +266,5 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"groups: {groups['count']} of {groups['smallest']} to {groups['largest']} rows "
                      f"(no group: {groups['missing']})")  # fmt: skip
     if summary["damaged"]:
-        lines.append(f"{summary['damaged']} damaged samples were left out: run `conclugen verify`")
+        lines.append(f"{summary['damaged']} corrupt samples were left out: run `conclugen verify`")
     return lines

@@ -1,1 +1,1 @@
-"""`python -m shards verify`: all damage of a data set by name, and a manifest of what is whole."""
+"""`python -m shards verify`: every problem of a data set by name, and a manifest of what is whole."""

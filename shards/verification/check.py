@@ -1,4 +1,4 @@
-"""Reads every byte of a data set and names all damage: each problem with shard, sample, reason and what to do."""
+"""Reads every byte of a data set and names every problem, with shard, sample, reason and what to do."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 import xxhash
 
 from shards.clips.reader import ClipManifest, ClipReader
-from shards.damage import ManifestError, ShardError
-from shards.foreign.command import split_name
-from shards.foreign.member import MemberError, parse_npy
-from shards.foreign.tarscan import scan_tar
+from shards.errors import ManifestError, ShardError
 from shards.format.index import INDEX_SUFFIX, ShardIndex, read_table, values_digest
 from shards.format.index_store import load_index, read_index_bytes
 from shards.format.manifest import TAR_SUFFIX, Manifest, ShardEntry
+from shards.format.raw_columns import read_raw
+from shards.format.raw_sample import parse_intact, parse_raw
 from shards.format.record import Record
-from shards.format.slot import read_slot, whole_slots
-from shards.format.slot_columns import read_slots
 from shards.format.storage import Storage, consecutive
 from shards.planning.view import FOLDER, View
 from shards.verification.clips import DAMAGED as _DAMAGED_CLIPS
 from shards.verification.clips import clip_faults, open_manifest
+from shards.webdataset_import.command import split_name
+from shards.webdataset_import.member import MemberError, parse_npy
+from shards.webdataset_import.tarscan import scan_tar
 
 _BLOCK_BYTES = 2 << 20
 _INDEX = "Run `conclugen index` on the folder again"
@@ -52,7 +52,7 @@ def verify(
 ) -> list[Problem]:
     """All problems of a data set (empty: it is whole), each also given to `found` as soon as it is met.
 
-    Looks at every byte: manifest, views, indexes, each slot's checksum, headers, numbers and JSON against index and
+    Looks at every byte: manifest, views, indexes, each sample's checksum, headers, numbers and JSON against index and
     schema, the end of each archive, and keys that occur twice. Of clip shards: every clip's checksum, names, places and
     JSON; whether a video decodes is for extraction to say. progress gets rows done and rows in all, after each shard.
     """
@@ -103,7 +103,7 @@ def check_shard(manifest: Manifest, entry: ShardEntry, holder: dict[str, str]) -
         if index.layout is None:
             yield from _check_members(manifest, entry, index, table, keys, storage)
         else:
-            yield from _check_slots(manifest, entry, index, table, storage)
+            yield from _check_raw(manifest, entry, index, table, storage)
     except ShardError as error:
         yield Problem(entry.name, error.sample, _without_place(error), error.remedy or _DAMAGED)
 
@@ -134,7 +134,7 @@ def _without_place(error: ShardError) -> str:
     return f"{error.problem} (expected {error.expected}, found {error.found})"
 
 
-def _check_slots(
+def _check_raw(
     manifest: Manifest, entry: ShardEntry, index: ShardIndex, table: Any, storage: Storage
 ) -> Iterator[Problem]:
     schema, layout = manifest.schema, index.layout
@@ -144,17 +144,17 @@ def _check_slots(
     memory = np.empty((min(step, entry.count), stride), np.uint8)
     for start in range(0, entry.count, step):
         rows = table.slice(start, step).to_pylist()
-        slots = memory[: len(rows)]
-        sums = read_slots(storage, entry, stride, slice(start, start + len(rows)), slots)
+        raw = memory[: len(rows)]
+        sums = read_raw(storage, entry, stride, slice(start, start + len(rows)), raw)
         intact = sums == index.checksums[start : start + len(rows)]
-        records = whole_slots(schema, layout, slots, [row["key"] for row in rows])
-        for slot, row, same, record in zip(slots, rows, intact.tolist(), records, strict=True):
+        records = parse_intact(schema, layout, raw, [row["key"] for row in rows])
+        for sample, row, same, record in zip(raw, rows, intact.tolist(), records, strict=True):
             if not same:
                 yield Problem(entry.name, row["key"], "checksum differs from the index", _DAMAGED)
                 continue
             if record is None:
                 try:
-                    record = read_slot(schema, layout, slot.data)
+                    record = parse_raw(schema, layout, sample.data)
                 except ValueError as error:
                     yield Problem(entry.name, row["key"], str(error), _DAMAGED)
                     continue

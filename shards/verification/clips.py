@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.clips.reader import ClipManifest, ClipReader, ClipSchema, StoredClip
-from shards.damage import ManifestError, ShardError
-from shards.foreign.tarscan import scan_tar
+from shards.errors import ManifestError, ShardError
 from shards.format.manifest import OTHER_KIND, TAR_SUFFIX, Manifest
+from shards.webdataset_import.tarscan import scan_tar
 
 DAMAGED = (
     "Remove the damaged shard's tar and run `conclugen build` as before: it builds what is missing. "
@@ -18,7 +18,7 @@ DAMAGED = (
 
 
 def open_manifest(folder: str | Path) -> Manifest:
-    """The manifest of feature shards or of clip shards. ManifestError for damage, FileNotFoundError for none."""
+    """The manifest of feature shards or of clip shards. ManifestError for a corrupt one, FileNotFoundError for none."""
     try:
         return Manifest.open(folder)
     except ManifestError as error:

@@ -1,4 +1,4 @@
-"""`python -m shards verify`: reads every byte of a data set and names all damage; repairs the manifest on request."""
+"""`python -m shards verify`: reads every byte of a data set, names every problem; repairs the manifest on request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from conclugen.common.options import FAILED, GOOD, PARTIAL
 from conclugen.common.screen import Progress
 from shards.clips.reader import ClipManifest
-from shards.damage import ManifestError
+from shards.errors import ManifestError
 from shards.format.manifest import MANIFEST_NAME
 from shards.options import VerifyJob, by_name
 from shards.verification.check import Problem, stray_files, verify

@@ -11,15 +11,15 @@ import xxhash
 from conclugen.common.atomic import write_bytes
 from conclugen.common.locks import folder_held
 from shards.access import AccessError, reaching, refuse_url
-from shards.damage import ManifestError, ShardError
+from shards.errors import ManifestError, ShardError
 from shards.files import read_whole
 from shards.format import publication
 from shards.format.index import INDEX_SUFFIX, IndexRows, decode_index, encode_index
-from shards.format.layout import BLOCK, LayoutError, SlotLayout, archive_bytes, parse_header
+from shards.format.layout import BLOCK, LayoutError, SampleLayout, archive_bytes, parse_header
 from shards.format.manifest import OTHER_KIND, TAR_SUFFIX, Manifest, ShardEntry, check_shard_name, table_of
+from shards.format.raw_sample import parse_raw
 from shards.format.record import Record
 from shards.format.schema import Schema
-from shards.format.slot import read_slot
 from shards.verification.check import check_shard
 from shards.verification.clips import DAMAGED
 
@@ -173,30 +173,30 @@ def rebuild_index(tar: Path, schema: Schema) -> bytes:
     name = tar.name.removesuffix(TAR_SUFFIX)
     size = tar.stat().st_size
     with tar.open("rb") as file:
-        shortest = SlotLayout(schema.columns, 1)
+        shortest = SampleLayout(schema.columns, 1)
         file.seek(shortest.json_offset - BLOCK)
         try:
             header = parse_header(file.read(BLOCK))
         except LayoutError as error:
             raise ShardError(name, f"first sample: {error}") from None
         if header is None or not 0 < header.size <= size:
-            raise ShardError(name, "has no slots of these columns")
-        layout = SlotLayout(schema.columns, header.size)
+            raise ShardError(name, "has no samples of these columns")
+        layout = SampleLayout(schema.columns, header.size)
         file.seek(0)
         records: list[Record] = []
         checksums = []
         while True:
             at = len(records) * layout.stride
-            slot = file.read(layout.stride)
-            if not any(slot[:BLOCK]):
+            sample = file.read(layout.stride)
+            if not any(sample[:BLOCK]):
                 break
-            if len(slot) != layout.stride:
-                raise ShardError(name, f"ends within a sample at byte {at + len(slot)}")
+            if len(sample) != layout.stride:
+                raise ShardError(name, f"ends within a sample at byte {at + len(sample)}")
             try:
-                records.append(read_slot(schema, layout, slot))
+                records.append(parse_raw(schema, layout, sample))
             except ValueError as error:
                 raise ShardError(name, f"sample number {len(records)} at byte {at}: {error}") from None
-            checksums.append(xxhash.xxh3_64_intdigest(slot))
+            checksums.append(xxhash.xxh3_64_intdigest(sample))
         file.seek(len(records) * layout.stride)
         if archive_bytes(len(records), layout.stride) != size or any(file.read(size)):
             raise ShardError(name, f"does not end as it should after {len(records)} samples")

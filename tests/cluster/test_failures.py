@@ -288,14 +288,14 @@ def training_rows(shards: Path) -> list[int]:
 
 
 def with_share(job: PretrainJob, share: float) -> PretrainJob:
-    return replace(job, data=replace(job.data, max_damaged_share=share))
+    return replace(job, data=replace(job.data, max_corrupt_share=share))
 
 
 def test_a_longer_run_leaves_damage_out_by_name_and_too_much_ends_it_at_once(
     bench: Bench, reference: PretrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A finished run goes on for an epoch, on data that were damaged since, as a disk does it: with two workers, whom
-    too much damage ends, as any error does that would come back; then with one, without the damaged samples.
+    too much damage ends, as any error does that would come back; then with one, without the corrupt samples.
 
     One tracked run, each step once; kept are the best checkpoint and the newest, over all starts.
     """
@@ -317,7 +317,9 @@ def test_a_longer_run_leaves_damage_out_by_name_and_too_much_ends_it_at_once(
     shutil.copytree(reference.folder.path, folder.path)
     kept = folder.store(job.run).steps()
 
-    with pytest.raises(RunFailedError, match=r"DamageError: shard '.*', sample '.*'.*4 damaged samples exceed") as told:
+    with pytest.raises(
+        RunFailedError, match=r"CorruptionError: shard '.*', sample '.*'.*4 corrupt samples exceed"
+    ) as told:
         pretrain(with_share(job, 3 / len(rows)), trace.train)
     assert len({record["attempt"] for record in trace.read_trace(folder.path)}) == 1, "no second start"
     assert bench.steps <= folder.store(job.run).steps()[0] <= 56, "no checkpoint at the end"

@@ -15,7 +15,7 @@ import pytest
 import ray
 from hypothesis import HealthCheck, given, seed, settings
 
-from shards.damage import Damage, DamageError, ShardError
+from shards.errors import CorruptionError, CorruptSample, ShardError
 from shards.format.manifest import Manifest
 from shards.format.schema import Column, Label, Sample, Schema
 from shards.format.writer import ShardWriter
@@ -68,7 +68,7 @@ def write(folder: Path, widths: tuple[int, int] = (3, 5)) -> Manifest:
             }
             values: dict[str, Any] = {"mood": i % 2, "size": None if i % 5 else i}
             values["both"] = [float(i % 3 == 0), float("nan")]
-            text = "y" * (8 * i)  # so that shards differ in the length of a slot
+            text = "y" * (8 * i)  # so that shards differ in the length of a sample
             writer.append(Sample(f"k{i}", columns, values, group=f"g{i % 7}" if i % 8 else None, text=text))
     assert writer.manifest is not None
     return writer.manifest
@@ -279,9 +279,9 @@ def test_damage_met_by_tasks_reaches_the_consumer(tmp_path: Path, payload: str) 
     rows = (3, 77, 140)
     manifest = damaged(tmp_path / "data", rows)
     plan = EpochPlan(manifest.counts, seed=1, global_batch=50, remainder="pad")
-    told: list[Damage] = []
-    reader = Reader(manifest, max_damaged_share=0.05, quarantine=told.append)  # cannot be pickled, need not be
-    peer = Reader(manifest, max_damaged_share=0.05)
+    told: list[CorruptSample] = []
+    reader = Reader(manifest, max_corrupt_share=0.05, quarantine=told.append)  # cannot be pickled, need not be
+    peer = Reader(manifest, max_corrupt_share=0.05)
     steps = 2 * int(plan.steps_per_epoch)
     for one, two in zip(
         stream(reader, plan, 0, 1, Cursor(), steps, payload, SMALL),
@@ -289,12 +289,12 @@ def test_damage_met_by_tasks_reaches_the_consumer(tmp_path: Path, payload: str) 
         strict=True,
     ):
         assert same(one, two)
-    assert sorted(entry.row for entry in reader.damage) == sorted(rows)
-    assert {dataclasses.astuple(d) for d in reader.damage} == {dataclasses.astuple(d) for d in peer.damage}
-    assert reader.damage.rows_read == peer.damage.rows_read == 2 * ROWS
+    assert sorted(entry.row for entry in reader.corrupt) == sorted(rows)
+    assert {dataclasses.astuple(d) for d in reader.corrupt} == {dataclasses.astuple(d) for d in peer.corrupt}
+    assert reader.corrupt.rows_read == peer.corrupt.rows_read == 2 * ROWS
     assert {entry.key for entry in told} == {f"k{row}" for row in rows}
-    strict = Reader(manifest, max_damaged_share=0.01)  # two of 211 rows
-    with pytest.raises(DamageError, match=r"3 damaged samples exceed the share 0.01"):
+    strict = Reader(manifest, max_corrupt_share=0.01)  # two of 211 rows
+    with pytest.raises(CorruptionError, match=r"3 corrupt samples exceed the share 0.01"):
         list(stream(strict, plan, 0, 1, Cursor(), steps, payload, SMALL))
 
 

@@ -63,7 +63,7 @@ def trained(folder: str, payload: str, rows_in: str) -> dict[str, Any]:
         validation_view=None,
         payload="worker" if read else payload,  # type: ignore[arg-type]
         rows_in=rows_in,  # type: ignore[arg-type]
-        max_damaged_share=1.0,
+        max_corrupt_share=1.0,
     )
     met: list[int] = []
     source = open_source(data, config, lambda sample: met.append(sample.row))

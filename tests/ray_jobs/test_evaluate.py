@@ -1,4 +1,4 @@
-"""An evaluation leaves damaged rows out aloud, knows rows without a group, and joins the run where it is tracked."""
+"""An evaluation leaves corrupt rows out aloud, knows rows without a group, and joins the run where it is tracked."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ def job(tmp_path: Path, manifest: Manifest) -> PretrainJob:
     )
     elsewhere = f"sqlite:///{tmp_path / 'elsewhere' / 'other.db'}"
     run = RunConfig("first", str(tmp_path / "runs"), tracking_uri=elsewhere)
-    job = PretrainJob(config, DataConfig(manifest.folder, label="emotion", max_damaged_share=0.2), run)
+    job = PretrainJob(config, DataConfig(manifest.folder, label="emotion", max_corrupt_share=0.2), run)
     folder = RunFolder(job.run.output_folder / "first")
     folder.path.mkdir(parents=True)
     save(job, folder.config)
@@ -94,11 +94,11 @@ def job(tmp_path: Path, manifest: Manifest) -> PretrainJob:
 
 @pytest.fixture
 def shards(manifest: Manifest) -> ShardsConfig:
-    return ShardsConfig(manifest.folder, max_damaged_share=0.2)
+    return ShardsConfig(manifest.folder, max_corrupt_share=0.2)
 
 
 def damage(manifest: Manifest, keys: tuple[str, ...]) -> None:
-    """Flip a bit in the middle of the samples' slots."""
+    """Flip a bit in the middle of the samples' raw."""
     reader = Reader(manifest)
     for shard, entry in enumerate(manifest.entry(i) for i in range(len(manifest))):
         listed = reader.metadata(shard)["key"].to_pylist()
@@ -114,11 +114,11 @@ def test_damaged_rows_are_left_out_and_named(
 ) -> None:
     wanted = EvaluateJob("first", "emotion", shards, output=job.run.output)
     before = read_labelled(wanted, tuple(WIDTHS))
-    assert before.damaged == []
+    assert before.corrupt == []
     speaker_11 = tuple(f"clip{i:03d}" for i in (22, 23, 46))
     damage(manifest, speaker_11)
     after = read_labelled(wanted, tuple(WIDTHS))
-    assert sorted(sample.key for sample in after.damaged) == list(speaker_11)
+    assert sorted(sample.key for sample in after.corrupt) == list(speaker_11)
     first, second = before.fold, after.fold
     assert len(first.test_rows) - len(second.test_rows) == 3 and len(first.train_rows) == len(second.train_rows)
 

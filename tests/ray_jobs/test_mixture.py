@@ -27,7 +27,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source
 from ray_jobs.training.validation import CorporaValidation, Validation, check_validation, open_validation
 from ray_jobs.training.worker import Watch, refuse_other_data
-from shards import Cursor, Damage, DamageError, Manifest, View
+from shards import CorruptionError, CorruptSample, Cursor, Manifest, View
 from shards.format.schema import Column, Sample, Schema
 from shards.format.writer import ShardWriter
 from shards.planning.mixed_plan import MixedPlan
@@ -280,16 +280,16 @@ def test_the_model_says_which_corpora_it_has_seen(folders: dict[str, Path]) -> N
 
 def test_damage_is_judged_by_corpus(folders: dict[str, Path], tmp_path: Path) -> None:
     """All of a small corpus may be a small share of the whole: 2 of its 19 rows are 2 of 103."""
-    job = PretrainJob(config(), data(folders, max_damaged_share=0.06), RunConfig("r"))
+    job = PretrainJob(config(), data(folders, max_corrupt_share=0.06), RunConfig("r"))
     source = open_source(job.data, job.pretrain)
 
     def notes(*rows: tuple[str, int]) -> list[dict[str, Any]]:
-        damage = [dataclasses.asdict(Damage(f"{corpus}/s", f"k{row}", row, "torn")) for corpus, row in rows]
-        return [{"damage": damage, "leaving": []}]
+        corrupt = [dataclasses.asdict(CorruptSample(f"{corpus}/s", f"k{row}", row, "torn")) for corpus, row in rows]
+        return [{"corrupt": corrupt, "leaving": []}]
 
     watch = Watch(source, job, RunFolder(tmp_path))
     assert not watch.judge(20, notes(("own", 2), ("vox", 70), ("vox", 71), ("vox", 72)))
-    with pytest.raises(DamageError, match=r"shard 'own/s'.*2 damaged samples exceed the share 0.06 of 19 rows"):
+    with pytest.raises(CorruptionError, match=r"shard 'own/s'.*2 corrupt samples exceed the share 0.06 of 19 rows"):
         watch.judge(21, notes(("own", 3)))
 
 

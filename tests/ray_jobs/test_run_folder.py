@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from ray_jobs.run_config import RunConfig
 from ray_jobs.run_folder import RunFolder, SupersededError
-from shards import Damage
+from shards import CorruptSample
 
 
 def test_a_new_run_claims_its_folder_and_the_same_run_finds_it(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_workers_of_an_earlier_start_may_not_write(tmp_path: Path) -> None:
 
 def test_the_quarantine_names_each_sample_once_and_hands_it_to_the_meeting(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    a, b = (Damage("s1", f"k{row}", row, "checksum differs") for row in (7, 3))
+    a, b = (CorruptSample("s1", f"k{row}", row, "checksum differs") for row in (7, 3))
     first, second = folder.quarantine(0), folder.quarantine(1)
     first.note(a)
     second.note(b)

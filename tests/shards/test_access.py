@@ -15,7 +15,7 @@ import pytest
 from shards import Column, Manifest, Reader, Sample, Schema, ShardWriter, View
 from shards.__main__ import main
 from shards.access import AccessError, access_error, refuse_url
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.verification.check import verify
 from shards.verification.repair import repair
 from tests.cluster.servers import S3_KEYS, Faulty, s3_server
@@ -91,7 +91,7 @@ def test_a_key_that_expires_while_shards_are_read_is_no_damage(tmp_path: Path, f
     reader = Reader(remote)
     with pytest.raises(AccessError, match="expired"):
         reader.read(0, 0, 4)
-    assert not list(reader.damage)
+    assert not list(reader.corrupt)
     with pytest.raises(AccessError, match="expired"):
         View.open(remote, "half")
     reader = Reader(local)
@@ -99,7 +99,7 @@ def test_a_key_that_expires_while_shards_are_read_is_no_damage(tmp_path: Path, f
     reader._storage._manifest, reader._storage.is_local = remote, False
     with pytest.raises(AccessError, match=r"s3://b/set/.*\.tar"):
         reader.read(0, 0, 4)
-    assert not list(reader.damage)
+    assert not list(reader.corrupt)
 
 
 def test_a_local_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.planning.plan import Cursor, EpochPlan
 from shards.reading.ray_source import Execution, _cause, _Stream
 

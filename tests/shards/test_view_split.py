@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.commands import COMMANDS
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.manifest import Manifest
 from shards.format.schema import Column, Label, Sample, Schema
 from shards.format.writer import ShardWriter

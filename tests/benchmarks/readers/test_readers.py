@@ -79,7 +79,7 @@ def test_what_is_measured_is_what_webdataset_reads(manifest: Manifest) -> None:
     assert isinstance(pipeline, webdataset.WebDataset)
     decoded = [sample for _, sample in zip(range(96), pipeline, strict=False)]
     for step in stream(Reader(manifest), own.plan, 0, 1, Cursor(), 12):
-        assert step.slots is not None
+        assert step.raw is not None
         for i, row in enumerate(step.row.tolist()):
             for name, expected in zip(WIDTHS, decoded[row], strict=True):
                 found = step.features[name][i]

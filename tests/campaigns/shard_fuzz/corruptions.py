@@ -36,7 +36,7 @@ def kind(name: str, *targets: str) -> Callable[[Corruption], Corruption]:
     """Registers a kind of damage, for these data sets only where some are named."""
 
     def register(function: Corruption) -> Corruption:
-        KINDS[name] = function, targets or ("native", "foreign")
+        KINDS[name] = function, targets or ("native", "imported")
         return function
 
     return register
@@ -330,7 +330,7 @@ def _anew(damage: Damage) -> Damage:
 
 
 for _name, _fields in LIES.items():
-    kind(f"indexed after: {_name.removeprefix('header: ')}", "foreign")(_lying(_fields, anew=True))
+    kind(f"indexed after: {_name.removeprefix('header: ')}", "imported")(_lying(_fields, anew=True))
 AFTER: dict[str, Corruption | None] = {
     "cut": None,
     "moved samples": _moved,
@@ -343,4 +343,4 @@ for _name, _function in AFTER.items():
     def _after(rng: random.Random, target: Target, function: Corruption | None = _function) -> Damage:
         return _anew((function or _cut(rng.choice(list(CUTS.values()))))(rng, target))
 
-    kind(f"indexed after: {_name}", "foreign")(_after)
+    kind(f"indexed after: {_name}", "imported")(_after)

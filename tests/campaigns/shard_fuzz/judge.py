@@ -13,7 +13,7 @@ from types import FrameType
 
 import numpy as np
 
-from shards.damage import DamageError, ManifestError, ShardError
+from shards.errors import CorruptionError, ManifestError, ShardError
 from shards.format.manifest import Manifest
 from shards.format.rows import Rows
 from shards.planning.view import View
@@ -120,7 +120,7 @@ def read_everything(folder: Path, target: Target, sealed: bool = False, view_of_
         reading.refused[f"views/{VIEW}.parquet"] = str(error)
     numbers = {key: i for i, key in enumerate(target.values)}
     for view in selections:
-        reader = Reader(manifest, view, max_damaged_share=1.0)
+        reader = Reader(manifest, view, max_corrupt_share=1.0)
         named: set[str] = set()
         for shard, name in enumerate(manifest.shards["name"].to_pylist()):
             try:
@@ -135,7 +135,7 @@ def read_everything(folder: Path, target: Target, sealed: bool = False, view_of_
                 check(sealed, f"{name}: {len(rows)} rows were read of {len(places)}")
                 reading.lies[name] = f"{len(rows)} rows were read of {len(places)}"
                 continue
-            bad = {damage.key for damage in reader.damage if damage.shard == name}
+            bad = {damage.key for damage in reader.corrupt if damage.shard == name}
             named |= bad
             for i, place in enumerate(places):
                 key = keys[place]
@@ -167,10 +167,10 @@ def read_everything(folder: Path, target: Target, sealed: bool = False, view_of_
 
 def _check_strict(manifest: Manifest, view: View | None, shard: int, name: str, bad: set[str]) -> None:
     """A reader that bears no damage stops at it, with shard and sample."""
-    strict = Reader(manifest, view, max_damaged_share=0.0)
+    strict = Reader(manifest, view, max_corrupt_share=0.0)
     try:
         strict.read(shard, 0, int(strict.counts[shard]))
-    except DamageError as error:
+    except CorruptionError as error:
         check(error.shard == name and error.sample in bad, f"names {error.shard!r}, {error.sample!r} for {name}, {bad}")
     else:
         raise DefectError(f"{name}: damage {bad} was borne by a reader that bears none")
@@ -213,7 +213,7 @@ def judge_repair(folder: Path, target: Target) -> str:
     (folder / "views" / f"{VIEW}.parquet").unlink(missing_ok=True)  # it may be stale now, and says so
     View.where(outcome.manifest, np.ones(outcome.manifest.rows, bool), "unused").save()
     check(all(name in reason for name, reason in outcome.left_out), f"reasons do not name shards: {outcome.left_out}")
-    reader = Reader(outcome.manifest, max_damaged_share=0.0)
+    reader = Reader(outcome.manifest, max_corrupt_share=0.0)
     for shard, name in enumerate(outcome.manifest.shards["name"].to_pylist()):
         rows = reader.read(shard, 0, int(reader.counts[shard]))
         for i, key in enumerate(reader.metadata(shard)["key"].to_pylist()):

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.damage import ShardError
-from shards.foreign.command import index_folder
+from shards.errors import ShardError
 from shards.planning.view import View
+from shards.webdataset_import.command import index_folder
 from tests.campaigns.shard_fuzz import sealed  # noqa: F401  (registers its kinds)
 from tests.campaigns.shard_fuzz.corruptions import KINDS, Damage
 from tests.campaigns.shard_fuzz.judge import REFUSED, bounded, check, judge, judge_repair

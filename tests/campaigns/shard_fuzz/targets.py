@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.foreign.command import index_folder
-from shards.foreign.mapping import LabelSource, MemberMapping, Source
 from shards.format.manifest import Manifest
 from shards.format.rows import group_id
 from shards.format.schema import Sample
 from shards.planning.view import View
+from shards.webdataset_import.command import index_folder
+from shards.webdataset_import.mapping import LabelSource, MemberMapping, Source
 from tests.shards import small_data
-from tests.shards.foreign.foreign_tars import npy
+from tests.shards.webdataset_import.plain_tars import npy
 
 VIEW = "some"
 CLASSES = ("calm", "angry", "sad")
@@ -125,7 +125,7 @@ def native(folder: Path, count: int = 21, seed: int = 0) -> Target:
     return _target("native", files, values, build("native-stale", seed + 1))
 
 
-def foreign_members(count: int, seed: int, first: int) -> tuple[list[list[tuple[str, bytes]]], dict[str, Values]]:
+def imported_members(count: int, seed: int, first: int) -> tuple[list[list[tuple[str, bytes]]], dict[str, Values]]:
     """The members of each sample, and their values; every fourth has no member b, every fifth a b full of NaN."""
     rng = np.random.default_rng(seed)
     samples, values = [], {}
@@ -159,7 +159,7 @@ def archive(members: list[tuple[str, bytes]], kind: int) -> bytes:
     return file.getvalue()
 
 
-def foreign(folder: Path, count: int = 7, seed: int = 0) -> Target:
+def imported(folder: Path, count: int = 7, seed: int = 0) -> Target:
     """Shards as other tools write them: one ustar, one PAX, one GNU."""
 
     def build(name: str, seed: int) -> tuple[dict[str, bytes], dict[str, Values]]:
@@ -167,14 +167,14 @@ def foreign(folder: Path, count: int = 7, seed: int = 0) -> Target:
         place.mkdir(parents=True)
         values: dict[str, Values] = {}
         for number, kind in enumerate((tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
-            samples, own = foreign_members(count, seed + number, number * count)
+            samples, own = imported_members(count, seed + number, number * count)
             values |= own
             (place / f"t{number}.tar").write_bytes(archive([m for s in samples for m in s], kind))
         _save_view(index_folder(place, MAPPING))
         return _files(place), values
 
-    files, values = build("foreign", seed)
-    return _target("foreign", files, values, build("foreign-stale", seed + 10)[0])
+    files, values = build("imported", seed)
+    return _target("imported", files, values, build("imported-stale", seed + 10)[0])
 
 
 def _target(name: str, files: dict[str, bytes], values: dict[str, Values], stale: dict[str, bytes]) -> Target:
@@ -190,7 +190,7 @@ def _target(name: str, files: dict[str, bytes], values: dict[str, Values], stale
 
 def targets(folder: Path) -> list[Target]:
     """One data set of each sort."""
-    return [native(folder), foreign(folder)]
+    return [native(folder), imported(folder)]
 
 
 def generator(seed: int, case: int) -> random.Random:

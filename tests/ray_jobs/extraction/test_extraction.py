@@ -43,7 +43,7 @@ from shards.clips.decode import decode_clip
 from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader, StoredClip
 from shards.clips.summary import finish as build_clips
-from shards.damage import ManifestError
+from shards.errors import ManifestError
 from shards.format.layout import least_bytes
 from shards.format.manifest import Manifest
 from shards.media.face_track import Faces, FaceTrack

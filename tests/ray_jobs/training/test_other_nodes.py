@@ -25,7 +25,7 @@ from ray_jobs.tracking.journal import Journal
 from ray_jobs.training import failures, far_folder, ray_internals, trainer
 from ray_jobs.training.failures import RunFailedError, cause_of
 from ray_jobs.training.far_folder import FarFolder
-from shards import Damage
+from shards import CorruptSample
 
 GLOO = """Training failed due to controller error:
 \x1b[36mray::execute._setup_torch_process_group()\x1b[39m (pid=4711, ip=10.0.0.3, actor_id=0123456789abcdef)
@@ -176,8 +176,8 @@ def test_without_the_folder_lines_come_back_and_what_is_needed_is_asked_for(
         assert moments is not None
         np.testing.assert_array_equal(moments["video"][0], np.arange(3.0))
         quarantine = folder.quarantine(1)
-        quarantine.note(Damage("s", "k", 5, "torn"))
-        assert folder.quarantined() == quarantine.take() == [Damage("s", "k", 5, "torn")]
+        quarantine.note(CorruptSample("s", "k", 5, "torn"))
+        assert folder.quarantined() == quarantine.take() == [CorruptSample("s", "k", 5, "torn")]
         journal = folder.open_journal()
         assert journal.metrics(1, {"loss": torch.tensor(0.5)}, series="train")
         assert not journal.metrics(1, {"loss": 0.25}, series="train"), "a step that is there already"

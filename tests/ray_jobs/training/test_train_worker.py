@@ -22,25 +22,28 @@ from ray_jobs.training.failures import Heartbeat, is_fatal
 from ray_jobs.training.pretraining import progress
 from ray_jobs.training.rank_meeting import RankMeeting
 from ray_jobs.training.worker import Watch
-from shards import Damage, ShardError
-from shards.damage import UNREADABLE, DamageError
+from shards import CorruptSample, ShardError
+from shards.errors import UNREADABLE, CorruptionError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def watch(tmp_path: Path, rows: int = 1000, share: float = 0.003, restored: tuple[int, ...] = ()) -> Watch:
-    def still_damaged(samples: list[Damage]) -> list[Damage]:
+    def still_corrupt(samples: list[CorruptSample]) -> list[CorruptSample]:
         return [sample for sample in samples if sample.row not in restored]
 
-    source: Any = SimpleNamespace(view=SimpleNamespace(rows=rows), reader=SimpleNamespace(still_damaged=still_damaged))
+    source: Any = SimpleNamespace(view=SimpleNamespace(rows=rows), reader=SimpleNamespace(still_corrupt=still_corrupt))
     job: Any = SimpleNamespace(
-        data=SimpleNamespace(max_damaged_share=share), pretrain=SimpleNamespace(global_batch=100)
+        data=SimpleNamespace(max_corrupt_share=share), pretrain=SimpleNamespace(global_batch=100)
     )
     return Watch(source, job, RunFolder(tmp_path))
 
 
 def notes(*ranks: tuple[int, ...]) -> list[dict[str, Any]]:
-    return [{"damage": [asdict(Damage("s", f"k{row}", row, "torn")) for row in rows], "leaving": []} for rows in ranks]
+    return [
+        {"corrupt": [asdict(CorruptSample("s", f"k{row}", row, "torn")) for row in rows], "leaving": []}
+        for rows in ranks
+    ]
 
 
 def test_the_allowed_damage_is_a_share_of_the_whole_not_of_each_rank(tmp_path: Path) -> None:
@@ -48,15 +51,17 @@ def test_the_allowed_damage_is_a_share_of_the_whole_not_of_each_rank(tmp_path: P
     seen = watch(tmp_path)
     assert not seen.judge(1, notes((1, 2), (2, 3)))
     assert not seen.judge(2, notes((), (1,)))
-    with pytest.raises(DamageError, match=r"shard 's', sample 'k4': torn; 4 damaged samples exceed the share 0.003 of"):
+    with pytest.raises(
+        CorruptionError, match=r"shard 's', sample 'k4': torn; 4 corrupt samples exceed the share 0.003 of"
+    ):
         seen.judge(3, notes((), (4,)))
 
 
 def test_damage_that_earlier_starts_met_counts(tmp_path: Path) -> None:
     for row in (1, 2, 3):
-        RunFolder(tmp_path).quarantine(0).note(Damage("s", f"k{row}", row, "torn"))
-    assert not watch(tmp_path).judge(1, notes((1, 2, 3))), "met again they are no new damage"
-    with pytest.raises(DamageError, match="4 damaged samples"):
+        RunFolder(tmp_path).quarantine(0).note(CorruptSample("s", f"k{row}", row, "torn"))
+    assert not watch(tmp_path).judge(1, notes((1, 2, 3))), "met again they are not new"
+    with pytest.raises(CorruptionError, match="4 corrupt samples"):
         watch(tmp_path).judge(1, notes((9,)))
     assert not watch(tmp_path, restored=(2,)).judge(1, notes((9,)))
 
@@ -64,8 +69,8 @@ def test_damage_that_earlier_starts_met_counts(tmp_path: Path) -> None:
 def test_a_run_that_stopped_for_damage_stops_again_unless_it_is_restored(tmp_path: Path) -> None:
     """Also where what is left of the run would not meet these samples again."""
     for row in (1, 2, 3, 4):
-        RunFolder(tmp_path).quarantine(row % 2).note(Damage("s", f"k{row}", row, "torn"))
-    with pytest.raises(DamageError, match="4 damaged samples exceed"):
+        RunFolder(tmp_path).quarantine(row % 2).note(CorruptSample("s", f"k{row}", row, "torn"))
+    with pytest.raises(CorruptionError, match="4 corrupt samples exceed"):
         watch(tmp_path).judge(1, notes((), ()))
     assert not watch(tmp_path, restored=(2, 4)).judge(1, notes((), ()))
 
@@ -98,7 +103,7 @@ def test_one_rank_meets_itself_soon_and_then_every_two_seconds(monkeypatch: pyte
     ("error", "fatal"),
     [
         (NonFiniteLossError(3, ["loss/contrastive"]), True),
-        (DamageError("s", "too much"), True),
+        (CorruptionError("s", "too much"), True),
         (ShardError("s", "file s.tar is missing"), True),
         (ShardError("s", f"{UNREADABLE}: input/output error"), False),
         (ValueError("width"), True),

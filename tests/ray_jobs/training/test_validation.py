@@ -56,7 +56,7 @@ def test_held_out_rows_that_cannot_be_read_are_named(tmp_path: Path, capsys: pyt
     data = bytearray(path.read_bytes())
     data[damaged * entry.stride + entry.stride // 2] ^= 0x10
     path.write_bytes(data)
-    config = DataConfig(folder=manifest.folder, max_damaged_share=0.5)
+    config = DataConfig(folder=manifest.folder, max_corrupt_share=0.5)
     validation = Validation.open(config, manifest, ("video", "audio"))
     assert validation is not None
     key = Reader(manifest).metadata(0)["key"][damaged].as_py()

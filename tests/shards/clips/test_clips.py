@@ -19,7 +19,7 @@ from shards.clips.plan import BuildOptions, BuildPlan
 from shards.clips.reader import ClipManifest, ClipReader, ClipSchema
 from shards.clips.summary import BuildSummary, finish
 from shards.clips.writer import NewClip, write_clip_shard
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.manifest import Manifest
 from shards.format.schema import Column, Label, Sample, Schema
 from shards.format.writer import ShardWriter

@@ -1,4 +1,4 @@
-"""ustar and npy headers against tarfile and numpy; slots against tarfile reading them back."""
+"""ustar and npy headers against tarfile and numpy; raw against tarfile reading them back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shards.format.layout import (
     BLOCK,
     LayoutError,
-    SlotLayout,
+    SampleLayout,
     archive_bytes,
     npy_header,
     parse_header,
@@ -78,10 +78,10 @@ def test_slots_are_tar_archives() -> None:
     random = np.random.default_rng(1)
     arrays = [[random.standard_normal(c.width).astype(c.dtype) for c in COLUMNS] for _ in range(4)]
     texts = [b"{}", b'{"x":1}', b'{"longest":"one"}', b"[]"]
-    layout = SlotLayout(COLUMNS, max(map(len, texts)))
-    slots = np.zeros((4, layout.stride), np.uint8)
-    layout.fill(slots, ["k0", "k1", "k2", "k3"], [b"".join(a.tobytes() for a in row) for row in arrays], texts)
-    archive = slots.tobytes() + bytes(archive_bytes(4, layout.stride) - slots.nbytes)
+    layout = SampleLayout(COLUMNS, max(map(len, texts)))
+    raw = np.zeros((4, layout.stride), np.uint8)
+    layout.fill(raw, ["k0", "k1", "k2", "k3"], [b"".join(a.tobytes() for a in row) for row in arrays], texts)
+    archive = raw.tobytes() + bytes(archive_bytes(4, layout.stride) - raw.nbytes)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         members = tar.getmembers()
         assert [m.name for m in members] == [
@@ -96,7 +96,7 @@ def test_slots_are_tar_archives() -> None:
                 array = np.load(io.BytesIO(data.read()), allow_pickle=False)
                 np.testing.assert_array_equal(array, arrays[i // 4][i % 4])
     assert len(archive) % 10240 == 0
-    assert SlotLayout.from_dict(COLUMNS, layout.to_dict()) == layout
+    assert SampleLayout.from_dict(COLUMNS, layout.to_dict()) == layout
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_slots_are_tar_archives() -> None:
 )
 def test_layout_that_claims_other_offsets_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(LayoutError):
-        SlotLayout.from_dict(COLUMNS, SlotLayout(COLUMNS, 9).to_dict() | change)
+        SampleLayout.from_dict(COLUMNS, SampleLayout(COLUMNS, 9).to_dict() | change)
 
 
 @given(st.text(min_size=1, max_size=200))
@@ -123,13 +123,13 @@ def test_safe_key_keeps_different_names_apart() -> None:
 @pytest.mark.parametrize("texts", [[b"{}", b'{"a":1}', b""], [b"x" * 700]])
 def test_many_slots_at_once_equal_members_written_one_by_one(texts: list[bytes]) -> None:
     columns = (Column("a", 3), Column("longer-name", 130, "float16"))
-    layout = SlotLayout(columns, 700)
+    layout = SampleLayout(columns, 700)
     keys = [f"{'k' * (1 + 20 * i)}{i}" for i in range(len(texts))]
     rng = np.random.default_rng(0)
     payloads = [rng.bytes(sum(column.nbytes for column in columns)) for _ in texts]
-    slots = np.zeros((len(texts), layout.stride), np.uint8)
-    layout.fill(slots, keys, payloads, texts)
-    for slot, key, payload, text in zip(slots, keys, payloads, texts, strict=True):
+    raw = np.zeros((len(texts), layout.stride), np.uint8)
+    layout.fill(raw, keys, payloads, texts)
+    for sample, key, payload, text in zip(raw, keys, payloads, texts, strict=True):
         expected, at = b"", 0
         for column in columns:
             member = npy_header(column) + payload[at : at + column.nbytes]
@@ -137,6 +137,6 @@ def test_many_slots_at_once_equal_members_written_one_by_one(texts: list[bytes])
             header = tar_header(f"{key}.{column.name}.npy", len(member))
             expected += header + member + bytes(-len(member) % 512)
         expected += tar_header(f"{key}.json", 700) + text.ljust(700) + bytes(-700 % 512)
-        assert slot.tobytes() == expected
+        assert sample.tobytes() == expected
     with pytest.raises(LayoutError, match="does not fit"):
-        layout.fill(slots[:1], ["k" * 90], payloads[:1], texts[:1])
+        layout.fill(raw[:1], ["k" * 90], payloads[:1], texts[:1])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.damage import Damage, DamageError, ShardError
+from shards.errors import CorruptionError, CorruptSample, ShardError
 from shards.format.manifest import Manifest
 from shards.format.rows import group_id
 from shards.format.schema import Column, Sample, Schema
@@ -168,19 +168,19 @@ def test_damage_is_named_by_corpus_and_counted_once(tmp_path: Path) -> None:
         entry = manifest.entry(shard)
         at = (row - int(manifest.rows_before[shard])) * entry.stride + 645
         flip_bit(Path(manifest.folder) / f"{entry.name}.tar", at)
-    told: list[Damage] = []
-    reader, plan, batches = mixture(manifests, max_damaged_share=0.1, quarantine=told.append)
+    told: list[CorruptSample] = []
+    reader, plan, batches = mixture(manifests, max_corrupt_share=0.1, quarantine=told.append)
     rows = {bad["own"], ROWS["own"] + ROWS["tv"] + bad["vox"]}
     for step, expected in zip(stream(reader, plan, 0, 1, Cursor(), 30), batches, strict=True):
         check_rows(step, expected, frozenset(rows))
-    assert {damage.row for damage in told} == rows and len(told) == len(reader.damage) == 2
+    assert {damage.row for damage in told} == rows and len(told) == len(reader.corrupt) == 2
     assert {damage.shard.split("/")[0]: damage.key for damage in told} == {"own": "k8", "vox": "k20"}
     assert all(damage.shard == reader.shard_of(damage.row) for damage in told)
-    assert reader.damage.rows_read == 30 * 17
-    again = reader.still_damaged([*told, Damage("tv/x", "k0", ROWS["own"], "restored since")])
+    assert reader.corrupt.rows_read == 30 * 17
+    again = reader.still_corrupt([*told, CorruptSample("tv/x", "k0", ROWS["own"], "restored since")])
     assert sorted(again, key=lambda d: d.row) == sorted(told, key=lambda d: d.row)
-    strict, _, _ = mixture(manifests, max_damaged_share=0.01)
-    with pytest.raises(DamageError, match=r"^shard '(own|vox)/[^/]*', .* exceed the share 0.01 of"):
+    strict, _, _ = mixture(manifests, max_corrupt_share=0.01)
+    with pytest.raises(CorruptionError, match=r"^shard '(own|vox)/[^/]*', .* exceed the share 0.01 of"):
         list(stream(strict, plan, 0, 1, Cursor(), 30))
 
 
@@ -226,7 +226,7 @@ def test_corpora_laid_out_alike_are_read_as_views(tmp_path: Path, monkeypatch: p
         ranges = plan.rows(step.cursor.epoch, step.cursor.step)
         copied, stored = reader.read_ranges(ranges), memory.take()
         fill(stored, tasks.table(np.array([*ranges, (PADDING_SHARD, 0, 2)], np.int64)), reader.offsets)
-        assert step.slots is not None and step.slots.shape[1] == reader.pitch and copied.slots is None
+        assert step.raw is not None and step.raw.shape[1] == reader.pitch and copied.raw is None
         for other in (copied, stored.part(0, 10)):
             assert np.array_equal(step.row, other.row) and np.array_equal(step.group, other.group)
             for modality in ("video", "audio"):

@@ -23,8 +23,8 @@ import torch
 
 from shards import (
     Column,
-    Damage,
-    DamageError,
+    CorruptionError,
+    CorruptSample,
     Manifest,
     Reader,
     Sample,
@@ -122,14 +122,14 @@ def test_every_range_is_what_was_written(whole: Manifest, samples: list[Sample])
             assert len(rows) == stop - start
             for i in range(stop - start):
                 assert_is_sample(rows, i, before + start + i, samples[before + start + i])
-    assert len(reader.damage) == 0
+    assert len(reader.corrupt) == 0
 
 
 def test_blocks_and_small_caches_change_nothing(
     whole: Manifest, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shards.reading.reader.LOCAL_BLOCK_BYTES", 10_000)
-    monkeypatch.setattr("shards.format.slot_columns.LOCAL_BLOCK_BYTES", 10_000)
+    monkeypatch.setattr("shards.format.raw_columns.LOCAL_BLOCK_BYTES", 10_000)
     monkeypatch.setattr(storage_module, "_OPEN_FILES", 1)
     reader = Reader(whole, index_cache_bytes=1)
     rows = reader.read_ranges([(2, 0, 3), (0, 1, 20), (1, 7, 9), (0, 0, 1)], size=30)
@@ -205,7 +205,7 @@ def test_modalities_labels_and_dtype_by_choice(whole: Manifest, samples: list[Sa
         ({"modalities": ["vido"]}, "'vido' is unknown.*did you mean 'video'"),
         ({"modalities": {"m": ("v2",)}}, "'v2' is unknown"),
         ({"labels": ("emotion",)}, "'emotion' is unknown.*mood"),
-        ({"max_damaged_share": 2.0}, "max_damaged_share is 2.0"),
+        ({"max_corrupt_share": 2.0}, "max_corrupt_share is 2.0"),
         ({"dtype": "int64"}, "'int64'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -288,7 +288,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
 
 
 def uneven(folder: Path, samples: list[Sample]) -> Manifest:
-    """Shards whose slots differ in length, because their longest texts do."""
+    """Shards whose samples differ in length, because their longest texts do."""
     later = [dataclasses.replace(sample, text="y" * (40 * i)) for i, sample in enumerate(samples)]
     manifest = write(folder, later, shard_samples=12)
     assert len(set(manifest.shards["stride"].to_pylist())) > 2
@@ -299,19 +299,19 @@ def uneven(folder: Path, samples: list[Sample]) -> Manifest:
 def test_views_on_samples_equal_copied_columns(
     tmp_path: Path, samples: list[Sample], wide: dict[str, tuple[str, ...]], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.format.slot_columns.LOCAL_BLOCK_BYTES", block)
+    monkeypatch.setattr("shards.format.raw_columns.LOCAL_BLOCK_BYTES", block)
     manifest = uneven(tmp_path / "data", samples)
     random = np.random.default_rng(1)
     for view in (None, Selected([np.flatnonzero(random.random(n) < 0.7) for n in manifest.counts])):
         reader = Reader(manifest, view, wide)
         copied = reader.read_ranges([(s, 1, int(n)) for s, n in enumerate(reader.counts)], size=70)
-        assert copied.slots is None and reader.pitch == manifest.shards["stride"].to_numpy().max()
+        assert copied.raw is None and reader.pitch == manifest.shards["stride"].to_numpy().max()
         seen = reader.allocate(70, views=True)
         for _ in range(2):  # the second time over what the first one left
             reader.read_ranges([(s, 1, int(n)) for s, n in enumerate(reader.counts)], out=seen)
-            assert seen.slots is not None
+            assert seen.raw is not None
             for name, array in seen.features.items():
-                assert np.shares_memory(array, seen.slots) and array.strides == (reader.pitch, array.itemsize)
+                assert np.shares_memory(array, seen.raw) and array.strides == (reader.pitch, array.itemsize)
                 np.testing.assert_array_equal(array, copied.features[name])
                 np.testing.assert_array_equal(seen.present[name], copied.present[name])
                 assert torch.equal(torch.from_numpy(array), torch.from_numpy(copied.features[name]))
@@ -319,7 +319,7 @@ def test_views_on_samples_equal_copied_columns(
             np.testing.assert_array_equal(seen.row, copied.row)
             for name, array in seen.labels.items():
                 np.testing.assert_array_equal(array, copied.labels[name])
-            seen.slots[:] = 0xAB
+            seen.raw[:] = 0xAB
 
 
 @pytest.mark.parametrize("views", [True, False])
@@ -335,10 +335,10 @@ def test_several_threads_read_what_one_reads(
     for count in (1, 2, 5, 16):
         pieces = [(s, a, min(a + 3, n)) for s, n in enumerate(counts) for a in range(0, n, 3)]
         ranges = [pieces[i] for i in random.permutation(len(pieces))[:count]]
-        one, several = (Reader(manifest, None, wide, max_damaged_share=1.0, threads=n) for n in (1, 4))
+        one, several = (Reader(manifest, None, wide, max_corrupt_share=1.0, threads=n) for n in (1, 4))
         rows, again = (r.read_ranges(ranges, out=r.allocate(60, views=views)) for r in (one, several))
-        assert again.slots is not None or not views
-        assert list(one.damage) == list(several.damage) and one.damage.rows_read == several.damage.rows_read
+        assert again.raw is not None or not views
+        assert list(one.corrupt) == list(several.corrupt) and one.corrupt.rows_read == several.corrupt.rows_read
         for name in wide:
             np.testing.assert_array_equal(rows.features[name], again.features[name])
             np.testing.assert_array_equal(rows.present[name], again.present[name])
@@ -348,7 +348,7 @@ def test_several_threads_read_what_one_reads(
     for shard in (1, 2):
         (copy / f"part-{shard:06d}.tar").unlink()
     for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0)):  # of several errors the first range's
-        reader = Reader(manifest, None, wide, max_damaged_share=1.0, threads=3)
+        reader = Reader(manifest, None, wide, max_corrupt_share=1.0, threads=3)
         with pytest.raises(ShardError, match=f"part-00000{next(shard for shard in order if shard)}"):
             reader.read_ranges([(shard, 0, 8) for shard in order])
 
@@ -384,9 +384,9 @@ def test_damage_in_views_is_cleared_and_named(
 ) -> None:
     manifest = Manifest.open(copy)
     flip_bit(copy / "part-000000.tar", 5 * manifest.entry(0).stride + 512 + 128 + 9)
-    reader = Reader(manifest, modalities=wide, max_damaged_share=0.1)
+    reader = Reader(manifest, modalities=wide, max_corrupt_share=0.1)
     rows = reader.read_ranges([(1, 0, 2), (0, 2, 8)], out=reader.allocate(9, views=True))
-    assert [(d.key, d.row) for d in reader.damage] == [("s5", 5)] and reader.damage.rows_read == 8
+    assert [(d.key, d.row) for d in reader.corrupt] == [("s5", 5)] and reader.corrupt.rows_read == 8
     assert rows.row.tolist() == [int(manifest.counts[0]), int(manifest.counts[0]) + 1, 2, 3, 4, 5, 6, 7, -1]
     assert not any(there[5] for there in rows.present.values()) and not any(a[5].any() for a in rows.features.values())
     np.testing.assert_array_equal(rows.features["still"][4], samples[4].columns["v2d"])
@@ -398,32 +398,32 @@ def test_restored_samples_are_damaged_no_more(copy: Path, wide: dict[str, tuple[
     place = 5 * manifest.entry(0).stride + 512 + 128 + 9, 7 * manifest.entry(0).stride + 512 + 128 + 9
     for at in place:
         flip_bit(copy / "part-000000.tar", at)
-    reader = Reader(manifest, modalities=wide, max_damaged_share=1.0)
+    reader = Reader(manifest, modalities=wide, max_corrupt_share=1.0)
     reader.read(0, 0, 10)
-    met = list(reader.damage)
-    assert [d.row for d in met] == [5, 7] and reader.still_damaged(met) == met
+    met = list(reader.corrupt)
+    assert [d.row for d in met] == [5, 7] and reader.still_corrupt(met) == met
     flip_bit(copy / "part-000000.tar", place[0])
     only_the_second_shard = View.where(manifest, np.arange(manifest.rows) >= int(manifest.counts[0]))
-    elsewhere = Reader(manifest, only_the_second_shard, modalities=wide, max_damaged_share=0.0)
-    assert elsewhere.still_damaged(met) == met[1:] and len(elsewhere.damage) == 0
+    elsewhere = Reader(manifest, only_the_second_shard, modalities=wide, max_corrupt_share=0.0)
+    assert elsewhere.still_corrupt(met) == met[1:] and len(elsewhere.corrupt) == 0
 
 
 def test_presence_and_headers_are_checked_in_views(copy: Path, wide: dict[str, tuple[str, ...]]) -> None:
-    def contradict(slots: np.ndarray, layout: object) -> None:
+    def contradict(raw: np.ndarray, layout: object) -> None:
         at = layout.payload_offsets[1]  # type: ignore[attr-defined]
-        slots[4, at : at + 10] = 0
+        raw[4, at : at + 10] = 0
 
-    reader = Reader(_forge(copy, contradict), modalities=wide, max_damaged_share=1.0)
+    reader = Reader(_forge(copy, contradict), modalities=wide, max_corrupt_share=1.0)
     rows = reader.read(0, 0, 10, out=reader.allocate(10, views=True))
-    assert [(d.key, d.reason) for d in reader.damage] == [
+    assert [(d.key, d.reason) for d in reader.corrupt] == [
         ("s4", "presence in the index and NaN in the payload disagree")
     ]
     assert not rows.present["still"][4] and not rows.features["still"][4].any()
 
-    def widen(slots: np.ndarray, layout: object) -> None:
-        slots[3, 512:640] = np.frombuffer(bytes(slots[3, 512:640]).replace(b"(7,)", b"(8,)"), np.uint8)
+    def widen(raw: np.ndarray, layout: object) -> None:
+        raw[3, 512:640] = np.frombuffer(bytes(raw[3, 512:640]).replace(b"(7,)", b"(8,)"), np.uint8)
 
-    reader = Reader(_forge(copy, widen), modalities=wide, max_damaged_share=1.0)
+    reader = Reader(_forge(copy, widen), modalities=wide, max_corrupt_share=1.0)
     with pytest.raises(ShardError, match=r"sample 's3': column 'v2d' has another width.*\(7,\).*found.*\(8,\)"):
         reader.read(0, 0, 10, out=reader.allocate(10, views=True))
 
@@ -433,8 +433,8 @@ def test_features_are_copied_where_views_would_not_do(whole: Manifest, wide: dic
     assert Reader(whole).pitch == 0  # video is composed of two columns
     assert Reader(whole, modalities=wide, dtype="float32").pitch == 0
     assert Reader(whole, modalities={**wide, "again": ("audio",)}).pitch == 0
-    assert Reader(whole).allocate(3, views=True).slots is None
-    with pytest.raises(ValueError, match="out has slots of"):
+    assert Reader(whole).allocate(3, views=True).raw is None
+    with pytest.raises(ValueError, match="out has samples of"):
         Reader(whole).read(0, 0, 3, out=Reader(whole, modalities=wide).allocate(3, views=True))
 
 
@@ -468,11 +468,11 @@ def test_a_flipped_bit_quarantines_its_sample_by_name(copy: Path, samples: list[
         copy / "part-000000.tar",
         5 * manifest.entry(0).stride + offset[part] + (manifest.entry(0).stride if part == "json" else 0),
     )
-    met: list[Damage] = []
-    reader = Reader(manifest, max_damaged_share=0.1, quarantine=met.append)
+    met: list[CorruptSample] = []
+    reader = Reader(manifest, max_corrupt_share=0.1, quarantine=met.append)
     for _ in range(2):  # a second epoch does not count it twice
         rows = reader.read(0, 0, 10)
-    assert [(d.shard, d.key, d.row) for d in reader.damage] == [("part-000000", "s5", 5)] and len(met) == 1
+    assert [(d.shard, d.key, d.row) for d in reader.corrupt] == [("part-000000", "s5", 5)] and len(met) == 1
     assert "checksum" in met[0].reason
     assert rows.row[5] == 5 and not rows.present["video"][5] and not rows.present["audio"][5]
     assert not rows.features["video"][5].any() and not rows.features["audio"][5].any()
@@ -484,11 +484,11 @@ def test_a_flipped_bit_quarantines_its_sample_by_name(copy: Path, samples: list[
 def test_beyond_the_share_reading_stops_with_the_names(copy: Path) -> None:
     for row in (1, 5):
         flip_bit(copy / "part-000000.tar", row * Manifest.open(copy).entry(0).stride + 700)
-    with pytest.raises(DamageError, match=r"'part-000000', sample 's1'.*exceed the share 0 of 64"):
-        Reader(Manifest.open(copy), max_damaged_share=0.0).read(0, 0, 10)
-    with pytest.raises(DamageError, match=r"sample 's5'.*2 damaged samples"):
-        Reader(Manifest.open(copy), max_damaged_share=0.02).read(0, 0, 10)
-    assert len(Reader(Manifest.open(copy), max_damaged_share=1.0).read(0, 0, 10)) == 10
+    with pytest.raises(CorruptionError, match=r"'part-000000', sample 's1'.*exceed the share 0 of 64"):
+        Reader(Manifest.open(copy), max_corrupt_share=0.0).read(0, 0, 10)
+    with pytest.raises(CorruptionError, match=r"sample 's5'.*2 corrupt samples"):
+        Reader(Manifest.open(copy), max_corrupt_share=0.02).read(0, 0, 10)
+    assert len(Reader(Manifest.open(copy), max_corrupt_share=1.0).read(0, 0, 10)) == 10
 
 
 def test_reordered_slots_are_not_mistaken_for_each_other(copy: Path) -> None:
@@ -496,9 +496,9 @@ def test_reordered_slots_are_not_mistaken_for_each_other(copy: Path) -> None:
     data = bytearray(path.read_bytes())
     data[:stride], data[stride : 2 * stride] = data[stride : 2 * stride], data[:stride]
     path.write_bytes(data)
-    reader = Reader(Manifest.open(copy), max_damaged_share=1.0)
+    reader = Reader(Manifest.open(copy), max_corrupt_share=1.0)
     reader.read(0, 0, 4)
-    assert [damage.key for damage in reader.damage] == ["s0", "s1"]
+    assert [damage.key for damage in reader.corrupt] == ["s0", "s1"]
 
 
 @pytest.mark.parametrize("cut", [0, 511, 512, 4096, 50_000, -1, -512, -10240])
@@ -567,13 +567,13 @@ def _forge(copy: Path, change: object) -> Manifest:
     table = read_table("part-000000", index_path.read_bytes())
     stride = index.stride
     data = bytearray(tar.read_bytes())
-    slots = np.frombuffer(data, np.uint8, len(index) * stride).reshape(-1, stride)
-    change(slots, index.layout)  # type: ignore[operator]
+    raw = np.frombuffer(data, np.uint8, len(index) * stride).reshape(-1, stride)
+    change(raw, index.layout)  # type: ignore[operator]
     tar.write_bytes(data)
     rows = IndexRows(
         table["key"].to_pylist(),
         table["offset"].to_numpy(),
-        np.array([xxhash.xxh3_64_intdigest(slot.tobytes()) for slot in slots], np.uint64),
+        np.array([xxhash.xxh3_64_intdigest(sample.tobytes()) for sample in raw], np.uint64),
         index.present,
         {name: values.tolist() for name, values in index.labels.items()},
         table["group"].to_pylist(),
@@ -585,12 +585,12 @@ def _forge(copy: Path, change: object) -> Manifest:
 
 
 def test_width_or_dtype_other_than_the_manifest_says(copy: Path) -> None:
-    def as_integers(slots: np.ndarray, layout: object) -> None:
+    def as_integers(raw: np.ndarray, layout: object) -> None:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (7,)})
-        slots[3, 512:640] = np.frombuffer(header.getvalue(), np.uint8)
+        raw[3, 512:640] = np.frombuffer(header.getvalue(), np.uint8)
 
-    reader = Reader(_forge(copy, as_integers), max_damaged_share=1.0)
+    reader = Reader(_forge(copy, as_integers), max_corrupt_share=1.0)
     reader.read(0, 0, 3)
     with pytest.raises(ShardError, match=r"sample 's3': column 'v2d' has another width or dtype.*'<f4'.*found.*'<i4'"):
         reader.read(0, 0, 10)
@@ -600,13 +600,13 @@ def test_width_or_dtype_other_than_the_manifest_says(copy: Path) -> None:
 def test_presence_that_the_payload_denies(copy: Path, value: float) -> None:
     row = 4 if value == 0.0 else 2  # v3d of s4 is missing, that of s2 is there
 
-    def contradict(slots: np.ndarray, layout: object) -> None:
+    def contradict(raw: np.ndarray, layout: object) -> None:
         at = layout.payload_offsets[1]  # type: ignore[attr-defined]
-        slots[row, at : at + 10] = np.frombuffer(np.full(5, value, np.float16).tobytes(), np.uint8)
+        raw[row, at : at + 10] = np.frombuffer(np.full(5, value, np.float16).tobytes(), np.uint8)
 
-    reader = Reader(_forge(copy, contradict), max_damaged_share=1.0)
+    reader = Reader(_forge(copy, contradict), max_corrupt_share=1.0)
     rows = reader.read(0, 0, 10)
-    assert [(damage.key, "presence" in damage.reason) for damage in reader.damage] == [(f"s{row}", True)]
+    assert [(damage.key, "presence" in damage.reason) for damage in reader.corrupt] == [(f"s{row}", True)]
     assert not rows.present["video"][row] and not rows.features["video"][row].any()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.manifest import TAR_SUFFIX, Manifest
 from shards.format.schema import Column, Sample, Schema
 from shards.format.writer import ShardWriter
@@ -111,9 +111,9 @@ def test_batches_of_a_mixture_are_those_of_its_stream(tmp_path: Path, monkeypatc
 def test_a_damaged_row_is_logged_once_and_stays_empty(tmp_path: Path) -> None:
     manifest = write(tmp_path / "data")
     flip_bit(Path(manifest.path(manifest.entry(0).name + TAR_SUFFIX)), 3 * manifest.entry(0).stride + 700)
-    reader = Reader(manifest, max_damaged_share=1.0)
+    reader = Reader(manifest, max_corrupt_share=1.0)
     kept = filled(Resident(reader))
-    assert [sample.row for sample in reader.damage] == [3]
+    assert [sample.row for sample in reader.corrupt] == [3]
     assert kept.rows.row[3] == 3 and not any(present[3] for present in kept.rows.present.values())
     assert all((values[3] == 0).all() for values in kept.rows.features.values())
 

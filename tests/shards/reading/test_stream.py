@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.damage import DamageError, ShardError
+from shards.errors import CorruptionError, ShardError
 from shards.format.manifest import Manifest
 from shards.format.rows import Rows
 from shards.format.schema import Column, Label, Sample, Schema
@@ -42,7 +42,7 @@ def write(folder: Path) -> Manifest:
     )
     with ShardWriter(folder, schema, max_shard_bytes=81_920) as writer:
         for i in range(ROWS):
-            text = "x" * (700 * (i // 60))  # so that shards differ in the length of a slot
+            text = "x" * (700 * (i // 60))  # so that shards differ in the length of a sample
             writer.append(Sample(f"k{i}", features_of(i), {"mood": i % 3}, group=f"g{i % 7}", text=text))
     assert writer.manifest is not None
     return writer.manifest
@@ -97,7 +97,7 @@ def test_stream_follows_the_plan(manifest: Manifest, remainder: str, world: int,
         batches = list(stream(reader, plan, rank, world, start, steps, prefetch))
         assert len(batches) == steps
         for batch in batches:
-            assert batch.cursor == cursor and (batch.slots is not None) == views
+            assert batch.cursor == cursor and (batch.raw is not None) == views
             check_rows(batch, expected_rows(plan, view, cursor, rank, world))
             cursor = plan.advance(cursor, 1)
             assert batch.next_cursor == cursor
@@ -126,7 +126,7 @@ def test_batches_that_are_kept_keep_their_values(manifest: Manifest, prefetch: i
     """Memory is used again, but never what somebody still holds, be it as a view, a tensor or a dictionary."""
     plan = EpochPlan(manifest.counts, seed=0, global_batch=16)
     fresh = list(stream(Reader(manifest), plan, 0, 1, Cursor(), 40, prefetch))
-    assert (fresh[0].slots is not None) == views
+    assert (fresh[0].raw is not None) == views
     assert not any(np.may_share_memory(a.features["a"], b.features["b"]) for a, b in itertools.permutations(fresh, 2))
     held: list[tuple[Any, Any]] = []
     places = set()
@@ -142,9 +142,9 @@ def test_batches_that_are_kept_keep_their_values(manifest: Manifest, prefetch: i
             held.append((memoryview(batch.features["a"][1]), fresh[i].features["a"][1]))
         if i % 8 == 7:
             held.append((batch.features, fresh[i].features))
-        if i % 8 == 1 and batch.slots is not None:
-            payload = slice(512 + 128, 512 + 128 + 12)  # behind a slot's end lies what lay there before
-            held.append((batch.slots[4:6, payload], fresh[i].slots[4:6, payload]))  # type: ignore[index]
+        if i % 8 == 1 and batch.raw is not None:
+            payload = slice(512 + 128, 512 + 128 + 12)  # behind a sample's end lies what lay there before
+            held.append((batch.raw[4:6, payload], fresh[i].raw[4:6, payload]))  # type: ignore[index]
         del batch
     for kept, expected in held:
         if isinstance(kept, dict):
@@ -223,13 +223,13 @@ def test_damage_is_masked_and_counted_then_stops(tmp_path: Path, views: bool) ->
     data[3 * manifest.entry(0).stride + 700] ^= 1  # a payload byte of row 3
     path.write_bytes(bytes(data))
     plan = EpochPlan(manifest.counts, seed=0, global_batch=ROWS)
-    reader = Reader(manifest, max_damaged_share=0.1)
+    reader = Reader(manifest, max_corrupt_share=0.1)
     (batch,) = stream(reader, plan, 0, 1, Cursor(), 1)
     at = batch.row.tolist().index(3)
     assert not any(there[at] for there in batch.present.values()) and batch.labels["mood"][at] == -1
-    assert [(d.shard, d.key, d.row) for d in reader.damage] == [(manifest.entry(0).name, "k3", 3)]
-    with pytest.raises(DamageError, match="k3"):
-        list(stream(Reader(manifest, max_damaged_share=0.0), plan, 0, 1, Cursor(), 1))
+    assert [(d.shard, d.key, d.row) for d in reader.corrupt] == [(manifest.entry(0).name, "k3", 3)]
+    with pytest.raises(CorruptionError, match="k3"):
+        list(stream(Reader(manifest, max_corrupt_share=0.0), plan, 0, 1, Cursor(), 1))
 
 
 def threads() -> list[str]:

@@ -22,8 +22,8 @@ from shards.adapters.clip_set import Clip, ClipSet
 from shards.doubts import Samples, classes_of, of_groups
 from shards.packing.labels import LabelSpec
 from shards.tools.check_clips import describe_clips
-from tests.shards.foreign.foreign_tars import npy, write_tar
 from tests.shards.media.make_media import make_sound, make_video, sine
+from tests.shards.webdataset_import.plain_tars import npy, write_tar
 from tuning.run.__main__ import COMMAND as RUN
 
 EMOTIONS = ("happy", "neutral", "sad")

@@ -46,7 +46,7 @@ def test_a_view_and_a_seeded_choice_of_rows(manifest: Manifest) -> None:
     some = [column_moments(reader, 100, seed)["m"][0] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(some[0], some[1])
     assert not np.array_equal(some[0], some[2])
-    assert reader.damage.rows_read <= 3 * 100
+    assert reader.corrupt.rows_read <= 3 * 100
 
 
 def _listed_chunks(counts: list[int], max_rows: int | None, seed: int) -> list[tuple[int, int, int]]:

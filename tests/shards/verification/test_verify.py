@@ -10,13 +10,13 @@ import pytest
 
 from shards import Manifest, Reader, ShardError
 from shards.__main__ import main
-from shards.foreign.command import index_folder
 from shards.format.index_store import load_index
-from shards.format.slot import read_slot, whole_slots
+from shards.format.raw_sample import parse_intact, parse_raw
 from shards.verification.check import verify
 from shards.verification.repair import rebuild_index, repair
-from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
+from shards.webdataset_import.command import index_folder
 from tests.shards.small_data import SCHEMA, flip_bit, make_samples, write
+from tests.shards.webdataset_import.plain_tars import npy, plain_members, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_every_byte_of_a_shard_counts(folder: Path) -> None:
         flip_bit(path, position)
         problems = verify(folder)
         assert len(problems) == 1 and problems[0].shard == "part-000001" and problems[0].remedy, position
-        slot = position // entry.stride
-        assert problems[0].sample == (keys[slot] if slot < entry.count else None), position
+        sample = position // entry.stride
+        assert problems[0].sample == (keys[sample] if sample < entry.count else None), position
 
 
 def test_command_line_names_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +165,7 @@ def test_an_index_is_not_rebuilt_from_half_a_shard(folder: Path, cut: int) -> No
         rebuild_index(tar, SCHEMA)
 
 
-def test_foreign_shards(tmp_path: Path) -> None:
+def test_imported_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", plain_members())
     index_folder(tmp_path)
     assert verify(tmp_path) == []
@@ -198,26 +198,26 @@ def test_index_that_disagrees_with_its_shard(folder: Path) -> None:
 
 
 def test_the_check_of_many_slots_agrees_with_the_check_of_one(folder: Path) -> None:
-    """Whatever byte differs, `whole_slots` gives no record exactly where `read_slot` raises or the key is another."""
+    """Whatever byte differs, `parse_intact` gives no record exactly where `parse_raw` raises or the key is another."""
     manifest = Manifest.open(folder)
     index = load_index(manifest, manifest.entry(0))
     keys = Reader(manifest).metadata(0)["key"].to_pylist()
     assert index.layout is not None
     stride = index.layout.stride
     data = np.frombuffer((folder / "part-000000.tar").read_bytes(), np.uint8)[: len(keys) * stride].reshape(-1, stride)
-    whole = whole_slots(SCHEMA, index.layout, data, keys)
+    whole = parse_intact(SCHEMA, index.layout, data, keys)
     assert [record and record.payload for record in whole] == [
-        read_slot(SCHEMA, index.layout, slot.data).payload for slot in data
+        parse_raw(SCHEMA, index.layout, sample.data).payload for sample in data
     ]
-    assert whole_slots(SCHEMA, index.layout, data[:2], [keys[0], keys[0]])[1] is None
-    slots = data.copy()
-    for start in range(0, stride, 37 * len(slots)):
-        slots[:] = data
-        for i, slot in enumerate(slots):
-            slot[min(start + 37 * i, stride - 1)] ^= 0x10
-        for slot, record in zip(slots, whole_slots(SCHEMA, index.layout, slots, keys), strict=True):
+    assert parse_intact(SCHEMA, index.layout, data[:2], [keys[0], keys[0]])[1] is None
+    raw = data.copy()
+    for start in range(0, stride, 37 * len(raw)):
+        raw[:] = data
+        for i, sample in enumerate(raw):
+            sample[min(start + 37 * i, stride - 1)] ^= 0x10
+        for sample, record in zip(raw, parse_intact(SCHEMA, index.layout, raw, keys), strict=True):
             try:
-                alone = repr(read_slot(SCHEMA, index.layout, slot.data))  # as text: NaN is not equal to itself
+                alone = repr(parse_raw(SCHEMA, index.layout, sample.data))  # as text: NaN is not equal to itself
             except ValueError:
                 alone = "None"
             assert repr(record) == alone

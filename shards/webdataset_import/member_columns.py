@@ -1,4 +1,4 @@
-"""Columns of foreign shards: each member where the index found it, its npy header parsed again."""
+"""Columns of imported shards: each member where the index found it, its npy header parsed again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xxhash
 
-from shards.damage import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, ShardError
-from shards.foreign.member import MemberError, parse_npy
+from shards.errors import CHECKSUM_DIFFERS, PRESENCE_DIFFERS, ShardError
 from shards.format.index import ShardIndex, read_table
 from shards.format.index_store import read_index_bytes
 from shards.format.manifest import Manifest, ShardEntry
 from shards.format.storage import Storage, consecutive
+from shards.webdataset_import.member import MemberError, parse_npy
 
 
 class MemberColumns:

@@ -21,11 +21,8 @@ from conclugen.common.atomic import write_bytes
 from conclugen.common.locks import folder_held, is_of_lock
 from shards import names
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
-from shards.damage import ShardError
 from shards.doubts import Samples, classes_of
-from shards.foreign.mapping import LabelSource, MemberMapping, Source, parse_label
-from shards.foreign.member import MemberError, read_npy
-from shards.foreign.tarscan import Member, scan_tar
+from shards.errors import ShardError
 from shards.format import publication
 from shards.format.index import INDEX_SUFFIX, IndexRows, encode_index, values_digest
 from shards.format.manifest import MANIFEST_NAME, TAR_SUFFIX, Manifest, check_shard_name
@@ -33,6 +30,9 @@ from shards.format.publication import Publication
 from shards.format.record import check_text
 from shards.format.schema import Column, Label, Schema, counted_classes, named_by_number
 from shards.options import IndexJob
+from shards.webdataset_import.mapping import LabelSource, MemberMapping, Source, parse_label
+from shards.webdataset_import.member import MemberError, read_npy
+from shards.webdataset_import.tarscan import Member, scan_tar
 
 # As `webdataset` groups members: the key is all before the first dot of the file's own name.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")

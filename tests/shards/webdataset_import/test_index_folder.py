@@ -14,9 +14,9 @@ import pytest
 
 from shards import Column, Label, Manifest, Reader, ShardError, group_id
 from shards.__main__ import main
-from shards.foreign.command import index_folder, read_folder
-from shards.foreign.mapping import LabelSource, MemberMapping, Source
-from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
+from shards.webdataset_import.command import index_folder, read_folder
+from shards.webdataset_import.mapping import LabelSource, MemberMapping, Source
+from tests.shards.webdataset_import.plain_tars import npy, plain_members, write_tar
 
 MAPPING = MemberMapping(
     labels=(LabelSource("mood", Source.parse("json#labels.mood"), "class"),),
@@ -183,9 +183,9 @@ def test_damage_after_indexing(tmp_path: Path) -> None:
     at = bytes(data).index(npy(np.full(3, 2, np.float32)))
     data[at + 130] ^= 1
     (tmp_path / "t.tar").write_bytes(data)
-    reader = Reader(manifest, max_damaged_share=1.0)
+    reader = Reader(manifest, max_corrupt_share=1.0)
     rows = reader.read(0, 0, 4)
-    assert [damage.key for damage in reader.damage] == ["k2"] and rows.present["a"].tolist() == [
+    assert [damage.key for damage in reader.corrupt] == ["k2"] and rows.present["a"].tolist() == [
         True,
         True,
         False,

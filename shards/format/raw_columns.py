@@ -1,6 +1,6 @@
-"""Fixed-stride slots in memory: read and hashed in blocks that stay in a core's cache, checked, seen as columns.
+"""Fixed-stride samples in memory: read and hashed in blocks that stay in a core's cache, checked, seen as columns.
 
-Slots lie in rows of a (n, pitch) array, where the pitch may be longer than the slots' stride: shards of one data set
+Samples lie in rows of a (n, pitch) array, where the pitch may be longer than their stride: shards of one data set
 differ in stride (their longest JSON differs), never in where a column begins.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xxhash
 
-from shards.format.layout import NPY_HEADER_BYTES, SlotLayout
+from shards.format.layout import NPY_HEADER_BYTES, SampleLayout
 from shards.format.manifest import ShardEntry
 from shards.format.schema import Schema
 from shards.format.storage import Storage
@@ -23,21 +23,19 @@ REMOTE_BLOCK_BYTES = 8 << 20
 _NPY_WORDS = NPY_HEADER_BYTES // 8
 
 
-def read_slots(
-    storage: Storage, entry: ShardEntry, stride: int, rows: np.ndarray | slice, slots: np.ndarray
-) -> np.ndarray:
-    """The shard's `rows` (ascending numbers, or a slice of them) into `slots` (n, pitch) uint8; (n,) uint64 xxh3_64 of
+def read_raw(storage: Storage, entry: ShardEntry, stride: int, rows: np.ndarray | slice, raw: np.ndarray) -> np.ndarray:
+    """The shard's `rows` (ascending numbers, or a slice of them) into `raw` (n, pitch) uint8; (n,) uint64 xxh3_64 of
     each.
 
     Raises ShardError where the file is missing or of another size than the manifest says.
     """
-    pitch = slots.shape[1]
-    memory = slots.reshape(-1).data
+    pitch = raw.shape[1]
+    memory = raw.reshape(-1).data
     digest = xxhash.xxh3_64_intdigest
     sums: list[int] = []
     step = max(1, (LOCAL_BLOCK_BYTES if storage.is_local else REMOTE_BLOCK_BYTES) // pitch)
-    for at in range(0, len(slots), step):
-        end = min(at + step, len(slots))
+    for at in range(0, len(raw), step):
+        end = min(at + step, len(raw))
         ranges = []
         for first, a, b in _runs(rows, at, end):
             if pitch == stride:
@@ -62,13 +60,13 @@ def _runs(rows: np.ndarray | slice, start: int, stop: int) -> list[tuple[int, in
     return [(int(part[a]), start + a, start + b) for a, b in itertools.pairwise(edges)]
 
 
-class SlotColumns:
-    """Where the columns lie in any slot of a schema, which of them must be copied, and what their headers say."""
+class RawColumns:
+    """Where the columns lie in any sample of a schema, which of them must be copied, and what their headers say."""
 
     def __init__(self, schema: Schema, modalities: Mapping[str, Sequence[str]]) -> None:
-        self._layout = SlotLayout(schema.columns, 1)
+        self._layout = SampleLayout(schema.columns, 1)
         self.payload = dict(zip(schema.column_names, self._layout.payload_offsets, strict=True))
-        # (modality, dtype, width, offset in a slot, first element in the modality) of each column
+        # (modality, dtype, width, offset in a sample, first element in the modality) of each column
         self.pieces: list[tuple[str, np.dtype, int, int, int]] = []
         for modality, members in modalities.items():
             left = 0
@@ -77,45 +75,45 @@ class SlotColumns:
                 self.pieces.append((modality, column.numpy_dtype, column.width, self.payload[name], left))
                 left += column.width
 
-    def copy(self, slots: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
-        """The columns of n slots into `features` (n, D_m)."""
+    def copy(self, raw: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
+        """The columns of n samples into `features` (n, D_m)."""
         for modality, dtype, width, offset, left in self.pieces:
-            features[modality][:, left : left + width] = column_view(slots, offset, width, dtype)
+            features[modality][:, left : left + width] = column_view(raw, offset, width, dtype)
 
-    def strange_header(self, slots: np.ndarray, intact: np.ndarray) -> tuple[int, int] | None:
+    def strange_header(self, raw: np.ndarray, intact: np.ndarray) -> tuple[int, int] | None:
         """(row, column number) of an intact sample that was written with another width or dtype, if there is one."""
         layout = self._layout
         for number, (offset, header) in enumerate(zip(layout.npy_offsets, layout.npy_headers, strict=True)):
-            differs = column_view(slots, offset, _NPY_WORDS, np.dtype(np.uint64)) != header.view(np.uint64)
+            differs = column_view(raw, offset, _NPY_WORDS, np.dtype(np.uint64)) != header.view(np.uint64)
             if differs.any():
                 strange = np.flatnonzero(differs.any(axis=1) & intact)
                 if len(strange):
                     return int(strange[0]), number
         return None
 
-    def header(self, number: int, slot: np.ndarray | None = None) -> str:
-        """What the npy header of a column says in a slot, or should say, for a message."""
+    def header(self, number: int, sample: np.ndarray | None = None) -> str:
+        """What the npy header of a column says in a sample, or should say, for a message."""
         at = self._layout.npy_offsets[number]
-        data = self._layout.npy_headers[number] if slot is None else slot[at : at + NPY_HEADER_BYTES]
+        data = self._layout.npy_headers[number] if sample is None else sample[at : at + NPY_HEADER_BYTES]
         return data.tobytes()[10:].decode("latin-1").strip()
 
-    def presence_agrees(self, slots: np.ndarray, present: np.ndarray) -> np.ndarray:
+    def presence_agrees(self, raw: np.ndarray, present: np.ndarray) -> np.ndarray:
         """(n,) bool: the first and last number of every column are NaN exactly where `present` (n, C) says missing.
 
         The writer stores columns wholly NaN or wholly finite, and the checksum covers what it stored, so two numbers
         tell; `python -m shards verify` looks at all of them.
         """
-        agrees = np.ones(len(slots), bool)
+        agrees = np.ones(len(raw), bool)
         for number, (column, offset) in enumerate(zip(self._layout.columns, self._layout.payload_offsets, strict=True)):
             dtype = column.numpy_dtype
-            steps = (slots.strides[0], column.nbytes - dtype.itemsize)
-            ends = np.ndarray((len(slots), 2), dtype, slots.data, offset, steps)
+            steps = (raw.strides[0], column.nbytes - dtype.itemsize)
+            ends = np.ndarray((len(raw), 2), dtype, raw.data, offset, steps)
             wrong = np.isnan(ends) == present[:, number : number + 1]
             if wrong.any():
                 agrees &= ~wrong.any(axis=1)
         return agrees
 
 
-def column_view(slots: np.ndarray, offset: int, width: int, dtype: np.dtype) -> np.ndarray:
-    """(n, width) of `dtype` in (n, pitch) uint8, from byte `offset` of each slot on; the same memory."""
-    return slots[:, offset : offset + width * dtype.itemsize].view(dtype)
+def column_view(raw: np.ndarray, offset: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """(n, width) of `dtype` in (n, pitch) uint8, from byte `offset` of each sample on; the same memory."""
+    return raw[:, offset : offset + width * dtype.itemsize].view(dtype)

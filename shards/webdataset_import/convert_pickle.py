@@ -12,8 +12,8 @@ import numpy as np
 from conclugen.common.atomic import atomic_file
 from shards import names
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, refuse_url
-from shards.foreign.pickled import PickleError, read_pickle
 from shards.options import ConvertPickleJob
+from shards.webdataset_import.pickled import PickleError, read_pickle
 
 SPLITS = ("train", "valid", "val", "dev", "test")
 _LAYOUTS = (

@@ -1,4 +1,4 @@
-"""How the members of a foreign sample become columns, labels and texts, and how a command line says so."""
+"""How the members of an imported sample become columns, labels and texts, and how a command line says so."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """A label of a foreign shard: its kind, where it lies, and its classes (found in the data, if none are given)."""
+    """A label of an imported shard: its kind, where it lies, and its classes (found in the data, if none are given)."""
 
     name: str
     source: Source
@@ -40,7 +40,7 @@ class LabelSource:
 
 @dataclass(frozen=True)
 class MemberMapping:
-    """How the members of a foreign sample become columns (name -> extension; none: every `.npy`), labels and texts.
+    """How the members of an imported sample become columns (name -> extension; none: every `.npy`), labels and texts.
 
     nan: "all" - a row is missing where it is wholly NaN, and refused where it is partly NaN; "any" - missing in both.
     encoding: of text members without a mark (None: UTF-8).

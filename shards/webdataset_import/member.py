@@ -1,4 +1,4 @@
-"""Members of foreign shards: a strict, bounded npy parser."""
+"""Members of imported shards: a strict, bounded npy parser."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ import pytest
 
 from shards import Manifest, Reader
 from shards.__main__ import main
-from shards.foreign import pickled
-from shards.foreign.pickled import PickleError, read_pickle
+from shards.webdataset_import import pickled
+from shards.webdataset_import.pickled import PickleError, read_pickle
 
 BENIGN = [
     None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.damage import ShardError
+from shards.errors import ShardError
 from shards.format.layout import BLOCK, LayoutError, padded, parse_header
 
 _REGULAR = (b"0", b"\0", b"7")

@@ -1,23 +1,23 @@
-"""Reads one fixed-stride slot back in full: every byte of it must be what the writer would write."""
+"""Reads one fixed-stride sample back in full: every byte of it must be what the writer would write."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from shards.format.layout import BLOCK, LayoutError, SlotLayout, parse_header
+from shards.format.layout import BLOCK, LayoutError, SampleLayout, parse_header
 from shards.format.record import Record, decode
 from shards.format.schema import Schema
 
 
-def whole_slots(schema: Schema, layout: SlotLayout, slots: np.ndarray, keys: list[str]) -> list[Record | None]:
-    """The records of n slots (n, stride) that are, under the keys expected, what the writer would write; None for the
-    others, of which `read_slot` says why. The same check for many slots at once."""
+def parse_intact(schema: Schema, layout: SampleLayout, raw: np.ndarray, keys: list[str]) -> list[Record | None]:
+    """The records of n samples (n, stride) that are, under the keys expected, what the writer would write; None for the
+    others, of which `parse_raw` says why. The same check for many samples at once."""
     places = [(at, at + column.nbytes) for column, at in zip(layout.columns, layout.payload_offsets, strict=True)]
     records: list[Record | None] = []
-    again = np.zeros_like(slots)
+    again = np.zeros_like(raw)
     known: list[tuple[int, Record]] = []
-    for i, (slot, key) in enumerate(zip(slots, keys, strict=True)):
-        view = slot.data
+    for i, (sample, key) in enumerate(zip(raw, keys, strict=True)):
+        view = sample.data
         text = bytes(view[layout.json_offset : layout.json_offset + layout.json_length])
         try:
             record = decode(schema, b"".join([view[a:b] for a, b in places]), text.rstrip(b" "))
@@ -29,14 +29,14 @@ def whole_slots(schema: Schema, layout: SlotLayout, slots: np.ndarray, keys: lis
     some = again[: len(known)]
     layout.fill(some, [r.key for _, r in known], [r.payload for _, r in known], [r.text_json for _, r in known])
     for (i, _), other in zip(known, some, strict=True):
-        if other.tobytes() != slots[i].tobytes():
+        if other.tobytes() != raw[i].tobytes():
             records[i] = None
     return records
 
 
-def read_slot(schema: Schema, layout: SlotLayout, slot: bytes | memoryview) -> Record:
-    """The record in a slot. Raises ValueError with the reason where any byte is not as the writer writes it."""
-    view = memoryview(slot)
+def parse_raw(schema: Schema, layout: SampleLayout, sample: bytes | memoryview) -> Record:
+    """The record in a sample. Raises ValueError with the reason where any byte is not as the writer writes it."""
+    view = memoryview(sample)
     first = _header_name(view, 0)
     suffix = f".{schema.columns[0].name}.npy"
     if not first.endswith(suffix):
@@ -66,7 +66,7 @@ def _header_name(view: memoryview, at: int) -> str:
     return header.name.decode("ascii", "backslashreplace")
 
 
-def _what_lies_at(layout: SlotLayout, position: int) -> str:
+def _what_lies_at(layout: SampleLayout, position: int) -> str:
     for column, header, npy, payload in zip(
         layout.columns, layout.header_offsets, layout.npy_offsets, layout.payload_offsets, strict=True
     ):
@@ -76,5 +76,5 @@ def _what_lies_at(layout: SlotLayout, position: int) -> str:
             ("padding", payload + column.nbytes, payload + column.nbytes + BLOCK),
         ):
             if start <= position < end:
-                return f"{what} of column {column.name!r} is not as written (byte {position} of the slot)"
-    return f"JSON member is not as written (byte {position} of the slot)"
+                return f"{what} of column {column.name!r} is not as written (byte {position} of the sample)"
+    return f"JSON member is not as written (byte {position} of the sample)"

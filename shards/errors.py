@@ -1,4 +1,4 @@
-"""What goes wrong with shards, by name: structural faults stop, damaged samples are counted and left out."""
+"""What goes wrong with shards, by name: structural faults stop, corrupt samples are counted and left out."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class ManifestError(ShardError):
     """A manifest that cannot be trusted: damaged, of another version, or at odds with itself."""
 
 
-class DamageError(ShardError):
-    """The share of damaged samples exceeds the limit."""
+class CorruptionError(ShardError):
+    """The share of corrupt samples exceeds the limit."""
 
 
 @dataclass(frozen=True)
-class Damage:
-    """One damaged sample: its shard, key, global row number and what is wrong with it."""
+class CorruptSample:
+    """One corrupt sample: its shard, key, global row number and what is wrong with it."""
 
     shard: str
     key: str
@@ -87,60 +87,60 @@ _STEADY_ROWS = 100_000
 
 
 @dataclass
-class DamageLog:
-    """Damaged samples met so far, each once; raises `DamageError` when they exceed a share of the rows.
+class CorruptionLog:
+    """Corrupt samples met so far, each once; raises `CorruptionError` when they exceed a share of the rows.
 
     The share is taken of the rows read so far, but of no fewer than `min(total_rows, 100,000)` rows and of no more
     than `total_rows`, so that neither an early bad row nor many epochs change the verdict.
 
-    Several processes that read parts of one selection bear any damage each (share 1) and `add` what all of them met to
-    a log that they keep alike, with `rows_read` of all together: else each would bear the whole share.
+    Several processes that read parts of one selection let any share pass (1) and `add` what all of them met to
+    a log that they keep alike, with `rows_read` of all together: otherwise each would allow the whole share.
     """
 
     total_rows: int
     max_share: float
-    quarantine: Callable[[Damage], None] | None = None
+    quarantine: Callable[[CorruptSample], None] | None = None
     rows_read: int = 0
-    _entries: dict[int, Damage] = field(default_factory=dict)
+    _entries: dict[int, CorruptSample] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_share <= 1.0:
-            raise ValueError(f"max_damaged_share is {self.max_share}, expected a share between 0 and 1")
+            raise ValueError(f"max_corrupt_share is {self.max_share}, expected a share between 0 and 1")
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Damage]:
+    def __iter__(self) -> Iterator[CorruptSample]:
         return iter(self._entries.values())
 
     @property
     def allowed(self) -> float:
-        """Number of damaged samples that is still borne."""
+        """How many corrupt samples are allowed by now."""
         steady = min(self.total_rows, _STEADY_ROWS)
         return self.max_share * max(min(self.rows_read, self.total_rows), steady)
 
-    def know(self, damage: Damage) -> None:
+    def know(self, sample: CorruptSample) -> None:
         """Count a sample that an earlier start met, and leave the verdict to `check`."""
-        self._entries.setdefault(damage.row, damage)
+        self._entries.setdefault(sample.row, sample)
 
-    def add(self, damage: Damage) -> None:
-        """Record one damaged sample; a row met again in a later epoch counts once."""
-        if damage.row in self._entries:
+    def add(self, sample: CorruptSample) -> None:
+        """Record one corrupt sample; a row met again in a later epoch counts once."""
+        if sample.row in self._entries:
             return
-        self._entries[damage.row] = damage
+        self._entries[sample.row] = sample
         if self.quarantine is not None:
-            self.quarantine(damage)
+            self.quarantine(sample)
         self.check()
 
     def check(self) -> None:
-        """Raise DamageError where more samples are damaged than is borne; it names the latest."""
+        """Raise CorruptionError where more samples are corrupt than allowed; it names the latest."""
         if len(self._entries) > self.allowed:
-            damage = next(reversed(self._entries.values()))
-            raise DamageError(
-                damage.shard,
-                f"{damage.reason}; {len(self)} damaged samples exceed the share {self.max_share:g} of "
+            sample = next(reversed(self._entries.values()))
+            raise CorruptionError(
+                sample.shard,
+                f"{sample.reason}; {len(self)} corrupt samples exceed the share {self.max_share:g} of "
                 f"{self.total_rows} rows",
-                sample=damage.key,
-                remedy="Run `conclugen verify FOLDER` to list all damage; restore the shard, or raise "
-                "max_damaged_share to go on without these samples",
+                sample=sample.key,
+                remedy="Run `conclugen verify FOLDER` to list all that is wrong; restore the shard, or raise "
+                "max_corrupt_share to go on without these samples",
             )

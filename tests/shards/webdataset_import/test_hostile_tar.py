@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards import ShardError
-from shards.foreign.command import index_folder
-from shards.foreign.mapping import LabelSource, MemberMapping, Source
-from shards.foreign.member import MemberError, parse_npy, read_npy
-from shards.foreign.tarscan import scan_tar
 from shards.format.layout import BLOCK, tar_header
 from shards.format.schema import Column
+from shards.webdataset_import.command import index_folder
+from shards.webdataset_import.mapping import LabelSource, MemberMapping, Source
+from shards.webdataset_import.member import MemberError, parse_npy, read_npy
+from shards.webdataset_import.tarscan import scan_tar
 from tests.campaigns.shard_fuzz.judge import bounded
-from tests.shards.foreign.foreign_tars import npy, plain_members, write_tar
+from tests.shards.webdataset_import.plain_tars import npy, plain_members, write_tar
 
 
 def _refused(tmp_path: Path, message: str) -> None:
