@@ -149,7 +149,7 @@ def plan_build(videos: Path, out: Path, text: str | None = None) -> BuildPlan:
     clips = read_clips("folder", videos)
     clips.clips = [replace(clip, transcript=text) for clip in clips.clips]
     plan = BuildPlan.make(clips, out, BuildOptions())
-    plan.claim()
+    plan.acquire()
     return plan
 
 
@@ -181,7 +181,7 @@ def loop_extract(plan: Extraction) -> None:
 def plan_extraction(job: ClipJobs, folder: Path) -> Extraction:
     choices = choices_of(job.encoders, job)
     plan = Extraction.make(ClipManifest.open(folder / "clips"), folder / "features", choices)
-    plan.claim()
+    plan.acquire()
     return plan
 
 

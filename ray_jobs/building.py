@@ -23,7 +23,7 @@ from shards.clips.plan import BuildOptions, BuildPlan, ShardTask
 from shards.clips.summary import BuildSummary, finish
 from shards.media.face_search import FaceSearch
 from shards.media.limits import Limits
-from shards.output_folder import ClaimLostError
+from shards.output_folder import OwnershipLostError
 from shards.packing.labels import LabelSpec
 from shards.tools.check_clips import describe_clips, doubt_clips
 from shards.transcripts.recogniser import create_recogniser
@@ -162,11 +162,11 @@ def run(job: BuildJob) -> int:
     """Run the job; returns the exit status."""
     plan = plan_of(job)
     with folder_held(plan.out, "clip shards are being built here", "another --output"):
-        plan.claim(job.overwrite)
+        plan.acquire(job.overwrite)
         connect(job.cpus)
         try:
             summary = build(plan, job.cpus, job.gpus, job.quiet)
-        except ClaimLostError as error:  # also as Ray hands it on from a task
+        except OwnershipLostError as error:  # also as Ray hands it on from a task
             raise JobFailedError(str(error).splitlines()[-1]) from error
     print("\n".join(summary.lines(plan.out)))
     return summary.exit_status

@@ -122,7 +122,7 @@ class RunFolder:
             ) from cause
         return found
 
-    def claim(self, identity: Mapping[str, Any], changing: Collection[str] = ()) -> bool:
+    def acquire(self, identity: Mapping[str, Any], changing: Collection[str] = ()) -> bool:
         """Make the folder this run's; returns whether it already was. What has changed of the fields `changing` is
         taken over. Raises ValueError as `belongs` does."""
         resumed = self.belongs(identity, changing)

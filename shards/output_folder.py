@@ -35,7 +35,7 @@ def owned(folder: Path, record: str, what: str) -> bool:
 
 
 def digest_of(identity: Mapping[str, Any]) -> str:
-    """Of what makes a job the same job: what its tasks know it by. Equal where `Claim.take` finds no difference."""
+    """Digest of what makes a job the same job. Two are equal where `Ownership.acquire` finds no difference."""
     return xxhash.xxh3_128_hexdigest(json.dumps(_canonical(identity), sort_keys=True).encode())
 
 
@@ -50,25 +50,27 @@ def describe_differences(stored: Mapping[str, Any], identity: Mapping[str, Any])
     return ", ".join(found[:_MOST_LISTED]) + more
 
 
-class ClaimLostError(ValueError):
-    """The folder has become another job's while this one, or a task that it left behind, was at work."""
+class OwnershipLostError(ValueError):
+    """Another job took over the folder while this one, or a task that it left behind, was running."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A kind of job that can be killed and go on. what: for messages, such as "build"; record: the file in its folder
-    that keeps what the content depends on; written: patterns of all else that it writes there, but for the manifest."""
+class Ownership:
+    """How a kind of resumable job marks its output folder.
+
+    what: its name in messages, such as "build"; record: the file that holds what the content depends on; written:
+    patterns of all other files that it writes, except the manifest."""
 
     what: str
     record: str
     written: tuple[str, ...]
 
-    def take(self, folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Make the folder this job's, or go on where one of the same identity (JSON-able) left off. None counts as
-        absent there, so that an option which is new and not used leaves older folders what they were.
+    def acquire(self, folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Make the folder this job's, or resume one of the same identity (JSON-able). None counts as absent, so that a
+        new option which is not used does not make older folders differ.
 
         overwrite: remove what a differing job of this kind has written there, and nothing else. Raises ValueError where
-        the folder holds anything else, naming what differs, and OSError where it can't be written.
+        the folder holds anything else (it names what differs), and OSError where it cannot be written.
         """
         path = folder / self.record
         if owned(folder, self.record, self.what):
@@ -82,23 +84,24 @@ class Claim:
         write_json(path, identity, indent=1)
 
     def check(self, folder: Path, digest: str) -> None:
-        """Raise ClaimLostError unless the folder is still the job's whose identity has this digest. Whoever writes into
-        it asks before anything gets its final name: tasks outlive a job that was killed, and locks end with it."""
+        """Raise OwnershipLostError unless the folder still belongs to the job whose identity has this digest.
+
+        Every writer checks before a file gets its final name: tasks outlive a killed job, while its locks do not."""
         path = folder / self.record
         try:
             found = digest_of(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise ClaimLostError(
+            raise OwnershipLostError(
                 f"{path} can't be read any more ({error}), so the folder may be another's; nothing was written"
             ) from None
         if found != digest:
-            raise ClaimLostError(
+            raise OwnershipLostError(
                 f"{folder} belongs to another {self.what} by now, which was started with --overwrite; this one writes "
                 "nothing more there. Choose another folder for one of them"
             )
 
     def _problem(self, folder: Path, path: Path, identity: Mapping[str, Any]) -> str | None:
-        """Why the job that is there can't be gone on with, and what would be needed to."""
+        """Why the job in the folder cannot be resumed, and what to do; None: it can."""
         try:
             stored = json.loads(path.read_bytes())
             if not isinstance(stored, dict):
@@ -110,12 +113,12 @@ class Claim:
             return None
         return (
             f"{folder} holds a {self.what} that differs in {differing}; "
-            "go on with it by the options and the version that it was begun with"
+            "resume it with the options and the version that it was started with"
         )
 
     def _remove(self, folder: Path) -> None:
-        """The manifest first: it must never promise shards that are gone. The record stays, to be replaced: a folder
-        without one, after a kill, would be nobody's, and never be taken again."""
+        """The manifest first: it must never list shards that are gone. The record stays until it is replaced: after a
+        kill, a folder without one would have no owner and could never be acquired again."""
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         for pattern in self.written:
             for path in sorted(folder.glob(pattern)):

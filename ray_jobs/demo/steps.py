@@ -112,7 +112,7 @@ def run(config: DemoConfig) -> DemoResult:
         fields = {"group": "speaker", "text": "transcript"}
         clips = read_clips("folder", output / "video", table=table, fields=fields, labels=labels)
         plan = BuildPlan.make(clips, output / "clips", BuildOptions(clips_per_shard=_CLIPS_PER_SHARD))
-        plan.claim()
+        plan.acquire()
         built = build(plan, _CPUS_OF_A_BUILD)
         print("\n".join(built.lines(plan.out)), flush=True)
         sheet = output / "faces.png"
@@ -120,7 +120,7 @@ def run(config: DemoConfig) -> DemoResult:
 
     with steps.step("features", f"frozen encoders: {', '.join(choice.name for choice in choices)}"):
         extraction = Extraction.make(ClipManifest.open(output / "clips"), output / "features", choices)
-        extraction.claim()
+        extraction.acquire()
         extracted = extract(extraction, Resources(clips_per_task=16))
         print("\n".join(extracted.lines(extraction.out)), flush=True)
         views, lines = make_views(Manifest.open(output / "features"), "group", SHARES, seed=config.corpus.seed)

@@ -36,7 +36,7 @@ from ray_jobs.run_folder import RunFolder
 from shards import Manifest
 from shards.access import LOCAL_RESULT, LOCAL_SOURCE, SHARED_FOLDER, refuse_url
 from shards.clips.reader import ClipManifest
-from shards.output_folder import Claim, describe_differences
+from shards.output_folder import Ownership, describe_differences
 from shards.quarantine import COMPLETE, QUARANTINED
 from shards.tools.check_stored import warn_of_stored
 from shards.verification.clips import open_manifest
@@ -52,12 +52,12 @@ _KEPT_COLUMNS = {
     "embedding": lambda kind: pa.types.is_list(kind) and kind.value_type == pa.float32(),
 }
 # Not a name that `*.parquet`, which is one table, would take in.
-_CLAIM = Claim("corpus of embeddings", "_embedding.json", ("*.parquet", arrays.NAME))
+_OWNERSHIP = Ownership("corpus of embeddings", "_embedding.json", ("*.parquet", arrays.NAME))
 
 
 def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
     """Embed video files; writes `embeddings.parquet` and a picture for each clip of two windows or more."""
-    if (out / _CLAIM.record).exists():
+    if (out / _OWNERSHIP.record).exists():
         raise ValueError(
             f"embeddings: {out} holds the embeddings of a corpus, which --overwrite would remove together with those "
             "of files; choose another folder"
@@ -176,7 +176,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
     manifest = open_manifest(data)
     _refuse_rows_of_files(out / _ROWS_FILE)
     warn_of_stored(manifest)
-    _CLAIM.take(out, model.identity(job.fusion) | {"data": manifest.digest}, job.overwrite)
+    _OWNERSHIP.acquire(out, model.identity(job.fusion) | {"data": manifest.digest}, job.overwrite)
     least = 2 * model.embedder.width(job.fusion) * manifest.rows  # of 4 bytes each, which Parquet may press together
     check_room("--embeddings", out, least - bytes_in(out), "the embeddings of all rows")
     if not isinstance(manifest, ClipManifest):

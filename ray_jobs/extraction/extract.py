@@ -36,7 +36,7 @@ from ray_jobs.options.extract import EncoderOptions, ExtractJob
 from shards.access import LOCAL_RESULT, AccessError, refuse_url
 from shards.clips.reader import ClipManifest, ClipReader
 from shards.format.layout import least_bytes
-from shards.output_folder import ClaimLostError
+from shards.output_folder import OwnershipLostError
 from shards.tools.check_stored import warn_of_stored
 
 _KEPT = 4  # things that a process of tasks keeps
@@ -308,11 +308,11 @@ def run(job: ExtractJob) -> int:
     with folder_held(plan.out, "features are being extracted here", "another --output"):
         # Before `--overwrite` takes away what is there, whose room will be free.
         check_room("--output", plan.out, room_needed(plan, job.overwrite), "features of the clips that are left")
-        plan.claim(job.overwrite)
+        plan.acquire(job.overwrite)
         ray_cluster.connect(len(plan.choices))
         try:
             summary = extract(plan, resources, job.quiet)
-        except (AccessError, ClaimLostError, EncoderError) as error:  # also as Ray hands it on from a task
+        except (AccessError, OwnershipLostError, EncoderError) as error:  # also as Ray hands it on from a task
             raise JobFailedError(str(error).splitlines()[-1]) from error
     print("\n".join(summary.lines(plan.out)))
     return summary.exit_status

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from conclugen.common.atomic import atomic_file, write_json
 from ray_jobs.extraction.clip_features import ALL_REASONS
-from ray_jobs.extraction.plan import CLAIM, REPORTS, SEQUENCES, Extraction
+from ray_jobs.extraction.plan import OWNERSHIP, REPORTS, SEQUENCES, Extraction
 from shards import quarantine
 from shards.clips.reader import ClipReader
 from shards.format.index import INDEX_SUFFIX
@@ -100,7 +100,7 @@ class ShardCollector:
             written.append(row)
             samples.append(_sample(index, row, values, [label.name for label in self._plan.clips.labels]))
         out, size, sequence_bytes, content = self._plan.out, 0, 0, ""
-        CLAIM.check(out, self._plan.digest)
+        OWNERSHIP.check(out, self._plan.digest)
         if samples and self._plan.sequences:
             kept = [(sample.key, self._sequences(records[row])) for sample, row in zip(samples, written, strict=True)]
             sequence_bytes = write_sequences(out / SEQUENCES / f"{entry.name}{TAR_SUFFIX}", kept)
@@ -197,7 +197,7 @@ def finish(plan: Extraction, collector: ShardCollector, began: float) -> Extract
     names = [report.shard for report in reports if report.written]
     views: dict[str, int] = {}
     if names:
-        CLAIM.check(plan.out, plan.digest)
+        OWNERSHIP.check(plan.out, plan.digest)
         written_as = {report.shard: report.content for report in reports}
         manifest = Manifest.assemble(plan.out, written_entries(Manifest, plan.out, names, written_as), plan.info)
         if manifest.rows != written:

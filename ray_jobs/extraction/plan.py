@@ -21,14 +21,14 @@ from shards import Manifest
 from shards.clips.reader import ClipManifest
 from shards.format.schema import Column, Schema
 from shards.media.face_track import CROPS
-from shards.output_folder import Claim, digest_of
+from shards.output_folder import Ownership, digest_of
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
 
 FORMAT = 1
 PLAN_NAME = "extraction.json"
 REPORTS, SEQUENCES = "reports", "sequences"
 DTYPES = ("float32", "float16")
-CLAIM = Claim(
+OWNERSHIP = Ownership(
     "extraction",
     PLAN_NAME,
     (
@@ -199,9 +199,9 @@ class Extraction:
         said = {name: self.clips.info[name] for name in ("rendered",) if name in self.clips.info}
         return {"features": features, "set": self.clips.info.get("set"), **said}
 
-    def claim(self, overwrite: bool = False) -> None:
-        """Make the folder this extraction's, or go on with the same one: see `shards.output_folder.Claim.take`."""
-        CLAIM.take(self.out, self.identity, overwrite)
+    def acquire(self, overwrite: bool = False) -> None:
+        """Make the folder this extraction's, or resume the same one: see `shards.output_folder.Ownership.acquire`."""
+        OWNERSHIP.acquire(self.out, self.identity, overwrite)
         for name in (REPORTS, SEQUENCES)[: 1 + self.sequences]:
             (self.out / name).mkdir(exist_ok=True)
 

@@ -150,7 +150,7 @@ class JournalSender:
     # ------------------------------------------------------------------ where it stands
 
     def _attach(self) -> MlflowRun:
-        self._claim()
+        self._acquire()
         if self._run is None:
             below = store_folder(self._uri)
             if below is not None and not self._journal.is_relative_to(below):
@@ -167,7 +167,7 @@ class JournalSender:
             self._attached = True
         return self._run
 
-    def _claim(self) -> None:
+    def _acquire(self) -> None:
         if self._lock is not None:
             return
         lock = Lock(self._state_path.with_suffix(".lock"))

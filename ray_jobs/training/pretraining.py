@@ -110,7 +110,7 @@ def _pretrain(
     if job.pretrain.model.standardize and not folder.standardization.is_file():
         # Before the name is taken: it stays free where the data turns out to be damaged.
         moments = source.moments()
-    resumed = folder.claim(identity, changing=(WEIGHTS,))
+    resumed = folder.acquire(identity, changing=(WEIGHTS,))
     folder.save_config(job)
     if moments is not None:
         folder.save_standardization(moments)

@@ -15,7 +15,7 @@ from typing import Any
 from conclugen.common.atomic import write_json
 from shards.adapters.clip_set import Clip
 from shards.adapters.files import shown
-from shards.clips.plan import CLAIM, CLOCKS, REPORTS, ShardTask
+from shards.clips.plan import CLOCKS, OWNERSHIP, REPORTS, ShardTask
 from shards.clips.writer import NewClip, write_clip_shard
 from shards.format.index import INDEX_SUFFIX
 from shards.format.manifest import TAR_SUFFIX
@@ -75,7 +75,7 @@ def build_shard(
 
     isolated: whether clips are prepared in a process that can be killed (else in this one, which a hostile file may
     hang or crash). Raises ValueError for a recogniser that is not available, OSError where nothing can be written, and
-    ClaimLostError where the folder has become another build's.
+    OwnershipLostError where the folder has become another build's.
     """
     began = time.monotonic()
     report = ShardReport(task.name, task.digest, len(task.clips))
@@ -98,14 +98,14 @@ def build_shard(
                     counts.update(_features(ready))
                     yield ready
                 progress(report)
-            CLAIM.check(Path(task.out), task.digest)  # before the shard gets its name
+            OWNERSHIP.check(Path(task.out), task.digest)  # before the shard gets its name
 
         entry = write_clip_shard(task.out, task.name, task.schema, clips())
     if entry is not None:
         report.bytes, report.content = entry.bytes, entry.digest.hex()
     report.counts = dict(counts)
     report.seconds = round(time.monotonic() - began, 3)
-    CLAIM.check(Path(task.out), task.digest)
+    OWNERSHIP.check(Path(task.out), task.digest)
     write_json(report_path(task), asdict(report), indent=1, sort_keys=False)
     return report
 

@@ -19,14 +19,14 @@ from shards.format.schema import CLIP_KEY_LIMIT, safe_key
 from shards.format.writer import shuffled_order
 from shards.media.isolated import DEFAULT_MEMORY, DEFAULT_TIMEOUT
 from shards.media.limits import AUDIO_LENGTHS, CASCADES, DETECTOR, FINDERS, Limits
-from shards.output_folder import Claim, digest_of
+from shards.output_folder import Ownership, digest_of
 from shards.quarantine import FILE_NAME, SUMMARY_NAME
 
 FACES = ("keep", "drop", "off")
 PLAN_NAME, REPORTS, CLOCKS = "build.json", "reports", "clocks"
 # Of what a build stores: 3 since a stream of several programs gives the sound of its picture's own.
 _FORMAT = 3
-CLAIM = Claim(
+OWNERSHIP = Ownership(
     "build",
     PLAN_NAME,
     (
@@ -156,10 +156,10 @@ class BuildPlan:
         found = count + len(rejected)
         return cls(out, clips.name, tasks, tuple(rejected), found, digest, identity, clips.rendered)
 
-    def claim(self, overwrite: bool = False) -> None:
+    def acquire(self, overwrite: bool = False) -> None:
         """Make the folder this build's, or go on with a build of the same plan: see
-        `shards.output_folder.Claim.take`."""
-        CLAIM.take(self.out, self.identity, overwrite)
+        `shards.output_folder.Ownership.acquire`."""
+        OWNERSHIP.acquire(self.out, self.identity, overwrite)
         (self.out / REPORTS).mkdir(exist_ok=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards import quarantine
 from shards.clips.build import ShardReport
-from shards.clips.plan import CLAIM, BuildPlan
+from shards.clips.plan import OWNERSHIP, BuildPlan
 from shards.clips.reader import LIMITS, ClipManifest
 from shards.format.manifest import written_entries
 from shards.media.limits import REASONS
@@ -47,8 +47,8 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
     """Write `quarantine.jsonl`, `manifest.parquet` (only if clips were written) and, last, `summary.json`.
 
     reports: of all tasks, in their order. Raises RuntimeError where the counts do not add up: a clip was lost; and
-    where a shard is not the one that its report is of, ClaimLostError where the folder is another build's: nothing is
-    listed then.
+    where a shard is not the one that its report is of, OwnershipLostError where the folder is another build's:
+    nothing is listed then.
     """
     assert [report.shard for report in reports] == [task.name for task in plan.tasks]
     entries = [
@@ -60,7 +60,7 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
         raise RuntimeError(f"{plan.found} clips were found, but {written} written and {len(entries)} quarantined")
     quarantined = quarantine.write_list(plan.out, entries)
     names = [report.shard for report in reports if report.written]
-    CLAIM.check(plan.out, plan.digest)
+    OWNERSHIP.check(plan.out, plan.digest)
     if names:
         info = {"set": plan.name, "plan": plan.digest, LIMITS: plan.identity["limits"]}
         info |= {"rendered": True} if plan.rendered else {}

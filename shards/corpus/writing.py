@@ -170,7 +170,7 @@ def write_corpus(
     config = config or CorpusConfig()
     folder = folder.absolute()
     with folder_held(folder, "a corpus is being rendered here", "another FOLDER"):
-        _claim(folder, overwrite)
+        _acquire(folder, overwrite)
         return _write(folder, config, writer)
 
 
@@ -189,7 +189,7 @@ def _write(folder: Path, config: CorpusConfig, writer: Writer) -> list[ClipRow]:
     return rows
 
 
-def _claim(folder: Path, overwrite: bool) -> None:
+def _acquire(folder: Path, overwrite: bool) -> None:
     if owned(folder, MARK, "corpus"):
         if not overwrite:
             what = "a corpus already" if (folder / DESCRIPTION_NAME).is_file() else "a corpus that was not finished"

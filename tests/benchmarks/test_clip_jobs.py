@@ -22,7 +22,7 @@ def test_the_plain_loop_gives_the_features_of_the_job(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "clips", 1, 4, pictures=25)
     run_loop(make_plan(clips, tmp_path / "job"))
     plan = Extraction.make(clips, tmp_path / "loop", [EncoderChoice(name) for name in RANDOM])
-    plan.claim()
+    plan.acquire()
     bench.loop_extract(plan)
     assert bench.largest_difference(tmp_path / "job", tmp_path / "loop") == 0
     other = make_clips(tmp_path / "others", 1, 3, pictures=25)

@@ -183,7 +183,7 @@ def _population(folder: Path) -> None:
     space = fixed_space(epochs=2, global_batch=(30,))
     job = small_sweep(folder / "data", folder / "out", "a", space=space, scheduler="pbt", objective="effective_rank")
     ready, place = prepare(job), SweepFolder(folder / "out" / "a")
-    place.claim(identity(ready))
+    place.acquire(identity(ready))
     save(job, place.settings)
     choices = proposer("random", ready.space, 0, "max", folder).ask(0, 0)
     assert choices is not None

@@ -192,7 +192,7 @@ def test_real_clips_to_offline_features_to_embeddings(shared_ray: None, real_dat
 
     found = read_clips("folder", real_data / "clips", table=table, labels=(LabelSpec.parse("mood:class:a,b"),))
     plan = BuildPlan.make(found, tmp_path / "clips", BuildOptions(clips_per_shard=4))
-    plan.claim()
+    plan.acquire()
     built = finish(plan, [build_shard(task, isolated=False) for task in plan.tasks])
     assert (built.found, built.written) == (15, 15)
     options = ["--clips", str(tmp_path / "clips"), "--out", str(tmp_path / "features"), "--cpus", str(_SHARE)]

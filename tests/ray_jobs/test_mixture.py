@@ -172,7 +172,7 @@ def test_identity_names_every_field_of_every_corpus(folders: dict[str, Path], tm
     identity = source.identity()
     assert json.loads(json.dumps(identity)) == identity
     folder = RunFolder(tmp_path / "run")
-    folder.claim(identity)
+    folder.acquire(identity)
     assert folder.belongs(opened(folders).identity())
     others: list[tuple[dict[str, dict[str, Any]], dict[str, Any], str]] = [
         ({"vox": {"view": "everything"}}, {}, "data.sources.vox.view"),
@@ -214,11 +214,11 @@ def test_weights_of_steps_to_come_may_change_and_no_others(folders: dict[str, Pa
         refuse_other_history(begun, identity({"3": equal, "20": other}, vox={"weight": 9.0}), 0)
 
     folder = RunFolder(tmp_path / "run")
-    folder.claim(begun, changing=(WEIGHTS,))
+    folder.acquire(begun, changing=(WEIGHTS,))
     changed = identity({"3": equal, "9": other})
-    assert folder.claim(changed, changing=(WEIGHTS,)) and folder.identity() == changed
+    assert folder.acquire(changed, changing=(WEIGHTS,)) and folder.identity() == changed
     with pytest.raises(ValueError, match=r"data\.plan: .* then, .* now"):
-        folder.claim({**changed, "data.plan": "other"}, changing=(WEIGHTS,))
+        folder.acquire({**changed, "data.plan": "other"}, changing=(WEIGHTS,))
 
 
 @pytest.mark.parametrize("step", [0, 3, 8, 40])

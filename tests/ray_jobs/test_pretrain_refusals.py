@@ -127,7 +127,7 @@ def test_a_shard_that_is_cut_off_or_not_there(shards: Path, capsys: pytest.Captu
 def test_a_finished_name_of_another_identity(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Named field by field, and left as it is."""
     folder = RunFolder(shards.parent / "runs" / "taken")
-    folder.claim({"seed": 3, "global_batch": 16})
+    folder.acquire({"seed": 3, "global_batch": 16})
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*"))
     said = refused(shards, capsys, "--run", "taken", "--pretrain.seed", "4")
     assert "seed: 3 then, 4 now" in said and "global_batch" not in said and "Choose another run.name" in said

@@ -17,23 +17,23 @@ def test_a_new_run_claims_its_folder_and_the_same_run_finds_it(tmp_path: Path) -
     identity = {"seed": 1, "modalities": ("video", "audio")}
     folder = RunFolder(tmp_path / "run")
     assert not folder.belongs(identity) and not folder.path.exists()
-    folder.claim(identity)
+    folder.acquire(identity)
     assert RunFolder(tmp_path / "run").belongs(identity)
-    RunFolder(tmp_path / "run").claim(identity)
+    RunFolder(tmp_path / "run").acquire(identity)
 
 
 def test_a_claim_cut_off_by_a_kill_leaves_the_name_free(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.4711").write_text("{")
     assert not RunFolder(tmp_path / "run").belongs({"seed": 1})
-    RunFolder(tmp_path / "run").claim({"seed": 1})
+    RunFolder(tmp_path / "run").acquire({"seed": 1})
     assert RunFolder(tmp_path / "run").belongs({"seed": 1})
 
 
 def test_another_identity_is_refused_with_every_field_that_differs(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run").claim({"seed": 1, "global_batch": 64, "recipe": "paper"})
+    RunFolder(tmp_path / "run").acquire({"seed": 1, "global_batch": 64, "recipe": "paper"})
     with pytest.raises(ValueError, match="run with this name exists") as refusal:
-        RunFolder(tmp_path / "run").claim({"seed": 2, "global_batch": 64, "recipe": "improved"})
+        RunFolder(tmp_path / "run").acquire({"seed": 2, "global_batch": 64, "recipe": "improved"})
     message = str(refusal.value)
     assert "seed: 1 then, 2 now" in message and "recipe: 'paper' then, 'improved' now" in message
     assert "global_batch" not in message
@@ -43,7 +43,7 @@ def test_a_folder_of_something_else_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"no run\.json"):
-        RunFolder(tmp_path / "run").claim({"seed": 1})
+        RunFolder(tmp_path / "run").acquire({"seed": 1})
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
@@ -65,7 +65,7 @@ def test_an_identity_that_can_t_be_read_is_named_and_left_alone(tmp_path: Path, 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run/run\.json: holds no run's identity \(.*choose another run\.name"):
-        RunFolder(tmp_path / "run").claim({"seed": 1})
+        RunFolder(tmp_path / "run").acquire({"seed": 1})
     assert (tmp_path / "run" / "run.json").read_text() == content
 
 

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from conclugen.common.locks import FolderInUseError, folder_held
-from shards.output_folder import Claim, ClaimLostError, digest_of
+from shards.output_folder import Ownership, OwnershipLostError, digest_of
 
-JOB = Claim("job", "job.json", ("*.tar", "reports/*.json"))
+JOB = Ownership("job", "job.json", ("*.tar", "reports/*.json"))
 
 
 def test_the_same_job_goes_on_and_another_is_refused_by_what_differs(tmp_path: Path) -> None:
     out = tmp_path / "new/out"
-    JOB.take(out, {"seed": 1, "size": (2, 3), "old": None})
+    JOB.acquire(out, {"seed": 1, "size": (2, 3), "old": None})
     (out / "a.tar").touch()
-    JOB.take(out, {"seed": 1, "size": (2, 3)}, overwrite=True)
+    JOB.acquire(out, {"seed": 1, "size": (2, 3)}, overwrite=True)
     assert (out / "a.tar").exists()
     with pytest.raises(ValueError, match=r"holds a job that differs in seed \(there 1, here 2\), size \(.*--overwrite"):
-        JOB.take(out, {"seed": 2, "size": [2]})
+        JOB.acquire(out, {"seed": 2, "size": [2]})
     assert json.loads((out / "job.json").read_text()) == {"seed": 1, "size": [2, 3], "old": None}
 
 
@@ -55,39 +55,39 @@ DIFFERENCES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "told"), DIFFERENCES)
 def test_what_differs_is_named_as_deep_as_it_lies(change: dict[str, Any], told: str, tmp_path: Path) -> None:
     """And what `take` refuses is another job to its tasks too."""
-    JOB.take(tmp_path, NESTED)
+    JOB.acquire(tmp_path, NESTED)
     with pytest.raises(ValueError) as caught:
-        JOB.take(tmp_path, NESTED | change)
+        JOB.acquire(tmp_path, NESTED | change)
     assert str(caught.value) == (
-        f"{tmp_path} holds a job that differs in {told}; go on with it by the options and the version that it was "
-        "begun with, or choose another folder, or replace it with --overwrite"
+        f"{tmp_path} holds a job that differs in {told}; resume it with the options and the version that it was "
+        "started with, or choose another folder, or replace it with --overwrite"
     )
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(OwnershipLostError):
         JOB.check(tmp_path, digest_of(NESTED | change))
 
 
 @pytest.mark.parametrize("gap", [{"share": 0.5}, {"share": 0.5, "new": None}])
 def test_what_is_gone_on_with_is_the_same_job_to_its_tasks(gap: dict[str, Any], tmp_path: Path) -> None:
-    JOB.take(tmp_path, NESTED)
+    JOB.acquire(tmp_path, NESTED)
     same = {**NESTED, "limits": {"seconds": 3.0, "gap": gap}, "sound": None}
-    JOB.take(tmp_path, same)
+    JOB.acquire(tmp_path, same)
     JOB.check(tmp_path, digest_of(same))
 
 
 def test_overwriting_removes_what_the_job_wrote_and_nothing_else(tmp_path: Path) -> None:
-    JOB.take(tmp_path, {"seed": 1})
+    JOB.acquire(tmp_path, {"seed": 1})
     (tmp_path / "reports").mkdir()
     written = ["manifest.parquet", "a.tar", "reports/a.json"]
     for name in [*written, "notes.txt", "reports/mine.txt"]:
         (tmp_path / name).touch()
-    JOB.take(tmp_path, {"seed": 2}, overwrite=True)
+    JOB.acquire(tmp_path, {"seed": 2}, overwrite=True)
     assert not any((tmp_path / name).exists() for name in written)
     assert (tmp_path / "notes.txt").exists() and (tmp_path / "reports/mine.txt").exists()
     assert json.loads((tmp_path / "job.json").read_text()) == {"seed": 2}
 
 
 def test_a_kill_while_it_is_replaced_does_not_lock_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    JOB.take(tmp_path, {"seed": 1})
+    JOB.acquire(tmp_path, {"seed": 1})
     for name in ("a.tar", "notes.txt"):
         (tmp_path / name).touch()
 
@@ -96,55 +96,55 @@ def test_a_kill_while_it_is_replaced_does_not_lock_the_folder(tmp_path: Path, mo
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("shards.output_folder.write_json", killed)
-        JOB.take(tmp_path, {"seed": 2}, overwrite=True)
+        JOB.acquire(tmp_path, {"seed": 2}, overwrite=True)
     assert not (tmp_path / "a.tar").exists()
     with pytest.raises(ValueError, match="differs in seed"):
-        JOB.take(tmp_path, {"seed": 2})
-    JOB.take(tmp_path, {"seed": 2}, overwrite=True)
-    JOB.take(tmp_path, {"seed": 2})
+        JOB.acquire(tmp_path, {"seed": 2})
+    JOB.acquire(tmp_path, {"seed": 2}, overwrite=True)
+    JOB.acquire(tmp_path, {"seed": 2})
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
 def test_a_record_that_cannot_be_read(content: str, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"job.json cannot be read .*--overwrite"):
-        JOB.take(tmp_path, {"seed": 1})
-    JOB.take(tmp_path, {"seed": 1}, overwrite=True)
-    JOB.take(tmp_path, {"seed": 1})
+        JOB.acquire(tmp_path, {"seed": 1})
+    JOB.acquire(tmp_path, {"seed": 1}, overwrite=True)
+    JOB.acquire(tmp_path, {"seed": 1})
 
 
 def test_folders_of_somebody_else_are_never_taken(tmp_path: Path) -> None:
     for name in (".job.json.00000000000000ff.partial", ".room-0123abcd", ".lock"):  # what was killed leaves it free
         (tmp_path / name).touch()
-    JOB.take(tmp_path, {"seed": 1})
+    JOB.acquire(tmp_path, {"seed": 1})
     (tmp_path / "job.json").unlink()
     (tmp_path / "a.tar").touch()
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="is not empty and holds no job"):
-            JOB.take(tmp_path, {"seed": 1}, overwrite)
+            JOB.acquire(tmp_path, {"seed": 1}, overwrite)
     (tmp_path / "a.tar").unlink()
-    JOB.take(tmp_path, {"seed": 1})
+    JOB.acquire(tmp_path, {"seed": 1})
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file; name a folder"):
-        JOB.take(tmp_path / "file", {"seed": 1})
+        JOB.acquire(tmp_path / "file", {"seed": 1})
 
 
 def test_what_another_job_has_taken_over_is_told(tmp_path: Path) -> None:
     """A task that outlives its job must not write into what the folder has become since."""
-    JOB.take(tmp_path, {"seed": 1, "size": (2, 3)})
+    JOB.acquire(tmp_path, {"seed": 1, "size": (2, 3)})
     JOB.check(tmp_path, digest_of({"size": (2, 3), "seed": 1}))
-    JOB.take(tmp_path, {"seed": 2}, overwrite=True)
+    JOB.acquire(tmp_path, {"seed": 2}, overwrite=True)
     JOB.check(tmp_path, digest_of({"seed": 2}))
-    with pytest.raises(ClaimLostError, match=r"belongs to another job by now, .*writes nothing more there"):
+    with pytest.raises(OwnershipLostError, match=r"belongs to another job by now, .*writes nothing more there"):
         JOB.check(tmp_path, digest_of({"seed": 1, "size": [2, 3]}))
     (tmp_path / "job.json").unlink()
-    with pytest.raises(ClaimLostError, match="can't be read any more"):
+    with pytest.raises(OwnershipLostError, match="can't be read any more"):
         JOB.check(tmp_path, digest_of({"seed": 2}))
 
 
 def test_a_lock_makes_a_folder_nobodys(tmp_path: Path) -> None:
     with folder_held(tmp_path / "out", "a job is run here", "another"):
-        JOB.take(tmp_path / "out", {"seed": 1})
+        JOB.acquire(tmp_path / "out", {"seed": 1})
         with pytest.raises(FolderInUseError, match=r"a job is run here by process \d+ on .*; wait"), held(tmp_path):
             pass
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["job.json"]

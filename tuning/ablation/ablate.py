@@ -23,7 +23,7 @@ from tuning.ablation.plan import (
     AblateJob,
     Plan,
     PlannedCell,
-    claim,
+    acquire_folder,
     plan,
     refuse_other_configurations,
     refuse_other_data,
@@ -93,7 +93,7 @@ def _run(job: AblateJob, sets: Mapping[str, LabelledSet], planned: Plan) -> list
     uri = uri_of_run(job.folder, job.tracking_uri)
     if not job.dry_run:
         check_tracking(uri, job.experiment)
-        claim(job)
+        acquire_folder(job)
     print(_announcement(planned, len(planned.cells) - len(todo)), flush=True)
     seconds = estimate(todo, sets, finished)
     work = told(sum(seconds.values()))

@@ -95,7 +95,7 @@ def plan(job: AblateJob, sets: Sequence[LabelledSet]) -> Plan:
     return Plan(tuple(ordered), rows, tuple(holes.values()))
 
 
-def claim(job: AblateJob) -> None:
+def acquire_folder(job: AblateJob) -> None:
     """Make the folder this ablation's. Raises ValueError where it holds one of other settings."""
     refuse_other_settings(job)
     path = job.folder / _SETTINGS_FILE

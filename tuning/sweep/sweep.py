@@ -169,7 +169,7 @@ def sweep(job: SweepJob) -> SweepResult:
     check_tracking(uri_of_run(job.folder, job.tracking_uri), job.experiment)
     ready = prepare(job)
     folder = SweepFolder(job.folder)
-    folder.claim(identity(ready))
+    folder.acquire(identity(ready))
     with folder_held(folder.path, "the sweep is being run", "another --run", keep=True):
         return _locked(ready, folder)
 

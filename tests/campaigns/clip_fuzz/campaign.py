@@ -68,7 +68,7 @@ def one_process(
 ) -> None:
     """Both jobs without Ray; isolated: clips are prepared in a child process, as in the job."""
     plan = BuildPlan.make(read_clips("folder", videos), clips, BuildOptions(clips_per_shard=64, timeout=TIMEOUT))
-    plan.claim()
+    plan.acquire()
     finish(plan, [build_shard(task, isolated=isolated) for task in plan.tasks])
     between()
     run_loop(make_plan(ClipManifest.open(clips), features, encoders))

@@ -53,7 +53,7 @@ def new_clip(folder: Path, number: int, pictures: int = 30) -> NewClip:
 def make_plan(clips: ClipManifest, out: Path, names: tuple[str, ...] = RANDOM, **options: Any) -> Extraction:
     """A claimed extraction."""
     plan = Extraction.make(clips, out, [EncoderChoice(name) for name in names], **options)
-    plan.claim()
+    plan.acquire()
     return plan
 
 

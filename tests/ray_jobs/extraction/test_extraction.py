@@ -249,7 +249,7 @@ def test_clips_built_under_wider_limits_are_decoded_under_them(tmp_path: Path) -
     make_video(tmp_path / "videos/long.mp4", [0, 300, 599.9, 600], (32, 32))
     limits = Limits(max_seconds=1000, picture_gap_seconds=1000)
     plan = BuildPlan.make(read_clips("folder", tmp_path / "videos"), tmp_path / "clips", BuildOptions(limits=limits))
-    plan.claim()
+    plan.acquire()
     assert build_clips(plan, [build_shard(task, isolated=False) for task in plan.tasks]).written == 1
     clips = ClipManifest.open(tmp_path / "clips")
     assert clips.limits == limits
@@ -271,7 +271,7 @@ def test_other_extractions_are_not_mixed(clips: ClipManifest, tmp_path: Path) ->
         make_plan(clips, tmp_path, decoding=Decoding("union"))
     run_loop(make_plan(clips, tmp_path))
     plan = Extraction.make(clips, tmp_path, [EncoderChoice("random-image")])
-    plan.claim(overwrite=True)
+    plan.acquire(overwrite=True)
     assert run_loop(plan).written == 8 and Manifest.open(tmp_path).schema.column_names == ("random_image",)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
@@ -284,8 +284,8 @@ def test_features_made_before_precision_was_named_are_not_gone_on_with(clips: Cl
     plan = Extraction.make(clips, tmp_path / "a", [EncoderChoice(name) for name in RANDOM[:2]], sequences=True)
     half = replace(plan.infos[1], preprocessing="extractor; steps; computed in float32", pooling="meanstd")
     plan = replace(plan, infos=(plan.infos[0], half))
-    plan.claim()
-    plan.claim()
+    plan.acquire()
+    plan.acquire()
     assert plan.identity["sequences"] == {"random_audio": 8}
     record = plan.out / "extraction.json"
     old = json.loads(record.read_text())
@@ -293,7 +293,7 @@ def test_features_made_before_precision_was_named_are_not_gone_on_with(clips: Cl
     record.write_text(json.dumps(old | {"sequences": True}))
     told = r"differs in encoders\[1\]\.preprocessing \(there .*\), sequences \(there true, here .*"
     with pytest.raises(ValueError, match=told):
-        plan.claim()
+        plan.acquire()
     changed = [info.to_dict() for info in plan.infos]
     changed[1]["preprocessing"] = "extractor; steps"
     told = r'preprocessing is ".*; computed in float32", .*made with "extractor; steps"; .* Extract its features again'
@@ -417,7 +417,7 @@ def test_every_machine_has_the_encoder_of_the_plan(clips: ClipManifest, tmp_path
     for change in ({"digest": "0" * 64}, {"layers": "9"}, {"preprocessing": "none"}):
         plan = Extraction.make(clips, tmp_path / next(iter(change)), [EncoderChoice(name) for name in RANDOM])
         plan = replace(plan, infos=(plan.infos[0], replace(plan.infos[1], **change), plan.infos[2]))  # type: ignore[arg-type]
-        plan.claim()
+        plan.acquire()
         told = f"encoder random-audio: on the machine .* its {next(iter(change))} is .*, where the job began it is"
         with pytest.raises(EncoderError, match=told):
             run_loop(plan)

@@ -73,7 +73,7 @@ def test_a_node_that_does_not_see_the_folder_ends_the_run_in_one_line(
         presets.build("contrast_only"), DataConfig("/nowhere"), RunConfig("run", str(tmp_path), workers=2)
     )
     folder, starts = RunFolder(tmp_path / "run"), []
-    folder.claim({"a": 1})
+    folder.acquire({"a": 1})
 
     def fit_once(job: PretrainJob, start: Any, train: Any) -> None:
         starts.append(start)
@@ -165,7 +165,7 @@ def test_without_the_folder_lines_come_back_and_what_is_needed_is_asked_for(
     written = []
     for way in ("near", "far"):
         own = RunFolder(tmp_path / way)
-        own.claim({"a": 1})
+        own.acquire({"a": 1})
         attempt = own.begin_attempt()
         own.save_standardization({"video": (np.arange(3.0), np.ones(3))})
         Journal(own.journal, experiment="e", name="n").close()

@@ -149,7 +149,7 @@ def test_a_rank_trains_whole_without_ray_data_and_without_its_folder(
         job = PretrainJob(config, data, run)
         source = open_source(data, config)
         folder = RunFolder(run.output_folder / run.name)
-        folder.claim(source.identity())
+        folder.acquire(source.identity())
         folder.save_standardization(source.moments())
         Journal(folder.journal, experiment="e", name="r").close()
         attempt = folder.begin_attempt()

@@ -23,7 +23,7 @@ from shards.errors import ShardError
 from shards.format.manifest import Manifest
 from shards.format.schema import Column, Label, Sample, Schema
 from shards.format.writer import ShardWriter
-from shards.output_folder import ClaimLostError
+from shards.output_folder import OwnershipLostError
 from shards.transcripts.recogniser import Transcript
 from tests.shards.media.make_media import make_video, sine
 from tests.shards.media.timed_media import Recipe, make, steady
@@ -171,7 +171,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(source: Path, out: Path, isolated: bool = False, **options: object) -> BuildSummary:
     plan = BuildPlan.make(read_clips("folder", source), out, BuildOptions(clips_per_shard=4, **options))  # type: ignore[arg-type]
-    plan.claim()
+    plan.acquire()
     return finish(plan, [load_report(task) or build_shard(task, isolated=isolated) for task in plan.tasks])
 
 
@@ -265,7 +265,7 @@ def test_what_was_done_to_sound_and_picture_is_counted(tmp_path: Path) -> None:
 def test_build_goes_on_after_a_kill_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "whole")
     plan = BuildPlan.make(read_clips("folder", source), tmp_path / "killed", BuildOptions(clips_per_shard=4))
-    plan.claim()
+    plan.acquire()
     build_shard(plan.tasks[0], isolated=False)
     before = (tmp_path / "killed/clips-000000.tar").stat().st_mtime_ns
 
@@ -287,13 +287,13 @@ def test_build_goes_on_after_a_kill_with_the_same_bytes(source: Path, tmp_path: 
 
 def test_another_build_is_not_mixed_in(source: Path, tmp_path: Path) -> None:
     clips = read_clips("folder", source)
-    BuildPlan.make(clips, tmp_path, BuildOptions()).claim()
+    BuildPlan.make(clips, tmp_path, BuildOptions()).acquire()
     with pytest.raises(ValueError, match=r'differs in schema.sound \(there "flac", here "wav"\), sound \('):
-        BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).claim()
-    BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).claim(overwrite=True)
+        BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).acquire()
+    BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).acquire(overwrite=True)
     (tmp_path / "build.json").unlink()
     with pytest.raises(ValueError, match="is not empty and holds no build"):
-        BuildPlan.make(clips, tmp_path, BuildOptions()).claim()
+        BuildPlan.make(clips, tmp_path, BuildOptions()).acquire()
 
 
 def test_clips_without_a_face_can_be_dropped(source: Path, tmp_path: Path) -> None:
@@ -335,23 +335,23 @@ def test_what_a_build_left_behind_does_not_reach_the_next_one(source: Path, tmp_
     stood in B's data set, which said that all was B's."""
     clips, out = read_clips("folder", source), tmp_path / "out"
     first = BuildPlan.make(clips, out, BuildOptions(clips_per_shard=4))
-    first.claim()
+    first.acquire()
     build_shard(first.tasks[0], isolated=False)
     second = BuildPlan.make(clips, out, BuildOptions(clips_per_shard=4, audio_rate=8000))
-    second.claim(overwrite=True)
+    second.acquire(overwrite=True)
     reports = [build_shard(task, isolated=False) for task in second.tasks]
     before = {path.name: path.read_bytes() for path in out.glob("clips-*")}
-    with pytest.raises(ClaimLostError, match="belongs to another build by now"):
+    with pytest.raises(OwnershipLostError, match="belongs to another build by now"):
         build_shard(first.tasks[1], isolated=False)
     assert {path.name: path.read_bytes() for path in out.glob("clips-*")} == before
     # Even a shard that got through in between two looks is found in the end.
     stranger = BuildPlan.make(clips, tmp_path / "other", BuildOptions(clips_per_shard=4))
-    stranger.claim()
+    stranger.acquire()
     build_shard(stranger.tasks[0], isolated=False)
     for path in (tmp_path / "other").glob("clips-000000.*"):
         path.replace(out / path.name)
     with pytest.raises(ShardError, match="is not the shard that this job wrote"):
         finish(second, reports)
     assert not (out / "manifest.parquet").exists()
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(OwnershipLostError):
         finish(first, reports)

@@ -30,7 +30,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> ClipManifest:
         labels=(LabelSpec("emotion", ("emotion",), "class", tuple(EMOTIONS)),),
     )
     plan = BuildPlan.make(clips, folder / "clips", BuildOptions(clips_per_shard=8))
-    plan.claim()
+    plan.acquire()
     summary = finish(plan, [build_shard(task, isolated=False) for task in plan.tasks])
     assert (summary.found, summary.written, summary.quarantined) == (12, 12, {})
     assert summary.counts["transcript of the set"] == len(rows) == 12

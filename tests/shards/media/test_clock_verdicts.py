@@ -233,7 +233,7 @@ def test_a_build_reads_a_recording_once(tmp_path: Path, monkeypatch: pytest.Monk
     plan = BuildPlan.make(
         read_clips("folder", source, table=table), tmp_path / "out", BuildOptions(clips_per_shard=1, faces="off")
     )
-    plan.claim()
+    plan.acquire()
     first = build_shard(plan.tasks[0])
     assert [item["reason"] for item in first.quarantined] == ["clock_jumps"]
     (kept,) = (tmp_path / "out" / CLOCKS).iterdir()
@@ -242,9 +242,9 @@ def test_a_build_reads_a_recording_once(tmp_path: Path, monkeypatch: pytest.Monk
     kept.write_text(json.dumps({**verdict, "message": "as the first shard found"}))
     second = build_shard(plan.tasks[1])
     assert [item["message"] for item in second.quarantined] == ["as the first shard found"]
-    plan.claim()
+    plan.acquire()
     other = BuildPlan.make(read_clips("folder", source, table=table), tmp_path / "out", BuildOptions(faces="off"))
     for left in ("0a.lock", "0a.lock.marker", ".0a.json.00000000000000ff.partial"):  # by a build that was killed
         (tmp_path / "out" / CLOCKS / left).touch()
-    other.claim(overwrite=True)
+    other.acquire(overwrite=True)
     assert not list((tmp_path / "out" / CLOCKS).iterdir())

@@ -33,7 +33,7 @@ from tuning.ablation.cost import estimate
 from tuning.ablation.plan import (
     AblateJob,
     SizesConfig,
-    claim,
+    acquire_folder,
     plan,
     refuse_other_configurations,
     refuse_other_data,
@@ -363,10 +363,10 @@ def test_refusals_say_what_to_change(folders, sets, tmp_path):
     with pytest.raises(ValueError, match=r"96 rows, a global batch 128; lower --sizes.global_batch"):
         plan(job(folders, sizes=replace(SIZES, global_batch=128)), list(sets.values()))
     first = job(folders, output=str(tmp_path), name="mine")
-    claim(first)
-    claim(replace(first, seeds=(1, 2, 3), recipes=("paper",)))
+    acquire_folder(first)
+    acquire_folder(replace(first, seeds=(1, 2, 3), recipes=("paper",)))
     with pytest.raises(ValueError, match=r"other settings \(sizes.epochs: 2 there, 5 now\).*another --name"):
-        claim(replace(first, sizes=replace(SIZES, epochs=5)))
+        acquire_folder(replace(first, sizes=replace(SIZES, epochs=5)))
 
 
 def test_a_missing_data_set_and_a_folder_in_use_are_refused(folders, tmp_path, capsys):
@@ -555,15 +555,15 @@ def test_a_representation_beside_raw_features_has_half_of_the_variance(sets):
 
 def test_a_folder_of_a_version_with_fewer_settings_goes_on(folders, tmp_path):
     mine = job(folders, output=str(tmp_path), name="first")
-    claim(mine)
+    acquire_folder(mine)
     path = mine.folder / "ablation.json"
     there = json.loads(path.read_text())
     for name in ("class_weights", "select_by", "block_scales"):
         del there["judging"][name]
     path.write_text(json.dumps(there))
-    claim(mine)
+    acquire_folder(mine)
     with pytest.raises(ValueError, match=r"judging\.class_weights: None there, 'balanced' now"):
-        claim(replace(mine, judging=replace(JUDGING, class_weights="balanced")))
+        acquire_folder(replace(mine, judging=replace(JUDGING, class_weights="balanced")))
 
 
 def test_cells_that_were_judged_without_raw_features_beside_are_run_again(folders, sets, tmp_path, capsys):

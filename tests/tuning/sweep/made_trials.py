@@ -15,7 +15,7 @@ class Kit:
 
     def __init__(self, folder: Path, space: Space, search: str = "random", trials: int = 6) -> None:
         self.folder = SweepFolder(folder)
-        self.folder.claim({"space": 1})
+        self.folder.acquire({"space": 1})
         source = proposer(search, space, 3, "max", folder)
         self.book = TrialStore(self.folder, space, source, trials, "probe_accuracy", {"manifest": "m"})
 

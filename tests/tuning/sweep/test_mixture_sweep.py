@@ -118,7 +118,7 @@ def test_weights_are_part_of_what_a_trial_is(folders: dict[str, Path], tmp_path:
     sweep = job(folders, tmp_path)
     ready = prepare(sweep)
     folder = SweepFolder(sweep.folder)
-    assert not folder.claim(identity(ready))
+    assert not folder.acquire(identity(ready))
     book = TrialStore(folder, ready.space, RandomSearch(ready.space, 0), 3, sweep.objective, ready.identity)
     proposals = [book.propose() for _ in range(3)]
     keys = {book.key(proposal.choices) for proposal in proposals if proposal is not None}

@@ -197,7 +197,7 @@ def test_without_an_objective_of_labels_raw_rows_are_compared_by_what_probes_are
     space, strongest = small_space().resolve(WIDTHS), {"accuracy": "raw", "uar": "raw balanced"}
     for select_by, name in strongest.items():
         folder = SweepFolder(tmp_path / select_by)
-        folder.claim({"space": 1})
+        folder.acquire({"space": 1})
         identity = {"manifest": "m", **({} if select_by == "accuracy" else {"select_by": select_by})}
         source = proposer("random", space, 3, "max", folder.path)
         book = TrialStore(folder, space, source, 2, "effective_rank", identity)
@@ -226,7 +226,7 @@ def test_the_heads_of_the_best_trial_are_judged_as_they_were_before_training(
     job = small_sweep(shards, tmp_path, "beside", space=fixed_space(epochs=2, global_batch=(30,)))
     ready = prepare(job)
     folder = SweepFolder(job.folder)
-    folder.claim(identity(ready))
+    folder.acquire(identity(ready))
     source = proposer("random", ready.space, 0, "max", tmp_path)
     book = TrialStore(folder, ready.space, source, 1, "probe_accuracy", ready.identity)
     book.judge_beside(ready.shared.judge)
@@ -341,9 +341,9 @@ def test_one_process_at_a_time(shards: Path, tmp_path: Path) -> None:
 
 def test_a_folder_is_one_sweeps(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "one")
-    folder.claim({"space": 1})
+    folder.acquire({"space": 1})
     with pytest.raises(ValueError, match=r"space: 1 then, 2 now[\s\S]*Choose another --name"):
-        folder.claim({"space": 2})
+        folder.acquire({"space": 2})
 
 
 def test_what_makes_a_sweep_the_same(shards: Path, tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_the_model_of_a_population_is_trained_again_and_exported(
     folder = SweepFolder(job.folder)
     assert replay.main([str(folder.path)]) == 2  # nothing there yet
     assert "schedule.json: no schedule of a population-based sweep" in capsys.readouterr().err
-    folder.claim(identity(ready))
+    folder.acquire(identity(ready))
     save(job, folder.settings)
     choices = proposer("random", ready.space, 0, "max", tmp_path).ask(0, 0)
     assert choices is not None
