@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     result = sweep(job)
     whole = time.perf_counter() - began
-    swept = tuple(result.book.value(number) for number in range(trials) if number in result.book.outcomes)
+    swept = tuple(result.store.value(number) for number in range(trials) if number in result.store.outcomes)
     lines = [
         f"{trials} trials, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; same: {swept == plain.values}",
         "| | trials/min | seconds of work each | overhead each | once a process |",

@@ -133,7 +133,7 @@ def test_what_sweeps_and_ablations_say_of_what_died_is_scrubbed(
     sweep = Sweep(tmp_path / "s")
     sweep.begin(0)
     died = f"Traceback\n  OSError: GET {URIS['signed query']} with {MARK}/3 failed\n"
-    sweep.referee.on_trial_error(0, [], TuneTrial(0, None, died))
+    sweep.callback.on_trial_error(0, [], TuneTrial(0, None, died))
     (tag,) = [tags["values"]["reason"] for tags in sweep.of(0, "tags") if "reason" in tags["values"]]
     assert tag.startswith("died: OSError: GET https://bucket.host/x?X-Amz-Signature=*** with *** failed")
 

@@ -120,7 +120,7 @@ class Heartbeat:
         self._alive_at = time.monotonic()
         self._end = threading.Event()
         self._watched = threading.get_ident()
-        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def beat(self, step: int) -> None:
         """A step is finished (or the rank is otherwise known to get on)."""

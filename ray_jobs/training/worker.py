@@ -64,11 +64,11 @@ def train(start: Start) -> None:
     who = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}), where rank {rank} runs,"
     folder = far_folder.reach(start.folder, start.attempt, start.home, who)
     limit_s = start.job.run.stall_timeout_s
-    with Heartbeat(folder.failures, start.attempt, rank, world, limit_s, folder.append) as pulse:
-        _train(start, folder, rank, world, pulse)
+    with Heartbeat(folder.failures, start.attempt, rank, world, limit_s, folder.append) as heartbeat:
+        _train(start, folder, rank, world, heartbeat)
 
 
-def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Heartbeat) -> None:
+def _train(start: Start, folder: RunFolder, rank: int, world: int, heartbeat: Heartbeat) -> None:
     job, run, context = start.job, start.job.run, ray.train.get_context()
     torch.set_num_threads(run.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces its doings; the progress line is ours
@@ -90,7 +90,7 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Heartb
         distributed.separate(timedelta(seconds=run.stall_timeout_s + COLLECTIVES_LATER_S))
     step = 0 if state is None else int(state.meta["step_number"])
     cursor = Cursor(epoch=0, step=0) if state is None else Cursor.from_dict(state.cursor)
-    payload = prepared(start, source, rank, device, meeting, functools.partial(pulse.beat, step))
+    payload = prepared(start, source, rank, device, meeting, functools.partial(heartbeat.beat, step))
     watch.all_read = payload.all_read
     job = replace(job, data=replace(job.data, payload=payload.name))  # type: ignore[arg-type]  # one of its words
 
@@ -113,7 +113,7 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Heartb
         keeper = Checkpointer(start, rank, recorder)
         if step == 0:
             recorder.validate(pretrainer, warn=False)()  # what the curves begin with
-        pulse.beat(step)
+        heartbeat.beat(step)
         with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
             for rows in recorder.timed(payload.on_device(batches, device), batches.counters):
                 values = pretrainer.step(rows)
@@ -126,7 +126,7 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Heartb
                     notices = meeting.hold(step, note | {"keep": keeper.wants_one})
                     due |= notices[0]["keep"]
                     due |= watch.judge(step, notices)
-                    pulse.announced = watch.announced
+                    heartbeat.announced = watch.announced
                     recorder.warn_of_waits([InputTimes(**notice["input"]) for notice in notices])
                 if last or step % run.report_every == 0:
                     recorder.write()
@@ -135,7 +135,7 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, pulse: Heartb
                     keeper.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
                 with recorder.input.paused():
                     profile.step()
-                pulse.beat(step)
+                heartbeat.beat(step)
     if pretrainer.step_number != start.total_steps:
         raise ValueError(f"the data ended after step {pretrainer.step_number} of {start.total_steps}")
 

@@ -111,7 +111,7 @@ class Injection:
         faulthandler.register(signal.SIGUSR1, _stacks[-1], all_threads=True)
         originals = Pretrainer.step, storage.save_file, CheckpointStore._write, CheckpointStore.load, Payload.stream
         step, save_file, write, load, stream = originals
-        make_pulse = train_worker.Heartbeat
+        make_heartbeat = train_worker.Heartbeat
 
         def stepped(pretrainer: Pretrainer, batch: Any) -> Any:
             values = step(pretrainer, batch)
@@ -139,8 +139,8 @@ class Injection:
             return stream(payload, rank, world, cursor, steps)
 
         def watched(*arguments: Any) -> Heartbeat:
-            self.pulse = make_pulse(*arguments)
-            return self.pulse
+            self.heartbeat = make_heartbeat(*arguments)
+            return self.heartbeat
 
         stack.enter_context(patch.object(train_worker, "Heartbeat", watched))
         stack.enter_context(patch.object(Pretrainer, "step", stepped))
@@ -171,7 +171,7 @@ class Injection:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif action == "hang":
             if plan.stall_s is not None:
-                self.pulse._limit = plan.stall_s
+                self.heartbeat._limit = plan.stall_s
             time.sleep(3600)
         elif action == "raise":
             raise RuntimeError("a passing fault")

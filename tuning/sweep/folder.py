@@ -104,7 +104,7 @@ class TrialStore:
     Args:
         folder: of the sweep, claimed.
         space: resolved.
-        proposer: where new configurations come from.
+        searcher: where new configurations come from.
         trials: how many there are to be in all.
         objective: name of the measure.
         identity: of data and measurement (`objective.identity`): part of every record's key.
@@ -114,7 +114,7 @@ class TrialStore:
         self,
         folder: SweepFolder,
         space: Space,
-        proposer: Searcher,
+        searcher: Searcher,
         trials: int,
         objective: str,
         identity: Mapping[str, Any],
@@ -129,7 +129,7 @@ class TrialStore:
         self.groups: dict[int, Mapping[str, Mapping[str, float]]] = {}
         self.baselines: dict[str, Record] = {}  # name of a row beside the trials -> its record
         self.exhausted = False
-        self._proposer, self._identity = proposer, dict(identity)
+        self._searcher, self._identity = searcher, dict(identity)
         self._numbers: dict[str, int] = {}  # key of a configuration -> the trial that has it
         self._waiting: list[int] = []
         self._died: set[int] = set()
@@ -139,7 +139,7 @@ class TrialStore:
         ended = {record.tags["number"]: record for record in self.ledger.records() if record.kind == "trial"}
         for number, choices in self.folder.proposals():
             self._note(number, choices)
-            self._proposer.resume(number, choices)
+            self._searcher.resume(number, choices)
             record = ended.get(number)
             if record is None or (record.status == "failed" and not record.tags["diverged"]):
                 self._waiting.append(number)
@@ -236,7 +236,7 @@ class TrialStore:
         if number >= self.trials:
             return None
         for attempt in range(_ATTEMPTS):
-            choices = self._proposer.ask(number, attempt)
+            choices = self._searcher.ask(number, attempt)
             if choices is None:
                 break
             same = self._numbers.get(self.key(choices))
@@ -246,14 +246,14 @@ class TrialStore:
                 write_json(folder / "choices.json", choices)
                 self._note(number, choices)
                 return Proposal(number, choices)
-            self._proposer.known(number, self.outcomes.get(same))
+            self._searcher.known(number, self.outcomes.get(same))
         self.exhausted = True
         return None
 
     def finish(
         self, number: int, outcome: Outcome, metrics: Mapping[str, float], cost: Mapping[str, float], reason: str = ""
     ) -> None:
-        """A trial has ended: into the ledger first, then to the proposer."""
+        """A trial has ended: into the ledger first, then to the searcher."""
         config = self.config(number)
         diverged = outcome.state == "failed" and not reason.startswith("died")
         tags = trial_tags(config, self.choices[number]) | {
@@ -324,7 +324,7 @@ class TrialStore:
         self.outcomes[number] = outcome
         self.metrics[number] = metrics
         self.groups[number] = groups
-        self._proposer.tell(number, outcome)
+        self._searcher.tell(number, outcome)
 
 
 def trial_name(number: int) -> str:

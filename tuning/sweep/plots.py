@@ -21,43 +21,43 @@ _FIRST = ("modalities", "tasks", "recipe")
 
 
 @styled()
-def history(book: TrialStore, mode: str, path: Path, raw: tuple[str, str, float] | None = None) -> Path:
+def history(store: TrialStore, mode: str, path: Path, raw: tuple[str, str, float] | None = None) -> Path:
     """The objective of every trial in the order of their numbers, the best so far of those that were finished, and a
     line at the strongest raw row (name, score, value), where the objective is its score."""
-    ended = {n: o for n, o in sorted(book.outcomes.items()) if o.curve and np.isfinite(book.value(n))}
+    ended = {n: o for n, o in sorted(store.outcomes.items()) if o.curve and np.isfinite(store.value(n))}
     pick = max if mode == "max" else min
     figure = new_figure(PAGE, 0.5 * PAGE)
     axes = figure.subplots()
     marks: list[Any] = []
     told = []
     for state, (marker, colour) in _MARKS.items():
-        points = [(n, book.value(n)) for n, o in ended.items() if o.state == state]
+        points = [(n, store.value(n)) for n, o in ended.items() if o.state == state]
         if points:
             marks += axes.plot(*zip(*points, strict=True), marker, color=colour)
             told.append(state)
     best: list[tuple[int, float]] = []
     for n, o in ended.items():
         if o.state == "finished":
-            best.append((n, pick([book.value(n), *(value for _, value in best[-1:])])))
+            best.append((n, pick([store.value(n), *(value for _, value in best[-1:])])))
     if best:
         marks += axes.step(*zip(*best, strict=True), where="post", color=_BEST)
         told.append("best so far")
-    if raw is not None and raw[1] == book.objective:
+    if raw is not None and raw[1] == store.objective:
         marks.append(axes.axhline(raw[2], color=_RAW, linestyle="--"))
         told.append(raw[0])
-    axes.set(xlabel="trial", ylabel=drawable(book.objective), title="objective over trials")
+    axes.set(xlabel="trial", ylabel=drawable(store.objective), title="objective over trials")
     legend(axes, marks, told, PAGE / 3)
     return save(figure, path)
 
 
 @styled()
-def slices(book: TrialStore, path: Path) -> Path:
+def slices(store: TrialStore, path: Path) -> Path:
     """One panel for each parameter that varied: the objective of the trials that had it, over its values."""
-    ended = [n for n, o in book.outcomes.items() if o.curve and np.isfinite(book.value(n))]
+    ended = [n for n, o in store.outcomes.items() if o.curve and np.isfinite(store.value(n))]
     varied = [
         name
-        for name in columns(book)
-        if len({str(book.choices[n][name]) for n in ended if name in book.choices[n]}) > 1
+        for name in columns(store)
+        if len({str(store.choices[n][name]) for n in ended if name in store.choices[n]}) > 1
     ][:_MOST_SLICES]
     across = min(4, max(1, len(varied)))
     down = max(1, -(-len(varied) // across))
@@ -65,18 +65,18 @@ def slices(book: TrialStore, path: Path) -> Path:
     panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     for place, axes in enumerate(panels):
         if place < len(varied):
-            _slice(axes, book, varied[place], [n for n in ended if varied[place] in book.choices[n]])
+            _slice(axes, store, varied[place], [n for n in ended if varied[place] in store.choices[n]])
         else:
             axes.set_axis_off()
-    figure.supylabel(heading(book.objective))
+    figure.supylabel(heading(store.objective))
     return save(figure, path)
 
 
-def _slice(axes: Any, book: TrialStore, name: str, numbers: Sequence[int]) -> None:
-    values = [book.choices[n][name] for n in numbers]
+def _slice(axes: Any, store: TrialStore, name: str, numbers: Sequence[int]) -> None:
+    values = [store.choices[n][name] for n in numbers]
     for state, (marker, colour) in _MARKS.items():
-        own = [place for place, n in enumerate(numbers) if book.outcomes[n].state == state]
-        heights = [book.value(numbers[place]) for place in own]
+        own = [place for place, n in enumerate(numbers) if store.outcomes[n].state == state]
+        heights = [store.value(numbers[place]) for place in own]
         if all(isinstance(value, float) for value in values):
             axes.plot([values[place] for place in own], heights, marker, color=colour)
         else:
@@ -95,9 +95,9 @@ def _slice(axes: Any, book: TrialStore, name: str, numbers: Sequence[int]) -> No
     axes.set_title(drawable(name.removeprefix("tasks.").removeprefix("model."), PAGE / 4))
 
 
-def columns(book: TrialStore) -> list[str]:
+def columns(store: TrialStore) -> list[str]:
     """Every name that some trial chose, the ones that all have first."""
-    found = list(dict.fromkeys(name for choices in book.choices.values() for name in choices))
+    found = list(dict.fromkeys(name for choices in store.choices.values() for name in choices))
     return [*(name for name in _FIRST if name in found), *(name for name in found if name not in _FIRST)]
 
 

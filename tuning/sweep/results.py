@@ -23,53 +23,55 @@ _SHOWN = 10
 _RECALL = "probe_recall/"
 
 
-def table(book: TrialStore, mode: str, most: int = _SHOWN) -> str:
+def table(store: TrialStore, mode: str, most: int = _SHOWN) -> str:
     """The best trials as Markdown: objective, other means, what was chosen. Fixed choices are left out."""
-    order = book.ranking(mode)[:most]
+    order = store.ranking(mode)[:most]
     if not order:
         return "No trial has reached a measurement.\n"
-    varied = [name for name in sweep_plots.columns(book) if len({str(c.get(name)) for c in book.choices.values()}) > 1]
+    varied = [
+        name for name in sweep_plots.columns(store) if len({str(c.get(name)) for c in store.choices.values()}) > 1
+    ]
     measures = [
         name
         for name in ("probe_accuracy", "probe_uar", "probe_macro_f1", "recall@1", "effective_rank", "cluster_usage")
-        if name != book.objective and any(name in book.metrics[number] for number in order)
+        if name != store.objective and any(name in store.metrics[number] for number in order)
     ]
-    head = ["trial", "state", book.objective, *measures, *(name.removeprefix("tasks.") for name in varied)]
+    head = ["trial", "state", store.objective, *measures, *(name.removeprefix("tasks.") for name in varied)]
     lines = markdown_head(head)
     for number in order:
-        metrics, choices = book.metrics[number], book.choices[number]
-        cells = [trial_name(number), book.outcomes[number].state, f"{book.value(number):.4f}"]
+        metrics, choices = store.metrics[number], store.choices[number]
+        cells = [trial_name(number), store.outcomes[number].state, f"{store.value(number):.4f}"]
         cells += [f"{metrics[name]:.3f}" if name in metrics else "" for name in measures]
         cells += [_shown(choices.get(name)) for name in varied]
         lines.append(markdown_row(cells))
     beside: list[tuple[str, str, Mapping[str, float]]] = [
-        (f"{trial_name(order[0])} + raw", "trial", _with_raw(book.metrics[order[0]]))
+        (f"{trial_name(order[0])} + raw", "trial", _with_raw(store.metrics[order[0]]))
     ]
     beside += [
-        (name, "raw row" if name in book.raw_rows else "baseline", record.metrics)
-        for name, record in book.baselines.items()
+        (name, "raw row" if name in store.raw_rows else "baseline", record.metrics)
+        for name, record in store.baselines.items()
     ]
     for name, kind, scores in beside:
-        own = [f"{scores[book.objective]:.4f}" if book.objective in scores else ""]
+        own = [f"{scores[store.objective]:.4f}" if store.objective in scores else ""]
         own += [f"{scores[measure]:.3f}" if measure in scores else "" for measure in measures]
         if any(own):
             lines.append(markdown_row([name, kind, *own, *[""] * len(varied)]))
-    return "\n".join([*lines, *_notes(book, order[0])]) + "\n"
+    return "\n".join([*lines, *_notes(store, order[0])]) + "\n"
 
 
-def strongest_raw(book: TrialStore) -> tuple[str, str, float] | None:
+def strongest_raw(store: TrialStore) -> tuple[str, str, float] | None:
     """Name of the raw row that trials are compared with, the score, and its value: the best by the objective, or by
     what probes are chosen by (`measure.select_by`) where that needs no label. None where there is no label."""
-    score = book.objective if book.objective in LABELLED else f"probe_{book.select_by}"
-    rows = {name: metrics[score] for name, metrics in book.raw_rows.items() if np.isfinite(metrics[score])}
+    score = store.objective if store.objective in LABELLED else f"probe_{store.select_by}"
+    rows = {name: metrics[score] for name, metrics in store.raw_rows.items() if np.isfinite(metrics[score])}
     best = max(rows, key=rows.__getitem__, default=None)
     return None if best is None else (best, score, rows[best])
 
 
-def _notes(book: TrialStore, best: int) -> list[str]:
+def _notes(store: TrialStore, best: int) -> list[str]:
     """What the best trial adds to the strongest raw row, alone and beside raw features, and both rows' recall of each
     class."""
-    metrics, raw, notes = book.metrics[best], strongest_raw(book), []
+    metrics, raw, notes = store.metrics[best], strongest_raw(store), []
     if raw is not None and raw[1] in metrics:
         name, score, value = raw
         told = f"Trial {trial_name(best)} minus {name}, the strongest raw row, {score}: {metrics[score] - value:+.3f}"
@@ -79,7 +81,7 @@ def _notes(book: TrialStore, best: int) -> list[str]:
         notes += ["", markdown(f"{told} (on the rows that chose the trial, in its favour).")]
     rows: dict[str, Mapping[str, float]] = {f"trial {trial_name(best)}": metrics}
     if raw is not None:
-        rows[raw[0]] = book.raw_rows[raw[0]]
+        rows[raw[0]] = store.raw_rows[raw[0]]
     for row, numbers in rows.items():
         recalls = {name.removeprefix(_RECALL): v for name, v in numbers.items() if name.startswith(_RECALL)}
         if recalls:
@@ -93,40 +95,40 @@ def _with_raw(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix(WITH_RAW): value for name, value in metrics.items() if name.startswith(WITH_RAW)}
 
 
-def _confusion(book: TrialStore, best: int) -> Path | None:
+def _confusion(store: TrialStore, best: int) -> Path | None:
     """A picture of what the best trial took the rows of each class for; None where that was not measured."""
-    groups = book.groups[best]
+    groups = store.groups[best]
     classes = list(groups.get("class_rows", ()))
     if not classes:
         return None
     matrix = np.asarray([[groups[f"confusion/{name}"].get(other, 0.0) for other in classes] for name in classes])
-    path = book.folder.plots / "confusion.png"
+    path = store.folder.plots / "confusion.png"
     plots.confusion(matrix.astype(np.int64), classes, path, title=f"trial {trial_name(best)}")
     return path
 
 
-def best_job(book: TrialStore, job: SweepJob, number: int) -> PretrainJob:
+def best_job(store: TrialStore, job: SweepJob, number: int) -> PretrainJob:
     """The pretraining of a trial, whole, as `ray_jobs.pretrain --config` takes it."""
-    return PretrainJob(book.config(number), book.space.data(job.data, book.choices[number]), job.best_run())
+    return PretrainJob(store.config(number), store.space.data(job.data, store.choices[number]), job.best_run())
 
 
-def write(book: TrialStore, job: SweepJob, mode: str, missing: Sequence[str] = ()) -> list[Path]:
+def write(store: TrialStore, job: SweepJob, mode: str, missing: Sequence[str] = ()) -> list[Path]:
     """`table.md`, `best.yaml` and the plots, into the sweep's folder; the files written. missing: what was not run, a
     sentence each."""
-    folder = book.folder
-    title = f"# {markdown(job.name)}: {len(book.outcomes)} trials by {book.objective} ({mode})"
+    folder = store.folder
+    title = f"# {markdown(job.name)}: {len(store.outcomes)} trials by {store.objective} ({mode})"
     below = "".join(f"\n{markdown(line)}\n" for line in missing)
-    write_text(folder.table, f"{title}\n\n{table(book, mode)}{below}")
+    write_text(folder.table, f"{title}\n\n{table(store, mode)}{below}")
     written = [folder.table]
-    order = book.ranking(mode)
+    order = store.ranking(mode)
     if not order:
         return written
-    save(best_job(book, job, order[0]), folder.best)
+    save(best_job(store, job, order[0]), folder.best)
     folder.plots.mkdir(exist_ok=True)
     drawn = [
-        _confusion(book, order[0]),
-        sweep_plots.history(book, mode, folder.plots / "objective.png", strongest_raw(book)),
-        sweep_plots.slices(book, folder.plots / "slices.png"),
+        _confusion(store, order[0]),
+        sweep_plots.history(store, mode, folder.plots / "objective.png", strongest_raw(store)),
+        sweep_plots.slices(store, folder.plots / "slices.png"),
     ]
     pictures = [path for picture in drawn if picture is not None for path in figure_style.files_of(picture)]
     return [*written, folder.best, *pictures]

@@ -27,7 +27,7 @@ from tuning.sweep.job import SweepJob
 from tuning.sweep.space import Space
 from tuning.sweep.trial import TrialShared
 from tuning.sweep.trial_actor import EPOCH, TrialActor, TrialPlan
-from tuning.sweep.tune_callback import BookSearcher, Referee, as_config
+from tuning.sweep.tune_callback import StoreSearcher, TrialCallback, as_config
 
 # Tune writes its own view of the experiment, a log for each trial and more; the sweep's own files are what counts.
 _TUNE_SETTINGS = {
@@ -57,7 +57,7 @@ class Prepared:
     mode: str
 
 
-def run(ready: Prepared, book: TrialStore, journal: Journal, sink: NestedRunsSink) -> Referee:
+def run(ready: Prepared, store: TrialStore, journal: Journal, sink: NestedRunsSink) -> TrialCallback:
     """Give all trials that are left to Ray Tune."""
     from ray import tune
 
@@ -67,7 +67,7 @@ def run(ready: Prepared, book: TrialStore, journal: Journal, sink: NestedRunsSin
     ray_cluster.connect(job.resources.workers, job.resources.cpus_per_worker, dashboard=job.resources.workers > 1)
     concurrent = concurrency(job, machine.cores() if local else None)
     plan = TrialPlan(
-        folder=book.folder.path,
+        folder=store.folder.path,
         space=ready.space,
         data=job.data,
         milestones=job.schedule.milestones(ready.space, job.scheduler),
@@ -82,23 +82,23 @@ def run(ready: Prepared, book: TrialStore, journal: Journal, sink: NestedRunsSin
         resources=job.resources,
     )
     print(
-        f"{'resuming' if book.resumed else 'starting'} sweep {job.name}: {book.left} of {book.trials} trials to run, "
+        f"{'resuming' if store.resumed else 'starting'} sweep {job.name}: {store.left} of {store.trials} trials left, "
         f"{concurrent} at a time, reports at epochs {', '.join(map(str, plan.milestones))}",
         flush=True,
     )
-    referee = Referee(book, plan, journal, sink)
+    callback = TrialCallback(store, plan, journal, sink)
     members: dict[str, Any] = {}
     if job.scheduler == "pbt":  # Tune's population takes no searcher: its members are all there from the beginning
-        proposals = [as_config(p, weighted=True)["proposal"] for p in iter(book.propose, None)]
+        proposals = [as_config(p, weighted=True)["proposal"] for p in iter(store.propose, None)]
         members = {"config": {"proposal": tune.grid_search(proposals)}, "num_samples": 1}
     else:
-        members = {"search_alg": BookSearcher(book), "num_samples": book.left, "max_concurrent_trials": concurrent}
+        members = {"search_alg": StoreSearcher(store), "num_samples": store.left, "max_concurrent_trials": concurrent}
     actor = TrialActor if job.resources.workers == 1 else DistributedTrialActor
-    with referee.settled(), _tune_settings():
+    with callback.settled(), _tune_settings():
         tune.run(
             tune.with_parameters(actor, shared=ready.shared, plan=plan),
-            name=book.folder.next_start(),
-            storage_path=str(book.folder.tune),
+            name=store.folder.next_start(),
+            storage_path=str(store.folder.tune),
             scheduler=_scheduler(ready),
             resources_per_trial=_resources(job),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
@@ -106,12 +106,12 @@ def run(ready: Prepared, book: TrialStore, journal: Journal, sink: NestedRunsSin
             max_failures=job.resources.max_failures,
             raise_on_failed_trial=False,
             verbose=0,
-            callbacks=[referee],
+            callbacks=[callback],
             trial_name_creator=_name,
             trial_dirname_creator=_name,
             **members,
         )
-    return referee
+    return callback
 
 
 def _scheduler(ready: Prepared) -> Any:

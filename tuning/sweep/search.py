@@ -53,8 +53,8 @@ class Searcher(Protocol):
         """The last proposal for `number` is not run: another trial is the same, with this outcome if it has ended."""
 
 
-def proposer(kind: str, space: Space, seed: int, mode: str, folder: Path) -> Searcher:
-    """The proposer of that name; TPE keeps its study in `folder`. mode: `max` or `min`."""
+def searcher(kind: str, space: Space, seed: int, mode: str, folder: Path) -> Searcher:
+    """The searcher of that name; TPE keeps its study in `folder`. mode: `max` or `min`."""
     choose("search", kind, SEARCHES)
     if kind == "random":
         return RandomSearch(space, seed)
@@ -64,7 +64,7 @@ def proposer(kind: str, space: Space, seed: int, mode: str, folder: Path) -> Sea
 
 
 class _Memoryless:
-    """A proposer that learns from nothing: what it proposes does not depend on how trials went."""
+    """A searcher that learns from nothing: what it proposes does not depend on how trials went."""
 
     def resume(self, number: int, choices: Choices) -> None:
         pass

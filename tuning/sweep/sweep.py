@@ -36,10 +36,10 @@ from tuning.sweep.folder import SCHEDULE, SweepFolder, TrialStore, trial_name
 from tuning.sweep.job import DEFAULT_TRIALS, SweepJob
 from tuning.sweep.objective import Judge, direction
 from tuning.sweep.run import Prepared, run, shared_inputs, shared_tags
-from tuning.sweep.search import GridSearch, proposer
+from tuning.sweep.search import GridSearch, searcher
 from tuning.sweep.space import Space, names
 from tuning.sweep.trial import SHARED_BYTES, TrialShared
-from tuning.sweep.tune_callback import Referee
+from tuning.sweep.tune_callback import TrialCallback
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SweepResult:
     kind of trial without a result, one line that says why and what to do; unsent: whether MLflow lacks something."""
 
     folder: SweepFolder
-    book: TrialStore
+    store: TrialStore
     best: int | None
     table: str
     costs: dict[str, float]
@@ -177,12 +177,12 @@ def sweep(job: SweepJob) -> SweepResult:
 def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
     job, space = ready.job, ready.space
     save(job, folder.settings)
-    source = proposer(
+    source = searcher(
         "random" if job.scheduler == "pbt" else job.search, space, job.search_seed, ready.mode, folder.path
     )
-    book = TrialStore(folder, space, source, count(job, source), job.objective, ready.identity)
-    book.judge_beside(ready.shared.judge)
-    if strongest := results.strongest_raw(book):
+    store = TrialStore(folder, space, source, count(job, source), job.objective, ready.identity)
+    store.judge_beside(ready.shared.judge)
+    if strongest := results.strongest_raw(store):
         print(f"strongest raw row: {strongest[0]}, {strongest[1]} {strongest[2]:.4f}", flush=True)
     uri = remember(folder.path, job.tracking_uri)
     journal = Journal(folder.journal, experiment=job.experiment, name=job.name)
@@ -194,43 +194,45 @@ def _locked(ready: Prepared, folder: SweepFolder) -> SweepResult:
         journal.inputs(shared_inputs(ready))
         sink = NestedRunsSink(folder.path, folder.trials, uri)
         try:
-            with resumable(lambda: _standing(book, job)), journal.running(lambda: len(book.died)):
-                if book.left:
-                    referee = run(ready, book, journal, sink)
-                    costs = results.costs(referee.costs, time.monotonic() - referee.began)
-                    _save_schedule(ready, book, referee)
+            with resumable(lambda: _standing(store, job)), journal.running(lambda: len(store.died)):
+                if store.left:
+                    callback = run(ready, store, journal, sink)
+                    costs = results.costs(callback.costs, time.monotonic() - callback.began)
+                    _save_schedule(ready, store, callback)
                 asked = ComparisonConfig(baselines=job.measure.baselines).wanted
                 if ready.shared.judge.train is not None and "untrained" in asked:
-                    for number in book.ranking(ready.mode)[:1]:
-                        book.judge_untrained(number, ready.shared)
-                written = results.write(book, job, ready.mode, not_run(book, job))
+                    for number in store.ranking(ready.mode)[:1]:
+                        store.judge_untrained(number, ready.shared)
+                written = results.write(store, job, ready.mode, not_run(store, job))
                 for path in written:
                     journal.artifact(path, target="plots" if path.parent == folder.plots else "")
                 if costs:
-                    journal.metrics(len(book.outcomes), costs, series="cost")
+                    journal.metrics(len(store.outcomes), costs, series="cost")
         finally:
             whole = sink.close()
-    order = book.ranking(ready.mode)
-    text = results.table(book, ready.mode)
+    order = store.ranking(ready.mode)
+    text = results.table(store, ready.mode)
     best = order[0] if order else None
-    return SweepResult(folder, book, best, text, costs, uri, sink.run_id, tuple(not_run(book, job)), not whole)
+    return SweepResult(folder, store, best, text, costs, uri, sink.run_id, tuple(not_run(store, job)), not whole)
 
 
-def _standing(book: TrialStore, job: SweepJob) -> str:
-    ended = len(book.outcomes) - len(book.died)
-    return f"sweep {job.name}: {ended} of {book.trials} trials have ended; the same command runs the rest"
+def _standing(store: TrialStore, job: SweepJob) -> str:
+    ended = len(store.outcomes) - len(store.died)
+    return f"sweep {job.name}: {ended} of {store.trials} trials have ended; the same command runs the rest"
 
 
-def not_run(book: TrialStore, job: SweepJob) -> list[str]:
+def not_run(store: TrialStore, job: SweepJob) -> list[str]:
     """What a sweep that is through has not run, as lines for people."""
     lines = []
-    if book.died:
-        numbers = ", ".join(map(trial_name, book.died[:10])) + (" ..." if len(book.died) > 10 else "")
-        lines.append(f"{len(book.died)} trial(s) died, each with its reason in the ledger: {numbers}; the same command "
-                     "tries them again")  # fmt: skip
-    if book.left:
+    if store.died:
+        numbers = ", ".join(map(trial_name, store.died[:10])) + (" ..." if len(store.died) > 10 else "")
         lines.append(
-            f"{book.left} of {book.trials} trials were not run: {job.search} found no configuration that the sweep "
+            f"{len(store.died)} trial(s) died, each with its reason in the ledger: {numbers}; the same command "
+            "tries them again"
+        )
+    if store.left:
+        lines.append(
+            f"{store.left} of {store.trials} trials were not run: {job.search} found no configuration that the sweep "
             "does not have already; widen the space, or ask for fewer trials"
         )
     return lines
@@ -291,13 +293,15 @@ def sweep_tags(ready: Prepared) -> dict[str, str]:
     )
 
 
-def _save_schedule(ready: Prepared, book: TrialStore, referee: Referee) -> None:
-    """Of a population: how the best one's weights came about."""
-    order = book.ranking(ready.mode)
-    if ready.job.scheduler == "pbt" and order and referee.schedules.get(order[0]):
+def _save_schedule(ready: Prepared, store: TrialStore, callback: TrialCallback) -> None:
+    """Of a population: the schedule of the best member's weights."""
+    order = store.ranking(ready.mode)
+    if ready.job.scheduler == "pbt" and order and callback.schedules.get(order[0]):
         best = order[0]
-        schedule = population.Schedule.of(book.config(best), referee.schedules[best], book.objective, book.value(best))
-        schedule.save(book.folder.path / SCHEDULE)
+        schedule = population.Schedule.of(
+            store.config(best), callback.schedules[best], store.objective, store.value(best)
+        )
+        schedule.save(store.folder.path / SCHEDULE)
 
 
 def run_job(job: SweepJob) -> int:
@@ -308,7 +312,7 @@ def run_job(job: SweepJob) -> int:
     if (result.folder.path / SCHEDULE).is_file():  # its weights changed in training
         best = f"python -m tuning.sweep.replay {result.folder.path}"
     print(
-        f"\nsweep {job.name}: {len(result.book.outcomes)} trials ended"
+        f"\nsweep {job.name}: {len(result.store.outcomes)} trials ended"
         f"\n  table     {result.folder.table}"
         f"\n  best      {best}"
         f"\n  plots     {result.folder.plots}"
@@ -322,4 +326,4 @@ def run_job(job: SweepJob) -> int:
         print(f"not all of it reached MLflow; it is sent by: conclugen track {result.folder.path}")
     if result.best is None:
         return FAILED
-    return PARTIAL if result.book.died else GOOD
+    return PARTIAL if result.store.died else GOOD

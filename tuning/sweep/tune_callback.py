@@ -1,4 +1,4 @@
-"""The sweep's book as Ray Tune sees it: a searcher that hands out trials, and a callback that takes their results."""
+"""The sweep's store as Ray Tune sees it: a searcher that hands out trials, and a callback that takes their results."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def as_config(proposal: Proposal, weighted: bool) -> dict[str, Any]:
     }
 
 
-class BookSearcher(Searcher):
-    """Hands out what the book proposes. It is told nothing: results go to the book by `Referee`."""
+class StoreSearcher(Searcher):
+    """Suggests what the store proposes. It gets no results: `TrialCallback` writes those to the store."""
 
-    def __init__(self, book: TrialStore) -> None:
+    def __init__(self, store: TrialStore) -> None:
         super().__init__()
-        self._book = book
+        self._store = store
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        proposal = self._book.propose()
+        proposal = self._store.propose()
         return Searcher.FINISHED if proposal is None else as_config(proposal, weighted=False)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -72,18 +72,18 @@ class BookSearcher(Searcher):
         raise NotImplementedError("a sweep goes on from its own folder")
 
 
-class Referee(Callback):
-    """Notes every result, ends trials in the book, and prints how the sweep stands.
+class TrialCallback(Callback):
+    """Notes every result, ends trials in the store, and prints how the sweep stands.
 
     Args:
-        book: of the sweep.
+        store: of the sweep.
         plan: of its trials.
         journal: of the sweep itself.
         sink: told when a trial's journal has ended.
     """
 
-    def __init__(self, book: TrialStore, plan: TrialPlan, journal: Journal, sink: NestedRunsSink) -> None:
-        self._book, self._plan, self._journal, self._sink = book, plan, journal, sink
+    def __init__(self, store: TrialStore, plan: TrialPlan, journal: Journal, sink: NestedRunsSink) -> None:
+        self._store, self._plan, self._journal, self._sink = store, plan, journal, sink
         self._curves: dict[int, dict[int, float]] = {}
         self._begun: dict[int, float] = {}
         self.schedules: dict[int, dict[str, Any]] = {}
@@ -118,23 +118,23 @@ class Referee(Callback):
         wall = time.monotonic() - self._begun.get(number, time.monotonic())
         measures = dict(result.get(MEASURES) or {})
         seconds = spent(result) if SECONDS in result else Seconds()
-        config = self._book.config(number)
+        config = self._store.config(number)
         cost = {"seconds": wall, **{f"{name}_seconds": value for name, value in vars(seconds).items()}}
         cost |= {name: float(result.get(name, 0.0)) for name in (OVERHEAD, CPU, START)}
         self._write(number, state, measures, cost, reason)
         outcome = Outcome(self._curves.get(number, {}), state)
-        self._book.finish(number, outcome, measures, cost, reason)
+        self._store.finish(number, outcome, measures, cost, reason)
         self.costs[number] = cost
         self.schedules[number] = dict(result.get(SCHEDULE) or {})
-        best = self._book.ranking(self._plan.mode)
+        best = self._store.ranking(self._plan.mode)
         numbers = {
-            "trials": len(self._book.outcomes),
+            "trials": len(self._store.outcomes),
             "failed": self._count("failed"),
             "stopped": self._count("stopped"),
         }
         if best:
-            numbers[f"best/{self._plan.objective}"] = self._book.value(best[0])  # type: ignore[assignment]
-        self._journal.metrics(len(self._book.outcomes), numbers, series="sweep")
+            numbers[f"best/{self._plan.objective}"] = self._store.value(best[0])  # type: ignore[assignment]
+        self._journal.metrics(len(self._store.outcomes), numbers, series="sweep")
         name = "+".join(config.tasks.active)
         value = f"{measures[self._plan.objective]:.4f}" if measures else reason
         print(f"{wall_clock()} trial {number:04d} {state:<8} {name}  {self._plan.objective} {value}", flush=True)
@@ -142,7 +142,7 @@ class Referee(Callback):
 
     def _write(self, number: int, state: str, measures: dict[str, float], cost: dict[str, float], reason: str) -> None:
         """The end of a trial in its own journal, which the actor no longer writes to."""
-        path = self._book.folder.trial(number) / "journal.jsonl"
+        path = self._store.folder.trial(number) / "journal.jsonl"
         if not path.is_file():  # it died before it began
             return
         with Journal(path) as journal:
@@ -166,27 +166,27 @@ class Referee(Callback):
             raise
         finally:
             for number in {*self.costs, *(self._begun if interrupted else ())}:  # of this start
-                path = self._book.folder.trial(number) / "journal.jsonl"
+                path = self._store.folder.trial(number) / "journal.jsonl"
                 if path.is_file():
-                    outcome = self._book.outcomes.get(number)
+                    outcome = self._store.outcomes.get(number)
                     ended = "KILLED" if outcome is None else "FAILED" if outcome.state == "failed" else "FINISHED"
                     with Journal(path) as journal:
                         journal.status(ended)
 
     def _count(self, state: str) -> int:
-        return sum(outcome.state == state for outcome in self._book.outcomes.values())
+        return sum(outcome.state == state for outcome in self._store.outcomes.values())
 
     def standing(self) -> str:
         """`12/64 ended (7 stopped early, 0 failed)  running 2  best 0.61 (trial 0005)  left 00:04:10`."""
-        book, ended = self._book, len(self._book.outcomes)
-        running = len(book.choices) - ended
-        line = f"{ended}/{book.trials} ended ({self._count('stopped')} stopped early, {self._count('failed')} failed)"
+        store, ended = self._store, len(self._store.outcomes)
+        running = len(store.choices) - ended
+        line = f"{ended}/{store.trials} ended ({self._count('stopped')} stopped early, {self._count('failed')} failed)"
         line += f"  running {running}"
-        best = book.ranking(self._plan.mode)
+        best = store.ranking(self._plan.mode)
         if best:
-            line += f"  best {book.value(best[0]):.4f} (trial {best[0]:04d})"
+            line += f"  best {store.value(best[0]):.4f} (trial {best[0]:04d})"
         if self.costs:
-            left = (time.monotonic() - self.began) / len(self.costs) * book.left
+            left = (time.monotonic() - self.began) / len(self.costs) * store.left
             line += f"  left {clock(left)}"
         return line
 

@@ -119,11 +119,11 @@ def test_only_what_would_come_back_ends_a_run_at_once(error: Exception, fatal: b
 
 def test_a_failure_is_told_with_rank_step_and_cause(tmp_path: Path) -> None:
     path = tmp_path / "failures.jsonl"
-    with pytest.raises(ValueError, match="width"), Heartbeat(path, "now", 1, 2, 60) as pulse:
-        pulse.beat(7)
+    with pytest.raises(ValueError, match="width"), Heartbeat(path, "now", 1, 2, 60) as heartbeat:
+        heartbeat.beat(7)
         raise ValueError("width 3,\n expected 4")
-    with pytest.raises(RuntimeError), Heartbeat(path, "now", 0, 2, 60) as pulse:
-        pulse.beat(9)
+    with pytest.raises(RuntimeError), Heartbeat(path, "now", 0, 2, 60) as heartbeat:
+        heartbeat.beat(9)
         raise RuntimeError("connection closed by peer")
     with path.open("a") as file:
         file.write('{"torn')
@@ -153,8 +153,8 @@ def test_a_failure_that_cannot_be_written_down_is_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A folder stands in the file's place here; most often it is a full disk."""
-    with pytest.raises(RuntimeError), Heartbeat(tmp_path, "now", 1, 2, 60) as pulse:
-        pulse.beat(7)
+    with pytest.raises(RuntimeError), Heartbeat(tmp_path, "now", 1, 2, 60) as heartbeat:
+        heartbeat.beat(7)
         raise RuntimeError("it broke")
     began, failed = capsys.readouterr().out.splitlines()
     assert began.startswith(f"warning: {tmp_path}: ") and began.endswith("; rank 1 began")
@@ -196,8 +196,8 @@ def test_only_the_loss_of_a_rank_whose_end_was_announced_counts_as_that(
     meeting = RankMeeting(0, 1, 1.0)
     meeting._world, meeting._group = 2, object()  # as if there were another rank
     path = tmp_path / "failures.jsonl"
-    with pytest.raises(RuntimeError), Heartbeat(path, "now", 0, 2, 60) as pulse:
-        pulse.announced = bool(announced)
+    with pytest.raises(RuntimeError), Heartbeat(path, "now", 0, 2, 60) as heartbeat:
+        heartbeat.announced = bool(announced)
         if waited:
             meeting.hold(3, {})
         raise RuntimeError("out of memory")
@@ -229,8 +229,8 @@ from pathlib import Path
 from ray_jobs.training.failures import Heartbeat
 def a_call_that_never_returns():
     time.sleep(600)
-with Heartbeat(Path(sys.argv[1]), "now", 0, 1, 0.5) as pulse:
-    pulse.beat(4)
+with Heartbeat(Path(sys.argv[1]), "now", 0, 1, 0.5) as heartbeat:
+    heartbeat.beat(4)
     a_call_that_never_returns()
 """
 

@@ -1,4 +1,4 @@
-"""A sweep's book over made-up results, and what Ray Tune would hand its callback."""
+"""A sweep's store over made-up results, and what Ray Tune would hand its callback."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from tuning.sweep.folder import SweepFolder, TrialStore
-from tuning.sweep.search import Outcome, proposer
+from tuning.sweep.search import Outcome, searcher
 from tuning.sweep.space import Space
 
 
 class Kit:
-    """A book over made-up results."""
+    """A store over made-up results."""
 
     def __init__(self, folder: Path, space: Space, search: str = "random", trials: int = 6) -> None:
         self.folder = SweepFolder(folder)
         self.folder.acquire({"space": 1})
-        source = proposer(search, space, 3, "max", folder)
-        self.book = TrialStore(self.folder, space, source, trials, "probe_accuracy", {"manifest": "m"})
+        source = searcher(search, space, 3, "max", folder)
+        self.store = TrialStore(self.folder, space, source, trials, "probe_accuracy", {"manifest": "m"})
 
     def end(self, number: int, value: float, state: str = "finished", reason: str = "") -> None:
-        self.book.finish(number, Outcome({9: value}, state), {"probe_accuracy": value}, {"seconds": 1.0}, reason)
+        self.store.finish(number, Outcome({9: value}, state), {"probe_accuracy": value}, {"seconds": 1.0}, reason)
 
 
 class TuneTrial:

@@ -119,16 +119,16 @@ def test_weights_are_part_of_what_a_trial_is(folders: dict[str, Path], tmp_path:
     ready = prepare(sweep)
     folder = SweepFolder(sweep.folder)
     assert not folder.acquire(identity(ready))
-    book = TrialStore(folder, ready.space, RandomSearch(ready.space, 0), 3, sweep.objective, ready.identity)
-    proposals = [book.propose() for _ in range(3)]
-    keys = {book.key(proposal.choices) for proposal in proposals if proposal is not None}
+    store = TrialStore(folder, ready.space, RandomSearch(ready.space, 0), 3, sweep.objective, ready.identity)
+    proposals = [store.propose() for _ in range(3)]
+    keys = {store.key(proposal.choices) for proposal in proposals if proposal is not None}
     assert len(keys) == 3, "they differ in the weight of one corpus alone"
     for number, value in enumerate((0.5, 0.9, 0.7)):
-        book.finish(number, Outcome({2: value}, "finished"), {"probe_accuracy": value}, {})
-    best = results.best_job(book, sweep, book.ranking("max")[0])
+        store.finish(number, Outcome({2: value}, "finished"), {"probe_accuracy": value}, {})
+    best = results.best_job(store, sweep, store.ranking("max")[0])
     assert best.data.sources is not None
-    assert best.data.sources["b"].weight == book.choices[1]["data.sources.b.weight"]
-    assert "data.sources.b.weight" in results.table(book, "max")
+    assert best.data.sources["b"].weight == store.choices[1]["data.sources.b.weight"]
+    assert "data.sources.b.weight" in results.table(store, "max")
     others = prepare(dataclasses.replace(sweep, data=sweep.data.weighted({"c": 2.0})))
     with pytest.raises(ValueError, match=r"corpora: .* then, .* now"):
         folder.belongs(identity(others))

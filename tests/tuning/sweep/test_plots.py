@@ -34,13 +34,13 @@ def test_each_parameter_has_a_panel_of_the_trials_that_chose_it(
     monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
     kit = Kit(tmp_path, small_space(epochs=9, weight_decay=Range(1e-4, 1e-4)).resolve(WIDTHS), trials=8)
     for number in range(8):
-        assert kit.book.propose() is not None
+        assert kit.store.propose() is not None
         kit.end(number, 0.1 * number, "stopped" if number % 3 == 0 else "finished")
-    choices = kit.book.choices
-    values = {name: {n: own[name] for n, own in choices.items() if name in own} for name in plots.columns(kit.book)}
+    choices = kit.store.choices
+    values = {name: {n: own[name] for n, own in choices.items() if name in own} for name in plots.columns(kit.store)}
     varied = {name: own for name, own in values.items() if len({str(value) for value in own.values()}) > 1}
     assert any(len(own) < 8 for own in varied.values()) and len(varied) % 4, "what this test is about"
-    plots.slices(kit.book, tmp_path / "slices.png")
+    plots.slices(kit.store, tmp_path / "slices.png")
     shown = [axes for axes in drawn[0].axes if axes.axison]
     assert len(shown) == len(varied) < len(drawn[0].axes)
     for axes, own in zip(shown, varied.values(), strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tuning.sweep.search import GridSearch, Outcome, RandomSearch, TpeSearch, grid, proposer
+from tuning.sweep.search import GridSearch, Outcome, RandomSearch, TpeSearch, grid, searcher
 from tuning.sweep.space import Choices, Range, Space, laptop
 
 WIDTHS = {"video": 6, "audio": 5}
@@ -43,12 +43,12 @@ def test_random_trials_depend_on_seed_and_number_alone(space: Space) -> None:
 
 def test_a_grid_ends(space: Space, tmp_path: Path) -> None:
     small = dataclasses.replace(space, tasks=("reconstruction",), lr=Range(1e-3, 1e-3), weight_decay=Range(1e-4, 1e-4))
-    search = proposer("grid", small, 0, "max", tmp_path)
+    search = searcher("grid", small, 0, "max", tmp_path)
     assert isinstance(search, GridSearch)
     assert [search.ask(n, 0) for n in range(9)] == list(grid(small))
     assert search.ask(9, 0) is None
     with pytest.raises(ValueError, match="did you mean 'tpe'"):
-        proposer("tpee", small, 0, "max", tmp_path)
+        searcher("tpee", small, 0, "max", tmp_path)
 
 
 def test_tpe_finds_better_trials_than_chance(space: Space, tmp_path: Path) -> None:

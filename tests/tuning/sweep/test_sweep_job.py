@@ -1,4 +1,4 @@
-"""A sweep's job and its book, without Ray: what is refused, when trials report, and what is remembered."""
+"""A sweep's job and its store, without Ray: what is refused, when trials report, and what is remembered."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from tuning.sweep.folder import SweepFolder, TrialStore
 from tuning.sweep.job import ScheduleConfig, SweepJob
 from tuning.sweep.objective import Judge
 from tuning.sweep.population import Schedule, check_space
-from tuning.sweep.search import Outcome, proposer
+from tuning.sweep.search import Outcome, searcher
 from tuning.sweep.space import laptop, published
 from tuning.sweep.sweep import count, identity, prepare, sweep
 from tuning.sweep.trial import Trial
@@ -146,10 +146,10 @@ def test_raw_rows_are_judged_once_and_stand_beside_the_best_trial(tmp_path: Path
     """A constant is no raw row, however well it scores: trials are not compared with it."""
     kit, judge = Kit(tmp_path / "s", small_space().resolve(WIDTHS)), RawJudge()
     for _ in range(2):
-        kit.book.judge_beside(judge)  # type: ignore[arg-type]
-    assert judge.asked == 1 and list(kit.book.raw_rows) == ["raw", "raw balanced", "raw balanced, rbf machine"]
-    assert next(iter(kit.book.baselines)) == "majority"
-    proposal = kit.book.propose()
+        kit.store.judge_beside(judge)  # type: ignore[arg-type]
+    assert judge.asked == 1 and list(kit.store.raw_rows) == ["raw", "raw balanced", "raw balanced, rbf machine"]
+    assert next(iter(kit.store.baselines)) == "majority"
+    proposal = kit.store.propose()
     assert proposal is not None
     measures = {"probe_accuracy": 0.7, "probe_uar": 0.5, "probe_recall/calm": 0.75, "probe_recall/sad": 0.25}
     measures |= {"with_raw/probe_accuracy": 0.72, "with_raw/probe_uar": 0.55}
@@ -159,29 +159,29 @@ def test_raw_rows_are_judged_once_and_stand_beside_the_best_trial(tmp_path: Path
         "probe_confusion/1/0": 3.0,
         "probe_confusion/1/1": 1.0,
     }
-    kit.book.finish(proposal.number, Outcome({9: 0.7}, "finished"), measures, {"seconds": 1.0})
-    assert results.strongest_raw(kit.book) == ("raw balanced", "probe_accuracy", 0.62)
-    told = results.table(kit.book, "max")
+    kit.store.finish(proposal.number, Outcome({9: 0.7}, "finished"), measures, {"seconds": 1.0})
+    assert results.strongest_raw(kit.store) == ("raw balanced", "probe_accuracy", 0.62)
+    told = results.table(kit.store, "max")
     assert "| raw balanced, rbf machine | raw row | 0.6000 | 0.400 |" in told
     assert "| majority | baseline | 0.8000 | 0.500 |" in told and "| 0000 + raw | trial | 0.7200 | 0.550 |" in told
     both = "probe_accuracy: +0.080; beside raw features +0.100 ("
     assert f"Trial 0000 minus raw balanced, the strongest raw row, {both}" in told
     assert "Recall by class, trial 0000: calm 0.75, sad 0.25." in told
     assert "Recall by class, raw balanced: calm 0.70, sad 0.10." in told
-    (record,) = (r for r in kit.book.ledger.records() if r.kind == "trial")
+    (record,) = (r for r in kit.store.ledger.records() if r.kind == "trial")
     assert not any("confusion" in name for name in record.metrics)
     assert record.groups["class_rows"] == {"calm": 8.0, "sad": 4.0}
     assert record.groups["confusion/calm"] == {"calm": 6.0, "sad": 2.0}
     again = Kit(tmp_path / "s", small_space().resolve(WIDTHS))
-    again.book.judge_beside(judge)  # type: ignore[arg-type]
-    assert judge.asked == 1 and again.book.raw_rows == kit.book.raw_rows and len(again.book.outcomes) == 1
-    assert results.table(again.book, "max") == told
+    again.store.judge_beside(judge)  # type: ignore[arg-type]
+    assert judge.asked == 1 and again.store.raw_rows == kit.store.raw_rows and len(again.store.outcomes) == 1
+    assert results.table(again.store, "max") == told
     for file in (tmp_path / "s" / "ledger").glob("*.jsonl"):  # as a start leaves it that was killed amid the raw rows
         file.write_text("".join(line for line in file.read_text().splitlines(True) if "rbf_machine" not in line))
     again = Kit(tmp_path / "s", small_space().resolve(WIDTHS))
-    again.book.judge_beside(judge)  # type: ignore[arg-type]
-    assert judge.asked == 2 and again.book.raw_rows == kit.book.raw_rows
-    assert sum(record.kind == "baseline" for record in again.book.ledger.history()) == 4
+    again.store.judge_beside(judge)  # type: ignore[arg-type]
+    assert judge.asked == 2 and again.store.raw_rows == kit.store.raw_rows
+    assert sum(record.kind == "baseline" for record in again.store.ledger.history()) == 4
     page = report(tmp_path / "s")[1].read_text()
     assert (
         "| trial 0, the best | 0.7000 | 0.5000 | — |" in page and "| raw balanced | 0.6200 | 0.4000 | 0.3500 |" in page
@@ -199,23 +199,23 @@ def test_without_an_objective_of_labels_raw_rows_are_compared_by_what_probes_are
         folder = SweepFolder(tmp_path / select_by)
         folder.acquire({"space": 1})
         identity = {"manifest": "m", **({} if select_by == "accuracy" else {"select_by": select_by})}
-        source = proposer("random", space, 3, "max", folder.path)
-        book = TrialStore(folder, space, source, 2, "effective_rank", identity)
+        source = searcher("random", space, 3, "max", folder.path)
+        store = TrialStore(folder, space, source, 2, "effective_rank", identity)
         judge = RawJudge()
         rows = {
             ("raw", "probe"): {"probe_accuracy": 0.7, "probe_uar": 0.3, "probe_macro_f1": 0.3},
             ("raw balanced", "probe"): {"probe_accuracy": 0.6, "probe_uar": 0.5, "probe_macro_f1": 0.3},
         }
         judge.rows_beside = lambda rows=rows: rows  # type: ignore[misc]
-        book.judge_beside(judge)  # type: ignore[arg-type]
+        store.judge_beside(judge)  # type: ignore[arg-type]
         measures = {"effective_rank": 3.0, "probe_accuracy": 0.65, "probe_uar": 0.4, "probe_macro_f1": 0.3}
-        proposal = book.propose()
+        proposal = store.propose()
         assert proposal is not None
-        book.finish(proposal.number, Outcome({9: 3.0}, "finished"), measures, {"seconds": 1.0})
+        store.finish(proposal.number, Outcome({9: 3.0}, "finished"), measures, {"seconds": 1.0})
         score = f"probe_{select_by}"
-        assert results.strongest_raw(book) == (name, score, rows[name, "probe"][score])
+        assert results.strongest_raw(store) == (name, score, rows[name, "probe"][score])
         difference = measures[score] - rows[name, "probe"][score]
-        assert f"minus {name}, the strongest raw row, {score}: {difference:+.3f} (" in results.table(book, "max")
+        assert f"minus {name}, the strongest raw row, {score}: {difference:+.3f} (" in results.table(store, "max")
         page = report(folder.path)[1].read_text()
         assert f"Strongest raw row by {score}: {name} (" in page
 
@@ -227,25 +227,25 @@ def test_the_heads_of_the_best_trial_are_judged_as_they_were_before_training(
     ready = prepare(job)
     folder = SweepFolder(job.folder)
     folder.acquire(identity(ready))
-    source = proposer("random", ready.space, 0, "max", tmp_path)
-    book = TrialStore(folder, ready.space, source, 1, "probe_accuracy", ready.identity)
-    book.judge_beside(ready.shared.judge)
-    assert set(book.baselines) == {"majority", "raw", "raw balanced", "best single modality"}
-    proposal = book.propose()
+    source = searcher("random", ready.space, 0, "max", tmp_path)
+    store = TrialStore(folder, ready.space, source, 1, "probe_accuracy", ready.identity)
+    store.judge_beside(ready.shared.judge)
+    assert set(store.baselines) == {"majority", "raw", "raw balanced", "best single modality"}
+    proposal = store.propose()
     assert proposal is not None
-    trial = Trial(book.config(proposal.number), ready.shared)
+    trial = Trial(store.config(proposal.number), ready.shared)
     before = ready.shared.judge.probe(trial.pretrainer)
     measures = trial.advance(2)
     assert "with_raw/probe_accuracy" in measures
-    book.finish(proposal.number, Outcome({2: measures["probe_accuracy"]}, "finished"), measures, {"seconds": 1.0})
-    book.judge_untrained(proposal.number, ready.shared)
-    row = book.baselines["untrained heads, as trial 0000"]
+    store.finish(proposal.number, Outcome({2: measures["probe_accuracy"]}, "finished"), measures, {"seconds": 1.0})
+    store.judge_untrained(proposal.number, ready.shared)
+    row = store.baselines["untrained heads, as trial 0000"]
     assert row.metrics == pytest.approx(before) and row.groups["class_rows"]
-    assert "untrained heads, as trial 0000" not in book.raw_rows
-    assert "| untrained heads, as trial 0000 | baseline | " in results.table(book, "max")
+    assert "untrained heads, as trial 0000" not in store.raw_rows
+    assert "| untrained heads, as trial 0000 | baseline | " in results.table(store, "max")
     monkeypatch.setattr(Judge, "probe", lambda *_: pytest.fail("judged again"))
-    book.judge_untrained(proposal.number, ready.shared)
-    written = results.write(book, job, "max")
+    store.judge_untrained(proposal.number, ready.shared)
+    written = results.write(store, job, "max")
     assert folder.plots / "confusion.png" in written and (folder.plots / "confusion.png").is_file()
 
 
@@ -262,27 +262,27 @@ def test_untrained_heads_carry_the_number_of_the_last_best_trial(tmp_path: Path)
         judge=SimpleNamespace(probe=probe), pretrainer=lambda c, _: c.model.representation_dim, plan=lambda _: None
     )
     kit = Kit(tmp_path / "s", space)
-    kit.book.judge_beside(RawJudge())  # type: ignore[arg-type]
+    kit.store.judge_beside(RawJudge())  # type: ignore[arg-type]
     widths = {}
-    while (proposal := kit.book.propose()) is not None:
-        widths[proposal.number] = kit.book.config(proposal.number).model.representation_dim
+    while (proposal := kit.store.propose()) is not None:
+        widths[proposal.number] = kit.store.config(proposal.number).model.representation_dim
     second = next(n for n in widths if widths[n] != widths[0])
     third = next(n for n in widths if n > second and widths[n] == widths[0])
     for value, number in ((0.5, 0), (0.6, second), (0.7, third)):
         kit = Kit(tmp_path / "s", space)
-        kit.book.judge_beside(RawJudge())  # type: ignore[arg-type]
+        kit.store.judge_beside(RawJudge())  # type: ignore[arg-type]
         kit.end(number, value)
         for _ in range(2):  # a start in which nothing is better writes nothing
-            kit.book.judge_untrained(number, shared)
+            kit.store.judge_untrained(number, shared)
         row, score = f"untrained heads, as trial {number:04d}", widths[number] / 100
-        assert kit.book.baselines[row].metrics == {"probe_accuracy": score, "probe_uar": 0.25}
-        (told,) = (line for line in results.table(kit.book, "max").splitlines() if "untrained heads" in line)
+        assert kit.store.baselines[row].metrics == {"probe_accuracy": score, "probe_uar": 0.25}
+        (told,) = (line for line in results.table(kit.store, "max").splitlines() if "untrained heads" in line)
         assert told.startswith(f"| {row} | baseline | {score:.4f} |")
         (told,) = (line for line in report(tmp_path / "s")[1].read_text().splitlines() if "untrained heads" in line)
         assert told == f"| {row} | {score:.4f} | 0.2500 | — |"
     assert asked == [widths[0], widths[second]]
-    (last,) = (r for r in kit.book.ledger.finished().values() if r.tags.get("row") == row)
-    assert [r.tags["row"] for r in kit.book.ledger.history() if r.key == last.key] == [
+    (last,) = (r for r in kit.store.ledger.finished().values() if r.tags.get("row") == row)
+    assert [r.tags["row"] for r in kit.store.ledger.history() if r.key == last.key] == [
         "untrained heads, as trial 0000",
         row,
     ]
@@ -292,24 +292,24 @@ def test_untrained_heads_carry_the_number_of_the_last_best_trial(tmp_path: Path)
 def test_the_book_goes_on_where_it_was(tmp_path: Path, search: str) -> None:
     space = small_space().resolve(WIDTHS)
     first = Kit(tmp_path, space, search)
-    begun = [first.book.propose() for _ in range(4)]
+    begun = [first.store.propose() for _ in range(4)]
     first.end(0, 0.3)
     first.end(2, 0.5, "stopped")
     first.end(3, float("-inf"), "failed", "diverged: loss/contrastive not finite")
 
     second = Kit(tmp_path, space, search)
-    assert set(second.book.outcomes) == {0, 2, 3} and second.book.left == 3 and second.book.resumed
-    again = second.book.propose()
+    assert set(second.store.outcomes) == {0, 2, 3} and second.store.left == 3 and second.store.resumed
+    again = second.store.propose()
     assert again == begun[1]
-    fresh = [second.book.propose() for _ in range(3)]
+    fresh = [second.store.propose() for _ in range(3)]
     assert [p.number for p in fresh if p is not None] == [4, 5] and fresh[2] is None
     second.end(1, 0.9, "failed", "died: the node was lost")
     third = Kit(tmp_path, space, search)
-    redone = third.book.propose()
+    redone = third.store.propose()
     assert redone is not None and redone.number == 1, "a trial that a machine killed is run again"
-    assert third.book.ranking("max") == [0, 2] and third.book.ranking("min") == [0, 2]
+    assert third.store.ranking("max") == [0, 2] and third.store.ranking("min") == [0, 2]
     third.end(1, 0.2)
-    assert third.book.ranking("max") == [0, 1, 2] and third.book.ranking("min") == [1, 0, 2]
+    assert third.store.ranking("max") == [0, 1, 2] and third.store.ranking("min") == [1, 0, 2]
 
 
 @pytest.mark.parametrize("search", ["random", "tpe", "grid"])
@@ -321,12 +321,12 @@ def test_equal_trials_are_run_once(tmp_path: Path, search: str) -> None:
     kit = Kit(tmp_path, space, search, trials=20)
     seen: set[str] = set()
     for number in range(6):
-        proposal = kit.book.propose()
+        proposal = kit.store.propose()
         assert proposal is not None and proposal.number == number
-        seen.add(kit.book.key(proposal.choices))
+        seen.add(kit.store.key(proposal.choices))
         if number != 3:
             kit.end(number, 0.1 * number)
-    assert len(seen) == 6 and kit.book.propose() is None and kit.book.exhausted
+    assert len(seen) == 6 and kit.store.propose() is None and kit.store.exhausted
 
 
 def test_one_process_at_a_time(shards: Path, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_what_makes_a_sweep_the_same(shards: Path, tmp_path: Path) -> None:
 
 def test_a_grid_is_whole(tmp_path: Path) -> None:
     space = fixed_space(representation_dim=(8, 16), tasks=("contrastive",)).resolve(WIDTHS)
-    source = proposer("grid", space, 0, "max", tmp_path)
+    source = searcher("grid", space, 0, "max", tmp_path)
     job = small_sweep(tmp_path, tmp_path, "grid", search="grid", trials=None)
     assert count(job, source) == 2
     with pytest.raises(ValueError, match=r"trials: 1, but the grid of this space has 2 points"):
@@ -384,7 +384,7 @@ def test_the_model_of_a_population_is_trained_again_and_exported(
     assert "schedule.json: no schedule of a population-based sweep" in capsys.readouterr().err
     folder.acquire(identity(ready))
     save(job, folder.settings)
-    choices = proposer("random", ready.space, 0, "max", tmp_path).ask(0, 0)
+    choices = searcher("random", ready.space, 0, "max", tmp_path).ask(0, 0)
     assert choices is not None
     trial = Trial(ready.space.config(choices), ready.shared)
     trial.advance(1)
