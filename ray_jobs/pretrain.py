@@ -17,11 +17,11 @@ from ray_jobs.tracking.mlflow_environment import ui_command
 
 if TYPE_CHECKING:
     from ray_jobs.training.pretraining import PretrainResult
-    from ray_jobs.training.worker import Start
+    from ray_jobs.training.worker import Attempt
     from shards.errors import CorruptSample
 
 
-def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
+def pretrain(job: PretrainJob, train: Callable[[Attempt], None] | None = None) -> PretrainResult:
     """Run or resume a pretraining run to its end. One job at a time: a second one under its name is refused.
 
     Args:

@@ -2,7 +2,7 @@
 
 <output>/<name>/
     run.json               identity of the run
-    config.json            resolved configuration of the last start
+    config.json            resolved configuration of the last attempt
     journal.jsonl          everything tracked, append-only
     quarantine/            corrupt samples that training met, a file for each rank
     standardization.safetensors
@@ -132,9 +132,10 @@ class RunFolder:
         return resumed
 
     def check_seen(self, who: str, attempt: str, patience_s: float = 10.0) -> None:
-        """Raises UnseenFolderError where this machine does not see the run's folder, in which this start has begun; one
-        that is shared may take seconds to show it, and one of another machine shows another start, or none. who: whose
-        machine it is."""
+        """Raise UnseenFolderError where this machine does not see the folder in which this attempt began.
+
+        A shared folder may take seconds to show it; a folder of another machine shows another attempt, or none. who:
+        whose machine it is."""
         deadline = time.monotonic() + patience_s
         while self.last_attempt() != attempt:
             if time.monotonic() >= deadline:
@@ -146,12 +147,12 @@ class RunFolder:
             time.sleep(min(0.5, patience_s))
 
     def save_config(self, job: PretrainJob) -> None:
-        """Keep the resolved configuration of this start, as `--config` reads it."""
+        """Keep the resolved configuration of this attempt, as `--config` reads it."""
         write_json(self.config, to_plain(job))
 
     def load_config(self) -> dict[str, Any]:
-        """The whole configuration of the last start as plain data. Raises ValueError naming a file that is not there or
-        can't be read."""
+        """The whole configuration of the last attempt as plain data. Raises ValueError naming a file that is missing or
+        unreadable."""
         try:
             return read_mapping(self.config)
         except (OSError, ValueError) as cause:
@@ -177,7 +178,7 @@ class RunFolder:
         return CheckpointStore(location, run.keep_checkpoints, run.keep_by, run.keep_order)
 
     def begin_attempt(self) -> str:
-        """A new start of training, whose workers may write from now on; those of starts before may not any more."""
+        """Begin an attempt: from now on its workers may write, and those of earlier attempts may not."""
         attempt = uuid.uuid4().hex
         write_json(self._attempt, {"attempt": attempt})
         return attempt
@@ -190,12 +191,12 @@ class RunFolder:
             return None
 
     def check_attempt(self, attempt: str) -> None:
-        """Raises SupersededError where a later start has begun: its workers write, and this process must not.
+        """Raises SupersededError where a later attempt has begun: its workers write, and this process must not.
 
         A job that dies leaves workers behind for the seconds that Ray needs to notice.
         """
         if self.last_attempt() != attempt:
-            raise SupersededError(f"{self.path}: the run was started again; this process belongs to an earlier start")
+            raise SupersededError(f"{self.path}: the run was started again; this process belongs to an earlier attempt")
 
     def append(self, path: Path, text: str) -> None:
         """Add whole lines to a file of the folder. Raises OSError."""
@@ -215,7 +216,7 @@ class RunFolder:
         return Quarantine(self.path / "quarantine" / f"rank-{rank}.jsonl", self.append)
 
     def quarantined(self) -> list[CorruptSample]:
-        """Corrupt samples that any rank has met in any start, each once, in order of rows."""
+        """Corrupt samples that any rank has met in any attempt, each once, in order of rows."""
         files = self.path.glob("quarantine/*.jsonl")
         by_row = {}
         for line in (line for path in files for line, _ in read_lines(path) if line is not None):
@@ -228,7 +229,7 @@ class RunFolder:
         return [by_row[row] for row in sorted(by_row)]
 
     def save_standardization(self, moments: Standardization) -> None:
-        """Keep the fitted standardisation: every start of the run uses the same."""
+        """Keep the fitted standardisation: every attempt of the run uses the same."""
         flat = {
             f"{name}/{kind}": np.asarray(x)
             for name, pair in moments.items()

@@ -5,7 +5,7 @@ protocol    which rows are labelled, trained on, tested, and by whom they are gr
 features    scaling, fusion and raw features: from modalities to one matrix a system
 blocks      shares of the variance: modalities plain, balanced, chosen, beside a representation
 judge       `evaluate`: every system by every method at every share of labels; `score` and `compare`
-probe       linear probes (their solvers: `solvers`);  knn, finetune: the other methods;  classifiers: by scikit-learn
+probe       linear probes (solvers: `solvers`);  neighbours, finetune: other methods;  classifiers: by scikit-learn
 metrics     scores;  statistics: intervals over groups, paired tests, Holm
 health      label-free measures of a representation, and warnings of collapse
 """

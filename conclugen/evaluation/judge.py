@@ -34,7 +34,7 @@ from conclugen.evaluation.config import (
     FineTuneConfig,
 )
 from conclugen.evaluation.features import Scaling
-from conclugen.evaluation.knn import neighbour_vote
+from conclugen.evaluation.neighbours import neighbour_vote
 from conclugen.evaluation.probe import Probe, balanced_weights, fit_classes, fit_labels, fit_values
 from conclugen.evaluation.protocol import Protocol, Split, Target, group_folds
 from conclugen.evaluation.solvers import LayerBlock, WeighedLayers, log_softmax, sigmoid

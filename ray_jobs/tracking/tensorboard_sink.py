@@ -1,5 +1,5 @@
-"""A run's journal as TensorBoard's event files, written while the run goes on. The journal stays the truth: every start
-of the run writes them again from its beginning, so that what a restart repeats stands there once."""
+"""A run's journal as TensorBoard event files, written while the run goes on. The journal stays the truth: every attempt
+writes them again from the beginning, so that a repeated step is there once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TensorboardSink(AbstractContextManager["TensorboardSink"]):
 
     Args:
         journal: Path of the journal, which need not be there yet.
-        folder: Where the event files go; those of earlier starts are replaced.
+        folder: Where the event files go; those of earlier attempts are replaced.
     """
 
     def __init__(self, journal: Path, folder: Path) -> None:
@@ -42,7 +42,7 @@ class TensorboardSink(AbstractContextManager["TensorboardSink"]):
             self._folder.mkdir(parents=True, exist_ok=True)
             for old in self._folder.glob(_EVENTS):
                 old.unlink()
-            # A file of its own for each start, flushed when we say so.
+            # A file of its own for each attempt, flushed when we say so.
             with SummaryWriter(str(self._folder), flush_secs=3600) as writer:
                 offset = 0
                 while True:

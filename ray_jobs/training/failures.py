@@ -1,7 +1,7 @@
 """What goes wrong on a rank, kept by rank, step and cause: noted where it happens, read by the job that started it.
 
 Ray hands over the error of whichever rank it hears of first, and of a process that died no cause at all. So each rank
-writes its own record, `failures.jsonl` in the run's folder: one line for each failure of each start, and for each
+writes its own record, `failures.jsonl` in the run's folder: one line for each failure of each attempt, and for each
 beginning. A run that ends well and never failed leaves none.
 """
 
@@ -175,7 +175,7 @@ class Heartbeat:
 
 
 def read(path: Path, attempt: str) -> list[Failure]:
-    """The failures that ended one start, the most telling first: fatal ones, then of ranks that did not only wait.
+    """The failures that ended one attempt, the most telling first: fatal ones, then of ranks that did not only wait.
 
     Ranks that Ray stopped to start more or fewer of them may have left records as well; those do not count.
     """
@@ -211,7 +211,7 @@ def _is_failure(line: bytes | None) -> bool:
 
 
 def describe(failures: list[Failure], error: BaseException, step: int) -> str:
-    """One line on what ended a start: the first failure, ranks that said nothing; without records Ray's own words.
+    """One line on what ended an attempt: the first failure, ranks that said nothing; without records Ray's own words.
 
     step: the last one that was journalled, for a process that died without a word.
     """

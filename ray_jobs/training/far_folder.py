@@ -114,7 +114,7 @@ def several_nodes() -> bool:
 
 
 def reach(path: str, attempt: str, home: Any, who: str) -> RunFolder:
-    """The run's folder for a worker of this start. who: which one it is, and where.
+    """The run's folder for a worker of this attempt. who: which one it is, and where.
 
     Raises UnseenFolderError where its node does not see the folder and there is no other way.
     """

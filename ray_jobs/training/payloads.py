@@ -268,7 +268,7 @@ def _made(place: Path, size: int) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if Path(name).stat().st_ino == os.fstat(handle).st_ino:  # and not that of a later start
+            if Path(name).stat().st_ino == os.fstat(handle).st_ino:  # and not that of a later attempt
                 Path(name).unlink()
         os.close(handle)
 

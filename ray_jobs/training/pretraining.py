@@ -40,7 +40,7 @@ from ray_jobs.training import trainer
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.progress import ProgressPrinter
 from ray_jobs.training.validation import check_validation, open_validation, spread_rows
-from ray_jobs.training.worker import Start
+from ray_jobs.training.worker import Attempt
 from shards import View
 from shards.output_folder import describe_differences
 
@@ -65,7 +65,7 @@ class PretrainResult:
     unsent: bool = False
 
 
-def pretrain(job: PretrainJob, train: Callable[[Start], None] | None = None) -> PretrainResult:
+def pretrain(job: PretrainJob, train: Callable[[Attempt], None] | None = None) -> PretrainResult:
     """See `ray_jobs.pretrain.pretrain`."""
     if job.run.commit is None:
         job = replace(job, run=replace(job.run, commit=running_revision()))
@@ -86,7 +86,7 @@ def _pretrain(
     folder: RunFolder,
     identity: dict[str, Any],
     total_steps: int,
-    train: Callable[[Start], None],
+    train: Callable[[Attempt], None],
 ) -> PretrainResult:
     uri = uri_of_run(folder.path, job.run.tracking_uri)
     check_tracking(uri, job.run.experiment, job.run.registered_model)

@@ -34,7 +34,7 @@ class RankMeeting:
         self._last = (0, time.monotonic())
 
     def due(self, step: int) -> bool:
-        """Whether the ranks meet after this step: the first of a start, and then as agreed."""
+        """Whether the ranks meet after this step: the first of an attempt, and then as agreed."""
         return self._next is None or step >= self._next
 
     def hold(self, step: int, note: Any) -> list[Any]:

@@ -42,7 +42,7 @@ class Trainer(TorchTrainer):
     It also leaves signals alone: its own handler of SIGINT may end the job with status 0.
 
     Args:
-        attempt: Names what Ray Train reserves for the workers, so that a later start can give it back.
+        attempt: Names what Ray Train reserves for the workers, so that a later attempt can give it back.
     """
 
     def __init__(self, attempt: str, train: Callable[[], None], **options: Any):
@@ -126,7 +126,7 @@ def _is_own(actor: bytes) -> bool:
 
 
 def cancel_reservation(attempt: str) -> None:
-    """Give back what an earlier start of the run reserved, unless its controller lives on for seconds and renews it."""
+    """Release what an earlier attempt of the run reserved, unless its controller is still alive and renews it."""
     _ask_accounts("cancel_request", f"train-{attempt}")
 
 

@@ -15,7 +15,7 @@ from conclugen.common import uris
 from conclugen.common.atomic import write_text
 from ray_jobs.run_config import RunConfig
 
-# Steps of a start that are left out: buffers are made and kernels compiled in them. One more warms the profiler.
+# Steps of an attempt that are left out: buffers are made and kernels compiled in them. One more warms the profiler.
 _SETTLE_STEPS = 10
 _DEFAULT_STEPS = 5
 _TABLE_ROWS = 40
@@ -29,7 +29,7 @@ class StepProfile:
 
     Args:
         folder: Where to; made when there is something to write.
-        first: Number of the start's first step, counted from 1.
+        first: Number of the attempt's first step, counted from 1.
         left: Steps until the run's end, 2 or more: one warms the profiler.
     """
 
@@ -88,7 +88,7 @@ class NoProfile:
 
 @contextmanager
 def profiled(run: RunConfig, folder: Path, rank: int, step: int, last: int) -> Iterator[StepProfile | NoProfile]:
-    """What `run.profile` asks of this rank. step: steps done before this start. last: the run's last one."""
+    """What `run.profile` asks of this rank. step: steps done before this attempt. last: the run's last one."""
     wanted = run.profile and (rank == 0 or run.profile_ranks == "all") and last - step >= 2
     if not wanted:
         yield NoProfile()

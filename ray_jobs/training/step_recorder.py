@@ -96,7 +96,7 @@ class StepRecorder(NullRecorder):
         """Journal every step since the last call.
 
         Where the disk takes none they are kept for the next call, and the run goes on. Raises SupersededError where a
-        later start of the run writes.
+        later attempt of the run writes.
         """
         self._folder.check_attempt(self._attempt)
         taken = self._timer.take()

@@ -23,7 +23,7 @@ from ray_jobs.training import failures, far_folder, ray_internals, run_metrics
 from ray_jobs.training import node_refresh as known_nodes
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.failures import Failure, RunFailedError
-from ray_jobs.training.worker import COLLECTIVES_LATER_S, Start
+from ray_jobs.training.worker import COLLECTIVES_LATER_S, Attempt
 
 # How often the controller looks at its workers, and for notices; Ray's own defaults are 2 and 5 s.
 _CONTROLLER_LOOKS_EVERY_S, _NOTICES_EVERY_S = "0.5", "1"
@@ -38,12 +38,12 @@ def fit(
     folder: RunFolder,
     total_steps: int,
     identity: Mapping[str, Any],
-    train: Callable[[Start], None] = train_worker.train,
+    train: Callable[[Attempt], None] = train_worker.train,
     step_bytes: int = 0,
 ) -> None:
     """Train until `total_steps`, from the newest checkpoint in the run's store if there is one.
 
-    Failures that may pass (a worker, the controller, a node) are followed by another start, `run.max_failures` times;
+    Failures that may pass (a worker, the controller, a node) are followed by another attempt, `run.max_failures` times;
     Ray's own retries are not used, for they repeat a deterministic error as well and do not cover the controller.
     A node that is taken away with a notice does not count, if a step was made since the last that did not.
 
@@ -61,7 +61,7 @@ def fit(
         try:
             _make_room(job.run, earlier)
             with far_folder.home(folder, job.run) as home:
-                _fit_once(job, Start(job, str(folder.path), total_steps, attempt, identity, step_bytes, home), train)
+                _fit_once(job, Attempt(job, str(folder.path), total_steps, attempt, identity, step_bytes, home), train)
             if total_steps not in _stored(folder.store(job.run)):
                 raise RunFailedError(f"the workers ended after step {last_step(folder)} of {total_steps}")
             failures.forget_beginnings(folder.failures)
@@ -93,7 +93,7 @@ def _stored(store: CheckpointStore) -> list[int]:
 
 
 def _make_room(run: RunConfig, earlier: str | None) -> None:
-    """Before a start: give back what an earlier one still holds, and count what there is."""
+    """Before an attempt: release what an earlier one still holds, and refresh the node list."""
     if earlier:
         ray_internals.cancel_reservation(earlier)
     if run.min_workers is not None:
@@ -101,8 +101,8 @@ def _make_room(run: RunConfig, earlier: str | None) -> None:
 
 
 def _was_announced(error: Exception, found: Sequence[Failure]) -> bool:
-    """Whether a start ended with a node that was taken away after a notice, whoever noticed its end first: Ray Train,
-    or a rank that lost its connection."""
+    """Whether an attempt ended because a node was preempted after a notice, whoever noticed first: Ray Train, or a rank
+    that lost its connection."""
     deaths = getattr(error, "worker_failures", {}).values()
     announced = isinstance(error, PreemptionError) or any(getattr(death, "preempted", False) for death in deaths)
     return announced or bool(found and found[0].was_announced)
@@ -114,13 +114,13 @@ def last_step(folder: RunFolder) -> int:
     return curve[-1][0] if curve else 0
 
 
-def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) -> None:
+def _fit_once(job: PretrainJob, attempt: Attempt, train: Callable[[Attempt], None]) -> None:
     run = job.run
     # Ray Train keeps nothing that is needed later: checkpoints and records are the run's own.
     with tempfile.TemporaryDirectory(prefix="ray-train-") as own_state, _limits(run):
         ray_internals.Trainer(
-            start.attempt,
-            functools.partial(train, start),
+            attempt.name,
+            functools.partial(train, attempt),
             torch_config=ray_internals.OwnAddressConfig(timeout_s=int(run.stall_timeout_s + COLLECTIVES_LATER_S)),
             scaling_config=ScalingConfig(
                 num_workers=run.workers if run.min_workers is None else (run.min_workers, run.workers),
@@ -128,11 +128,11 @@ def _fit_once(job: PretrainJob, start: Start, train: Callable[[Start], None]) ->
                 resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.gpu else {}),
             ),
             run_config=TrainRunConfig(
-                name=start.attempt,
+                name=attempt.name,
                 storage_path=own_state,
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
                 logging_config=LoggingConfig(log_level="CRITICAL"),  # traces are in failures.jsonl, progress is ours
-                worker_runtime_env={"env_vars": nccl_environment(run, start.folder)} if run.gpu else None,
+                worker_runtime_env={"env_vars": nccl_environment(run, attempt.folder)} if run.gpu else None,
             ),
         ).fit()
 

@@ -11,7 +11,7 @@ import torch
 from conclugen import Batch, PretrainConfig, Pretrainer
 from conclugen.common.names import did_you_mean
 from conclugen.evaluation import health
-from conclugen.evaluation.knn import neighbour_vote
+from conclugen.evaluation.neighbours import neighbour_vote
 from conclugen.evaluation.protocol import own_groups
 from conclugen.tasks import Task, registry
 from ray_jobs.mixture import AnySource, Corpus, Mixture

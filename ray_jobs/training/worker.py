@@ -43,40 +43,40 @@ COLLECTIVES_LATER_S = 30.0
 
 
 @dataclass(frozen=True)
-class Start:
-    """One start of a run's workers. `attempt` names it; `identity` goes with each checkpoint; `step_bytes`: what a
-    training step takes of a device, as far as it is known; `home`: see `far_folder.home`."""
+class Attempt:
+    """One attempt of a run's workers. `identity` is stored with each checkpoint; `step_bytes`: device memory of a training
+    step, where it is known; `home`: see `far_folder.home`."""
 
     job: PretrainJob
     folder: str
     total_steps: int
-    attempt: str
+    name: str
     identity: Mapping[str, Any]
     step_bytes: int = 0
     home: Any = None
 
 
-def train(start: Start) -> None:
+def train(attempt: Attempt) -> None:
     """The training of one rank, from the newest checkpoint to the end; how it fails is noted in the run's folder."""
     uris.scrub_output()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     who = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}), where rank {rank} runs,"
-    folder = far_folder.reach(start.folder, start.attempt, start.home, who)
-    limit_s = start.job.run.stall_timeout_s
-    with Heartbeat(folder.failures, start.attempt, rank, world, limit_s, folder.append) as heartbeat:
-        _train(start, folder, rank, world, heartbeat)
+    folder = far_folder.reach(attempt.folder, attempt.name, attempt.home, who)
+    limit_s = attempt.job.run.stall_timeout_s
+    with Heartbeat(folder.failures, attempt.name, rank, world, limit_s, folder.append) as heartbeat:
+        _train(attempt, folder, rank, world, heartbeat)
 
 
-def _train(start: Start, folder: RunFolder, rank: int, world: int, heartbeat: Heartbeat) -> None:
-    job, run, context = start.job, start.job.run, ray.train.get_context()
+def _train(attempt: Attempt, folder: RunFolder, rank: int, world: int, heartbeat: Heartbeat) -> None:
+    job, run, context = attempt.job, attempt.job.run, ray.train.get_context()
     torch.set_num_threads(run.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces its doings; the progress line is ours
 
     # The allowed share of corrupt samples is of the whole: no rank judges it alone.
     quarantine = folder.quarantine(rank)
     source = open_source(replace(job.data, max_corrupt_share=1.0), job.pretrain, quarantine.note)
-    refuse_other_data(source, start.identity)
+    refuse_other_data(source, attempt.identity)
     # Before the ranks meet to restore: after it one rank may note new samples while another reads the known ones.
     watch = Watch(source, job, folder)
     meeting = RankMeeting(rank, world, run.stall_timeout_s)
@@ -85,17 +85,17 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, heartbeat: He
     bound = numa.bind(device, [ray.util.get_node_ip_address(), context.get_local_rank()], meeting.exchange)
     if bound is not None and rank == 0:
         print(bound, flush=True)
-    state = newest_state(start, rank, meeting)
+    state = newest_state(attempt, rank, meeting)
     if run.gpu:
         distributed.separate(timedelta(seconds=run.stall_timeout_s + COLLECTIVES_LATER_S))
     step = 0 if state is None else int(state.meta["step_number"])
     cursor = Cursor(epoch=0, step=0) if state is None else Cursor.from_dict(state.cursor)
-    payload = prepared(start, source, rank, device, meeting, functools.partial(heartbeat.beat, step))
+    payload = prepared(attempt, source, rank, device, meeting, functools.partial(heartbeat.beat, step))
     watch.all_read = payload.all_read
     job = replace(job, data=replace(job.data, payload=payload.name))  # type: ignore[arg-type]  # one of its words
 
     # The stream starts first: its tasks come up and read while the model is built.
-    with payload.stream(rank, world, cursor, start.total_steps - step) as batches:
+    with payload.stream(rank, world, cursor, attempt.total_steps - step) as batches:
         pretrainer = Pretrainer(
             job.pretrain,
             widths=source.reader.widths,
@@ -109,21 +109,21 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, heartbeat: He
         recorder = NullRecorder()
         if rank == 0:
             ideal_s = run_metrics.ideal_seconds(job.pretrain, source.reader.widths, world, pretrainer.device)
-            recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), start.attempt, ideal_s)
-        keeper = Checkpointer(start, rank, recorder)
+            recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), attempt.name, ideal_s)
+        checkpointer = Checkpointer(attempt, rank, recorder)
         if step == 0:
             recorder.validate(pretrainer, warn=False)()  # what the curves begin with
         heartbeat.beat(step)
-        with profiled(run, folder.profile, rank, step, start.total_steps) as profile:
+        with profiled(run, folder.profile, rank, step, attempt.total_steps) as profile:
             for rows in recorder.timed(payload.on_device(batches, device), batches.counters):
                 values = pretrainer.step(rows)
                 step = pretrainer.step_number
                 recorder.add(step, values)
-                last = step == start.total_steps
+                last = step == attempt.total_steps
                 due = last or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
                 if due or meeting.due(step):
                     note = watch.note(quarantine.take()) | {"input": asdict(recorder.input.times())}
-                    notices = meeting.hold(step, note | {"keep": keeper.wants_one})
+                    notices = meeting.hold(step, note | {"keep": checkpointer.wants_one})
                     due |= notices[0]["keep"]
                     due |= watch.judge(step, notices)
                     heartbeat.announced = watch.announced
@@ -132,12 +132,12 @@ def _train(start: Start, folder: RunFolder, rank: int, world: int, heartbeat: He
                     recorder.write()
                 if due:
                     compare(meeting.exchange(pretrainer.checksum()), step)
-                    keeper.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
+                    checkpointer.keep(pretrainer, source.plan.cursor_at(step), at_once=last or watch.leaving)
                 with recorder.input.paused():
                     profile.step()
                 heartbeat.beat(step)
-    if pretrainer.step_number != start.total_steps:
-        raise ValueError(f"the data ended after step {pretrainer.step_number} of {start.total_steps}")
+    if pretrainer.step_number != attempt.total_steps:
+        raise ValueError(f"the data ended after step {pretrainer.step_number} of {attempt.total_steps}")
 
 
 def refuse_other_data(source: AnySource, identity: Mapping[str, Any]) -> None:
@@ -150,27 +150,27 @@ def refuse_other_data(source: AnySource, identity: Mapping[str, Any]) -> None:
             )
 
 
-def newest_state(start: Start, rank: int, meeting: RankMeeting) -> Checkpoint | None:
+def newest_state(attempt: Attempt, rank: int, meeting: RankMeeting) -> Checkpoint | None:
     """The newest whole checkpoint, or None where there is none: rank 0 alone reads it, the others have it without its
     tensors."""
-    found = RunFolder(start.folder).store(start.job.run).newest() if rank == 0 else None
+    found = RunFolder(attempt.folder).store(attempt.job.run).newest() if rank == 0 else None
     told = meeting.hold(0, None if found is None else [found.meta, found.cursor, found.extra])[0]
     return None if told is None else found or Checkpoint({}, *told)
 
 
 def prepared(
-    start: Start, source: AnySource, rank: int, device: torch.device, meeting: RankMeeting, beat: Callable[[], None]
+    attempt: Attempt, source: AnySource, rank: int, device: torch.device, meeting: RankMeeting, beat: Callable[[], None]
 ) -> Payload:
     """What brings the batches, with the rows read that it keeps. beat: called while they are read."""
     context = ray.train.get_context()
     node = Node(context.get_local_rank(), context.get_local_world_size())
-    room = payloads.room(device, start.step_bytes, node.ranks, ray.util.get_node_ip_address())
+    room = payloads.room(device, attempt.step_bytes, node.ranks, ray.util.get_node_ip_address())
 
     def tell(line: str) -> None:
         if rank == 0:
             print(line, flush=True)
 
-    return payloads.prepare(source, node, room, device, start.attempt, meeting, tell, beat)
+    return payloads.prepare(source, node, room, device, attempt.name, meeting, tell, beat)
 
 
 class RanksDifferError(RuntimeError):
@@ -270,14 +270,14 @@ class CheckpointClock:
 class Checkpointer:
     """Checkpoints: rank 0 copies the state and has it written while training goes on."""
 
-    def __init__(self, start: Start, rank: int, recorder: NullRecorder):
-        self._run, self._identity, self._recorder = start.job.run.name, start.identity, recorder
-        self._clock = CheckpointClock(start.job.run.checkpoint_every_s)
+    def __init__(self, attempt: Attempt, rank: int, recorder: NullRecorder):
+        self._run, self._identity, self._recorder = attempt.job.run.name, attempt.identity, recorder
+        self._clock = CheckpointClock(attempt.job.run.checkpoint_every_s)
         self._memory = HostMemory()
         self._writer: CheckpointWriter | None = None
         if rank == 0:
-            store = RunFolder(start.folder).store(start.job.run)
-            stored = functools.partial(_tell_stored, start.job.run.name)
+            store = RunFolder(attempt.folder).store(attempt.job.run)
+            stored = functools.partial(_tell_stored, attempt.job.run.name)
             self._writer = CheckpointWriter(store, before=recorder.sync, stored=stored)
 
     @property

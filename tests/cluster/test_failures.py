@@ -141,7 +141,7 @@ def test_an_error_that_would_come_back_ends_a_run_at_once_and_another_number_of_
     Plan("invalid", step=31, rank=1).give(run)
     with pytest.raises(RunFailedError, match=r"^rank 1 of 2, after step 30: ValueError: a fault that would come back$"):
         pretrain(job, trace.train)
-    assert len({record["attempt"] for record in trace.read_trace(run)}) == 1, "no second start"
+    assert len({record["attempt"] for record in trace.read_trace(run)}) == 1, "no second attempt"
     assert trace.last_step(run) <= 32, "the other rank waited for a step at most"
     assert folder.store(job.run).steps()[0] == 28, "the last good checkpoint stays"
     assert statuses(folder) == ["RUNNING", "FAILED"]
@@ -182,7 +182,7 @@ def test_in_single_precision_another_number_of_workers_makes_the_same_steps(benc
 
 
 def check_kept_are_the_best_and_the_newest(folder: RunFolder, job: PretrainJob, made: Sequence[int]) -> None:
-    """`keep_checkpoints` is 1 and `keep_order` "min": over all starts, and with another number of workers.
+    """`keep_checkpoints` is 1 and `keep_order` "min": over all attempts, and with another number of workers.
 
     made: steps of the checkpoints there were to choose from.
     """
@@ -297,7 +297,7 @@ def test_a_longer_run_leaves_damage_out_by_name_and_too_much_ends_it_at_once(
     """A finished run goes on for an epoch, on data that were damaged since, as a disk does it: with two workers, whom
     too much damage ends, as any error does that would come back; then with one, without the corrupt samples.
 
-    One tracked run, each step once; kept are the best checkpoint and the newest, over all starts.
+    One tracked run, each step once; kept are the best checkpoint and the newest, over all attempts.
     """
     mine = tmp_path / "shards"
     shutil.copytree(bench.shards, mine)
@@ -321,7 +321,7 @@ def test_a_longer_run_leaves_damage_out_by_name_and_too_much_ends_it_at_once(
         RunFailedError, match=r"CorruptionError: shard '.*', sample '.*'.*4 corrupt samples exceed"
     ) as told:
         pretrain(with_share(job, 3 / len(rows)), trace.train)
-    assert len({record["attempt"] for record in trace.read_trace(folder.path)}) == 1, "no second start"
+    assert len({record["attempt"] for record in trace.read_trace(folder.path)}) == 1, "no second attempt"
     assert bench.steps <= folder.store(job.run).steps()[0] <= 56, "no checkpoint at the end"
     assert statuses(folder)[-2:] == ["RUNNING", "FAILED"]
 

@@ -18,7 +18,7 @@ from ray_jobs.tracking.journal import metric_history
 from ray_jobs.training import far_folder
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.failures import RunFailedError
-from ray_jobs.training.worker import Start
+from ray_jobs.training.worker import Attempt
 from tests.cluster.runs import small_job, with_run
 from tests.cluster.servers import S3_KEYS, s3_server
 
@@ -36,15 +36,15 @@ def bucket() -> Iterator[str]:
         yield "s3://checkpoints"
 
 
-def elsewhere(start: Start) -> None:
+def elsewhere(attempt: Attempt) -> None:
     """A worker on a node where the run's folder is not to be found."""
     far_folder._APPEARS_WITHIN_S = 0.0
-    train_worker.train(replace(start, folder=f"{NOWHERE}/{Path(start.folder).name}"))
+    train_worker.train(replace(attempt, folder=f"{NOWHERE}/{Path(attempt.folder).name}"))
 
 
-def failing_elsewhere(start: Start) -> None:
+def failing_elsewhere(attempt: Attempt) -> None:
     with mock.patch.object(Pretrainer, "check_finite", side_effect=ValueError("a fault that would come back")):
-        elsewhere(start)
+        elsewhere(attempt)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from ray_jobs.checkpoint_store import CheckpointStore
 from ray_jobs.training import worker as train_worker
 from ray_jobs.training.failures import Heartbeat
 from ray_jobs.training.payloads import Payload
-from ray_jobs.training.worker import Start
+from ray_jobs.training.worker import Attempt
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def _plans_of(run: Path) -> Path:
     return run.parent / f"{run.name}.plan.json"
 
 
-def train(start: Start) -> None:
+def train(attempt: Attempt) -> None:
     """In place of `train_worker.train`: the same, with a trace, and with the run's plan."""
     context = ray.train.get_context()
     with ExitStack() as stack:
-        Injection(Path(start.folder), start.attempt, context.get_world_rank(), context.get_world_size(), stack)
-        train_worker.train(start)
+        Injection(Path(attempt.folder), attempt.name, context.get_world_rank(), context.get_world_size(), stack)
+        train_worker.train(attempt)
 
 
 _stacks: list[TextIO] = []  # open as long as the process lives: a signal handler writes to them
@@ -219,7 +219,7 @@ class Comparison:
 
 
 def read_trace(run: Path) -> list[dict[str, Any]]:
-    """Every step that any rank made in any start, in order of time."""
+    """Every step that any rank made in any attempt, in order of time."""
     records: list[dict[str, Any]] = []
     for path in (run.parent / f"{run.name}.trace").glob("*.jsonl"):
         for line in path.read_text().splitlines():
@@ -231,8 +231,7 @@ def read_trace(run: Path) -> list[dict[str, Any]]:
 
 
 def history(records: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
-    """Step -> global rows in order, of the steps that made the final state: a start undoes what lies behind its first
-    step. Steps that a rank of a start never reached have not happened."""
+    """Step -> global rows in order, of the steps that made the final state: an attempt undoes the steps after its first. Steps that a rank of an attempt never reached have not happened."""
     starts: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
     for record in records:
         starts.setdefault(record["start"], {}).setdefault(record["step"], {})[record["rank"]] = record
@@ -247,7 +246,7 @@ def history(records: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
 
 
 def compare(run: Path, reference: Path, injected: tuple[float, int]) -> Comparison:
-    """injected: when, and after which step; the first start of a run meets it."""
+    """injected: when, and after which step; the first attempt of a run meets it."""
     records = read_trace(run)
     mine, theirs = history(records), history(read_trace(reference))
     lost = doubled = 0
@@ -307,5 +306,5 @@ def at_step(run: Path, step: int, act: Callable[[], None]) -> Iterator[None]:
 
 
 def last_step(run: Path) -> int:
-    """The furthest step that any rank has made in any start, 0 before the first."""
+    """The furthest step that any rank has made in any attempt, 0 before the first."""
     return max((record["step"] for record in read_trace(run)), default=0)

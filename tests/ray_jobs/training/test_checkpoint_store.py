@@ -172,11 +172,11 @@ def test_a_full_disk_costs_two_checkpoints_at_most_before_the_run_stops(
 
 def test_what_must_be_on_disk_first_decides(pretrainer: Pretrainer, tmp_path: Path) -> None:
     def superseded() -> None:
-        raise RuntimeError("a later start writes")
+        raise RuntimeError("a later attempt writes")
 
     writer = CheckpointWriter(CheckpointStore(tmp_path), before=superseded)
     writer.submit(1, state(pretrainer, 1))
-    with pytest.raises(RuntimeError, match="later start"):
+    with pytest.raises(RuntimeError, match="later attempt"):
         writer.finish()
     assert CheckpointStore(tmp_path).steps() == []
 

@@ -22,7 +22,7 @@ from ray_jobs.run_folder import RunFolder
 from ray_jobs.tracking.journal import Journal, metric_history
 from ray_jobs.training import far_folder, payloads, worker
 from ray_jobs.training.payloads import AUTO, DEVICE, HOST, STORE, Node, Room, choose, line
-from ray_jobs.training.worker import Start
+from ray_jobs.training.worker import Attempt
 from shards import Cursor
 from shards.format.schema import Column, Sample, Schema
 from shards.format.writer import ShardWriter
@@ -155,7 +155,7 @@ def test_a_rank_trains_whole_without_ray_data_and_without_its_folder(
         attempt = folder.begin_attempt()
         place = tmp_path / "nowhere" / "r" if far else folder.path
         home = NearHome(folder.path) if far else None
-        worker.train(Start(job, str(place), 10, attempt, source.identity(), home=home))
+        worker.train(Attempt(job, str(place), 10, attempt, source.identity(), home=home))
         assert f"60 rows (0.00 GB) are kept {'on' if payload == DEVICE else 'once in'}" in capsys.readouterr().out
         state = folder.store(run).newest()
         assert state is not None

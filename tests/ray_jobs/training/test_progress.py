@@ -13,7 +13,7 @@ REPORT = {"loss": 3.21, "loss/contrastive": 5.125, "samples_per_second": 1234.4,
 
 
 def test_what_a_run_adds_to_its_journal_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not what an earlier start printed, nor what no line tells of; the last records too, however soon it ends."""
+    """Not what an earlier attempt printed, nor what no line tells of; the last records too, however soon it ends."""
     path = tmp_path / "journal.jsonl"
     with Journal(path, experiment="e", name="r") as journal:
         journal.metrics(10, {**REPORT, "step_seconds": 1.0})

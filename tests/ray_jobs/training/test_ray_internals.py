@@ -50,7 +50,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_controller_whose_death_is_written_down_late_is_waited_for(free: Any) -> None:
-    """Ray tells the driver first; left alone, its group would hold the next start's CPUs for ever."""
+    """Ray tells the driver first; left alone, its group would hold the next attempt's CPUs for ever."""
     removed, took = free((b"a", OWN, 7.0))
     assert removed == [b"a"] and 7 <= took <= 9
 

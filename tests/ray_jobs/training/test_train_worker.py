@@ -163,7 +163,7 @@ def test_a_failure_that_cannot_be_written_down_is_told_in_a_line(
 
 
 def test_what_ranks_left_that_ray_stopped_by_itself_does_not_count(tmp_path: Path) -> None:
-    """Ray makes another placement group within one start, to have more workers or fewer; and that may die silently."""
+    """Ray makes another placement group within one attempt, for more workers or fewer; that one may die silently."""
     record: dict[str, Any] = {"attempt": "now", "world": 2, "error": "E", "fatal": True, "waited": True, "trace": ""}
     places = [(1, 0, "a"), (0, 9, "b"), (1, 9, "b")]
     made = [
@@ -178,7 +178,7 @@ def test_what_ranks_left_that_ray_stopped_by_itself_does_not_count(tmp_path: Pat
         json.dumps({"attempt": name, "rank": 0, "begun": group}) + "\n" for name, group in (("now", "b"), ("x", "c"))
     ]
     path.write_text(lines[0] + begun[1])
-    assert failures.read(path, "now") == made[:1], "another start's"
+    assert failures.read(path, "now") == made[:1], "another attempt's"
     path.write_text(lines[0] + begun[0])
     assert failures.read(path, "now") == []
     path.write_text(lines[0] + begun[0] + lines[1] + begun[0] + lines[2])

@@ -1,4 +1,4 @@
-"""What a start came to is read from the run's store, whatever Ray says: without Ray here, on one in tests/cluster."""
+"""How an attempt ended is read from the run's store, whatever Ray says: without Ray here, on one in tests/cluster."""
 
 from __future__ import annotations
 

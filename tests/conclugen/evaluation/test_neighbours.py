@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from conclugen.evaluation.features import Scaling
-from conclugen.evaluation.knn import neighbour_vote
+from conclugen.evaluation.neighbours import neighbour_vote
 
 
 def slow_vote(X, y, z, classes, k):
