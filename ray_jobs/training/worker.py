@@ -44,8 +44,8 @@ COLLECTIVES_LATER_S = 30.0
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a run's workers. `identity` is stored with each checkpoint; `step_bytes`: device memory of a training
-    step, where it is known; `home`: see `far_folder.home`."""
+    """One attempt of a run's workers. `identity` is stored with each checkpoint; `step_bytes`: device memory of a
+    training step, where it is known; `home`: see `far_folder.home`."""
 
     job: PretrainJob
     folder: str

@@ -231,7 +231,8 @@ def read_trace(run: Path) -> list[dict[str, Any]]:
 
 
 def history(records: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
-    """Step -> global rows in order, of the steps that made the final state: an attempt undoes the steps after its first. Steps that a rank of an attempt never reached have not happened."""
+    """Step -> global rows in order, of the steps that made the final state: an attempt undoes the steps
+    after its first. Steps that a rank of an attempt never reached have not happened."""
     starts: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
     for record in records:
         starts.setdefault(record["start"], {}).setdefault(record["step"], {})[record["rank"]] = record

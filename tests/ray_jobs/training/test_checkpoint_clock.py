@@ -61,24 +61,24 @@ def test_training_stands_still_for_a_hundredth_of_the_time(
         identity={"a": 1},
         job=SimpleNamespace(run=SimpleNamespace(checkpoint_every_s=every_s, name="first")),
     )
-    keeper = Checkpointer(start, 0, NullRecorder())
-    keeper._clock = CheckpointClock(every_s, clock.read)
-    assert keeper._writer is not None
+    checkpointer = Checkpointer(start, 0, NullRecorder())
+    checkpointer._clock = CheckpointClock(every_s, clock.read)
+    assert checkpointer._writer is not None
 
     kept: list[float] = []
     blocked, total = 0.0, 100.0
     while clock.now < total:
         clock.sleep(STEP_S)
-        if keeper._writer.busy and clock.now >= kept[-1] + WRITE_S:
+        if checkpointer._writer.busy and clock.now >= kept[-1] + WRITE_S:
             store.done.set()
-            keeper._writer.wait()
-        if keeper.wants_one:
+            checkpointer._writer.wait()
+        if checkpointer.wants_one:
             begun = clock.now
-            keeper.keep(pretrainer, Cursor(0, len(kept)), at_once=False)
+            checkpointer.keep(pretrainer, Cursor(0, len(kept)), at_once=False)
             blocked += clock.now - begun
             kept.append(clock.now)
     store.done.set()
-    keeper._writer.finish()
+    checkpointer._writer.finish()
     assert blocked <= 0.01 * clock.now + 1e-9, "but for rounding of the sums of times"
     assert len(kept) >= total / (apart_s + 4 * STEP_S) - 1, "and they are made as often as that allows"
     assert len(store.written) == len(kept)
