@@ -14,24 +14,17 @@ from conclugen import PretrainConfig
 from conclugen.corpora import by_corpus
 from ray_jobs.run_config import DataConfig, SourceConfig
 from ray_jobs.source import Source, data_set, rendered, rounding
-from shards import Cursor, Manifest, Reader, Rows, View
+from shards import Cursor, Manifest, Reader, View
 from shards.errors import CorruptionLog, CorruptSample, ShardError
-from shards.format.rows import Memory
 from shards.planning.mixed_plan import MixedPlan
 from shards.planning.shares import whole_weights
 from shards.reading.mixed_reader import MixedReader
-from shards.reading.stream import ReadAhead, Step
+from shards.reading.rows import Memory, Rows
+from shards.reading.stream import ReadAhead
 from shards.tools.stats import Moments, check_present, running_moments
 
 WEIGHTS = "data.weights"
 """Of a run's identity, the one field that may change: for steps that are still to come."""
-
-
-@dataclass(frozen=True)
-class CorpusRows(Rows):
-    """Rows with their corpus, as the steps of a mixture have them: corpus (B,) int64, or None."""
-
-    corpus: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -134,10 +127,10 @@ class Corpora:
             "view_digest": " ".join(corpus.view.digest for corpus in self.corpora),
         }
 
-    def completed(self, name: str, rows: Rows) -> CorpusRows:
+    def completed(self, name: str, rows: Rows) -> Rows:
         """Rows of one corpus with all modalities of the mixture, those that it lacks missing, and with its number."""
         size = len(rows)
-        return CorpusRows(
+        return Rows(
             {m: rows.features.get(m, np.zeros((size, width), np.float32)) for m, width in self.reader.widths.items()},
             {m: rows.present.get(m, np.zeros(size, bool)) for m in self.reader.widths},
             rows.row,
@@ -268,7 +261,7 @@ class Mixture:
 
     def stream(
         self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
-    ) -> ReadAhead[Step]:
+    ) -> ReadAhead[Rows]:
         """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
         `shards.reading.ray_source.stream`); close it before Ray ends."""
         from shards.reading import ray_source

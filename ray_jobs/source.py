@@ -15,8 +15,8 @@ from ray_jobs.roles import GROUP
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
 from shards import Cursor, EpochPlan, Manifest, Reader, View
 from shards.errors import CorruptSample
-from shards.format.rows import Memory
-from shards.reading.stream import ReadAhead, Step
+from shards.reading.rows import Memory, Rows
+from shards.reading.stream import ReadAhead
 from shards.tools.stats import absent_modalities, column_moments
 
 
@@ -133,7 +133,7 @@ class Source:
 
     def stream(
         self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
-    ) -> ReadAhead[Step]:
+    ) -> ReadAhead[Rows]:
         """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
         `shards.reading.ray_source.stream`); close it before Ray ends."""
         from shards.reading import ray_source

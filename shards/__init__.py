@@ -15,13 +15,14 @@ extras.require("the data plane", "pyarrow", "xxhash", "fsspec", "psutil")
 
 if TYPE_CHECKING:
     from shards.errors import CorruptionError, CorruptionLog, CorruptSample, ManifestError, ShardError
+    from shards.format.index import group_id
     from shards.format.manifest import Manifest, ShardEntry
-    from shards.format.rows import Rows, group_id
     from shards.format.schema import Column, Label, Sample, Schema
     from shards.format.writer import ShardWriter, shuffled_order, write_shard
     from shards.planning.plan import Cursor, EpochPlan, Range
     from shards.planning.view import View
     from shards.reading.reader import Reader
+    from shards.reading.rows import Rows
 
 __all__ = [
     "Column",
@@ -52,7 +53,8 @@ _MODULES = {
     "format.manifest": ("Manifest", "ShardEntry"),
     "planning.plan": ("Cursor", "EpochPlan", "Range"),
     "reading.reader": ("Reader",),
-    "format.rows": ("Rows", "group_id"),
+    "format.index": ("group_id",),
+    "reading.rows": ("Rows",),
     "format.schema": ("Column", "Label", "Sample", "Schema"),
     "planning.view": ("View",),
     "format.writer": ("ShardWriter", "shuffled_order", "write_shard"),

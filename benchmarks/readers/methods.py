@@ -17,7 +17,8 @@ from shards.planning.plan import Cursor, EpochPlan
 from shards.reading import resident
 from shards.reading.reader import Reader
 from shards.reading.resident import Resident
-from shards.reading.stream import ReadAhead, Step, stream
+from shards.reading.rows import Rows
+from shards.reading.stream import ReadAhead, stream
 
 WIDTHS = {"video": 4096, "audio": 1024, "text": 768}
 ENDLESS = 1 << 40  # steps; the measuring stops the stream
@@ -138,7 +139,7 @@ class OwnMethods:
         """The same executed by Ray Data; this process reads what the plan names."""
         yield from tensors_of(self.ray_stream("worker", rank, world))
 
-    def ray_stream(self, payload: str, rank: int, world: int) -> Iterator[Step]:
+    def ray_stream(self, payload: str, rank: int, world: int) -> Iterator[Rows]:
         """One rank's stream. Ranks share a global batch that grows with them: their own batches are equally large."""
         from shards.reading import ray_source
 

@@ -29,10 +29,10 @@ from conclugen.training.prefetch import pinned, prefetch
 from ray_jobs.mixture import AnySource
 from ray_jobs.training.rank_meeting import RankMeeting
 from shards import Cursor
-from shards.format.rows import Memory
 from shards.reading import resident
 from shards.reading.resident import HALF, Place, Resident
-from shards.reading.stream import ReadAhead, Step
+from shards.reading.rows import Memory, Rows
+from shards.reading.stream import ReadAhead
 from shards.reading.stream_counters import StreamCounters
 
 DEVICE, HOST, STORE, AUTO = "device", "host", "object_store", "auto"
@@ -131,7 +131,7 @@ class Payload:
         """Whether all rows, and so every corrupt one, have been met."""
         return self._kept is not None
 
-    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Step] | DeviceBatches:
+    def stream(self, rank: int, world: int, cursor: Cursor, steps: int) -> ReadAhead[Rows] | DeviceBatches:
         """This rank's part of the next `steps` global batches; close it before Ray ends."""
         plan, ahead = self._source.plan, self._source.data.prefetch
         if isinstance(self._kept, Resident):

@@ -17,14 +17,19 @@ from shards.errors import ShardError
 from shards.format.layout import LayoutError, SampleLayout, archive_bytes
 from shards.format.parquet import read_parquet
 from shards.format.record import Record
-from shards.format.rows import group_id
 from shards.format.schema import Label, Schema
 
 FORMAT = 1
 INDEX_SUFFIX = ".index.parquet"
 GROUP = "group"  # the column whose values are groups (speakers) where no other is named
+NO_GROUP = -1
 _METADATA_KEY = b"conclugen.index"
 _REBUILD = "Restore the file, or rebuild it with `conclugen verify FOLDER --repair`"
+
+
+def group_id(name: str | None) -> int:
+    """Stable 63-bit number of a group's name, the same in every process and on every machine; -1 for no group."""
+    return NO_GROUP if name is None else xxhash.xxh3_64_intdigest(name.encode()) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def label_type(label: Label) -> pa.DataType:

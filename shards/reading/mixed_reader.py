@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from shards.errors import CorruptionError, CorruptionLog, CorruptSample, ShardError
-from shards.format.rows import NO_GROUP, PADDING_ROW, Memory, Rows, group_id
+from shards.format.index import group_id
 from shards.reading.reader import Reader, Reading
+from shards.reading.rows import NO_GROUP, PADDING_ROW, Memory, Rows
 
 
 class MixedReader:

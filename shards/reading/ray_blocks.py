@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from shards.errors import CorruptionLog
 from shards.format.raw_columns import column_view
-from shards.format.rows import Rows
 from shards.planning.plan import Range
+from shards.reading.rows import Rows
 from shards.reading.stream import RowMemory, RowReader, merged
 
 PADDING_SHARD = -1

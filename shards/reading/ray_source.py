@@ -23,10 +23,10 @@ import pyarrow as pa
 from conclugen.common.extras import needed_for
 from conclugen.common.names import did_you_mean
 from shards.errors import CorruptSample, ShardError
-from shards.format.rows import PADDING_ROW, Memory, Rows
 from shards.planning.plan import Cursor, Plan, Range, Window
 from shards.reading.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
-from shards.reading.stream import ReadAhead, RowMemory, RowReader, Step, as_step, check_fit, windows
+from shards.reading.rows import PADDING_ROW, Memory, Rows
+from shards.reading.stream import ReadAhead, RowMemory, RowReader, check_fit, placed, windows
 from shards.reading.stream_counters import StreamCounters
 
 with needed_for("reading through Ray Data"):
@@ -85,7 +85,7 @@ def stream(
     payload: str = "object_store",
     execution: Execution = DEFAULT,
     memory: Memory | None = None,
-) -> ReadAhead[Step]:
+) -> ReadAhead[Rows]:
     """What `shards.reading.stream.stream` yields, executed by Ray Data; one stream over as many epochs as `steps`
     reach.
 
@@ -153,7 +153,7 @@ class _Stream:
         self.task_reader = ray.put(reader.for_tasks())
         self.here = ray.get_runtime_context().get_node_id()
 
-    def batches(self, cursor: Cursor, steps: int) -> Iterator[Step]:
+    def batches(self, cursor: Cursor, steps: int) -> Iterator[Rows]:
         """All batches, window after window; the next one starts when `last_steps` of the current one are left."""
         parts = windows(self.plan, self.rank, self.world, cursor, steps, self.window_steps)
         current, following = None, self._start(parts)
@@ -170,7 +170,7 @@ class _Stream:
                     with self.counters.while_reading():
                         rows = self._rows(table)
                     del table
-                    yield as_step(rows, self.reader, self.plan, self.plan.advance(start, i))
+                    yield placed(rows, self.reader, self.plan.advance(start, i))
                     del rows  # or this frame would hold a batch while the next one is made
                 tables.close()
         finally:

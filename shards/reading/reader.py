@@ -17,8 +17,8 @@ from shards.format.index import GROUP, ShardIndex, read_table
 from shards.format.index_store import IndexCache, load_index, read_index_bytes
 from shards.format.manifest import Manifest, ShardEntry
 from shards.format.raw_columns import LOCAL_BLOCK_BYTES, REMOTE_BLOCK_BYTES, RawColumns, read_raw
-from shards.format.rows import Memory, Rows
 from shards.format.storage import Storage
+from shards.reading.rows import Memory, Rows
 from shards.webdataset_import.member_columns import MemberColumns
 
 # Features are handed out as views on whole samples where these are at most so much larger than the features in them.

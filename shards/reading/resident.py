@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.errors import ShardError
-from shards.format.rows import Memory, Rows
 from shards.planning.plan import Cursor, Plan, Range
-from shards.reading.stream import PIECES_PLANNED, ReadAhead, RowMemory, RowReader, Step, as_step, check_fit, windows
+from shards.reading.rows import Memory, Rows
+from shards.reading.stream import PIECES_PLANNED, ReadAhead, RowMemory, RowReader, check_fit, placed, windows
 from shards.reading.stream_counters import StreamCounters
 
 STORED, HALF = "stored", "float16"
@@ -116,23 +116,23 @@ def stream(
     steps: int,
     prefetch: int = 2,
     memory: Memory | None = None,
-) -> ReadAhead[Step]:
+) -> ReadAhead[Rows]:
     """What `shards.reading.stream.stream` yields, out of memory; a thread copies `prefetch` batches ahead. memory: what
     they lie in."""
     check_fit(resident.reader, plan, rank, world, steps)
     ahead = RowMemory(resident, plan.local_batch(world), kept=prefetch + 3, views=False, memory=memory)
     counters = StreamCounters()
 
-    def batches() -> Iterator[Step]:
+    def batches() -> Iterator[Rows]:
         for place in places(plan, rank, world, cursor, steps):
             with counters.while_reading():
                 rows = ahead.take()
                 resident.take(place.position, rows)
-                step = as_step(rows, resident.reader, plan, place.cursor)
+                batch = placed(rows, resident.reader, place.cursor)
                 ahead.give(rows)
             del rows
-            yield step
-            del step  # or this frame would hold a batch while the next one is made
+            yield batch
+            del batch  # or this frame would hold a batch while the next one is made
 
     return ReadAhead(batches(), prefetch, counters)
 

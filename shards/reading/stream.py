@@ -9,15 +9,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
-from shards.format.rows import Memory, Rows
 from shards.planning.plan import Cursor, Plan, Range, Window
 from shards.reading.mixed_reader import MixedReader
 from shards.reading.reader import Reader
+from shards.reading.rows import Memory, Rows
 from shards.reading.stream_counters import StreamCounters
 
 # Pieces planned at once. A window of a plan of small chunks has many pieces a step, one of large chunks few.
@@ -34,18 +32,6 @@ class Allocates(Protocol):
     def allocate(self, size: int, views: bool = False, memory: Memory | None = None) -> Rows: ...
 
 
-@dataclass(frozen=True)
-class Step(Rows):
-    """A batch and its place: `cursor` is the step that it is, `next_cursor` where to resume once it is used.
-
-    corpus: of a mixture (B,) int64, each row's corpus by its number in `MixedReader.names`, -1 for padding; else None.
-    """
-
-    cursor: Cursor
-    next_cursor: Cursor
-    corpus: np.ndarray | None = None
-
-
 def stream(
     reader: RowReader,
     plan: Plan,
@@ -55,7 +41,7 @@ def stream(
     steps: int,
     prefetch: int = 2,
     memory: Memory | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Rows]:
     """`steps` batches of exactly ceil(global_batch / world) rows each, from `cursor` on, over epoch borders.
 
     Rows that a batch lacks are padding at its tail (row -1, nothing present). With `prefetch` > 0 a thread reads ahead;
@@ -75,11 +61,11 @@ def stream(
     batches = RowMemory(reader, plan.local_batch(world), kept=prefetch + 3, memory=memory)
     steps_read = _steps(reader, plan, rank, world, cursor, steps)
     if prefetch <= 0:
-        return (_read(reader, batches, plan, *step) for step in steps_read)
+        return (_read(reader, batches, *step) for step in steps_read)
     if reader.is_local:
         counters = StreamCounters()
-        return ReadAhead(_read_counted(reader, batches, plan, steps_read, counters), prefetch, counters)
-    return ReadAhead(_read_side_by_side(reader, batches, plan, steps_read, prefetch), 1)
+        return ReadAhead(_read_counted(reader, batches, steps_read, counters), prefetch, counters)
+    return ReadAhead(_read_side_by_side(reader, batches, steps_read, prefetch), 1)
 
 
 def check_fit(reader: RowReader, plan: Plan, rank: int, world: int, steps: int) -> None:
@@ -116,10 +102,11 @@ def merged(ranges: list[Range]) -> list[Range]:
     return joined
 
 
-def as_step(rows: Rows, reader: RowReader, plan: Plan, cursor: Cursor) -> Step:
-    """The batch with its place in the plan; arrays are shared, dictionaries are not (see `RowMemory`)."""
-    arrays = (dict(rows.features), dict(rows.present), rows.row, dict(rows.labels), rows.group)
-    return Step(*arrays, cursor, plan.advance(cursor, 1), reader.corpus_of(rows.row), raw=rows.raw)
+def placed(rows: Rows, reader: RowReader, cursor: Cursor) -> Rows:
+    """The batch with its corpus numbers and its place in the plan; arrays are shared, dictionaries are not (see
+    `RowMemory`)."""
+    copies = {name: dict(getattr(rows, name)) for name in ("features", "present", "labels")}
+    return replace(rows, **copies, corpus=reader.corpus_of(rows.row), cursor=cursor)
 
 
 class RowMemory:
@@ -128,7 +115,7 @@ class RowMemory:
     Fresh memory costs a page fault for each 4 KiB, which takes as long as reading the rows. Who holds an array is told
     by CPython's reference counts, which are compared with those of a batch that nobody has seen yet: views (numpy lets
     a view of a view refer to the array that owns the memory), tensors made by `torch.from_numpy` and dictionaries of a
-    `Step` all count.
+    batch that was handed out all count.
 
     memory: of what kind it is, by default numpy's own. Such memory goes to a device without a copy, which wants
     features without gaps (never views), and is held for one batch longer, that on its way.
@@ -180,37 +167,36 @@ def _steps(
             yield merged(window.ranges(i)), plan.advance(start, i)
 
 
-def _read(reader: RowReader, memory: RowMemory, plan: Plan, ranges: list[Range], cursor: Cursor) -> Step:
+def _read(reader: RowReader, memory: RowMemory, ranges: list[Range], cursor: Cursor) -> Rows:
     rows = memory.take()
     reader.read_ranges(ranges, out=rows)
-    step = as_step(rows, reader, plan, cursor)
+    batch = placed(rows, reader, cursor)
     memory.give(rows)  # not before somebody refers to its arrays, or another thread would take them
-    return step
+    return batch
 
 
 def _read_counted(
     reader: RowReader,
     memory: RowMemory,
-    plan: Plan,
     steps: Iterator[tuple[list[Range], Cursor]],
     counters: StreamCounters,
-) -> Iterator[Step]:
+) -> Iterator[Rows]:
     for step in steps:
         with counters.while_reading():
-            rows = _read(reader, memory, plan, *step)
+            rows = _read(reader, memory, *step)
         yield rows
         del rows  # or this frame would hold a batch while the next one is read
 
 
 def _read_side_by_side(
-    reader: RowReader, memory: RowMemory, plan: Plan, steps: Iterator[tuple[list[Range], Cursor]], depth: int
-) -> Iterator[Step]:
+    reader: RowReader, memory: RowMemory, steps: Iterator[tuple[list[Range], Cursor]], depth: int
+) -> Iterator[Rows]:
     """The batches in order, up to `depth` of them being fetched at once."""
-    waiting: deque[Future[Step]] = deque()
+    waiting: deque[Future[Rows]] = deque()
     with ThreadPoolExecutor(depth, "shards-batch") as pool:
         try:
             for step in steps:
-                waiting.append(pool.submit(_read, reader, memory, plan, *step))
+                waiting.append(pool.submit(_read, reader, memory, *step))
                 if len(waiting) == depth:
                     yield waiting.popleft().result()
             while waiting:

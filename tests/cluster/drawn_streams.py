@@ -23,7 +23,7 @@ from shards.planning.plan import REMAINDERS, Cursor, EpochPlan
 from shards.planning.view import View
 from shards.reading.ray_source import PAYLOADS, Execution, stream
 from shards.reading.reader import Reader
-from shards.reading.stream import Step
+from shards.reading.rows import Rows
 from tests.cluster.slow_view import SlowView
 from tests.shards.slow_plan import slow_batches
 
@@ -125,7 +125,7 @@ def consumed(run: Run, manifest: Manifest) -> list[list[int]]:
     for world, steps in run.starts:
         slow = SlowView(manifest, view.name, view._bits, view.rule)
         plan, cursor = EpochPlan(view.counts, **run.options), Cursor.from_dict(state)
-        parts: list[list[Step]] = [[] for _ in range(world)]
+        parts: list[list[Rows]] = [[] for _ in range(world)]
         turns = [rank for rank in range(world) for _ in range(steps)]
         random.Random(f"{run.mask_seed} {world} {steps}").shuffle(turns)
         with contextlib.ExitStack() as stack:
@@ -139,13 +139,15 @@ def consumed(run: Run, manifest: Manifest) -> list[list[int]]:
                 parts[rank].append(next(streams[rank]))
         for step in zip(*parts, strict=True):
             batches.append(check_and_join(step, plan))
-        state = parts[0][-1].next_cursor.to_dict()
+        last = parts[0][-1].cursor
+        assert last is not None
+        state = plan.advance(last, 1).to_dict()
     return batches
 
 
-def check_and_join(parts: tuple[Step, ...], plan: EpochPlan) -> list[int]:
+def check_and_join(parts: tuple[Rows, ...], plan: EpochPlan) -> list[int]:
     """The rows of one global batch without padding; every value of every sample is as it was written."""
-    assert len({(part.cursor, part.next_cursor) for part in parts}) == 1
+    assert len({part.cursor for part in parts}) == 1
     assert {len(part.row) for part in parts} == {plan.local_batch(len(parts))}
     row = np.concatenate([part.row for part in parts])
     filled = int((row != PADDING).sum())

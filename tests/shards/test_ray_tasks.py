@@ -60,7 +60,7 @@ def test_windows_follow_each_other_to_the_last_step(
     stream = made(monkeypatch, plan, execution)
     monkeypatch.setattr(stream, "_execute", lambda window: iter(window.filled))
     monkeypatch.setattr(stream, "_rows", lambda table: table)
-    monkeypatch.setattr("shards.reading.ray_source.as_step", lambda rows, reader, plan, cursor: cursor)
+    monkeypatch.setattr("shards.reading.ray_source.placed", lambda rows, reader, cursor: cursor)
     assert list(stream.batches(Cursor(0, 0), 7)) == [plan.advance(Cursor(0, 0), i) for i in range(7)]
 
 

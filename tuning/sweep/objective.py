@@ -40,7 +40,6 @@ from conclugen.evaluation.solvers import LayerBlock
 from conclugen.fields import choose
 from conclugen.kmeans import cosine_kmeans, draw_rows
 from ray_jobs.extraction.plan import stored_layers
-from ray_jobs.mixture import CorpusRows
 from ray_jobs.roles import GROUP, Units, refuse_shared
 from ray_jobs.run_config import DataConfig
 from ray_jobs.source import open_reader
@@ -347,23 +346,22 @@ def spread(rows: Rows, most: int) -> Rows:
     return rows if len(rows) <= most else take(rows, np.linspace(0, len(rows) - 1, most).astype(np.int64))
 
 
-def take(rows: Rows, index: np.ndarray) -> CorpusRows:
+def take(rows: Rows, index: np.ndarray) -> Rows:
     """The rows at these places, copied."""
-    corpus = getattr(rows, "corpus", None)
-    return CorpusRows(
+    return Rows(
         {m: x[index] for m, x in rows.features.items()},
         {m: x[index] for m, x in rows.present.items()},
         rows.row[index],
         {name: x[index] for name, x in rows.labels.items()},
         None if rows.group is None else rows.group[index],
-        corpus=None if corpus is None else corpus[index],
+        corpus=None if rows.corpus is None else rows.corpus[index],
     )
 
 
 def _of(rows: Rows, modalities: Sequence[str]) -> Rows:
     """The same rows with these modalities only, without labels; arrays are shared."""
     features, present = ({m: whole[m] for m in modalities} for whole in (rows.features, rows.present))
-    return CorpusRows(features, present, rows.row, {}, rows.group, corpus=getattr(rows, "corpus", None))
+    return Rows(features, present, rows.row, {}, rows.group, corpus=rows.corpus)
 
 
 def _with_label(rows: Rows, label: str, split: Units) -> Labelled:

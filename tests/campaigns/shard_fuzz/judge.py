@@ -15,9 +15,9 @@ import numpy as np
 
 from shards.errors import CorruptionError, ManifestError, ShardError
 from shards.format.manifest import Manifest
-from shards.format.rows import Rows
 from shards.planning.view import View
 from shards.reading.reader import Reader
+from shards.reading.rows import Rows
 from shards.verification.check import verify
 from shards.verification.repair import repair
 from tests.campaigns.shard_fuzz.targets import VIEW, Target, Values

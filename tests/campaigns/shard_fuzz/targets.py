@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.format.index import group_id
 from shards.format.manifest import Manifest
-from shards.format.rows import group_id
 from shards.format.schema import Sample
 from shards.planning.view import View
 from shards.webdataset_import.command import index_folder

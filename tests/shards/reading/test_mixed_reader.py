@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from shards.errors import CorruptionError, CorruptSample, ShardError
+from shards.format.index import group_id
 from shards.format.manifest import Manifest
-from shards.format.rows import group_id
 from shards.format.schema import Column, Sample, Schema
 from shards.format.writer import ShardWriter
 from shards.planning.mixed_plan import MixedPlan
@@ -21,7 +21,7 @@ from shards.planning.view import View
 from shards.reading.mixed_reader import MixedReader
 from shards.reading.ray_blocks import PADDING_SHARD, TaskReader, fill, places_table, ranges_of
 from shards.reading.reader import Reader
-from shards.reading.stream import RowMemory, as_step, stream
+from shards.reading.stream import RowMemory, placed, stream
 from tests.shards.slow_mixture import slow_mixture
 from tests.shards.small_data import flip_bit
 
@@ -128,7 +128,7 @@ def test_restarts_with_other_numbers_of_workers_read_the_same(manifests: dict[st
         for i, parts in enumerate(zip(*ranks, strict=True)):
             rows = np.concatenate([part.row for part in parts])
             assert rows[rows >= 0].tolist() == batches[done + i]
-        state, done = ranks[0][-1].next_cursor.to_dict(), done + steps
+        state, done = plan.advance(ranks[0][-1].cursor, 1).to_dict(), done + steps
 
 
 def test_speakers_of_one_name_are_of_one_corpus(manifests: dict[str, Manifest]) -> None:
@@ -246,6 +246,6 @@ def test_what_read_tasks_put_into_the_object_store_is_what_was_read(manifests: d
         pieces = np.array([*ranges, (PADDING_SHARD, 0, 2)], np.int64)
         rows = memory.take()
         fill(rows, tasks.table(pieces), reader.offsets)
-        check_rows(as_step(rows, reader, plan, plan.cursor_at(step)), batches[step] + [-1, -1])
+        check_rows(placed(rows, reader, plan.cursor_at(step)), batches[step] + [-1, -1])
         places = reader.read_ranges(ranges_of(places_table(pieces)), size=19)
         check_rows(places, batches[step] + [-1, -1])

@@ -16,7 +16,8 @@ from shards.planning.view import View
 from shards.reading import resident
 from shards.reading.reader import Reader
 from shards.reading.resident import HALF, Resident
-from shards.reading.stream import Step, stream
+from shards.reading.rows import Rows
+from shards.reading.stream import stream
 from tests.shards.reading import test_mixed_reader
 from tests.shards.reading.test_stream import Blocks
 from tests.shards.small_data import flip_bit
@@ -50,8 +51,8 @@ def filled(kept: Resident, parts: int = 1) -> Resident:
     return kept
 
 
-def assert_same(found: Step, expected: Step) -> None:
-    assert (found.cursor, found.next_cursor) == (expected.cursor, expected.next_cursor)
+def assert_same(found: Rows, expected: Rows) -> None:
+    assert found.cursor == expected.cursor
     assert (found.group is None) == (expected.group is None) and (found.corpus is None) == (expected.corpus is None)
     assert list(found.features) == list(expected.features) and list(found.present) == list(expected.present)
     for name, values in expected.features.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import xxhash
 
-PADDING_ROW = -1
-NO_GROUP = -1
+from shards.format.index import NO_GROUP
+from shards.planning.plan import Cursor
+
+PADDING_ROW = NO_CORPUS = -1
 _ALIGNMENT = 64  # a cache line; columns begin at multiples of it
 
 # Given a number of bytes, (bytes,) uint8 of memory for them, with any content. Such memory may be of a kind that numpy
@@ -17,17 +18,12 @@ _ALIGNMENT = 64  # a cache line; columns begin at multiples of it
 Memory = Callable[[int], np.ndarray]
 
 
-def group_id(name: str | None) -> int:
-    """Stable 63-bit number of a group's name, the same in every process and on every machine; -1 for no group."""
-    return NO_GROUP if name is None else xxhash.xxh3_64_intdigest(name.encode()) & 0x7FFF_FFFF_FFFF_FFFF
-
-
 @dataclass(frozen=True)
 class Rows:
     """B samples: the fields of `conclugen.Batch`, which documents them, as numpy arrays.
 
     A modality that is not present is exactly 0; a padding or quarantined row has nothing present. labels are int64 or
-    float64; group is -1 for a row without one (`group_id`).
+    float64; group is -1 for a row without one (`group_id`). cursor: of the plan's step that a stream read, else None.
 
     raw: (B, pitch) uint8, or None where features have memory of their own. Where it is given, it holds whole samples
     as they lie in a shard, and every feature is a view on it: (B, D_m) with contiguous rows that are `pitch` bytes
@@ -39,6 +35,8 @@ class Rows:
     row: np.ndarray
     labels: dict[str, np.ndarray]
     group: np.ndarray | None
+    corpus: np.ndarray | None = field(default=None, kw_only=True)
+    cursor: Cursor | None = field(default=None, kw_only=True)
     raw: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
@@ -46,12 +44,14 @@ class Rows:
 
     def part(self, start: int, stop: int) -> Rows:
         """Rows [start, stop) as views on the same memory: what is written into the part is written here."""
-        return Rows(
-            {name: array[start:stop] for name, array in self.features.items()},
-            {name: array[start:stop] for name, array in self.present.items()},
-            self.row[start:stop],
-            {name: array[start:stop] for name, array in self.labels.items()},
-            None if self.group is None else self.group[start:stop],
+        return replace(
+            self,
+            features={name: array[start:stop] for name, array in self.features.items()},
+            present={name: array[start:stop] for name, array in self.present.items()},
+            row=self.row[start:stop],
+            labels={name: array[start:stop] for name, array in self.labels.items()},
+            group=None if self.group is None else self.group[start:stop],
+            corpus=None if self.corpus is None else self.corpus[start:stop],
             raw=None if self.raw is None else self.raw[start:stop],
         )
 
@@ -66,6 +66,8 @@ class Rows:
             array[...] = -1 if array.dtype.kind == "i" else np.nan
         if self.group is not None:
             self.group[...] = NO_GROUP
+        if self.corpus is not None:
+            self.corpus[...] = NO_CORPUS
 
     @classmethod
     def uninitialised(
@@ -122,4 +124,5 @@ class Rows:
             np.concatenate([part.row for part in parts]),
             {name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels},
             None if first.group is None else np.concatenate([part.group for part in parts if part.group is not None]),
+            corpus=None if first.corpus is None else np.concatenate([p.corpus for p in parts if p.corpus is not None]),
         )
