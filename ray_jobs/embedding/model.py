@@ -314,7 +314,8 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
 
 def _job_of(job: Mapping[str, Any]) -> EvaluateJob:
     """What its probe depends on. Raises OptionsError for a value that no evaluation has."""
-    known = {field.name for field in fields(ShardsConfig)}  # an earlier version's job has other fields
+    # An earlier version's job has other fields, or the same ones by another name.
+    known = {name for field in fields(ShardsConfig) for name in (field.name, field.metadata.get("was"))}
     data = {name: value for name, value in job["data"].items() if name in known}
     own = {name: job[name] for name in ("run", "label", "test_view", "fusion", "interval_unit") if name in job}
     wanted = {**own, "data": data, "block_scales": _settings(job)["block_scales"]}

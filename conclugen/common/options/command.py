@@ -180,6 +180,7 @@ class _CommandLine:
         self.leaves = {leaf.name: leaf for leaf in _leaves(command)}
         self.groups = {name: optional for name, _, optional in schema.groups(command.job)}
         self.names = {name: name for name in (*self.leaves, *_OWN)} | {_flat(s): t for s, t in command.short.items()}
+        self.former = {leaf.was: leaf.name for leaf in self.leaves.values() if leaf.was is not None}
         self._noted: set[str] = set()
 
     def words(self, argv: Sequence[str]) -> dict[str, list[str]]:
@@ -252,6 +253,9 @@ class _CommandLine:
             self._note(f"--{old}", f"--{self.command.was[old]}")
             option = f"--{self.command.was[old]}{option[len('--' + old) :]}"
             name = _flat(option)
+        if name in self.former:
+            self._note(option, self.command.option(self.former[name]))
+            name = self.former[name]
         if name in self.names:
             field_ = self.names[name]
             today = self.command.option(field_)
@@ -365,6 +369,9 @@ class _CommandLine:
             if not prefix and _flat(name) in self.command.was:
                 self._note(f"{path}: {name}", self.command.was[_flat(name)])
                 name = self.command.was[_flat(name)]
+            if name in self.former:
+                self._note(f"{path}: {name}", self.former[name])
+                name = self.former[name]
             if not prefix and _flat(name) in self.names and not (name in self.groups and isinstance(value, Mapping)):
                 name = self.names[_flat(name)]
             if isinstance(value, str) and value == UNSET:

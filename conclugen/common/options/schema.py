@@ -14,6 +14,9 @@ A field is documented in its class's docstring, one entry for each:
         folder: str
         rows: int | None = None
 
+A renamed field keeps its former name, `field(default=..., metadata={"was": "max_rows"})`, for files and command lines of
+earlier versions.
+
 Fields hold plain data (text, numbers, true or false, choices, paths, lists, mappings) or another dataclass. A type that
 could name code (a class, a callable, Any) is refused, so that nothing which a configuration says is ever imported.
 """
@@ -77,6 +80,12 @@ class Leaf:
     def line_only(self) -> bool:
         """Whether the field is given on the command line alone: what it names is imported, which no file may ask."""
         return bool(self.metadata.get("line_only"))
+
+    @property
+    def was(self) -> str | None:
+        """Dotted name that the field had in an earlier version."""
+        former = self.metadata.get("was")
+        return None if former is None else ".".join([*self.name.split(".")[:-1], former])
 
     @property
     def metavar(self) -> str:
@@ -162,6 +171,12 @@ def build(cls: type[T], data: Any, base: T | None = None, path: str = "") -> T:
     if not isinstance(data, Mapping):
         raise OptionsError(f"{path or cls.__name__}: expected a mapping of fields, got {data!r}")
     types_ = hints(cls)  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass, which T can't say
+        former = field.metadata.get("was")
+        if former in data:
+            if field.name in data:
+                raise OptionsError(f"{_join(path, field.name)}: also given by its former name {former!r}; give one")
+            data = {field.name if name == former else name: value for name, value in data.items()}
     for name in data:
         if name not in types_:
             raise OptionsError(
@@ -169,7 +184,7 @@ def build(cls: type[T], data: Any, base: T | None = None, path: str = "") -> T:
                 f"{', '.join(types_)}"
             )
     values = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass, which T can't say
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         dotted, given = _join(path, field.name), data.get(field.name, REQUIRED)
         current = default_of(field) if base is None else getattr(base, field.name)
         inner = dataclass_of(types_[field.name])

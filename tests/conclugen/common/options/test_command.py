@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from conclugen import PretrainConfig, presets
-from conclugen.common.options import PARTIAL, Command, JobFailedError, OptionsError, save
+from conclugen.common.options import PARTIAL, Command, JobFailedError, OptionsError, build, save
 from conclugen.common.options.strict_yaml import inline, load
 from ray_jobs.run_config import preset_with
 
@@ -49,7 +49,7 @@ class Source:
     columns: dict[str, tuple[str, ...]] | None = None
     weights: dict[str, float] = field(default_factory=lambda: {"a": 1.0})
     mode: Literal["drop", "pad"] = "drop"
-    rows: int | None = None
+    rows: int | None = field(default=None, metadata={"was": "max_rows"})
 
 
 @dataclass(frozen=True)
@@ -369,6 +369,23 @@ def test_underscores_dashes_and_old_names(tmp_path, capsys):
     assert JOB.parse(["--config", path]).run.name == "r"
     assert f"note: {path}: out is called run now" in capsys.readouterr().err
     assert JOB.parse(["--config", path]).pretrain.epochs == 3
+
+
+def test_a_renamed_field_is_read_by_its_former_name(tmp_path, capsys):
+    """On a command line, in a file, and in plain data that an earlier version has stored."""
+    assert parse("--data.max-rows", "5").data.rows == 5
+    assert "note: --data.max-rows is called --data.rows now" in capsys.readouterr().err
+    path = yaml_file(tmp_path, "data: {folder: /d, max_rows: 6}\nrun: r\n")
+    assert JOB.parse(["--config", path]).data.rows == 6
+    assert f"note: {path}: data.max_rows is called data.rows now" in capsys.readouterr().err
+    assert JOB.parse(["--config", path, "--data.rows", "7"]).data.rows == 7
+    assert build(Source, {"folder": "/d", "max_rows": 8}).rows == 8
+    assert build(Source, {"folder": "/d", "max_rows": None}, Source("/d", rows=3)).rows is None
+    with pytest.raises(OptionsError, match="data.rows: also given by its former name 'max_rows'; give one"):
+        build(Source, {"folder": "/d", "max_rows": 8, "rows": 8}, path="data")
+    saved = tmp_path / "job.yaml"
+    save(parse("--data.rows", "9"), saved)
+    assert "max_rows" not in saved.read_text() and JOB.parse(["--config", str(saved)]).data.rows == 9
 
 
 def test_a_group_is_switched_on_with_its_defaults_and_off_again(tmp_path):
