@@ -14,8 +14,8 @@ A field is documented in its class's docstring, one entry for each:
         folder: str
         rows: int | None = None
 
-A renamed field keeps its former name, `field(default=..., metadata={"was": "max_rows"})`, for files and command lines of
-earlier versions.
+A renamed field keeps its former name, `field(default=..., metadata={"was": "max_rows"})`, for files and command
+lines of earlier versions.
 
 Fields hold plain data (text, numbers, true or false, choices, paths, lists, mappings) or another dataclass. A type that
 could name code (a class, a callable, Any) is refused, so that nothing which a configuration says is ever imported.

@@ -381,7 +381,7 @@ def test_a_renamed_field_is_read_by_its_former_name(tmp_path, capsys):
     assert JOB.parse(["--config", path, "--data.rows", "7"]).data.rows == 7
     assert build(Source, {"folder": "/d", "max_rows": 8}).rows == 8
     assert build(Source, {"folder": "/d", "max_rows": None}, Source("/d", rows=3)).rows is None
-    with pytest.raises(OptionsError, match="data.rows: also given by its former name 'max_rows'; give one"):
+    with pytest.raises(OptionsError, match=r"data\.rows: also given by its former name 'max_rows'; give one"):
         build(Source, {"folder": "/d", "max_rows": 8, "rows": 8}, path="data")
     saved = tmp_path / "job.yaml"
     save(parse("--data.rows", "9"), saved)
