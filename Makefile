@@ -17,7 +17,7 @@ DEMO_EXTRAS := .[offline,train,tracking]
 # $(call install,WHAT): a virtual environment with the project and the extras named, at the versions of constraints.txt.
 define install
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"conclugen needs Python 3.11 or later, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
-	@# An environment whose making was interrupted has a python and no pip: it is made anew.
+	@# An environment whose making was interrupted has a python and no pip: it is made again.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(1)" --config-settings editable_mode=compat
 	@touch $@

@@ -3,8 +3,8 @@
 CLIPS is a folder of videos, taken several times over. The loop is one process that prepares one clip after the other,
 then decodes and encodes one after the other, and writes the same shards; the jobs are those of `ray_jobs.build_shards`
 and `ray_jobs.extract_features` on a local Ray. Both features are compared, so that both have done the same work. Each
-way has processes of its own; the start of Ray is told apart. CPU seconds and memory are of the whole process tree, the
-memory as proportional set size: what processes share, such as Ray's object store, counts once.
+way has processes of its own; the start of Ray is reported apart. CPU seconds and memory are of the whole process tree,
+the memory as proportional set size: what processes share, such as Ray's object store, counts once.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 Checks that what holds on a CPU holds on the device, steps at the published sizes, eager and compiled, beside what
 `conclugen.training.step_cost` predicts, the copy of a snapshot, batches on their way to the device, and encoders. Needs
-`conclugen` alone: no Ray, no data. A part that fails is told and the others go on; one that would begin after
+`conclugen` alone: no Ray, no data. A part that fails is reported and the others continue; one that would begin after
 `--seconds` is left out. The exit status is 1 where a check or a part failed.
 
     python -m benchmarks.device --json device.json          on a GPU
     python -m benchmarks.device --small                     the same parts on any machine, in seconds
 
-Times are medians after a warm-up; each compiled step is told with the seconds of its first one.
+Times are medians after a warm-up; each compiled step is reported with the seconds of its first one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ SMALL = Sizes(_SMALL_WIDTHS, _SMALL, (64,), (("float32", False), ("bfloat16", Fa
 
 @dataclass
 class Report:
-    """What was found, by part, as plain data; told: lines for people; failed: parts and checks."""
+    """What was found, by part, as plain data; told: lines to print; failed: parts and checks."""
 
     device: torch.device
     sizes: Sizes

@@ -2,9 +2,9 @@
 several presets and sizes the seconds that `conclugen.training.step_cost` makes of them beside those that pass.
 
 No step is used to measure the constants. On a CPU seconds are those of the processor, with one thread: what other
-programs do to the clock is no part of a step. Every step has rows of its own: those of a batch that is learned by heart
-have scores whose exponentials underflow, over which a CPU takes twenty times as long. The largest error is told, and on
-a CPU one above --most ends with status 1.
+programs do to the clock is not part of a step. Every step has rows of its own: those of a batch that is learned by
+heart have scores whose exponentials underflow, over which a CPU takes twenty times as long. The largest error is
+printed, and on a CPU one above --most ends with status 1.
 """
 
 import argparse

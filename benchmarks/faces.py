@@ -7,7 +7,7 @@ Speakers are drawn, each in each emotion, a few pictures of every clip. Finders:
 detector that MediaPipe puts before its face mesh (short range, in LiteRT), and the mesh's own score on the whole
 picture; a face counts as found where a box's middle lies in the head. By skin (a third of the speakers each, by
 lightness) and beard. Encoders see the head's own square; a logistic probe learns from some speakers and is judged on
-others. --clips: real clips, of which the share of pictures with a face is told.
+others. --clips: real clips, whose share of pictures with a face is printed.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def step_flops(config: PretrainConfig, widths: Mapping[str, int]) -> dict[str, i
 
 
 def similarity_flops(flops: Mapping[str, int]) -> int:
-    """FLOPs that the similarities in a `step_flops` take as they are executed: each is multiplied out once more in the
+    """FLOPs that the similarities in a `step_flops` take as they are executed: each is multiplied out again in the
     backward pass, so four products of 2 B^2 P for each pair instead of three. They run in TF32 on a GPU, not in
     bfloat16."""
     similar = (name for name, task in registry.registered().items() if task.similarities)

@@ -49,7 +49,7 @@ def state_bytes(model: Model) -> int:
 
 
 def sizes_table(costs: Sequence[StepCost]) -> str:
-    """What is counted, for people, in Markdown."""
+    """What is counted, as Markdown."""
     lines = [
         "| GPUs | global batch | rows a GPU | kernels | TFLOP | GB moved in memory | GB in use | MB of the losses "
         "through a link | MB of gradients |",
@@ -68,7 +68,7 @@ def sizes_table(costs: Sequence[StepCost]) -> str:
 
 def times_table(costs: Sequence[StepCost], machine: Machine, networks: Sequence[float], row_bytes: int) -> str:
     """A step's milliseconds on each network (Gbit/s), and in brackets those of the losses' collectives and of gradients
-    that nothing hides, for people, in Markdown. The last columns are of the last network."""
+    that nothing hides, as Markdown. The last columns are of the last network."""
     lines = [
         "| GPUs | global batch | rows a GPU | computation, ms | "
         + " | ".join(f"step at {each:g} Gbit/s, ms" for each in networks)

@@ -2,7 +2,7 @@
 
 Clients, each with one connection that it keeps, send requests one after the other for some seconds; the table has a row
 for each number of clients: answers a second, seconds of an answer (50th and 99th percentile), and what was refused for
-being too much (status 503), told in words. Anything else that is no answer is a failure, and the exit status is 1.
+being too much (status 503), told in words. Anything else that is not an answer is a failure, and the exit status is 1.
 
     conclugen serve first --queue 16 &
     python -m benchmarks.serve_load --clients 1 8 32 128

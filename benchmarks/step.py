@@ -164,7 +164,7 @@ def product_rate(precision: str, device: str, size: int, repeats: int = 5) -> fl
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = [
         f"{'case':<36}{'ms/step':>10}{'lowest':>10}{'highest':>10}{'samples/s':>12}{'TFLOP/s':>9}{'of peak':>9}"
         f"{'state MB':>10}{'step MB':>10}{'x plain':>9}"

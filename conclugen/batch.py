@@ -21,7 +21,7 @@ class Batch:
     labels:   label -> (B,) int64 class (-1 missing), (B,) float (NaN missing) or (B, L) float.
     group:    (B,) int64 stable hash of the row's group (a speaker, a video), or None where the data has no groups.
     corpus:   (B,) int64 number of the row's corpus in `CorporaConfig.names` (-1: padding, or none of them), or None
-              where the data is no mixture.
+              where the data is not a mixture.
     """
 
     features: dict[str, Tensor]
@@ -65,7 +65,7 @@ class Batch:
         for name, x in features.items():
             if x.dim() != 2:
                 raise ValueError(f"batch features[{name!r}]: found shape {tuple(x.shape)}, expected (rows, width)")
-        # Where a row lacks a modality, or is padding, whatever stands there is no feature, NaN least of all.
+        # Where a row lacks a modality, or is padding, the values there are not features, NaN least of all.
         present = {m: x & (row >= 0) for m, x in present.items()}
         features = {m: x.masked_fill(~present[m].unsqueeze(1), 0) for m, x in features.items()}
         return cls(features, present, row, labels, group, corpus)

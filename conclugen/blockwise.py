@@ -56,7 +56,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Sweep:
-    """How the blocks are gone through; it decides over memory, speed and rounding alone.
+    """The order of the blocks; it affects memory, speed and rounding only.
 
     block_rows: rows of a block; None: `default_rows`. tf32: on a GPU, products of float32 in TensorFloat-32. compiled:
     each block's arithmetic by torch.compile.

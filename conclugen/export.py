@@ -272,7 +272,7 @@ class Embedder:
         """One vector for each row.
 
         fusion: "concat" (B, M R), missing modalities 0; "mean" (B, R) over the modalities present; "concat+raw"
-        (B, M R + sum of D), the first beside the raw features, each half of equal total variance on training rows
+        (B, M R + sum of D), the first beside the raw features, each at half of the total variance on training rows
         (`conclugen.beside_raw`); one modality's name (B, R); or the name of a task that represents the row as a whole
         (`whole`), (B, R). features and corpus as in `represent`.
         """

@@ -55,7 +55,7 @@ class Presence:
         def presence() -> Presence:
             bytes_NC = gathered()
             # Copied even where there is one row, whose bytes would not begin where a number may. An empty part has
-            # one empty piece, which is no number.
+            # one empty piece, which is not a number.
             roles = bytes_NC[:, packed:].split(wide, dim=1) if len(bytes_BC) > 1 else ()
             numbers = [role.clone(memory_format=torch.contiguous_format).view(torch.int64).squeeze(1) for role in roles]
             return cls(

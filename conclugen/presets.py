@@ -22,7 +22,7 @@ def _paper() -> Recipe:
 
 
 def _improved() -> Recipe:
-    """The known weaknesses of the published method mended: no ReLU where it bars half of the space, standardised
+    """The published method with its known weaknesses fixed: no ReLU where it bars half of the space, standardised
     inputs, one scale of the losses throughout, clipped gradients; the tasks have a temperature and centroids that last
     from step to step (`recipes` of each).
 
@@ -101,7 +101,7 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
 def _active(names: tuple[str, ...], overrides: Any) -> list[str]:
     """The tasks of a preset without those that are left out, and with those that are added, in their fixed order.
 
-    Raises ValueError for a name that is no task's: a misspelt weight must not vanish."""
+    Raises ValueError for a name that is not a task's: a misspelt weight must not vanish."""
     changed = overrides if isinstance(overrides, Mapping) else {}
     options = [f.name for f in dataclasses.fields(TaskOptions)]
     for task, value in changed.items():

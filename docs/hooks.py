@@ -1,7 +1,7 @@
 """Pages made from the code: every command with its options, configuration, Python, and file formats.
 
 mkdocs makes those of `reference/` when it builds the site. `docs/configuration.md` is in the repository, to be read
-without it: `python -m docs.hooks` writes it anew (`make site` does), and a test says when it is stale.
+without it: `python -m docs.hooks` writes it again (`make site` does), and a test says when it is stale.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class CheckpointStore:
         self._values: dict[int, float] = {}
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, newest first; whether it reads back is told by `load`."""
+        """Steps that have a checkpoint, newest first; `load` says whether it reads back."""
         return sorted((step for step in self._folders() if self._filesystem.exists(self._document(step))), reverse=True)
 
     def load(self, step: int) -> Checkpoint:
@@ -70,7 +70,7 @@ class CheckpointStore:
             return checkpoint.load(temporary)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that reads back whole; of damaged or half-written ones a line each is printed.
+        """The newest checkpoint that reads back whole; for each damaged or half-written one a line is printed.
 
         Raises CheckpointVersionError where another version of conclugen wrote a later one: to go on would overwrite it.
         """

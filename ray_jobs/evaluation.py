@@ -110,7 +110,8 @@ class Opened:
 
 
 def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
-    """The run's model and the rows of the job's views, checked for these methods; corrupt rows are left out aloud.
+    """The run's model and the rows of the job's views, checked for these methods; corrupt rows are left out with a
+    message.
 
     Raises:
         ValueError: no such finished run, view or label; a label or a split from which nothing can be learned.

@@ -167,7 +167,7 @@ def lacking(present: Mapping[str, NDArray[np.bool_]]) -> list[str]:
 def panels(
     shown: Sequence[Panel], path: Path | str, *, xlabel: str = "step", title: str = "", width: float = PAGE
 ) -> Path:
-    """Panels with one axis of x. Long curves are pale with a running mean; two points are no trend, and have no line.
+    """Panels with one axis of x. Long curves are pale with a running mean; two points are not a trend, and get no line.
     Points that are not finite are gaps."""
     if not shown:
         raise ValueError("panels: none given")
@@ -373,7 +373,7 @@ def interval_lines(
             if not diagonal:
                 x = x * 1.02**place if log else x + 0.006 * reach * place
             whiskers = np.maximum(np.stack([y - low, high - y]), 0)
-            whiskers[:, np.isnan(whiskers).any(axis=0)] = 0  # one end is no interval
+            whiskers[:, np.isnan(whiskers).any(axis=0)] = 0  # one end is not an interval
             drawn = axes.errorbar(
                 x,
                 y,

@@ -31,7 +31,7 @@ STORED_WITHIN_S = 30.0  # a store's client asks for credentials first, and asks 
 def check_tracking(uri: str, experiment: str, registered_model: str | None = None) -> None:
     """Look at where a job is to be tracked, within seconds.
 
-    A server that does not answer stops no job: it is told, in one line, and gets everything when it is back. Raises
+    A server that does not answer stops no job: a line says so, and it gets everything when it is back. Raises
     ValueError or OSError for names that it would refuse, and for a local store that cannot be written.
     """
     check_experiment("experiment", experiment)

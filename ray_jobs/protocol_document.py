@@ -62,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
         raise ValueError(
-            f"{path}: holds no protocols that can be read ({reason}); ask them again: conclugen evaluate --protocol"
+            f"{path}: has no protocols that can be read ({reason}); ask them again: conclugen evaluate --protocol"
         ) from cause
     return dict(found)
 
@@ -74,7 +74,7 @@ def earlier(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError):
-        print(f"note: {path} holds no protocols of this version and is replaced", flush=True)
+        print(f"note: {path} has no protocols of this version and is replaced", flush=True)
     return {"schema": SCHEMA, "version": VERSION, "protocols": {}}
 
 

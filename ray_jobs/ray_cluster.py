@@ -259,7 +259,7 @@ def _is_stale(environment: Mapping[str, str], folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Ray listens on all interfaces, unless it is told, as on desktop systems by default, that no other machine will
+    """Ray listens on all interfaces, unless it knows, as on desktop systems by default, that no other machine will
     ever join; there is no argument for it. Its processes read the variable, this one has read it when Ray was imported.
     """
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR

@@ -67,7 +67,7 @@ class SourceConfig:
         validation_view: Held-out view, on which pretraining measures its health; None, or the default one where the
             corpus has none of its name: nothing is measured of this corpus.
         weight: Share of the rows of every batch, in proportion to the other corpora's.
-        epochs: How often the corpus is gone through in one epoch of the mixture, which says its weight by its size;
+        epochs: How often one epoch of the mixture passes through the corpus, which sets its weight by its size;
             without weight and epochs it is once.
         modalities: Composition of modalities from the corpus's own columns, e.g. `{"video": ["openface"]}`, whatever
             the others call theirs; None: its manifest's own. A modality of the run that is not there is missing.
@@ -88,7 +88,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig(ShardsConfig):
-    """The shards of a training job, and how it goes through them.
+    """The shards of a training job, and how it reads them.
 
     Attributes:
         folder: Folder (path or fsspec URL) that holds `manifest.parquet` and the shards; empty with `sources`.
@@ -348,7 +348,7 @@ class PretrainJob:
     run: RunConfig
 
     def __post_init__(self) -> None:
-        """The method is told which corpora there are; it decides what it makes of them."""
+        """Tells the method which corpora there are; it decides how to use them."""
         names = tuple(sorted(self.data.sources or ()))
         corpora = self.pretrain.corpora
         if not names and corpora != CorporaConfig():

@@ -117,8 +117,7 @@ class RunFolder:
             found = read_mapping(self._record)
         except (OSError, ValueError) as cause:
             raise ValueError(
-                f"{self._record}: holds no run's identity ({cause}); restore it from a backup, or choose another "
-                "run.name"
+                f"{self._record}: has no run identity ({cause}); restore it from a backup, or choose another run.name"
             ) from cause
         return found
 
@@ -168,8 +167,8 @@ class RunFolder:
 
     def _no_config(self, cause: Exception) -> ValueError:
         return ValueError(
-            f"{self.config}: holds no configuration of a run ({cause}); start conclugen pretrain again under the run's "
-            "name, which writes it again"
+            f"{self.config}: is not the configuration of a run ({cause}); start conclugen pretrain again with the "
+            "same --run, which writes it again"
         )
 
     def store(self, run: RunConfig) -> CheckpointStore:
@@ -251,7 +250,7 @@ class RunFolder:
             return {name: (flat[f"{name}/mean"], flat[f"{name}/deviation"]) for name in names}
         except (OSError, ValueError, SafetensorError, KeyError) as cause:
             raise ValueError(
-                f"{self.standardization}: holds no standardisation ({cause}); restore it from a backup, or remove it "
+                f"{self.standardization}: is not a standardisation ({cause}); restore it from a backup, or remove it "
                 "and start the run again, which fits it to the same rows"
             ) from cause
 

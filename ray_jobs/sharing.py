@@ -66,7 +66,7 @@ def _write(job: ExportJob, run: RunFolder, folder: Path) -> None:
 
 
 def card(job: ExportJob, run: RunFolder) -> str:
-    """The hub's card: metadata that it reads, then for people what the run itself says."""
+    """The hub's card: metadata that it reads, then a text from the run itself."""
     try:
         return _card(job, run)
     except UnreadableError:  # which begins with the file

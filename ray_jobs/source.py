@@ -21,7 +21,7 @@ from shards.tools.stats import absent_modalities, column_moments
 
 
 def data_set(folder: str, digest: str, rows: int, context: str = "training", name: str = "") -> dict[str, object]:
-    """A data set as MLflow lists it. MLflow knows one by name and digest, and keeps the number of rows that it is told
+    """A data set as MLflow lists it. MLflow knows one by name and digest, and keeps the number of rows that it gets
     first: the digest is of the rows that are read, not of the folder."""
     return {"name": name or Path(folder).name, "digest": digest, "source": folder, "context": context, "rows": rows}
 

@@ -42,7 +42,8 @@ class EvaluateResult:
 
 def comparisons(pairs: Mapping[str, tuple[Score, Score]], result: EvaluateResult) -> dict[str, Comparison]:
     """Name -> first minus second in the main score, tested as one family; intervals are over test units and draws of
-    labels, crossed. Nothing where there are fewer than two units, or no scores of each (labels that are no classes)."""
+    labels, crossed. Nothing where there are fewer than two units, or no scores of each (labels that are not
+    classes)."""
     rows: Scores = result.group_class_rows if result.main_score == "uar" else result.group_rows
     sides: dict[tuple[str, str], tuple[Crossed, Crossed]] = {}
     for name, (first, second) in pairs.items():
@@ -78,7 +79,7 @@ def verdict(result: EvaluateResult) -> str:
             if own is not None and best is not None:
                 pairs[f"{fraction:g} {system}"] = (own, best)
     if not pairs:
-        return "Whether pretraining helps here is not told: there is no raw row beside it."
+        return "Whether pretraining helps here is unknown: there is no raw row to compare with."
     tested = comparisons(pairs, result)
     if not tested:
         listed = "; ".join(_plain(*pair, main) for pair in pairs.values())

@@ -44,7 +44,7 @@ class Samples:
         return numbers
 
     def lines(self) -> list[str]:
-        """What the samples are, for people."""
+        """What the samples are, in words."""
         lines = []
         for label in self.labels:
             if label.name not in self.classes:

@@ -8,7 +8,7 @@ bytes      A file's own mark (BOM) says what it is: UTF-8, UTF-16 or UTF-32. Wit
            holds for all files without a mark. Nothing is ever replaced by U+FFFD. Bytes within an array (numpy `S`,
            HDF5 strings) are UTF-8, too, or refused.
 text       Unicode in its composed form (NFC), without white space around it. Empty text is missing. "NA", "nan" and
-           "null" are text, as somebody may be called so; that they look like missing values is told as a doubt.
+           "null" are text, as somebody may be called so; that they look like missing values is reported as a doubt.
 missing    None, empty text, NaN, NaT and pandas' NA.
 names      Keys, speakers, splits and classes are text. A whole number is its digits: 1, 1.0, True and the text "1.0"
            are all "1" (data frames write whole numbers as floats once a column has a gap). Leading zeros make it text:
@@ -51,7 +51,7 @@ _LONGEST_NUMBER = 20  # digits of a class number; what is longer is a name
 
 
 class EncodingError(ValueError):
-    """Bytes that are no text in the encoding expected of them."""
+    """Bytes that are not text in the expected encoding."""
 
 
 def check_encoding(name: str) -> str:
@@ -145,7 +145,7 @@ def is_whole(value: Any) -> bool:
 def name(value: Any) -> str | None:
     """A key, speaker, split or class as text, None where it is missing.
 
-    Raises ValueError for what is no name: a number that is not whole, a list, an object.
+    Raises ValueError for what is not a name: a number that is not whole, a list, an object.
     """
     value = plain(value)
     if isinstance(value, str):

@@ -111,7 +111,7 @@ def open_set(
     chosen = _class_label(name, manifest, label)
     reader = Reader(manifest, labels=(chosen,))
     if reader.corrupt.total_rows == 0:
-        raise ValueError(f"data set {name!r}: {folder} holds no rows")
+        raise ValueError(f"data set {name!r}: {folder} has no rows")
     rows = reader.read_ranges([(shard, 0, int(count)) for shard, count in enumerate(manifest.counts) if count])
     split = Units.read(manifest, roles.split_unit, f"split_units.{name}")
     groups = _group_names(name, split)

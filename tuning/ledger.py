@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 KINDS = ("cell", "trial", "baseline")
 STATUSES = ("finished", "failed")
 _MOST = 1 << 62  # of whole numbers: servers and tables keep them in 64 bits
-_LAST_TIME = 2.5e11  # of a clock; a later one in a record is no time
+_LAST_TIME = 2.5e11  # of a clock; a later one in a record is not a time
 LINES, _ARRAYS = "ledger", "predictions"
 # JSON has no numbers for these; a diverged trial's metrics must be kept all the same.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -164,7 +164,7 @@ class Ledger:
             with np.load(path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise LedgerError(f"{path}: holds no arrays ({error})") from error
+            raise LedgerError(f"{path}: has no arrays ({error})") from error
 
     # ------------------------------------------------------------------ writing
 

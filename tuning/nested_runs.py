@@ -59,7 +59,7 @@ class NestedRunsSink(BackgroundSender):
         return [journal for journal in self._journals() if self._sent.get(journal) != journal.stat().st_size]
 
     def send_new(self) -> bool:
-        """A child's journal that can't be read, or that another process sends, holds up no other; it is told at the
+        """A child's journal that can't be read, or that another process sends, holds up no other; it is reported at the
         end, and tried again. Raises JournalError, SenderBusyError for it, and whatever the server's absence raises."""
         error: JournalError | SenderBusyError | None = None
         for journal in self._journals():

@@ -33,7 +33,7 @@ class System:
     @classmethod
     def parse(cls, text: str, field: str = "systems") -> System:
         """`NAME+NAME`, each with a weight where it is not the recipe's, `NAME:10+NAME`; behind `WEIGHTING=`, weighted
-        in another way. Raises ValueError, naming the field and the remedy, for what is no such text."""
+        in another way. Raises ValueError, naming the field and the remedy, for any other text."""
         weighting, _, rest = text.rpartition("=")
         weights: dict[str, float] = {}
         tasks = []

@@ -1,6 +1,6 @@
 """One encoder of one state of the project: takes a number of clips on a line, answers with the CPU seconds of each.
 
-Run as a file, with the code to measure first on the path. It is told [name of the encoder, seconds of a clip].
+Run as a file, with the code to measure first on the path. Its arguments: [name of the encoder, seconds of a clip].
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     name, seconds = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
     # Until encoders had their name they were `backbones`.
     module = "encoders" if importlib.util.find_spec("conclugen.encoders") else "backbones"
     encoders = importlib.import_module(f"conclugen.{module}")

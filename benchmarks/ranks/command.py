@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Case:
-    """tree: the code that runs. What the processes are told: peer, options and tasks of the configuration."""
+    """tree: the code that runs. What the processes get: peer, options and tasks of the configuration."""
 
     name: str
     tree: Path = ROOT
@@ -90,7 +90,7 @@ def ratios(case: Case, base: Case, what: str) -> list[float]:
 
 
 def table(cases: Sequence[Case], what: str) -> str:
-    """Each case beside the first, for people, in Markdown. what: cpu or wall."""
+    """Each case beside the first, as Markdown. what: cpu or wall."""
     title = {"cpu": "CPU ms a step, all ranks", "wall": "ms a step"}[what]
     lines = [
         f"| case | {title} | lowest | highest | beside {cases[0].name} | MB sent a step |",

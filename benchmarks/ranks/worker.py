@@ -65,7 +65,7 @@ def processor_s() -> float:
 
 
 def measure(trained: Any, case: dict[str, Any], first: int, steps: int) -> dict[str, float]:
-    """Sums over steps; making a batch is no part of one."""
+    """Sums over steps; making a batch is not part of one."""
     found = {"cpu": 0.0, "wall": 0.0, "bytes": 0.0}
     for number in range(first, first + steps):
         rows = batch(case["widths"], case["rows"], number, case["rank"])
@@ -82,7 +82,7 @@ def main() -> None:
     case = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
     dist.init_process_group("gloo", init_method=case["meet"], rank=case["rank"], world_size=case["world"])
     trained, number = loop(case), WARM_UP
     measure(trained, case, 0, WARM_UP)

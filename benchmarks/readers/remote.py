@@ -117,7 +117,7 @@ def measure_remote(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people, in Markdown."""
+    """The result as Markdown."""
     lines = [
         f"Latency {result['latency_seconds'] * 1000:.0f} ms a request, "
         f"{result['bandwidth_bytes'] / 1e6:.0f} MB/s in all (limit {result['limit_of_bandwidth']:,.0f} samples/s), "

@@ -101,7 +101,7 @@ def summary(runs: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any], sample_bytes: int) -> str:
-    """The report for people, in Markdown."""
+    """The report as Markdown."""
     lines = [
         "| method | samples/s | lowest | highest | GB/s | samples a CPU second | first batch, s | peak memory, MB |",
         "|---|---|---|---|---|---|---|---|",

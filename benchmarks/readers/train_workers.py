@@ -1,4 +1,4 @@
-"""Workers of Ray Train that stay while a benchmark runs and do what they are told, and the Ray that they need.
+"""Workers of Ray Train that stay while a benchmark runs and do what they are asked, and the Ray that they need.
 
 To start a group of workers takes Ray Train several seconds. A group therefore starts once, and its training function
 waits for one task after the other: what is measured in Train workers can then alternate with what is not.

@@ -111,7 +111,7 @@ def measure_planner(rows: int = 10**9, batch: int = 4096, shard_rows: int = 10_0
 
 
 def table(writing: dict[str, float], planner: dict[str, Any]) -> str:
-    """Both for people, in Markdown."""
+    """Both as Markdown."""
     lines = ["| writing and checking | GB/s |", "|---|---|"]
     lines += [f"| `{name}` | {value:.2f} |" for name, value in writing.items()]
     lines += [

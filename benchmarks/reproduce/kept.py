@@ -2,7 +2,7 @@
 
 An address holds those options alone that are not at their defaults, so that an option that the project gains voids no
 cell. A default that changes would go unseen by that: the record holds every option with its value, and a cell whose
-record says otherwise than what is asked for today is no such cell. An option that is not in a record came after the
+record says otherwise than what is asked for today does not count. An option that is not in a record came after the
 cell; its default is what the code did before it. Where that does not hold, or the same options give other numbers for
 another reason than rounding, `NUMBERS` is raised, which every address holds.
 """

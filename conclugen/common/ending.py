@@ -1,4 +1,4 @@
-"""How a job ends that is told to stop: in order, in words, and with the status of its signal.
+"""How a job ends when it is asked to stop: in order, with a message, and with the status of its signal.
 
 An interrupt (Ctrl-C, SIGINT) and a termination (SIGTERM, as `ray job stop`, schedulers and `docker stop` send it, with
 a grace of seconds before SIGKILL) both become a KeyboardInterrupt in the main thread, so that whatever is open is
@@ -139,7 +139,7 @@ def interrupt_first() -> Iterator[None]:
 
 
 def message(stop: KeyboardInterrupt) -> str:
-    """One line for people: `interrupted: ...` or `terminated: ...`, and the error on the way out, if there was one."""
+    """One line: `interrupted: ...` or `terminated: ...`, and the error on the way out, if there was one."""
     how = "terminated" if status() == 128 + signal.SIGTERM else "interrupted"
     notes = getattr(stop, "__notes__", ())
     text = f"{how}: {notes[0] if notes else 'nothing was finished; the same command starts over'}"

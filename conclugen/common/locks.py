@@ -1,7 +1,7 @@
 """Locks between processes that know their owner and end with it.
 
 A lock is the kernel's lock on a file (`filelock`): the system takes it back from a process that dies, however. Beside
-it, in the same file, stands a note of who holds it, for people. Where the file system has no locks, a marker file
+it, in the same file, is a readable note of who holds it. Where the file system has no locks, a marker file
 stands in for them, and the note counts: its process must be gone from this host. That is said once for each file.
 """
 
@@ -180,7 +180,7 @@ class Lock:
         return LockHeldError(self.path, self.owner(), f"if that process is gone, remove {self.path} and {self._marker}")
 
     def _write(self, note: str, flags: int = 0) -> None:
-        """The note is for people: a full disk must not turn it into an error."""
+        """The note is informative only: a full disk must not turn it into an error."""
         with contextlib.suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
             try:

@@ -6,7 +6,7 @@ where nothing else has been said for half a minute.
     progress = Progress()
     progress.show("120/384 clips", 120 / 384)
 
-`Command.main` holds `watched` around every job: there is no silence in which people can't tell work from a hang.
+`Command.main` holds `watched` around every job: nobody has to guess whether a silent job works or hangs.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def scrub(text: object) -> str:
     for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):  # one may be part of another
         place = _PLACES.search(name) and Path(value).is_absolute()
         if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLES.search(name) and not place:
-            # The environment may hold bytes that are no text.
+            # The environment may hold bytes that are not text.
             for written in {value, quote(os.fsencode(value), safe=""), repr(value)[1:-1]}:
                 cleaned = cleaned.replace(written, _HIDDEN)
     return cleaned

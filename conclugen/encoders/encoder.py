@@ -304,7 +304,7 @@ def check_wave(batch: Sequence[Any]) -> list[Array]:
 
 
 def check_text(batch: Sequence[Any]) -> list[str]:
-    """The texts of a batch; InputError for what is not a string or holds no word."""
+    """The texts of a batch; InputError for what is not a string or has no word."""
     for position, text in enumerate(batch):
         if not isinstance(text, str) or not text.strip():
             raise InputError(position, f"the text is {text!r}, expected words")

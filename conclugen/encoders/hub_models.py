@@ -361,7 +361,7 @@ def _unusable(name: str, found: Found, why: str) -> str:
     if not Path(place).is_dir():
         return f"the folder {place} does not exist; --weights {bare(name)}=FOLDER names one that holds a model"
     return (
-        f"the folder {place} holds no model that can be loaded ({why}); it needs config.json, what goes before the "
+        f"the folder {place} has no model that can be loaded ({why}); it needs config.json, what goes before the "
         "network (preprocessor or tokenizer) and weights"
     )
 

@@ -5,7 +5,7 @@ A package adds an encoder in its pyproject.toml:
     [project.entry-points."conclugen.encoders"]
     tone = "my_package.tone:create"
 
-A module that is no installed package is named on the command line (`--plugin my_module`) and lists its own:
+A module that is not an installed package is named on the command line (`--plugin my_module`) and lists its own:
 
     ENCODERS = {"tone": create}
 
@@ -70,7 +70,7 @@ Factory = Callable[[str | None, str | None, str], "Encoder"]
 
 @dataclass(frozen=True)
 class Offer:
-    """An encoder that can be had. about: one line for `--help`; load: imports its factory."""
+    """An encoder that is installed. about: one line for `--help`; load: imports its factory."""
 
     about: str
     load: Callable[[], Factory]
@@ -133,7 +133,7 @@ def plugin_of(name: str) -> str | None:
 
 
 def unknown(name: str, provided: str = "") -> str:
-    """Why there is no such encoder, and what to do. provided: who had it, where that is known."""
+    """Why an encoder is not known, and what to do. provided: who had it, where that is known."""
     problem = _registry().problems.get(name)
     if problem is not None:
         return problem

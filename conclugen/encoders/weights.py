@@ -138,7 +138,7 @@ def read(path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not all(isinstance(x, Tensor) for x in loaded.values()):
-        raise WeightsError(f"{path}: holds no mapping from names to tensors")
+        raise WeightsError(f"{path}: is not a mapping from names to tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 _MOST_JUDGED = 2000  # rows of a silhouette, whose cost grows with their square
 _BLOCK = 1024
-# Below it clusters are no more than parts of one cloud (Kaufman & Rousseeuw 1990, "Finding Groups in Data", table 4).
+# Below it clusters are only parts of one cloud (Kaufman & Rousseeuw 1990, "Finding Groups in Data", table 4).
 CLEAR = 0.25
 
 

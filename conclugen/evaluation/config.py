@@ -70,7 +70,8 @@ class ProbeConfig:
     """How probes and neighbours learn from the labelled rows of a split.
 
     Attributes:
-        strengths: Candidates of C; one of them is no choice. None: `STRENGTHS`, of continuous labels `RIDGE_STRENGTHS`.
+        strengths: Candidates for C; a single one is used as it is. None: `STRENGTHS`, of continuous labels
+            `RIDGE_STRENGTHS`.
         inner_folds: Folds over training groups by which a candidate is chosen.
         scaling: Rows that features are standardised on: `training` (all of the fold's, labels unused), `labelled`, or
             `none`: they are taken as they are.
@@ -206,7 +207,7 @@ class JudgingConfig:
         class_weights: Of the classes in the probe's loss: `none` or `balanced`.
         select_by: Score by which the probe's strength is chosen: `accuracy` or `uar`.
         block_scales: How the modalities of a representation share the variance: `plain`, `balanced` or `chosen`.
-        with_raw: Judge each representation once more beside the raw features, each half of equal total variance.
+        with_raw: Judge each representation once more beside the raw features, each at half of the total variance.
         normalisation: Features standardised on the training rows (`inductive`), or those of each unit of splits by its
             own unlabelled rows (`speaker_normalised`: transductive, and much easier; never compared with the other).
     """
@@ -249,7 +250,7 @@ class MeasureConfig:
         block_scales: Of a concatenation, how the modalities share the variance: `plain`, `balanced` or `chosen`.
         baselines: Rows beside the trials, as `comparison.baselines` of an evaluation has them, judged once; untrained
             heads are those of the best trial. Trials that ran to their end are also judged beside the raw features of
-            their modalities, each half of equal total variance.
+            their modalities, each at half of the total variance.
     """
 
     label_fraction: float = 1.0

@@ -100,7 +100,7 @@ class Protocol:
         units: (N,) unit of intervals and tests; None: the groups.
 
     Raises:
-        ValueError: a group on both sides of a fold, or a labelled row that is no training row.
+        ValueError: a group on both sides of a fold, or a labelled row that is not a training row.
     """
 
     name: str

@@ -155,7 +155,7 @@ class Task(Module):
     lower_precision: ClassVar[bool] = False
     """It has maps of its own, which run in the heads' precision (bfloat16); what it compares then must not."""
     similarities: ClassVar[bool] = False
-    """Its products are similarities in blocks (`conclugen.blockwise`): computed once more in the backward pass."""
+    """Its products are similarities in blocks (`conclugen.blockwise`): computed again in the backward pass."""
     negatives: ClassVar[str] = "none"
     """Which rows it tells a row from: "none", "any", or "corpus" where it keeps to the row's own corpus if asked to."""
     recipes: ClassVar[Mapping[str, Any]] = {}

@@ -12,7 +12,7 @@ has, and what only their combination tells. Contrast between modalities asks for
 The fusion is f(r) = W2 relu(W1 [r_1; ...; r_M]), a modality that is missing or left out being 0 (published: a
 transformer over tokens; here each modality is one vector), behind which the projection is the model's kind. A
 corruption masks a share of each modality's features and puts those of another row of the same speaker in their place:
-so no corruption is told from its row by who is speaking (published: augmented inputs; marginal draws after SCARF, Bahri
+so no corruption can be recognised by its speaker (published: augmented inputs; marginal draws after SCARF, Bahri
 et al. 2022, arXiv 2106.15147). `negatives` of the same group are ours as well.
 
 Shape suffixes: B rows of this rank, N rows of all ranks, M modalities, S sets of rows, R representation, P projection.

@@ -207,14 +207,14 @@ class Contrastive(Task):
 
     @classmethod
     def step_warnings(cls, metrics: Mapping[str, float]) -> list[str]:
-        """Of too few speakers in a batch: negatives of all speakers are told apart by voice and face."""
+        """Of too few speakers in a batch: negatives of all speakers can be recognised by voice and face."""
         share = metrics.get(SHARE, 1.0)
         if not share < 0.5:
             return []
         return [
             f"contrastive: {share:.0%} of the rows of a batch found negatives of the same speaker (at least "
-            f"{FEWEST_MATES} others of it with the same modalities); the others are told from all speakers, which who "
-            "is speaking suffices for. Name the column of speakers (data.speaker), or give a larger "
+            f"{FEWEST_MATES} others of it with the same modalities); the others got negatives of all speakers, "
+            "for which recognising the speaker suffices. Name the column of speakers (data.speaker), or give a larger "
             "pretrain.global_batch"
         ]
 

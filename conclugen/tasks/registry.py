@@ -61,7 +61,7 @@ def providers(names: Iterable[str]) -> dict[str, str]:
 
 
 def unknown(name: object, provided: str = "") -> str:
-    """Why there is no such task, and what to do. provided: the package that had it, where that is known."""
+    """Why a task is not known, and what to do. provided: the package that had it, where that is known."""
     problem = _registry().problems.get(str(name))
     if problem is not None:
         return problem

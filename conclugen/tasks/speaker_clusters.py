@@ -5,7 +5,7 @@ With f_i the mean of row i's unit projections over its modalities and S(i) the r
     u_i = (f_i - mean_S(i) f) / |f_i - mean_S(i) f|
 
 is what the row has beyond its speaker. Cosine k-means clusters the u of the batch; y_i is the cluster of row i. Then
-either the clusters are told, with unit centroids c_k and a temperature T,
+either the clusters are predicted, with unit centroids c_k and a temperature T,
 
     "target"        L = - 1/n  sum_i  log softmax_k (u_i . c_k / T)  at y_i
 
@@ -55,7 +55,7 @@ class SpeakerClustersConfig:
         weight: Factor of the loss in the mean over tasks.
         clusters: Number of clusters K, the same ones for all speakers.
         use: "positives": rows of a speaker in one cluster belong together, in a contrast of modalities; "target": each
-            row's cluster is told from it.
+            row's cluster is predicted from it.
         temperature: What similarities are divided by.
         start_epoch: First epoch (0-based) in which the task counts.
         max_iterations: Iterations of k-means at most, from the last step's centroids.

@@ -1,12 +1,12 @@
 """A large batch in little memory: micro-batches through the heads, exact also for losses that compare rows.
 
-Where rows are compared, the loss of a part of the batch is no part of the loss of the batch. So the gradient is cut at
-the representation (GradCache: Gao et al. 2021, arXiv 2101.06983; there at the embedding): representations of all rows
-first, micro-batch by micro-batch and without a graph; the losses, batch norm and k-means included, on all of them; then
-the heads once more, micro-batch by micro-batch, each handed its rows' gradient. Batch norm comes after the cut, so its
-statistics are those of the whole batch, and random masks are functions of (seed, purpose, step, row), so both passes
-see the same inputs. What is kept for all rows is the representations and the projection; a task that looks at one row
-at a time runs in the second pass.
+Where rows are compared, the loss of a part of the batch is not a part of the loss of the batch. So the gradient is cut
+at the representation (GradCache: Gao et al. 2021, arXiv 2101.06983; there at the embedding): representations of all
+rows first, micro-batch by micro-batch and without a graph; the losses, batch norm and k-means included, on all of them;
+then the heads once more, micro-batch by micro-batch, each handed its rows' gradient. Batch norm comes after the cut, so
+its statistics are those of the whole batch, and random masks are functions of (seed, purpose, step, row), so both
+passes see the same inputs. What is kept for all rows is the representations and the projection; a task that looks at
+one row at a time runs in the second pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -108,7 +108,7 @@ class Weighting(nn.Module):
     def restore(self, saved: Mapping[str, Any], step: int) -> None:
         """Go on with saved weights. Where the configuration was changed since, its weight holds, and that is noted.
 
-        Raises ValueError, before anything is changed, where `saved` holds no weight for each task.
+        Raises ValueError, before anything is changed, where `saved` lacks a weight for each task.
         """
         try:
             changes = [dict(change) for change in saved["changes"]]
@@ -116,7 +116,7 @@ class Weighting(nn.Module):
             configured = {name: float(saved["configured"][name]) for name in self.configured}
         except (KeyError, TypeError, ValueError, OverflowError) as cause:
             raise ValueError(
-                f"saved state: weights are no weights of {', '.join(self.configured)}: {cause!r}"
+                f"saved state: these are not the weights of {', '.join(self.configured)}: {cause!r}"
             ) from cause
         if not all(math.isfinite(weight) and weight > 0 for weight in current.values()):
             raise ValueError(f"saved state: weights are {current}, expected numbers above 0")

@@ -59,7 +59,7 @@ class LabelProbe:
 @dataclass(frozen=True)
 class RunModel:
     """A finished run. recipe: how its features were made, None where its shards do not tell; modalities: modality ->
-    columns of features; probe: of `evaluation`, None where none was asked for or can be had; evaluations: all that the
+    columns of features; probe: of `evaluation`, None where none was asked for or none exists; evaluations: all that the
     run has."""
 
     name: str
@@ -237,7 +237,7 @@ def _shards_info(folder: RunFolder) -> dict[str, Any]:
 
 
 def _told_where(data: str) -> str:
-    """The folder of data that a run names, said aloud where it is an address: the run may be somebody else's."""
+    """The folder of data that a run names, printed where it is an address: the run may be somebody else's."""
     if is_url(data):
         print(f"note: reading {uris.public(data)}, an address that the run's folder names", file=sys.stderr, flush=True)
     return data
@@ -307,7 +307,7 @@ def _evaluation_of(path: Path) -> dict[str, Any]:
         _job_of(job)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ValueError(
-            f"{path}: holds no evaluation ({cause!r}); evaluate the run again, or remove {path.parent}"
+            f"{path}: is not an evaluation ({cause!r}); evaluate the run again, or remove {path.parent}"
         ) from cause
     return job
 

@@ -38,7 +38,7 @@ def run(job: FlushJob) -> int:
         raise ValueError(f"output: {job.output}: no journal.jsonl here or below")
     status, tried = GOOD, 0
     waiting: list[Path] = []  # runs whose parent may be sent behind them
-    with resumable(lambda: f"{tried} of {len(journals)} runs were gone through; the same command sends the rest"):
+    with resumable(lambda: f"{tried} of {len(journals)} runs were processed; the same command sends the rest"):
         for journal in chain(journals, waiting):
             try:
                 name = read_identity(journal).name

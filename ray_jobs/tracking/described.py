@@ -1,7 +1,7 @@
 """What makes runs readable in MLflow: a description and where they come from, the data they took, and tables of detail
 beside the dozen of metrics that its comparison shows.
 
-Everything goes through the journal, as all that is tracked does.
+Everything goes through the journal, like all that is tracked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TABLES = "mlflow.loggedArtifacts"
 
 
 def standard_tags(kind: str, description: str, commit: str | None) -> dict[str, str]:
-    """Tags that MLflow knows: what it shows as description, source and version. kind: of run, for people to filter by.
+    """Tags that MLflow knows: what it shows as description, source and version. kind: of run, to filter by.
 
     commit: as `running_revision` gives it; whether the clone differed from it stands in the tag `commit`.
     """

@@ -64,7 +64,7 @@ def _nearest(folder: Path) -> tuple[Path, str | None]:
     """The folder that says where this one is tracked (itself, or one it is nested in), and what it says."""
     for owner in (folder, *list(folder.parents)[: _LEVELS - 1]):
         file = owner / FILE
-        if os.path.lexists(file):  # whatever it is: a pipe or a broken link is no reason to look elsewhere
+        if os.path.lexists(file):  # a pipe or a broken link is not a reason to look elsewhere
             return owner, _read(file)
         if (owner / "config.json").is_file():  # a run of version 0.1, which kept it there
             return owner, _read(owner / "config.json", "run")

@@ -316,8 +316,8 @@ class Journal:
 def read_records(path: str | Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """Iterate (record, offset of the next record) from a byte offset to the last complete line.
 
-    An incomplete last line is left for later; a complete line that is no record is skipped with a warning. Metrics come
-    as floats, non-finite ones included.
+    An incomplete last line is left for later; a complete line that is not a record is skipped with a warning. Metrics
+    come as floats, non-finite ones included.
     """
     start = offset
     for line, end in read_lines(path, offset):

@@ -19,7 +19,8 @@ What remains: a request that was given up here and that the server carries out o
 stores ignore the repetition, because (metric, step, time, value) is part of their primary key.
 
 A file that cannot be stored while the server itself answers (an artifact store that is down, missing credentials) is
-deferred, so that numbers do not wait for it. What the server refuses for good is named in `<journal>.refused.jsonl`.
+deferred, so that numbers do not wait for it. What the server refuses permanently is listed in
+`<journal>.refused.jsonl`.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class JournalSender:
             return run.missing(record for record, _ in read_records(self._journal) if record["seq"] not in given_up)
 
     def begin_again(self) -> None:
-        """Compare everything with the server once more, and send what is not there."""
+        """Compare everything with the server again, and send what is missing."""
         self._doubtful_until = self._journal.stat().st_size
         self._note(0)
 
@@ -314,7 +315,7 @@ class JournalSender:
 
 
 def refused(journal: Path, since: int = 0) -> list[str]:
-    """`model: Invalid name ...` of each record from number `since` on that the server has refused for good."""
+    """`model: Invalid name ...` of each record from number `since` on that the server has refused permanently."""
     return [words for number, words in _refused_numbers(journal).items() if number >= since]
 
 

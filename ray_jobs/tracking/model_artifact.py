@@ -27,7 +27,7 @@ def build(exported: str | Path, folder: str | Path) -> Path:
 
     `mlflow.pyfunc.load_model(folder).predict({modality: (B, D) float32}, params={"fusion": "mean"})` then gives the
     representations (B, R'); every modality must be there, missing ones as rows of NaN. The folder carries the
-    `conclugen` package, so it loads where the project is not installed, and holds no pickle.
+    `conclugen` package, so it loads where the project is not installed, and contains no pickle.
 
     Args:
         exported: folder with `model.safetensors` and `config.json`.
@@ -35,7 +35,7 @@ def build(exported: str | Path, folder: str | Path) -> Path:
 
     Returns: `folder`, absolute.
 
-    Raises: ValueError when `folder` holds something else, or `exported` is no exported model.
+    Raises: ValueError when `folder` holds something else, or `exported` is not an exported model.
     """
     prepare_import()
     import mlflow.pyfunc

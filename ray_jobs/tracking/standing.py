@@ -26,7 +26,7 @@ _UNFINISHED = {
 @dataclass(frozen=True)
 class Standing:
     """status: of the run itself, None where it has none; unsent: names of runs of which a server may lack something;
-    refused: `NAME: KIND: reason` of each record that a server has refused for good."""
+    refused: `NAME: KIND: reason` of each record that a server has refused permanently."""
 
     status: str | None
     unsent: tuple[str, ...]

@@ -23,7 +23,7 @@ _MUCH = 0.25
 
 @dataclass(frozen=True)
 class Forecast:
-    """lines: for people. step_bytes: what a step takes of a GPU, 0 where it is not known."""
+    """lines: to print. step_bytes: what a step takes of a GPU, 0 where it is not known."""
 
     lines: tuple[str, ...] = ()
     step_bytes: int = 0

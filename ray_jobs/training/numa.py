@@ -23,7 +23,7 @@ def bind(
     device: torch.device, here: Sequence[object], exchange: Callable[[Any], list[Any]], root: Path = _SYSTEM
 ) -> str | None:
     """Let this thread, and those that it will start, run on this worker's share of its machine's CPUs alone; what was
-    done, for people, or None where there is one memory node and nothing to gain.
+    done, as text, or None where there is one memory node and nothing to gain.
 
     here: which machine this is, and the worker's number on it. exchange: tells every worker what each has to tell, in
     the order of ranks; all must call this.

@@ -1,4 +1,4 @@
-"""How a rank comes by its rows: read as they are wanted, or all of them at the start, on its device or in memory that
+"""How a rank gets its rows: read as they are needed, or all of them at the start, on its device or in memory that
 the ranks of a node share.
 
 Kept rows are those of the whole view, never a fixed part of it: the plan deals them again in every epoch, and a batch
@@ -180,7 +180,7 @@ def prepare(
 ) -> Payload:
     """The payload of all ranks, with the rows that it keeps read. Every rank calls it.
 
-    here: of this rank. attempt: names what is shared. tell: takes a line for people, on rank 0 alone. beat: called
+    here: of this rank. attempt: names what is shared. tell: prints a line, on rank 0 only. beat: called
     while rows are read.
 
     Raises ValueError where rows don't fit, on every rank, and what the reader raises.

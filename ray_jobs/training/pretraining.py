@@ -53,7 +53,8 @@ _SLOWEST_BYTES_PER_S = 2**20  # of a store that still counts as answering
 class PretrainResult:
     """Where a finished run stands: its folder, its exported model, its last step, and how to find it in MLflow.
 
-    refused: what MLflow has refused for good, a line each; unsent: whether it lacks something that can yet be sent.
+    refused: what MLflow has refused permanently, one line each; unsent: whether it lacks something that can yet be
+    sent.
     """
 
     folder: RunFolder

@@ -15,9 +15,9 @@ _MOST_STEPS = 1000
 
 
 class RankMeeting:
-    """Meetings of all ranks after steps that all of them know beforehand. One rank alone meets itself.
+    """Meetings of all ranks after steps that all of them know in advance. One rank alone meets itself.
 
-    How many steps lie between two of them is told by rank 0's clock, about 2 seconds' worth, and agreed on at the
+    How many steps lie between two of them follows from rank 0's clock, about 2 seconds' worth, and is agreed on at the
     meeting before. It decides nothing about training, only how soon ranks hear of each other's corrupt samples and
     notices.
 

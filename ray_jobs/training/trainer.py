@@ -138,7 +138,7 @@ def _fit_once(job: PretrainJob, attempt: Attempt, train: Callable[[Attempt], Non
 
 
 def nccl_environment(run: RunConfig, folder: str) -> dict[str, str]:
-    """What the workers' NCCL is told: a rank whose collective ends by its time limit leaves its last operations in the
+    """NCCL settings of the workers: a rank whose collective ends by its time limit leaves its last operations in the
     run's folder (`nccl-rank-0` and so on, for `torchfrtrace`), and its watchdog has the same limit. What the user
     has set for the job holds."""
     wanted = {

@@ -109,7 +109,7 @@ def read_clips(adapter: str, source: Path, allow_incomplete: bool = False, **opt
     clips = chosen.read(source, **given) if adapter in ADAPTERS else _read_by_another(adapter, chosen, source, given)
     clips.rendered = is_rendered(source)
     if not clips.clips and not clips.rejected:
-        raise ValueError(f"{source} holds no clips; {adapter} reads {chosen.layout}")
+        raise ValueError(f"{source} has no clips; {adapter} reads {chosen.layout}")
     if not allow_incomplete and not clips.complete:
         raise IncompleteError(clips)
     return clips

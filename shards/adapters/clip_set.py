@@ -108,7 +108,7 @@ class ClipSet:
         return all(count.complete for count in self.counts)
 
     def report(self) -> list[str]:
-        """Lines for people: counts, and what is left out."""
+        """Lines to print: counts, and what is left out."""
         lines = [str(count) for count in self.counts]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():

@@ -56,7 +56,7 @@ def read(source: Path, folds: str | Path | None = None, encoding: str | None = N
     """
     label_file = file_named(source, _LABEL_FILE)
     if label_file is None:
-        raise ValueError(f"{source} holds no {_LABEL_FILE} (CMU Multimodal SDK)")
+        raise ValueError(f"{source} has no {_LABEL_FILE} (CMU Multimodal SDK)")
     folder, texts = _video_folder(source), _transcript_folder(source)
     files = Files(source)
     inside = folder.relative_to(source).as_posix()

@@ -43,7 +43,7 @@ def read(
     """
     archives = sorted(path for path in source.rglob("*") if path.is_file() and _is_archive(path))
     if not archives:
-        raise ValueError(f"{source} holds no .tar, .tar.gz or .tgz")
+        raise ValueError(f"{source} has no .tar, .tar.gz or .tgz")
     if unpack is None:
         size = sum(path.stat().st_size for path in archives) / 2**30
         raise ValueError(

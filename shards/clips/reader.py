@@ -123,7 +123,7 @@ class ClipManifest(Manifest):
     @property
     def limits(self) -> Limits:
         """Those under which the clips were built, for whoever decodes them again; the usual ones where it is not said.
-        ManifestError for what are no limits."""
+        ManifestError for invalid limits."""
         stated = self.info.get(LIMITS)
         if stated is None:
             return Limits()

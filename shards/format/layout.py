@@ -71,7 +71,8 @@ class TarHeader:
 
 
 def parse_header(block: bytes | memoryview) -> TarHeader | None:
-    """Parse 512 bytes; None for a zero block. Raises LayoutError where checksum or numbers are no header's."""
+    """Parse 512 bytes; None for a zero block. Raises LayoutError where checksum or numbers are not those of a
+    header."""
     raw = bytes(block)
     if len(raw) != BLOCK:
         raise LayoutError(f"header cut short: {len(raw)} of {BLOCK} bytes")

@@ -156,7 +156,8 @@ class Label:
         return number
 
     def to_json(self, encoded: int | float | list[float]) -> Any:
-        """The stored label for people and for the `webdataset` package: the class's name, numbers, null if missing."""
+        """The stored label as people and the `webdataset` package read it: the class's name, numbers, null if
+        missing."""
         if self.kind == "class":
             return None if encoded == -1 else self.classes[int(encoded)]  # type: ignore[arg-type]
         if isinstance(encoded, list):

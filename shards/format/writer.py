@@ -35,7 +35,8 @@ _DRAW_BLOCK = 1 << 18  # numbers drawn at once
 
 
 def shuffled_order(count: int, seed: int) -> np.ndarray:
-    """(count,) int64 permutation, a function of (count, seed) for good: numpy keeps the raw PCG64 stream stable."""
+    """(count,) int64 permutation, a function of (count, seed) that will not change: numpy keeps the raw PCG64 stream
+    stable."""
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable").astype(np.int64)
 
 

@@ -69,7 +69,7 @@ class ClockVerdicts:
 
         scan: reads the file within so many seconds, `timeout` and as many more as its size takes, and returns False
         where its format leaves nothing to read, which is not kept. Where it takes longer, or its process dies, it is
-        tried once more, by the next process that asks, and again by one that has more seconds.
+        tried again, by the next process that asks, and again by one that has more seconds.
         """
         size = check_file(path)
         try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.media.libraries import cv2
 
-# Pictures are searched at this size; a face of less than a tenth of it is no talking face.
+# Pictures are searched at this size; a face of less than a tenth of it is not a talking face.
 _LONGEST_SIDE = 320
 _SMALLEST_SHARE = 0.1
 _NEIGHBOURS = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-# Why a clip can't be used: the `reason` of a quarantine entry. Stable names, for people and for scripts.
+# Why a clip can't be used: the `reason` of a quarantine entry. Stable names, for readers and for scripts.
 REASONS = {
     "missing": "the file does not exist",
     "unreadable": "the file may not or cannot be read",

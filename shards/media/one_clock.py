@@ -126,7 +126,7 @@ def _told(before: float, after: float, place: int | None, mpeg: bool) -> str:
 
 
 def _readable(container: Any, streams: list[Any]) -> Any:
-    """Packets up to where the file ends or can't be read any further, which is told elsewhere."""
+    """Packets up to where the file ends or can't be read any further, which is reported elsewhere."""
     packets = container.demux(streams)
     while True:
         try:

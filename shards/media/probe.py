@@ -159,7 +159,7 @@ def _open(file: Any, limits: Limits) -> tuple[Any, list[str]]:
 
 
 def video_stream(container: Any, limits: Limits) -> Any:
-    """The video stream to use, with one decoding thread: of those that are no cover picture the one marked default,
+    """The video stream to use, with one decoding thread: of those that are not cover pictures the one marked default,
     else the largest. MediaError where there is none, where its codec is unknown or its pictures are larger than
     allowed."""
     if not _moving(container):

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.format.tables import read_table
 
-# What says where a row belongs and whether it is good, and is no feature.
+# What says where a row belongs and whether it is good, and is not a feature.
 _PLACES = frozenset(
     [
         "frame",
@@ -32,8 +32,8 @@ def read_clip_csv(path: Path, columns: tuple[str, ...] = ()) -> tuple[tuple[str,
 
     A row is valid where OpenFace's `success` is 1 (in files that have it). Where several faces are listed (`face_id`),
     the one with the most valid rows is taken, the first of equals. Columns that place a row (frame, timestamp, name,
-    ...) and columns of text are no features. columns: patterns such as `AU*_r` of those that are wanted; none: all.
-    Raises ValueError for a file that can't be read, a value that is no number, and patterns that match nothing.
+    ...) and columns of text are not features. columns: patterns such as `AU*_r` of those that are wanted; none: all.
+    Raises ValueError for a file that can't be read, a value that is not a number, and patterns that match nothing.
     """
     table = read_table(path)
     known = {name.strip(): name for name in table.names}

@@ -41,7 +41,7 @@ def open_hdf5(path: Path, pooling: Pooling) -> Source:
             break
         top = top[groups[0]]  # such as "All Labels/data" of a .csd
     if not groups:
-        raise ValueError(f"--source {path} holds no arrays")
+        raise ValueError(f"--source {path} has no arrays")
     return _GroupsOfFile(path, top, groups, pooling)
 
 
@@ -94,7 +94,7 @@ class _GroupsOfFile:
         }
         self.names: Sequence[str] = sorted(set().union(*self._held.values()))
         if not self.names:
-            raise ValueError(f"--source {path}: the group {self._keys[0]!r} holds no arrays")
+            raise ValueError(f"--source {path}: the group {self._keys[0]!r} has no arrays")
 
     @cached_property
     def keys(self) -> np.ndarray:

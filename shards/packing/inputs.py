@@ -97,7 +97,7 @@ class PackInput:
         )
 
     def lines(self) -> list[str]:
-        """What was understood, for people."""
+        """What was understood, in words."""
         lines = [f"{self.count} samples"]
         for column in self.schema.columns:
             there = int(self.present[column.name].sum())

@@ -59,7 +59,7 @@ class SampleTable:
         return table.take([rows[name] for name in keys])
 
     def lines(self) -> list[str]:
-        """How the table was read, for people."""
+        """How the table was read, in words."""
         lines = [f"{self.table.path.name}: {len(self.table.numbers)} rows, {self.table.how}"]
         if self.repeated:
             lines.append(f"rows given again, identically, and counted once: {self.repeated}")

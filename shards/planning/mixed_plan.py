@@ -42,7 +42,7 @@ class MixedPlan:
     A piece's shard is numbered through all corpora, in the order of their names: `first_shard[i]` is the first one of
     corpus `names[i]`.
 
-    Raises ValueError, in one line with the corpus, for weights that are no integers >= 0, a corpus without weight in
+    Raises ValueError, in one line with the corpus, for weights that are not integers >= 0, a corpus without weight in
     all stages, a corpus smaller than its largest share of a batch (which would hold rows twice), and sizes out of
     range.
     """

@@ -126,8 +126,8 @@ class EpochPlan:
         "carry": they open the next epoch's first batch (which may then hold a sample of both epochs twice); the
         number of steps differs by one between epochs, and `steps_per_epoch` is the fraction rows / global_batch.
 
-    Raises ValueError for counts that are no integers >= 0, for sizes below 1, for an unknown remainder, and, except for
-    "pad", when there are fewer rows than one global batch.
+    Raises ValueError for counts that are not integers >= 0, for sizes below 1, for an unknown remainder, and, except
+    for "pad", when there are fewer rows than one global batch.
     """
 
     def __init__(

@@ -266,7 +266,7 @@ class _Stream:
 
 
 class _PlannedRanges(Datasource):
-    """Read tasks that are known beforehand. Its name, without a leading underscore, is what Ray shows."""
+    """Read tasks that are known in advance. Its name, without a leading underscore, is what Ray shows."""
 
     def __init__(self, tasks: list[ReadTask]) -> None:
         super().__init__()

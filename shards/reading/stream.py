@@ -112,8 +112,8 @@ def placed(rows: Rows, reader: RowReader, cursor: Cursor) -> Rows:
 class RowMemory:
     """Batches' memory, handed out again once nobody holds any of its arrays.
 
-    Fresh memory costs a page fault for each 4 KiB, which takes as long as reading the rows. Who holds an array is told
-    by CPython's reference counts, which are compared with those of a batch that nobody has seen yet: views (numpy lets
+    Fresh memory costs a page fault for each 4 KiB, which takes as long as reading the rows. CPython's reference counts
+    say whether an array is in use, which are compared with those of a batch that nobody has seen yet: views (numpy lets
     a view of a view refer to the array that owns the memory), tensors made by `torch.from_numpy` and dictionaries of a
     batch that was handed out all count.
 

@@ -39,7 +39,7 @@ KINDS = ("clips", "features", "archives", "table", "shards")
 
 @dataclass(frozen=True)
 class Checked:
-    """lines: for people; doubts: what may be meant otherwise; refused: clips that can't be used; incomplete: whether
+    """lines: to print; doubts: what may be meant otherwise; refused: clips that can't be used; incomplete: whether
     clips of the table are missing."""
 
     lines: list[str]

@@ -1,4 +1,4 @@
-"""What an adapter understood of a data set, before any clip is opened: lines for people, and doubts."""
+"""What an adapter understood of a data set, before any clip is opened: lines to print, and doubts."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Found = Mapping[str, Any] | MediaError
 
 @dataclass(frozen=True)
 class Opened:
-    """lines: for people; refused: keys of clips that will be quarantined for what their files are."""
+    """lines: to print; refused: keys of clips that will be quarantined for what their files are."""
 
     lines: list[str]
     refused: list[str]

@@ -1,4 +1,4 @@
-"""What shards hold, as their indexes say: lines for people, and doubts, before a job works on them."""
+"""What shards hold, as their indexes say: lines to print, and doubts, before a job works on them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _names(manifest: Manifest, column: str) -> list[str | None]:
 
 
 def stored_lines(manifest: Manifest) -> list[str]:
-    """What the data set is, before its samples are told."""
+    """What the data set is, before its samples are described."""
     columns = ", ".join(f"{name} ({' + '.join(columns)})" for name, columns in manifest.modalities.items())
     return [f"{manifest.folder}: {manifest.rows} rows in {len(manifest)} shards", f"modalities: {columns or 'none'}"]
 

@@ -88,7 +88,7 @@ def check_views(manifest: Manifest) -> Iterator[Problem]:
             View.open(manifest, name)
         except ShardError as error:
             yield Problem(error.shard, None, _without_place(error), error.remedy or _DAMAGED)
-        except ValueError as error:  # a file's name that is no view's
+        except ValueError as error:  # not the name of a view
             yield Problem(f"{FOLDER}/{name}.parquet", None, str(error), "Remove or rename the file")
 
 

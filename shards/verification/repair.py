@@ -163,7 +163,7 @@ def _checked(
     alone = Manifest(str(folder), schema, table_of([entry]))
     for problem in check_shard(alone, entry, holder):
         for key in [key for key, shard in holder.items() if shard == name]:
-            del holder[key]  # a shard that is left out holds no key
+            del holder[key]  # a shard that is left out has no key
         raise ShardError(name, problem.reason, sample=problem.sample)
     return entry
 

@@ -155,7 +155,7 @@ class FolderContents:
         return Samples(sum(len(d.keys) for d in drafts), self.schema.labels, classes, groups, parts, texts)
 
     def lines(self) -> list[str]:
-        """What was understood, for people."""
+        """What was understood, in words."""
         lines = [f"{len(self.drafts)} shards, {sum(len(draft.keys) for draft in self.drafts)} samples"]
         for number, column in enumerate(self.schema.columns):
             there = sum(int(draft.present[:, number].sum()) for draft in self.drafts)
@@ -177,7 +177,7 @@ def read_folder(folder: Path, mapping: MemberMapping, progress: Callable[[str], 
             "decompress them, for instance with gunzip, or move them elsewhere"
         )
     if not paths:
-        raise ValueError(f"{folder} holds no *{TAR_SUFFIX}")
+        raise ValueError(f"{folder} has no *{TAR_SUFFIX}")
     samples = {path: _samples(path) for path in paths}
     _refuse_shared_keys(samples)
     extensions = dict(mapping.columns) or _npy_extensions(samples)

@@ -84,9 +84,9 @@ def _joined(field: str, items: list[Any], made: Mapping[str, np.ndarray]) -> dic
     try:
         arrays = [np.asarray(item, None if isinstance(item, np.ndarray) else np.float64) for item in items]
     except (TypeError, ValueError):
-        raise ValueError("it holds lists that are no arrays of numbers") from None
+        raise ValueError("it has lists that are not arrays of numbers") from None
     if any(array.dtype.kind not in "fiub" for array in arrays):
-        raise ValueError("it holds objects that are no numbers or text")
+        raise ValueError("it has objects that are not numbers or text")
     shapes = {array.shape for array in arrays}
     if len(shapes) == 1:
         whole = np.stack(arrays)

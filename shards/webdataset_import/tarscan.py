@@ -172,7 +172,7 @@ class _Scanner:
         return name
 
     def _check_end(self) -> None:
-        """A second zero block, and nothing but zeros after it: whatever followed would be lost in silence."""
+        """A second zero block, and nothing but zeros after it: otherwise what follows would be lost silently."""
         if any(self._take(BLOCK, "end-of-archive marker")):
             raise self._fault("has a lone zero block amid its members")
         while self._position < self._size:

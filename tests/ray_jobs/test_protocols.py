@@ -288,7 +288,7 @@ def test_a_document_that_cannot_be_read_is_refused_by_the_report(
     path.write_text(content)
     assert report([str(tmp_path / "run"), "--no-tracking"]) == 2
     told = capsys.readouterr().err
-    assert f"error: {path}: holds no protocols that can be read (" in told and told.count("\n") == 1
+    assert f"error: {path}: has no protocols that can be read (" in told and told.count("\n") == 1
 
 
 def test_an_answer_is_checked_and_a_reason_needs_no_tables(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _steps(planned: PlannedCell, data: LabelledSet) -> int:
 
 
 def _probe(planned: PlannedCell | None, data: LabelledSet) -> tuple[float, float]:
-    """CPU seconds of an optimiser step, and of all the cell's probes: what else the machine does is no part of them."""
+    """CPU seconds of an optimiser step, and of all the cell's probes: what else the machine does is not counted."""
     if planned is None or planned.cell.config is None:
         return 0.0, 0.0
     with one_thread():

@@ -111,7 +111,7 @@ def refuse_other_settings(job: AblateJob) -> None:
         return
     there = read_mapping(path)
     if not all(isinstance(group, dict) for group in there.values()):
-        raise ValueError(f"{path}: holds no settings of an ablation; restore it, or give another --run")
+        raise ValueError(f"{path}: has no settings of an ablation; restore it, or give another --run")
     mine, usual = (json.loads(json.dumps(settings)) for settings in (job.settings(), asdict(JudgingConfig())))
     differing = [
         f"{group}.{name}: {there.get(group, {}).get(name)!r} there, {value!r} now"

@@ -102,7 +102,7 @@ class FactorsConfig:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is told of the clean clip, and not learned from."""
+        """Facts about the clean clip, which are not learned from."""
         return (f"clean_{list(self.widths)[-1]}",)
 
     @property

@@ -73,7 +73,7 @@ class RenderedConfig:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Nothing is told of the clean clip."""
+        """There are no facts about the clean clip."""
         return ()
 
     @property

@@ -103,4 +103,4 @@ def load(path: Path) -> tuple[list[Drawing], str]:
         ]
         return shown, str(found.get("stamp", ""))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no figures of a report ({error}); make the report again") from None
+        raise ValueError(f"{path}: has no figures of a report ({error}); make the report again") from None

@@ -39,7 +39,7 @@ def found_in(places: Sequence[Path], own: Path) -> list[Found]:
         files = [inside(place, path.relative_to(place)) for path in listed if path.exists()]
         if not files and place is not own:
             raise ValueError(
-                f"--protocols: {place} holds no {DOCUMENT}; give the folder of a run whose protocols were asked by "
+                f"--protocols: {place} has no {DOCUMENT}; give the folder of a run whose protocols were asked by "
                 "conclugen evaluate --protocol"
             )
         for path in files:

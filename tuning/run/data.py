@@ -63,7 +63,7 @@ def feature_shards(job: RunJob, stages: Stages) -> tuple[Manifest, bool]:
             f"source: {job.source} is a table; give the folder of its clips, and the table by --labels"
             if kind == "table"
             else f"source: {job.source} holds archives of other tools; make them readable first: "
-            f"{commands.typed('index')} {job.source} (--help lists what it is told)"
+            f"{commands.typed('index')} {job.source} (--help lists its options)"
         )
     clips = place / "clips"
     fields = job.columns

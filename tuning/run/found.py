@@ -59,7 +59,7 @@ class Retrieval:
 
 @dataclass
 class Findings:
-    """lines: for people; the rest: for the report. agreements: name (speaker, a label) -> how far clusters go with it.
+    """lines: to print; the rest: for the report. agreements: name (speaker, a label) -> how far clusters go with it.
     typical: keys of each cluster's most typical rows."""
 
     clusters: Clusters | None = None

@@ -148,7 +148,7 @@ def _with_ray(job: RunJob) -> RunJob:
     """The job beside a Ray that holds all its stages. A local Ray has more logical CPUs than there are cores, so that
     an actor of each encoder fits in; tasks that decode then take several, or there would be more of them than cores."""
     encoders = len(resolve(list(job.encoders)))
-    choices_of(job.encoders, job)  # what is wrong with them is told before any work
+    choices_of(job.encoders, job)  # wrong ones are refused before any work
     ray_cluster.connect(max(encoders + 1, job.workers, machine.cores()))
     return job
 

@@ -5,7 +5,7 @@ A `Judge` holds the labelled training rows and the validation rows, read once; i
 
     probe_accuracy, probe_uar, probe_macro_f1   logistic probe of the frozen representations, fitted on labelled
                                                 training groups and judged on the validation groups (beside them
-                                                probe_recall/<class>; of a trial at its end all of it once more beside
+                                                probe_recall/<class>; of a trial at its end all of it again beside
                                                 raw features, as with_raw/..., and what rows were taken for)
     recall@1, recall@5, recall@10               cross-modal retrieval, mean over the pairs of modalities
     effective_rank                              RankMe, mean over modalities
@@ -186,7 +186,7 @@ class Judge:
 
     def probe(self, pretrainer: Pretrainer, ended: bool = False) -> dict[str, float]:
         """Scores of a probe that learns from the labelled training rows which have a representation; none where there
-        is no label. ended: see `measure`."""
+        is not a label. ended: see `measure`."""
         if self.train is None or self.labelled is None:
             return {}
         train, held_out = self.train, self.labelled

@@ -1,4 +1,4 @@
-"""Job: train once more what a population came to. `python -m tuning.sweep.replay --help`.
+"""Job: train the best member of a population again. `python -m tuning.sweep.replay --help`.
 
 python -m tuning.sweep --scheduler pbt --run population ...
 python -m tuning.sweep.replay outputs/population
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplayJob:
-    """The model that a population came to, trained once more by its schedule of task weights, in one process.
+    """The best model of a population, trained again by its schedule of task weights, in one process.
 
     Where a population's best trial took over the state of another, no configuration by itself gives its model: the
     schedule does. The model is exported to `model/` in the sweep's folder.

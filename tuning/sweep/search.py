@@ -100,8 +100,8 @@ class TpeSearch:
     """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011; Watanabe 2023), multivariate within each group
     of parameters that occur together, and with a penalty on configurations that are running.
 
-    A trial that a scheduler stopped is told as pruned, with its curve: TPE ranks such trials by how far they came. The
-    study lives in memory (a draw takes milliseconds); each trial that has ended is appended to Optuna's own journal
+    A trial that a scheduler stopped is reported as pruned, with its curve: TPE ranks such trials by how far they came.
+    The study lives in memory (a draw takes milliseconds); each trial that has ended is appended to Optuna's own journal
     storage, one write, from which the next start takes it.
     """
 

@@ -222,7 +222,7 @@ def _standing(store: TrialStore, job: SweepJob) -> str:
 
 
 def not_run(store: TrialStore, job: SweepJob) -> list[str]:
-    """What a sweep that is through has not run, as lines for people."""
+    """What a finished sweep has not run, as lines to print."""
     lines = []
     if store.died:
         numbers = ", ".join(map(trial_name, store.died[:10])) + (" ..." if len(store.died) > 10 else "")

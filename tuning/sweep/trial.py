@@ -181,7 +181,7 @@ class Progress:
 class Trial(Progress):
     """A pretraining under way.
 
-    config: what is trained. shared: see above. name: by which its own checkpoints are told from others'. journal: where
+    config: what is trained. shared: see above. name: which tells its own checkpoints from others'. journal: where
     steps and measures are written; None: nowhere. data: of a mixture, with the trial's weights; None: the sweep's.
     """
 

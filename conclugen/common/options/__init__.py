@@ -18,10 +18,11 @@ Words that mean the same in all of them:
 | `--help`, `--help-all` | the options that are used most; all of them |
 
 Any other field is an option of its dotted name, such as `--pretrain.optimizer.lr`. `-` and `_` are alike. Lists are
-`a,b` (or `[a, b]`, or words after each other), mappings `name=value`, `none` is no value, and a bare `--flag` is true.
+`a,b` (or `[a, b]`, or words after each other), mappings `name=value`, `none` means no value, and a bare `--flag` is
+true.
 
 Exit status: 0 good, 1 failed, 2 wrong input or configuration (nothing was done), 3 done in part (what was left out is
-named), 130 interrupted, 143 terminated (what is done is told, and that the same command goes on). Errors are one line
+named), 130 interrupted, 143 terminated (it prints what is done, and that the same command resumes). Errors are one line
 on stderr that begins with `error: `.
 
 It stands on the standard library's argparse (help) and on PyYAML. A library that builds classes from configuration was

@@ -7,7 +7,7 @@
 
 Every leaf of the dataclass is an option named after it (`--pretrain.optimizer.lr`; `_` and `-` are alike), or by its
 short name. A file given by `--config` holds the same fields. Later files outrank earlier ones, options outrank files.
-What does the work imports what it needs when all of that is read and found right: a wrong option is told at once.
+What does the work imports what it needs only after all of that was read and checked: a wrong option is refused at once.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Command:
         built: Dotted group -> what builds it from plain data, where that is more than laying it over the defaults (the
             preset of a configuration).
         implied: What is given, by dotted field -> fields that follow from it where they are not given themselves.
-        extra: Options of such a group that are no fields, as leaves.
+        extra: Options of such a group that are not fields, as leaves.
         epilog: Text below the options.
         called: What was typed to run it; none: `python -m` and its name.
     """
@@ -166,7 +166,7 @@ class Command:
         for leaf in _leaves(self):
             value = _field(job, leaf.name)
             if isinstance(value, str | Path) and error.filename is not None and str(value) not in ("", "."):
-                with contextlib.suppress(ValueError):  # text that is no path
+                with contextlib.suppress(ValueError):  # text that is not a path
                     if Path(str(error.filename)).absolute().is_relative_to(paths.absolute(value, leaf.name)):
                         return f"{self.option(leaf.name)}: {said}"
         return said
