@@ -242,7 +242,7 @@ class Embedder:
         features: modality -> (B, D) array or tensor; None, or left out: missing in all rows; a row with a NaN: missing
         there. Or a `Batch`, or any object with `features` and `present` as it has them, which may hold modalities that
         the model does not know. Representations of missing rows are 0. corpus: the one of `corpora` that the rows are
-        of, where the model standardises by corpus; None: another one, for which the moments of all stand. Raises
+        of, where the model standardises by corpus; None: another one, which gets the moments of all. Raises
         ValueError for unknown modalities and corpora, wrong widths, unequal rows, TypeError for anything else than a
         mapping or a batch.
         """

@@ -1,7 +1,7 @@
 """What tasks read of the global batch as a whole, made before the batch is cut into parts: partners and targets.
 
 A partner is another row, drawn, whose features take the place of masked ones (`View.swap`); a target is a column that
-is predicted and never read by a head (`Inputs.targets`). Both stand in the batch as features under names of their own,
+is predicted and never read by a head (`Inputs.targets`). Both are in the batch as features under names of their own,
 so that a part of it has its own rows of them.
 
 Shape suffixes: B rows of this rank, N rows of all ranks, D feature width.

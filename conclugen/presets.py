@@ -80,7 +80,7 @@ def build(name: str, recipe: str = "improved", **overrides: Any) -> PretrainConf
         for task in _active(task_names, overrides.get("tasks"))
     }
     reads = [registry.get(task).inputs(config, modalities) for task, config in active.items()]
-    # A recipe speaks of all modalities and tasks; here stands what has an effect on those of this preset.
+    # A recipe covers all modalities and tasks; this is what affects those of this preset.
     model = dataclasses.replace(
         model,
         own_width_modalities=tuple(m for m in model.own_width_modalities if m in modalities),

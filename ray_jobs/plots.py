@@ -426,7 +426,7 @@ def points(
 
 
 def _curve(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], ink: str) -> Any:
-    """The line that stands for it in a legend."""
+    """Its line in a legend."""
     shown = np.where(np.isfinite(y), y, np.nan)
     if len(y) <= _SMOOTHED_FROM:
         few = len(y) <= _MARKED_UP_TO

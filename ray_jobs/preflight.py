@@ -1,7 +1,7 @@
 """What a job needs at its end, looked at before its first work: where it is tracked, and under which names.
 
 Names are refused while the job is parsed, folders that cannot be written to where the job takes their lock
-(`conclugen.common.locks.folder_held`). Here stands what only a look outside tells.
+(`conclugen.common.locks.folder_held`). Here is what only a look outside can tell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ray's loggers that tell what concerns nobody who runs these jobs; those of private modules stand here alone."""
+"""Ray loggers whose messages concern nobody who runs these jobs; names of private modules are here only."""
 
 from __future__ import annotations
 

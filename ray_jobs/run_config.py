@@ -1,6 +1,6 @@
 """What a job reads and where it writes: the parts of a job's configuration that are not the method's own.
 
-The method's configuration is `conclugen.PretrainConfig`. Here stand the data (identity of a run: its digests are
+The method's configuration is `conclugen.PretrainConfig`. Here are the data (identity of a run: its digests are
 recorded with it) and the run itself (free: a run may be resumed with other values of these).
 """
 
@@ -240,7 +240,7 @@ class RunConfig:
         cpus_per_worker: Logical CPUs that each worker reserves; also its number of threads.
         checkpoint_every: Optimiser steps between checkpoints, beside those by time; None: by time alone.
         checkpoint_every_s: Seconds between checkpoints, by rank 0's clock; None: by steps alone. It is more where the
-            last one is not stored yet, or training would stand still for more than 1 % of the time. What a failure can
+            last one is not stored yet, or training would pause for more than 1 % of the time. What a failure can
             cost.
         keep_checkpoints: Checkpoints kept: the best by `keep_by`, and always the newest.
         keep_by: Validation metric by which the best are kept, for instance `validation/effective_rank/video`; None: the

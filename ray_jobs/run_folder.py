@@ -43,7 +43,7 @@ from shards import CorruptSample
 
 _MOMENTS = ("mean", "deviation")
 DATA, CHOSEN = "data", "run.yaml"
-"""What stands in the folder before the run begins, where the same command makes its shards."""
+"""What the folder may hold before the run begins, where the same command makes its shards."""
 
 Standardization = Mapping[str, tuple[np.ndarray, np.ndarray]]
 

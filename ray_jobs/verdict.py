@@ -23,7 +23,7 @@ class EvaluateResult:
 
     main_score: by which rows are compared. kind: of the label. class_rows: of classes, test rows of each. group_rows:
     test rows of each unit of intervals; group_class_rows: of classes, its test rows of each. unit: what such a unit is
-    called. stamp: what every page and picture of it says, empty where it may be taken as it stands.
+    called. stamp: what every page and picture of it says, empty where there is nothing to add.
     """
 
     folder: Path

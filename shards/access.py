@@ -112,7 +112,7 @@ class AccessError(OSError):
 def access_error(error: BaseException, where: str) -> AccessError | None:
     """What an error of a store or a file system says about access; None where it is about the data.
 
-    The store's own code counts before the class of exception that a client makes of it: one class stands for a missing
+    The store's own code counts before the class of exception that a client makes of it: one class covers a missing
     file and a missing bucket, another for a wrong key and a missing permission.
     """
     if isinstance(error, AccessError):

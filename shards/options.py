@@ -119,7 +119,7 @@ class PackJob:
         max_shard_mb: Largest size of a shard in MB (1024^2 bytes).
         view_by: A view for each value of this text, such as split; it is kept as by --meta.
         allow_empty_class: Accept classes that no sample has.
-        overwrite: Replace the data set that stands in the output.
+        overwrite: Replace the data set in the output.
         quiet: No progress line.
     """
 

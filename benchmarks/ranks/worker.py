@@ -1,6 +1,6 @@
 """One rank of one case: takes a number of steps on a line, answers with what they cost.
 
-Run as a file, with the code to measure first on the path, so that an older state of the project can stand beside this
+Run as a file, with the code to measure first on the path, so that an older state of the project can run beside this
 one: of `conclugen` it uses what both have. On its command line is one JSON object; see `command.Case`.
 """
 

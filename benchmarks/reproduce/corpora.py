@@ -171,7 +171,7 @@ def pretrained(config: PretrainConfig, data: DataConfig, steps: int) -> Pretrain
 
 
 def representations(pretrainer: Pretrainer, corpus: Corpus, shown: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """(N, R) of every row, of the modalities shown; a corpus that the model has not seen stands by the moments of
+    """(N, R) of every row, of the modalities shown; a corpus that the model has not seen uses the moments of
     all."""
     config, rows = pretrainer.config, len(corpus.groups)
     number = config.corpora.names.index(corpus.name) if corpus.name in config.corpora.names else -1

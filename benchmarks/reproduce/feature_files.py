@@ -112,7 +112,7 @@ def read_mosi(folder: Path, draws: int, table: str = "mosi_audio_text", seed: in
             "all three modalities",
             "Warning: `visual_cnn100` was fitted with the labels of the whole training part. A system with video has "
             "seen more labels than its column says, and block weights that are chosen on training rows trust it too "
-            "much. The table stands here because others use all three; read the two above.",
+            "much. The table is here because others use all three; read the two above.",
         ),
     }[table]
     return DataSet(

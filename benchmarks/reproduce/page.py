@@ -382,7 +382,7 @@ def _published() -> str:
     told = (
         f"{_SOURCE}: all 1,440 clips, eight emotions, five folds over all 24 actors (four or five are tested at a "
         "time), features not normalised by the tested actor; the speech network was fine-tuned on the training clips. "
-        "Other folds, other (far larger) encoders, five more training actors: they stand beside the column of 100 % "
+        "Other folds, other (far larger) encoders, five more training actors: they are beside the column of 100 % "
         "of labels, inductive, not in its order. No interval can be given."
     )
     return "\n".join(lines) + f"\n\n{told}"

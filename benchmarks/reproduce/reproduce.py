@@ -132,7 +132,7 @@ class System:
         trained: The heads after pretraining, not before.
         seeded: What is judged, or how, is drawn from a seed.
         order: In which pass over the tables it is judged.
-        beside: Pretrainings that stand side by side: of the seed and those that follow it.
+        beside: Pretrainings shown side by side: of the seed and those that follow it.
     """
 
     name: str

@@ -27,7 +27,7 @@ _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EO
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write; it stands as `path` when the block ends, and leaves `path` as it was if the block fails.
+    """A binary file to write; it becomes `path` when the block ends, and leaves `path` as it was if the block fails.
 
     Raises OSError, naming `path`, where it cannot be written (no such folder, no permission, no space).
     """
@@ -40,7 +40,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """As `atomic_file`, for writers that take a name: the path to write to, which nothing stands at yet."""
+    """As `atomic_file`, for writers that take a name: the path to write to, which does not exist yet."""
     target = Path(path)
     temporary = _hidden(target, _PARTIAL)
     try:
@@ -75,7 +75,7 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 2, sort_k
 
 
 def append_text(path: str | Path, text: str) -> None:
-    """Add to a file, in one write, which other processes' whole lines may stand around; made if it is not there.
+    """Add to a file, in one write, so that lines of other processes stay whole; the file is made if needed.
 
     The folder may be somebody else's: what lies there under this name, a link or a pipe, is neither followed nor waited
     for (OSError).
@@ -87,10 +87,10 @@ def append_text(path: str | Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to fill; it stands as `path` when the block ends, and leaves `path` as it was if the block fails.
+    """An empty folder to fill; it becomes `path` when the block ends, and leaves `path` as it was if the block fails.
 
-    A folder already there is replaced: it is moved aside, and removed once the new one stands, or moved back where the
-    new one cannot be put there. Folders above `path` are made.
+    A folder already there is replaced: it is moved aside, and removed once the new one is in place, or moved back where
+    the new one cannot be put there. Folders above `path` are made.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
     [project.entry-points."conclugen.commands"]
     pretrain = "ray_jobs.pretrain:COMMAND [data,evaluation,train]"
 
-The value is a `Command`; behind it stand the extras that the command needs. The project's own are those of its
+The value is a `Command`; the extras that the command needs follow it. The project's own are those of its
 installed metadata, and in a clone those of the clone's pyproject.toml, installed or not.
 """
 

@@ -29,7 +29,7 @@ _ERASE = "\r\x1b[K"
 _doing: list[tuple[str, float]] = []  # what is being done, and since when; the innermost is named
 _resting = False
 _said = time.monotonic()  # when anything was written last
-_drawn: TextIO | None = None  # where a line stands that is not finished
+_drawn: TextIO | None = None  # where an unfinished line is shown
 
 
 class Progress:

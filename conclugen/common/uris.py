@@ -36,7 +36,7 @@ _COLON = r":(?!:[A-Za-z][\w+.-]*:/)"  # `zip://x::https://` is a chain
 _USER = re.compile(rf"{_BEGIN}(?:{_NAME}{_COLON}" r"(?!\d+(?:[/?#\s'\"<>(){}]|$))[^\s'\"<>(){}]*@|[^\s'\"<>(){}?#/]*@)")
 # The same with quotes, brackets and spaces in the password, as far as the next @ of the line.
 _ODD_USER = re.compile(rf"{_BEGIN}{_NAME}{_COLON}" r"(?!\d+(?:[/?#\s'\"<>(){}:,;]|$))(?=\S)[^\n@]{1,80}@")
-# One address and nothing else: whatever stands before the last @ of its host or its password.
+# One address and nothing else: all before the last @ of its host or its password.
 _WHOLE = re.compile(
     rf"\A\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:[/\\]{{2}}|{_KNOWN}:[/\\]*|[/\\]{{2}}(?=[^/\\]*:)){_HOST}(?!{_CONTAINER})"
     r"(?:[^?#/\\:@]*:(?!\d*(?:[/?#\s]|$)).*@|[^?#/\\]*@)",
@@ -83,7 +83,7 @@ def public(uri: str) -> str:
 
 
 def _without_value(parameter: re.Match[str]) -> str:
-    value = unquote(parameter["value"])  # a whole address, where a proxy stands before it
+    value = unquote(parameter["value"])  # a whole address, where a proxy comes before it
     hides = _is_secret(parameter) or _USER.search(value) or any(map(_is_secret, _PARAMETER.finditer(value)))
     return f"{parameter['name']}{_HIDDEN}" if hides else parameter[0]
 
@@ -96,7 +96,7 @@ def check(field: str, uri: str) -> str:
     """Return the URI if it may be stored. Raises ValueError, without the secret, where it holds one."""
     shown = uri
     if _ADDRESS.search(uri):
-        # Behind a cache or an archive (`simplecache::`, `zip://x::`) stands one more.
+        # Behind a cache or an archive (`simplecache::`, `zip://x::`) another one follows.
         shown = "::".join(_WHOLE.sub(r"\g<scheme>", part, count=1) for part in _CHAIN.split(uri))
         shown = public(_WHOLE_PARAMETER.sub(_without_value, shown))
     if shown != uri:

@@ -1,7 +1,7 @@
 """Frozen encoders of video, audio and text behind one small protocol; libraries and weights are loaded where used.
 
 An encoder of this folder is a file and a line in `registry.ENCODERS`; how other packages and a user's own modules add
-theirs stands there too.
+theirs is listed there too.
 """
 
 from __future__ import annotations

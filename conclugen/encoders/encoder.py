@@ -1,4 +1,4 @@
-"""What a frozen encoder is: where it stands in the data, what it takes, what it gives.
+"""What a frozen encoder is: which data it belongs to, what it takes, what it gives.
 
 An encoder maps one clip's input of one kind to a sequence of vectors, one for each step of time (a frame, a window, a
 token); the clip's feature is their mean (as the method has it), unless its info says another pooling. Encoders know no

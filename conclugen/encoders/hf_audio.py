@@ -1,7 +1,7 @@
 """Audio models of Hugging Face: wav2vec 2.0, HuBERT, WavLM, Whisper's encoder, the Audio Spectrogram Transformer, CLAP.
 
 A clip goes through the library's own feature extractor and network by itself, in windows of at most 30 s (or what the
-extractor takes), so that its vector depends on nothing else. Steps that stand for padding are left out: Whisper and AST
+extractor takes), so that its vector depends on nothing else. Steps of padding are left out: Whisper and AST
 pad to their full length and know no mask. A sequence has a vector for each step of time; CLAP's has one for each
 region of its last spectrogram.
 """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from conclugen.encoders.encoder import Encoder
 
 # Name -> (module, factory(weights, mirror, device) -> Encoder, one line). A name that ends with `:MODEL` is a family:
-# its factory takes what stands in the place of MODEL before the others.
+# its factory takes the text in place of MODEL as its first argument.
 ENCODERS: Mapping[str, tuple[str, str, str]] = {
     "resnet152": ("resnet152", "create", "paper: ResNet-152, ImageNet, frames at 1 fps; needs weights"),
     "resnet3d101": ("resnet3d", "create", "paper: 3D ResNet-101, Kinetics-400, 16 frames at 16 fps; needs weights"),

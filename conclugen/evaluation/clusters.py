@@ -33,7 +33,7 @@ class Clusters:
 
     @property
     def clear(self) -> bool:
-        """Whether they stand apart at all."""
+        """Whether they are separate at all."""
         return self.silhouette >= CLEAR
 
     def typical(self, cluster: int, most: int = 3) -> NDArray[np.int64]:

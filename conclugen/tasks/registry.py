@@ -34,7 +34,7 @@ RESERVED = (
     "share_band",
     "share_every",
 )
-"""Options that stand beside the tasks in `TasksConfig`."""
+"""Options beside the tasks in `TasksConfig`."""
 
 
 def registered() -> Mapping[str, type[Task]]:

@@ -267,7 +267,7 @@ class _Counter(TorchDispatchMode):
         self.now = self.peak = 0
 
     def kernels(self) -> Counter[Kernel]:
-        """What was executed; late is what stands between the last collective of the backward pass and the update."""
+        """What was executed; late is what lies between the last collective of the backward pass and the update."""
         update = next((i for i, k in enumerate(self._kernels) if k.name.startswith("_fused_adamw")), 0)
         return Counter(
             dataclasses.replace(kernel, late=self._last <= i < update) for i, kernel in enumerate(self._kernels)

@@ -2,8 +2,8 @@
 
 keys (n,) text; vectors (n, R') float32; of a corpus also speakers (n,) text, empty where the data name none, and of
 each label `label.<name>`: (n,) names of classes, empty where a row has none, or numbers (n,) or (n, width), NaN where a
-row has none. Of files, windows stand apart: window_keys (m,), window_times (m, 2) seconds, window_vectors (m, R'). Rows
-without an embedding are left out. Nothing in it is an object, so nothing in it is executed.
+row has none. Of files, windows come separately: window_keys (m,), window_times (m, 2) seconds, window_vectors (m, R').
+Rows without an embedding are left out. Nothing in it is an object, so nothing in it is executed.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def draw(
     path: Path,
     title: str,
 ) -> Path:
-    """Write the picture. stretches: (n, 2) seconds; embeddings (n, R); probabilities (n, K) or None. Values stand at
-    the middle of their window. ValueError for less than two windows."""
+    """Write the picture. stretches: (n, 2) seconds; embeddings (n, R); probabilities (n, K) or None. Values are drawn
+    at the middle of their window. ValueError for less than two windows."""
     if len(stretches) < 2:
         raise ValueError(f"a timeline of {len(stretches)} window(s), expected two or more")
     with styled():

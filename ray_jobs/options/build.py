@@ -20,7 +20,7 @@ class BuildJob:
         source: Folder of the data set; given without an option.
         output: Folder where the shards go; every node must see it.
         allow_incomplete: Go on where clips of the set are missing.
-        overwrite: Replace another build that stands in the output.
+        overwrite: Replace another build in the output.
         table: Folder: CSV, TSV, JSONL or Parquet file with a row for each clip.
         field: Folder: which column of the table a name means, as NAME=COLUMN; may be repeated. Names: path, audio,
             start, end, key, group (speaker), split, text.

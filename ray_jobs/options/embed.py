@@ -23,7 +23,7 @@ class EmbedJob(EncoderOptions, ModelOptions):
         data: Shards of clips or of features (folder or URL), in the place of files.
         embeddings: Folder where embeddings and pictures go; none: `embeddings` in the run's folder.
         text: What is said in the clip (in the clip as a whole).
-        overwrite: Replace embeddings of another run, label or corpus that stand in the folder.
+        overwrite: Replace embeddings of another run, label or corpus in the folder.
     """
 
     files: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ class ExportJob:
         folder: Where the model goes; none: `export` in the run's folder.
         licence: Of the weights, as the hub calls it (apache-2.0, cc-by-nc-4.0); none: the card says that it is open.
         programs: Write the heads as programs, too.
-        overwrite: Replace an export that stands in the folder.
+        overwrite: Replace an export in the folder.
     """
 
     run: str

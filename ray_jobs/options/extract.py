@@ -54,7 +54,7 @@ class ExtractJob(EncoderOptions):
         data: Clip shards (folder or URL), as `ray_jobs.build_shards` makes them; given without an option.
         output: Folder where the feature shards go.
         encoders: Encoders, or sets of them.
-        overwrite: Replace another extraction that stands in the output.
+        overwrite: Replace another extraction in the output.
         crop: Faces: `follow` the face, the `union` of its boxes (as published), or `none`.
         whole_frames: Take whole frames where a clip's face is not seen, which is left out otherwise.
         low_confidence: Use transcripts that a recogniser was unsure of.

@@ -25,13 +25,13 @@ _TABLES = "mlflow.loggedArtifacts"
 def standard_tags(kind: str, description: str, commit: str | None) -> dict[str, str]:
     """Tags that MLflow knows: what it shows as description, source and version. kind: of run, to filter by.
 
-    commit: as `running_revision` gives it; whether the clone differed from it stands in the tag `commit`.
+    commit: as `running_revision` gives it; the tag `commit` says whether the clone differed from it.
     """
     tags = {
         "kind": kind,
         "command": commands.given(),
         "mlflow.note.content": description,
-        "mlflow.source.name": commands.given_name(),  # its pages show what stands behind the last `/`
+        "mlflow.source.name": commands.given_name(),  # its pages show what follows the last `/`
         "mlflow.source.type": "LOCAL",
     }
     if commit is not None:

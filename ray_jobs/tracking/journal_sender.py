@@ -148,7 +148,7 @@ class JournalSender:
             self._lock.release()
             self._lock = None
 
-    # ------------------------------------------------------------------ where it stands
+    # ------------------------------------------------------------------ progress
 
     def _attach(self) -> MlflowRun:
         self._acquire()

@@ -99,7 +99,7 @@ class MlflowRun:
         return False
 
     def is_gone(self) -> bool:
-        """Whether the run no longer stands on the server."""
+        """Whether the run was deleted on the server."""
         return not self._is_ours(self.run_id)
 
     def nest(self) -> None:
@@ -346,8 +346,8 @@ def allowed_name(name: str) -> str:
     """A name that MLflow accepts, another one for each other name.
 
     MLflow allows letters, digits and `_-. :/`, and at most 250 characters; it takes names for paths. `@`, as in
-    `recall@1`, becomes `:`. In whatever else cannot stand the characters are replaced by `_` and a digest of the whole
-    name is put behind it, which also marks the names that look as if they had one.
+    `recall@1`, becomes `:`. In any other name that is not allowed the characters are replaced by `_` and a digest of
+    the whole name is put behind it, which also marks the names that look as if they had one.
     """
     plain = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name.replace("@", "a"))
     kept = name.replace("@", ":")

@@ -17,7 +17,7 @@ class MlflowSink(BackgroundSender):
     """Sends a journal to MLflow in a background thread. Nothing it meets reaches the training.
 
     Args:
-        journal: path of the journal (`Journal.path`); the run's identity and experiment stand in its first record.
+        journal: path of the journal (`Journal.path`); its first record has the run's identity and experiment.
         tracking_uri: see `JournalSender`.
         interval_s: pause between looks at the journal.
     """

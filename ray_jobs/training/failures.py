@@ -34,7 +34,7 @@ from shards.access import AccessError
 # What a restart from the last checkpoint would meet again.
 _FATAL: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, CheckpointWriteError)
 _FATAL += (ImportError, LookupError, NameError, NotImplementedError, TypeError, ValueError)
-# Where a rank stands that only waits for another one.
+# Functions in which a rank only waits for another one.
 _WAITING = ("/torch/distributed/", "/conclugen/distributed.py", "/ray_jobs/training/rank_meeting.py")
 # What Ray says of a process that is gone.
 _DIED = re.compile(r"(?:Worker exit detail|The actor is dead because):? ?([^.]*)")
@@ -143,7 +143,7 @@ class Heartbeat:
         while not self._end.wait(min(1.0, self._limit / 10)):
             if time.monotonic() - self._alive_at > self._limit:
                 frame = sys._current_frames()[self._watched]
-                where = f"no step was finished within {self._limit:g} s; it stands in {_place(frame)}"
+                where = f"no step was finished within {self._limit:g} s; it is in {_place(frame)}"
                 stack = traceback.extract_stack(frame)
                 waited = any(part in line.filename for line in stack for part in _WAITING)
                 self._note("Stalled", where, False, waited, "".join(traceback.format_list(stack)))
@@ -252,7 +252,7 @@ def most_telling(failures: Iterable[Failure]) -> list[Failure]:
 
 
 def cause_of(said: str) -> str:
-    """The end of what a library said, in one line: of a traceback the exception, which stands last."""
+    """The end of what a library said, in one line: of a traceback the exception, its last line."""
     lines = said.strip().splitlines()
     starts = [i for i, line in enumerate(lines) if _EXCEPTION.match(line)]
     traced = any(line.lstrip().startswith(("File ", "Traceback", "ray::")) for line in lines)

@@ -43,7 +43,7 @@ def health_panels(history: Mapping[str, Curve], chances: Mapping[str, float]) ->
 
 
 def _parted(name: str) -> tuple[str, str]:
-    """Kind, and of what: a modality, a pair, a corpus. A task's own measure is a kind as it stands."""
+    """Kind, and of what: a modality, a pair, a corpus. A task's own measure is a kind by itself."""
     parts = name.split("/")
     known = _TITLES.keys() | _UNSHOWN
     place = next((at for at, part in enumerate(parts[:2]) if part in known), None)

@@ -51,7 +51,7 @@ _SLOWEST_BYTES_PER_S = 2**20  # of a store that still counts as answering
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """Where a finished run stands: its folder, its exported model, its last step, and how to find it in MLflow.
+    """What a finished run left: its folder, its exported model, its last step, and how to find it in MLflow.
 
     refused: what MLflow has refused permanently, one line each; unsent: whether it lacks something that can yet be
     sent.
@@ -207,7 +207,7 @@ def newest(store: CheckpointStore, size: int) -> Checkpoint | None:
 
 
 def reached_step(store: CheckpointStore, identity: dict[str, Any], size: int) -> int:
-    """The step that the run's newest checkpoint stands at, 0 without one. Raises ValueError where it is a checkpoint of
+    """The step of the run's newest checkpoint, 0 without one. Raises ValueError where it is a checkpoint of
     another run, OSError where the store cannot be read."""
     found = newest(store, size)
     if found is None:

@@ -22,7 +22,7 @@ METRICS = {
     "data_wait_share": "Share of the time in which rank 0 waited for data, 0 to 1; of the last report.",
     "mfu": "Model FLOPs utilisation: a step's matrix products beside the device's bfloat16 peak, 0 to 1.",
     "checkpoint_seconds": "Seconds from the copy of the last checkpoint until it was stored.",
-    "checkpoint_blocked_seconds": "Seconds of them in which training stood still.",
+    "checkpoint_blocked_seconds": "Seconds of them in which training was paused.",
     "restarts": "Starts of the run's workers beyond the first, in this job.",
 }
 """Name, after `conclugen_` -> what it is."""

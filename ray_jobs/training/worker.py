@@ -248,7 +248,7 @@ class Watch:
 
 class CheckpointClock:
     """When the next checkpoint by time is due: after `every_s` seconds, and not before training has gone on for 99
-    times as long as it stood still for the last one."""
+    times as long as the last one paused it."""
 
     def __init__(self, every_s: float | None, clock: Callable[[], float] = time.monotonic):
         self._every_s, self._clock = every_s, clock
@@ -260,7 +260,7 @@ class CheckpointClock:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Around what training stands still for."""
+        """Around what pauses training."""
         begun = self._clock()
         yield
         ended = self._clock()

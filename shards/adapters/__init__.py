@@ -46,7 +46,7 @@ class Adapter:
 
     @property
     def file(self) -> str:
-        """Where the module stands."""
+        """The module's path."""
         return str(self._load().__file__)
 
     @property

@@ -25,7 +25,7 @@ class CorpusJob:
         seed: Of all draws.
         silent: Share of the clips that have no sound.
         processes: Processes that render; the default is one for each core.
-        overwrite: Replace a corpus that stands in the output.
+        overwrite: Replace a corpus in the output.
     """
 
     output: Path

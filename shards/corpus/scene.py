@@ -19,7 +19,7 @@ _AROUND = 1.4  # of half the head's height: half the side of the square around a
 @dataclass(frozen=True)
 class Scene:
     """zoom: half the head's height as a share of the picture's; centre, drift: shares; tilt: radians; wall: colours
-    above and below; thing: (left, top, right, bottom) shares of what stands behind; light: (x, y) its gradient over the
+    above and below; thing: (left, top, right, bottom) shares of what is behind; light: (x, y) its gradient over the
     picture; exposure: factor of it; warmth: factors of R, G, B; grain: deviation of the picture's noise, in grey
     levels; blur: pixels; volume: dB of all sound; hum: dB of the background noise against the voice's 0 dB; rumble: its
     share of low noise, 0 to 1."""

@@ -391,7 +391,7 @@ def plain_info(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_shard_name(name: str) -> None:
-    """Raise ShardError unless the name may stand in a manifest."""
+    """Raise ShardError unless the name is allowed in a manifest."""
     if not re.fullmatch(_SHARD_NAME, name) or ".." in name:
         raise ShardError(name, "name is unsafe", remedy="Rename it to at most 200 of A-Z a-z 0-9 _.+=@,~- without '..'")
 

@@ -76,7 +76,7 @@ def commit(folder: Path, publication: Publication) -> None:
     """Make what lies staged, whole, the content that counts; `finish` must follow, now or by whoever comes next.
 
     Raises, before anything is changed, ValueError for names that `finish` would refuse and for views behind a link,
-    IsADirectoryError where a folder stands in a file's place, and NotADirectoryError where a file stands in a folder's.
+    IsADirectoryError for a folder in a file's place, NotADirectoryError for a file in a folder's.
     """
     staging = folder / STAGING
     fault = _fault(publication.names)

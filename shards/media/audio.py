@@ -133,7 +133,7 @@ def _hear(
     limits: Limits,
     from_begin: bool,
 ) -> _Heard:
-    """Decode from where the file stands; keep what lies between begin and stop, and a little around it."""
+    """Decode from the file's position; keep what lies between begin and stop, and a little around it."""
     heard = _Heard()
     count = good = bad = 0
     follows: Fraction | None = None  # when a frame is heard that has no time of its own: ADPCM packets hold several

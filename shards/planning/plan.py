@@ -45,7 +45,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a stream stands: the next batch to be read is `step` of `epoch`."""
+    """The position of a stream: the next batch to be read is `step` of `epoch`."""
 
     epoch: int = 0
     step: int = 0

@@ -257,7 +257,7 @@ def test_another_run_of_the_name_is_refused_and_leaves_the_run_as_it_is(bench: B
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "told"),
-    [("hang", r"rank 1 of 2, .*no step.*it stands in trace\.py:\d+ inflict"), ("stop", r"rank 1 gave no sign")],
+    [("hang", r"rank 1 of 2, .*no step.*it is in trace\.py:\d+ inflict"), ("stop", r"rank 1 gave no sign")],
 )
 def test_a_worker_that_says_nothing_ends_the_run_in_time(bench: Bench, action: str, told: str) -> None:
     job = with_run(bench.job(action), stall_timeout_s=30.0, max_failures=0)

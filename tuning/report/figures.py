@@ -9,7 +9,7 @@ from ray_jobs import figure_style
 from tuning.report import drawings
 
 VENUE = "cvpr"  # cvpr, ieee, acm, acl, interspeech, icassp, neurips, iclr
-IN_A_COLUMN: set[str] = set()  # names of figures (see `figures.json`) that stand in one column
+IN_A_COLUMN: set[str] = set()  # names of figures (see `figures.json`) of one column
 TITLES = False  # a paper has captions
 RENAME: dict[str, str] = {}  # system -> its name in the paper, such as "untrained heads [improved]": "untrained"
 LEAVE_OUT: set[str] = set()  # systems that are not drawn

@@ -69,7 +69,7 @@ def html(
         lead: What won and by how much: paragraphs before everything else.
         blocks: What follows.
         folder: Where its pictures lie.
-        codes: Name of a task -> what stands for it in combinations of them.
+        codes: Name of a task -> its code in combinations of them.
     """
     files = resources.files(__package__)
     page = string.Template(files.joinpath("report.html").read_text(encoding="utf-8"))
@@ -227,7 +227,7 @@ def _html_cell(entry: Entry, starts: bool) -> str:
 
 
 def _group_starts(table: Table) -> set[int]:
-    """Columns at which the heading above the innermost one changes: a rule stands before them."""
+    """Columns at which the heading above the innermost one changes: with a rule before them."""
     above = [column[:-1] for column in table.head]
     return {index for index in range(len(above)) if index == 0 or (above[index] and above[index] != above[index - 1])}
 

@@ -100,7 +100,7 @@ def claim_table(families: Sequence[Family], title: str, note: str) -> Table:
 
 
 def reference_table(families: Sequence[Family], title: str, note: str) -> Table:
-    """Rows systems; columns kinds of reference and fractions. Which system a reference is stands in the hint."""
+    """Rows systems; columns kinds of reference and fractions. The hint says which system a reference is."""
     fractions = sorted({family.fraction for family in families})
     there = {_kind(c.second) for family in families for c in family.comparisons}
     columns = [(kind, fraction) for kind in REFERENCES if kind in there for fraction in fractions]

@@ -162,7 +162,7 @@ def _clusters(
     findings.clusters = clusters
     findings.typical = [[keys[row] for row in clusters.typical(one)] for one in range(clusters.count)]
     many = ", ".join(str(n) for n in np.bincount(clusters.owner).tolist())
-    clear = "they stand apart" if clusters.clear else f"below {CLEAR}: parts of one cloud, rather than groups"
+    clear = "they are separate" if clusters.clear else f"below {CLEAR}: parts of one cloud, rather than groups"
     findings.lines.append(f"clusters: {clusters.count} of {many} rows, silhouette {clusters.silhouette:.2f} ({clear})")
     for name, values in named.items():
         value = agreement(clusters.owner, [text or None for text in values.tolist()])

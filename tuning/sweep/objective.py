@@ -1,7 +1,7 @@
 """What a trial is judged by: a probe on held-out labelled groups, or label-free measures, all of them for every trial.
 
-A `Judge` holds the labelled training rows and the validation rows, read once; it measures a `Pretrainer` as it stands.
-`OBJECTIVES` says by which measure a search may decide, and whether more is better.
+A `Judge` holds the labelled training rows and the validation rows, read once; it measures a `Pretrainer` in its present
+state. `OBJECTIVES` says by which measure a search may decide, and whether more is better.
 
     probe_accuracy, probe_uar, probe_macro_f1   logistic probe of the frozen representations, fitted on labelled
                                                 training groups and judged on the validation groups (beside them

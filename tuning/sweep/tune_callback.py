@@ -73,7 +73,7 @@ class StoreSearcher(Searcher):
 
 
 class TrialCallback(Callback):
-    """Notes every result, ends trials in the store, and prints how the sweep stands.
+    """Notes every result, ends trials in the store, and prints the sweep's progress.
 
     Args:
         store: of the sweep.

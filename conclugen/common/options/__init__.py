@@ -13,7 +13,7 @@ Words that mean the same in all of them:
 | `--modalities A,B` | the modalities that are learned |
 | `--preset NAME`, `--recipe NAME` | the configuration that single fields are laid over |
 | `--epochs N`, `--batch N`, `--workers N`, `--seed N` | length, rows of a global batch, training processes, draws |
-| `--overwrite`, `--quiet` | replace what stands in the output; no progress lines |
+| `--overwrite`, `--quiet` | replace what is in the output; no progress lines |
 | `--config FILE`, `--print-config` | read the same fields from a file; print them all as one |
 | `--help`, `--help-all` | the options that are used most; all of them |
 
@@ -25,7 +25,7 @@ Exit status: 0 good, 1 failed, 2 wrong input or configuration (nothing was done)
 named), 130 interrupted, 143 terminated (it prints what is done, and that the same command resumes). Errors are one line
 on stderr that begins with `error: `.
 
-It stands on the standard library's argparse (help) and on PyYAML. A library that builds classes from configuration was
+It uses the standard library's argparse (help) and PyYAML. A library that builds classes from configuration was
 in its place; what it did beyond these two had to be fenced off (it imports what a file names), rewritten (its messages)
 or done again (`conclugen.presets` reads the same fields without a command line).
 """

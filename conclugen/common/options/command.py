@@ -56,7 +56,7 @@ class Command:
     """One job or command of the project.
 
     Attributes:
-        name: What stands behind `python -m`.
+        name: The module behind `python -m`.
         job: Frozen dataclass of its options; the first paragraph of its docstring says what the command does.
         work: Takes the job, does it, and returns an exit status; it imports what it needs.
         short: Option -> dotted field: what the field's option is called. The dotted name works as well.
@@ -241,7 +241,7 @@ class _CommandLine:
         return name, words if key is None else [f"{key}={word}" for word in words]
 
     def _many_bare(self) -> bool:
-        """Whether any number of words stand without an option: then a list takes one, `a,b`."""
+        """Whether any number of words may come without an option: then a list takes one word, `a,b`."""
         field_ = self.names.get(self.command.bare or "")
         return field_ is not None and schema.is_list(self.leaves[field_].hint)
 
@@ -395,7 +395,7 @@ class _CommandLine:
                 raise OptionsError(f"{path}: {name}: found {value!r}, expected a mapping of fields")
 
     def _inside(self, prefix: str) -> list[str]:
-        """The fields and groups that stand right under a prefix."""
+        """The fields and groups right under a prefix."""
         under = (n for n in (*self.leaves, *self.groups) if n.startswith(prefix))
         return sorted({n for n in under if "." not in n.removeprefix(prefix)})
 

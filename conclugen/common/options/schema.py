@@ -38,7 +38,7 @@ from conclugen.common.options.words import OptionsError, Word
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
-UNSET = "???"  # stands in a template for a field that must be given
+UNSET = "???"  # in a template: a field that must be given
 _NOTHING = ("none", "null")
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 _METAVARS = {
@@ -89,7 +89,7 @@ class Leaf:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in `--help`."""
+        """The placeholder of the value in `--help`."""
         return _METAVARS.get(self.name.rpartition(".")[2]) or _metavar(self.hint)
 
 

@@ -109,7 +109,7 @@ def dump(content: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """A plain value as it stands behind a field's name, on one line."""
+    """A plain value as it is written after a field's name, on one line."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
     )

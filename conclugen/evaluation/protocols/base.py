@@ -46,7 +46,7 @@ class ProtocolOptions:
             `f1_macro`; none: that of `comparison.select_by`. Other labels are read by their main score.
         fraction: Share of the training rows whose labels the probe learns from; of `labels-to-target` see there.
         draws: Draws of labels at each share below 1.
-        fill: What stands in the place of a missing modality: the training `mean` of its block, which tells a probe
+        fill: What replaces a missing modality: the training `mean` of its block, which tells a probe
             nothing, or `zero`, as exported heads write it. Raw features, and means over modalities, are filled alike.
         resamples: Bootstrap resamples of intervals.
         least_rows: Fewest rows that a group, or a class of it, is scored by.
