@@ -111,6 +111,18 @@ class _Trained:
         return score(y_N.numpy(), logits.argmax(dim=1).numpy()), -loss
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of so few rows are slower on several threads, and on a busy machine many times as slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def fusion_network(
     X: Floats,
     y: Integers,
@@ -132,32 +144,6 @@ def fusion_network(
     Raises:
         ValueError: a loss that is not finite.
     """
-    with _one_thread():
-        return _fusion_network(X, y, fold, test, widths, score, weights, seed, config)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Products of so few rows are slower on several threads, and on a busy machine many times as slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _fusion_network(
-    X: Floats,
-    y: Integers,
-    fold: Integers,
-    test: Floats,
-    widths: Sequence[int],
-    score: Score,
-    weights: Floats | None,
-    seed: int,
-    config: Fusion,
-) -> tuple[Integers, int]:
     classes = int(y.max()) + 1
     x_ND, y_N = torch.as_tensor(X, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64)
     weight_K = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from shards.planning.plan import ALGORITHM as ONE_ALGORITHM
-from shards.planning.plan import Cursor, EpochPlan, Int64, Range, Window, cut_at_borders
+from shards.planning.plan import Cursor, EpochPlan, Int64, Plan, Window, cut_at_borders
 from shards.planning.shares import LARGEST_SPAN, LARGEST_TOTAL, Shares
 
 ALGORITHM = "nested-bresenham-huffman-v1"
 
 
-class MixedPlan:
+class MixedPlan(Plan):
     """Which rows of which corpus are in which batch, for all steps and any number of workers.
 
     counts: corpus -> (shards,) rows selected in each of its shards. weights: corpus -> integer >= 0 (see
@@ -152,46 +152,15 @@ class MixedPlan:
         """Steps before the first step of `epoch` of the mixture."""
         return epoch * self.steps_per_epoch
 
-    def steps_in(self, epoch: int) -> int:
-        return self.steps_per_epoch
-
-    def global_step(self, cursor: Cursor) -> int:
-        """Steps from the very beginning to the cursor."""
-        return self.start_of_epoch(cursor.epoch) + cursor.step
-
     def cursor_at(self, global_step: int) -> Cursor:
-        """The cursor that is `global_step` steps from the very beginning."""
         if global_step < 0:
             raise ValueError(f"global_step is {global_step}; expected >= 0.")
         return Cursor(*divmod(global_step, self.steps_per_epoch))
 
-    def advance(self, cursor: Cursor, steps: int) -> Cursor:
-        """The cursor `steps` steps further on (backwards with a negative number)."""
-        return self.cursor_at(self.global_step(cursor) + steps)
-
-    def local_batch(self, world: int) -> int:
-        """Rows of one rank's batch: ceil(global_batch / world)."""
-        return -(-self.global_batch // world)
-
     # ---- rows -------------------------------------------------------------------------------------------------------
 
-    def rows(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> list[Range]:
-        """This rank's part of one global batch. Rows missing from the local batch's size are padding at its tail.
-
-        Raises ValueError for a step that the epoch does not have, or a rank outside [0, world)."""
-        if not 0 <= step < self.steps_per_epoch:
-            raise ValueError(f"step is {step}; epoch {epoch} has steps 0 to {self.steps_per_epoch - 1}.")
-        return self.window(Cursor(epoch, step), 1, rank, world).ranges(0)
-
     def window(self, start: Cursor, steps: int, rank: int = 0, world: int = 1) -> Window:
-        """This rank's part of `steps` consecutive steps from `start` on, over all borders of epochs and stages.
-
-        Memory grows with the pieces (about local rows / chunk_rows a step, and one for each corpus): keep windows
-        bounded."""
-        if not 0 <= rank < world:
-            raise ValueError(f"rank is {rank}; expected 0 <= rank < world, with world={world}.")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; expected >= 1.")
+        self._check_window(steps, rank, world)
         local, first = self.local_batch(world), self.global_step(start)
         found, done = [], 0
         while done < steps:

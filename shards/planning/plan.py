@@ -15,9 +15,10 @@ A table for one epoch costs 12 bytes a chunk and is built by one sort; seeking t
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,22 +101,61 @@ class _EpochTable:
     phase: Int64
 
 
-class Plan(Protocol):
-    """What a stream needs of a plan: an `EpochPlan`, or the `MixedPlan` of several corpora."""
+class Plan(ABC):
+    """An order of rows in batches: an `EpochPlan`, or the `MixedPlan` of several corpora."""
 
     counts: Int64
     global_batch: int
     chunk_rows: int
     total_rows: int
 
-    def advance(self, cursor: Cursor, steps: int) -> Cursor: ...
+    @abstractmethod
+    def start_of_epoch(self, epoch: int) -> int:
+        """Steps before the first step of `epoch`."""
 
-    def local_batch(self, world: int) -> int: ...
+    @abstractmethod
+    def cursor_at(self, global_step: int) -> Cursor:
+        """The cursor that is `global_step` steps from the very beginning."""
 
-    def window(self, start: Cursor, steps: int, rank: int = 0, world: int = 1) -> Window: ...
+    @abstractmethod
+    def window(self, start: Cursor, steps: int, rank: int = 0, world: int = 1) -> Window:
+        """This rank's part of `steps` consecutive steps from `start` on, over all borders.
+
+        Memory grows with the pieces (about local rows / chunk_rows a step, and one for each corpus): keep windows
+        bounded."""
+
+    def steps_in(self, epoch: int) -> int:
+        return self.start_of_epoch(epoch + 1) - self.start_of_epoch(epoch)
+
+    def global_step(self, cursor: Cursor) -> int:
+        """Steps from the very beginning to the cursor."""
+        return self.start_of_epoch(cursor.epoch) + cursor.step
+
+    def advance(self, cursor: Cursor, steps: int) -> Cursor:
+        """The cursor `steps` steps further on (over epoch borders; backwards with a negative number)."""
+        return self.cursor_at(self.global_step(cursor) + steps)
+
+    def local_batch(self, world: int) -> int:
+        """Rows of one rank's batch: ceil(global_batch / world)."""
+        return -(-self.global_batch // world)
+
+    def rows(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> list[Range]:
+        """This rank's part of one global batch. Rows missing from the local batch's size are padding at its tail.
+
+        Raises ValueError for a step that the epoch does not have, or a rank outside [0, world)."""
+        if not 0 <= step < self.steps_in(epoch):
+            raise ValueError(f"step is {step}; epoch {epoch} has steps 0 to {self.steps_in(epoch) - 1}.")
+        return self.window(Cursor(epoch, step), 1, rank, world).ranges(0)
+
+    @staticmethod
+    def _check_window(steps: int, rank: int, world: int) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank is {rank}; expected 0 <= rank < world, with world={world}.")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; expected >= 1.")
 
 
-class EpochPlan:
+class EpochPlan(Plan):
     """Which rows are in which batch, for all epochs and any number of workers.
 
     counts: (shards,) rows selected in each shard.  seed: any integer.  global_batch: rows in a batch over all workers.
@@ -189,15 +229,7 @@ class EpochPlan:
             return epoch * (self.total_rows // self.global_batch)
         return epoch * -(-self.total_rows // self.global_batch)
 
-    def steps_in(self, epoch: int) -> int:
-        return self.start_of_epoch(epoch + 1) - self.start_of_epoch(epoch)
-
-    def global_step(self, cursor: Cursor) -> int:
-        """Steps from the very beginning to the cursor."""
-        return self.start_of_epoch(cursor.epoch) + cursor.step
-
     def cursor_at(self, global_step: int) -> Cursor:
-        """The cursor that is `global_step` steps from the very beginning."""
         if global_step < 0:
             raise ValueError(f"global_step is {global_step}; expected >= 0.")
         if self.remainder == "carry":  # a batch counts to the epoch of its last row
@@ -206,32 +238,10 @@ class EpochPlan:
             epoch = global_step // self.start_of_epoch(1)
         return Cursor(epoch, global_step - self.start_of_epoch(epoch))
 
-    def advance(self, cursor: Cursor, steps: int) -> Cursor:
-        """The cursor `steps` steps further on (over epoch borders; backwards with a negative number)."""
-        return self.cursor_at(self.global_step(cursor) + steps)
-
-    def local_batch(self, world: int) -> int:
-        """Rows of one rank's batch: ceil(global_batch / world)."""
-        return -(-self.global_batch // world)
-
     # ---- rows ---------------------------------------------------------------------------------------------------
 
-    def rows(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> list[Range]:
-        """This rank's part of one global batch. Rows missing from the local batch's size are padding at its tail.
-
-        Raises ValueError for a step that the epoch does not have, or a rank outside [0, world)."""
-        if not 0 <= step < self.steps_in(epoch):
-            raise ValueError(f"step is {step}; epoch {epoch} has steps 0 to {self.steps_in(epoch) - 1}.")
-        return self.window(Cursor(epoch, step), 1, rank, world).ranges(0)
-
     def window(self, start: Cursor, steps: int, rank: int = 0, world: int = 1) -> Window:
-        """This rank's part of `steps` consecutive steps from `start` on, over epoch borders.
-
-        Memory grows with the pieces (about local rows / chunk_rows a step): keep windows bounded."""
-        if not 0 <= rank < world:
-            raise ValueError(f"rank is {rank}; expected 0 <= rank < world, with world={world}.")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; expected >= 1.")
+        self._check_window(steps, rank, world)
         local = self.local_batch(world)
         shard, begin, stop, of_step = self.pieces(*self._spans(self.global_step(start), steps, rank * local, local))
         # Spans were cut at epoch borders in the order of rows, and epochs only grow, so pieces are in order of step.
