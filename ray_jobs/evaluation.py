@@ -27,7 +27,6 @@ from conclugen.common.atomic import (
     write_text,
 )
 from conclugen.common.locks import folder_held
-from conclugen.common.names import did_you_mean
 from conclugen.common.reading import inside, read_mapping
 from conclugen.common.revision import running_revision
 from conclugen.common.screen import doing
@@ -118,12 +117,7 @@ def open_run(job: EvaluateJob, methods: Sequence[str]) -> Opened:
     """
     refuse_url("output", job.output, SHARED_FOLDER)
     output = paths.absolute(job.output, "output")
-    folder = RunFolder(output / job.run)
-    if not folder.path.is_dir():
-        runs = sorted(path.parent.name for path in output.glob("*/run.json"))
-        raise ValueError(f"--run: no run {job.run!r} in {output}, {did_you_mean(job.run, runs)}")
-    if not folder.model.is_dir():
-        raise ValueError(f"run {job.run!r}: no exported model in {folder.model}; finish it with conclugen pretrain")
+    folder = RunFolder.finished(output, job.run)
     uri = uri_of_run(folder.path, job.tracking_uri)
     embedder = conclugen.load(folder.model)
     steps = embedder.info.get("steps")

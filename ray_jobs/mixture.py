@@ -14,13 +14,12 @@ from conclugen import PretrainConfig
 from conclugen.corpora import by_corpus
 from ray_jobs.run_config import DataConfig, SourceConfig
 from ray_jobs.source import Source, data_set, rendered, rounding
-from shards import Cursor, Manifest, Reader, View
+from shards import Manifest, Reader, View
 from shards.errors import CorruptionLog, CorruptSample, ShardError
 from shards.planning.mixed_plan import MixedPlan
 from shards.planning.shares import whole_weights
 from shards.reading.mixed_reader import MixedReader
-from shards.reading.rows import Memory, Rows
-from shards.reading.stream import ReadAhead
+from shards.reading.rows import Rows
 from shards.tools.stats import Moments, check_present, running_moments
 
 WEIGHTS = "data.weights"
@@ -258,16 +257,6 @@ class Mixture:
             for step, shares in stages
         ]
         return f"; corpora: {'; '.join(told)}"
-
-    def stream(
-        self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
-    ) -> ReadAhead[Rows]:
-        """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
-        `shards.reading.ray_source.stream`); close it before Ray ends."""
-        from shards.reading import ray_source
-
-        execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
-        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution, memory)
 
 
 def weights_differ_from(there: Mapping[str, object], here: Mapping[str, object]) -> int | None:

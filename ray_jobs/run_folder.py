@@ -34,6 +34,7 @@ from safetensors.numpy import load_file, save_file
 
 from conclugen import PretrainConfig
 from conclugen.common.atomic import append_text, atomic_path, sync_file, write_json
+from conclugen.common.names import did_you_mean
 from conclugen.common.options import to_plain
 from conclugen.common.reading import parse_json, read_lines, read_mapping
 from ray_jobs.checkpoint_store import CheckpointStore
@@ -76,6 +77,17 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
         self._record = self.path / "run.json"
         self._attempt = self.path / ".attempt"
+
+    @classmethod
+    def finished(cls, output: Path, name: str) -> RunFolder:
+        """A run with an exported model. ValueError: there is no such run in the output, or it is not finished."""
+        folder = cls(output / name)
+        if not folder.path.is_dir():
+            runs = sorted(path.parent.name for path in output.glob("*/run.json"))
+            raise ValueError(f"--run: no run {name!r} in {output}, {did_you_mean(name, runs)}")
+        if not folder.model.is_dir():
+            raise ValueError(f"run {name!r}: no exported model in {folder.model}; finish it with conclugen pretrain")
+        return folder
 
     @property
     def name(self) -> str:

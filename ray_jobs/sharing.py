@@ -14,7 +14,6 @@ from conclugen import portable
 from conclugen.common import uris
 from conclugen.common.atomic import atomic_folder, remove_remnants, write_text
 from conclugen.common.locks import folder_held
-from conclugen.common.names import did_you_mean
 from conclugen.common.paths import absolute
 from conclugen.common.reading import UnreadableError, inside, open_regular, read_json, read_mapping
 from conclugen.common.tables import markdown, markdown_head, markdown_item, markdown_row
@@ -32,12 +31,7 @@ def share(job: ExportJob) -> Path:
     """Write the folder, whole or not at all; returns it. ValueError for a run that is not finished, or a folder that
     holds something else, or that another process exports to."""
     output = absolute(job.output, "output")
-    run = RunFolder(output / job.run)
-    if not run.path.is_dir():
-        runs = sorted(path.parent.name for path in output.glob("*/model"))
-        raise ValueError(f"--run: no run {job.run!r} in {output}, {did_you_mean(job.run, runs)}")
-    if not run.model.is_dir():
-        raise ValueError(f"--run: {job.run!r} has no exported model yet; finish it with conclugen pretrain")
+    run = RunFolder.finished(output, job.run)
     folder = absolute(job.folder or run.path / "export", "folder")
     # Beside the folder, which is replaced as a whole.
     with folder_held(folder.parent, "an export is being written here", "another --folder", file=f".{folder.name}.lock"):

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from conclugen import PretrainConfig
 from ray_jobs.roles import GROUP
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
-from shards import Cursor, EpochPlan, Manifest, Reader, View
+from shards import EpochPlan, Manifest, Reader, View
 from shards.errors import CorruptSample
-from shards.reading.rows import Memory, Rows
-from shards.reading.stream import ReadAhead
 from shards.tools.stats import absent_modalities, column_moments
 
 
@@ -130,16 +128,6 @@ class Source:
             "carry": "open the next epoch's first batch",
         }[self.plan.remainder]
         return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={self.plan.remainder})"
-
-    def stream(
-        self, rank: int, world: int, cursor: Cursor, steps: int, payload: str, memory: Memory | None = None
-    ) -> ReadAhead[Rows]:
-        """This rank's part of the next `steps` global batches, executed by Ray Data (payload, memory: see
-        `shards.reading.ray_source.stream`); close it before Ray ends."""
-        from shards.reading import ray_source
-
-        execution = ray_source.Execution(tasks=self.data.read_tasks, prefetch=self.data.prefetch)
-        return ray_source.stream(self.reader, self.plan, rank, world, cursor, steps, payload, execution, memory)
 
 
 def rounding(data: DataConfig) -> dict[str, object]:

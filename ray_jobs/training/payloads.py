@@ -138,7 +138,11 @@ class Payload:
             return resident.stream(self._kept, plan, rank, world, cursor, steps, ahead, self._memory)
         if isinstance(self._kept, DeviceRows):
             return DeviceBatches(self._kept, ReadAhead(resident.places(plan, rank, world, cursor, steps), ahead))
-        return self._source.stream(rank, world, cursor, steps, self.name, self._memory)
+        from shards.reading import ray_source
+
+        source = self._source
+        execution = ray_source.Execution(tasks=source.data.read_tasks, prefetch=ahead)
+        return ray_source.stream(source.reader, plan, rank, world, cursor, steps, self.name, execution, self._memory)
 
     def on_device(self, batches: Any, device: torch.device) -> Iterator[Any]:
         """The batches, on their way to the device or there already."""

@@ -31,7 +31,7 @@ from shards.tools.check_files import open_files
 from shards.tools.check_stored import stored_lines, stored_samples
 from shards.verification.clips import open_manifest
 from shards.webdataset_import.command import read_folder
-from shards.webdataset_import.mapping import MemberMapping, Source, parse_label
+from shards.webdataset_import.mapping import MemberMapping
 
 _SHOWN_VALUES = 8
 KINDS = ("clips", "features", "archives", "table", "shards")
@@ -185,16 +185,7 @@ def columns_of(path: Path, pooling: Pooling, csv_columns: tuple[str, ...]) -> di
 
 
 def _archives(job: CheckJob) -> Checked:
-    mapping = MemberMapping(
-        columns=job.column,
-        labels=tuple(parse_label(text) for text in job.label),
-        group=None if job.group is None else Source.parse(job.group),
-        text=None if job.text is None else Source.parse(job.text),
-        meta={name: Source.parse(text) for name, text in job.meta.items()},
-        nan=job.nan_row_missing,
-        encoding=job.encoding,
-    )
-    contents = read_folder(job.source.absolute(), mapping)
+    contents = read_folder(job.source.absolute(), MemberMapping.of(job))
     return Checked(contents.lines(), contents.doubts())
 
 

@@ -30,7 +30,7 @@ from shards.format.publication import Publication
 from shards.format.record import check_text
 from shards.format.schema import Column, Label, Schema, counted_classes, named_by_number
 from shards.options import IndexJob
-from shards.webdataset_import.mapping import LabelSource, MemberMapping, Source, parse_label
+from shards.webdataset_import.mapping import LabelSource, MemberMapping, Source
 from shards.webdataset_import.member import MemberError, read_npy
 from shards.webdataset_import.tarscan import Member, scan_tar
 
@@ -519,16 +519,6 @@ def _encode(draft: _Draft, contents: FolderContents, mapping: MemberMapping) -> 
 
 def run(job: IndexJob) -> int:
     """Index a folder; returns the exit status."""
-    mapping = MemberMapping(
-        columns=job.column,
-        modalities=job.modality,
-        labels=tuple(parse_label(text) for text in job.label),
-        group=None if job.group is None else Source.parse(job.group),
-        text=None if job.text is None else Source.parse(job.text),
-        meta={name: Source.parse(text) for name, text in job.meta.items()},
-        nan=job.nan_row_missing,
-        encoding=job.encoding,
-    )
 
     def tell(contents: FolderContents) -> None:
         for doubt in contents.doubts():
@@ -536,7 +526,7 @@ def run(job: IndexJob) -> int:
 
     manifest = index_folder(
         job.data,
-        mapping,
+        MemberMapping.of(job),
         out=job.output,
         overwrite=job.overwrite,
         progress=lambda line: print(line, flush=True),

@@ -8,6 +8,7 @@ from typing import Any
 
 from conclugen.common.names import did_you_mean
 from shards.format.schema import LABEL_KINDS
+from shards.options import CheckJob, IndexJob
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,20 @@ class MemberMapping:
     meta: Mapping[str, Source] = field(default_factory=dict)
     nan: str = "all"
     encoding: str | None = None
+
+    @classmethod
+    def of(cls, job: IndexJob | CheckJob) -> MemberMapping:
+        """As the options of a command say. ValueError for a label or a source that cannot be understood."""
+        return cls(
+            columns=job.column,
+            modalities=job.modality if isinstance(job, IndexJob) else {},
+            labels=tuple(parse_label(text) for text in job.label),
+            group=None if job.group is None else Source.parse(job.group),
+            text=None if job.text is None else Source.parse(job.text),
+            meta={name: Source.parse(text) for name, text in job.meta.items()},
+            nan=job.nan_row_missing,
+            encoding=job.encoding,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
