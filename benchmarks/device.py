@@ -107,7 +107,7 @@ def checks(report: Report) -> None:
         "a step gives the CPU's losses, gradients and update": _as_on_the_cpu,
         "bfloat16 gives them within its rounding": _within_bfloat16,
         "embeddings are those of the CPU": _embeds,
-        "a checkpoint reads back to the bit, and goes on": _reads_back,
+        "a checkpoint reads back to the bit, and continues": _reads_back,
         "batches arrive unchanged and in order": _arrives,
         "a steady step does not wait for the device": _never_waits,
     }

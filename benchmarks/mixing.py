@@ -9,7 +9,7 @@ Corpora of random features are written, then read in turns, so that a change of 
 
 Of each the seconds a sample, by the clock and of this process's CPU time (Ray reads in processes of its own), by how
 many rows the worst window of 1, 4 and 16 batches misses its share, and whether a reader that is made again after some
-batches goes on with the rows that it would have read. Ratios are medians of those within a turn. Other ways mix whole
+batches continues with the rows that it would have read. Ratios are medians of those within a turn. Other ways mix whole
 archives, or out of a few that are open: --archive-mb says how large archives are.
 """
 

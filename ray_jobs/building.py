@@ -46,7 +46,7 @@ def build(plan: BuildPlan, num_cpus: float = 1.0, num_gpus: float = 0.0, quiet: 
     total = sum(len(task.clips) for task in plan.tasks)
     progress = ClipProgress(total, sum(report.clips_in for report in reports.values()), quiet)
     done: dict[str, int] = {}
-    told = resumable(lambda: f"{len(reports)} of {len(plan.tasks)} shards are built; the same command goes on")
+    told = resumable(lambda: f"{len(reports)} of {len(plan.tasks)} shards are built; the same command continues")
     with told, doing("decoding clips"):
         if todo:
             remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, num_returns="streaming", max_retries=3)(

@@ -1,8 +1,8 @@
 """Where the checkpoints of a run lie: a folder or an object store, written whole, found again, the best of them kept.
 
-Ray Train has a checkpoint manager too. It is not used, because a run must go on from whatever a failure leaves behind:
-it refuses a run once a checkpoint that its snapshot names is gone or the snapshot, written in place, is torn; its
-`report` is a barrier without a time limit; and what it keeps is counted for each of its own names, not for the run.
+Ray Train has a checkpoint manager too. It is not used, because a run must continue from whatever a failure leaves
+behind: it refuses a run once a checkpoint that its snapshot names is gone or the snapshot, written in place, is torn;
+its `report` is a barrier without a time limit; and what it keeps is counted for each of its own names, not for the run.
 """
 
 from __future__ import annotations
@@ -72,13 +72,14 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that reads back whole; for each damaged or half-written one a line is printed.
 
-        Raises CheckpointVersionError where another version of conclugen wrote a later one: to go on would overwrite it.
+        Raises CheckpointVersionError where another version of conclugen wrote a later one: to continue would overwrite
+        it.
         """
         for step in sorted(retried(self._folders), reverse=True):
             try:
                 return self.load(step)
             except CheckpointVersionError as error:
-                remedy = "go on with that version, give the run another name, or move its checkpoints away"
+                remedy = "continue with that version, give the run another name, or move its checkpoints away"
                 raise CheckpointVersionError(f"{error}; {remedy}") from error
             except CheckpointError as error:
                 print(f"passed over: {uris.scrub(error)}", flush=True)
@@ -140,7 +141,7 @@ class CheckpointStore:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread while training goes on; at most one waits, so memory stays bounded.
+    """Writes checkpoints in a thread while training continues; at most one waits, so memory stays bounded.
 
     One that cannot be written is passed over with a warning, for the next may succeed; the third in a row, and the last
     of a run, raise CheckpointWriteError.
@@ -203,10 +204,10 @@ class CheckpointWriter:
         what = f"the checkpoint at step {step} could not be written to {self._store.location}: {describe(error)}"
         if self._missed >= most_missed:
             raise CheckpointWriteError(
-                f"{what}. Make room or restore access, and start the run again under its name: it goes on from the "
+                f"{what}. Make room or restore access, and start the run again under its name: it continues from the "
                 "last checkpoint"
             ) from error
-        print(f"warning: {what}; training goes on, and the next one is tried", flush=True)
+        print(f"warning: {what}; training continues, and the next one is tried", flush=True)
 
 
 def retried(action: Callable[[], Result]) -> Result:

@@ -45,8 +45,8 @@ def check_tracking(uri: str, experiment: str, registered_model: str | None = Non
     if reason is not None:
         also = "" if registered_model is None else f", and whether model {registered_model!r} can be registered is open"
         print(
-            f"warning: MLflow at {uris.public(uri)} does not answer now ({reason}){also}; the job goes on, and what is "
-            "tracked is sent when the server is back",
+            f"warning: MLflow at {uris.public(uri)} does not answer now ({reason}){also}; the job continues, and "
+            "what it tracked is sent when the server is back",
             flush=True,
         )
 

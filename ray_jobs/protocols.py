@@ -66,7 +66,7 @@ class Answers:
 def ask(job: EvaluateJob) -> Answers:
     """Ask the job's protocols one after the other; each is written as soon as it is answered.
 
-    A protocol that the data cannot serve is kept as a hole that names its reason, and the others go on.
+    A protocol that the data cannot serve is kept as a hole that names its reason, and the others continue.
 
     Raises:
         ValueError: as `evaluation.open_run`, or no protocol could be answered.

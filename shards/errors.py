@@ -142,5 +142,5 @@ class CorruptionLog:
                 f"{self.total_rows} rows",
                 sample=sample.key,
                 remedy="Run `conclugen verify FOLDER` to list all that is wrong; restore the shard, or raise "
-                "max_corrupt_share to go on without these samples",
+                "max_corrupt_share to continue without these samples",
             )

@@ -4,9 +4,9 @@
     python -m tuning.report outputs/first
 
 Runs all combinations of the tasks, the published presets, modality subsets, untrained heads and raw
-features, with several seeds and shares of labels, on every data set given. Stopped by anything, the same command goes
-on where it was: what the folder's ledger holds is not run again. `--dry-run` tells cells and cost only. Cells that
-fail leave holes in the tables, and the job ends with status 3. What a sweep found is put beside all tasks at the
+features, with several seeds and shares of labels, on every data set given. Stopped by anything, the same command
+continues where it was: what the folder's ledger holds is not run again. `--dry-run` prints cells and cost only. Cells
+that fail leave holes in the tables, and the job ends with status 3. What a sweep found is put beside all tasks at the
 ablation's own settings, on test speakers, by
 
     python -m tuning.ablate --data.ravdess shards/ravdess --run found \\

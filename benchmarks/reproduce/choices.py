@@ -3,7 +3,7 @@
     python -m benchmarks.reproduce.choices --data FOLDER --output outputs/choices --results docs/choices.md
 
 RAVDESS actors 1 to 20 train, actors 21 to 24 are judged (30 label draws at small shares); the actors that
-`benchmarks.reproduce` tests are never judged here. Cells are kept, so that a killed run goes on where it stopped.
+`benchmarks.reproduce` tests are never judged here. Cells are kept, so that a killed run continues where it stopped.
 """
 
 import argparse

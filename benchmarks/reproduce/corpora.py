@@ -12,7 +12,7 @@ take equally many steps of one batch size. Each is judged by the corpus's own pr
   unseen     on the other corpora alone; judged on the columns that they have in common with this one, beside `alone,
              these columns`
 
-Trials and cells are kept, so that a killed run goes on where it stopped.
+Trials and cells are kept, so that a killed run continues where it stopped.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ training videos are dealt into blocks, each left out once, and there is one choi
 
 A candidate takes the place of today's recipe in a fold if no share of labels in any normalisation shows it worse and
 one at least shows it better (`differences`: sign flips over groups, Holm over a normalisation's table); of several
-the one with the largest mean difference. Else today's recipe stays. Cells are kept, so that a killed run goes on where
-it stopped; `--kept` writes the page of those there are.
+the one with the largest mean difference. Else today's recipe stays. Cells are kept, so that a killed run continues
+where it stopped; `--kept` writes the page of those there are.
 """
 
 from __future__ import annotations

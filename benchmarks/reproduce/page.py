@@ -214,7 +214,7 @@ def page(
         "split, its own draws of labels, features standardised on the labelled rows alone (here: on all training rows "
         "of the fold). It weighs classes and chooses by UAR, as here for MELD, with `--comparison.probe-weights "
         "balanced --comparison.select-by uar`. The whole page, with what was not run (cells are kept, a "
-        "killed run goes on):",
+        "killed run continues):",
         f"    python -m benchmarks.reproduce --data FOLDER --output outputs/reproduce {flags}",
         _made_by(revisions),
         "## Limits",

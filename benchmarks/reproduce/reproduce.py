@@ -4,7 +4,7 @@
 
 FOLDER holds `ravdess_features.npz`, `mosi_features.npz`, `meld_dev_features.npz` and `ravdess_protocol.json`. For each
 fold heads are pretrained on its training rows, without labels, in this process. Every cell (table, mode, fold, system,
-seed) is kept below the output folder under an address of its options and data, so that a killed run goes on where it
+seed) is kept below the output folder under an address of its options and data, so that a killed run continues where it
 stopped, also with a later version that gives the same numbers (`kept`); what costs most comes last. `--kept` writes the
 page of the cells there are.
 """

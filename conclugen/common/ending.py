@@ -113,7 +113,7 @@ def patience(seconds: float) -> float:
 @contextlib.contextmanager
 def resumable(words: Callable[[], str]) -> Iterator[None]:
     """Note, where the block is interrupted, what is done and what the same command will do: `words()`, such as
-    `3 of 8 trials have ended; the same command goes on with the rest`. Of nested blocks the innermost is heard.
+    `3 of 8 trials have ended; the same command continues with the rest`. Of nested blocks the innermost is heard.
 
     An error on the way out (of `words` too) does not take the interrupt's place: see `interrupt_first`."""
     try:

@@ -223,7 +223,7 @@ def check_room(what: str, folder: str | Path, least: int = _LEAST_FREE, of: str 
 
 
 def bytes_in(folder: str | Path) -> int:
-    """Of the files in a folder and below it, which a job that goes on need not write again; 0 where there is none."""
+    """Of the files in a folder and below it, which a job that continues need not write again; 0 where there is none."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

@@ -196,7 +196,7 @@ class ClipProgress:
 
 
 def clock(seconds: float) -> str:
-    """`00:41:00`; hours go on beyond 24; `--:--:--` for what is not known yet (NaN, infinite or negative)."""
+    """`00:41:00`; hours continue beyond 24; `--:--:--` for what is not known yet (NaN, infinite or negative)."""
     if not math.isfinite(seconds) or seconds < 0:
         return "--:--:--"
     minutes, left = divmod(round(seconds), 60)

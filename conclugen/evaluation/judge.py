@@ -184,7 +184,7 @@ def compare(
     texts: (K, E) names of the classes, encoded by `config.fine_tune.text_encoder`.
 
     A draw of a few labels may hold too little to learn from (a label that none of its rows has, speakers for fewer than
-    three inner folds). It is left out of its cell, which names it in `failures`; the others go on.
+    three inner folds). It is left out of its cell, which names it in `failures`; the others continue.
 
     Raises:
         ValueError: before anything is scored, as `check`.

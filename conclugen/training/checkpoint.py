@@ -27,7 +27,7 @@ class CheckpointVersionError(CheckpointError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors and meta: see `Pretrainer.state`; cursor: where the data goes on; extra: whatever the job added."""
+    """tensors and meta: see `Pretrainer.state`; cursor: where the data continues; extra: whatever the job added."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -74,7 +74,7 @@ def snapshot(
     copy: bool = True,
     memory: HostMemory | None = None,
 ) -> Snapshot:
-    """The state of now, copied to the host's memory so that training may go on while it is written.
+    """The state of now, copied to the host's memory so that training may continue while it is written.
 
     cursor and extra must be JSON-able. copy: False where nothing changes the state before it is written. memory: what
     to copy into; the snapshot taken into it before must be written by then. Raises NonFiniteLossError rather than take

@@ -193,7 +193,8 @@ class Pretrainer:
         return int.from_bytes(digest, "little") >> 1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, JSON-able rest): all that a run needs to go on, the same on every rank and for any number of ranks.
+        """(tensors, JSON-able rest): all that a run needs to continue, the same on every rank and for any number of
+        ranks.
 
         The tensors are the live ones: copy or write them before the next step. Raises NonFiniteLossError rather than
         hand out a state that a bad step has touched.

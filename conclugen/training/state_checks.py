@@ -30,7 +30,7 @@ def check_meta(
         raise ValueError(f"the saved run is another one ({listed}); give the new run another name, or the saved values")
     for name, own in (("widths", dict(widths)), ("steps_per_epoch", written(steps_per_epoch))):
         if meta[name] != own:
-            raise ValueError(f"{name}: saved {meta[name]!r}, now {own!r}; a run goes on with the data it began with")
+            raise ValueError(f"{name}: saved {meta[name]!r}, now {own!r}; a run continues with the data it began with")
 
 
 def check_tasks(meta: Mapping[str, Any], tasks: Iterable[Task]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def run(job: DemoJob) -> int:
             clear(output)
             result = steps.run(config)
     except KeyboardInterrupt as stop:
-        # A job within it says that the same command goes on; the demo is made from its start.
+        # A job within it says that the same command continues; the demo is made from its start.
         stop.__notes__ = ["the demo is unfinished; the same command starts it over"]
         raise
     except WeightsError as error:

@@ -32,7 +32,7 @@ def summary(result: DemoResult) -> str:
         f"{built.found} clips rendered ({corpus.speakers} speakers)"
         f" = {built.written} in clip shards + {refused[0]} quarantined;"
         f" {extracted.clips} = {extracted.written} with features + {refused[1]} quarantined",
-        f"a face was found in {faces} of {built.written} clips ({built.written - faces} go on with whole frames); "
+        f"a face was found in {faces} of {built.written} clips ({built.written - faces} continue with whole frames); "
         f"{_missing(extracted.missing)}",
         f"pretraining: {result.pretrained.step} steps with {WORKERS} workers, no labels",
         "",

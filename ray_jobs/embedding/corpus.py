@@ -1,6 +1,6 @@
 """A whole corpus to Parquet through Ray Data: clip shards by way of the run's encoders, or feature shards as they are.
 
-Each shard becomes a Parquet file of its name, written when all its rows have come; killed, the job goes on with those
+Each shard becomes a Parquet file of its name, written when all its rows have come; killed, the job continues with those
 that are missing. A row for each clip: key, shard, row, `embedding` (list of float32), `p.<class>`,
 `present.<modality>`, `reason` (why a clip has no embedding; null for the others).
 """
@@ -178,7 +178,7 @@ class _Parts:
         done = len(self.names) - len(self.todo)
 
         def words() -> str:
-            return f"{done} of {len(self.names)} shards are embedded; the same command goes on with the rest"
+            return f"{done} of {len(self.names)} shards are embedded; the same command continues with the rest"
 
         with resumable(words):
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):

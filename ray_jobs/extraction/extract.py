@@ -3,7 +3,7 @@
 A task decodes a clip and sends it through the encoders that run on CPUs, whose weights its process keeps for the next
 one: as many processes as there are cores, one thread each, and nothing but features leaves them. Encoders on GPUs (and
 those for which actors are asked) have actors of their own; what they take travels as bytes, in blocks of bounded size,
-and Ray Data holds back what the object store has no room for. Killed, the job goes on where it was, shard by shard.
+and Ray Data holds back what the object store has no room for. Killed, the job resumes where it was, shard by shard.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> Extr
     already = sum(report.clips_in for report in collector.reports.values())
     progress, done = ClipProgress(plan.clips.rows, already, quiet), 0
     told = resumable(
-        lambda: f"{len(collector.reports)} of {len(plan.clips)} shards are done; the same command goes on with the rest"
+        lambda: f"{len(collector.reports)} of {len(plan.clips)} shards are done; the same command continues"
     )
     with told, doing("decoding clips and sending them through the encoders"):
         if collector.todo:

@@ -1,4 +1,4 @@
-"""What an extraction makes of which clips, decided once, so that it can be killed and go on.
+"""What an extraction makes of which clips, decided once, so that it can be killed and continue.
 
 Feature shards map one to one to clip shards, under the same names: a shard is done when its report is there, and its
 report is written after its tar and its index.
@@ -103,7 +103,7 @@ def view_name(name: str, view: int) -> str:
 @dataclass(frozen=True)
 class Extraction:
     """choices and infos: of each encoder, in one order; sequences: whether vectors before their mean over time are
-    kept beside the features; identity: JSON-able, what must agree to go on with it."""
+    kept beside the features; identity: JSON-able, what must agree to continue it."""
 
     clips: ClipManifest
     out: Path

@@ -15,7 +15,7 @@ class EmbedJob(EncoderOptions, ModelOptions):
 
     Clips go through the very encoders that made the run's features; other weights are refused. Probabilities are those
     of a probe of one of the run's evaluations (`ray_jobs.evaluate`). Results are Parquet files: of video files one, to
-    which later calls add; of shards one for each, and a job that was stopped goes on with those that are missing.
+    which later calls add; of shards one for each, and a job that was stopped continues with those that are missing.
     Beside them lies embeddings.npz: all vectors as one NumPy archive, with keys and, of shards, labels and speakers.
 
     Attributes:

@@ -47,7 +47,7 @@ class EncoderOptions(WeightOptions):
 class ExtractJob(EncoderOptions):
     """Clip shards to feature shards through frozen encoders.
 
-    Killed, the job goes on where it was, shard by shard. Clips that cannot be used are listed with their reason in
+    Killed, the job resumes where it was, shard by shard. Clips that cannot be used are listed with their reason in
     quarantine.jsonl, and the job ends with status 3.
 
     Attributes:

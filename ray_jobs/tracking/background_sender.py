@@ -72,7 +72,7 @@ class BackgroundSender(ABC):
     def arrived(self) -> None:
         """A request was answered: the server is there (again)."""
         if self._failures:
-            _log.warning("MLflow at %s: sending goes on after %d failed attempts", self.public_uri, self._failures)
+            _log.warning("MLflow at %s: sending continues after %d failed attempts", self.public_uri, self._failures)
         self._failures = 0
 
     def _work(self) -> None:

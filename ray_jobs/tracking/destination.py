@@ -26,7 +26,7 @@ _LEVELS = 3  # a trial lies two folders below its sweep: <sweep>/trials/<trial>
 def remember(folder: str | Path, given: str | None) -> str:
     """Write where a folder is tracked, for all that is added to it later. Returns the URI to use.
 
-    given: what the user asked for; None: what `uri_of_run` finds, so that a job that goes on stays on its server.
+    given: what the user asked for; None: what `uri_of_run` finds, so that a job that continues stays on its server.
     Raises ValueError as `uri_of_run` does.
     """
     folder = paths.absolute(folder, "run").resolve()

@@ -56,7 +56,7 @@ from ray_jobs.tracking.mlflow_run import (
 
 _log = logging.getLogger(__name__)
 
-# A store may refuse for a passing reason (SQLite reports some collisions so): a record is given up when that goes on.
+# A store may refuse for a passing reason (SQLite reports some collisions so): a record is given up when that continues.
 _REFUSALS_BEFORE_GIVING_UP = 3
 _LARGEST_STATE = 16 << 20
 _FILE_KINDS = ("artifact", "model")
@@ -111,7 +111,7 @@ class JournalSender:
     def send_some(self) -> bool:
         """Send the next request's worth of records. Returns False when nothing is left.
 
-        Raises: SenderBusyError; whatever the client raises when the server is out of reach. Call again to go on.
+        Raises: SenderBusyError; whatever the client raises when the server is out of reach. Call again to continue.
         """
         with bounded_calls():
             run = self._attach()

@@ -189,7 +189,7 @@ class MlflowRun:
                 found = self._client.get_experiment_by_name(name)
             if found.lifecycle_stage != "active":
                 raise RuntimeError(
-                    f"MLflow experiment {name!r} is deleted on the server: restore it, and sending goes on"
+                    f"MLflow experiment {name!r} is deleted on the server: restore it, and sending continues"
                 )
             self._experiment = found.experiment_id
         return self._experiment

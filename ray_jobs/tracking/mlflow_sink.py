@@ -1,4 +1,4 @@
-"""Mirrors a journal to MLflow: in the background while a run goes on (`MlflowSink`), or now (`flush_journal`)."""
+"""Mirrors a journal to MLflow: in the background while a run continues (`MlflowSink`), or now (`flush_journal`)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Standing:
     unsent: tuple[str, ...]
     refused: tuple[str, ...]
 
-    def lines(self, command: str = "the same command goes on with the rest") -> list[str]:
+    def lines(self, command: str = "the same command continues with the rest") -> list[str]:
         """What is missing, in sentences; none where nothing is."""
         lines = []
         if self.status in _UNFINISHED:

@@ -1,5 +1,5 @@
-"""A run's journal as TensorBoard event files, written while the run goes on. The journal stays the truth: every attempt
-writes them again from the beginning, so that a repeated step is there once."""
+"""A run's journal as TensorBoard event files, written while the run continues. The journal stays the truth: every
+attempt writes them again from the beginning, so that a repeated step is there once."""
 
 from __future__ import annotations
 

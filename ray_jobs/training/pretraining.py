@@ -227,7 +227,7 @@ def progress(journal: Journal, folder: RunFolder, job: PretrainJob, total_steps:
     if store.is_local:  # a store elsewhere may be what does not answer
         kept = max(store.steps(), default=0)
         made += f", the newest checkpoint is of step {kept}" if kept else ", and no checkpoint yet"
-    return f"{made}; the same command goes on from there"
+    return f"{made}; the same command resumes there"
 
 
 def tags(job: PretrainJob, source: AnySource) -> dict[str, str]:

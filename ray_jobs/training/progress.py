@@ -11,7 +11,7 @@ from ray_jobs.tracking.journal import read_records
 
 
 class ProgressPrinter:
-    """Shows the reports of a run while it goes on, and prints each of its validations.
+    """Shows the reports of a run while it continues, and prints each of its validations.
 
     Args:
         journal: The run's journal; only records written from now on are printed.

@@ -10,7 +10,7 @@ resources away in the middle of a run that is well.
 
 *Reservations.* An actor keeps account of who wants which CPUs and GPUs, and tells a run that would do with fewer
 workers how many there is room for. A controller that is killed leaves its reservation there for three minutes: the next
-start would be told that what its predecessor had is taken, and wait for it or go on with fewer workers than it could
+start would be told that what its predecessor had is taken, and wait for it or continue with fewer workers than it could
 have.
 """
 

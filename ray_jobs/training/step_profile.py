@@ -25,7 +25,7 @@ class StepProfile:
     """Traces `steps` steps once the start has settled, sooner in a run that ends before; `step` follows each step.
 
     Writes `step-<first>-rank-<rank>.json.gz` (Chrome's trace format, which Perfetto reads) and a table of the longest
-    operations beside it. A trace that cannot be written is a warning: training goes on.
+    operations beside it. A trace that cannot be written is a warning: training continues.
 
     Args:
         folder: Where to; made when there is something to write.

@@ -3,7 +3,7 @@
 Rank 0 writes the journal itself: `ray.train.report` is a barrier of all workers that lasts until the controller's next
 look, far too long for every few steps. The driver tails the file for the progress line and for MLflow. Steps that a
 restart repeats are dropped by the journal. A checkpoint is only written once the journal has, on disk, every step up to
-it: a run that goes on from there would never repeat them.
+it: a run that resumes there would never repeat them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class StepRecorder(NullRecorder):
     def write(self) -> None:
         """Journal every step since the last call.
 
-        Where the disk takes none they are kept for the next call, and the run goes on. Raises SupersededError where a
+        Where the disk takes none they are kept for the next call, and the run continues. Raises SupersededError where a
         later attempt of the run writes.
         """
         self._folder.check_attempt(self._attempt)

@@ -1,4 +1,4 @@
-"""Tells, while a run goes on, that training waits for data, why that is likely, and which setting to change."""
+"""Tells, while a run continues, that training waits for data, why that is likely, and which setting to change."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def prepared(
 
 
 class RanksDifferError(RuntimeError):
-    """Ranks that should hold the same parameters do not; a restart goes on from a state that they shared."""
+    """Ranks that should hold the same parameters do not; a restart continues from a state that they shared."""
 
 
 def compare(checksums: Sequence[int], step: int) -> None:
@@ -268,7 +268,7 @@ class CheckpointClock:
 
 
 class Checkpointer:
-    """Checkpoints: rank 0 copies the state and has it written while training goes on."""
+    """Checkpoints: rank 0 copies the state and has it written while training continues."""
 
     def __init__(self, attempt: Attempt, rank: int, recorder: NullRecorder):
         self._run, self._identity, self._recorder = attempt.job.run.name, attempt.identity, recorder
@@ -287,7 +287,7 @@ class Checkpointer:
 
     def keep(self, pretrainer: Pretrainer, cursor: Cursor, at_once: bool) -> None:
         """Keep the state of now, and what is measured of it; at_once: wait until it is stored, rather than let training
-        go on."""
+        continue."""
         pretrainer.check_finite()  # on every rank alike
         if self._writer is None:
             return

@@ -78,7 +78,7 @@ class ClipSet:
 
     Attributes:
         labels: Name, kind and classes of each label that clips have.
-        rejected: Clips that can't be used, by name; the build goes on without them and ends with status 3.
+        rejected: Clips that can't be used, by name; the build continues without them and ends with status 3.
         counts: How many there should be; fewer stop the build, unless --allow-incomplete is given.
         left_out: Clips that the set's own traps or the published protocol exclude, named with the reason; they count
             neither as found nor as missing.
@@ -127,5 +127,5 @@ class IncompleteError(ValueError):
         super().__init__(
             f"{clips.source} is not the whole {clips.name}:\n  "
             + "\n  ".join(lines)
-            + "\nadd what is missing, or go on with what is there: --allow-incomplete"
+            + "\nadd what is missing, or continue with what is there: --allow-incomplete"
         )

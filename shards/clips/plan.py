@@ -1,4 +1,4 @@
-"""Which clip goes into which shard, decided once, so that a build can be killed and go on."""
+"""Which clip goes into which shard, decided once, so that a build can be killed and continue."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class BuildPlan:
         return cls(out, clips.name, tasks, tuple(rejected), found, digest, identity, clips.rendered)
 
     def acquire(self, overwrite: bool = False) -> None:
-        """Make the folder this build's, or go on with a build of the same plan: see
+        """Make the folder this build's, or continue a build of the same plan: see
         `shards.output_folder.Ownership.acquire`."""
         OWNERSHIP.acquire(self.out, self.identity, overwrite)
         (self.out / REPORTS).mkdir(exist_ok=True)

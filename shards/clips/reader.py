@@ -172,7 +172,7 @@ class StoredClip:
 class ClipReader:
     """Reads clips of a `ClipManifest` by shard and row; each one's checksum is verified.
 
-    Damage raises ShardError that names shard and clip: a job quarantines the clip and goes on. Pickled, it is the
+    A corrupt clip raises ShardError that names shard and clip: a job quarantines it and continues. Pickled, it is the
     manifest's path.
     """
 

@@ -112,7 +112,7 @@ def heads(scene: Scene, acting: Acting) -> np.ndarray:
 
 
 def faces(pictures: np.ndarray, head: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(T, height, width, 3): the square around each head, scaled to `size`; beyond the picture its edge goes on."""
+    """(T, height, width, 3): the square around each head, scaled to `size`; beyond the picture its edge continues."""
     found = []
     for picture, (x, y, half) in zip(pictures, head, strict=True):
         side = round(2 * _AROUND * half)

@@ -15,7 +15,7 @@ from shards.format.manifest import TAR_SUFFIX, Manifest, ShardEntry
 _OPEN_FILES = 64
 _SIZES_KNOWN = 100_000
 _MOST_BUFFERS = 1024  # of one preadv call, on Linux
-_RESTORE = "Restore the shard from its source, or run `conclugen verify FOLDER --repair` to go on without it"
+_RESTORE = "Restore the shard from its source, or run `conclugen verify FOLDER --repair` to continue without it"
 # Remote: ranges closer than this are fetched as one, for a request costs more than so many bytes.
 _REMOTE_GAP = 256 * 1024
 

@@ -43,7 +43,7 @@ FINDERS = (CASCADES, DETECTOR)
 # What to do where the sound is longer or shorter than the picture.
 AUDIO_LENGTHS = {
     "refuse": "quarantine a clip whose sound differs from the picture by more than the allowed gap; else as `pad`",
-    "pad": "give the sound the picture's length: silence where it ends early, cut where it goes on",
+    "pad": "give the sound the picture's length: silence where it ends early, cut where it continues",
     "cut": "end the clip where the shorter of sound and picture ends",
 }
 

@@ -253,7 +253,7 @@ def _length(sound: Sound) -> Fraction:
 
 
 def _fitted(sound: Sound, seconds: Fraction) -> Sound:
-    """As long as the picture: silence added at the end, or what goes on left out."""
+    """As long as the picture: silence added at the end, or what continues left out."""
     count = round(seconds * sound.rate)
     samples = np.pad(sound.samples[:count], (0, max(0, count - len(sound.samples))))
     return replace(sound, samples=samples)

@@ -3,7 +3,7 @@ any number of workers.
 
 Each corpus is an endless row of epochs, each a permutation of its chunks as `shards.planning.plan` draws them, under a
 key of its own. Batch k takes from every corpus as many rows as `shards.planning.shares` deals it of the slots k G to (k
-+ 1) G, from where batch k - 1 has left it: a corpus that ends goes on with its next epoch. Weights so hold in every
++ 1) G, from where batch k - 1 has left it: a corpus that ends continues with its next epoch. Weights so hold in every
 window of batches, up to 2 E < 3.36 rows, and to find the position of a corpus at any step takes a few divisions.
 
 Weights may change at given steps. What a stage has dealt is then counted up to its end, so that a seek costs one

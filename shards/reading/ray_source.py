@@ -48,7 +48,7 @@ class Execution:
     """How Ray Data executes one rank's stream.
 
     tasks: read tasks that run at once. read_cpus: CPUs that each of them reserves. The default is none: training
-    workers may then reserve every CPU of the cluster and reading still goes on, bounded by `tasks`. Give a positive
+    workers may then reserve every CPU of the cluster and reading still continues, bounded by `tasks`. Give a positive
     number where reads shall go to nodes with free CPUs; then that many must be free, or the stream raises RuntimeError
     after `patience` seconds, where Ray Data alone would wait for ever.
     task_bytes: features that one task reads. window_tasks: tasks of one execution. store_bytes: object store memory

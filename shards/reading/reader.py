@@ -25,7 +25,7 @@ from shards.webdataset_import.member_columns import MemberColumns
 _VIEW_OVERHEAD = 1.5
 _LARGE = 64 << 20  # bytes of a batch, from which on shards are looked at before its memory is taken
 _SHARED_OUT = 4 << 20  # bytes of a batch, from which on waking a second thread costs less than it saves
-_RESTORE = "Restore the shard from its source, or run `conclugen verify FOLDER --repair` to go on without it"
+_RESTORE = "Restore the shard from its source, or run `conclugen verify FOLDER --repair` to continue without it"
 
 
 class Selection(Protocol):

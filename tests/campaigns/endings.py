@@ -13,7 +13,7 @@ is a fault, and the campaign ends with status 1.
 
 `--joined`: jobs join one Ray that the campaign starts. `--chained`: one folder for the three points of a signal. The
 command is stopped at its start, the same command in the middle, the same again at its publication; then it runs to its
-end, and must leave what an undisturbed run leaves. A command that goes on has fewer renames left, so these points are
+end, and must leave what an undisturbed run leaves. A command that continues has fewer renames left, so these points are
 recognised by the file that is written, not by a count. `--results`: each row is written as soon as it is known, with
 the commit and the day; rows that are right are not run again. `--table` prints them.
 """

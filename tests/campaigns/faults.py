@@ -431,17 +431,17 @@ def node_in_write(bench: Bench, name: str, step: int, rank: int) -> Iterator[tup
 
 
 def node_stays_away(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
-    """A node dies for good: the run goes on with one worker."""
+    """A node dies for good: the run continues with one worker."""
     yield beside(bench, name, step, cluster().lose, min_workers=1)
 
 
 def node_comes_back(bench: Bench, name: str, step: int, rank: int) -> Iterator[tuple[float, int]]:
-    """A node dies, the run goes on with one worker, another node comes, and some time later it has two again."""
+    """A node dies, the run continues with one worker, another node comes, and some time later it has two again."""
     nodes, run = cluster(), bench.run_of(name)
 
     def act() -> None:
         nodes.lose()
-        bench.wait(lambda: trace.starts(run)[-1].world == 1, "go on with one worker", name)
+        bench.wait(lambda: trace.starts(run)[-1].world == 1, "continue one worker", name)
         nodes.add()
 
     injected = beside(bench, name, min(step, 12), act, pace_s=3.0, min_workers=1)

@@ -1,4 +1,4 @@
-"""Faults injected into runs on a Ray with exactly enough CPUs; and how runs end that cannot go on.
+"""Faults injected into runs on a Ray with exactly enough CPUs; and how runs end that cannot continue.
 
 `python -m tests.campaigns.faults` injects them many times.
 """
@@ -80,8 +80,8 @@ def test_a_run_meets_one_fault_after_another(bench: Bench) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_run_loses_one_node_after_another(bench: Bench, nodes: Nodes) -> None:
-    """Taken away after a notice, with another in its place; dead for good, and one worker goes on: the same samples in
-    the same steps, weights to 1e-8, one tracked run without holes or repeats.
+    """Taken away after a notice, with another in its place; dead for good, and one worker continues: the same samples
+    in the same steps, weights to 1e-8, one tracked run without holes or repeats.
 
     The one that was announced is not counted as a failure.
     """
@@ -221,7 +221,7 @@ def test_a_stopped_job_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     assert statuses(RunFolder(bench.run_of("stopped"))) == ["RUNNING", "KILLED"]
     (said,) = stop.value.__notes__
     assert re.fullmatch(
-        r"run stopped: 0 of \d+ steps were made, and no checkpoint yet; the same command goes on from there", said
+        r"run stopped: 0 of \d+ steps were made, and no checkpoint yet; the same command resumes there", said
     )
 
 
@@ -294,7 +294,7 @@ def with_share(job: PretrainJob, share: float) -> PretrainJob:
 def test_a_longer_run_leaves_damage_out_by_name_and_too_much_ends_it_at_once(
     bench: Bench, reference: PretrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A finished run goes on for an epoch, on data that were damaged since, as a disk does it: with two workers, whom
+    """A finished run continues for an epoch, on data that were damaged since, as a disk does it: with two workers, whom
     too much damage ends, as any error does that would come back; then with one, without the corrupt samples.
 
     One tracked run, each step once; kept are the best checkpoint and the newest, over all attempts.

@@ -1,4 +1,4 @@
-"""What `ray job submit` uploads; and, in the slow run, a pretraining run that goes on through it, finished or killed:
+"""What `ray job submit` uploads; and, in the slow run, a pretraining run that continues through it, finished or killed:
 exit status, one MLflow run.
 """
 

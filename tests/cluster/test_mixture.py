@@ -1,4 +1,4 @@
-"""A run over corpora through Ray: what it records of each, and that other workers go on with the same rows."""
+"""A run over corpora through Ray: what it records of each, and that other workers continue the same rows."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.cluster.runs import without_ray_of_the_test
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_nodes_are_lost_and_the_results_are_the_same(tmp_path: Path) -> None:
-    """A notice leads to a checkpoint in time; without one the run goes on from the last; fewer workers do as well.
+    """A notice leads to a checkpoint in time; without one the run continues from the last; fewer workers do as well.
 
     A run for each, on one cluster.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints on an S3-compatible store: a run is stopped there, and goes on from what the store has."""
+"""Checkpoints on an S3-compatible store: a run is stopped there, and continues from what the store has."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -35,7 +35,7 @@ def test_iterations_past_convergence_change_nothing(monkeypatch: pytest.MonkeyPa
     ran_on = cosine_kmeans(pool, everywhere, pool[:3], tolerance=0.5)
     assert torch.equal(ran_on.centroids, stopped.centroids) and torch.equal(ran_on.labels, stopped.labels)
     tighter = cosine_kmeans(pool, everywhere, pool[:3])
-    assert not torch.equal(tighter.centroids, stopped.centroids), "the case must go on where nothing stops it"
+    assert not torch.equal(tighter.centroids, stopped.centroids), "the case must resume where nothing stops it"
 
 
 def test_empty_clusters_are_reseeded() -> None:

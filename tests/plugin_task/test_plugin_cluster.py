@@ -38,7 +38,7 @@ def test_a_task_of_another_package_goes_through_every_job(tmp_path: Path) -> Non
     job(environment, "ray_jobs.pretrain", *run, "--epochs", "1")
     saved = json.loads((tmp_path / "out" / "both" / "config.json").read_text("utf-8"))
     assert saved["pretrain"]["tasks"]["alignment"] == {"weight": 0.5, "power": 2.0}
-    print(job(environment, "ray_jobs.pretrain", *run, "--epochs", "3"))  # goes on, longer
+    print(job(environment, "ray_jobs.pretrain", *run, "--epochs", "3"))  # continues, longer
     model = json.loads((tmp_path / "out" / "both" / "model" / "config.json").read_text("utf-8"))
     assert model["providers"] == {"alignment": "conclugen-alignment 0.1"}
 

@@ -287,7 +287,7 @@ def test_a_model_that_is_not_registered_in_the_end_is_said_and_the_status_is_not
     (found,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
     assert found.info.status == "FINISHED" and not client.search_registered_models()
     refuses.clear()
-    with Journal(folder.journal) as journal:  # as the same command goes on
+    with Journal(folder.journal) as journal:  # as the same command continues
         begun = journal.position
         journal.model(folder.path / "m", registered_name="wanted")
     monkeypatch.setattr(pretrain, "pretrain", lambda job: finished(job, begun))
@@ -306,7 +306,7 @@ def test_a_server_is_told_of_in_seconds_whatever_it_does(capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert said.startswith("warning: MLflow at http://127.0.0.1:9 does not answer now (")
     assert "Connection refused" in said, "the server's own reason, not the time that was waited"
-    assert "whether model 'model' can be registered is open; the job goes on" in said and said.count("\n") == 1
+    assert "whether model 'model' can be registered is open; the job continues" in said and said.count("\n") == 1
 
 
 def test_a_server_that_answers_anything_is_there(capsys: pytest.CaptureFixture[str]) -> None:

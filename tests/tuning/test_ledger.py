@@ -75,7 +75,7 @@ def test_a_torn_last_line_and_a_damaged_one_are_left_out_and_the_rest_is_read(tm
     path.write_bytes(lines[0] + b'{"key": 3}\n' + b"\x00\xff\n" + b"[]\n" + lines[1] + lines[2][: len(lines[2]) // 2])
     assert [record.key for record in Ledger.open(tmp_path).records()] == ["k0", "k1"]
     assert caplog.text.count("left out line") == 4
-    # Whoever goes on after the crash writes elsewhere: nothing is glued to the torn line.
+    # Whoever continues after the crash writes elsewhere: nothing is glued to the torn line.
     Ledger.open(tmp_path).append(Record("k2", "cell", "finished"))
     assert [record.key for record in Ledger.open(tmp_path).records()] == ["k0", "k1", "k2"]
 

@@ -56,7 +56,7 @@ def test_a_sweep_judges_by_the_unit_of_the_split(manifest: Manifest) -> None:
     judge = Judge.open(by_dialogue, manifest, ("audio",), MeasureConfig())
     assert judge.labelled is not None
     assert set(judge.labelled.group[judge.labelled.group >= 0]) == {group_id(f"train_dia{n}") for n in range(3)}
-    # What decides a measured number makes another sweep; at defaults, the sweeps of before go on.
+    # What decides a measured number makes another sweep; at defaults, the sweeps of before continue.
     before = identity("probe_uar", plain, manifest, MeasureConfig())
     assert not {"split_unit", "speaker", "class_weights", "select_by"} & before.keys()
     weighed = identity("probe_uar", by_dialogue, manifest, MeasureConfig(class_weights="balanced", select_by="uar"))

@@ -167,7 +167,7 @@ def test_an_ablation_on_a_server_stays_one_tree_and_is_complete_when_the_server_
         assert runs.close(1.0), "nothing can have been sent"
         assert send([str(folder), "--tracking-uri", uri, "--timeout", "1"]) == 1
         gate.open = True
-        # It goes on with a third cell, and a report is added; the parent is sent first, by one of these.
+        # It continues with a third cell, and a report is added; the parent is sent first, by one of these.
         runs = cells(folder, uri, range(CELLS))
         runs.close(120.0)
         (folder / "report").mkdir()

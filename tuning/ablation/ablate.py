@@ -151,7 +151,7 @@ def _standing(job: AblateJob, planned: Plan, ledger: Ledger) -> str:
     done = ledger.finished()
     count = sum(cell.key in done for cell in planned.cells)
     return (
-        f"ablation {job.name}: {count} of {len(planned.cells)} cells are done; the same command goes on with the rest"
+        f"ablation {job.name}: {count} of {len(planned.cells)} cells are done; the same command continues with the rest"
     )
 
 

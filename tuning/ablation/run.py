@@ -42,7 +42,7 @@ def run_cells(
     runs: CellRuns,
     parallel: int,
 ) -> list[Record]:
-    """Run every cell; a failed one is recorded with its reason and the others go on. Returns the failed records.
+    """Run every cell; a failed one is recorded with its reason and the others continue. Returns the failed records.
 
     Each set travels to the object store once. The ledger is written here alone, so its folder may be local to this
     process. seconds: what each cell is thought to take, for the time left.
@@ -73,7 +73,7 @@ def _keep(planned: PlannedCell, ready: "ray.ObjectRef", ledger: Ledger) -> Recor
     configuration = content | planned.cell.content()
     try:
         outcome: Outcome = ray.get(ready)
-    except Exception as error:  # whatever a cell died of, out of memory included, the others go on
+    except Exception as error:  # whatever a cell died of, out of memory included, the others continue
         cause = getattr(error, "cause", None) or error
         # Scrubbed before it is cut: half of a secret is known to nobody.
         reason = uris.scrub(f"{type(cause).__name__}: {cause}").strip()[:_REASON_LENGTH]

@@ -7,7 +7,7 @@
 Writes feature shards whose rows are made of known factors (shared by modalities, unique to one, in their combination
 only, clusters, the speaker), or of rendered faces and voices that act emotions of their own. Trains each system on them
 without labels, and asks the probe for every factor: one page, `OUTPUT/RUN/page.md`, with intervals over data seeds.
-Stopped by anything, the same command goes on where it was.
+Stopped by anything, the same command resumes where it was.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def report(
     results = Results.of(records)
     finished = [record for record in records if record.status == "finished"]
     if not finished and not found:
-        raise ValueError(f"{folder}: none of {len(records)} cells and trials is finished; let the ablation go on")
+        raise ValueError(f"{folder}: none of {len(records)} cells and trials is finished; let the ablation continue")
     known = {score for dataset in results.datasets for score in results.scores(dataset)}
     if results.systems:
         for score in scores or ():

@@ -1,4 +1,4 @@
-"""Which stages of a run are done, so that the same command goes on with the rest."""
+"""Which stages of a run are done, so that the same command continues with the rest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stages:
             ended.append("pretrain")
         if not ended:
             return "nothing was finished; the same command starts over"
-        return f"run {self.folder.name}: done are {', '.join(ended)}; the same command goes on with the rest"
+        return f"run {self.folder.name}: done are {', '.join(ended)}; the same command continues with the rest"
 
     def done(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the stage ended with these inputs."""

@@ -5,7 +5,7 @@
     conclugen run features.npz --label emotion:class --group actor              features that are there already
 
 What is not given is chosen from the data, told, and written to `run.yaml` beside the results, from which
-`conclugen run --config` repeats it. Stopped, the same command goes on stage by stage.
+`conclugen run --config` repeats it. Stopped, the same command continues stage by stage.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _OUTSIDE = re.compile(r"[^A-Za-z0-9_.-]+")
 class RunJob(EncoderOptions):
     """From a folder of clips, or of features, to embeddings, a report and the next command.
 
-    Pretrains on what is there without labels; with a label it goes on to how well that is predicted, beside baselines.
-    Sizes, modalities and views that are not given are chosen from the data.
+    Pretrains on what is there without labels; with a label it continues to how well that is predicted, beside
+    baselines. Sizes, modalities and views that are not given are chosen from the data.
 
     Attributes:
         source: Folder of videos, shards, or feature files (.npz, a folder of .npy, HDF5); given without an option.
-        run: Name of the run; none: the source's. The same name goes on with it.
+        run: Name of the run; none: the source's. The same name continues it.
         output: Folder of all runs; everything of this one is in `<output>/<run>`.
         labels: Table (CSV, TSV, JSONL, Parquet) with a row for each clip.
         label: A label of the table or the features, as NAME[=COLUMN][:KIND[:CLASS,...]]; may be repeated. KIND is

@@ -1,7 +1,7 @@
 """A trial of several workers: a TorchTrainer for each stretch between two reports.
 
 Ray Tune can stop a trial only when it reports, and then no trainer is at work: nothing is left holding resources, which
-is what a trainer that is stopped from outside may do. Each stretch goes on from the checkpoint of the last, in the
+is what a trainer that is stopped from outside may do. Each stretch continues from the checkpoint of the last, in the
 trial's own folder; so does a trial that died.
 """
 

@@ -103,12 +103,12 @@ class ResourceConfig:
 class SweepJob:
     """Search task combinations, weights and sizes for the better representation.
 
-    Started again under the same name after whatever stopped it, it goes on: trials that have ended are not run again.
+    Started again under the same name after whatever stopped it, it continues: trials that have ended are not run again.
 
     Attributes:
         data: Shards: `view` is pretrained on and gives the probe its labels, `validation_view` judges. Of a mixture
             (data.sources) those of the corpus `judged_on`.
-        name: Name of the sweep; the same name goes on with it.
+        name: Name of the sweep; the same name continues it.
         space: What may be tried.
         objective: Measure by which trials are judged: probe_accuracy, probe_uar, probe_macro_f1, or without labels
             recall@1, recall@5, recall@10, effective_rank, alignment, uniformity, alignment_uniformity, cluster_usage.

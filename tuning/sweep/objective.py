@@ -233,7 +233,7 @@ class Judge:
         for name, method, blocks in rows:
             try:
                 (made,) = evaluate(protocol, {name: blocks}, (method,))
-            except ValueError as error:  # the search goes on without this row
+            except ValueError as error:  # the search continues without this row
                 print(f"raw row {name}, {method}: not judged: {uris.scrub(error)}", flush=True)
                 continue
             found[name, method] = self._named(made)
@@ -418,7 +418,7 @@ def identity(objective: str, data: DataConfig, manifest: Manifest, config: Measu
         "fusion": config.fusion,
         "clusters": config.clusters,
     } | {
-        # What earlier versions did not have, at its default: sweeps from before go on.
+        # What earlier versions did not have, at its default: sweeps from before continue.
         name: value
         for name, value, usual in (
             ("class_weights", config.class_weights, "none"),

@@ -1,8 +1,8 @@
 """Population-based training of the task weights (Jaderberg et al. 2017): weights change while the tasks train.
 
-A population trains side by side; every few epochs the worst take over the state of the best and go on with its weights
-times 0.8 or 1.25, or with new ones. The state carries how its weights came about, so the winner's schedule can be
-written down, and replayed in one plain trial that ends with the very same model:
+A population trains side by side; every few epochs the worst take over the state of the best and continue with its
+weights times 0.8 or 1.25, or with new ones. The state carries how its weights came about, so the winner's schedule can
+be written down, and replayed in one plain trial that ends with the very same model:
 
     schedule = Schedule.load("outputs/mine/schedule.json")
     trial = replay(schedule, shared)

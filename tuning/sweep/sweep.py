@@ -2,7 +2,7 @@
 
     python -m tuning.sweep --space laptop --data data/mine --label emotion --trials 64 --run first
 
-Started again under the same name after whatever stopped it, it goes on: trials that have ended are not run again.
+Started again under the same name after whatever stopped it, it continues: trials that have ended are not run again.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def heaviest(job: SweepJob, space: Space) -> list[DataConfig]:
 
 
 def sweep(job: SweepJob) -> SweepResult:
-    """Run a sweep, or go on with it.
+    """Run a sweep, or continue it.
 
     Raises:
         ValueError: input or configuration that can't work, found before any trial starts; a folder of another sweep,

@@ -38,7 +38,7 @@ def as_config(proposal: Proposal, weighted: bool) -> dict[str, Any]:
     weights: dict[str, float] = {}
     if weighted:
         weights = population.weights_of(proposal.choices)
-        if proposal.checkpoint is not None:  # it goes on with the weights that it had come to
+        if proposal.checkpoint is not None:  # it continues with the weights that it had come to
             weights = dict(checkpoint.load(proposal.checkpoint / STATE).meta["weights"]["current"])
     resume = None if proposal.checkpoint is None else str(proposal.checkpoint)
     return {
@@ -69,7 +69,7 @@ class StoreSearcher(Searcher):
         """Nothing: the sweep's folder is what a restart reads."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep goes on from its own folder")
+        raise NotImplementedError("a sweep continues from its own folder")
 
 
 class TrialCallback(Callback):
@@ -157,7 +157,7 @@ class TrialCallback(Callback):
     def settled(self) -> Iterator[None]:
         """Around the whole search. When no actor runs any more: an attempt that Ray still had under way when its trial
         was given up has written RUNNING after the trial's end. When the search was interrupted: the trials under way
-        are KILLED, until the next start goes on with them."""
+        are KILLED, until the next start continues with them."""
         interrupted = False
         try:
             yield

@@ -4,7 +4,7 @@ Words that mean the same in all of them:
 
 | option | means |
 |---|---|
-| `--run NAME` | a run (a sweep, an ablation): the same name goes on with it |
+| `--run NAME` | a run (a sweep, an ablation): the same name continues it |
 | `--output FOLDER` | where results go; a run has its own folder in it, `<output>/<run>` |
 | `--data FOLDER` | the data set that is read (shards of clips or of features; a folder or URL) |
 | `--source PATH` | what is converted into shards |

@@ -73,7 +73,7 @@ def option(name: str) -> str:
 
 
 def run(names: Iterable[str], material: Material, config: ProtocolsConfig) -> Iterator[Done]:
-    """Ask one protocol after the other; what the data cannot serve is an answer too, and the others go on."""
+    """Ask one protocol after the other; what the data cannot serve is an answer too, and the others continue."""
     for name in chosen(names, config):
         protocol = registered()[name]
         try:

@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("clips", type=Path, metavar="CLIPS")
     parser.add_argument("--cases", type=int, default=550)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("clip_fuzz.jsonl"), help="goes on where it stopped")
+    parser.add_argument("--results", type=Path, default=Path("clip_fuzz.jsonl"), help="continues where it stopped")
     parser.add_argument("--one-process", action="store_true", help="the jobs' own work, but without Ray: much cheaper")
     parser.add_argument("--blocks", type=int, metavar="N", help=f"run N blocks of {BLOCK} cases at most, then stop")
     parser.add_argument("--table", type=Path, metavar="DOCUMENT", help="write the table into this document")
@@ -93,7 +93,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="cf", ignore_cleanup_errors=True) as name:  # socket paths must be short
             if not args.one_process:
                 os.environ["RAY_TMPDIR"] = f"{name}/ray"
-                ray_cluster.connect(2, dashboard=False)  # both jobs go on with a Ray that is there
+                ray_cluster.connect(2, dashboard=False)  # both jobs continue with a Ray that is there
             _run(args, starts, Path(name))
             ray.shutdown()
     results = list(read_results(args.results, args.seed).values())

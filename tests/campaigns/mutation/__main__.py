@@ -6,7 +6,7 @@
 
 The default tests run once in a copy that notes which of them come by which mutant (FOLDER/tests.jsonl). Then each
 mutant meets those that do, the nearest and cheapest first, until one fails; a test that fails without the mutant as
-well does not count (FOLDER/results.jsonl). Both go on where they stopped, and survivors meet tests that are new. The
+well does not count (FOLDER/results.jsonl). Both resume where they stopped, and survivors meet tests that are new. The
 packages stay as they were at the first start (FOLDER/packages); the tests are the working tree's, and the table tells
 those files of them that stood at the first start (FOLDER/tests.json) from those that were written or changed since.
 

@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.shard_fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("fuzz.jsonl"), help="goes on where it stopped")
+    parser.add_argument("--results", type=Path, default=Path("fuzz.jsonl"), help="continues where it stopped")
     parser.add_argument(
         "--repair-every", type=int, default=4, metavar="N", help="repair is tried after every N-th case"
     )

@@ -32,7 +32,7 @@ class Job:
 def work(job):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
     ending.retake()
-    with ending.resumable(lambda: "1 of 2 are done; the same command goes on"):
+    with ending.resumable(lambda: "1 of 2 are done; the same command continues"):
         with ending.resumable(lambda: "outer"):
             pass
         try:
@@ -58,7 +58,7 @@ def test_a_signal_ends_a_job_in_words_and_status(number: signal.Signals, status:
     job.send_signal(number)
     out, error = job.communicate(timeout=60)
     assert out == f"waits {ending.GRACE_S:g}, stopped True\n"
-    assert error == f"\n{how}: 1 of 2 are done; the same command goes on\n"
+    assert error == f"\n{how}: 1 of 2 are done; the same command continues\n"
     assert job.returncode == status
 
 

@@ -281,7 +281,7 @@ def test_a_longer_run_with_other_weights_goes_on(saved: Path) -> None:
 
 
 def test_a_snapshot_is_of_its_moment(trained: Pretrainer) -> None:
-    """It is written by another thread, while training goes on."""
+    """It is written by another thread, while training continues."""
     cursor, extra = {"epoch": 1, "window": {"step": 2}}, {"best": [0.5]}
     state = checkpoint.snapshot(trained, cursor, extra)
     cursor["window"]["step"] = 3  # type: ignore[index]

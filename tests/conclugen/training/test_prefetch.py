@@ -91,7 +91,7 @@ def test_what_lies_in_pinned_memory_is_sent_from_there(monkeypatch: pytest.Monke
 
 
 def test_what_is_on_its_way_is_held_until_it_has_arrived() -> None:
-    """A copy that goes on while the host does other things reads memory that must not be written meanwhile."""
+    """A copy that continues while the host does other things reads memory that must not be written meanwhile."""
     arrived = [False, False, False]
     events = [SimpleNamespace(query=lambda i=i: arrived[i]) for i in range(3)]
     under_way, sources = UnderWay(), [np.zeros(3) for _ in range(3)]

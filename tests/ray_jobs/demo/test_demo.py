@@ -114,7 +114,7 @@ def test_a_demo_that_is_stopped_does_not_pass_on_what_a_job_within_it_would_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(_: DemoConfig) -> NoReturn:
-        with resumable(lambda: "run demo: 3 of 6 steps were made; the same command goes on from there"):
+        with resumable(lambda: "run demo: 3 of 6 steps were made; the same command resumes there"):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(steps, "run", stopped)

@@ -48,7 +48,7 @@ def test_pauses_double_while_a_server_is_away_and_are_the_usual_ones_again(caplo
     assert sender.complete and sender.released == 1 and not sender.outcomes
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     away = "MLflow at http://host: ConnectionError: http://host/ does not answer; will be tried again"
-    back = "MLflow at http://host: sending goes on after {} failed attempts"
+    back = "MLflow at http://host: sending continues after {} failed attempts"
     assert told == [away, back.format(3), away, back.format(1)]
 
 

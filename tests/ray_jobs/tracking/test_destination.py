@@ -46,7 +46,7 @@ def test_a_run_a_sweep_and_its_trials_are_found_where_they_were_begun(
         ):
             uri_of_run(folder)
     with pytest.raises(ValueError, match="nothing was sent"):
-        remember(tmp_path / "sweep", None)  # a job that goes on does not split itself over two servers
+        remember(tmp_path / "sweep", None)  # a job that continues does not split itself over two servers
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     assert uri_of_run(trial) == remember(tmp_path / "sweep", None) == server
 

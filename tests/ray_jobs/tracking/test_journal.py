@@ -142,7 +142,7 @@ METRICS = b'{"seq":1,"time":5,"kind":"metrics","series":"train","step":1,"values
     ],
 )
 def test_a_damaged_record_that_is_still_json_is_skipped_too(tmp_path, caplog, line):
-    """One flipped bit of a name does it; the run goes on, and its other numbers are read."""
+    """One flipped bit of a name does it; the run continues, and its other numbers are read."""
     with open_journal(tmp_path) as journal:
         start = journal.path.stat().st_size
     with (tmp_path / "journal.jsonl").open("ab") as file:

@@ -44,7 +44,7 @@ def test_what_is_missing_is_said_once_each(tmp_path: Path, status: str, words: s
     found = standing(tmp_path)
     assert found.unsent == ("s", "deferred", "never sent") and len(found.refused) == 5
     ran, lacks, declined = found.lines()
-    assert words in ran and f"({status})" in ran and "the same command goes on" in ran
+    assert words in ran and f"({status})" in ran and "the same command continues" in ran
     assert "s; deferred; never sent; conclugen track sends it" in lacks
     assert "refused 5 record(s)" in declined and "deferred: artifact: no room for 0; " in declined
     assert declined.endswith("and 2 more.") and refusals(tmp_path) == [declined]

@@ -219,7 +219,7 @@ def test_an_interrupted_run_tells_its_steps_without_reading_them_again(
             raise KeyboardInterrupt
         monkeypatch.setattr("ray_jobs.tracking.journal.read_records", lambda *_: pytest.fail("read again"))
         assert progress(journal, folder, job, 9) == (
-            "run r: 7 of 9 steps were made, the newest checkpoint is of step 4; the same command goes on from there"
+            "run r: 7 of 9 steps were made, the newest checkpoint is of step 4; the same command resumes there"
         )
 
 

@@ -76,7 +76,7 @@ def test_a_collapsed_representation_is_warned_of(manifest: Manifest, capsys: pyt
 
 
 def test_measures_are_of_the_model_that_was_embedded_whatever_it_became(manifest: Manifest) -> None:
-    """They are made in a thread while training goes on."""
+    """They are made in a thread while training continues."""
     pretrainer = untrained("contrast_only", manifest)
     data = DataConfig(folder=manifest.folder, label="emotion")
     validation = Validation.open(data, manifest, pretrainer.config.modalities)

@@ -35,7 +35,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> ClipManifest:
     assert (summary.found, summary.written, summary.quarantined) == (12, 12, {})
     assert summary.counts["transcript of the set"] == len(rows) == 12
     assert summary.counts["copied"] == 12  # nothing of a rendered file has to be encoded again
-    # Of these two speakers the second is one whom the detector mostly misses: its clips go on as whole frames.
+    # Of these two speakers the second is one whom the detector mostly misses: its clips continue as whole frames.
     assert 6 <= summary.counts["with a face"] == 12 - summary.counts["no face, whole frames"]
     return ClipManifest.open(folder / "clips")
 

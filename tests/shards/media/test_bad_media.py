@@ -186,7 +186,7 @@ def test_isolated_gives_the_same(tmp_path: Path) -> None:
         with pytest.raises(MediaError) as caught:
             preparer.prepare(Request(str(tmp_path / "none.mp4")))
         assert caught.value.reason == "missing"
-        # The same child goes on after a refusal.
+        # The same child continues after a refusal.
         assert preparer.prepare(Request(str(path), sound="wav")).sound is not None
 
 

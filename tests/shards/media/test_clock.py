@@ -223,8 +223,8 @@ def test_a_picture_stays_until_the_next_one(suffix: str, codec: str, tmp_path: P
 def test_a_hole_in_the_pictures_is_not_stored_in_silence(
     suffix: str, codec: str, sound_codec: str, tmp_path: Path
 ) -> None:
-    """Pictures are lost from 3.12 to 4.88 s, the sound goes on: wherever the interval lies, its longest stay is what a
-    plain decoder's times say; a clip that it leaves alone is stored as ever."""
+    """Pictures are lost from 3.12 to 4.88 s, the sound continues: wherever the interval lies, its longest stay is what
+    a plain decoder's times say; a clip that it leaves alone is stored as ever."""
     times = [time for time in steady(200) if not 3.1 < time < 4.9]
     path = make(tmp_path / f"a.{suffix}", Recipe(times, [(0.0, 8.0)], codec=codec, sound_codec=sound_codec))
     seen = [float(time) for time, _ in shown(path)]

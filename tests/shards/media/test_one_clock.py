@@ -37,7 +37,7 @@ KINDS: Mapping[str, Mapping[str, object]] = {
 
 
 def part(path: Path, number: int, seconds: int = 3, shift: float = 0.0) -> Path:
-    """One of several recordings: pictures and sound that go on where the one before ended, time stamps that begin anew
+    """One of several recordings: pictures and sound that resume where the one before ended, time stamps that begin anew
     (plus `shift` seconds)."""
     recipe = Recipe(steady(seconds * 25), [(0.0, float(seconds))], **KINDS[path.suffix[1:]])  # type: ignore[arg-type]
     later = replace(recipe, number=number * seconds * 25, told=float(number * seconds), shift=Fraction(shift))

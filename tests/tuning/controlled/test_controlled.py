@@ -205,7 +205,7 @@ def test_a_system_is_trained_and_what_is_beside_it_is_not(tmp_path: Path, monkey
 def test_shards_that_were_being_published_at_a_stop_are_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped once all is staged, and once the first file is in its place: then the same command goes on."""
+    """Stopped once all is staged, and once the first file is in its place: then the same command continues."""
     expected = write_shards(ControlledJob(name="whole", output=str(tmp_path), factors=SMALL, global_batch=36), 0)
     for renames in (0, 1):
         job = ControlledJob(name=f"stopped{renames}", output=str(tmp_path), factors=SMALL, global_batch=36)

@@ -295,7 +295,7 @@ def test_a_run_that_is_stopped_between_its_stages_says_which_are_done(
     assert done.told() == "nothing was finished; the same command starts over"
     done.end("pack", {"source": "a"})
     RunFolder(tmp_path / "x").model.mkdir()
-    assert done.told() == "run x: done are pack, pretrain; the same command goes on with the rest"
+    assert done.told() == "run x: done are pack, pretrain; the same command continues with the rest"
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A trial in one process trains exactly as a loop over the stream does, and goes on from its checkpoint."""
+"""A trial in one process trains exactly as a loop over the stream does, and continues from its checkpoint."""
 
 import dataclasses
 from pathlib import Path
