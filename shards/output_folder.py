@@ -30,7 +30,7 @@ def owned(folder: Path, record: str, what: str) -> bool:
     if folder.is_dir() and any(
         not is_remnant(entry.name, record) and not is_of_lock(entry.name) for entry in folder.iterdir()
     ):
-        raise ValueError(f"{folder} is not empty and is not a {what}; name an empty or a new folder")
+        raise ValueError(f"{folder} is not empty and has no {what} in it; name an empty or a new folder")
     return False
 
 

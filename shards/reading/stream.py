@@ -105,8 +105,14 @@ def merged(ranges: list[Range]) -> list[Range]:
 def placed(rows: Rows, reader: RowReader, cursor: Cursor) -> Rows:
     """The batch with its corpus numbers and its place in the plan; arrays are shared, dictionaries are not (see
     `RowMemory`)."""
-    copies = {name: dict(getattr(rows, name)) for name in ("features", "present", "labels")}
-    return replace(rows, **copies, corpus=reader.corpus_of(rows.row), cursor=cursor)
+    return replace(
+        rows,
+        features=dict(rows.features),
+        present=dict(rows.present),
+        labels=dict(rows.labels),
+        corpus=reader.corpus_of(rows.row),
+        cursor=cursor,
+    )
 
 
 class RowMemory:

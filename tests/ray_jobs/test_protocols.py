@@ -314,7 +314,7 @@ def test_an_answer_is_checked_and_a_reason_needs_no_tables(tmp_path: Path) -> No
         {"holes": 3},
         {"reason": ["no rows"]},
     ):
-        with pytest.raises(ValueError, match=r"protocols\.json: holds no protocols that can be read \("):
+        with pytest.raises(ValueError, match=r"protocols\.json: has no protocols that can be read \("):
             loaded(whole | wrong)
     for name in ("title", "units", "tables", "rules"):
         with pytest.raises(ValueError, match=f"that can be read .*KeyError: '{name}'"):

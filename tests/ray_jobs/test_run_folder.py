@@ -64,7 +64,7 @@ def test_the_standardisation_is_kept_bit_for_bit(tmp_path: Path) -> None:
 def test_an_identity_that_can_t_be_read_is_named_and_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=r"run/run\.json: holds no run's identity \(.*choose another run\.name"):
+    with pytest.raises(ValueError, match=r"run/run\.json: has no run identity \(.*choose another run\.name"):
         RunFolder(tmp_path / "run").acquire({"seed": 1})
     assert (tmp_path / "run" / "run.json").read_text() == content
 
@@ -79,7 +79,7 @@ def test_a_standardisation_that_can_t_be_read_is_named(tmp_path: Path, damage: s
     else:
         folder.standardization.write_bytes(b"" if damage == "empty" else whole[:-8])
     with pytest.raises(
-        ValueError, match=r"standardization\.safetensors: holds no standardisation .*remove it and start the run"
+        ValueError, match=r"standardization\.safetensors: is not a standardisation .*remove it and start the run"
     ):
         folder.load_standardization()
 

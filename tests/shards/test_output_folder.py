@@ -120,7 +120,7 @@ def test_folders_of_somebody_else_are_never_taken(tmp_path: Path) -> None:
     (tmp_path / "job.json").unlink()
     (tmp_path / "a.tar").touch()
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="is not empty and holds no job"):
+        with pytest.raises(ValueError, match="is not empty and has no job in it"):
             JOB.acquire(tmp_path, {"seed": 1}, overwrite)
     (tmp_path / "a.tar").unlink()
     JOB.acquire(tmp_path, {"seed": 1})

@@ -341,7 +341,7 @@ def test_code_of_a_model_is_never_run(kind: str, models: Callable[[str], Path], 
     np.testing.assert_array_equal(other.encode(clips), own.encode(clips))
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(content | {"model_type": "nobody-knows"}))
-    with pytest.raises(WeightsError, match=rf"encoder {FAMILY[kind]}:{kind}: the folder .* holds no model that can be"):
+    with pytest.raises(WeightsError, match=rf"encoder {FAMILY[kind]}:{kind}: the folder .* has no model that can be"):
         encoders.create(f"{FAMILY[kind]}:{folder}")
     assert not (tmp_path / "executed").exists()
     exec(code, {})  # noqa: S102 - the code of this test, which would have left its mark
@@ -370,7 +370,7 @@ def test_weights_that_lack_a_tensor(models: Callable[[str], Path], tmp_path: Pat
             with pytest.raises(WeightsError, match=r"its weights lack the tensor .*: they are not whole, or another"):
                 encoders.create(f"hf-image:{folder}")
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(WeightsError, match=r"encoder hf-image:vit: the folder .*holds no model that can be loaded"):
+    with pytest.raises(WeightsError, match=r"encoder hf-image:vit: the folder .*has no model that can be loaded"):
         encoders.create(f"hf-image:{folder}")
 
 

@@ -189,7 +189,7 @@ def test_a_blocked_hub_says_which_where_and_how(empty_hub: Path, monkeypatch: py
     assert asked == ["nobody/nothing"]  # once, and by nobody else: the loaders would try for minutes
     with pytest.raises(WeightsError, match=r"nowhere does not exist; --weights text=FOLDER"):
         encoders.create("text", weights=str(empty_hub / "nowhere"))
-    with pytest.raises(WeightsError, match=r"holds no model that can be loaded .*config.json"):
+    with pytest.raises(WeightsError, match=r"has no model that can be loaded .*config.json"):
         encoders.create("text", weights=str(empty_hub))
     assert len(asked) == 1
 

@@ -34,7 +34,7 @@ def test_only_a_folder_of_the_demo_is_cleared(tmp_path: Path, capsys: pytest.Cap
     thesis = tmp_path / "precious" / "thesis"
     thesis.mkdir(parents=True)
     (thesis / "a.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds no demo"):
+    with pytest.raises(ValueError, match="has no demo in it"):
         clear(tmp_path / "precious")
     assert main(["--output", str(tmp_path / "precious")]) == 2
     assert "error: --output" in capsys.readouterr().err

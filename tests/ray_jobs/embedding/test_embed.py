@@ -156,7 +156,7 @@ def test_an_evaluation_that_can_t_be_read_is_named(root: Path, tmp_path: Path) -
     wrong += [job | {"block_scales": {}}, job | {"fusion": None}, job | {"data": {"folder": "/x", "view": 10**40}}]
     for content in ("", "[]", '{"job": {"label": "mood"}}', *(json.dumps({"job": each}) for each in wrong)):
         (run.evaluation / "features-mood/scores.json").write_text(content)
-        with pytest.raises(ValueError, match=r"scores\.json: holds no evaluation"):
+        with pytest.raises(ValueError, match=r"scores\.json: is not an evaluation"):
             RunModel.open(run, None, "cpu")
 
 
@@ -294,7 +294,7 @@ def test_the_probe_is_the_evaluation_s_own_in_weights_selection_and_unit(root: P
     opened("group")
     assert json.loads(document.read_text())["settings"]["split_unit"] == "group"
     write_json(scores, {"job": {**asdict(_job(root)), "comparison": {"select_by": "f1"}}, "cells": []})
-    with pytest.raises(ValueError, match=r"holds no evaluation.*select_by"):
+    with pytest.raises(ValueError, match=r"is not an evaluation.*select_by"):
         RunModel.open(run, "mood")
 
 

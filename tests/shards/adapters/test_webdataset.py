@@ -70,7 +70,7 @@ def test_a_sample_without_video_and_a_damaged_archive_are_told_by_name(tmp_path:
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    with pytest.raises(ValueError, match=r"holds no \.tar"):
+    with pytest.raises(ValueError, match=r"has no \.tar"):
         read_clips("webdataset", tmp_path / "set", unpack=tmp_path / "un")
     write(tmp_path / "set/a.tar", ["k"], mp4=None)
     with pytest.raises(ValueError, match="--unpack FOLDER: name where"):

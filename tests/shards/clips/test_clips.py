@@ -292,7 +292,7 @@ def test_another_build_is_not_mixed_in(source: Path, tmp_path: Path) -> None:
         BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).acquire()
     BuildPlan.make(clips, tmp_path, BuildOptions(sound="wav")).acquire(overwrite=True)
     (tmp_path / "build.json").unlink()
-    with pytest.raises(ValueError, match="is not empty and holds no build"):
+    with pytest.raises(ValueError, match="is not empty and has no build in it"):
         BuildPlan.make(clips, tmp_path, BuildOptions()).acquire()
 
 

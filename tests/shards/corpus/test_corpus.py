@@ -350,7 +350,7 @@ def test_folders_that_hold_something_are_refused(tmp_path: Path, capsys: pytest.
     (tmp_path / "precious/thesis.txt").write_text("mine")
     small = ["--speakers", "1", "--takes", "1", "--processes", "1"]
     assert main([str(tmp_path / "precious"), *small, "--overwrite"]) == 2
-    assert "is not empty and holds no corpus" in capsys.readouterr().err
+    assert "is not empty and has no corpus in it" in capsys.readouterr().err
     assert (tmp_path / "precious/thesis.txt").read_text() == "mine"
     assert main([str(tmp_path / "precious/thesis.txt"), *small]) == 2
     assert "is a file" in capsys.readouterr().err

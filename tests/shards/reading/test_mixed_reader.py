@@ -95,7 +95,7 @@ def check_rows(batch: Any, expected: list[int], damaged: frozenset[int] = frozen
     assert batch.features["video"].dtype == np.float32 and batch.features["text"].dtype == np.float64
     for i, row in enumerate(expected):
         corpus, own = place(row) if row >= 0 else ("", -1)
-        if hasattr(batch, "corpus"):
+        if batch.corpus is not None:
             assert batch.corpus[i] == (sorted(ROWS).index(corpus) if row >= 0 else -1)
         for modality in ("video", "audio", "text"):
             wanted = None if row < 0 or row in damaged else value(corpus, modality, own)

@@ -281,7 +281,7 @@ def test_texts_that_are_none(tmp_path: Path, value: bytes) -> None:
 
 
 def test_folders_without_shards(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no \*\.tar"):
+    with pytest.raises(ValueError, match=r"has no \*\.tar"):
         index_folder(tmp_path)
     (tmp_path / "x.tar.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"x\.tar\.gz, which cannot be read by range"):

@@ -422,7 +422,7 @@ def test_figures_are_drawn_again_as_they_were_and_as_a_paper_wants_them(folder, 
     svg = (place / "paper/label_efficiency_faces.svg").read_text("utf-8")
     assert 'width="234pt"' in svg and ">ours</text>" in svg and "deviation over seeds" not in svg
     files["figures.json"].write_text('{"figures": [{"name": 1}]}', "utf-8")
-    with pytest.raises(ValueError, match=r"figures\.json: holds no figures"):
+    with pytest.raises(ValueError, match=r"figures\.json: has no figures"):
         drawings.load(files["figures.json"])
 
 
