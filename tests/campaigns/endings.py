@@ -61,7 +61,7 @@ from tests.stops import Ended, Stops, plain
 from tuning.ledger import Ledger
 from tuning.sweep.folder import SCHEDULE, SweepFolder
 from tuning.sweep.population import Schedule
-from tuning.sweep.search import proposer
+from tuning.sweep.search import searcher
 from tuning.sweep.sweep import identity, prepare
 
 SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM, "kill -9": signal.SIGKILL}
@@ -185,7 +185,7 @@ def _population(folder: Path) -> None:
     ready, place = prepare(job), SweepFolder(folder / "out" / "a")
     place.acquire(identity(ready))
     save(job, place.settings)
-    choices = proposer("random", ready.space, 0, "max", folder).ask(0, 0)
+    choices = searcher("random", ready.space, 0, "max", folder).ask(0, 0)
     assert choices is not None
     Schedule(ready.space.config(choices), ((2, {"contrastive": 0.5}),), job.objective, 1.0).save(place.path / SCHEDULE)
 
