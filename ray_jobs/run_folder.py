@@ -83,7 +83,7 @@ class RunFolder:
         """A run with an exported model. ValueError: there is no such run in the output, or it is not finished."""
         folder = cls(output / name)
         if not folder.path.is_dir():
-            runs = sorted(path.parent.name for path in output.glob("*/run.json"))
+            runs = sorted({path.parent.name for kind in ("run.json", "model") for path in output.glob(f"*/{kind}")})
             raise ValueError(f"--run: no run {name!r} in {output}, {did_you_mean(name, runs)}")
         if not folder.model.is_dir():
             raise ValueError(f"run {name!r}: no exported model in {folder.model}; finish it with conclugen pretrain")

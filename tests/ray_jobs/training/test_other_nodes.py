@@ -78,7 +78,7 @@ def test_a_node_that_does_not_see_the_folder_ends_the_run_in_one_line(
     def fit_once(job: PretrainJob, start: Any, train: Any) -> None:
         starts.append(start)
         with pytest.raises(UnseenFolderError) as unseen:
-            RunFolder(tmp_path / "other" / "run").check_seen("node b (10.0.0.3), where rank 1 runs,", start.attempt, 0)
+            RunFolder(tmp_path / "other" / "run").check_seen("node b (10.0.0.3), where rank 1 runs,", start.name, 0)
         raise FailedError("what Ray says", {0: RayActorError(), 1: WrappedError(unseen.value)})
 
     monkeypatch.setattr(trainer, "_fit_once", fit_once)

@@ -26,7 +26,7 @@ from ray_jobs.training.worker import Attempt
 from shards import Cursor
 from shards.format.schema import Column, Sample, Schema
 from shards.format.writer import ShardWriter
-from shards.reading import resident
+from shards.reading import ray_source, resident
 from tests.ray_jobs.training.test_other_nodes import NearHome
 
 WIDTHS = {"video": 9, "audio": 7, "text": 5}
@@ -102,13 +102,13 @@ def test_for_a_gpu_batches_are_read_into_pinned_memory(payload: str, monkeypatch
     """By every payload that brings them from the host."""
     given: list[Any] = []
     source: Any = SimpleNamespace(
-        data=SimpleNamespace(payload=payload, rows_in="stored", prefetch=2),
+        data=SimpleNamespace(payload=payload, rows_in="stored", prefetch=2, read_tasks=1),
         reader=SimpleNamespace(counts=np.array([3])),
         plan=None,
-        stream=lambda *arguments: given.append(arguments[-1]),
     )
     monkeypatch.setattr(resident, "nbytes", lambda *_: 10)
-    monkeypatch.setattr(resident, "stream", lambda *arguments: given.append(arguments[-1]))
+    for module in (resident, ray_source):
+        monkeypatch.setattr(module, "stream", lambda *arguments: given.append(arguments[-1]))
     monkeypatch.setattr(payloads, "_shared", lambda *_: object.__new__(resident.Resident))
     meeting: Any = SimpleNamespace(exchange=lambda told: [told])
     for device, expected in (("cuda", pinned), ("cpu", None)):
