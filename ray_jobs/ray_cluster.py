@@ -25,7 +25,11 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_constants, services  # of Ray's start alone; all else is in training/ray_internals.py
+from ray._private import (
+    ray_constants,
+    services,
+    utils,
+)  # of Ray's start alone; all else is in training/ray_internals.py
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from conclugen.common import ending, machine, paths, screen, uris
@@ -47,6 +51,7 @@ _PATIENT = {
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_health_check_failure_threshold": "20",
 }
+_GONE_S = 1.0  # for processes that were killed
 _EXPECTED = "RAY_worker_maximum_startup_concurrency"
 _LEAST_ADDRESS_SPACE = 16 << 30
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps objects
@@ -74,13 +79,15 @@ def connect(workers: int, cpus_per_worker: int = 1, dashboard: bool = False, spa
     if not screen.is_terminal(sys.stderr):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # before lines of workers: no colours in a log
     try:
-        if joins():
-            _join(os.environ["RAY_ADDRESS"])
-        else:
-            ray_loggers.quieten(ray_loggers.AUTHENTICATION)
-            _start_local(workers * cpus_per_worker + spare, dashboard)
+        with _signals_stay():
+            if joins():
+                _join(os.environ["RAY_ADDRESS"])
+            else:
+                ray_loggers.quieten(ray_loggers.AUTHENTICATION)
+                _start_local(workers * cpus_per_worker + spare, dashboard)
     finally:
-        ending.retake()  # Ray answers SIGTERM by itself, with status 15
+        ending.retake()  # Ray's native part has taken SIGTERM
+    ray_loggers.show_our_lines()
 
 
 def check_places(
@@ -148,7 +155,8 @@ def _start_local(cpus: int, dashboard: bool) -> None:
     while True:
         tries += 1
         try:
-            with screen.doing("starting Ray on this machine"), _as_many_workers(cpus), _on_loopback(), _patient():
+            starting = screen.doing("starting Ray on this machine")
+            with starting, _as_many_workers(cpus), _on_loopback(), _patient(), _whole_or_gone():
                 ray.init(
                     # Without it, Ray would look for one left by an earlier job of this machine, which may be dying.
                     "local",
@@ -160,8 +168,6 @@ def _start_local(cpus: int, dashboard: bool) -> None:
                 )
             return
         except Exception as error:
-            with contextlib.suppress(Exception):
-                ray.shutdown()
             waited = time.monotonic() - began
             if _is_lasting(error) or (tries >= _LEAST_TRIES and waited > patience_s):
                 raise NoRayError(_advice(error, tries, waited, folder)) from error
@@ -312,6 +318,63 @@ def _patient() -> Iterator[None]:
         yield
     finally:
         services.get_node = ask
+
+
+@contextlib.contextmanager
+def _whole_or_gone() -> Iterator[None]:
+    """End what Ray has started where it does not come up, or is interrupted meanwhile.
+
+    Ray knows the processes of a start that succeeded. Others would go on beside those of the next try until this
+    process ends, and some of them a while longer.
+    """
+    before = {child.pid for child in _started_by_ray()}
+    try:
+        yield
+    except BaseException:
+        try:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+        finally:
+            _kill([child for child in _started_by_ray() if child.pid not in before])
+        raise
+
+
+def _started_by_ray() -> list[psutil.Process]:
+    """This process's children that run something of Ray's."""
+    package, found = str(Path(ray.__file__).parent), []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if any(word.startswith(package) for word in child.cmdline()):
+                    found.append(child)
+    return found
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """With all that they have started."""
+    doomed = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            doomed += process.children(recursive=True)
+    for process in doomed:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(doomed, timeout=_GONE_S)
+
+
+@contextlib.contextmanager
+def _signals_stay() -> Iterator[None]:
+    """Keep Ray from answering SIGTERM while it starts: it would end the job with status 15, or 1, and without a word.
+    In a notebook, where nobody else answers, it may."""
+    if not ending.listens():
+        yield
+        return
+    take = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = take
 
 
 def _raylet_lives() -> bool:

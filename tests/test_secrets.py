@@ -180,6 +180,7 @@ try:
 except OSError:
     theirs.exception("failed")
 warnings.warn("slow " + uri)
+warnings.warn_explicit("of ours " + uri, UserWarning, uris.__file__, 1)
 thread = threading.Thread(target=lambda: (_ for _ in ()).throw(ValueError("in a thread " + uri)))
 thread.start(); thread.join()
 raise RuntimeError("at the end " + uri)
@@ -196,6 +197,7 @@ raise RuntimeError("at the end " + uri)
     assert MARK not in said, said
     for part in ("retry of http://127.0.0.1:9/x", "no route to", "slow", "in a thread", "at the end", "as quoted: ***"):
         assert part in said, part
+    assert "\nwarning: of ours http://127.0.0.1:9/x\n" in done.stderr  # in words, without a line of the source
     assert said.count("Traceback") == 4, said  # logged twice
 
 

@@ -95,6 +95,11 @@ def retake() -> None:
         signal.signal(number, _stop)
 
 
+def listens() -> bool:
+    """Whether signals of this process are those of `stoppable`."""
+    return bool(_ours)
+
+
 def stopped() -> bool:
     """Whether a signal has told this process to stop."""
     return bool(_received)

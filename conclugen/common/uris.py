@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote
 
+_PACKAGE = Path(__file__).parents[1]
 # scheme://user:password@host, also inside a longer text and behind `simplecache::`. A user name ends before the first
 # slash; a password may hold slashes and more @ where somebody forgot to quote it, unless it is a port. A numeric host
 # in brackets, with its port, has no user, and neither has a container of Azure. `pathlib.Path` takes a slash from an
@@ -149,8 +150,10 @@ def scrub_output() -> None:
     logging.setLogRecordFactory(_ScrubbedRecord)
     shown = warnings.formatwarning
 
-    def formatwarning(*arguments: Any, **more: Any) -> str:
-        return scrub(shown(*arguments, **more))
+    def formatwarning(message: Any, category: type[Warning], filename: str, *more: Any, **others: Any) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+            return f"warning: {scrub(message)}\n"  # for people, who have no use for a line of the source
+        return scrub(shown(message, category, filename, *more, **others))
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         print(scrub("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import resource
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +47,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
     os.environ.clear()
     os.environ.update(before)
+
+
+def runs(pid: int) -> bool:
+    """Not so of one whose parent has not asked how it ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def starts(monkeypatch: pytest.MonkeyPatch, *ends: Exception | None) -> list[dict[str, Any]]:
@@ -89,6 +101,38 @@ def test_a_busy_machine_gets_other_tries_and_then_one_line(
     with pytest.raises(NoRayError, match="in 1 tries"):
         ray_cluster.connect(1)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), ValueError("num_cpus")])
+def test_a_start_that_does_not_succeed_leaves_no_processes(
+    end: BaseException, monkeypatch: pytest.MonkeyPatch, short: Path
+) -> None:
+    """Ray knows those of a start that has succeeded only. What others have started, or Ray before, goes on."""
+
+    def started(word: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sh", "-c", "sleep 600; true", word])
+
+    package = Path(ray.__file__).parent
+    children = {"before": started(f"{package}/gcs_server")}
+
+    def init(*_: Any, **given: Any) -> NoReturn:
+        children.update(ours=started(f"{package}/raylet"), foreign=started("/elsewhere/raylet"))
+        while not psutil.Process(children["ours"].pid).children():
+            time.sleep(0.01)
+        children["below"] = psutil.Process(children["ours"].pid).children()[0]  # type: ignore[assignment]
+        raise end
+
+    starts(monkeypatch, None)
+    monkeypatch.setattr(ray, "init", init)
+    try:
+        with pytest.raises((KeyboardInterrupt, NoRayError)):
+            ray_cluster.connect(1)
+        alive = {name for name, child in children.items() if runs(child.pid)}
+        assert alive == {"before", "foreign"}
+    finally:
+        for child in children.values():
+            with contextlib.suppress(psutil.Error):
+                child.kill()
 
 
 def test_a_local_ray_is_private(monkeypatch: pytest.MonkeyPatch, short: Path) -> None:
@@ -290,6 +334,109 @@ def test_a_local_ray_comes_up_in_a_process_that_has_had_another() -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and "Ray is not up" not in done.stdout, done.stdout + done.stderr
+
+
+INTERRUPTED = """
+import signal, sys, time
+from dataclasses import dataclass
+from conclugen.common import ending
+from conclugen.common.options import Command
+from ray_jobs import ray_cluster
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
+
+@dataclass(frozen=True)
+class Job:
+    '''Wait.
+
+    Attributes:
+        seconds: How long.
+    '''
+    seconds: int = 600
+
+def work(job):
+    with ending.resumable(lambda: "1 of 2 are done; the same command goes on"):
+        ray_cluster.connect(2)
+        time.sleep(job.seconds)
+    return 0
+
+sys.exit(Command("job", Job, work).main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("number", "status", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("begun", ["gcs_server", "raylet"])
+def test_a_job_stopped_while_ray_comes_up_says_one_line_and_leaves_nothing(
+    begun: str, number: signal.Signals, status: int, how: str
+) -> None:
+    """As from a terminal, where every process of the group gets the interrupt."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(REPOSITORY)}
+    with tempfile.TemporaryDirectory(prefix="ri", ignore_cleanup_errors=True) as folder:
+        job = subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED],
+            env=environment | {"RAY_TMPDIR": folder},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            process = psutil.Process(job.pid)
+            while not any(child.name().startswith(begun) for child in process.children()):
+                assert job.poll() is None, job.communicate()
+                time.sleep(0.005)
+            os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
+            started = process.children(recursive=True)
+            out, error = job.communicate(timeout=120)
+            assert job.returncode == status, out + error
+            words = [line for line in error.splitlines() if line and not line.startswith("stopping as soon as")]
+            assert out == "" and words == [f"{how}: 1 of 2 are done; the same command goes on"]
+            psutil.wait_procs(started, timeout=30)
+            assert started and not [child for child in started if runs(child.pid)]
+        finally:
+            job.kill()
+
+
+@pytest.mark.slow
+def test_workers_speak_with_the_jobs_own_voice_and_libraries_with_rays() -> None:
+    program = """
+import io, sys, time, ray
+from ray_jobs import ray_cluster
+ray_cluster.connect(2)
+
+@ray.remote(num_cpus=1)
+class Worker:
+    def work(self):
+        print("a line of ours")
+        print("warning: of ours", file=sys.stderr)
+        print("something of a library", file=sys.stderr)
+
+workers = [Worker.remote() for _ in range(2)]
+shown = sys.stdout = sys.stderr = io.StringIO()
+ray.get([worker.work.remote() for worker in workers])
+while not all(word in shown.getvalue() for word in ("a line", "warning", "library")):
+    time.sleep(0.1)
+ray.shutdown()
+print(shown.getvalue(), end="", file=sys.__stdout__)
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(prefix="rw", ignore_cleanup_errors=True) as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=kept | {"RAY_TMPDIR": folder, "RAY_COLOR_PREFIX": "0", "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines.count("a line of ours") == lines.count("warning: of ours") == 1, lines
+    rest = [line for line in lines if line not in ("a line of ours", "warning: of ours")]
+    assert rest and all(re.fullmatch(r"\(Worker pid=\d+\) something of a library.*", line) for line in rest), lines
 
 
 def test_a_limit_on_memory_sizes_the_object_store_and_the_advice(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
