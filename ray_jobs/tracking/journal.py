@@ -80,13 +80,20 @@ class Journal:
         path: the file; its folder is created.
         experiment, name, parent: the run's identity, needed for a new journal. It is kept from the first opening;
             reopening may leave it out.
+        began: when the run began, in seconds since 1970, where a new journal is written afterwards; else now.
 
     Raises:
         JournalError: there is not a journal yet and no identity is given, or the journal belongs to another run.
     """
 
     def __init__(
-        self, path: str | Path, *, experiment: str | None = None, name: str | None = None, parent: str | None = None
+        self,
+        path: str | Path,
+        *,
+        experiment: str | None = None,
+        name: str | None = None,
+        parent: str | None = None,
+        began: float | None = None,
     ) -> None:
         if Path(path).is_symlink():
             raise JournalError(f"{path}: is a link; a journal is written to, and lies in its own folder: move it there")
@@ -111,7 +118,7 @@ class Journal:
             with self._exclusive():
                 if self._identity is None:
                     payload = {"run_id": uuid.uuid4().hex, "experiment": experiment, "name": name, "parent": parent}
-                    self._append("run", payload)
+                    self._append("run", payload, began)
                     os.fsync(self._file)
             found = self.identity
             if (experiment or found.experiment, name or found.name) != (found.experiment, found.name):
@@ -190,13 +197,14 @@ class Journal:
         """Ask for an MLflow model folder (`model_artifact.build`) to be stored, and registered if a name is given."""
         self._append("model", {"path": self._inside(path), "target": target, "registered_name": registered_name})
 
-    def status(self, status: str) -> None:
-        """Write the run's status (one of STATUSES); RUNNING after a restart. Repetitions are left out."""
+    def status(self, status: str, at: float | None = None) -> None:
+        """Write the run's status (one of STATUSES); RUNNING after a restart. Repetitions are left out. at: since when
+        it holds, in seconds since 1970, where that is not now."""
         if status not in STATUSES:
             raise ValueError(f"unknown run status {status!r}: expected one of {', '.join(STATUSES)}")
         with self._exclusive():
             if status != self._status:
-                self._append("status", {"status": status})
+                self._append("status", {"status": status}, at)
                 os.fsync(self._file)
 
     @property
@@ -289,9 +297,10 @@ class Journal:
             if changed:
                 self._append(kind, {"values": changed})
 
-    def _append(self, kind: str, payload: dict[str, Any]) -> None:
+    def _append(self, kind: str, payload: dict[str, Any], at: float | None = None) -> None:
         with self._exclusive():
-            record = {"seq": self._seq, "time": time.time_ns() // 1_000_000, "kind": kind, **payload}
+            milliseconds = time.time_ns() // 1_000_000 if at is None else int(at * 1000)
+            record = {"seq": self._seq, "time": milliseconds, "kind": kind, **payload}
             line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
             try:
                 rest = memoryview(line)

@@ -82,6 +82,8 @@ def test_killed_and_started_again_runs_no_cell_twice_and_its_runs_are_nested(sha
                    if run.data.tags["system"] == record.tags["system"]
                    if run.data.tags["seed"] == str(record.tags["seed"])]  # fmt: skip
         assert by_name[name].data.metrics["accuracy:0.3"] == pytest.approx(record.metrics["accuracy@0.3"])
+        took_ms = by_name[name].info.end_time - by_name[name].info.start_time
+        assert took_ms == pytest.approx(1000 * record.cost["seconds"], abs=2)
     files = report(folder)
     assert "contrastive + clustering + reconstruction" in files[0].read_text("utf-8")
 

@@ -101,6 +101,27 @@ def test_children_that_were_sent_before_they_ended_are_let_go(tmp_path: Path) ->
         opened.close()
 
 
+def test_cells_last_as_long_as_they_did_however_late_they_are_written(tmp_path: Path) -> None:
+    """Also where one that was run long ago is sent for the first time, and written once more."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = Record(
+        "done", "cell", "finished", metrics={"accuracy@1": 0.5}, cost={"seconds": 90.5}, time=1_700_000_000.25
+    )
+    earliest = time.time_ns() // 1_000_000
+    for _ in range(2):
+        runs = CellRuns(tmp_path, uri, experiment="e", name="n", params={}, tags={})
+        runs.cell(done, "done")
+        runs.cell(Record("failed", "cell", "failed", reason="out of memory"), "failed", 30.0)
+        assert runs.close() == []
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    found = {str(run.info.run_name): run.info for run in client.search_runs([experiment.experiment_id])}
+    assert (found["done"].start_time, found["done"].end_time) == (1_699_999_909_750, 1_700_000_000_250)
+    assert found["failed"].end_time - found["failed"].start_time == 30_000
+    assert earliest <= found["failed"].end_time <= time.time_ns() // 1_000_000
+
+
 def test_each_cell_lists_its_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, also where it is written again; the ablation's own run lists them all."""
     sink = SimpleNamespace(ended=lambda _: None, close=lambda _: True)

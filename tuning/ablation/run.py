@@ -49,18 +49,18 @@ def run_cells(
     """
     stored = {name: ray.put(data) for name, data in sets.items()}
     waiting = list(reversed(cells))
-    running: dict[ray.ObjectRef, PlannedCell] = {}
+    running: dict[ray.ObjectRef, tuple[PlannedCell, float]] = {}
     failed: list[Record] = []
     began, done, work = time.monotonic(), 0, 0.0
     total = sum(seconds[planned.key] for planned in cells)
     while waiting or running:
         while waiting and len(running) < parallel:
             planned = waiting.pop()
-            running[_run_cell.remote(planned.cell, stored[planned.dataset])] = planned
+            running[_run_cell.remote(planned.cell, stored[planned.dataset])] = planned, time.monotonic()
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        planned = running.pop(ready)
+        planned, begun = running.pop(ready)
         record = _keep(planned, ready, ledger)
-        runs.cell(record, planned.title)
+        runs.cell(record, planned.title, time.monotonic() - begun)
         failed += [record] if record.status == "failed" else []
         done, work = done + 1, work + seconds[planned.key]
         left = (time.monotonic() - began) * (total - work) / work if work else 0.0

@@ -5,6 +5,7 @@ and sent in the background (`tuning.nested_runs`). Writing a cell again changes 
 finished one.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,16 @@ class CellRuns:
         self.parent.inputs(inputs)
         self._sink = NestedRunsSink(folder, self._cells, tracking_uri)
 
-    def cell(self, record: Record, name: str) -> None:
-        """Write a finished or failed cell as a run of its own, to be sent."""
+    def cell(self, record: Record, name: str, seconds: float = 0.0) -> None:
+        """Write a finished or failed cell as a run of its own, to be sent, which began and ended when the cell did.
+
+        seconds: that a failed cell took, whose record has no costs.
+        """
         identity = self.parent.identity
         path = self._cells / record.key / JOURNAL
-        with Journal(path, experiment=identity.experiment, name=name, parent=identity.run_id) as journal:
+        ended = record.time or time.time()
+        began = ended - record.cost.get("seconds", seconds)
+        with Journal(path, experiment=identity.experiment, name=name, parent=identity.run_id, began=began) as journal:
             tasks = record.tags.get("tasks") or []
             combination = "+".join(tasks if isinstance(tasks, list) else [str(tasks)]) or record.tags.get(
                 "system", "none"
@@ -60,7 +66,7 @@ class CellRuns:
             if record.status == "finished":
                 journal.metrics(0, compared(record))
                 described.table(journal, path.with_name(_NUMBERS), "", ("measure", "value"), _numbers(record))
-            journal.status(_STATUS[record.status])
+            journal.status(_STATUS[record.status], ended)
         self._sink.ended(path)
 
     def close(self, timeout_s: float = 60.0) -> list[Path]:
