@@ -1,5 +1,6 @@
 """Is the representation alive? Measures of collapse, and warnings that name the likely cause and what to do."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +116,6 @@ def warnings(
     """One sentence for each sign of collapse in `measures` (of `report`; tasks have their own, `Task.warnings`): what
     was found, the likely cause, the remedy. present: modality -> (B,) bool, as `report` was given it."""
     limit = thresholds or Thresholds()
-    pairs = {f"{a}-{b}": int((x & y).sum()) for a, x in present.items() for b, y in present.items()}
     found = []
     for name, value in measures.items():
         kind, _, where = name.partition("/")
@@ -131,12 +131,19 @@ def warnings(
                 "them apart: give the task that compares rows a lower temperature, or use a larger global_batch, or "
                 "a smaller weight of the tasks that draw rows together"
             )
-        elif kind == "recall@10" and no_better_than_chance(value, pairs[where], 10):
-            low, high = recall_interval(value, pairs[where])
-            found.append(
-                f"retrieval {where} finds its match among 10 in {value:.1%} of {pairs[where]} rows "
-                f"[{low:.1%}, {high:.1%}], no better than chance ({10 / pairs[where]:.1%}). "
-                "Likely the modalities do not belong together row by row, or training has not begun to work; "
-                "check the packing, then lr and warm-up"
+    return found + list(unrelated(measures, present).values())
+
+
+def unrelated(measures: Mapping[str, float], present: Mapping[str, Tensor]) -> dict[str, str]:
+    """Pair of modalities, `<a>-<b>` -> the warning that each does not find the other (`no_better_than_chance`)."""
+    found = {}
+    for (a, x), (b, y) in itertools.permutations(present.items(), 2):
+        recall, rows = measures.get(f"recall@10/{a}-{b}"), int((x & y).sum())
+        if recall is not None and no_better_than_chance(recall, rows, 10):
+            low, high = recall_interval(recall, rows)
+            found[f"{a}-{b}"] = (
+                f"retrieval {a}-{b} finds its match among 10 in {recall:.1%} of {rows} rows [{low:.1%}, {high:.1%}], "
+                f"no better than chance ({10 / rows:.1%}). Likely the modalities do not belong together row by row, or "
+                "training has not begun to work; check the packing, then lr and warm-up"
             )
     return found

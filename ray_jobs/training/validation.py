@@ -40,6 +40,9 @@ class Validation:
         self._rows = rows
         self._label = label
         self._classes = classes
+        # Pairs of modalities that the last look did not find related. It takes two in a row to warn: of few rows, one
+        # in many looks says so by chance, and training begins there.
+        self._unrelated: set[str] = set()
 
     @classmethod
     def open(cls, data: DataConfig, manifest: Manifest, modalities: tuple[str, ...]) -> Validation | None:
@@ -109,9 +112,12 @@ class Validation:
     ) -> dict[str, float]:
         measures = health.report(representations, projections, batch.present) | of_tasks
         if warn:
+            unrelated = health.unrelated(measures, batch.present)
+            early = {told for pair, told in unrelated.items() if pair not in self._unrelated}
+            self._unrelated = set(unrelated)
             found = health.warnings(measures, batch.present)
             found += [warning for task in tasks for warning in task.warnings(measures)]
-            for warning in found:
+            for warning in [each for each in found if each not in early]:
                 print(f"warning: {about}{warning}", flush=True)
             measures["warnings"] = float(len(found))
         if self._label is not None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conclugen import Pretrainer, export, presets
+from conclugen.evaluation import health
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.run_config import DataConfig
 from ray_jobs.run_folder import RunFolder
@@ -73,6 +74,23 @@ def test_a_collapsed_representation_is_warned_of(manifest: Manifest, capsys: pyt
     assert validation is not None
     validation.measure(pretrainer)
     assert "warning: effective rank of video is" in capsys.readouterr().out
+
+
+def test_it_takes_two_looks_to_say_that_modalities_do_not_belong_together(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of few rows one look in many says so by chance; each look counts in the curve of warnings all the same."""
+    pretrainer = untrained("contrast_only_video_audio", manifest)
+    validation = Validation.open(DataConfig(folder=manifest.folder), manifest, pretrainer.config.modalities)
+    assert validation is not None
+    looks = ((False, False), (True, False), (False, False), (True, False), (True, True), (True, True), (False, False))
+    counts = {True: set[float](), False: set[float]()}
+    for chance, told in looks:
+        monkeypatch.setattr(health, "no_better_than_chance", lambda *_, chance=chance: chance)
+        measured = validation.measure(pretrainer)
+        assert ("warning: retrieval video-audio finds" in capsys.readouterr().out) is told
+        counts[chance].add(measured["warnings"])
+    assert [len(counts[chance]) for chance in (True, False)] == [1, 1] and min(counts[True]) == min(counts[False]) + 1
 
 
 def test_measures_are_of_the_model_that_was_embedded_whatever_it_became(manifest: Manifest) -> None:
