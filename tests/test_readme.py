@@ -1,14 +1,19 @@
 """What the README prints can be typed: its ten lines run, its commands parse or run, its folders exist."""
 
+import inspect
 import re
 import shlex
 import subprocess
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+import conclugen
+from conclugen import Embedder
 from conclugen.common import commands as front
 from conclugen.common.options.command import _leaves
 from shards import Manifest, View
@@ -17,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 # Paragraphs indented by four columns are commands.
 PRINTED = "\n".join(line[4:] for line in README.splitlines() if line.startswith("    ")).replace("\\\n", " ")
+
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def commands(name: str) -> list[list[str]]:
@@ -38,11 +45,33 @@ def test_make_installs_extras_that_there_are(target: str) -> None:
     assert set(wanted[1].split(",")) <= set(known)
 
 
+def test_the_first_screen_has_a_picture_and_python_of_methods_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = README.partition("\n## ")[0]
+    assert "No weights are\nshipped" in first and len(first.splitlines()) <= 45
+    pictures = re.findall(r"!\[.+\]\((.+)\)", first)
+    assert len(pictures) == 1 and (ROOT / pictures[0]).is_file()
+    links = re.findall(r"(?<!!)\[[^\]]+\]\(([^)]+)\)", README)
+    assert len(links) > 8 and all(link.startswith("https://") or (ROOT / link).is_file() for link in links)
+    given: list[object] = []
+
+    def encode(*arguments: Any) -> Any:
+        inspect.signature(Embedder.encode).bind(None, *arguments)
+        given.extend(arguments)
+        return np.zeros((2, 3))
+
+    def load(path: str) -> Any:
+        given.append(path)
+        return SimpleNamespace(encode=encode)
+
+    monkeypatch.setattr(conclugen, "load", load)
+    names: dict[str, Any] = {}
+    exec(PYTHON[0], names)  # noqa: S102  the project's own README
+    assert given == ["outputs/videos/model", ["a.mp4", "b.mp4"]] and names["vectors"].shape == (2, 3)
+
+
 def test_the_ten_lines_run() -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
     names: dict[str, object] = {}
-    exec(code[1], names)  # noqa: S102  the project's own README
+    exec(PYTHON[1], names)  # noqa: S102  the project's own README
     vectors, losses = names["vectors"], names["losses"]
     assert isinstance(vectors, dict) and {m: x.shape[0] for m, x in vectors.items()} == {"video": 512, "audio": 512}
     assert isinstance(losses, dict) and np.isfinite(float(losses["loss"]))

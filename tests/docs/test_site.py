@@ -20,6 +20,7 @@ from conclugen import Pretrainer, export, presets
 from conclugen.common import commands
 from conclugen.common.options import Command
 from conclugen.common.options.command import _leaves
+from ray_jobs.tracking.journal import flatten
 from shards.__main__ import main as shards_main
 from tests import jobs
 
@@ -96,6 +97,17 @@ def test_the_reference_has_every_command_and_every_option(site: Path) -> None:
                 assert f"<code>{leaf.name}</code>" in fields, leaf.name
     python = (site / "reference/python.html").read_text("utf-8")
     assert all(f"<code>{name}</code>" in python for name in presets.PRESETS)
+
+
+def test_the_recipes_differ_in_what_the_page_says_and_in_nothing_else() -> None:
+    table = dict.fromkeys(
+        re.findall(r"^\| `([\w.]+)` \| `(.+)` \| `(.+)` \|$", (DOCS / "method.md").read_text("utf-8"), re.MULTILINE)
+    )
+    values = [flatten(presets.build("conclugen", recipe).to_dict()) for recipe in ("paper", "improved")]
+    differing = {
+        (name, *(str(value[name]) for value in values)) for name in values[0] if values[0][name] != values[1][name]
+    }
+    assert set(table) == {one for one in differing if one[0] != "recipe"} and len(table) > 20
 
 
 def test_the_configuration_page_is_that_of_the_code() -> None:
