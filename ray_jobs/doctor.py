@@ -65,7 +65,10 @@ def run(job: DoctorJob) -> int:
         mark = {True: "ok", False: "MISSING", None: ""}[finding.good]
         print(f"{finding.name:<15} {mark:<7}  {uris.scrub(finding.text)}".rstrip(), flush=True)
         bad = bad or finding.good is False
-    return FAILED if bad else GOOD
+    if bad:
+        return FAILED
+    commands.tell_next(f"{job.commands[0]} --help" if job.commands else "demo")
+    return GOOD
 
 
 def examine(job: DoctorJob) -> Iterator[Finding]:

@@ -7,15 +7,21 @@ python -m ray_jobs.embed --data FOLDER --run NAME      shards of clips or of fea
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+from conclugen.common.commands import tell_next
 from conclugen.common.options import Command
 from ray_jobs.options.embed import EmbedJob
+from ray_jobs.run_config import DEFAULT_OUTPUT
 
 
 def run(job: EmbedJob) -> int:
     from ray_jobs.embedding import embed  # torch, Ray: not before a wrong option has been refused
 
-    return embed.run(job)
+    status = embed.run(job)
+    where = [] if job.output == Path(DEFAULT_OUTPUT) else ["--output", str(job.output)]
+    tell_next(["serve", job.run, *where])
+    return status
 
 
 COMMAND = Command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conclugen.common.commands import tell_next
@@ -33,6 +34,7 @@ def run(job: EvaluateJob) -> int:
 
         answers = protocols.ask(job)
         print(f"\ntables and pictures: {answers.folder}")
+        tell_next(["report", str(Path(job.output) / job.run)])
         return GOOD if answers.whole else PARTIAL
 
     from ray_jobs.evaluation import table  # torch, matplotlib: not before a wrong option has been refused

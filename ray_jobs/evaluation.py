@@ -195,9 +195,8 @@ def being_written(job: EvaluateJob) -> Iterator[None]:
         yield  # `open_run` says what is wrong
         return
     place = place_of(folder, series_of(folder, job))
-    with folder_held(
-        folder.evaluation, f"{place.name} is being evaluated", "another --run", file=f".{place.name}.lock"
-    ):
+    doing = f"{place.name} is being evaluated"
+    with folder_held(folder.evaluation, doing, "another --run", field="--output", file=f".{place.name}.lock"):
         remove_remnants(place)
         if place.is_dir():
             remove_remnants_in(inside(folder.path, place))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from conclugen.common.commands import tell_next
 from conclugen.common.options import GOOD, Command
 from ray_jobs.options.export import ExportJob
+from ray_jobs.run_config import DEFAULT_OUTPUT
 
 
 def run(job: ExportJob) -> int:
@@ -15,7 +17,8 @@ def run(job: ExportJob) -> int:
     folder = sharing.share(job)
     print("\n".join(f"{path.stat().st_size:>12,} bytes  {path}" for path in sorted(folder.iterdir())))
     print(f'read it back: conclugen.load("{folder}")')
-    tell_next(f"embed NEW.mp4 --run {job.run}")
+    where = [] if job.output == Path(DEFAULT_OUTPUT) else ["--output", str(job.output)]
+    tell_next(["embed", "NEW.mp4", "--run", job.run, *where])
     return GOOD
 
 

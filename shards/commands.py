@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from conclugen.common.commands import tell_next
 from conclugen.common.options import GOOD, PARTIAL, Command
-from shards.options import CheckJob, ConvertPickleJob, IndexJob, PackJob, SplitJob, StatsJob, VerifyJob
+from shards.options import CheckJob, ConvertPickleJob, IndexJob, PackJob, SplitJob, StatsJob, VerifyJob, by_name
 
 
 def _run(module: str, then: Callable[[Any], str | None] | None = None) -> Callable[[Any], int]:
@@ -31,6 +31,17 @@ def learn_from(folder: str | Path) -> str:
 
     labels = Manifest.open(folder).labels
     return f"run {shlex.quote(str(folder))}" + (f" --label {labels[0].name}" if labels else "")
+
+
+def _work_on(words: Sequence[str]) -> str | None:
+    """The command that works on shards, of clips or of features; None of several: how they mix is for people to say."""
+    folder, *others = by_name(words).values()
+    if others:
+        return None
+    try:
+        return learn_from(folder)
+    except (OSError, ValueError):  # of clips; the job is done, and no hint makes it fail
+        return f"run {shlex.quote(folder)}"
 
 
 _PACK_EXAMPLE = """\
@@ -86,8 +97,15 @@ CONVERT_PICKLE = Command(
     bare="source",
     epilog=lambda: _CONVERT_EXAMPLE,
 )
-VERIFY = Command("shards verify", VerifyJob, _run("shards.verification.command"), bare="data")
-STATS = Command("shards stats", StatsJob, _run("shards.tools.stats"), bare="data")
+VERIFY = Command(
+    "shards verify", VerifyJob, _run("shards.verification.command", lambda job: _work_on(job.data)), bare="data"
+)
+STATS = Command(
+    "shards stats",
+    StatsJob,
+    _run("shards.tools.stats", lambda job: None if job.json == "-" else _work_on(job.data)),
+    bare="data",
+)
 SPLIT = Command(
     "shards split",
     SplitJob,

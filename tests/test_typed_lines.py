@@ -100,6 +100,20 @@ LINES = [
     (15, "pretrain --data mine --run x --epochs three", 2, "--epochs: must be a whole number, got 'three'"),
     (16, "evaluate --run frist --label emotion --data mine", 2, "--run: no run 'frist'"),
     (17, "embed study/p0_0.mp4 --run frist", 2, "run 'frist': there is no folder"),
+    # What the log tells in words: a wrong type, a place that can't be written to, a column that is not there.
+    (18, "pretrain --data mine --run x --batch many", 2, "--batch: must be a whole number, got 'many'"),
+    (18, "pretrain --data mine --run x --batch 1.5", 2, "--batch: must be a whole number, got '1.5'"),
+    (18, "pretrain --data mine --run x --pretrain.optimizer.lr fast", 2, "--lr: must be a number, got 'fast'"),
+    (18, "run study --epochs many", 2, "--epochs: must be a whole number"),
+    (19, "build study --output /proc/x/y", 2, "--output: /proc/x"),
+    (19, "pretrain --data mine --modalities video,audio --batch 8 --run x --output /proc/x", 2, "--output: /proc/x"),
+    (19, "run study --labels labels.csv --label emotion --group person --output /proc/x", 2, "--output: /proc/x"),
+    (20, "check study --labels labels.csv --label mood", 2, "'mood'.*emotion"),
+    (20, "build study --table labels.csv --label mood --output out-20", 2, "'mood'.*emotion"),
+    (20, "run study --labels labels.csv --label mood --group person", 2, "'mood'.*emotion"),
+    (20, "run study --labels labels.csv --label emotion --group speakers", 2, "--group.*'speakers'.*person"),
+    (20, "pack mine.npz --output packed --column video --column sound=adio", 2, "'adio'.*audio"),
+    (20, "run mine.npz --label feeling", 2, "feeling"),
 ]
 
 
@@ -117,11 +131,29 @@ def test_each_typed_line_is_done_or_answered_in_one_line(
         assert number != 14 or done[-1].pretrain.epochs == 3
 
 
+# What prints the last lines of each command; `serve` has none, for it ends when it is stopped.
+ENDS = {
+    **dict.fromkeys(("pack", "index", "convert-pickle", "split", "verify", "stats"), "shards/commands.py"),
+    "check": "shards/tools/check.py",
+    "demo": "ray_jobs/demo/summary.py",
+    "run": "tuning/run/stages.py",
+    "sweep": "tuning/sweep/sweep.py",
+    "render": "shards/corpus/__main__.py",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(commands.registered().entries) - {"serve"}))
+def test_every_job_ends_by_naming_the_next(name: str) -> None:
+    path = ENDS.get(name, commands.registered().entries[name].module.replace(".", "/") + ".py")
+    text = (Path(__file__).parents[1] / path).read_text("utf-8")
+    assert re.search(r"tell_next\(|[\"n]next[:, ]", text), path  # also of a line within a text: "...\\nnext  "
+
+
 def test_every_command_that_is_named_next_exists() -> None:
     """The words behind `next: conclugen` in the sources are commands."""
     named = set()
     for package in ("shards", "ray_jobs", "tuning"):
         for path in (Path(__file__).parents[1] / package).rglob("*.py"):
             text = path.read_text("utf-8")
-            named |= set(re.findall(r"""(?:tell_next|typed)\(\s*f?["']([a-z-]+)""", text))
+            named |= set(re.findall(r"""(?:tell_next|typed)\(\s*\[?f?["']([a-z-]+)""", text))
     assert named >= {"features", "run", "report"} and named <= set(commands.registered().entries)

@@ -118,8 +118,8 @@ def given_name() -> str:
     return Path(rest[0]).name if rest and not rest[0].startswith("-") else first
 
 
-def tell_next(arguments: str) -> None:
-    """The last line of a job: the command that one would type now."""
+def tell_next(arguments: str | Sequence[str]) -> None:
+    """The last line of a job: the command that one would type now, as text or as words that are quoted here."""
     print(f"next: {typed(arguments)}", flush=True)
 
 

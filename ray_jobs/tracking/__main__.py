@@ -31,6 +31,7 @@ def run(job: FlushJob) -> int:
     from ray_jobs.tracking.destination import uri_of_run
     from ray_jobs.tracking.journal import JournalError, read_identity
     from ray_jobs.tracking.journal_sender import SenderBusyError
+    from ray_jobs.tracking.mlflow_environment import ui_command
     from ray_jobs.tracking.mlflow_sink import IncompleteError, flush_journal
 
     journals = sorted(job.output.rglob("journal.jsonl"))
@@ -54,6 +55,8 @@ def run(job: FlushJob) -> int:
                 print(f"error: {uris.scrub(error)}", file=sys.stderr)
                 status = FAILED
             tried += 1
+    if status == GOOD:
+        print(f"next: {ui_command(uris.public(uri))}")
     return status
 
 

@@ -77,7 +77,7 @@ def pretrain(job: PretrainJob, train: Callable[[Attempt], None] | None = None) -
     folder = RunFolder(job.run.output_folder / job.run.name)
     identity = job.pretrain.identity() | source.identity()
     folder.belongs(identity, changing=(WEIGHTS,))  # refused before anything is written
-    with folder_held(folder.path, "the run is being trained", "another run.name", keep=True):
+    with folder_held(folder.path, "the run is being trained", "another run.name", field="--output", keep=True):
         return _pretrain(job, source, folder, identity, total_steps, train or train_worker.train)
 
 

@@ -44,7 +44,7 @@ def ablate(job: AblateJob) -> list[Record]:
     planned = plan(job, list(sets.values()))
     if job.dry_run:
         return _run(job, sets, planned)
-    with folder_held(job.folder, "the ablation is being run", "another --run", keep=True):
+    with folder_held(job.folder, "the ablation is being run", "another --run", field="--output", keep=True):
         return _run(job, sets, planned)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 
+from conclugen.common.commands import tell_next
 from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, PARTIAL, Command
 from tuning.controlled.job import ControlledJob
@@ -22,14 +23,16 @@ from tuning.controlled.job import ControlledJob
 def run(job: ControlledJob) -> int:
     from tuning.controlled import experiment, page  # torch, scikit-learn: not before a wrong option has been refused
 
-    with folder_held(job.folder, "the experiment is being run", "another --run", keep=True):
+    with folder_held(job.folder, "the experiment is being run", "another --run", field="--output", keep=True):
         if job.shards_only:
             for seed in job.data_seeds:
                 print(experiment.write_shards(job, seed).folder)
+            tell_next(["controlled", "--run", job.name])
             return GOOD
         found, failed = experiment.measure(job)
         page.write(job, found, failed)
     print(f"page: {job.folder / 'page.md'}")
+    tell_next("sweep --data FOLDER --label NAME --run search")
     return PARTIAL if failed else GOOD
 
 

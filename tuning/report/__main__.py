@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from conclugen.common.commands import tell_next
 from conclugen.common.options import GOOD, Command
 
 
@@ -41,6 +42,7 @@ class ReportJob:
 
 
 def run(job: ReportJob) -> int:
+    from tuning.report.drawings import SCRIPT
     from tuning.report.report import being_written, report, track
 
     with being_written(job.output):
@@ -49,6 +51,10 @@ def run(job: ReportJob) -> int:
         where = track(job.output, files, job.tracking_uri) if job.tracking else None
     if where:
         print(f"MLflow: {where}")
+    if (best := job.output / "best.yaml").is_file():  # of a sweep
+        tell_next(["pretrain", "--config", str(best)])
+    elif scripts := [path for path in files if path.name == SCRIPT]:
+        print(f"next, for a paper: edit and run {scripts[0]}")
     return GOOD
 
 

@@ -63,7 +63,7 @@ def feature_shards(job: RunJob, stages: Stages) -> tuple[Manifest, bool]:
             f"source: {job.source} is a table; give the folder of its clips, and the table by --labels"
             if kind == "table"
             else f"source: {job.source} holds archives of other tools; make them readable first: "
-            f"{commands.typed('index')} {job.source} (--help lists its options)"
+            f"{commands.typed(['index', str(job.source)])} (--help lists its options)"
         )
     clips = place / "clips"
     fields = job.columns
@@ -156,7 +156,7 @@ def views_of(job: RunJob, manifest: Manifest) -> tuple[Views, list[str]]:
         if labelled and test is None:
             raise ValueError(
                 f"label: {manifest.folder} has a view 'train' and none to test on; make one: "
-                f"{commands.typed('split')} {manifest.folder} --by group --parts train=0.7,test=0.3 --overwrite"
+                f"{commands.typed(['split', str(manifest.folder)])} --by group --parts train=0.7,test=0.3 --overwrite"
             )
         lines = [f"views that the data has: {', '.join(sorted(names))}"]
         return Views("train", valid, test if labelled else None), lines

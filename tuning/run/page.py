@@ -142,7 +142,7 @@ def _setup(job: RunJob, manifest: Manifest, pretrained: PretrainResult) -> Table
     config = read_mapping(pretrained.folder.config)
     sizes = {name: View.open(manifest, name).rows for name in View.names(manifest)}
     facts = {
-        "command": commands.typed(f"run --config {job.folder / CHOSEN}"),
+        "command": commands.typed(["run", "--config", str(job.folder / CHOSEN)]),
         "source": str(job.source),
         "rows": "; ".join(filter(None, [f"{manifest.rows} in all", ", ".join(f"{k} {n}" for k, n in sizes.items())])),
         "modalities": ", ".join(job.modalities or ()),

@@ -42,7 +42,7 @@ def run(job: RunJob) -> int:
     for text in job.label:
         LabelSpec.parse(text)
     kind = kind_of(absolute(job.source, "source"))
-    with folder_held(job.folder, "a run is being made here", "another --run", file=".making.lock"):
+    with folder_held(job.folder, "a run is being made here", "another --run", field="--output", file=".making.lock"):
         (job.folder / DATA).mkdir(exist_ok=True)
         try:
             with resumable(Stages(job.folder).told):
@@ -78,7 +78,8 @@ def _run(job: RunJob, kind: str) -> int:
     )
     for name, count in rare.items():
         print(f"note: {count} of {rows} rows have {name}, which is left out; --modalities names it all the same")
-    print(f"written to {job.folder / CHOSEN}; repeated by: {commands.typed(f'run --config {job.folder / CHOSEN}')}")
+    again = commands.typed(["run", "--config", str(job.folder / CHOSEN)])
+    print(f"written to {job.folder / CHOSEN}; repeated by: {again}")
 
     stages.begin(f"pretraining without labels: {fixed.preset}, recipe {fixed.recipe}, {fixed.epochs} epochs")
     pretrained = pretrain(pretraining(fixed, chosen, manifest, views))
@@ -231,9 +232,10 @@ def _evaluation(job: RunJob, manifest: Manifest, views: data.Views, label: str, 
 
 def _next(job: RunJob, manifest: Manifest, kind: str, labels: list[str]) -> str:
     """The command that one would type now."""
-    where = "" if job.output == DEFAULT_OUTPUT else f" --output {job.output}"
+    where = [] if job.output == DEFAULT_OUTPUT else ["--output", job.output]
+    data = ["--data", str(manifest.folder)]
     if labels:
-        return commands.typed(f"sweep --data {manifest.folder} --label {labels[0]} --run {job.name}-search{where}")
+        return commands.typed(["sweep", *data, "--label", labels[0], "--run", f"{job.name}-search", *where])
     if kind == "clips":
-        return commands.typed(f"embed NEW.mp4 --run {job.name}{where}")
-    return commands.typed(f"embed --data {manifest.folder} --run {job.name}{where}")
+        return commands.typed(["embed", "NEW.mp4", "--run", job.name, *where])
+    return commands.typed(["embed", *data, "--run", job.name, *where])

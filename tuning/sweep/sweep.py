@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from conclugen.common import uris
+from conclugen.common.commands import tell_next
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.names import nearest
@@ -170,7 +171,7 @@ def sweep(job: SweepJob) -> SweepResult:
     ready = prepare(job)
     folder = SweepFolder(job.folder)
     folder.acquire(identity(ready))
-    with folder_held(folder.path, "the sweep is being run", "another --run", keep=True):
+    with folder_held(folder.path, "the sweep is being run", "another --run", field="--output", keep=True):
         return _locked(ready, folder)
 
 
@@ -326,4 +327,5 @@ def run_job(job: SweepJob) -> int:
         print(f"not all of it reached MLflow; it is sent by: conclugen track {result.folder.path}")
     if result.best is None:
         return FAILED
+    tell_next(["report", str(result.folder.path)])
     return PARTIAL if result.store.died else GOOD
