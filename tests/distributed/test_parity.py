@@ -14,9 +14,9 @@ from tests.distributed.pool import Pool
 WORLDS = (1, 2, 3, 4)
 
 
-def check_twenty_steps(workers: Pool, case: dict[str, Any], worlds: tuple[int, ...]) -> None:
+def check_steps(workers: Pool, case: dict[str, Any], worlds: tuple[int, ...], steps: int) -> None:
     """Metrics and gradients of every step, weights, buffers and moments after the last one."""
-    arguments = (list(BATCHES.values()), STEPS, STEPS_PER_EPOCH)
+    arguments = (list(BATCHES.values()), steps, STEPS_PER_EPOCH)
     expected = parity.reference(case, *arguments)
     assert any(np.abs(g).max() > 1e-4 for g in expected["gradients"][-1].values()), "what stands still is always equal"
     for world in worlds:
@@ -27,22 +27,22 @@ def check_twenty_steps(workers: Pool, case: dict[str, Any], worlds: tuple[int, .
                 np.testing.assert_array_equal(other["tensors"][name], value, err_msg=f"{name} differs between ranks")
 
 
-# By default each task's arithmetic by itself, all tasks together, and their micro-batches; on any number of ranks, and
-# with every option of every task, in the slow run.
+# By default each task's arithmetic by itself, all tasks together, and their micro-batches, into a third epoch; on any
+# number of ranks, with every option of every task, and for twenty steps, in the slow run.
 ONCE = [
     case for case in CASES if case.endswith(", paper") or case.startswith(("total, ", "micro-batches, ", "corpora, w"))
 ]
 
 
 @pytest.mark.parametrize(("case", "world"), zip(ONCE, itertools.cycle((2, 3, 2, 4)), strict=False))
-def test_twenty_steps(workers: Pool, case: str, world: int) -> None:
-    check_twenty_steps(workers, CASES[case], (world,))
+def test_steps_into_a_third_epoch(workers: Pool, case: str, world: int) -> None:
+    check_steps(workers, CASES[case], (world,), 2 * STEPS_PER_EPOCH + 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_steps_on_any_number_of_ranks(workers: Pool, case: str) -> None:
-    check_twenty_steps(workers, CASES[case], WORLDS)
+    check_steps(workers, CASES[case], WORLDS, STEPS)
 
 
 @pytest.mark.parametrize("case", [pytest.param("total, paper", marks=pytest.mark.slow), "total, improved, clipped"])

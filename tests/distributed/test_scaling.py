@@ -25,7 +25,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_collectives_are_those_of_real_ranks(workers: Pool, case: str, world: int) -> None:
     preset, recipe, more = CASES[case]
     config = presets.build(preset, recipe, **{**SETTINGS, **more})
