@@ -27,8 +27,8 @@ def check_steps(workers: Pool, case: dict[str, Any], worlds: tuple[int, ...], st
                 np.testing.assert_array_equal(other["tensors"][name], value, err_msg=f"{name} differs between ranks")
 
 
-# By default each task's arithmetic by itself, all tasks together, and their micro-batches, for two epochs; on any number
-# of ranks, with every option of every task, and for twenty steps, in the slow run.
+# By default each task's arithmetic by itself, all tasks together, and their micro-batches, for two epochs; on any
+# number of ranks, with every option of every task, and for twenty steps, in the slow run.
 ONCE = [
     case for case in CASES if case.endswith(", paper") or case.startswith(("total, ", "micro-batches, ", "corpora, w"))
 ]
