@@ -48,6 +48,7 @@ from tests.cluster import trace
 from tests.cluster.runs import small_job, with_run, without_ray_of_the_test
 from tests.cluster.trace import Plan
 from tests.feature_corpus import write_corpus
+from tests.ray_of_tests import RAY_OF_TESTS
 
 Payload = Literal["auto", "object_store", "worker", "host", "device"]
 PAYLOADS: tuple[Payload, ...] = ("object_store", "worker", "host", "device")
@@ -564,6 +565,8 @@ def main() -> int:
     chosen = [fault for fault in FAULTS if fault in (options.only or FAULTS)]
     survived = True
     torch.set_num_threads(1)
+    for name, value in RAY_OF_TESTS.items():
+        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="faults-") as base:
         bench = Bench((options.folder or Path(base)).absolute())
         for group in ([f for f in chosen if f not in ON_NODES], [f for f in chosen if f in ON_NODES]):
