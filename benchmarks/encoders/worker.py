@@ -3,7 +3,6 @@
 Run as a file, with the code to measure first on the path. Its arguments: [name of the encoder, seconds of a clip].
 """
 
-import importlib.util
 import json
 import os
 import resource
@@ -34,9 +33,10 @@ def main() -> None:
     name, seconds = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is not an answer
-    # Until encoders had their name they were `backbones`.
-    module = "encoders" if importlib.util.find_spec("conclugen.encoders") else "backbones"
-    encoders = importlib.import_module(f"conclugen.{module}")
+    try:
+        from conclugen import encoders
+    except ImportError:  # the name until 23c8ff1
+        from conclugen import backbones as encoders  # type: ignore[no-redef]
     begin = time.process_time()
     encoder = encoders.create(name)
     found = {"width": encoder.info.width, "starts": time.process_time() - begin}
