@@ -60,11 +60,13 @@ _MODULES = {
     "format.writer": ("ShardWriter", "shuffled_order", "write_shard"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_WAS = {"Damage": "CorruptSample", "DamageError": "CorruptionError", "DamageLog": "CorruptionLog"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        today = f"; it is called {_WAS[name]} now" if name in _WAS else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{today}")
     value = getattr(importlib.import_module(f"shards.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

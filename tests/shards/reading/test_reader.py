@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+import shards
 from shards import (
     Column,
     CorruptionError,
@@ -619,3 +620,14 @@ def test_errors_survive_the_way_back_from_a_worker() -> None:
 def test_tar_members_cover_the_file(whole: Manifest) -> None:
     with tarfile.open(f"{whole.folder}/part-000000.tar") as tar:
         assert all(member.isreg() and member.mtime == 0 and member.mode == 0o644 for member in tar)
+
+
+def test_names_of_an_earlier_version_are_refused_with_those_of_today() -> None:
+    for name, today in (
+        ("Damage", "CorruptSample"),
+        ("DamageError", "CorruptionError"),
+        ("DamageLog", "CorruptionLog"),
+    ):
+        with pytest.raises(AttributeError, match=rf"no attribute '{name}'; it is called {today} now"):
+            getattr(shards, name)
+        assert getattr(shards, today).__name__ == today
