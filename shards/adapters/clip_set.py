@@ -125,7 +125,6 @@ class IncompleteError(ValueError):
     def __init__(self, clips: ClipSet):
         lines = [str(count) for count in clips.counts if not count.complete]
         super().__init__(
-            f"{clips.source} is not the whole {clips.name}:\n  "
-            + "\n  ".join(lines)
-            + "\nadd what is missing, or continue with what is there: --allow-incomplete"
+            f"{clips.source} is not complete: {'; '.join(lines)}; add what is missing, or continue with what is there: "
+            "--allow-incomplete"
         )
