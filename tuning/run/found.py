@@ -168,7 +168,7 @@ def _clusters(
         value = agreement(clusters.owner, [text or None for text in values.tolist()])
         if np.isfinite(value):
             findings.agreements[name] = value
-            findings.lines.append(f"  they go with {name} to {value:.2f} (0: by chance, 1: the same)")
+            findings.lines.append(f"  they go with {name} to {value:z.2f} (0: by chance, 1: the same)")
     names = list(named)
     rows: list[Any] = [("key", "cluster", "distance", *names)]
     for row, key in enumerate(keys):
