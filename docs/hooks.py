@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 
 from conclugen.common import commands
 from conclugen.common.options import Command, schema
-from conclugen.common.options.command import _leaves, _shown
+from conclugen.common.options.command import _CommandLine, _leaves, _shown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -65,9 +65,10 @@ def configuration_page() -> str:
         command = commands.load(name)
         lines += ["", f"## {name}"]
         groups: dict[str, list[str]] = {}
+        defaults = _CommandLine(command).resolved({})
         for leaf in _leaves(command):
             if group := leaf.name.rpartition(".")[0]:
-                row = f"| `{leaf.name}` | {_cell(leaf.help)} | {_default(leaf.default)} |"
+                row = f"| `{leaf.name}` | {_cell(leaf.help)} | {_default(defaults[leaf.name])} |"
                 groups.setdefault(group, []).append(row)
         for group, rows in groups.items():
             lines += ["", f"### {name}: {group}", "", "| field | what it is | default |", "|---|---|---|", *rows]
@@ -181,7 +182,8 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _default(value: Any) -> str:
-    return "required" if value is schema.REQUIRED else f"`{_cell(_shown(value))}`"
+    shown = " ".join(_shown(value).split()).replace("|", "\\|")
+    return "required" if value is schema.REQUIRED else f"`{shown}`"
 
 
 def _escaped(text: str) -> str:

@@ -218,8 +218,9 @@ def page(
         f"    python -m benchmarks.reproduce --data FOLDER --output outputs/reproduce {flags}",
         _made_by(revisions),
         "## Limits",
-        "- Frozen, hand-made or small features; one corpus at a time, pretrained on the clips that are judged (without "
-        "labels); acted speech and television. Nothing here speaks of deep encoders or of transfer to other corpora.\n"
+        "- Frozen, hand-made or small features; one corpus at a time, pretrained on other speakers (videos, dialogues) "
+        "of the corpus that is judged; acted speech, vlogs and television. Nothing here speaks of deep encoders or of "
+        "transfer to other corpora.\n"
         f"{_resolution(sections)}"
         "- `improved` was designed on four RAVDESS actors that are not tested here, but of the same corpus.\n"
         "- Until 2026-11-29 this page compared with plain raw features alone, in which the widest modality counts "
