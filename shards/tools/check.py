@@ -72,12 +72,25 @@ def _next(job: CheckJob, kind: str) -> str:
     source = shlex.quote(str(job.source))
     if kind in ("archives", "table"):
         return f"index {source}" if kind == "archives" else f"run FOLDER --labels {source}"
+    if job.adapter != "folder":  # `run` reads folders of videos and tables alone
+        return _next_build(job, source)
     words = ["run", source] + (["--labels", shlex.quote(str(job.table))] if job.table is not None else [])
     given = {"--label": job.label, "--group": (job.group,), "--key": (job.key,), "--text": (job.text,)}
     for option, values in given.items():
         words += [word for value in values if value is not None for word in (option, shlex.quote(value))]
     words += [word for name, column in job.field.items() for word in ("--field", shlex.quote(f"{name}={column}"))]
     return " ".join(words)
+
+
+def _next_build(job: CheckJob, source: str) -> str:
+    words = ["build", source, "--adapter", shlex.quote(job.adapter), "--output", "data/clips"]
+    given = {"--table": job.table, "--folds": job.folds, "--unpack": job.unpack, "--encoding": job.encoding}
+    words += [
+        word for option, value in given.items() if value is not None for word in (option, shlex.quote(str(value)))
+    ]
+    words += [word for text in job.label for word in ("--label", shlex.quote(text))]
+    fields = {**job.field, **{name: x for name, x in (("group", job.group), ("text", job.text)) if x is not None}}
+    return " ".join([*words, *(w for n, x in fields.items() for w in ("--field", shlex.quote(f"{n}={x}")))])
 
 
 def kind_of(source: Path) -> str:

@@ -14,7 +14,10 @@ from tests import installed
 
 PATH = Path(__file__).resolve().parents[2] / "docs/extending.md"
 PAGE = PATH.read_text("utf-8")
-FILES = ("my_package/margin.py", "try_margin.py", "my_package/loudness.py", "my_package/crema_d.py")
+FILES = (
+    *("my_package/margin.py", "parity_margin.py", "try_margin.py"),
+    *("my_package/loudness.py", "try_loudness.py", "my_package/crema_d.py"),
+)
 
 USE = """
 import json, runpy, sys
@@ -66,7 +69,9 @@ print(json.dumps({
     "sequence": encoder.encode_sequence([sound])[0].tolist(), "vector": encoder.encode([sound]).tolist(),
     "clips": [[clip.key, clip.video, dict(clip.labels), clip.group, dict(clip.meta)] for clip in clips.clips],
     "left_out": clips.left_out, "told": told, "fault": fault,
-    "tried": runpy.run_path(sys.argv[4])["losses"], "about": registry.offers()["loudness"].about,
+    "tried": runpy.run_path(sys.argv[4] + "/try_margin.py")["losses"],
+    "vectors": runpy.run_path(sys.argv[4] + "/try_loudness.py")["vectors"].tolist(),
+    "about": registry.offers()["loudness"].about,
     "adapters": build_shards._known(),
     "jobs": [type(job).__name__ for job in jobs], "weight": jobs[0].pretrain.tasks.margin.weight,
     "loaded": export.load(Path(sys.argv[1]) / "model").modalities,
@@ -127,12 +132,13 @@ def test_a_task_an_encoder_and_a_data_set_are_added_by_the_page_alone(package: P
     videos.mkdir(parents=True)
     for name in ("1001_DFA_ANG_XX", "1002_IEO_HAP_HI", "1091_WSI_SAD_XX_again"):
         (videos / f"{name}.flv").write_bytes(b"FLV")
-    found = run(package, tmp_path, USE, str(tmp_path), str(videos.parent), str(PATH), str(package / "try_margin.py"))
+    found = run(package, tmp_path, USE, str(tmp_path), str(videos.parent), str(PATH), str(package))
     assert found["loss"] == pytest.approx(by_loops(np.array(found["z"]), np.array(found["present"]), 0.3), abs=1e-12)
     assert found["tasks"] == ["contrastive", "margin"] and found["loaded"] == ["video", "audio", "text"]
     losses = found["losses"]
     assert isinstance(losses, list) and sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert found["sequence"] == [[0.5], [0.25]] and found["vector"] == [[0.375]]
+    assert found["vectors"] == [[0.0], [1.0]]
     assert found["clips"] == [
         ["1001_DFA_ANG_XX", "VideoFlash/1001_DFA_ANG_XX.flv", {"emotion": "anger"}, "1001", {"sentence": "DFA"}],
         ["1002_IEO_HAP_HI", "VideoFlash/1002_IEO_HAP_HI.flv", {"emotion": "happiness"}, "1002", {"sentence": "IEO"}],

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -166,6 +168,19 @@ def test_pack_and_split_warn_of_the_same(what: str, tmp_path: Path, capsys: pyte
     if ("part" in what and "alike" not in what) or what == "three test speakers":
         assert main(["split", str(tmp_path / "out"), "--by", "meta.split"]) == 0
         assert told.replace("part ", "view ", 1) in capsys.readouterr().out
+
+
+def test_what_an_adapter_read_is_built_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run` reads folders of videos alone: by its advice the labels that the adapter found would be lost."""
+    source = tmp_path / "caer set"
+    for number, emotion in enumerate(("Anger", "Happy", "Sad")):
+        path = source / "train" / emotion / f"{number:04}.avi"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert main(["check", str(source), "--adapter", "caer", *map(str, UNOPENED)]) == 1
+    (told,) = re.findall(r"^next: .* build (.*)", capsys.readouterr().out, re.MULTILINE)
+    job = COMMAND.parse(shlex.split(told))
+    assert (job.source, job.adapter, job.allow_incomplete) == (source, "caer", True)
 
 
 def test_archives_are_checked_before_they_are_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
