@@ -214,8 +214,8 @@ class Contrastive(Task):
         return [
             f"contrastive: {share:.0%} of the rows of a batch found negatives of the same speaker (at least "
             f"{FEWEST_MATES} others of it with the same modalities); the others got negatives of all speakers, "
-            "for which recognising the speaker suffices. Name the column of speakers (data.speaker), or give a larger "
-            "pretrain.global_batch"
+            "for which recognising the speaker suffices. A larger batch (pretrain.global_batch) holds more rows of "
+            "each speaker; if the speaker is in another column, name it (data.speaker)"
         ]
 
     def scale(self) -> Tensor | float:

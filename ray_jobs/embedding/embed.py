@@ -239,6 +239,15 @@ def _check_features(model: RunModel, manifest: Manifest) -> None:
         )
 
 
+def _usual_folder(run: Path, job: EmbedJob) -> Path:
+    """`embeddings`; where those of the other kind are there, as after `conclugen run`, one beside it."""
+    usual = run / "embeddings"
+    corpus, files = (usual / _OWNERSHIP.record).exists(), (usual / _ROWS_FILE).exists()
+    if job.data is None:
+        return run / "embeddings-of-files" if corpus else usual
+    return run / "embeddings-of-shards" if files and not corpus else usual
+
+
 def run(job: EmbedJob) -> int:
     """Run the job; returns the exit status."""
     if bool(job.files) == (job.data is not None):
@@ -259,7 +268,7 @@ def run(job: EmbedJob) -> int:
     if stamp := stamp_of(model.embedder.info):
         print(stamp, flush=True)
     model.embedder.check_fusion(job.fusion)
-    out = paths.absolute(job.embeddings, "embeddings") if job.embeddings else folder.path / "embeddings"
+    out = paths.absolute(job.embeddings, "embeddings") if job.embeddings else _usual_folder(folder.path, job)
     with folder_held(out, "embeddings are being written here", "another --embeddings"):
         if job.data is None:
             return embed_paths(model, job, out)

@@ -21,7 +21,8 @@ class EmbedJob(EncoderOptions, ModelOptions):
     Attributes:
         files: Video files; given without an option.
         data: Shards of clips or of features (folder or URL), in the place of files.
-        embeddings: Folder where embeddings and pictures go; none: `embeddings` in the run's folder.
+        embeddings: Folder where embeddings and pictures go; none: `embeddings` in the run's folder, or
+            beside it `embeddings-of-files` (`-of-shards`) where it holds those of shards (files).
         text: What is said in the clip (in the clip as a whole).
         overwrite: Replace embeddings of another run, label or corpus in the folder.
     """

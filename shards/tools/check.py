@@ -76,6 +76,7 @@ def _next(job: CheckJob, kind: str) -> str:
         return _next_build(job, source)
     words = ["run", source] + (["--labels", shlex.quote(str(job.table))] if job.table is not None else [])
     given = {"--label": job.label, "--group": (job.group,), "--key": (job.key,), "--text": (job.text,)}
+    given["--encoding"] = (job.encoding,)
     for option, values in given.items():
         words += [word for value in values if value is not None for word in (option, shlex.quote(value))]
     words += [word for name, column in job.field.items() for word in ("--field", shlex.quote(f"{name}={column}"))]

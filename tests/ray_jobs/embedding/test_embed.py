@@ -34,9 +34,10 @@ from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import arrays, model
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Windows
-from ray_jobs.embedding.embed import _METADATA, _check_features, _kept, _refuse_rows_of_files
+from ray_jobs.embedding.embed import _METADATA, _check_features, _kept, _refuse_rows_of_files, _usual_folder
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.plan import Augmentation, recipe_of
+from ray_jobs.options.embed import EmbedJob
 from ray_jobs.run_config import ShardsConfig
 from ray_jobs.run_folder import RunFolder
 from shards import View
@@ -561,6 +562,18 @@ def test_files_and_a_corpus_do_not_share_a_folder(
     assert embed.main(arguments(root, str(video), "--embeddings", str(out), "--overwrite")) == 2
     assert f"--embeddings: {out} holds the embeddings of a corpus" in capsys.readouterr().err
     assert (out / "embeddings.parquet").read_bytes() == whole
+
+
+def test_after_a_whole_run_files_are_embedded_beside_its_corpus(tmp_path: Path) -> None:
+    """`conclugen run` ends with the embeddings of its corpus, and names `embed CLIP` as the next step."""
+    files, corpus = EmbedJob(run="first", files=("a.mp4",)), EmbedJob(run="first", data="shards")
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    assert [_usual_folder(tmp_path, job) for job in (files, corpus)] == [folder, folder]
+    (folder / "embeddings.parquet").touch()
+    assert [_usual_folder(tmp_path, job).name for job in (files, corpus)] == ["embeddings", "embeddings-of-shards"]
+    (folder / "_embedding.json").touch()
+    assert [_usual_folder(tmp_path, job).name for job in (files, corpus)] == ["embeddings-of-files", "embeddings"]
 
 
 def test_room_for_the_embeddings_of_a_corpus_is_asked_for_before_any_work(
