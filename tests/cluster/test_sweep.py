@@ -77,16 +77,16 @@ def trials_of(folder: Path) -> list[Record]:
 
 
 def test_asha_stops_most_and_the_last_trial_still_runs(twelve: SweepResult) -> None:
-    states = Counter(outcome.state for outcome in twelve.book.outcomes.values())
+    states = Counter(outcome.state for outcome in twelve.store.outcomes.values())
     assert states["stopped"] + states["finished"] == 12 and states["stopped"] >= 6
-    assert 11 in twelve.book.outcomes
+    assert 11 in twelve.store.outcomes
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ray.available_resources().get("CPU") == 2, "a trial holds resources beyond its end"
-    finished = {n: twelve.book.value(n) for n, o in twelve.book.outcomes.items() if o.state == "finished"}
+    finished = {n: twelve.store.value(n) for n, o in twelve.store.outcomes.items() if o.state == "finished"}
     assert twelve.best is not None and finished[twelve.best] == max(finished.values())
-    for number, outcome in twelve.book.outcomes.items():
+    for number, outcome in twelve.store.outcomes.items():
         assert set(outcome.curve) <= {1, 3, 9} and (9 in outcome.curve) == (outcome.state == "finished"), number
 
 
@@ -115,7 +115,7 @@ def test_a_sweep_is_found_in_mlflow_and_in_its_ledger(twelve: SweepResult) -> No
 
 def test_the_best_configuration_is_one_that_pretraining_takes(twelve: SweepResult) -> None:
     job = PRETRAIN.parse(["--config", str(twelve.folder.best)])
-    assert twelve.best is not None and job.pretrain == twelve.book.config(twelve.best)
+    assert twelve.best is not None and job.pretrain == twelve.store.config(twelve.best)
     assert twelve.folder.table.read_text().count("\n|") >= 10
     pictures = {path.name for path in twelve.folder.plots.glob("*.png")}
     assert pictures == {"confusion.png", "objective.png", "slices.png"}
@@ -146,7 +146,7 @@ def test_a_finished_sweep_is_left_alone_and_grows_by_what_is_added(
     assert {record.key: record.time for record in trials_of(twelve.folder.path)} == before
     grown = sweep(dataclasses.replace(job, trials=14))
     times = {record.key: record.time for record in trials_of(twelve.folder.path)}
-    assert len(grown.book.outcomes) == len(times) == 14 and before.items() <= times.items()
+    assert len(grown.store.outcomes) == len(times) == 14 and before.items() <= times.items()
     check_mlflow(twelve.tracking_uri, twelve.folder, 14)
     with pytest.raises(ValueError, match=r"space.epochs: 9 then, 6 now[\s\S]*Choose another --name"):
         sweep(dataclasses.replace(job, space=small_space(epochs=6)))
@@ -161,12 +161,12 @@ def test_a_trial_that_dies_goes_on_from_its_checkpoint(
     job = small_sweep(shards, tmp_path, "dies", trials=2, scheduler="none", schedule=schedule)
     died = sweep(job)
     assert "epoch 3" in (died.folder.path / "has-died").read_text()
-    assert [outcome.state for outcome in died.book.outcomes.values()] == ["finished"] * 2
+    assert [outcome.state for outcome in died.store.outcomes.values()] == ["finished"] * 2
     steps = [step for step, _ in metric_history(died.folder.trial(1) / "journal.jsonl")["loss"]]
     assert steps == list(range(1, max(steps) + 1))
     monkeypatch.undo()
     whole = sweep(dataclasses.replace(job, name="whole"))
-    assert {n: died.book.metrics[n] for n in range(2)} == {n: whole.book.metrics[n] for n in range(2)}
+    assert {n: died.store.metrics[n] for n in range(2)} == {n: whole.store.metrics[n] for n in range(2)}
 
 
 @pytest.mark.slow
@@ -177,11 +177,11 @@ def test_a_trial_that_dies_for_good_does_not_take_the_sweep_down(
     resources = ResourceConfig(max_concurrent=2, max_failures=1)
     job = small_sweep(shards, tmp_path, "fragile", trials=3, scheduler="none", resources=resources)
     result = sweep(job)
-    assert {n: o.state for n, o in result.book.outcomes.items()} == {0: "finished", 1: "failed", 2: "finished"}
+    assert {n: o.state for n, o in result.store.outcomes.items()} == {0: "finished", 1: "failed", 2: "finished"}
     assert {run.info.status for run in runs_of(result.tracking_uri)} == {"FINISHED", "FAILED"}
     monkeypatch.undo()
     again = sweep(job)  # what killed it may be gone: it is run again
-    assert {o.state for o in again.book.outcomes.values()} == {"finished"}
+    assert {o.state for o in again.store.outcomes.values()} == {"finished"}
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_a_trial_that_diverges_is_told_as_the_worst(shared_ray: None, shards: Pa
     space = fixed_space(fixed={"clip_norm": None, "optimizer.warmup_epochs": 0}, epochs=3)
     wild = dataclasses.replace(space, lr=dataclasses.replace(space.lr, low=1e25, high=1e25))
     result = sweep(small_sweep(shards, tmp_path, "wild", trials=2, scheduler="none", search="tpe", space=wild))
-    assert {o.state for o in result.book.outcomes.values()} == {"failed"} and result.best is None
+    assert {o.state for o in result.store.outcomes.values()} == {"failed"} and result.best is None
     reasons = [record.reason for record in trials_of(result.folder.path)]
     assert len(reasons) == 2 and all(reason.startswith("diverged: ") and "not finite" in reason for reason in reasons)
 
@@ -203,7 +203,7 @@ def test_a_population_exploits_and_its_schedule_gives_the_same_model(
         shards, tmp_path, "population", space=fixed_space(epochs=6), trials=4, scheduler="pbt", schedule=schedule
     )
     result = sweep(job)
-    assert [o.state for o in result.book.outcomes.values()] == ["finished"] * 4
+    assert [o.state for o in result.store.outcomes.values()] == ["finished"] * 4
     changed = 0
     for path in result.folder.tune.glob("*/*/checkpoint_*/state/checkpoint.json"):
         document = json.loads(path.read_text())
@@ -213,11 +213,11 @@ def test_a_population_exploits_and_its_schedule_gives_the_same_model(
     assert result.best is not None
     shared = prepare(job).shared
     again, _ = without_confusion(replay(written, shared).measure(), shared.judge.classes)
-    assert again == result.book.metrics[result.best]
+    assert again == result.store.metrics[result.best]
 
 
 def _own_weights(result: SweepResult, number: int) -> dict[str, float]:
-    return {name: task.weight for name, task in result.book.config(number).tasks.active.items()}
+    return {name: task.weight for name, task in result.store.config(number).tasks.active.items()}
 
 
 @pytest.mark.slow

@@ -86,19 +86,26 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "venue", [figure_style.VENUES["acl"], pytest.param(figure_style.VENUES["cvpr"], marks=pytest.mark.slow)]
+    ("venue", "part"),
+    [
+        ("acl", "column"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("acl", "page"), ("cvpr", "column"), ("cvpr", "page"))
+        ),
+    ],
 )
-def test_pictures_are_as_wide_as_the_venue_says_and_nothing_is_cut_off(tmp_path, kind, venue):
-    for width in (venue.column, venue.page):
-        path = KINDS[kind](tmp_path / f"{kind}.png", width)
-        image = imread(path)[..., :3]
-        assert image.shape[1] == round(width * 200)
-        for border in (image[0], image[-1], image[:, 0], image[:, -1]):
-            assert (border == 1).all()
-        points = float(_svg(path.with_suffix(".svg")).get("width").removesuffix("pt"))
-        assert points == pytest.approx(72 * width, abs=0.01)
-        box = re.search(rb"/MediaBox \[ 0 0 ([0-9.]+) [0-9.]+ \]", path.with_suffix(".pdf").read_bytes())
-        assert float(box[1]) == pytest.approx(72 * width, abs=0.01)
+def test_pictures_are_as_wide_as_the_venue_says_and_nothing_is_cut_off(tmp_path, kind, venue, part):
+    width = getattr(figure_style.VENUES[venue], part)
+    path = KINDS[kind](tmp_path / f"{kind}.png", width)
+    image = imread(path)[..., :3]
+    assert image.shape[1] == round(width * 200)
+    for border in (image[0], image[-1], image[:, 0], image[:, -1]):
+        assert (border == 1).all()
+    points = float(_svg(path.with_suffix(".svg")).get("width").removesuffix("pt"))
+    assert points == pytest.approx(72 * width, abs=0.01)
+    box = re.search(rb"/MediaBox \[ 0 0 ([0-9.]+) [0-9.]+ \]", path.with_suffix(".pdf").read_bytes())
+    assert float(box[1]) == pytest.approx(72 * width, abs=0.01)
 
 
 def test_the_same_picture_is_the_same_files_with_text_as_text(tmp_path):

@@ -25,6 +25,7 @@ _STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 300, 20, 60
 _LEAST_SHARE = 0.05  # of the rows: too few rows to learn from
 _FEWEST_GROUPS = 3  # from which a test part, and what chooses the probe's strength, can have groups of their own
 _FEWEST_VALIDATED = 6
+_FEWEST_TELLING = 6  # groups to test on: of fewer no sign-flip test gives a p below 0.05
 FEWEST_ROWS = 20  # to hold some back, and to judge a label by
 _FEW_LABELS = 100
 
@@ -88,7 +89,11 @@ def parts(rows: int, groups: int, labelled: bool) -> Parts:
     if labelled:
         if units < _FEWEST_VALIDATED:
             return Parts(by, {"train": 0.6, "test": 0.4})
-        return Parts(by, {"train": 0.6, "valid": 0.15, "test": 0.25})
+        test = 0.25
+        if by == "group" and groups >= 2 * _FEWEST_TELLING + 1:  # as many are left to learn from, and one to validate
+            test = max(test, (_FEWEST_TELLING + 0.3) / groups)
+        valid = min(0.15, (1 - test) / 4)
+        return Parts(by, {"train": 1 - valid - test, "valid": valid, "test": test})
     return Parts(by, {"train": 0.85, "valid": 0.15})
 
 

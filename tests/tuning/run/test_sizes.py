@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conclugen import presets
+from shards.planning.split import assign
 from tuning.run.sizes import Parts, Sizes, clusters_shown, fractions, modalities, parts, sizes
 
 
@@ -74,6 +75,18 @@ def test_speakers_stay_on_one_side_where_there_are_enough(
     chosen: Parts = parts(rows, groups, labelled)
     assert (chosen.by, None if chosen.shares is None else list(chosen.shares)) == (by, views)
     assert chosen.shares is None or sum(chosen.shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("groups", range(13, 60))
+def test_where_there_are_enough_speakers_six_are_tested_on(groups: int) -> None:
+    """Of five no test over signs gives a p below 2 / 2^5; six that are learned from stay, and one to validate on."""
+    shares = parts(10 * groups, groups, True).shares
+    assert shares is not None and sum(shares.values()) == pytest.approx(1)
+    sizes_of_groups = {f"s{i}": 10 for i in range(groups)}
+    for seed in range(5):
+        chosen = assign(sizes_of_groups, shares, seed)
+        assert len(chosen["test"]) >= 6 and len(chosen["train"]) >= 6 and len(chosen["valid"]) >= 1
+    assert groups < 26 or shares == pytest.approx({"train": 0.6, "valid": 0.15, "test": 0.25})
 
 
 def test_few_labels_are_not_divided_further() -> None:
