@@ -90,7 +90,7 @@ def parts(rows: int, groups: int, labelled: bool) -> Parts:
         if units < _FEWEST_VALIDATED:
             return Parts(by, {"train": 0.6, "test": 0.4})
         test = 0.25
-        if by == "group" and groups >= 2 * _FEWEST_TELLING + 1:  # as many are left to learn from, and one to validate
+        if by == "group" and groups >= 2 * _FEWEST_TELLING + 2:  # as many are left to learn from, two to validate on
             test = max(test, (_FEWEST_TELLING + 0.3) / groups)
         valid = min(0.15, (1 - test) / 4)
         return Parts(by, {"train": 1 - valid - test, "valid": valid, "test": test})
