@@ -79,7 +79,7 @@ def test_speakers_stay_on_one_side_where_there_are_enough(
 
 @pytest.mark.parametrize("groups", range(14, 60))
 def test_where_there_are_enough_speakers_six_are_tested_on(groups: int) -> None:
-    """Of five no test over signs gives a p below 2 / 2^5; six that are learned from stay, and one or two to validate on."""
+    """Of five no test over signs gives a p below 2 / 2^5; six stay to learn from."""
     shares = parts(10 * groups, groups, True).shares
     assert shares is not None and sum(shares.values()) == pytest.approx(1)
     sizes_of_groups = {f"s{i}": 10 for i in range(groups)}
