@@ -233,8 +233,7 @@ class RunConfig:
             node reaches, and then no other folder need be shared; None: `checkpoints` in the run's folder.
         workers: Training workers (processes; on a GPU cluster: GPUs).
         min_workers: Fewest workers to continue with where nodes are lost, back to `workers` where they return; None:
-        wait
-            until all can be placed. The same samples are trained on in the same batches for any number.
+            wait until all can be placed. The same samples are trained on in the same batches for any number.
         gpu: Train on GPUs, one per worker; in bfloat16 and compiled unless the options say otherwise.
         network_gbit: Gbit/s of a GPU's link to other nodes, for the estimate at the start of a run on GPUs; None: 10 is
             assumed, and said.

@@ -25,8 +25,8 @@ class MixedReader:
     that two of them use is two speakers. max_corrupt_share, quarantine: as of `Reader`, of all corpora together.
 
     The modalities are those that any corpus has; one that a corpus lacks is missing in its rows. Shards and rows are
-    numbered through all corpora; `Rows.group` of a row depends on its group's name and its corpus. Damage names shards
-    `CORPUS/SHARD`, as do errors.
+    numbered through all corpora; `Rows.group` of a row depends on its group's name and its corpus. Corrupt
+    samples and errors name shards `CORPUS/SHARD`.
 
     Raises ValueError, in one line with corpus, found, expected and remedy, where a modality has not the same width in
     all corpora that have it.

@@ -4,12 +4,13 @@ Sizes follow the rows to learn from. At 1,000 to 3,000 rows they are those of do
 (representation 512, batch 256, about 40 epochs); at 10^5 rows and a GPU those of the published presets (4096, 4096).
 
 batch           a quarter of the rows as a power of two: rows are compared with the others of their batch, so it is as
-large
-                as leaves an epoch four steps; at least 16 (all rows of fewer), at most 4096, on CPUs 1024
+                large as leaves an epoch four steps; at least 16 (all rows of fewer), at most 4096, on CPUs 1024
 representation  12 times the square root of the rows as a power of two, 64 to 4096, on CPUs to 1024
 projection      a quarter of it, 32 to 512;  hidden layer (of what is reconstructed): as wide as it, at most 1024
 clusters        one for 25 rows, 4 to 32;  queue: as many earlier batches as an epoch has, at most 8
 epochs          300 steps' worth, 20 to 60
+parts           with labels 60 % train, 15 % valid, 25 % test, by speaker; of 14 speakers or more at least six are for
+                testing, over fewer no difference can be significant; of fewer than six units no valid part
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LEAST_ROWS = 8
 _LEAST_BATCH, _MOST_BATCH, _MOST_BATCH_CPU = 16, 4096, 1024
 _LEAST_WIDTH, _MOST_WIDTH, _MOST_WIDTH_CPU = 64, 4096, 1024
 _STEPS, _LEAST_EPOCHS, _MOST_EPOCHS = 300, 20, 60
-_LEAST_SHARE = 0.05  # of the rows: too few rows to learn from
+_LEAST_SHARE = 0.05  # of the rows: a modality that fewer have is left out
 _FEWEST_GROUPS = 3  # from which a test part, and what chooses the probe's strength, can have groups of their own
 _FEWEST_VALIDATED = 6
 _FEWEST_TELLING = 6  # groups to test on: of fewer no sign-flip test gives a p below 0.05
