@@ -22,6 +22,8 @@ class Batch:
     group:    (B,) int64 stable hash of the row's group (a speaker, a video), or None where the data has no groups.
     corpus:   (B,) int64 number of the row's corpus in `CorporaConfig.names` (-1: padding, or none of them), or None
               where the data is not a mixture.
+    complete: rows of the global batch, where every rank knows that none of them lacks a modality: then presence is not
+              asked of the other ranks. None: not known. Equal on all ranks, whose padding is behind all rows.
     """
 
     features: dict[str, Tensor]
@@ -30,12 +32,14 @@ class Batch:
     labels: dict[str, Tensor] = field(default_factory=dict)
     group: Tensor | None = None
     corpus: Tensor | None = None
+    complete: int | None = None
 
     @classmethod
     def of(cls, rows: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32) -> "Batch":
         """Batch of any object with these attributes, in numpy arrays or tensors; features get `dtype`, or keep theirs.
 
-        `present` may lack modalities (taken as present everywhere), as may the object `labels`, `group` and `corpus`.
+        `present` may lack modalities (taken as present everywhere), as may the object `labels`, `group`, `corpus` and
+        `complete`.
         Features of rows that are not present may be anything; here they become 0.
         Raises ValueError where a shape does not fit the number of rows, or `present` names an unknown modality.
         """
@@ -68,14 +72,14 @@ class Batch:
         # Where a row lacks a modality, or is padding, the values there are not features, NaN least of all.
         present = {m: x & (row >= 0) for m, x in present.items()}
         features = {m: x.masked_fill(~present[m].unsqueeze(1), 0) for m, x in features.items()}
-        return cls(features, present, row, labels, group, corpus)
+        return cls(features, present, row, labels, group, corpus, getattr(rows, "complete", None))
 
     @property
     def rows(self) -> int:
         return self.row.shape[0]
 
     def part(self, rows: slice) -> "Batch":
-        """Some of the rows."""
+        """Some of the rows, which are no rank's batch: `complete` is not told of them."""
         return Batch(
             features={m: x[rows] for m, x in self.features.items()},
             present={m: x[rows] for m, x in self.present.items()},
@@ -98,6 +102,7 @@ class Batch:
             labels={},
             group=None if self.group is None else functional.pad(self.group, (0, missing), value=-1),
             corpus=None if self.corpus is None else functional.pad(self.corpus, (0, missing), value=-1),
+            complete=None,
         )
 
 

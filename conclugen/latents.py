@@ -39,28 +39,28 @@ class Presence:
         modality; what is returned waits for it. together: where one of the modalities is missing, all of them count as
         missing.
 
-        It is gathered even where the data lacks nothing: a rank may find a row damaged, which the others must know."""
+        Presence of a batch that is known to be complete is not gathered. A manifest that lacks nothing is not enough
+        for that: one rank may find a row corrupt as it reads it, which the others must know."""
         local_MB = torch.stack([batch.present[m] & (batch.row >= 0) for m in modalities])
         if together:
             local_MB = local_MB.all(0).repeat(len(modalities), 1)
-        bytes_BC = [pack_bits(local_MB.T)]
+        bytes_BC = [] if batch.complete is not None else [pack_bits(local_MB.T)]
         if with_group:
             group_B = torch.full_like(batch.row, -1) if batch.group is None else batch.group
             bytes_BC.append(group_B.contiguous().unsqueeze(1).view(torch.uint8))
         if batch.corpus is not None:
             bytes_BC.append(batch.corpus.contiguous().unsqueeze(1).view(torch.uint8))
-        gathered = distributed.gather_behind(torch.cat(bytes_BC, dim=1))
-        packed, wide = bytes_BC[0].shape[1], batch.row.element_size()
+        sizes = [x.shape[1] for x in bytes_BC]
+        gathered = distributed.gather_behind(torch.cat(bytes_BC, dim=1)) if bytes_BC else None
 
         def presence() -> Presence:
-            bytes_NC = gathered()
-            # Copied even where there is one row, whose bytes would not begin where a number may. An empty part has
-            # one empty piece, which is not a number.
-            roles = bytes_NC[:, packed:].split(wide, dim=1) if len(bytes_BC) > 1 else ()
-            numbers = [role.clone(memory_format=torch.contiguous_format).view(torch.int64).squeeze(1) for role in roles]
+            told_NC = [] if gathered is None else [*gathered().split(sizes, dim=1)]
+            bits_NC = told_NC.pop(0) if batch.complete is None else None
+            # Copied even where there is one row, whose bytes would not begin where a number may.
+            numbers = [x.clone(memory_format=torch.contiguous_format).view(torch.int64).squeeze(1) for x in told_NC]
             return cls(
                 local=local_MB,
-                all=unpack_bits(bytes_NC[:, :packed], len(modalities)).T,
+                all=present_of_all(batch, len(modalities), bits_NC).T,
                 row=batch.row,
                 all_group=numbers[0] if with_group else None,
                 offset=distributed.rank() * batch.rows,
@@ -75,6 +75,16 @@ class Presence:
         corpus = None if self.corpus is None else self.corpus[rows]
         offset = self.offset + (rows.start or 0)
         return replace(self, local=self.local[:, rows], row=self.row[rows], offset=offset, corpus=corpus)
+
+
+def present_of_all(batch: Batch, modalities: int, bits_NC: Tensor | None) -> Tensor:
+    """(N, M) bool, which rows of all ranks have each modality: what was gathered of `pack_bits`, (N, C) uint8, or
+    None for a complete batch, of which it is known."""
+    if bits_NC is not None:
+        return unpack_bits(bits_NC, modalities)
+    assert batch.complete is not None
+    row_N = torch.arange(distributed.world_size() * batch.rows, device=batch.row.device)
+    return (row_N < batch.complete).unsqueeze(1).expand(-1, modalities)
 
 
 def pack_bits(flags_BM: Tensor) -> Tensor:

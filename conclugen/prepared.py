@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conclugen import distributed, random
 from conclugen.batch import Batch
-from conclugen.latents import pack_bits, unpack_bits
+from conclugen.latents import pack_bits, present_of_all
 from conclugen.tasks import View
 
 SAME_GROUP = "same_group"
@@ -41,7 +41,8 @@ def with_partners(batch: Batch, views: Iterable[View], seed: int, step: int) -> 
     sources = list(dict.fromkeys(view.source for view in views))
     present_BM = torch.stack([batch.present[source] for source in sources], dim=1)
     coming = {source: distributed.gather_behind(batch.features[source]) for source in sources}
-    present_NM = unpack_bits(distributed.gather_behind(pack_bits(present_BM))(), len(sources))
+    bits_NC = distributed.gather_behind(pack_bits(present_BM))() if batch.complete is None else None
+    present_NM = present_of_all(batch, len(sources), bits_NC)
     group_N = None if batch.group is None or not grouped else distributed.gather_behind(batch.group)()
     corpus_N = None if batch.corpus is None else distributed.gather_behind(batch.corpus)()
     features, present = dict(batch.features), dict(batch.present)

@@ -46,6 +46,11 @@ class DeviceRows:
         """Of the device's memory."""
         return sum(x.nbytes for x in self._columns())
 
+    @property
+    def complete(self) -> bool:
+        """Whether every row has every modality; the same on every rank. Waits for the device."""
+        return all(bool(x.all()) for x in self._present.values())
+
     def write(self, start: int, rows: Any, corpus: np.ndarray | None = None) -> None:
         """Rows from `start` on, of all ranks at once: rank r has the r-th B of them, and all get those of all.
 
@@ -56,8 +61,8 @@ class DeviceRows:
         for column, values in zip(self._columns(), self._values(rows, corpus), strict=True):
             column[start:stop] = distributed.gather(torch.from_numpy(values).to(self.device))[: stop - start]
 
-    def batch(self, position: np.ndarray) -> Batch:
-        """The rows at (B,) int64 positions; a position below 0 is a row of padding."""
+    def batch(self, position: np.ndarray, complete: int | None = None) -> Batch:
+        """The rows at (B,) int64 positions; a position below 0 is a row of padding. complete: of the `Batch`."""
         at_B = torch.from_numpy(position).to(self.device, non_blocking=True)
         there_B = at_B >= 0
         index_B = at_B.clamp(min=0)
@@ -73,6 +78,7 @@ class DeviceRows:
             row_B,
             group=chosen(self._group),
             corpus=chosen(self._corpus),
+            complete=complete,
         )
 
     def _columns(self) -> list[Tensor]:

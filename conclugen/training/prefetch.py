@@ -116,6 +116,7 @@ def sent(rows: Any, send: Callable[[Tensor], Tensor]) -> Batch:
         row,
         group=there(getattr(rows, "group", None)),
         corpus=there(getattr(rows, "corpus", None)),
+        complete=getattr(rows, "complete", None),
     )
 
 

@@ -137,7 +137,8 @@ class Payload:
         if isinstance(self._kept, Resident):
             return resident.stream(self._kept, plan, rank, world, cursor, steps, ahead, self._memory)
         if isinstance(self._kept, DeviceRows):
-            return DeviceBatches(self._kept, ReadAhead(resident.places(plan, rank, world, cursor, steps), ahead))
+            positions = ReadAhead(resident.places(plan, rank, world, cursor, steps), ahead)
+            return DeviceBatches(self._kept, positions, plan.batch_rows if self._kept.complete else lambda cursor: None)
         from shards.reading import ray_source
 
         source = self._source
@@ -150,10 +151,11 @@ class Payload:
 
 
 class DeviceBatches:
-    """Batches of rows that are on the device; closed as the stream of their positions is."""
+    """Batches of rows that are on the device; closed as the stream of their positions is. complete: what a batch says
+    by that name, given where in the plan it is."""
 
-    def __init__(self, rows: DeviceRows, positions: ReadAhead[Place]) -> None:
-        self._rows, self._positions = rows, positions
+    def __init__(self, rows: DeviceRows, positions: ReadAhead[Place], complete: Callable[[Cursor], int | None]) -> None:
+        self._rows, self._positions, self._complete = rows, positions, complete
 
     @property
     def counters(self) -> StreamCounters:
@@ -161,7 +163,7 @@ class DeviceBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for place in self._positions:
-            yield self._rows.batch(place.position)
+            yield self._rows.batch(place.position, self._complete(place.cursor))
 
     def __enter__(self) -> DeviceBatches:
         return self
@@ -245,6 +247,8 @@ def _shared(source: AnySource, node: Node, attempt: str, meeting: RankMeeting, b
         for _ in kept.read(node.rank, node.ranks):
             beat()
         _agree(meeting, None)
+    # One node may have found a row corrupt that another one has.
+    kept.complete = all(meeting.exchange(kept.lacks_nothing))
     return kept
 
 

@@ -135,6 +135,10 @@ class Plan(ABC):
         """The cursor `steps` steps further on (over epoch borders; backwards with a negative number)."""
         return self.cursor_at(self.global_step(cursor) + steps)
 
+    def batch_rows(self, cursor: Cursor) -> int:
+        """Rows of the global batch at the cursor; padding, behind them, makes it up to the size of all batches."""
+        return self.global_batch
+
     def local_batch(self, world: int) -> int:
         """Rows of one rank's batch: ceil(global_batch / world)."""
         return -(-self.global_batch // world)
@@ -237,6 +241,11 @@ class EpochPlan(Plan):
         else:
             epoch = global_step // self.start_of_epoch(1)
         return Cursor(epoch, global_step - self.start_of_epoch(epoch))
+
+    def batch_rows(self, cursor: Cursor) -> int:
+        if self.remainder != "pad":
+            return self.global_batch
+        return min(self.global_batch, self.total_rows - cursor.step * self.global_batch)
 
     # ---- rows ---------------------------------------------------------------------------------------------------
 

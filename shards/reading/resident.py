@@ -7,7 +7,7 @@ of them may take. Order, batches and values are those of `shards.reading.stream`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class Resident:
     memory: (bytes,) uint8 to use, `nbytes` of it; by default of this process. Its content is rows only where `read` has
     been, here or in a process that shares it.
 
+    complete: set it where every row has every modality, here and wherever other ranks have theirs: batches then say so.
+
     Raises ValueError for a reader with labels, which are not kept.
     """
 
@@ -39,6 +41,7 @@ class Resident:
             raise ValueError(f"labels {', '.join(reader.labels)}: not kept with resident rows; read without them")
         self.reader, self.precision = reader, precision
         self.total = int(reader.counts.sum())
+        self.complete = False
         shapes = _shapes(reader, precision)
         if memory is None:
             memory = np.empty(nbytes(reader, precision), np.uint8)
@@ -63,6 +66,11 @@ class Resident:
             stop = min(start + size, self.total)
             read(self.reader, start, self.rows.part(start, stop))
             yield stop - start
+
+    @property
+    def lacks_nothing(self) -> bool:
+        """Whether every row that was read has every modality."""
+        return all(bool(present.all()) for present in self.rows.present.values())
 
     def allocate(self, size: int, views: bool = False, memory: Memory | None = None) -> Rows:
         """Memory for a batch of `size` rows, of any content."""
@@ -129,6 +137,8 @@ def stream(
                 rows = ahead.take()
                 resident.take(place.position, rows)
                 batch = placed(rows, resident.reader, place.cursor)
+                if resident.complete:
+                    batch = replace(batch, complete=plan.batch_rows(place.cursor))
                 ahead.give(rows)
             del rows
             yield batch

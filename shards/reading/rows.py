@@ -36,6 +36,7 @@ class Rows:
     labels: dict[str, np.ndarray]
     group: np.ndarray | None
     corpus: np.ndarray | None = field(default=None, kw_only=True)
+    complete: int | None = field(default=None, kw_only=True)
     cursor: Cursor | None = field(default=None, kw_only=True)
     raw: np.ndarray | None = field(default=None, kw_only=True)
 
@@ -52,6 +53,7 @@ class Rows:
             labels={name: array[start:stop] for name, array in self.labels.items()},
             group=None if self.group is None else self.group[start:stop],
             corpus=None if self.corpus is None else self.corpus[start:stop],
+            complete=None,  # said of a whole batch
             raw=None if self.raw is None else self.raw[start:stop],
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray_jobs.run_config import DataConfig
 from ray_jobs.training import payloads
 from ray_jobs.training.payloads import DEVICE, HOST, Node, Room
 from ray_jobs.training.rank_meeting import RankMeeting
-from shards.format.manifest import TAR_SUFFIX
+from shards.format.manifest import TAR_SUFFIX, Manifest
 from shards.format.schema import Column, Sample, Schema
 from shards.format.writer import ShardWriter
 from shards.planning.plan import Cursor
@@ -32,29 +33,54 @@ READ = "read as wanted"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Rows in several shards, some without a modality, one damaged."""
-    place = tmp_path_factory.mktemp("kept") / "data"
+    return damaged(written(tmp_path_factory.mktemp("kept") / "data", missing=0.2))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Rows that lack nothing."""
+    return written(tmp_path_factory.mktemp("complete") / "data", missing=0.0)
+
+
+def written(place: Path, missing: float) -> str:
     schema = Schema(tuple(Column(m, d) for m, d in WIDTHS.items()), {m: (m,) for m in WIDTHS}, grouped=True)
     rng = np.random.default_rng(3)
     with ShardWriter(place, schema, max_shard_bytes=122_880) as writer:
         for i in range(93):
-            columns = {m: None if rng.random() < 0.2 else rng.standard_normal(d) for m, d in WIDTHS.items()}
+            columns = {m: None if rng.random() < missing else rng.standard_normal(d) for m, d in WIDTHS.items()}
             writer.append(Sample(f"k{i}", columns, group=f"g{i % 5}", text="z" * 40))
     assert writer.manifest is not None and len(writer.manifest.counts) > 2
-    flip_bit(place / (writer.manifest.entry(0).name + TAR_SUFFIX), 2 * writer.manifest.entry(0).stride + 700)
     return str(place)
 
 
-def trained(folder: str, payload: str, rows_in: str) -> dict[str, Any]:
-    """What one rank has after some steps: their losses, its model's checksum, and damage that it met."""
+def damaged(folder: str) -> str:
+    """The same folder, of whose third row a bit is flipped."""
+    first = Manifest.open(folder).entry(0)
+    flip_bit(Path(folder) / (first.name + TAR_SUFFIX), 2 * first.stride + 700)
+    return folder
+
+
+def trained(
+    folder: str | list[str],
+    payload: str,
+    rows_in: str,
+    negatives: str = "same_group",
+    remainder: str = "drop",
+) -> dict[str, Any]:
+    """What one rank has after some steps: their losses, its model's checksum, damage that it met, and how many bytes
+    a row it told the others of its rows' presence and groups, by step. Several folders: of each rank its own, on a node
+    of its own."""
     resident._BLOCK_BYTES = 11 * 4 * sum(WIDTHS.values())  # blocks of 11 rows, over all ranks
     torch.set_num_threads(1)
     rank, world = distributed.rank(), distributed.world_size()
+    node, whose = (Node(rank, world), "") if isinstance(folder, str) else (Node(0, 1), f"-{rank}")
+    folder = folder if isinstance(folder, str) else folder[rank]
     config = presets.build(
         "conclugen",
         "improved",
         global_batch=BATCH,
         model={"representation_dim": 16, "projection_dim": 8, "reconstruction_hidden_dim": 8},
-        tasks={"clustering": {"clusters": 3, "start_epoch": 0}, "contrastive": {"negatives": "same_group"}},
+        tasks={"clustering": {"clusters": 3, "start_epoch": 0}, "contrastive": {"negatives": negatives}},
     )
     read = payload == READ
     data = DataConfig(
@@ -63,6 +89,7 @@ def trained(folder: str, payload: str, rows_in: str) -> dict[str, Any]:
         validation_view=None,
         payload="worker" if read else payload,  # type: ignore[arg-type]
         rows_in=rows_in,  # type: ignore[arg-type]
+        remainder=remainder,  # type: ignore[arg-type]
         max_corrupt_share=1.0,
     )
     met: list[int] = []
@@ -73,7 +100,7 @@ def trained(folder: str, payload: str, rows_in: str) -> dict[str, Any]:
     pretrainer = Pretrainer(config, WIDTHS, source.steps_per_epoch, moments)
     whole = Room(10**9, 10**9, "here")
     prepared = payloads.prepare(
-        source, Node(rank, world), whole, torch.device("cpu"), f"test-{Path(folder).parent.name}-{payload}",
+        source, node, whole, torch.device("cpu"), f"test-{Path(folder).parent.name}-{payload}{whose}",
         RankMeeting(rank, world, 60.0), lines.append, lambda: beats.append(None),
     )  # fmt: skip
     assert prepared.all_read == (not read) and bool(lines) == (not read) and bool(beats) == (not read)
@@ -83,13 +110,24 @@ def trained(folder: str, payload: str, rows_in: str) -> dict[str, Any]:
         if read
         else prepared.stream(rank, world, Cursor(0, 2), STEPS)
     )
-    for batch in prepared.on_device(opened, torch.device("cpu")):
-        losses.append({name: float(value) for name, value in pretrainer.step(batch).items()})
+    told: list[list[int]] = []
+
+    def gather_behind(x: torch.Tensor) -> Any:
+        told[-1] += [x.shape[1]] if x.dtype == torch.uint8 else []
+        return gathered_behind(x)
+
+    gathered_behind = distributed.gather_behind
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distributed, "gather_behind", gather_behind)
+        for batch in prepared.on_device(opened, torch.device("cpu")):
+            told.append([])
+            losses.append({name: float(value) for name, value in pretrainer.step(batch).items()})
     if not read:
         assert opened.counters.asked >= STEPS  # type: ignore[union-attr]
         opened.__exit__(None, None, None)  # type: ignore[union-attr]
     assert len(losses) == STEPS
-    return {"losses": losses, "checksum": pretrainer.checksum(), "met": met, "lines": lines}
+    assert all(each == told[0] for each in told)
+    return {"losses": losses, "checksum": pretrainer.checksum(), "met": met, "lines": lines, "told": told[0]}
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -108,6 +146,41 @@ def test_losses_are_those_of_rows_that_are_read(workers: Pool, folder: str, worl
         if Path(folder).parent.name in path.name
     ]
     assert left == [], "shared memory outlives its ranks"
+
+
+@pytest.mark.parametrize(("negatives", "groups"), [("all", 0), ("same_group", 8)])
+@pytest.mark.parametrize("world", [2, 3])
+def test_presence_of_kept_rows_that_lack_nothing_does_not_travel(
+    workers: Pool, complete: str, world: int, negatives: str, groups: int
+) -> None:
+    """To the same bits, the last batch of an epoch included: three rows, so that the third of three ranks has none."""
+    read = workers.run(world, trained, complete, READ, "stored", negatives, "pad")
+    assert [r["told"] for r in read] == [[1 + groups]] * world
+    for payload in (DEVICE, HOST):
+        kept = workers.run(world, trained, complete, payload, "stored", negatives, "pad")
+        assert [r["told"] for r in kept] == [[groups] if groups else []] * world, payload
+        assert [r["losses"] for r in kept] == [r["losses"] for r in read], payload
+        assert [r["checksum"] for r in kept] == [r["checksum"] for r in read], payload
+
+
+def test_a_row_that_one_node_alone_finds_corrupt_is_told_to_the_others(
+    workers: Pool, complete: str, tmp_path: Path
+) -> None:
+    """Though the manifest lacks nothing, and the other node's copy does not either."""
+    other = damaged(str(shutil.copytree(complete, tmp_path / "data")))
+    (whole, _) = workers.run(2, trained, complete, HOST, "stored", "all")
+    losses = []
+    for folders in ([complete, other], [other, complete]):
+        read = workers.run(2, trained, folders, READ, "stored", "all")
+        kept = workers.run(2, trained, folders, HOST, "stored", "all")
+        assert sorted(map(len, (r["met"] for r in kept))) == [0, 1]
+        assert [r["told"] for r in kept] == [[1], [1]]
+        assert [r["losses"] for r in kept] == [r["losses"] for r in read]
+        assert [r["checksum"] for r in kept] == [r["checksum"] for r in read]
+        losses.append(kept[0]["losses"])
+    assert any(each != whole["losses"] for each in losses), "neither of them was dealt the corrupt row"
+    both = workers.run(2, trained, [complete, other], DEVICE, "stored", "all")
+    assert both[0]["told"] == both[1]["told"] and both[0]["checksum"] == both[1]["checksum"]
 
 
 def test_rows_in_float16_train_alike_on_both(workers: Pool, folder: str) -> None:

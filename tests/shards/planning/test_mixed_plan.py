@@ -59,6 +59,7 @@ def test_batches_equal_the_slow_version_for_any_number_of_workers(problem: dict)
     for number, rows in enumerate(expected):
         cursor = plan.cursor_at(number)
         assert plan.global_step(cursor) == number and plan.advance(Cursor(), number) == cursor
+        assert plan.batch_rows(cursor) == len(rows)
         assert plan.rows_before(number) == given_so_far
         for world in range(1, 6):
             local = plan.local_batch(world)

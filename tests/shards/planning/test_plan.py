@@ -50,6 +50,7 @@ def test_batches_equal_the_slow_version_for_any_number_of_workers(problem: dict)
     for number, (epoch, rows) in enumerate(expected):
         assert cursor.epoch == epoch and cursor.step == number - sum(steps[:epoch])
         assert plan.global_step(cursor) == number and plan.cursor_at(number) == cursor
+        assert plan.batch_rows(cursor) == len(rows)
         for world in range(1, 6):
             local = plan.local_batch(world)
             parts = [expand(plan.rows(cursor.epoch, cursor.step, rank, world)) for rank in range(world)]
