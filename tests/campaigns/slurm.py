@@ -3,7 +3,9 @@
     python -m tests.campaigns.slurm           # as root; packages slurmctld, slurmd and munge
 
 One job runs undisturbed. Another is requeued, and in its second start comes to its time limit. A third is preempted, by
-a job of a better partition and with a grace. All must end as COMPLETED, with the same model to the last bit.
+a job of a better partition and with a grace. All must end as COMPLETED, with the same model to the last bit. A last one
+has a time limit that is shorter than the time before it at which it is signalled, and a Ray that takes its time: it
+must fail, and say so.
 """
 
 from __future__ import annotations
@@ -99,7 +101,8 @@ class Slurm:
         }
         for name, rest in words.items():
             program = self.folder / "bin" / name
-            program.write_text(f'#!/bin/bash\nexec "{sys.executable}" {rest}\n')
+            late = 'sleep "${RAY_LATE_S:-0}"\n' if name == "ray" else ""
+            program.write_text(f'#!/bin/bash\n{late}exec "{sys.executable}" {rest}\n')
             program.chmod(0o755)
         one_node = [line for line in SCRIPT.read_text().splitlines() if not line.startswith("#SBATCH --gpus-per-node")]
         (self.folder / "pretrain.sbatch").write_text("\n".join(one_node) + "\n")
@@ -129,15 +132,15 @@ class Slurm:
         )
         return done.stdout + done.stderr
 
-    def submit(self, name: str, partition: str) -> str:
-        """Submit a run of that name; its job's number."""
+    def submit(self, name: str, partition: str, *more: str) -> str:
+        """Submit a run of that name, with more options of sbatch; its job's number."""
         model = {"representation_dim": 16, "projection_dim": 8, "reconstruction_hidden_dim": 8}
         options = ["--data", str(self.folder / "shards"), "--output", str(self.folder / "out"), "--run", name]
         options += [word for size, value in model.items() for word in (f"--pretrain.model.{size}", str(value))]
         options += ["--pretrain.global_batch", "60", "--pretrain.epochs", str(self.steps // 21)]
         options += ["--run.checkpoint-every", "100", "--run.max-failures", "0"]
         job = self.ask(
-            "sbatch", "--parsable", f"--partition={partition}", f"--cpus-per-task={CPUS}",
+            "sbatch", "--parsable", f"--partition={partition}", f"--cpus-per-task={CPUS}", *more,
             str(self.folder / "pretrain.sbatch"), *options,
         ).strip()  # fmt: skip
         assert job.isdigit(), job
@@ -168,9 +171,9 @@ class Slurm:
         self.wait(lambda: self.newest(name) >= step, f"{name}: a checkpoint of step {step}", job)
 
     def restarts(self, job: str, times: int) -> None:
-        """Wait until a job has been queued again, and let it start at once and for as long as it wants."""
+        """Wait until a job has been queued again, and let it run for as long as it wants."""
         self.wait(lambda: int(self.facts(job)["Restarts"]) >= times, f"job {job} was queued again", job)
-        self.ask("scontrol", "update", f"jobid={job}", "TimeLimit=UNLIMITED", "StartTime=now")
+        self.ask("scontrol", "update", f"jobid={job}", "TimeLimit=UNLIMITED")
 
     def ends(self, job: str) -> dict[str, str]:
         """Wait until a job has ended; what is known of it then."""
@@ -223,6 +226,15 @@ def preempted(slurm: Slurm, name: str, by: Callable[[], str]) -> tuple[str, str]
     return job, other
 
 
+def without_time(slurm: Slurm) -> tuple[dict[str, str], str]:
+    """A job whose limit is shorter than the time before it at which the script wants its signal; and what it says of
+    it. Slurm looks at limits every 30 s: Ray must not be there before."""
+    job = slurm.submit("hurried", "spare", "--time=4", "--export=ALL,RAY_LATE_S=60")
+    known = slurm.ends(job)
+    log = (slurm.folder / "jobs" / f"conclugen-{job}.log").read_text(errors="replace")
+    return known, "".join(line for line in log.splitlines() if "TimeLimit=00:04:00 was nearly over" in line)
+
+
 @contextlib.contextmanager
 def running(steps: int) -> Iterator[Slurm]:
     lacking = [name for name in _DAEMONS if shutil.which(name) is None]
@@ -259,6 +271,10 @@ def main() -> int:
             ended = known["JobState"], known["ExitCode"], int(known["Restarts"]) + 1
             right &= same and ended == ("COMPLETED", "0:0", starts)
             print(f"| {name} | {' | '.join(map(str, ended))} | {'the same bits' if same else 'another'} |", flush=True)
+        known, said = without_time(slurm)
+        ended = known["JobState"], known["ExitCode"], int(known["Restarts"]) + 1
+        right &= ended == ("FAILED", "1:0", 1) and bool(said)
+        print(f"| limit of four minutes | {' | '.join(map(str, ended))} | none |\n\n{said}", flush=True)
     return 0 if right else 1
 
 

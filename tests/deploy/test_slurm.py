@@ -22,7 +22,8 @@ case $(basename "$0") in
     scontrol)
         case "$1 $2" in
             "show hostnames") tr ',' '\\n' <<< "$3" ;;
-            "show job") echo "JobId=4321 PreemptEligibleTime=2026-01-01 PreemptTime=${STUB_PREEMPTED:-None} A=B" ;;
+            "show job") echo "JobId=4321 PreemptEligibleTime=2026-01-01 PreemptTime=${STUB_PREEMPTED:-None}" \\
+                "TimeLimit=00:04:00 A=B" ;;
         esac ;;
     srun)
         while [[ $1 == --* ]]; do shift; done
@@ -39,6 +40,7 @@ case $(basename "$0") in
         if [[ $1 == - ]]; then
             cat > /dev/null
             [[ -z ${STUB_JOINED:-} ]] || exit "$STUB_JOINED"
+            if [[ -n ${STUB_SIGNALLED:-} ]]; then kill -USR1 "$PPID"; fi
             until (($(grep -c '^ray start' "$CALLS") >= $2)); do sleep 0.02; done
         else
             echo "$STUB_TOKEN"
@@ -124,7 +126,29 @@ def test_a_command_that_fails_while_its_nodes_are_taken_away_is_queued_again(
 
 def test_no_command_starts_where_a_node_does_not_join(cluster: dict[str, str], tmp_path: Path) -> None:
     status, calls = submit(cluster | {"STUB_JOINED": "1"}, tmp_path, "--run", "first")
-    assert status == 1 and not [call for call in calls if call.startswith("conclugen")]
+    assert status == 1 and not [call for call in calls if call.startswith("conclugen") or "requeue" in call]
+    status, calls = submit(
+        cluster | {"STUB_JOINED": "1", "STUB_PREEMPTED": "2026-01-01T12:00:00"}, tmp_path, "--run", "first"
+    )
+    assert status == 1 and calls[-1] == "scontrol requeue 4321", "it was taken away while it waited"
+
+
+def test_a_limit_that_leaves_no_time_is_told_and_the_job_is_not_queued_again(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """The signal comes while Ray starts, as it does at once where the limit is shorter than the time before it."""
+    signalled = cluster | {"STUB_SIGNALLED": "yes"}
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--run", "first"], env=signalled, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    calls = Path(cluster["CALLS"]).read_text().splitlines()
+    assert done.returncode == 1, done.stderr
+    assert "TimeLimit=00:04:00 was nearly over" in done.stderr and "give a longer --time" in done.stderr
+    assert not [call for call in calls if call.startswith("conclugen") or "requeue" in call]
+    # The same signal tells of a preemption, after which there is as much time as before.
+    status, calls = submit(signalled | {"STUB_PREEMPTED": "2026-01-01T12:00:00"}, tmp_path, "--run", "first")
+    assert status == 1 and calls[-1] == "scontrol requeue 4321"
+    assert not [call for call in calls if call.startswith("conclugen")]
 
 
 def test_out_of_time_the_command_is_ended_and_the_job_goes_back_to_the_queue(
