@@ -88,8 +88,9 @@ def jobs(args: argparse.Namespace, data: Path, out: Path) -> dict[str, list[str]
         words += ["--run.workers", "2", "--run.name", payload, "--run.output", str(out)]
         found[f"pretrain, {payload}"] = words
     if args.clips is not None:
-        words = ["-m", "ray_jobs.extract_features", "--data", str(args.clips.absolute()), "--encoders", args.encoders]
-        found["extract_features"] = [*words, "--output", str(out / "features"), "--quiet"]
+        # Its earlier names, which older states know.
+        words = ["-m", "ray_jobs.extract_features", "--clips", str(args.clips.absolute()), "--encoders", args.encoders]
+        found["extract_features"] = [*words, "--out", str(out / "features"), "--quiet"]
     return found
 
 
