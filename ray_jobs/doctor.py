@@ -144,20 +144,28 @@ def _devices() -> str:
 
 
 def _cluster() -> Finding:
-    """Where the jobs would run. Nothing is started."""
-    from ray_jobs import ray_cluster
+    """Where the jobs would run, and whether they may. Nothing is started or joined."""
+    from ray_jobs import ray_cluster, ray_token
 
     address = os.environ.get("RAY_ADDRESS", "")
     if not ray_cluster.joins():
         return Finding("Ray", "no cluster is named or found here: jobs start one of their own on this machine", True)
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
+        if address and (why := ray_token.refusal(address)) is not None:
+            return Finding("Ray", why, False)
+        if address and (doubt := ray_token.doubt(address)) is not None:
+            return Finding("Ray", doubt)
         return Finding("Ray", f"jobs join the cluster {address or 'of this machine'}", True)
     try:
         socket.create_connection((host, int(port)), _ANSWER_WITHIN_S).close()
     except OSError as error:
         why = error.strerror or "no answer"
         return Finding("Ray", f"nothing answers at {address} ({why}); start it, or unset RAY_ADDRESS", False)
+    if (why := ray_token.refusal(address)) is not None:
+        return Finding("Ray", why, False)
+    if (doubt := ray_token.doubt(address)) is not None:
+        return Finding("Ray", doubt)
     return Finding("Ray", f"jobs join the cluster at {address}", True)
 
 

@@ -35,7 +35,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from conclugen.common import ending, machine, paths, screen, uris
 from conclugen.common.locks import Owner
 from conclugen.common.options import JobFailedError
-from ray_jobs import ray_loggers
+from ray_jobs import ray_loggers, ray_token
 
 # A training worker reserves its CPUs, and the tasks that read data need some beside them.
 _SPARE_CPUS = 4
@@ -126,12 +126,17 @@ def joins() -> bool:
 
 
 def _join(address: str) -> None:
+    if (why := ray_token.refusal(address)) is not None:  # Ray would try for half a minute
+        raise NoRayError(f"RAY_ADDRESS: {why}")
+    if (doubt := ray_token.doubt(address)) is not None:
+        print(f"warning: {doubt}", flush=True)
     try:
         ray.init(log_to_driver=True, logging_level="warning")
     except Exception as error:
+        advice = ray_token.advice(error)
+        remedy = advice or "correct it, start the cluster, or unset RAY_ADDRESS to work on this machine alone"
         raise NoRayError(
-            f"RAY_ADDRESS: no Ray cluster could be joined at {uris.public(address)} ({_first_line(error)}); correct "
-            "it, start the cluster, or unset RAY_ADDRESS to work on this machine alone"
+            f"RAY_ADDRESS: no Ray cluster could be joined at {uris.public(address)} ({_first_line(error)}); {remedy}"
         ) from error
 
 

@@ -30,6 +30,7 @@ EXTRA_OF = {
     "scipy": "evaluation",
     "threadpoolctl": "evaluation",
     "ray": "train",
+    "grpc": "train",
     "matplotlib": "train",
     "tensorboardX": "train",
     "mlflow": "tracking",

@@ -13,7 +13,7 @@ import pytest
 
 from conclugen.common import machine
 from conclugen.common.machine import Memory
-from ray_jobs import doctor, ray_cluster
+from ray_jobs import doctor, ray_cluster, ray_token
 from ray_jobs.doctor import Finding
 
 GIB = 1 << 30
@@ -76,6 +76,8 @@ def test_a_cluster_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch, po
         assert finding.name == "Ray"
         return finding.good, finding.text
 
+    monkeypatch.setattr(ray_token, "refusal", lambda _: None)
+    monkeypatch.setattr(ray_token, "doubt", lambda _: None)
     good, refusing = (f"127.0.0.1:{port}" for port in ports)
     assert told(None, joins=False) == (
         True,
@@ -88,3 +90,6 @@ def test_a_cluster_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch, po
         assert status is False and text.startswith(f"nothing answers at {missing} (Connection refused)")
     assert told("auto") == (True, "jobs join the cluster auto")
     assert told(None) == (True, "jobs join the cluster of this machine")
+    monkeypatch.setattr(ray_token, "refusal", lambda address: f"{address} wants a token")
+    for address in (good, "auto"):
+        assert told(address) == (False, f"{address} wants a token")

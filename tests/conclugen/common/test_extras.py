@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("conclugen", "shards", "ray_jobs", "tuning")
 # Where the name of a distribution is not that of what is imported.
-DISTRIBUTION = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTION = {"cv2": "opencv-python-headless", "grpc": "grpcio", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def distribution(library: str) -> str:
