@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
+from conclugen.common.plugins import OWN
+from conclugen.common.revision import CLONE
 from conclugen.common.tables import tex_name
 from conclugen.encoders import registry
 from ray_jobs.extraction.plan import recipe_of
@@ -18,6 +23,7 @@ ENCODERS, DATA_SETS = "encoders", "data_sets"
 DIGEST = "digest."
 """Before a data set's name, the tag with the digest of its manifest."""
 STAMP = "Of rendered faces: these numbers say nothing about people."
+_CITATION = "CITATION.cff"
 _HUB = "https://huggingface.co/"
 _ANY_TEXT = "text"  # the encoder whose model is the user's choice
 METHOD = """@inproceedings{halawa2024conclugen,
@@ -58,14 +64,44 @@ def _named(encoder: Mapping[str, Any]) -> str:
 
 
 def bibliography(tags: Mapping[str, str]) -> str:
-    """BibTeX of the method, and of what `origins` named: published works where they are known here, else an entry with
-    the name and where it is had."""
-    entries = {METHOD: None}
+    """BibTeX of the method, of this software, and of what `origins` named: published works where they are known here,
+    else an entry with the name and where it is had."""
+    entries = {METHOD: None, _of_this(): None}
     for name in tags.get(ENCODERS, "").split():
         entries[_of_encoder(name)] = None
     for name in tags.get(DATA_SETS, "").split():
         entries[_of_set(name)] = None
     return "\n\n".join(filter(None, entries)) + "\n"
+
+
+def _of_this() -> str:
+    """The software itself as its CITATION.cff has it; nothing where that is not there."""
+    try:
+        about = yaml.safe_load(_citation())
+        authors = [_author(person) for person in about["authors"]]
+        fields = {"title": f"{{{tex_name(str(about['title']))}}}", "author": " and ".join(authors)}
+        fields |= {"year": str(about["date-released"])[:4]} if "date-released" in about else {}
+        fields |= {name: str(about[name]) for name in ("doi", "url") if name in about}
+        fields["note"] = tex_name(f"Software, version {about['version']}")
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # somebody's own installation, without it or changed
+        return ""
+    return "\n".join([f"@misc{{{OWN},", *(f"  {name} = {{{text}}}," for name, text in fields.items()), "}"])
+
+
+def _author(person: Mapping[str, Any]) -> str:
+    if "name" in person:  # not a person, so that no part of it is a family name
+        return f"{{{tex_name(str(person['name']))}}}"
+    return tex_name(f"{person['family-names']}, {person['given-names']}")
+
+
+def _citation() -> str:
+    """CITATION.cff of the clone, or else of what is installed. KeyError where neither has it."""
+    with contextlib.suppress(OSError):
+        return CLONE.with_name(_CITATION).read_text("utf-8")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if (text := importlib.metadata.distribution(OWN).read_text(f"licenses/{_CITATION}")) is not None:
+            return text
+    raise KeyError(_CITATION)
 
 
 def _of_encoder(name: str) -> str:
