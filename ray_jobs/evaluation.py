@@ -33,7 +33,14 @@ from conclugen.common.screen import doing
 from conclugen.common.tables import csv_text, markdown, markdown_head, markdown_item, markdown_row, one_line
 from conclugen.encoders.encoder import TEXT
 from conclugen.evaluation.blocks import Blocks
-from conclugen.evaluation.config import BASELINES, ComparisonConfig, ProbeConfig, ProbeWeights, SelectBy
+from conclugen.evaluation.config import (
+    BASELINES,
+    SINGLE,
+    ComparisonConfig,
+    ProbeConfig,
+    ProbeWeights,
+    SelectBy,
+)
 from conclugen.evaluation.features import Scaling, fuse, standardise
 from conclugen.evaluation.judge import Score, check, class_names, compare, group_class_rows, strongest_raw
 from conclugen.evaluation.metrics import confusion_matrix
@@ -51,7 +58,7 @@ from ray_jobs.tracking.destination import uri_of_run
 from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.journal_sender import refused
 from ray_jobs.tracking.mlflow_sink import MlflowSink
-from ray_jobs.verdict import EvaluateResult, comparisons, verdict
+from ray_jobs.verdict import EvaluateResult, comparisons, named, verdict, which
 from shards import CorruptSample, Manifest, Rows, View
 from shards.access import SHARED_FOLDER, refuse_url
 
@@ -538,6 +545,8 @@ def table(result: EvaluateResult) -> str:
     of the pretrained heads and of the strongest raw row. Below it what could not be scored, and why; and the verdict.
     """
     lines = _by_fraction(result, result.main_score)
+    if single := which({s.fraction: s.choices for s in result.scores if s.system == SINGLE}):
+        lines += ["", markdown(f"{single}.")]
     if result.kind == "class":
         for score in CLASS_SCORES:
             if score != result.main_score:
@@ -646,8 +655,8 @@ def notes(result: EvaluateResult) -> list[str]:
         own = [s for s in result.scores if s.fraction == fraction and s.system in _LEARNED and s.scores]
         told = _told(own, best, result)
         differences = "; ".join(f"{_named(s.system, s.method)} {words}" for s, words in zip(own, told, strict=True))
-        named = f"{_named(best.system, best.method)} ({best.scores[main]:.3f})"
-        compared.append(markdown_item(f"{fraction:.0%} of labels: {named}; minus it: {differences}"))
+        strongest = f"{_named(named(best), best.method)} ({best.scores[main]:.3f})"
+        compared.append(markdown_item(f"{fraction:.0%} of labels: {strongest}; minus it: {differences}"))
     if compared:
         by = f" by {main}" if result.kind == "class" else ""
         lines += ["", f"Strongest raw row{by}, the best on the test rows themselves, in its favour:", "", *compared]

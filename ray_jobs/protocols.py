@@ -25,7 +25,7 @@ from conclugen.common.options import to_plain
 from conclugen.common.tables import csv_text
 from conclugen.encoders.encoder import stated
 from conclugen.evaluation.blocks import Blocks
-from conclugen.evaluation.config import LAYERS_WEIGHED
+from conclugen.evaluation.config import LAYERS_WEIGHED, SINGLE
 from conclugen.evaluation.protocol import Target
 from conclugen.evaluation.protocols import registry
 from conclugen.evaluation.protocols.base import Cell, Corpus, Material, Outcome, System
@@ -44,7 +44,7 @@ _RAW: Mapping[str, tuple[str, Callable[[Mapping[str, NDArray[np.float64]]], Bloc
     # Baseline -> name of the system, how a probe may weigh its blocks, fewest modalities.
     "raw": ("raw", Blocks.plain, 1),
     "raw_balanced": ("raw balanced", Blocks.balanced, 2),
-    "best_modality": ("best single modality", Blocks.single, 2),
+    "best_modality": (SINGLE, Blocks.single, 2),
     "block_weights": ("raw, block weights chosen", Blocks.weighted, 2),
 }
 

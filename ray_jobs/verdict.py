@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from conclugen.evaluation.config import SINGLE
 from conclugen.evaluation.judge import Score, strongest_raw
 from conclugen.evaluation.statistics import Comparison, Crossed, Scores, paired_tests
 from shards import CorruptSample
@@ -108,18 +109,44 @@ def _probed(scores: Sequence[Score], system: str, fraction: float) -> Score | No
     return next((s for s in own if s.method == "probe"), own[0] if own else None)
 
 
+def named(score: Score) -> str:
+    """The system, and of the best single modality which one it was, where all draws of labels chose the same."""
+    if score.system != SINGLE or len(score.choices) != 1:
+        return score.system
+    return f"{score.system}, {next(iter(score.choices))}"
+
+
+def which(choices: Mapping[float, Mapping[str, float]]) -> str:
+    """`best single modality: video at 3% and 10%, audio at 100% of labels`; where draws of labels differ, the one that
+    was chosen most often, and how often. choices: share of labels -> modality -> how often it was chosen. Empty where
+    nothing was."""
+    said: dict[str, list[str]] = {}
+    for share, counts in sorted(choices.items()):
+        if counts:
+            modality, most = max(counts.items(), key=lambda item: item[1])
+            times = sum(counts.values())
+            words = modality if most == times else f"mostly {modality} ({most:.0f} of {times:.0f} times)"
+            said.setdefault(words, []).append(f"{share:.0%}")
+    listed = ", ".join(f"{words} at {_all(shares)}" for words, shares in said.items())
+    return f"{SINGLE}: {listed} of labels" if listed else ""
+
+
+def _all(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def _interval(own: Score, best: Score, found: Comparison, main: str) -> str:
     low, high = found.interval.low, found.interval.high
     # Of the same draws it is the difference of the table's own numbers, which rounds as they do.
     gain = own.scores[main] - best.scores[main] if own.scored == best.scored else found.difference
     return (
         f"at {own.fraction:.0%} of labels {own.system} is {gain:+.3f} [{low:+.3f}, {high:+.3f}] in {main} "
-        f"from {best.system} ({own.scores[main]:.3f} against {best.scores[main]:.3f})"
+        f"from {named(best)} ({own.scores[main]:.3f} against {best.scores[main]:.3f})"
     )
 
 
 def _plain(own: Score, best: Score, main: str) -> str:
     return (
-        f"at {own.fraction:.0%} of labels {own.system} has {main} {own.scores[main]:.3f}, {best.system} "
+        f"at {own.fraction:.0%} of labels {own.system} has {main} {own.scores[main]:.3f}, {named(best)} "
         f"{best.scores[main]:.3f}"
     )

@@ -38,7 +38,8 @@ SLOW_BASELINES = (
 BLOCK_SCALES = ("plain", "balanced", "chosen")
 # Systems that hold raw features and nothing learned without labels: the strongest row of these is the one to beat.
 LAYERS_WEIGHED = "raw, layers weighed"
-RAW_SYSTEMS = ("raw", "raw balanced", "best single modality", "raw, block weights chosen", LAYERS_WEIGHED)
+SINGLE = "best single modality"
+RAW_SYSTEMS = ("raw", "raw balanced", SINGLE, "raw, block weights chosen", LAYERS_WEIGHED)
 
 # Candidates of C, the inverse of a probe's penalty: of logistic regressions, and of ridge regressions.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -30,6 +30,7 @@ from conclugen.evaluation.config import (
     LAYERS_WEIGHED,
     PUBLISHED_WEIGHTS,
     RAW_SYSTEMS,
+    SINGLE,
     ComparisonConfig,
     FineTuneConfig,
 )
@@ -240,7 +241,7 @@ def raw_baselines(
         if "raw_balanced" in wanted:
             balanced = (*config.methods, *balanced)
         if "best_modality" in wanted:
-            rows.append(({"best single modality": Blocks.single(raw)}, ("probe",)))
+            rows.append(({SINGLE: Blocks.single(raw)}, ("probe",)))
         if "block_weights" in wanted:
             rows.append(({"raw, block weights chosen": Blocks.weighted(raw)}, ("probe",)))
     if balanced:

@@ -44,6 +44,7 @@ from ray_jobs.tracking.journal import Journal
 from ray_jobs.tracking.mlflow_sink import MlflowSink
 from ray_jobs.training.validation import Validation, spread_rows
 from ray_jobs.verdict import verdict as verdict_of
+from ray_jobs.verdict import which
 from shards import Column, Label, Manifest, Reader, Rows, Sample, Schema, ShardWriter, View
 from shards.planning.view import IndexValues
 
@@ -211,7 +212,10 @@ def test_an_evaluation_joins_the_run_where_the_run_is_tracked(
     raw = {name: cells[name]["scores"]["accuracy"] for name in ("raw", "raw balanced", "best single modality")}
     best = max(raw, key=raw.get)  # type: ignore[arg-type]
     gain = cells["pretrained"]["scores"]["accuracy"] - raw[best]
-    assert f"- 100% of labels: {best}, probe ({raw[best]:.3f}); minus it: pretrained, probe {gain:+.3f} [" in table
+    [alone] = cells["best single modality"]["choices"]  # of all labels there is one draw
+    assert f"\nbest single modality: {alone} at 100% of labels.\n" in table
+    told = f"{best}, {alone}" if best == "best single modality" else best
+    assert f"- 100% of labels: {told}, probe ({raw[best]:.3f}); minus it: pretrained, probe {gain:+.3f} [" in table
     assert "cannot be told with 2 speakers" in table
 
 
@@ -439,13 +443,16 @@ def test_a_table_names_absent_classes_and_says_what_few_speakers_cannot_tell(tmp
             assert line == f"| {name} ({row.sum()}) | {' | '.join(cells)} |"
     gain = own.scores["accuracy"] - best.scores["accuracy"]
     (line,) = (line for line in found.splitlines() if "; minus it: pretrained, probe" in line)
-    assert f"{best.system}, probe ({best.scores['accuracy']:.3f}); minus it: pretrained, probe {gain:+.3f} [" in line
+    assert (best.system, best.choices) == ("best single modality", {"video": 1})
+    strongest = f"best single modality, video, probe ({best.scores['accuracy']:.3f})"
+    assert f"{strongest}; minus it: pretrained, probe {gain:+.3f} [" in line
     assert gain > 0.1 and line.endswith("p 0.125, cannot be told with 4 speakers")
     told = found.splitlines()[-1]
     assert told.startswith("Whether pretraining helps here cannot be told with 4 speakers: at 100% of labels ")
     assert f" pretrained is {gain:+.3f} [" in told
     own_score, raw_score = own.scores["accuracy"], best.scores["accuracy"]
-    assert told.endswith(f"] in accuracy from {best.system} ({own_score:.3f} against {raw_score:.3f}).")
+    named = "best single modality, video"
+    assert told.endswith(f"] in accuracy from {named} ({own_score:.3f} against {raw_score:.3f}).")
     alone = dataclasses.replace(result, group_rows={"4": 80})
     assert verdict_of(alone).startswith(
         "Whether pretraining helps here can't be told, for the test rows are of one speaker"
@@ -568,3 +575,14 @@ def test_rows_are_compared_by_the_score_that_was_selected(
     told = found.splitlines()[-1]
     assert told.startswith(begins.get(verdict.rpartition(", ")[2], "No difference is shown: "))
     assert f" at 100% of labels pretrained is {gain:+.3f} " in told and f" in {select_by} from {strongest} (" in told
+
+
+def test_the_best_single_modality_is_named_where_there_is_one_answer() -> None:
+    choices = {0.03: {"video": 5}, 0.1: {"video": 3}, 1.0: {"audio": 1}, 0.5: {}}
+    assert which(choices) == "best single modality: video at 3% and 10%, audio at 100% of labels"
+    assert (
+        which({0.03: {"audio": 2, "video": 3}}) == "best single modality: mostly video (3 of 5 times) at 3% of labels"
+    )
+    three = {share: {"text": 1} for share in (0.03, 0.1, 1.0)}
+    assert which(three) == "best single modality: text at 3%, 10% and 100% of labels"
+    assert which({}) == which({1.0: {}}) == ""

@@ -8,6 +8,7 @@ features. Raw rows are those of an evaluation (`judge.raw_baselines`).
 import contextlib
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ import conclugen
 from conclugen import Batch, PretrainConfig, Pretrainer
 from conclugen.evaluation import health
 from conclugen.evaluation.blocks import Blocks
-from conclugen.evaluation.config import CONSTANTS, ComparisonConfig
+from conclugen.evaluation.config import CONSTANTS, SINGLE, ComparisonConfig
 from conclugen.evaluation.judge import (
     Predictions,
     evaluate,
@@ -275,9 +276,9 @@ def table_of(representations: Mapping[str, torch.Tensor]) -> NDArray[np.float32]
 
 def _scores(cells: Sequence[Predictions]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Scores over all test rows, mean over draws, as `accuracy@0.03`; recall of each class; accuracy of each group, and
-    of each class what its rows were taken for (`confusion/<class>@0.03`: class -> rows, mean over draws). Where systems
-    are compared by unweighted average recall also, for each class, each group's rows (`rows/<class>`) and its recall
-    of them (`recall/<class>@0.03`)."""
+    of each class what its rows were taken for (`confusion/<class>@0.03`: class -> rows, mean over draws); of the best
+    single modality how often it was which (`choices@0.03`). Where systems are compared by unweighted average recall
+    also, for each class, each group's rows (`rows/<class>`) and its recall of them (`recall/<class>@0.03`)."""
     protocol = cells[0].protocol
     target, tested = protocol.target, protocol.test_rows
     owner = protocol.interval_units[tested]
@@ -293,6 +294,8 @@ def _scores(cells: Sequence[Predictions]) -> tuple[dict[str, float], dict[str, d
         wanted = [*SCORES, *(name for name in of_all if name.startswith("recall/"))]
         metrics |= {f"{name}@{found.fraction:g}": of_all[name] for name in wanted}
         groups[f"accuracy@{found.fraction:g}"] = group_accuracies(found.protocol, found.values)
+        if found.system == SINGLE:
+            groups[f"choices@{found.fraction:g}"] = dict(Counter(found.choices))
         for name, row in zip(target.classes, mean_confusion(found.protocol, found.values), strict=True):
             own = dict(zip(target.classes, row.tolist(), strict=True))
             groups[f"confusion/{name}@{found.fraction:g}"] = {other: n for other, n in own.items() if n}

@@ -102,6 +102,15 @@ class System:
         listed = natural_order(list(each[0])) if each else []
         return {group: float(np.mean([one[group] for one in each])) for group in listed}
 
+    def choices(self, fraction: float) -> dict[str, float]:
+        """Of the best single modality how often it was which; empty of others, and where the ledger is of an earlier
+        version."""
+        counts: dict[str, float] = {}
+        for record in self.finished:
+            for modality, times in record.groups.get(f"choices@{fraction:g}", {}).items():
+                counts[modality] = counts.get(modality, 0.0) + times
+        return counts
+
     def recalls(self, fraction: float, seeds: Collection[int] | None = None) -> dict[str, tuple[float, ...]]:
         """group -> recall of each class, mean over the seeds (or some of them); 0 where the group has none of it, which
         `class_counts` tells. Empty where the ledger has no recalls by group."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from conclugen.evaluation.config import RAW_SYSTEMS
+from ray_jobs.verdict import which
 from tuning.ledger import WITH_RAW, Record
 from tuning.report.findings import LEVEL, Family, points, score_name
 from tuning.report.sweep_response import stopped
@@ -76,6 +77,10 @@ def results_table(results: Results, rows: Sequence[Row], title: str, scores: Seq
         lines.append(Line(row.name, tuple(entries), section))
     head = tuple((dataset, score_name(score), f"{fraction:.0%} of labels") for dataset, score, fraction in columns)
     footnotes = tuple(f"{mark} {reason}" for reason, mark in reasons.items())
+    for row in rows:
+        for dataset, system in row.systems.items():
+            if single := which({share: system.choices(share) for share in results.fractions(dataset)}):
+                footnotes += (f"{dataset}: {single}.",)
     if set(MACRO) & set(scores):
         footnotes += tuple(
             f"{dataset}: no test row of class {', '.join(absent)}; macro scores are of the other classes."

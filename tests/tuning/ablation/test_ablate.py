@@ -509,9 +509,11 @@ def test_a_raw_row_is_what_an_evaluation_has_of_that_name(sets):
     for name, row in zip(names, confusion_matrix(truth, guess), strict=True):
         expected = {other: float(n) for other, n in zip(names, row, strict=True) if n}
         assert outcome.groups[f"confusion/{name}@1"] == expected
-    single = max((by_hand(b) for b in blocks), key=lambda found: found[0])[1]
+    each = [by_hand(b) for b in blocks]
+    at = max(range(len(each)), key=lambda number: each[number][0])
     found = run(Cell("best single modality", data.complete), data)
-    assert found.metrics["accuracy@1"] == pytest.approx((single == truth).mean())
+    assert found.metrics["accuracy@1"] == pytest.approx((each[at][1] == truth).mean())
+    assert found.groups["choices@1"] == {data.complete[at]: 1.0} and "choices@1" not in outcome.groups
     constant = run(Cell("majority", data.complete, method="majority"), data)
     assert constant.metrics["uar@1"] == pytest.approx(0.5) and constant.groups["class_rows"] == {
         "calm": 16,

@@ -690,3 +690,19 @@ def test_a_ledger_without_counts_of_rows_is_reported_without_them(tmp_path):
     assert "raws" in ledger.read_text() and main([str(tmp_path / "a"), "--no-tracking"]) == 0
     told = (tmp_path / "a" / "report" / "report.md").read_text("utf-8")
     assert "fewer than two test groups" in told and "40.0 to 50.0" in told
+
+
+def test_a_table_says_which_the_best_single_modality_was(folder):
+    """As far as the ledger has it: those of earlier versions do not."""
+    single = cell((), 0.48, 0, system="best single modality", recipe="", complete=True)
+    with Ledger.open(folder) as ledger:
+        ledger.append(single)
+    made = results_table(results(folder), results(folder).combinations(), "t", ["accuracy"])
+    assert "best single modality" in {line.name for line in made.lines} and made.footnotes == ()
+    chosen = {"choices@0.03": {"audio": 4.0, "video": 1.0}, "choices@1": {"video": 1.0}}
+    with Ledger.open(folder) as ledger:
+        ledger.append(replace(single, groups=single.groups | chosen, time=single.time + 1))
+    made = results_table(results(folder), results(folder).combinations(), "t", ["accuracy"])
+    assert made.footnotes == (
+        "faces: best single modality: mostly audio (4 of 5 times) at 3%, video at 100% of labels.",
+    )
