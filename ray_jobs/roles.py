@@ -96,9 +96,13 @@ def refuse_shared(
     )
 
 
+def group_columns(manifest: Manifest) -> list[str]:
+    """The columns that can say whose a row is."""
+    return [GROUP] * manifest.schema.grouped + [f"meta.{name}" for name in manifest.schema.meta]
+
+
 def _others(manifest: Manifest, units: Units) -> list[str]:
-    columns = [GROUP] * manifest.schema.grouped + [f"meta.{name}" for name in manifest.schema.meta]
-    return [column for column in columns if column != units.column]
+    return [column for column in group_columns(manifest) if column != units.column]
 
 
 def _divides(manifest: Manifest, column: str, train: NDArray[Any], test: NDArray[Any]) -> bool:

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conclugen import PretrainConfig
-from ray_jobs.roles import GROUP
+from conclugen.mates import LARGER_BATCH, OTHER_COLUMNS, batch_with_mates, mates_share
+from ray_jobs.roles import GROUP, group_columns
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig, ShardsConfig
 from shards import EpochPlan, Manifest, Reader, View
 from shards.errors import CorruptSample
+from shards.planning.view import IndexValues
 from shards.tools.stats import absent_modalities, column_moments
 
 
@@ -128,6 +130,34 @@ class Source:
             "carry": "open the next epoch's first batch",
         }[self.plan.remainder]
         return f"; {left} of {rows} rows fill no batch and {done} (data.remainder={self.plan.remainder})"
+
+
+def mates(source: object, batch: int) -> dict[str, float]:
+    """What could be done where few rows of a batch find others of their speaker, for `conclugen.mates.remedies`;
+    nothing where that can't be told: it is of a mixture, or its indexes can't be read now."""
+    if not isinstance(source, Source):
+        return {}
+    try:
+        viewed = np.concatenate([source.view.mask(shard) for shard in range(len(source.manifest))])
+        rows, speaker = int(viewed.sum()), source.data.speaker
+        found: dict[str, float] = {
+            LARGER_BATCH: batch_with_mates(_sizes(source.manifest, speaker, viewed), rows, batch),
+            OTHER_COLUMNS: 0,
+        }
+        if not found[LARGER_BATCH]:
+            others = [column for column in group_columns(source.manifest) if column != speaker]
+            each = [_sizes(source.manifest, column, viewed) for column in others]
+            found[OTHER_COLUMNS] = sum(len(own) > 1 and mates_share(own, rows, batch) >= 0.5 for own in each)
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _sizes(manifest: Manifest, column: str, viewed: NDArray[np.bool_]) -> list[int]:
+    """Rows of a view that have each value of a column."""
+    codes = IndexValues.read(manifest, column).codes[viewed]
+    counts: list[int] = np.bincount(codes[codes >= 0]).tolist()
+    return [count for count in counts if count]
 
 
 def rounding(data: DataConfig) -> dict[str, object]:

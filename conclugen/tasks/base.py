@@ -292,7 +292,8 @@ class Task(Module):
     @classmethod
     def step_warnings(cls, metrics: Mapping[str, float]) -> list[str]:
         """A sentence for each fault of the data that `metrics` (means over some steps) show, with the remedy; each is
-        printed once a run."""
+        printed once a run. Where there are any, it is asked again with what is known of the data as well
+        (`conclugen.mates`): what nothing can be done about is not said."""
         return []
 
     def saved(self) -> dict[str, Any] | None:

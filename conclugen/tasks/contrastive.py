@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import FREE, IDENTITY, SCHEDULABLE, choose, require
+from conclugen.mates import FEWEST_MATES, remedies
 from conclugen.search_space import Range, Searched
 from conclugen.tasks.base import Inputs, Run, Task, check_block_rows, check_two_modalities, check_weight
 from conclugen.tasks.deferred import blockwise, distributed, functional, nn, torch
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from conclugen.latents import Latents
 
 NEGATIVES = ("all", "same_group")
-# With fewer others of a row's group than this, telling it from them alone would teach next to nothing.
-FEWEST_MATES = 4
 # What a step reports of negatives of the same group: the share of its rows that had them.
 SHARE = "same_speaker_negatives"
 _ALL = ("video", "audio", "text")
@@ -208,14 +207,13 @@ class Contrastive(Task):
     @classmethod
     def step_warnings(cls, metrics: Mapping[str, float]) -> list[str]:
         """Of too few speakers in a batch: negatives of all speakers can be recognised by voice and face."""
-        share = metrics.get(SHARE, 1.0)
-        if not share < 0.5:
+        share, remedy = metrics.get(SHARE, 1.0), remedies(metrics)
+        if not share < 0.5 or not remedy:
             return []
         return [
             f"contrastive: {share:.0%} of the rows of a batch found negatives of the same speaker (at least "
             f"{FEWEST_MATES} others of it with the same modalities); the others got negatives of all speakers, "
-            "for which recognising the speaker suffices. A larger batch (pretrain.global_batch) holds more rows of "
-            "each speaker; if the speaker is in another column, name it (data.speaker)"
+            f"for which recognising the speaker suffices. {remedy}"
         ]
 
     def scale(self) -> Tensor | float:

@@ -32,10 +32,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from conclugen.fields import IDENTITY, SCHEDULABLE, choose, require
+from conclugen.mates import FEWEST_MATES, remedies
 from conclugen.search_space import Range, Searched
 from conclugen.tasks.base import Inputs, Run, Task, check_two_modalities, check_weight
 from conclugen.tasks.clustering import assignment_losses, joint_features
-from conclugen.tasks.contrastive import FEWEST_MATES, comparisons, ring
+from conclugen.tasks.contrastive import comparisons, ring
 from conclugen.tasks.deferred import blockwise, distributed, functional, kmeans, torch
 
 if TYPE_CHECKING:
@@ -166,13 +167,12 @@ class SpeakerClusters(Task):
 
     @classmethod
     def step_warnings(cls, metrics: Mapping[str, float]) -> list[str]:
-        share = metrics.get(_COUNTED, 1.0)
-        if not share < 0.5:
+        share, remedy = metrics.get(_COUNTED, 1.0), remedies(metrics)
+        if not share < 0.5 or not remedy:
             return []
         return [
             f"speaker_clusters: {share:.0%} of the rows of a batch have at least {FEWEST_MATES} others of their "
-            "speaker; the others are left out. Name the column of speakers (data.speaker), or give a larger "
-            "pretrain.global_batch"
+            f"speaker; the others are left out. {remedy}"
         ]
 
     def forward(self, latents: Latents) -> Tensor:

@@ -64,6 +64,7 @@ class StepRecorder(NullRecorder):
         validation: The held-out rows that are measured at checkpoints, if there are any.
         attempt: The start of the run that this process belongs to.
         ideal_seconds: Of a step, where that is known (`run_metrics`).
+        about: What is known of the data that tasks warn of (`source.mates`); asked once they do.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class StepRecorder(NullRecorder):
         validation: Validation | CorporaValidation | None,
         attempt: str,
         ideal_seconds: float | None = None,
+        about: Callable[[], Mapping[str, float]] = dict,
     ):
         super().__init__()
         self._folder, self._attempt = folder, attempt
@@ -82,7 +84,7 @@ class StepRecorder(NullRecorder):
         self._validation = validation
         self._timer = StepTimer(job.pretrain.global_batch, self.input)
         self._wait_watch = WaitWatch(job)
-        self._unwarned = set(job.pretrain.tasks.active)
+        self._unwarned, self._about = set(job.pretrain.tasks.active), about
 
     def timed(self, batches: Iterable[Item], counters: StreamCounters) -> Iterator[Item]:
         """Hand the batches through, and measure what the loop waits for."""
@@ -116,13 +118,15 @@ class StepRecorder(NullRecorder):
             )
 
     def _warn(self, steps: Sequence[Mapping[str, Any]]) -> None:
-        """Print what tasks say of the data, by these steps' means; of each task once."""
+        """Print what tasks say of the data, by these steps' means and what is known of it; of each task once."""
         names = {name for step in steps for name in step}
         means = {name: statistics.fmean(step[name] for step in steps if name in step) for name in names}
         for task in [task for task in self._unwarned if steps]:
-            for warning in registry.get(task).step_warnings(means):
+            if not registry.get(task).step_warnings(means):
+                continue
+            self._unwarned.discard(task)
+            for warning in registry.get(task).step_warnings(means | dict(self._about())):
                 print(f"warning: {warning}", flush=True)
-                self._unwarned.discard(task)
 
     def sync(self) -> None:
         """Put what is journalled on the disk. Raises OSError where steps still wait for room."""

@@ -26,6 +26,7 @@ from ray_jobs.checkpoint_store import CheckpointWriter
 from ray_jobs.mixture import AnySource, Mixture, open_source
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
+from ray_jobs.source import mates
 from ray_jobs.training import far_folder, numa, payloads, run_metrics
 from ray_jobs.training.failures import Heartbeat
 from ray_jobs.training.input_gauge import InputTimes
@@ -109,7 +110,8 @@ def _train(attempt: Attempt, folder: RunFolder, rank: int, world: int, heartbeat
         recorder = NullRecorder()
         if rank == 0:
             ideal_s = run_metrics.ideal_seconds(job.pretrain, source.reader.widths, world, pretrainer.device)
-            recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), attempt.name, ideal_s)
+            about = functools.partial(mates, source, job.pretrain.global_batch)
+            recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), attempt.name, ideal_s, about)
         checkpointer = Checkpointer(attempt, rank, recorder)
         if step == 0:
             recorder.validate(pretrainer, warn=False)()  # what the curves begin with

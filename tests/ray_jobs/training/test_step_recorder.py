@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conclugen import presets
+from conclugen.mates import LARGER_BATCH, OTHER_COLUMNS
 from conclugen.tasks.contrastive import SHARE
 from ray_jobs.run_config import DataConfig, PretrainJob, RunConfig
 from ray_jobs.run_folder import RunFolder
@@ -84,3 +85,32 @@ def test_a_report_waits_for_a_device_once_whatever_it_holds(monkeypatch: pytest.
     for step, record in enumerate(records, 1):
         assert record["loss"] == float(torch.tensor(step / 3))
         assert (record["step"], record["lr"], record["count"]) == (step, step / 7, step)
+
+
+@pytest.mark.parametrize(
+    ("larger", "said"), [(64.0, "A batch of 64 rows holds enough of them: --batch 64."), (0.0, "")]
+)
+def test_a_warning_holds_what_is_known_of_the_data_and_that_is_read_once(
+    larger: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not before there is something to warn of: it is a look through all indexes."""
+    config = presets.build("contrast_generative", "improved")
+    job = PretrainJob(config, DataConfig("/nowhere", validation_view=None), RunConfig("first", str(tmp_path)))
+    folder = RunFolder(tmp_path / "first")
+    folder.path.mkdir()
+    with Journal(folder.journal, experiment="e", name="first"):
+        pass
+    asked = []
+
+    def about() -> dict[str, float]:
+        asked.append(True)
+        return {LARGER_BATCH: larger, OTHER_COLUMNS: 0.0}
+
+    recorder = StepRecorder(folder, job, None, folder.begin_attempt(), about=about)  # type: ignore[arg-type]
+    for step, share in enumerate((0.8, 0.3, 0.2), 1):
+        list(recorder.timed([step], StreamCounters()))
+        recorder.add(step, {"loss": torch.tensor(1.0), SHARE: torch.tensor(share)})
+        recorder.write()
+        assert len(asked) == (step > 1)
+    out = capsys.readouterr().out
+    assert out.count("warning: ") == bool(said) and said in out
