@@ -24,10 +24,9 @@ def _known() -> str:
     from shards.media.limits import AUDIO_LENGTHS
     from shards.transcripts.recogniser import BACKENDS
 
-    layouts = "\n".join(f"  {name:<13} {adapter.layout}" for name, adapter in adapters.known().items())
     lengths = "\n".join(f"  {name:<13} {what}" for name, what in AUDIO_LENGTHS.items())
     recognisers = "\n".join(f"  {name:<13} {what}" for name, (_, what) in BACKENDS.items())
-    return f"adapters:\n{layouts}\n\naudio lengths:\n{lengths}\n\nrecognisers:\n{recognisers}"
+    return f"{adapters.listed()}\n\naudio lengths:\n{lengths}\n\nrecognisers:\n{recognisers}"
 
 
 COMMAND = Command(

@@ -34,7 +34,7 @@ class CheckJob:
         encoding: Of tables and texts that are not UTF-8, such as cp1252; none: UTF-8.
         label: A label, as NAME[=FIELD][:KIND[:CLASS,...]]; may be repeated. KIND is class, continuous or multilabel; of
             text it is class.
-        adapter: Clips: how the set is laid out.
+        adapter: Clips: how the set is laid out: see below.
         field: Clips: name of a column in the table, as NAME=COLUMN.
         unpack: Webdataset: folder where the videos are unpacked.
         folds: Clips: official folds of mosei (.json, or the SDK's .py).

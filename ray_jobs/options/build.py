@@ -16,7 +16,7 @@ class BuildJob:
     and the job ends with status 3.
 
     Attributes:
-        adapter: How the data set is laid out.
+        adapter: How the data set is laid out: see below.
         source: Folder of the data set; given without an option.
         output: Folder where the shards go; every node must see it.
         allow_incomplete: Go on where clips of the set are missing.

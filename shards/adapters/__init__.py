@@ -90,6 +90,12 @@ def known() -> Mapping[str, Adapter]:
     return _registry().entries
 
 
+def listed() -> str:
+    """Every adapter with what it reads, a line each, for `--help`."""
+    lines = [f"  {name:<13} {adapter.layout}" for name, adapter in known().items()]
+    return "\n".join(["adapters (--adapter NAME; docs/extending.md: how to add one):", *lines])
+
+
 def read_clips(adapter: str, source: Path, allow_incomplete: bool = False, **options: Any) -> ClipSet:
     """The clips of a data set.
 
