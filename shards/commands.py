@@ -26,10 +26,18 @@ def _run(module: str, then: Callable[[Any], str | None] | None = None) -> Callab
 
 
 def learn_from(folder: str | Path) -> str:
-    """The command that learns from feature shards, by their first label where they have one."""
+    """The command that learns from feature shards, by their first label where they have one; before it, where they have
+    no views, the one that divides them, unless they are too few for that: `run` learns from all of these."""
     from shards.format.manifest import Manifest
+    from shards.planning.view import ROW, IndexValues, View
 
-    labels = Manifest.open(folder).labels
+    manifest = Manifest.open(folder)
+    if not View.names(manifest) and manifest.rows >= _FEWEST_DIVIDED:
+        by = "group" if manifest.schema.grouped else ROW
+        if by == ROW or len(IndexValues.read(manifest, by).names) >= len(_PARTS):
+            parts = ",".join(f"{name}={share}" for name, share in _PARTS.items())
+            return f"split {shlex.quote(str(folder))} --by {by} --parts {parts} --seed 0"
+    labels = manifest.labels
     return f"run {shlex.quote(str(folder))}" + (f" --label {labels[0].name}" if labels else "")
 
 
@@ -43,6 +51,9 @@ def _work_on(words: Sequence[str]) -> str | None:
     except (OSError, ValueError):  # of clips; the job is done, and no hint makes it fail
         return f"run {shlex.quote(folder)}"
 
+
+_PARTS = {"train": 0.7, "valid": 0.1, "test": 0.2}
+_FEWEST_DIVIDED = 20  # rows, as of `conclugen run`
 
 _PACK_EXAMPLE = """\
 example:
@@ -65,13 +76,21 @@ examples:
   conclugen check features.npz --labels labels.csv --table-key id --key ids --label emotion:class --group speaker
   conclugen check labels.csv"""
 
+
+def _about_check() -> str:
+    """Examples, and the data sets whose layout is known, for `--help`."""
+    from shards import adapters
+
+    return f"{_CHECK_EXAMPLES}\n\n{adapters.listed()}"
+
+
 CHECK = Command(
     "shards check",
     CheckJob,
     _run("shards.tools.check"),
     short={"labels": "table"},
     bare="source",
-    epilog=lambda: _CHECK_EXAMPLES,
+    epilog=_about_check,
 )
 PACK = Command(
     "shards pack",

@@ -6,6 +6,7 @@ The study is a folder of clips with a German spreadsheet beside it; the features
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conclugen.__main__ import main
 from conclugen.common import commands
 from ray_jobs import building
 from ray_jobs.training import pretraining
+from shards import Manifest, View
 from shards.clips.summary import BuildSummary
 from shards.packing.command import pack
 from shards.packing.inputs import PackOptions
@@ -131,6 +133,42 @@ def test_each_typed_line_is_done_or_answered_in_one_line(
     if number in (13, 14):
         assert done[-1].pretrain.modalities == ("video", "audio") and done[-1].pretrain.global_batch == 8
         assert number != 14 or done[-1].pretrain.epochs == 3
+
+
+def test_after_packing_comes_the_split_and_after_that_the_learning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the README has it; by rows where no speakers are known; what is too little to be divided is learned from."""
+    rng = np.random.default_rng(0)
+    for name, rows, speakers in (("many", 60, 6), ("alone", 60, 0), ("pair", 60, 2), ("few", 12, 6)):
+        arrays = {"v": rng.normal(size=(rows, 3)).astype(np.float32), "mood": np.arange(rows) % 2}
+        np.savez(tmp_path / f"{name}.npz", **arrays, who=np.arange(rows) % max(speakers, 1))  # type: ignore[arg-type]
+        out = tmp_path / f"{name} shards"
+        words = [
+            "pack",
+            str(tmp_path / f"{name}.npz"),
+            "--output",
+            str(out),
+            "--column",
+            "v",
+            "--label",
+            "mood:class:a,b",
+        ]
+
+        def told(words: list[str]) -> list[str]:
+            assert main(words) == DONE
+            line = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+            return line[1 + [Path(word).name for word in line].index("conclugen") :]  # behind however it is typed here
+
+        line = told(words + (["--group", "who"] if speakers else []))
+        if name in ("pair", "few"):
+            assert line == ["run", str(out), "--label", "mood"]
+            continue
+        by = "group" if speakers else "row"
+        assert line == ["split", str(out), *f"--by {by} --parts train=0.7,valid=0.1,test=0.2 --seed 0".split()]
+        assert told(["verify", str(out)]) == line
+        assert told(line) == ["run", str(out), "--label", "mood"]
+        assert set(View.names(Manifest.open(out))) == {"train", "valid", "test"}
 
 
 # What prints the last lines of each command; `serve` has none, for it ends when it is stopped.
