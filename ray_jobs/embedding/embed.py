@@ -78,7 +78,7 @@ def embed_paths(model: RunModel, job: EmbedJob, out: Path) -> int:
             print(f"{path}: {error.reason}: {uris.scrub(error)}", file=sys.stderr)
             continue
         tables.append(_rows(result, classes))
-        print(_line(result, classes), flush=True)
+        print(_line(result, classes, windows), flush=True)
         far = {name: float(share[0]) for name, share in result.nearer.items() if share[0] > FAR}
         if far:
             told = ", ".join(f"{name} lies farther than {share:.1%} of them" for name, share in far.items())
@@ -161,9 +161,12 @@ def _rows(result: Embedded, classes: Sequence[str]) -> pa.Table:
     return pa.table(columns | {f"nearer.{name}": share for name, share in result.nearer.items()})
 
 
-def _line(result: Embedded, classes: Sequence[str]) -> str:
+def _line(result: Embedded, classes: Sequence[str], windows: Windows) -> str:
+    """windows: into which it was cut; a clip that is hardly longer than one has none."""
     there = [name for name, present in result.present.items() if present[0]]
-    line = f"{result.path}: {result.stretches[0][1]:.2f} s, {', '.join(there)}, {len(result.stretches) - 1} windows"
+    count, each = len(result.stretches) - 1, f"{windows.length:g} s"
+    cut = f"as a whole and in {count} windows of {each}" if count else f"as a whole (too short for windows of {each})"
+    line = f"{result.path}: {result.stretches[0][1]:.2f} s, {', '.join(there)}, {cut}"
     if result.probabilities is None:
         return line
     best = np.argsort(-result.probabilities[0])[:3]

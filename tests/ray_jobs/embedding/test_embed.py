@@ -33,8 +33,8 @@ from conclugen.evaluation.solvers import Linear
 from ray_jobs import embed, evaluate, evaluation
 from ray_jobs.embedding import arrays, model
 from ray_jobs.embedding import timeline as embed_timeline
-from ray_jobs.embedding.clips import Windows
-from ray_jobs.embedding.embed import _METADATA, _check_features, _kept, _refuse_rows_of_files, _usual_folder
+from ray_jobs.embedding.clips import Embedded, Windows
+from ray_jobs.embedding.embed import _METADATA, _check_features, _kept, _line, _refuse_rows_of_files, _usual_folder
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.extraction.plan import Augmentation, recipe_of
 from ray_jobs.options.embed import EmbedJob
@@ -788,3 +788,19 @@ def test_the_archive_of_a_corpus_has_its_labels_and_speakers(root: Path, tmp_pat
     np.testing.assert_array_equal(both, [[1.0, 0.0], [np.nan, np.nan]])
     arrays.write_corpus(manifest, {}, 2, tmp_path)
     assert np.load(tmp_path / "embeddings.npz")["vectors"].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (1.8, "clip.mp4: 1.80 s, audio, as a whole (too short for windows of 2 s)"),
+        (2.4, "clip.mp4: 2.40 s, audio, as a whole (too short for windows of 2 s)"),
+        (3.0, "clip.mp4: 3.00 s, audio, as a whole and in 3 windows of 2 s"),
+    ],
+)
+def test_the_line_of_a_clip_says_why_it_has_no_windows(seconds: float, said: str) -> None:
+    windows = Windows(2.0, 0.5)
+    stretches = ((0.0, seconds), *windows.over(seconds))
+    there = {"video": np.zeros(len(stretches), bool), "audio": np.ones(len(stretches), bool)}
+    result = Embedded("clip.mp4", stretches, np.zeros((len(stretches), 2)), None, there)
+    assert _line(result, (), windows) == said
