@@ -153,6 +153,9 @@ def plan_of(job: BuildJob) -> BuildPlan:
     )
     for line in describe_clips(clips):
         print(line)
+    for count in clips.counts:
+        if not count.complete:
+            print(f"warning: the set is not complete, and goes on with what is there: {count}", flush=True)
     for doubt in doubt_clips(clips):
         print(f"warning: {doubt}", flush=True)
     return BuildPlan.make(clips, job.output.absolute(), options)

@@ -15,9 +15,12 @@ FILE_NAME, SUMMARY_NAME = "quarantine.jsonl", "summary.json"
 COMPLETE, QUARANTINED = 0, 3
 
 
-def write_list(folder: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Write `quarantine.jsonl`, also where it is empty; reason -> number of entries."""
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+def write_list(
+    folder: Path, entries: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, int]:
+    """Write `quarantine.jsonl`, also where it is empty; reason -> number of entries. missing: what is listed behind
+    them and not counted, for it may be missing."""
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in (*entries, *missing))
     write_text(folder / FILE_NAME, lines)
     return dict(Counter(str(entry["reason"]) for entry in entries))
 

@@ -52,12 +52,14 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Count:
-    """How many of something there should be, how many there are, and the names of those known to be missing."""
+    """How many of something there should be, how many there are, and the names of those known to be missing; a
+    remedy in brackets may follow them. similar: of such a name, what is there instead."""
 
     what: str
     expected: int
     found: int
     missing: Sequence[str] = ()
+    similar: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -66,10 +68,20 @@ class Count:
     def __str__(self) -> str:
         line = f"{self.what}: expected {self.expected:,}, found {self.found:,}"
         if self.missing:
-            named = ", ".join(self.missing[:_NAMED])
+            named = ", ".join(map(self._named, self.missing[:_NAMED]))
             more = f" and {len(self.missing) - _NAMED:,} more" if len(self.missing) > _NAMED else ""
             line += f"; missing: {named}{more}"
         return line
+
+    def _named(self, name: str) -> str:
+        return f"{name} (there is {self.similar[name]})" if name in self.similar else name
+
+    def absent(self) -> list[Rejected]:
+        """What is missing, by name."""
+        there = {name: f"; there is {other}" for name, other in self.similar.items()}
+        why = f"{self.what}: it is not there"
+        names = [name for name in self.missing if not name.startswith("(")]
+        return [Rejected(name, "missing", why + there.get(name, "")) for name in names]
 
 
 @dataclass
@@ -79,7 +91,8 @@ class ClipSet:
     Attributes:
         labels: Name, kind and classes of each label that clips have.
         rejected: Clips that can't be used, by name; the build continues without them and ends with status 3.
-        counts: How many there should be; fewer stop the build, unless --allow-incomplete is given.
+        counts: How many there should be; fewer stop the build, unless --allow-incomplete is given: then what is missing
+            is warned of, and listed by name beside what is rejected.
         left_out: Clips that the set's own traps or the published protocol exclude, named with the reason; they count
             neither as found nor as missing.
         grouped: Whether clips have groups.
@@ -106,6 +119,12 @@ class ClipSet:
     @property
     def complete(self) -> bool:
         return all(count.complete for count in self.counts)
+
+    @property
+    def absent(self) -> list[Rejected]:
+        """What is missing of the set, each by its name once."""
+        found = {item.name: item for count in reversed(self.counts) for item in reversed(count.absent())}
+        return list(reversed(found.values()))
 
     def report(self) -> list[str]:
         """Lines to print: counts, and what is left out."""

@@ -66,6 +66,7 @@ def read(
     on_disk = names.FileNames(found)
     read_rows: list[Clip | Rejected] = []
     missing: dict[int, str] = {}
+    similar: dict[str, str] = {}
     early: set[int] = set()  # rows whose interval begins before 0
     for index in range(len(rows)):
         named = {name: rows.columns[column][index] for name, column in columns.items()}
@@ -76,7 +77,9 @@ def read(
             read_rows.append(Rejected(f"row {rows.numbers[index]}: {path}", error.reason, str(error)))
             continue
         if not there:
-            missing[index] = _with_similar(clip.video, on_disk)
+            missing[index] = clip.video
+            if (other := on_disk.similar(clip.video)) is not None:
+                similar[clip.video] = other
         if clip.start is not None and names.number(named["start"]) < 0:
             early.add(index)
         read_rows.append(clip)
@@ -99,11 +102,12 @@ def read(
             clips.append(dataclasses.replace(item, labels=values))
     absent = [missing[index] for index in kept if index in missing]
     if absent and not clips and not rejected:
+        told = [f"{path} (there is {similar[path]})" if path in similar else path for path in absent]
         raise ValueError(
-            f"{rows.path}: none of its {len(absent)} videos is in {source} ({_some(absent)}); there "
+            f"{rows.path}: none of its {len(absent)} videos is in {source} ({_some(told)}); there "
             + (f"are {len(found)} videos ({_some(found)})" if found else "are none at all")
         )
-    counts = [Count("videos of the table", len(kept), len(kept) - len(absent), absent)]
+    counts = [Count("videos of the table", len(kept), len(kept) - len(absent), absent, similar)]
     how = [f"{rows.path.name}: {len(rows)} rows, {rows.how}"]
     if called := [f"{name} is its column {column!r}" for name, column in columns.items() if column != name]:
         how.append(f"{rows.path.name}: {', '.join(called)}")
@@ -313,11 +317,6 @@ def _refuse_rivals(rows: Table, clip: Clip, index: int, same: Sequence[int]) -> 
     listed = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
     message = f"the key {clip.key!r} is also that of row {listed}, which differs; keep the right one"
     return Rejected(f"row {rows.numbers[index]}: {shown(clip.video)}", "duplicate_key", message)
-
-
-def _with_similar(path: str, on_disk: names.FileNames) -> str:
-    similar = on_disk.similar(path)
-    return path if similar is None else f"{path} (there is {similar})"
 
 
 def _some(items: Sequence[str]) -> str:

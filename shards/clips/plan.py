@@ -108,7 +108,8 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The tasks, what was refused before any file is opened, and the digest of all that decides the content."""
+    """The tasks, what was refused before any file is opened, and the digest of all that decides the content. missing:
+    of the set, and allowed to be; it is not among what is found."""
 
     out: Path
     name: str
@@ -118,6 +119,7 @@ class BuildPlan:
     digest: str
     identity: dict[str, Any]
     rendered: bool = False
+    missing: tuple[Rejected, ...] = ()
 
     @classmethod
     def make(cls, clips: ClipSet, out: Path, options: BuildOptions) -> BuildPlan:
@@ -154,7 +156,8 @@ class BuildPlan:
             for number, start in enumerate(range(0, count, per_shard))
         )
         found = count + len(rejected)
-        return cls(out, clips.name, tasks, tuple(rejected), found, digest, identity, clips.rendered)
+        missing = tuple(Rejected(shown(item.name), item.reason, item.message) for item in clips.absent)
+        return cls(out, clips.name, tasks, tuple(rejected), found, digest, identity, clips.rendered, missing)
 
     def acquire(self, overwrite: bool = False) -> None:
         """Make the folder this build's, or continue a build of the same plan: see

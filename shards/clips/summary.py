@@ -17,7 +17,8 @@ from shards.media.limits import REASONS
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """found = written + sum(quarantined); seconds: of work, summed over shards; resumed: shards of an earlier run."""
+    """found = written + sum(quarantined); seconds: of work, summed over shards; resumed: shards of an earlier run;
+    missing: clips that the set names, that are not there, and that may be missing."""
 
     name: str
     found: int
@@ -28,6 +29,7 @@ class BuildSummary:
     counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     resumed: int = 0
+    missing: int = 0
 
     @property
     def exit_status(self) -> int:
@@ -38,6 +40,8 @@ class BuildSummary:
         refused = sum(self.quarantined.values())
         lines = [f"{self.name}: {self.found} clips found = {self.written} written + {refused} quarantined"]
         lines += quarantine.lines(out, self.quarantined, REASONS)
+        if self.missing:
+            lines.append(f"  {self.missing:>8} missing, as --allow-incomplete allows: {out / quarantine.FILE_NAME}")
         lines += [f"  {count:>8} {name}" for name, count in sorted(self.counts.items())]
         size = f"{self.bytes / 2**20:.1f} MiB in {self.shards} shard(s)"
         return [*lines, f"{out}: {size}" + (f", {self.resumed} from an earlier run" if self.resumed else "")]
@@ -51,14 +55,15 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
     nothing is listed then.
     """
     assert [report.shard for report in reports] == [task.name for task in plan.tasks]
-    entries = [
-        {"key": None, "source": item.name, "reason": item.reason, "message": item.message} for item in plan.rejected
-    ]
+    entries, missing = (
+        [{"key": None, "source": item.name, "reason": item.reason, "message": item.message} for item in items]
+        for items in (plan.rejected, plan.missing)
+    )
     entries += [dict(item) for report in reports for item in report.quarantined]
     written = sum(report.written for report in reports)
     if written + len(entries) != plan.found:
         raise RuntimeError(f"{plan.found} clips were found, but {written} written and {len(entries)} quarantined")
-    quarantined = quarantine.write_list(plan.out, entries)
+    quarantined = quarantine.write_list(plan.out, entries, missing)
     names = [report.shard for report in reports if report.written]
     OWNERSHIP.check(plan.out, plan.digest)
     if names:
@@ -81,6 +86,7 @@ def finish(plan: BuildPlan, reports: Sequence[ShardReport], resumed: int = 0) ->
         dict(counts),
         round(sum(report.seconds for report in reports), 3),
         resumed,
+        len(missing),
     )
     quarantine.write_summary(plan.out, asdict(summary))
     return summary

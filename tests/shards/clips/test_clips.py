@@ -355,3 +355,33 @@ def test_what_a_build_left_behind_does_not_reach_the_next_one(source: Path, tmp_
     assert not (out / "manifest.parquet").exists()
     with pytest.raises(OwnershipLostError):
         finish(first, reports)
+
+
+def test_what_is_missing_and_may_be_is_listed_beside_what_is_quarantined(source: Path, tmp_path: Path) -> None:
+    """By the name that the table gives it, with what is there instead; it is neither found nor quarantined."""
+    table = tmp_path / "t.csv"
+    table.write_text("path\ngood0.mp4\ngone.mp4\nGood1.mp4\nzero.mp4\n")
+    clips = read_clips("folder", source, True, table=table)
+    plan = BuildPlan.make(clips, tmp_path / "out", BuildOptions(faces="off"))
+    plan.acquire()
+    summary = finish(plan, [build_shard(task, isolated=False) for task in plan.tasks])
+    assert (summary.found, summary.written, summary.missing) == (2, 1, 2) and summary.quarantined == {"empty": 1}
+    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [(entry["source"], entry["reason"]) for entry in listed] == [
+        ("zero.mp4", "empty"),
+        ("gone.mp4", "missing"),
+        ("Good1.mp4", "missing"),
+    ]
+    assert "there is good1.mp4" in listed[2]["message"] and "there is" not in listed[1]["message"]
+    assert json.loads((tmp_path / "out/summary.json").read_text())["missing"] == 2
+    assert any("2 missing, as --allow-incomplete allows" in line for line in summary.lines(tmp_path / "out"))
+    whole = run(source, tmp_path / "whole")
+    assert whole.missing == 0 and not any("--allow-incomplete" in line for line in whole.lines(tmp_path))
+
+
+def test_what_may_be_missing_does_not_fail_a_build(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path\ngood0.mp4\ngone.mp4\n")
+    clips = read_clips("folder", source, True, table=tmp_path / "t.csv")
+    plan = BuildPlan.make(clips, tmp_path / "out", BuildOptions(faces="off"))
+    plan.acquire()
+    assert finish(plan, [build_shard(task, isolated=False) for task in plan.tasks]).exit_status == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conclugen.__main__ import main as conclugen
 from conclugen.common import extras
 from ray_jobs.build_shards import COMMAND
 from ray_jobs.building import plan_of
@@ -417,3 +418,24 @@ def test_shards_are_described_and_doubted_by_their_indexes(tmp_path: Path, capsy
     assert said.count("warning: ") == 2 and "sad" in said.split("warning: ")[1]
     assert "warning: without a label emotion: 1 of 96 rows\n" in said
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_build_that_goes_on_without_clips_warns_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = study(tmp_path, rows_of(2, 6))
+    (tmp_path / "s01/5.mp4").unlink()
+    job = ["--source", str(tmp_path), "--table", str(table), "--output", str(tmp_path / "out"), "--allow-incomplete"]
+    plan = plan_of(COMMAND.parse(job))
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert [line for line in warned if "expected 12, found 11; missing: s01/5.mp4" in line]
+    assert [(item.name, item.reason) for item in plan.missing] == [("s01/5.mp4", "missing")]
+
+
+def test_help_lists_the_adapters_as_build_does(capsys: pytest.CaptureFixture[str]) -> None:
+    from shards import adapters
+
+    for command in ("check", "build"):
+        with pytest.raises(SystemExit):
+            conclugen([command, "--help"])
+        out = capsys.readouterr().out
+        for name, adapter in adapters.known().items():
+            assert re.search(rf"^  {re.escape(name)} +{re.escape(adapter.layout)}$", out, re.M), (command, name)
