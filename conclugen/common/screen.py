@@ -6,7 +6,8 @@ where nothing else has been said for half a minute.
     progress = Progress()
     progress.show("120/384 clips", 120 / 384)
 
-`Command.main` holds `watched` around every job: nobody has to guess whether a silent job works or hangs.
+`Command.main` holds `watched` around every job: nobody has to guess whether a silent job works or hangs. What is warned
+of within `warnings_heard` can be counted and listed again, wherever it came from.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ EVERY_S = 30.0  # seconds between lines of a log, and of silence before a word i
 _REDRAWN_S = 0.2
 _BAR = 24
 _ERASE = "\r\x1b[K"
+_WARNING = "warning: "
 
 _doing: list[tuple[str, float]] = []  # what is being done, and since when; the innermost is named
 _resting = False
@@ -120,6 +122,23 @@ def watched(quiet: bool = False) -> Iterator[None]:
             sys.stderr = err
 
 
+@contextlib.contextmanager
+def warnings_heard() -> Iterator[list[str]]:
+    """Collect what is warned of on the screen within the block: lines that begin with `warning: `, without that, each
+    once. The list grows while they are said."""
+    heard: list[str] = []
+    out, err = sys.stdout, sys.stderr
+    mine = _Heard(out, heard), _Heard(err, heard)
+    sys.stdout, sys.stderr = mine
+    try:
+        yield heard
+    finally:
+        if sys.stdout is mine[0]:
+            sys.stdout = out
+        if sys.stderr is mine[1]:
+            sys.stderr = err
+
+
 def _watch(over: threading.Event, began: float) -> None:
     while not over.wait(EVERY_S if _resting else max(_said + EVERY_S - time.monotonic(), 0.05)):
         if time.monotonic() - _said >= EVERY_S and not _resting:
@@ -145,8 +164,33 @@ class _Noted:
         return getattr(self._stream, name)
 
 
+class _Heard:
+    """A stream whose warnings are noted. Threads write lines piece by piece, so each has its own unfinished one."""
+
+    def __init__(self, stream: TextIO, heard: list[str]) -> None:
+        self._stream = stream
+        self._heard = heard
+        self._begun: dict[int, str] = {}
+
+    def write(self, text: str) -> int:
+        if not text.startswith(_ERASE):  # a line that is redrawn warns of nothing
+            thread = threading.get_ident()
+            *lines, rest = (self._begun.pop(thread, "") + text).split("\n")
+            if rest:
+                self._begun[thread] = rest
+            for line in map(str.strip, lines):
+                if line.startswith(_WARNING) and (told := line.removeprefix(_WARNING)) not in self._heard:
+                    self._heard.append(told)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _plain(stream: Any) -> TextIO:
-    plain: TextIO = stream._stream if isinstance(stream, _Noted) else stream
+    while isinstance(stream, _Noted | _Heard):
+        stream = stream._stream
+    plain: TextIO = stream
     return plain
 
 

@@ -42,8 +42,8 @@ COMMAND = Command(
     RunJob,
     run,
     shown=(
-        *("source", "run", "output", "labels", "label", "group", "text", "encoders", "modalities", "batch"),
-        *("representation", "epochs", "workers", "gpu", "seed", "overwrite"),
+        *("source", "labels", "label", "group", "text", "encoding", "allow_incomplete", "run", "output", "encoders"),
+        *("batch", "epochs", "workers", "gpu", "overwrite"),
     ),
     bare="source",
     was={"table": "labels"},

@@ -130,6 +130,7 @@ def _packed(job: RunJob, stages: Stages, place: Path) -> Manifest:
     )
     inputs = {"pack": packing.work_of(packing.options_of(pack))}
     if stages.done("pack", inputs) and (place / "features" / "manifest.parquet").is_file():
+        stages.again()
         print(f"packed already: {place / 'features'}", flush=True)
     else:
         packing.run(pack)

@@ -192,7 +192,9 @@ def _health(findings: Findings, manifest: Manifest, folder: RunFolder, views: Vi
     """The last measures on held-out rows."""
     history = metric_history(folder.journal)
     last = {name: curve[-1][1] for name, curve in history.items() if name.startswith("validation/") and curve}
-    findings.health = {name.removeprefix("validation/"): float(value) for name, value in last.items()}
+    measures = {name.removeprefix("validation/"): float(value) for name, value in last.items()}
+    # How many warnings one look gave is no measure; all that was warned of is listed by itself.
+    findings.health = {name: value for name, value in measures.items() if name != "warnings"}
     for name, value in findings.health.items():
         if name.startswith("effective_rank/"):
             findings.lines.append(f"effective rank of {name.partition('/')[2]}: {value:.1f}")

@@ -43,8 +43,8 @@ class RunJob(EncoderOptions):
         text: Column of what is said.
         key: Features: the array that names the samples.
         field: Clips: which column of the table a name means, as NAME=COLUMN (path, start, end, split, ...).
-        encoding: Of a table or transcripts that are not UTF-8, such as cp1252; none: UTF-8.
-        allow_incomplete: Go on where clips of the table are missing.
+        encoding: Of a table or transcripts that are not UTF-8, such as cp1252, which spreadsheets write; none: UTF-8.
+        allow_incomplete: Go on where clips of the table are missing; they are warned of and listed.
         encoders: Clips: frozen encoders, or sets of them.
         modalities: Modalities to learn; none: those that the data has.
         preset: Which tasks are learned; see `conclugen pretrain`.

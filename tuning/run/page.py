@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import numpy as np
 
 from conclugen.common import commands
 from conclugen.common.atomic import write_bytes, write_text
-from conclugen.common.reading import inside, open_regular, read_json, read_mapping
+from conclugen.common.reading import inside, open_regular, parse_json, read_json, read_lines, read_mapping
 from conclugen.common.screen import clock
+from conclugen.evaluation.config import SINGLE
 from ray_jobs import figure_style
 from ray_jobs.provenance import bibliography, origins, stamp_of
-from ray_jobs.run_folder import CHOSEN
+from ray_jobs.run_folder import CHOSEN, DATA
 from ray_jobs.tracking.journal import read_records
 from ray_jobs.training.pretraining import PretrainResult
+from ray_jobs.verdict import which
 from shards import Manifest, View
+from shards.quarantine import FILE_NAME as QUARANTINE
 from tuning.report.latex import latex
 from tuning.report.page import Block, Charts, Heading, Text, html
 from tuning.report.tables import Entry, Line, Table
@@ -27,6 +31,7 @@ from tuning.run.job import RunJob
 FIGURES = "figures"
 _FACTS = (("",),)  # head of the box of set-up
 _LARGEST_PICTURE = 64 << 20
+_MOST_NAMED = 200  # clips that are not used
 _CAPTIONS = {
     "losses.png": "Losses while training",
     "health.png": "Health on held-out rows",
@@ -45,13 +50,18 @@ def write(
     findings: Findings,
     verdicts: Mapping[str, Path],
     failed: Mapping[str, str],
+    warned: Mapping[str, Sequence[str]],
 ) -> Path:
-    """Write `report.html` and `figures/` into the run's folder; returns the page."""
+    """Write `report.html` and `figures/` into the run's folder; returns the page. warned: stage -> what it warned
+    of."""
     folder = job.folder
     stamp = stamp_of(manifest.info)
     lead = [*filter(None, [stamp]), *(_verdicts(verdicts) or _sentences(findings)[:1])]
     lead += [f"Label {label} is not evaluated: {why}." for label, why in failed.items()]
-    blocks: list[Block] = [Heading("Set-up", "setup"), _setup(job, manifest, pretrained)]
+    unused = _unused(folder)
+    many = {"warnings": sum(map(len, warned.values())), "clips that are not used": len(unused)}
+    told = {name: f"{count}, listed at the end" if count else "none" for name, count in many.items()}
+    blocks: list[Block] = [Heading("Set-up", "setup"), _setup(job, manifest, pretrained, told)]
     for label, place in verdicts.items():
         scores = read_json(place / "scores.json", nan=True)
         blocks += [Heading(f"How well is {label} predicted?", f"label-{len(blocks)}"), Text((scores["verdict"],))]
@@ -68,8 +78,13 @@ def write(
         _health(findings) if findings.health else Text(("No rows were held back, on which it could be measured.",)),
         _pictures(folder, {path.name: path for path in sorted(pretrained.folder.plots.glob("*.png"))}),
     ]
-    about = " ".join(filter(None, [stamp, f"Pretraining seed {job.seed}."]))
     grids = [block for block in blocks if isinstance(block, Table) and block.head != _FACTS]
+    if warned:
+        said = tuple(f"{stage}: {line}" for stage, lines in warned.items() for line in lines)
+        blocks += [Heading(f"Warnings: {len(said)}", "warnings"), Text(said, listed=True)]
+    if unused:
+        blocks += [Heading(f"Clips that are not used: {len(unused)}", "unused"), _listed_clips(unused)]
+    about = " ".join(filter(None, [stamp, f"Pretraining seed {job.seed}."]))
     write_text(folder / "table.tex", latex(grids, about))
     write_text(folder / "references.bib", bibliography(origins([manifest.info])))
     path = folder / "report.html"
@@ -113,7 +128,9 @@ def _scores(label: str, scores: Mapping[str, Any]) -> Table:
     ]
     rows = scores["group_rows"]
     tested = f"{sum(rows.values())} test rows of {len(rows)} speakers"
+    single = which({cell["fraction"]: cell.get("choices", {}) for cell in cells if cell["system"] == SINGLE})
     note = f"{main} on {tested}; in brackets 95 % intervals over speakers."
+    note += f" {single[:1].upper()}{single[1:]}." if single else ""
     return Table(
         f"{label}: {main}", "system", tuple((f"{share:.0%} of labels",) for share in shares), tuple(lines), note
     )
@@ -138,7 +155,33 @@ def _health(findings: Findings) -> Table:
     return Table("Held-out measures at the end", "measure", (("value",),), tuple(lines))
 
 
-def _setup(job: RunJob, manifest: Manifest, pretrained: PretrainResult) -> Table:
+def _unused(folder: Path) -> list[dict[str, Any]]:
+    """What the stages of the data could not use, or did not find, as their lists have it; nothing of features that lie
+    elsewhere."""
+    found = []
+    for stage in ("clips", "features"):
+        with contextlib.suppress(OSError, ValueError):
+            for line, _ in read_lines(inside(folder, Path(DATA) / stage / QUARANTINE)):
+                entry = {} if line is None else parse_json(line)
+                if isinstance(entry, dict):
+                    found.append(entry)
+    return found
+
+
+def _listed_clips(entries: Sequence[Mapping[str, Any]]) -> Table:
+    lines = [
+        Line(
+            str(entry.get("source") or entry.get("key")),
+            tuple(Entry(str(entry.get(name)), "words") for name in ("reason", "message")),
+        )
+        for entry in entries[:_MOST_NAMED]
+    ]
+    more = f"The first {_MOST_NAMED}. " if len(entries) > _MOST_NAMED else ""
+    note = f"{more}All are in {DATA}/clips/{QUARANTINE} and {DATA}/features/{QUARANTINE}."
+    return Table("What is not used, and why", "clip", (("reason",), ("what was found",)), tuple(lines), note)
+
+
+def _setup(job: RunJob, manifest: Manifest, pretrained: PretrainResult, told: Mapping[str, str]) -> Table:
     config = read_mapping(pretrained.folder.config)
     sizes = {name: View.open(manifest, name).rows for name in View.names(manifest)}
     facts = {
@@ -153,6 +196,7 @@ def _setup(job: RunJob, manifest: Manifest, pretrained: PretrainResult) -> Table
         "commit": str(config["run"].get("commit")),
         "cost": f"{clock(_seconds(pretrained))} of pretraining (hours, minutes, seconds)",
         "MLflow run": str(pretrained.mlflow_run_id),
+        **told,
     }
     lines = tuple(Line(name, (Entry(text, "words"),)) for name, text in facts.items())
     return Table("How it was made", "", _FACTS, lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen import presets
-from conclugen.common import commands, machine
+from conclugen.common import commands, machine, screen
 from conclugen.common.ending import resumable
 from conclugen.common.locks import folder_held
 from conclugen.common.options import GOOD, PARTIAL, save
@@ -45,19 +45,28 @@ def run(job: RunJob) -> int:
     with folder_held(job.folder, "a run is being made here", "another --run", field="--output", file=".making.lock"):
         (job.folder / DATA).mkdir(exist_ok=True)
         try:
-            with resumable(Stages(job.folder).told):
-                return _run(job, kind)
+            with resumable(Stages(job.folder).told), screen.warnings_heard() as heard:
+                stages = Stages(job.folder, heard=heard)
+                try:
+                    return _run(job, kind, stages)
+                finally:
+                    if any((job.folder / DATA).iterdir()):  # else the source was refused, and nothing is left of it
+                        stages.note()
         finally:
             with contextlib.suppress(OSError):  # there is something in it, unless the source was refused
                 (job.folder / DATA).rmdir()
 
 
-def _run(job: RunJob, kind: str) -> int:
-    stages = Stages(job.folder)
-    stages.begin(f"data: {job.source} ({kind}) to feature shards with views, in {job.folder / DATA}")
+def _run(job: RunJob, kind: str, stages: Stages) -> int:
+    if job.overwrite:
+        stages.forget()
+    stages.begin(f"data: {job.source} ({kind}) to feature shards with views, in {job.folder / DATA}", "data")
     if kind in ("clips", "shards"):
         job = _with_ray(job)
     manifest, whole = data.feature_shards(job, stages)
+    stages.part("views")
+    if View.names(manifest):
+        stages.again()  # of those that an earlier start made
     views, lines = data.views_of(job, manifest)
     print("\n".join(lines), flush=True)
 
@@ -81,7 +90,10 @@ def _run(job: RunJob, kind: str) -> int:
     again = commands.typed(["run", "--config", str(job.folder / CHOSEN)])
     print(f"written to {job.folder / CHOSEN}; repeated by: {again}")
 
-    stages.begin(f"pretraining without labels: {fixed.preset}, recipe {fixed.recipe}, {fixed.epochs} epochs")
+    stages.begin(
+        f"pretraining without labels: {fixed.preset}, recipe {fixed.recipe}, {fixed.epochs} epochs", "pretraining"
+    )
+    stages.again()  # it continues where an earlier start ended
     pretrained = pretrain(pretraining(fixed, chosen, manifest, views))
     model = str(read_mapping(pretrained.model / "config.json")["digest"])
 
@@ -94,11 +106,12 @@ def _run(job: RunJob, kind: str) -> int:
         )
         print("\n".join(f"warning: label {label} is not evaluated: {why}" for label, why in failed.items()), flush=True)
     for label in labels if views.test is not None else ():
-        stages.begin(f"evaluation: label {label} on rows that pretraining never saw")
+        stages.begin(f"evaluation: label {label} on rows that pretraining never saw", f"evaluation of {label}")
         asked = _evaluation(fixed, manifest, views, label, rows)
         inputs = {"model": model, "job": dataclasses.asdict(asked), "data": manifest.digest}
         place = evaluation.place_of(pretrained.folder, evaluation.series_of(pretrained.folder, asked))
         if stages.done(f"evaluate {label}", inputs) and (place / "scores.json").is_file():
+            stages.again()
             print(f"evaluated already: {place}")
         else:
             try:
@@ -111,10 +124,12 @@ def _run(job: RunJob, kind: str) -> int:
         verdicts[label] = place
         print(found.verdict_of(place), flush=True)
 
-    stages.begin("embeddings of every row")
+    stages.begin("embeddings of every row", "embeddings")
     vectors = job.folder / "embeddings.npz"
     inputs = {"model": model, "data": manifest.digest, "labels": sorted(verdicts)}
-    if not (stages.done("embed", inputs) and vectors.is_file()):
+    if stages.done("embed", inputs) and vectors.is_file():
+        stages.again()
+    else:
         probe = next(iter(verdicts), None)
         places = job.folder / "embeddings"
         status = embed.run(
@@ -132,11 +147,11 @@ def _run(job: RunJob, kind: str) -> int:
         found.gather(manifest, places, vectors)
         stages.end("embed", inputs)
 
-    stages.begin("what is in them: clusters, neighbours, retrieval")
+    stages.begin("what is in them: clusters, neighbours, retrieval", "what is in them")
     with figure_style.stamped(stamp_of(manifest.info)):
         findings = found.examine(vectors, manifest, pretrained.folder, views, fixed)
     print("\n".join(findings.lines), flush=True)
-    report = page.write(fixed, manifest, pretrained, findings, verdicts, failed)
+    report = page.write(fixed, manifest, pretrained, findings, verdicts, failed, stages.warned())
     print(
         f"\nreport      {report}\nembeddings  {vectors}   (numpy: keys, vectors, groups, labels)"
         f"\nfigures     {job.folder / 'figures'}\nmodel       {pretrained.model}"

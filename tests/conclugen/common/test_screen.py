@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from conclugen.common import screen
-from conclugen.common.screen import Progress, bar, doing, rest, watched
+from conclugen.common.screen import Progress, bar, doing, rest, warnings_heard, watched
 from tests.clock import Clock
 
 
@@ -117,3 +117,40 @@ def test_quiet_and_servers_at_rest_are_silent(monkeypatch: pytest.MonkeyPatch) -
         threading.Event().wait(0.1)
         assert err.getvalue().count("so far") <= mark.count("so far") + 1
     assert threading.active_count() == before
+
+
+def test_warnings_are_heard_once_each_wherever_they_come_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    """Of both streams, of `warnings.warn` and of several threads at once; a line that is redrawn is none of them."""
+    terminal = Terminal()
+    before = sys.stdout, sys.stderr
+    with warnings_heard() as heard:
+        print("warning: the first")
+        print("  warning: set in a little", file=sys.stderr)
+        print("a warning: no", "warning:no", "warning", sep="\n")
+        print("warning: the first")
+        print("warn", end="")
+        other = threading.Thread(target=lambda: print("warning: of a thread"))
+        other.start()
+        other.join()
+        print("ing: in pieces")
+        Progress(stream=sys.stdout, first=0.0).show("3/4")
+        monkeypatch.setattr(sys.stdout, "_stream", terminal)
+        progress = Progress(stream=sys.stdout, first=0.0)
+        progress.show("1/4 clips", 0.25)
+        print("warning: beside a redrawn line")
+        progress.show("4/4 clips", 1.0, last=True)
+        assert sys.stdout.isatty()  # what it is asked goes to the stream itself
+    assert heard == ["the first", "set in a little", "of a thread", "in pieces", "beside a redrawn line"]
+    assert (sys.stdout, sys.stderr) == before
+    print("warning: afterwards")
+    assert len(heard) == 5 and "warning: the first\nwarning: no" not in capsys.readouterr().out
+
+
+def test_what_is_said_at_work_is_heard_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with watched(), warnings_heard() as heard:
+        print("warning: within")
+        with warnings_heard() as inner:
+            print("warning: deeper", file=sys.stderr)
+    assert heard == ["within", "deeper"] and inner == ["deeper"]

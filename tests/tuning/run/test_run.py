@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import yaml
 
 from conclugen.common.options import OptionsError
 from ray_jobs.run_folder import DATA, RunFolder
+from ray_jobs.tracking.journal import Journal
+from ray_jobs.training.pretraining import PretrainResult
 from shards import Manifest, View
 from shards.corpus.writing import CorpusConfig, write_corpus
 from tests.cluster.runs import without_ray_of_the_test
@@ -188,6 +192,122 @@ def test_wrong_input_is_told_in_one_line(
     assert not list((tmp_path / "outputs").glob("*")), "nothing is left of what was refused"
 
 
+def test_what_stages_warned_of_is_kept_by_stage_and_over_starts(tmp_path: Path) -> None:
+    """A stage that is done again warns anew; one that is passed over, or goes on, warned before."""
+    (tmp_path / DATA).mkdir()
+    heard = ["before any stage"]
+    first = Stages(tmp_path, heard=heard)
+    assert first.warned() == {}
+    for name, lines in (("data", ["a"]), ("pretraining", ["b", "c"]), ("evaluation of x", [])):
+        first.begin("...", name)
+        heard += lines
+    assert first.warned() == {"data": ["a"], "pretraining": ["b", "c"]}
+
+    heard = []
+    second = Stages(tmp_path, heard=heard)
+    second.begin("...", "data")
+    heard.append("mended")
+    second.begin("...", "pretraining")
+    second.again()
+    heard += ["c", "d"]
+    second.begin("...", "evaluation of x")
+    second.again()
+    assert second.warned() == {"data": ["mended"], "pretraining": ["b", "c", "d"]}
+    assert list(second.warned()) == ["data", "pretraining"], "in the order of the stages"
+    second.forget()
+    third = Stages(tmp_path, heard=[])
+    third.begin("...", "pretraining")
+    third.again()
+    assert third.warned() == {}
+
+
+def test_a_run_hears_the_warnings_of_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever says them; what is refused leaves nothing."""
+    told: list[dict[str, list[str]]] = []
+
+    def stage(job: RunJob, kind: str, own: Stages) -> int:
+        own.begin("data", "data")
+        print("warning: of a library of ours", file=sys.stderr)
+        if job.overwrite:
+            (job.folder / DATA / "clips").mkdir()
+        else:
+            raise ValueError("refused")
+        told.append(own.warned())
+        return 0
+
+    monkeypatch.setattr(stages, "kind_of", lambda _: "features")
+    monkeypatch.setattr(stages, "_run", stage)
+    asked = RunJob(source=tmp_path, run="x", output=str(tmp_path / "outputs"))
+    with pytest.raises(ValueError, match="refused"):
+        stages.run(asked)
+    assert not (asked.folder / DATA).exists()
+    assert stages.run(dataclasses.replace(asked, overwrite=True)) == 0
+    assert told == [{"data": ["of a library of ours"]}]
+    assert json.loads((asked.folder / DATA / "warnings.json").read_text()) == told[0]
+
+
+def test_clips_that_are_not_used_are_read_from_the_lists_of_all_stages(tmp_path: Path) -> None:
+    clips, features = tmp_path / DATA / "clips", tmp_path / DATA / "features"
+    for folder in (clips, features):
+        folder.mkdir(parents=True)
+    missing = {
+        "key": None,
+        "source": "gone.mp4",
+        "reason": "missing",
+        "message": "videos of the table: it is not there",
+    }
+    silent = {"shard": "s", "key": "k", "source": "", "reason": "nothing_to_encode", "message": "nothing of it"}
+    (clips / "quarantine.jsonl").write_text(json.dumps(missing) + "\n[1]\n")
+    (features / "quarantine.jsonl").write_text(json.dumps(silent) + "\n{\n")
+    found = page._unused(tmp_path)
+    assert found == [missing, silent]
+    table = page._listed_clips(found)
+    assert [(line.name, *(entry.text for entry in line.entries)) for line in table.lines] == [
+        ("gone.mp4", "missing", "videos of the table: it is not there"),
+        ("k", "nothing_to_encode", "nothing of it"),
+    ]
+    secret = tmp_path.parent / f"{tmp_path.name}-secret"
+    secret.write_text(json.dumps({"source": "secret"}))
+    (clips / "quarantine.jsonl").unlink()
+    (clips / "quarantine.jsonl").symlink_to(secret)
+    assert page._unused(tmp_path) == [silent], "a link leads nowhere outside of the run"
+    assert page._unused(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_report_counts_and_lists_what_was_warned_of_and_not_used(told: bool, tmp_path: Path) -> None:
+    manifest = Manifest.open(write_labelled(tmp_path / "shards"))
+    asked = job(tmp_path).chosen(sizes(128), ("video", "audio"))
+    folder = RunFolder(asked.folder)
+    (folder.path / DATA / "clips").mkdir(parents=True)
+    folder.config.write_text(json.dumps({"run": {"commit": "abc"}}))
+    with Journal(folder.journal, experiment="e", name="x"):
+        pass
+    warned = {"data": ["few <rows> & more", "gone.mp4"], "pretraining": ["no mates"]} if told else {}
+    entry = {"key": None, "source": "gone.mp4", "reason": "missing", "message": "it is not there"}
+    (folder.path / DATA / "clips/quarantine.jsonl").write_text(f"{json.dumps(entry)}\n" * told)
+    pretrained = PretrainResult(folder, folder.model, 5, "sqlite:///x", None)
+    findings = found.Findings(lines=["clusters: none"], health={"loss": 1.0})
+    path = page.write(asked, manifest, pretrained, findings, {}, {}, warned)
+    read, text = Page(path), html_text(path.read_text("utf-8"))
+    if not told:
+        assert not [one for one in read.headings if one.startswith(("Warnings", "Clips"))]
+        assert "warnings none clips that are not used none" in text
+        return
+    assert read.headings[-2:] == ["Warnings: 3", "Clips that are not used: 1"]
+    assert "warnings 3, listed at the end clips that are not used 1, listed at the end" in text
+    assert all(f"{stage}: {line}" in text for stage, lines in warned.items() for line in lines)
+    assert "gone.mp4 missing it is not there" in text
+    assert "gone.mp4" not in (folder.path / "table.tex").read_text(), "papers have no use for it"
+
+
+def test_help_shows_what_tables_as_people_have_them_need(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        COMMAND.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "--encoding" in shown and "--allow-incomplete" in shown and "cp1252" in shown
+
+
 # ---- whole runs ----------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +315,11 @@ def conclugen(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[s
     environment = {**without_ray_of_the_test(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "conclugen", *map(str, words)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def html_text(document: str) -> str:
+    """What is read of a page, with single spaces."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", document)).split())
 
 
 class Page(HTMLParser):
@@ -227,11 +352,13 @@ def test_a_folder_of_clips_and_a_table_as_people_write_it(tmp_path: Path) -> Non
     rows = write_corpus(tmp_path / "videos", CorpusConfig(speakers=6, takes=1))
     table = ["filename;person;emotion;transcript"]
     table += [f"{row.path};{row.speaker};{row.emotion};{row.transcript or ''}" for row in rows]
+    table.append(f"gone.mp4;{rows[0].speaker};{rows[0].emotion};")
     (tmp_path / "mine.csv").write_text("\n".join(table), "cp1252")
     (tmp_path / "videos/clips.csv").unlink()
     (tmp_path / "videos/notes.mp4").write_bytes(b"no video")
     encoders = f"random-image,random-text,hf-audio:{hf_models.make('wav2vec2', tmp_path / 'tiny')}"
     words = ("run", "videos", "--labels", "mine.csv", "--label", "emotion", "--encoders", encoders, "--epochs", "3")
+    words += ("--allow-incomplete",)
     ended = conclugen(tmp_path, *words)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     folder = tmp_path / "outputs/videos"
@@ -240,14 +367,21 @@ def test_a_folder_of_clips_and_a_table_as_people_write_it(tmp_path: Path) -> Non
         assert set(archive["groups"]) == {row.speaker for row in rows}
         assert sorted(archive["label.emotion"]) == sorted(row.emotion for row in rows)
         vectors = archive["vectors"]
-    page = Page(folder / "report.html")
-    assert page.headings[:2] == ["Set-up", "How well is emotion predicted?"] and page.pictures >= 6
     assert {path.name for path in (folder / "figures").iterdir()} >= {
         "losses.png",
         "map-cluster.png",
         "map-emotion.png",
     }
     assert re.search(r"^next +\S+.* sweep --data ", ended.stdout, re.M)
+    page = Page(folder / "report.html")
+    assert page.headings[:2] == ["Set-up", "How well is emotion predicted?"] and page.pictures >= 6
+    listed = [json.loads(line) for line in (folder / "data/clips/quarantine.jsonl").read_text().splitlines()]
+    assert [(entry["source"], entry["reason"]) for entry in listed] == [("gone.mp4", "missing")]
+    said = {line.strip() for line in (ended.stdout + ended.stderr).splitlines() if line.strip().startswith("warning: ")}
+    assert any("missing: gone.mp4" in line for line in said) and any("notes.mp4" in line for line in said)
+    assert page.headings[-2:] == [f"Warnings: {len(said)}", "Clips that are not used: 1"]
+    text = html_text((folder / "report.html").read_text("utf-8"))
+    assert all(line.removeprefix("warning: ") in text for line in said)
     scores = json.loads((folder / "evaluation/features-emotion/scores.json").read_text())
     assert (
         scores["verdict"] in ended.stdout
