@@ -26,8 +26,8 @@ def _improved() -> Recipe:
     inputs, one scale of the losses throughout, clipped gradients; the tasks have a temperature and centroids that last
     from step to step (`recipes` of each).
 
-    Three more choices come from a search on RAVDESS actors 21 to 24: negatives of the same speaker, since what
-    modalities share within one speaker is expression, not identity; masked inputs; orthogonal maps to begin from.
+    Three more choices come from a search on RAVDESS actors 21 to 24: negatives of the same speaker, among which knowing
+    the speaker tells nothing apart; masked inputs; orthogonal maps to begin from.
     """
     model = ModelConfig(
         own_width_modalities=(),
