@@ -5,18 +5,22 @@ then decodes and encodes one after the other, and writes the same shards; the jo
 and `ray_jobs.extract_features` on a local Ray. Both features are compared, so that both have done the same work. Each
 way has processes of its own; the start of Ray is reported apart. CPU seconds and memory are of the whole process tree,
 the memory as proportional set size: what processes share, such as Ray's object store, counts once.
+
+--beside COMMIT puts an older state of the project there, out of this repository, by its own copy of this benchmark;
+with --rounds N whole runs of both take turns, and the table has medians with the lowest and highest.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +30,7 @@ import numpy as np
 import psutil
 import ray
 
+from benchmarks.beside import older
 from conclugen.common.options import Command, save
 from conclugen.fields import choose
 from ray_jobs import building, ray_cluster
@@ -45,6 +50,9 @@ from shards.reading.reader import Reader
 
 WAYS = ("loop", "jobs")
 STAGES = ("build", "extract")
+HERE = "this code"
+# Where the benchmark has been, the newest place first: the older one takes lists as separate words.
+_MODULES = {"benchmarks.clip_jobs": ",", "ray_jobs.extraction.bench": " "}
 _LOOK_EVERY = 0.25  # seconds between looks at the process tree
 _SAME = 1e-4  # relative difference of features that another order of sums may make
 
@@ -112,6 +120,8 @@ class ClipJobs(EncoderOptions):
         ways: Which are measured.
         encoders: Encoders, or sets of them.
         text: What every clip says, for encoders of text; none: nothing.
+        beside: Commit of this repository that is measured as well.
+        rounds: Whole runs of each state, in turns.
         json: File for the figures; none: they are only printed.
         measure: One way and its folder, in a process of its own: how the benchmark calls itself.
     """
@@ -121,6 +131,8 @@ class ClipJobs(EncoderOptions):
     ways: tuple[str, ...] = WAYS
     encoders: tuple[str, ...] = ("offline",)
     text: str | None = None
+    beside: str | None = None
+    rounds: int = 1
     json: Path | None = None
     measure: tuple[str, str] | None = None
 
@@ -237,18 +249,55 @@ def _rows(folder: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
             yield key, {m: x[i].copy() for m, x in rows.features.items() if rows.present[m][i]}
 
 
-def table(figures: dict[str, dict[str, Any]]) -> str:
-    """For people and documents."""
-    heads = ["stage", "way", "seconds", "clips/s", "clips/s a core", "CPU seconds", "clips a CPU second"]
-    heads.append("peak memory, MiB")
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Way -> stage -> name of a figure -> its value, of one run."""
+
+_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "seconds": ("seconds", ".1f"),
+    "clips/s": ("clips_per_second", ".2f"),
+    "clips/s a core": ("clips_per_second_and_core", ".2f"),
+    "CPU seconds": ("cpu_seconds", ".1f"),
+    "clips a CPU second": ("clips_per_cpu_second", ".2f"),
+    "peak memory, MiB": ("peak_mib", ",.0f"),
+}
+
+
+def table(runs: Mapping[str, Sequence[Figures]]) -> str:
+    """For people and documents: state -> its runs; of several the median with the lowest and highest."""
+    lines = [f"| stage | way | {' | '.join(_COLUMNS)} |", "|" + "---|" * (2 + len(_COLUMNS))]
     for stage in STAGES:
-        for way, own in figures.items():
-            x = own[stage]
-            cells = [f"{x['seconds']:.1f}", f"{x['clips_per_second']:.2f}", f"{x['clips_per_second_and_core']:.2f}"]
-            cells += [f"{x['cpu_seconds']:.1f}", f"{x['clips_per_cpu_second']:.2f}", f"{x['peak_mib']:,.0f}"]
-            lines.append(f"| {stage} | {way} | {' | '.join(cells)} |")
+        for state, own in runs.items():
+            for way in own[0]:
+                cells = []
+                for figure, form in _COLUMNS.values():
+                    values = [run[way][stage][figure] for run in own]
+                    spread = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
+                    cells.append(f"{statistics.median(values):{form}}{spread}")
+                lines.append(f"| {stage} | {way if state == HERE else f'{way}, {state}'} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ratios(runs: Mapping[str, Sequence[Figures]], stage: str) -> list[str]:
+    """A stage's jobs beside the loop and beside the older state: medians of the ratios within a round."""
+
+    def between(figure: str, way: str, state: str) -> str:
+        pairs = zip(runs[HERE], runs[state], strict=True)
+        values = [one["jobs"][stage][figure] / other[way][stage][figure] for one, other in pairs]
+        spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+        return f"{statistics.median(values):.2f}{spread}"
+
+    lines = []
+    for state in runs:
+        of = "" if state == HERE else f" of {state}"
+        lines.append(
+            f"{stage}, jobs beside the loop{of}: {between('clips_per_second', 'loop', state)} of its clips/s, "
+            f"{between('cpu_seconds', 'loop', state)} of its CPU seconds."
+        )
+        if state != HERE:
+            lines.append(
+                f"{stage}, jobs beside the jobs{of}: {between('peak_mib', 'jobs', state)} of their peak memory."
+            )
+    return lines
 
 
 @contextmanager
@@ -265,36 +314,76 @@ def run(job: ClipJobs) -> int:
         return 0
     for way in job.ways:
         choose("ways", way, WAYS)
+    if job.rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {job.rounds}")
     choices_of(job.encoders, job)
-    with _folder() as root:
-        return _compare(job, root, repeated(job.videos, root / "videos", job.repeat))
+    with older(job.beside) as tree:
+        states: dict[str, Callable[[Path], dict[str, Any]]] = {HERE: lambda root: _measured(job, root)}
+        if tree is not None and job.beside is not None:
+            states[job.beside] = lambda root: _older(job, tree, root)
+        runs: dict[str, list[dict[str, Any]]] = {state: [] for state in states}
+        differences = []
+        for number in range(job.rounds):
+            for state in list(states)[:: -1 if number % 2 else 1]:
+                with _folder() as root:
+                    count = repeated(job.videos, root / "videos", job.repeat)
+                    runs[state].append(states[state](root))
+                    if state == HERE and len(job.ways) == len(WAYS):
+                        differences.append(largest_difference(root / "loop/features", root / "jobs/features"))
+    return _tell(job, count, runs, differences)
 
 
-def _compare(job: ClipJobs, root: Path, count: int) -> int:
-    figures: dict[str, dict[str, Any]] = {}
+def _measured(job: ClipJobs, root: Path) -> dict[str, Any]:
+    """This code's figures by way, each measured in a process of its own."""
+    figures: dict[str, Any] = {}
     for way in job.ways:
         folder = root / way
         folder.mkdir()
         (folder / "videos").symlink_to(root / "videos")
-        environment = {**os.environ, "RAY_TMPDIR": str(root / "ray")}
-        environment.pop("RAY_ADDRESS", None)
         save(replace(job, measure=(way, str(folder))), folder / "job.json")
-        command = [sys.executable, "-m", "benchmarks.clip_jobs", "--config", str(folder / "job.json")]
-        command += [word for module in job.plugin for word in ("--plugin", module)]
-        subprocess.run(command, env=environment, check=True)  # noqa: S603 - this interpreter, this module
+        words = ["benchmarks.clip_jobs", "--config", str(folder / "job.json")]
+        words += [word for module in job.plugin for word in ("--plugin", module)]
+        _python(words, root)
         figures[way] = json.loads((folder / "figures.json").read_text())
-    print(f"{count} clips, {os.cpu_count()} cores, encoders {' '.join(job.encoders)}\n\n{table(figures)}\n")
-    if "jobs" in figures:
-        start = figures["jobs"]["ray start"]
+    return figures
+
+
+def _older(job: ClipJobs, tree: Path, root: Path) -> dict[str, Any]:
+    """Figures of another state, of the same folder of videos and by its own benchmark."""
+    module = next(name for name in _MODULES if (tree / f"{name.replace('.', '/')}.py").is_file())
+    told = root / "older.json"
+    words = [module, str(root / "videos"), "--repeat", "1", "--json", str(told)]
+    words += [] if job.text is None else ["--text", job.text]
+    for option, values in (("--ways", job.ways), ("--encoders", job.encoders)):
+        words += [option, *_MODULES[module].join(values).split(" ")]
+    _python(words, root, tree)
+    figures: dict[str, Any] = json.loads(told.read_text())["figures"]
+    return figures
+
+
+def _python(words: Sequence[str], root: Path, tree: Path | None = None) -> None:
+    """A module of the project in a process of its own, on no Ray but its own; tree: of another state's files."""
+    environment = {**os.environ, "RAY_TMPDIR": str(root / "ray")}
+    environment.pop("RAY_ADDRESS", None)
+    if tree is not None:
+        environment["PYTHONPATH"] = str(tree)
+    subprocess.run([sys.executable, "-m", *words], env=environment, check=True, cwd=tree)  # noqa: S603 - this project
+
+
+def _tell(job: ClipJobs, count: int, runs: dict[str, list[dict[str, Any]]], differences: list[float]) -> int:
+    print(f"{count} clips, {os.cpu_count()} cores, encoders {' '.join(job.encoders)}, {job.rounds} rounds\n")
+    print(f"{table(runs)}\n")
+    if len(job.ways) == len(WAYS):
+        print("\n".join(line for stage in STAGES for line in ratios(runs, stage)))
+    if "jobs" in job.ways:
+        start = runs[HERE][0]["jobs"]["ray start"]
         print(f"Ray itself: {start['seconds']:.1f} s to start, {start['peak_mib']:,.0f} MiB before any work.")
-    different = False
-    if len(figures) == len(WAYS):
-        difference = largest_difference(root / "loop/features", root / "jobs/features")
-        different = difference > _SAME
-        print(f"Largest relative difference of features between the two: {difference:.1e}.")
+    if differences:
+        print(f"Largest relative difference of features between the two: {max(differences):.1e}.")
     if job.json is not None:
-        job.json.write_text(json.dumps({"clips": count, "encoders": job.encoders, "figures": figures}, indent=1))
-    return int(different)
+        of_one = {"clips": count, "encoders": job.encoders, "figures": runs[HERE][0]}
+        job.json.write_text(json.dumps({**of_one, "runs": runs}, indent=1))
+    return int(max(differences, default=0.0) > _SAME)
 
 
 COMMAND = Command("benchmarks.clip_jobs", ClipJobs, run, bare="videos")

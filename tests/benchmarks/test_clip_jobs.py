@@ -63,11 +63,27 @@ def test_the_meter_counts_children_and_what_they_hold() -> None:
     assert told["clips_per_cpu_second"] == pytest.approx(10 / used.cpu_seconds)
 
 
-def test_the_table_has_a_row_for_each_stage_and_way() -> None:
+def figures(**changed: float) -> dict[str, dict[str, dict[str, float]]]:
     rates = {"clips_per_second": 5.0, "clips_per_second_and_core": 1.25, "clips_per_cpu_second": 2.5}
-    one = {"seconds": 2.0, "cpu_seconds": 4.0, "peak_mib": 1234.5, **rates}
-    lines = bench.table({way: dict.fromkeys(bench.STAGES, one) for way in bench.WAYS}).splitlines()
+    one = {"seconds": 2.0, "cpu_seconds": 4.0, "peak_mib": 1234.5, **rates, **changed}
+    return {way: dict.fromkeys(bench.STAGES, one) for way in bench.WAYS}
+
+
+def test_the_table_has_a_row_for_each_stage_and_way() -> None:
+    lines = bench.table({bench.HERE: [figures()]}).splitlines()
     assert len(lines) == 2 + 4 and lines[2] == "| build | loop | 2.0 | 5.00 | 1.25 | 4.0 | 2.50 | 1,234 |"
+
+
+def test_of_several_runs_medians_are_told_and_ratios_are_taken_within_a_round() -> None:
+    ours = [figures(clips_per_second=rate, peak_mib=400) for rate in (3.0, 6.0, 30.0)]
+    older = [figures(clips_per_second=rate, peak_mib=1000) for rate in (2.0, 3.0, 10.0)]
+    runs = {bench.HERE: ours, "c21322d": older}
+    lines = bench.table(runs).splitlines()
+    assert len(lines) == 2 + 8 and "| 6.00 (3.00 to 30.00) |" in lines[2] and "| loop, c21322d |" in lines[4]
+    said = bench.ratios(runs, "extract")
+    assert said[0].startswith("extract, jobs beside the loop: 1.00 (1.00 to 1.00) of its clips/s")
+    assert said[1].startswith("extract, jobs beside the loop of c21322d: 2.00 (1.50 to 3.00) of its clips/s")
+    assert said[2].startswith("extract, jobs beside the jobs of c21322d: 0.40 (0.40 to 0.40) of their peak memory")
 
 
 def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +91,11 @@ def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "is not a folder" in capsys.readouterr().err
     assert bench.main([str(tmp_path), "--encoders", "randm"]) == 2
     assert "did you mean 'random'" in capsys.readouterr().err
+    make_video(tmp_path / "a.mp4", 10)
+    assert bench.main([str(tmp_path), "--encoders", "random", "--rounds", "0"]) == 2
+    assert "rounds must be at least 1, got 0" in capsys.readouterr().err
+    assert bench.main([str(tmp_path), "--encoders", "random", "--beside", "no-such-commit"]) == 2
+    assert "--beside no-such-commit" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -86,5 +107,5 @@ def test_both_ways_do_the_same_work(tmp_path: Path, capsys: pytest.CaptureFixtur
         make_video(tmp_path / f"videos/{number}.mp4", 20)
     assert bench.main([str(tmp_path / "videos"), "--repeat", "4", "--encoders", "random", "--text", "a b"]) == 0
     said = capsys.readouterr().out
-    assert "12 clips" in said and "between the two: 0.0e+00" in said
+    assert "12 clips" in said and "between the two: 0.0e+00" in said and "extract, jobs beside the loop" in said
     assert said.count("| build |") == said.count("| extract |") == 2
