@@ -61,27 +61,32 @@ def head(environment: dict[str, str]) -> Iterator[str]:
         log = Path(folder) / "head.log"
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-        address = f"http://127.0.0.1:{dashboard}"
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/api/version", timeout=1)  # noqa: S310
-                break
-            except urllib.error.HTTPError:
-                break  # it answers, and wants the token
-            except OSError:
-                assert process.poll() is None, log.read_text()
+        try:
+            address = f"http://127.0.0.1:{dashboard}"
+            deadline = time.monotonic() + 300  # a dashboard takes minutes to come up on a busy machine
+            while not _answers(address):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.25)
-        else:
-            pytest.fail(f"the head's dashboard did not answer: {log.read_text()}")
-        yield address
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=2)
-        for candidate in psutil.process_iter(["cmdline"]):  # what the head started, by its folder
-            if any(folder in argument for argument in candidate.info["cmdline"] or ()):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    candidate.kill()
-        process.wait(timeout=10)
+            yield address
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=2)
+            for candidate in psutil.process_iter(["cmdline"]):  # what the head started, by its folder
+                if any(folder in argument for argument in candidate.info["cmdline"] or ()):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        candidate.kill()
+            process.wait(timeout=10)
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=5)  # noqa: S310
+    except urllib.error.HTTPError:
+        return True  # it answers, and wants the token
+    except OSError:
+        return False
+    return True
 
 
 def submit(head: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
