@@ -49,15 +49,22 @@ def cosine_kmeans(
     Stops after `max_iterations`, or once the squared shift of the centroids, summed, is at most `tolerance`. The labels
     precede the last update of the centroids. A GPU is never asked whether that point is reached: it runs all
     iterations, which change nothing from there on. An empty cluster becomes the zero vector, or its row of `reseed_KC`.
+    Of clusters whose cosines differ by no more than rounding the first has the row: rows that start clusters are drawn
+    with replacement, and which of two equal centroids is nearer may not hang on how many ranks computed the pool.
     """
     empty_KC = torch.zeros_like(start_KC) if reseed_KC is None else reseed_KC
     direction_NC = functional.normalize(pool_NC, dim=1)
     clusters_K = torch.arange(start_KC.shape[0], device=pool_NC.device)
+    rank_K = start_KC.shape[0] - clusters_K
     centroids = start_KC
     labels = torch.zeros_like(valid_N, dtype=torch.int64)
     converged = torch.zeros((), dtype=torch.bool, device=pool_NC.device)
+    rounding = 4 * pool_NC.shape[1] ** 0.5 * torch.finfo(pool_NC.dtype).eps
     for _ in range(max_iterations):
-        new_labels = (direction_NC @ functional.normalize(centroids, dim=1).T).argmax(1)
+        cosine_NK = direction_NC @ functional.normalize(centroids, dim=1).T
+        # Of equal numbers `argmax` may name any: the highest rank is that of the first.
+        near_NK = cosine_NK >= cosine_NK.amax(1, keepdim=True) - rounding
+        new_labels = (near_NK * rank_K).argmax(1)
         # A product with the one-hot matrix sums in a fixed order, which an atomic index_add on a GPU does not.
         member_NK = ((new_labels.unsqueeze(1) == clusters_K) & valid_N.unsqueeze(1)).to(pool_NC.dtype)
         count_K1 = member_NK.sum(0).unsqueeze(1)

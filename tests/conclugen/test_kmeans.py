@@ -57,3 +57,22 @@ def test_start_rows_are_drawn_with_replacement_from_the_valid_ones() -> None:
     many = draw_rows(pool, valid, 400, seed=3, step=18).squeeze(1).tolist()
     assert sorted(set(many)) == odd
     assert draw_rows(pool, torch.zeros(10, dtype=torch.bool), 3, 3, 17).abs().sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_of_centroids_that_are_equal_but_for_rounding_the_first_has_the_rows(dtype: torch.dtype) -> None:
+    """Starts are drawn with replacement. Which of two equal ones a row joins may not hang on the last bit, in which the
+    pool of one process and that of several ranks differ; a nearer one is nearer."""
+    g = torch.Generator().manual_seed(5)
+    pool = torch.randn(7, 8, dtype=dtype, generator=g)
+    everywhere, eps = torch.ones(7, dtype=torch.bool), torch.finfo(dtype).eps
+    start = pool[[0, 1, 2, 3, 0]].clone()
+    plain = cosine_kmeans(pool, everywhere, start, max_iterations=1).labels
+    assert not (plain == 4).any() and (plain == 0).sum() >= 1
+    for sign in (1, -1):
+        moved = start.clone()
+        moved[4] += sign * 2 * eps * pool[plain == 0].sum(0)  # nearer to the rows of the first, or farther from them
+        assert torch.equal(cosine_kmeans(pool, everywhere, moved, max_iterations=1).labels, plain)
+    start[4] = pool[plain == 0].mean(0) if (plain == 0).sum() > 1 else pool[0] + 0.01 * pool[4]
+    start[0] = pool[0] - 0.5 * pool[1]
+    assert (cosine_kmeans(pool, everywhere, start, max_iterations=1).labels == 4).any()
