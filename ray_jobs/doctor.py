@@ -154,8 +154,6 @@ def _cluster() -> Finding:
     if not host or not port.isdigit():
         if address and (why := ray_token.refusal(address)) is not None:
             return Finding("Ray", why, False)
-        if address and (doubt := ray_token.doubt(address)) is not None:
-            return Finding("Ray", doubt)
         return Finding("Ray", f"jobs join the cluster {address or 'of this machine'}", True)
     try:
         socket.create_connection((host, int(port)), _ANSWER_WITHIN_S).close()
@@ -164,8 +162,6 @@ def _cluster() -> Finding:
         return Finding("Ray", f"nothing answers at {address} ({why}); start it, or unset RAY_ADDRESS", False)
     if (why := ray_token.refusal(address)) is not None:
         return Finding("Ray", why, False)
-    if (doubt := ray_token.doubt(address)) is not None:
-        return Finding("Ray", doubt)
     return Finding("Ray", f"jobs join the cluster at {address}", True)
 
 

@@ -128,8 +128,6 @@ def joins() -> bool:
 def _join(address: str) -> None:
     if (why := ray_token.refusal(address)) is not None:  # Ray would try for half a minute
         raise NoRayError(f"RAY_ADDRESS: {why}")
-    if (doubt := ray_token.doubt(address)) is not None:
-        print(f"warning: {doubt}", flush=True)
     try:
         ray.init(log_to_driver=True, logging_level="warning")
     except Exception as error:

@@ -34,10 +34,17 @@ def refusal(address: str) -> str | None:
     Client.
     """
     place = _place(address)
-    if place is None or not _refused(place):
+    asks = None if place is None else _refused(place)
+    if place is None or asks is None:
         return None
-    who = f"the cluster at {uris.public(place)}"
-    sends = is_token_auth_enabled()
+    who, sends = f"the cluster at {uris.public(place)}", is_token_auth_enabled()
+    if not asks and sends:  # what tasks stream to their owner would never arrive; the rest works
+        return (
+            f"RAY_AUTH_MODE=token is set here, and {who} asks for no token, so that what its workers send to this "
+            "process is refused: unset RAY_AUTH_MODE here, or start the head with RAY_AUTH_MODE=token too"
+        )
+    if not asks:
+        return None
     header, wrong = _own()
     if wrong is not None:
         return f"{who} asks for a token, and the one here cannot be read ({wrong}): {_GIVE}{_and_mode(sends)}"
@@ -48,18 +55,6 @@ def refusal(address: str) -> str | None:
     if sends or address == "auto":  # of a cluster that it finds by itself Ray takes a token that is there
         return None
     return f"{who} asks for a token, and nothing sends it: {_MODE} (it takes the token of {_source()})"
-
-
-def doubt(address: str) -> str | None:
-    """What may keep jobs from working on a cluster that takes this process, in one line: that only one of them asks for
-    a token. What is small works all the same, so that nothing is refused for it."""
-    place = _place(address)
-    if place is None or not is_token_auth_enabled() or _refused(place) is not False:
-        return None
-    return (
-        f"RAY_AUTH_MODE=token is set here, and the cluster at {uris.public(place)} asks for no token; where its "
-        "workers fail with InvalidAuthToken, unset RAY_AUTH_MODE here, or start the head with RAY_AUTH_MODE=token too"
-    )
 
 
 def advice(error: BaseException) -> str | None:

@@ -77,7 +77,6 @@ def test_a_cluster_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch, po
         return finding.good, finding.text
 
     monkeypatch.setattr(ray_token, "refusal", lambda _: None)
-    monkeypatch.setattr(ray_token, "doubt", lambda _: None)
     good, refusing = (f"127.0.0.1:{port}" for port in ports)
     assert told(None, joins=False) == (
         True,
