@@ -3,8 +3,8 @@ through each interface.
 
 The head has no CPUs, as on a cluster where it only manages; the driver runs there. Pretraining reads float32 features
 as wide as the published ones with both payloads that read, and its model is so small that gradients are little beside
-them. With --clips (clip shards) features are extracted as well. --beside COMMIT puts an older state of the project
-there. Needs root, `ip` and `tc`.
+them. With --clips (clip shards) this code extracts features as well. --beside COMMIT puts an older state of the project
+there, which pretrains only: it may not read clip shards that were built later. Needs root, `ip` and `tc`.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _await(machines: Namespaces, machine: int, process: subprocess.Popen[bytes],
         time.sleep(0.2)
 
 
-def jobs(args: argparse.Namespace, data: Path, out: Path) -> dict[str, list[str]]:
-    """What is run, by name: words after the interpreter."""
+def jobs(args: argparse.Namespace, data: Path, out: Path, own: bool = True) -> dict[str, list[str]]:
+    """What is run, by name: words after the interpreter. own: by this code, not an older state."""
     sizes = {"representation_dim": _R, "projection_dim": 8, "reconstruction_hidden_dim": 8}
     found = {}
     epochs = max(1, args.steps * _BATCH // args.rows)
@@ -87,10 +87,9 @@ def jobs(args: argparse.Namespace, data: Path, out: Path) -> dict[str, list[str]
         words += ["--pretrain.global_batch", str(_BATCH), "--pretrain.epochs", str(epochs)]
         words += ["--run.workers", "2", "--run.name", payload, "--run.output", str(out)]
         found[f"pretrain, {payload}"] = words
-    if args.clips is not None:
-        # Its earlier names, which older states know.
-        words = ["-m", "ray_jobs.extract_features", "--clips", str(args.clips.absolute()), "--encoders", args.encoders]
-        found["extract_features"] = [*words, "--out", str(out / "features"), "--quiet"]
+    if args.clips is not None and own:
+        words = ["-m", "ray_jobs.extract_features", "--data", str(args.clips.absolute()), "--encoders", args.encoders]
+        found["extract_features"] = [*words, "--output", str(out / "features"), "--quiet"]
     return found
 
 
@@ -143,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
             place = Path(folder) / f"r{len(found)}"
             place.mkdir()
             with cluster(machines, str(place), Path(where)) as environment:
-                for job, words in jobs(args, data, Path(folder) / f"out{len(found)}").items():
+                for job, words in jobs(args, data, Path(folder) / f"out{len(found)}", own=where == ROOT).items():
                     found[f"{job}: {name}"] = measure(machines, words, environment, Path(where))
     read = max(1, args.steps * _BATCH // args.rows) * args.rows * sum(WIDTHS.values()) * 4
     print(f"MB received / sent; a pretraining run reads {read / 1e6:,.0f} MB of features\n\n{table(found)}")

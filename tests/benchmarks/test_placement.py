@@ -33,3 +33,5 @@ def test_the_jobs_are_such_as_the_project_takes(tmp_path: Path) -> None:
     assert all(job.run.workers == 2 and job.pretrain.model.representation_dim == 16 for job in pretrained)
     assert all(job.pretrain.epochs * 4096 >= 40 * job.pretrain.global_batch for job in pretrained)
     assert parsed["extract_features"].encoders == ("random",)
+    older = placement.jobs(args, tmp_path / "data", tmp_path / "out", own=False)
+    assert older == {name: words for name, words in found.items() if name != "extract_features"}
