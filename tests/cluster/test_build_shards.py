@@ -55,10 +55,13 @@ def test_job(shared_ray: None, ravdess: Path, tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "12 clips found = 10 written + 2 quarantined" in printed and "clips/s" in printed
     listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
-    assert {(entry["key"], entry["reason"]) for entry in listed} == {
+    assert sorted((entry["key"], entry["reason"]) for entry in listed if entry["reason"] != "missing") == [
         ("01-01-02-01-01-01-01", "not_media"),
         ("01-01-03-01-01-01-02", "audio_length"),
-    }
+    ]
+    missing = {entry["source"]: entry["key"] for entry in listed if entry["reason"] == "missing"}
+    assert len(missing) == 1440 - 12 and set(missing.values()) == {None}
+    assert "01-01-02-01-01-01-03" in missing and "01-01-02-01-01-01-01" not in missing
     manifest = ClipManifest.open(tmp_path / "out")
     assert manifest.rows == 10 and manifest.schema.labels[0].name == "emotion"
     reader = ClipReader(manifest)
