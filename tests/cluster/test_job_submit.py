@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -89,11 +90,13 @@ def _answers(address: str) -> bool:
     return True
 
 
-def submit(head: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    head: str, environment: dict[str, str], *arguments: str, module: str = "ray_jobs.pretrain"
+) -> subprocess.CompletedProcess[str]:
     command = [
         *(str(RAY), "job", "submit", "--address", head, "--working-dir", "."),
         *("--runtime-env", "ray_jobs/runtime_env.yaml", "--", "env", "CONCLUGEN_COMMIT=0123abcd"),
-        *("python", "-m", "ray_jobs.pretrain", *arguments),
+        *("python", "-m", module, *arguments),
     ]
     for _ in range(20):
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
@@ -244,6 +247,24 @@ def test_a_run_killed_in_mid_epoch_and_submitted_is_one_finished_run_with_the_sa
     assert run.info.run_name == "killed" and run.info.status == "FINISHED" and run.data.tags["commit"] == "0123abcd"
     sent = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
     assert sent == list(range(1, reference.step + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_one_command_is_submitted_as_it_is_typed(head: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """`conclugen run` of features with a label, through to its report."""
+    g = np.random.default_rng(0)
+    mood, person = np.arange(240) % 3, np.arange(240) // 20
+    features = {name: g.standard_normal((240, width)) + mood[:, None] for name, width in (("face", 6), ("voice", 9))}
+    names = np.asarray(["calm", "glad", "sad"])[mood]
+    np.savez(tmp_path / "mine.npz", **features, mood=names, person=np.char.add("p", person.astype(str)))
+    words = ["run", str(tmp_path / "mine.npz"), "--label", "mood", "--group", "person", "--epochs", "2"]
+    done = submit(head, environment, *words, "--output", str(tmp_path / "outputs"), module="conclugen")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    folder = tmp_path / "outputs/mine"
+    assert "\nnext  " in done.stdout and (folder / "report.html").is_file()
+    with np.load(folder / "embeddings.npz", allow_pickle=False) as archive:
+        assert len(archive["vectors"]) == 240 and np.isfinite(archive["vectors"]).all()
 
 
 @pytest.mark.slow
