@@ -4,7 +4,6 @@ typed: commands parse, Python runs, what is packed packs."""
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shlex
 import subprocess
@@ -81,21 +80,6 @@ def test_the_site_has_every_page_and_fetches_nothing(site: Path) -> None:
         fetched = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', page)
         assert not [address for address in fetched if "canonical" not in address], (name, fetched)
     assert not (site / "hooks.py").exists() and not list(site.rglob("*.jsonl"))
-
-
-def test_the_site_is_searched_without_a_server(site: Path) -> None:
-    """A page that is opened as a file reads its index as a script, and starts no worker: it has what stands in for one,
-    from its own folder."""
-    script = (site / "search/search_index.js").read_text("utf-8")
-    assert script.startswith("var __index = ")
-    index = json.loads(script.removeprefix("var __index = "))
-    assert index == json.loads((site / "search/search_index.json").read_text("utf-8"))
-    places = {entry["location"].partition("#")[0] for entry in index["docs"]}
-    assert {"tutorial.html", "how-to/own-videos.html", "reference/commands.html"} <= places
-    assert all((site / place).is_file() for place in places if place)
-    for name, way in (("index.html", ""), ("how-to/own-videos.html", "../")):
-        assert f'<script src="{way}javascripts/iframe-worker.js"></script>' in (site / name).read_text("utf-8")
-    assert 'location.protocol==="file:"' in (site / "javascripts/iframe-worker.js").read_text("utf-8")
 
 
 def test_the_reference_has_every_command_and_every_option(site: Path) -> None:
