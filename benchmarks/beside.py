@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+HERE = "this code"  # its name in tables
 _ENDS_WITHIN_S = 20.0
 
 

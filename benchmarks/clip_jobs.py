@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 import ray
 
-from benchmarks.beside import older
+from benchmarks.beside import HERE, older
 from conclugen.common.options import Command, save
 from conclugen.fields import choose
 from ray_jobs import building, ray_cluster
@@ -50,7 +50,6 @@ from shards.reading.reader import Reader
 
 WAYS = ("loop", "jobs")
 STAGES = ("build", "extract")
-HERE = "this code"
 # Where the benchmark has been, the newest place first: the older one takes lists as separate words.
 _MODULES = {"benchmarks.clip_jobs": ",", "ray_jobs.extraction.bench": " "}
 _LOOK_EVERY = 0.25  # seconds between looks at the process tree
@@ -316,6 +315,8 @@ def run(job: ClipJobs) -> int:
         choose("ways", way, WAYS)
     if job.rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {job.rounds}")
+    if job.beside is not None and (job.weights or job.mirror or job.plugin):
+        raise ValueError("--beside: an older state has options of its own; leave out --weights, --mirror and --plugin")
     choices_of(job.encoders, job)
     with older(job.beside) as tree:
         states: dict[str, Callable[[Path], dict[str, Any]]] = {HERE: lambda root: _measured(job, root)}

@@ -38,8 +38,10 @@ from shards.corpus.acting import act
 from shards.corpus.emotions import EMOTIONS
 from shards.corpus.scene import SIDE, draw_scene, faces, film, heads
 from shards.corpus.speaker import Speaker, draw_speaker
+from shards.media.audio import read_audio
 from shards.media.face_detector import FaceDetector
 from shards.media.faces import FaceFinder
+from shards.media.frames import read_frames
 from shards.media.libraries import cv2
 
 _SENTENCE = "the train to the coast leaves at seven"
@@ -152,28 +154,16 @@ class Moments:
 def moments(path: Path, detector: Callable[[NDArray[np.uint8]], NDArray[np.float64]]) -> Moments:
     """`_RATE` pictures a second; loud: the root mean square of the sound a tenth of a second to either side is above
     its median over these pictures. Raises ValueError for a clip without sound or faces."""
-    import av
-
-    with av.open(str(path)) as file:
-        pictures = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
-    with av.open(str(path)) as file:
-        if not file.streams.audio:
-            raise ValueError(f"{path}: no sound; leave the clip out")
-        mono = av.AudioResampler(format="fltp", layout="mono")
-        frames = [part for frame in file.decode(audio=0) for part in mono.resample(frame)]
-    energy = np.square(np.concatenate([frame.to_ndarray()[0] for frame in frames]).astype(np.float64))
-    begin, rate = float(frames[0].time), frames[0].sample_rate
-    chosen, volume, last = [], [], -np.inf
-    for at, picture in pictures:
-        if at - last < 1 / _RATE - 1e-6:
-            continue
-        last = at
-        first, stop = (round((at - begin + side * _HEARD_S) * rate) for side in (-1, 1))
-        part = energy[max(first, 0) : max(stop, 0)]
-        boxes = detector(picture)
+    frames, sound = read_frames(path, [_RATE])[_RATE], read_audio(path, None)
+    if sound is None:
+        raise ValueError(f"{path}: no sound; leave the clip out")
+    chosen, volume = [], []
+    for at, picture in zip(frames.times - sound.offset, frames.pixels, strict=True):
+        first, stop = (max(round((at + side * _HEARD_S) * sound.rate), 0) for side in (-1, 1))
+        part, boxes = sound.samples[first:stop].astype(np.float64), detector(picture)
         if len(part) and len(boxes):
             chosen.append(_square(picture, boxes[0]))
-            volume.append(np.sqrt(part.mean()))
+            volume.append(np.sqrt(np.square(part).mean()))
     if not chosen:
         raise ValueError(f"{path}: no face found; leave the clip out")
     return Moments(np.stack(chosen), np.array(volume) > np.median(volume))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command_line
-from benchmarks.beside import ROOT, older
+from benchmarks.beside import HERE, ROOT, older
 from benchmarks.namespaces import Namespaces
 from benchmarks.readers.methods import WIDTHS, write_shards
 
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         machines = stack.enter_context(Namespaces(_NODES))
         data = Path(folder) / "data"
         write_shards(data, args.rows, "float32")
-        for name, where in {"this code": ROOT, **({args.beside: tree} if tree is not None else {})}.items():
+        for name, where in {HERE: ROOT, **({args.beside: tree} if tree is not None else {})}.items():
             place = Path(folder) / f"r{len(found)}"
             place.mkdir()
             with cluster(machines, str(place), Path(where)) as environment:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command_line
-from benchmarks.beside import ROOT, Child, older
+from benchmarks.beside import HERE, ROOT, Child, older
 from conclugen.encoders import registry
 
 _WORKER = Path(__file__).with_name("worker.py")
-HERE = "this code"
 
 
 @dataclass

@@ -52,14 +52,15 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Count:
-    """How many of something there should be, how many there are, and the names of those known to be missing; a
-    remedy in brackets may follow them. similar: of such a name, what is there instead."""
+    """How many of something there should be, how many there are, and the names of those known to be missing.
+    remedy: what to do about these, where more than to bring them. similar: of such a name, what is there instead."""
 
     what: str
     expected: int
     found: int
     missing: Sequence[str] = ()
     similar: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = ""
 
     @property
     def complete(self) -> bool:
@@ -70,7 +71,7 @@ class Count:
         if self.missing:
             named = ", ".join(map(self._named, self.missing[:_NAMED]))
             more = f" and {len(self.missing) - _NAMED:,} more" if len(self.missing) > _NAMED else ""
-            line += f"; missing: {named}{more}"
+            line += f"; missing: {named}{more}" + (f" ({self.remedy})" if self.remedy else "")
         return line
 
     def _named(self, name: str) -> str:
@@ -80,8 +81,7 @@ class Count:
         """What is missing, by name."""
         there = {name: f"; there is {other}" for name, other in self.similar.items()}
         why = f"{self.what}: it is not there"
-        names = [name for name in self.missing if not name.startswith("(")]
-        return [Rejected(name, "missing", why + there.get(name, "")) for name in names]
+        return [Rejected(name, "missing", why + there.get(name, "")) for name in self.missing]
 
 
 @dataclass

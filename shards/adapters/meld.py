@@ -51,8 +51,8 @@ def read(source: Path) -> ClipSet:
         if table is None or folder is None:
             absent = [f"{split}_sent_emo.csv"] * (table is None) + [FOLDERS[split]] * (folder is None)
             packed = file_named(source, ARCHIVES[split])
-            hint = [] if packed is None else [f"(unpack {packed.relative_to(source)})"]
-            counts.append(Count(f"{split}: table and folder", 2, 2 - len(absent), absent + hint))
+            remedy = "" if packed is None else f"unpack {packed.relative_to(source)}"
+            counts.append(Count(f"{split}: table and folder", 2, 2 - len(absent), absent, remedy=remedy))
             continue
         videos = {}
         for path in files.find([".mp4"], folder.relative_to(source).as_posix(), depth=0):

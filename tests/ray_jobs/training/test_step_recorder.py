@@ -45,15 +45,21 @@ def test_values_of_each_step_and_the_period_s_timing(clock: Clock) -> None:
     assert recorder.take() == []
 
 
-def test_less_than_half_is_warned_of_once_and_every_step_is_journalled(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def begun(tmp_path: Path) -> tuple[PretrainJob, RunFolder]:
+    """A run whose journal is there."""
     config = presets.build("contrast_generative", "improved")
     job = PretrainJob(config, DataConfig("/nowhere", validation_view=None), RunConfig("first", str(tmp_path)))
     folder = RunFolder(tmp_path / "first")
     folder.path.mkdir()
     with Journal(folder.journal, experiment="e", name="first"):
         pass
+    return job, folder
+
+
+def test_less_than_half_is_warned_of_once_and_every_step_is_journalled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, folder = begun(tmp_path)
     recorder = StepRecorder(folder, job, None, folder.begin_attempt())  # type: ignore[arg-type]
     for step, share in enumerate((0.8, 0.3, 0.2, 0.1), 1):
         list(recorder.timed([step], StreamCounters()))
@@ -94,12 +100,7 @@ def test_a_warning_holds_what_is_known_of_the_data_and_that_is_read_once(
     larger: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not before there is something to warn of: it is a look through all indexes."""
-    config = presets.build("contrast_generative", "improved")
-    job = PretrainJob(config, DataConfig("/nowhere", validation_view=None), RunConfig("first", str(tmp_path)))
-    folder = RunFolder(tmp_path / "first")
-    folder.path.mkdir()
-    with Journal(folder.journal, experiment="e", name="first"):
-        pass
+    job, folder = begun(tmp_path)
     asked = []
 
     def about() -> dict[str, float]:

@@ -166,7 +166,7 @@ def test_meld_raw_as_it_unpacks(tmp_path: Path) -> None:
     for path in (root / "output_repeated_splits_test").iterdir():
         path.unlink()
     (root / "output_repeated_splits_test").rmdir()
-    assert "missing: output_repeated_splits_test, (unpack MELD.Raw/test.tar.gz)" in "\n".join(
+    assert "missing: output_repeated_splits_test (unpack MELD.Raw/test.tar.gz)" in "\n".join(
         read("meld", tmp_path).report()
     )
 

@@ -360,7 +360,7 @@ def test_what_a_build_left_behind_does_not_reach_the_next_one(source: Path, tmp_
 def test_what_is_missing_and_may_be_is_listed_beside_what_is_quarantined(source: Path, tmp_path: Path) -> None:
     """By the name that the table gives it, with what is there instead; it is neither found nor quarantined."""
     table = tmp_path / "t.csv"
-    table.write_text("path\ngood0.mp4\ngone.mp4\nGood1.mp4\nzero.mp4\n")
+    table.write_text("path\ngood0.mp4\n(1) gone.mp4\nGood1.mp4\nzero.mp4\n")
     clips = read_clips("folder", source, True, table=table)
     plan = BuildPlan.make(clips, tmp_path / "out", BuildOptions(faces="off"))
     plan.acquire()
@@ -369,7 +369,7 @@ def test_what_is_missing_and_may_be_is_listed_beside_what_is_quarantined(source:
     listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
     assert [(entry["source"], entry["reason"]) for entry in listed] == [
         ("zero.mp4", "empty"),
-        ("gone.mp4", "missing"),
+        ("(1) gone.mp4", "missing"),
         ("Good1.mp4", "missing"),
     ]
     assert "there is good1.mp4" in listed[2]["message"] and "there is" not in listed[1]["message"]
