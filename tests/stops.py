@@ -27,6 +27,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+# What shards' commands import only when they work, and what Arrow does with its first array: half a second each time.
+_OF_SHARDS = (
+    "pandas",
+    "shards.commands",
+    "shards.packing.command",
+    "shards.webdataset_import.command",
+    "shards.webdataset_import.convert_pickle",
+    "shards.verification.command",
+    "shards.tools.check",
+    "shards.tools.stats",
+    "shards.planning.split",
+)
 _EVENTS = {"os.rename": "rename", "os.remove": "remove"}
 _LETTERS = {"rename": b"n", "remove": b"d"}
 _DRAWN = re.compile(r"[0-9a-f]{16}(?=\.(?:partial|replaced)$)|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
@@ -99,8 +111,7 @@ class Stops:
 
 
 def _serve(folder: Path, imports: Sequence[str]) -> None:
-
-    for module in imports:
+    for module in ("tests.jobs", *_OF_SHARDS, *imports):
         importlib.import_module(module)
     if "mlflow" in imports:
         from tests.mlflow_stores import copied
