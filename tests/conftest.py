@@ -41,6 +41,22 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             importlib.import_module(".".join(path.relative_to(_REPOSITORY).with_suffix("").parts))
 
 
+# Of the files that one process has to itself, the longest: begun first, for one that begins last goes on alone.
+_LONGEST = (
+    "tests/ray_jobs/embedding/test_embed.py",
+    "tests/conclugen/test_compilation.py",
+    "tests/tuning/report/test_report.py",
+    "tests/ray_jobs/test_plots.py",
+    "tests/conclugen/common/test_commands.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the order in which processes take files: `tests/cluster`, `tests/distributed`, the longest, the others."""
+    first = ("tests/cluster/", "tests/distributed/", *_LONGEST)
+    items.sort(key=lambda item: next((n for n, place in enumerate(first) if item.nodeid.startswith(place)), len(first)))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes more than there are cores: those that have `tests/cluster` wait for Ray half of the time."""
