@@ -148,8 +148,15 @@ def test_losses_are_those_of_rows_that_are_read(workers: Pool, folder: str, worl
     assert left == [], "shared memory outlives its ranks"
 
 
-@pytest.mark.parametrize(("negatives", "groups"), [("all", 0), ("same_group", 8)])
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    ("world", "negatives", "groups"),
+    [
+        (2, "all", 0),
+        (3, "same_group", 8),
+        pytest.param(2, "same_group", 8, marks=pytest.mark.slow),
+        pytest.param(3, "all", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_presence_of_kept_rows_that_lack_nothing_does_not_travel(
     workers: Pool, complete: str, world: int, negatives: str, groups: int
 ) -> None:
