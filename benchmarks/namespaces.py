@@ -1,12 +1,15 @@
 """Several machines made of one: network namespaces on a bridge, each with an interface, counters and a limit.
 
-Needs root, `ip` and `tc`. Where it is not allowed, entering raises PermissionError with what was refused.
+Needs root, `ip` and `tc`. Where it is not allowed, entering raises PermissionError with what was refused. They are
+gone when the block ends, with whatever still runs in them; a signal ends it too where the program turns signals into
+KeyboardInterrupt (`benchmarks.command_line`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from types import TracebackType
@@ -74,6 +77,11 @@ class Namespaces:
                 _run([*where, "qdisc", "replace", "dev", device, "root", *limit])
 
     def _remove(self) -> None:
+        for machine in range(self._count):  # one in which a process still runs would live on without its name
+            with contextlib.suppress(PermissionError):
+                for process in _run(["ip", "netns", "pids", self._machine(machine)]).split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(process), signal.SIGKILL)
         for words in (*(("netns", "del", self._machine(i)) for i in range(self._count)), ("link", "del", self._name)):
             with contextlib.suppress(PermissionError):  # of what is not there
                 _ip(*words)
