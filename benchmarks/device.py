@@ -108,6 +108,7 @@ def checks(report: Report) -> None:
         "bfloat16 gives them within its rounding": _within_bfloat16,
         "embeddings are those of the CPU": _embeds,
         "a checkpoint reads back to the bit, and continues": _reads_back,
+        "a snapshot is of its moment while steps go on": _of_its_moment,
         "batches arrive unchanged and in order": _arrives,
         "a steady step does not wait for the device": _never_waits,
     }
@@ -241,6 +242,23 @@ def _reads_back(device: torch.device) -> str:
     return _apart([float(after.step(batch)["loss"])], [float(before.step(batch)["loss"])], 1e-6)
 
 
+def _of_its_moment(device: torch.device) -> str:
+    """Its copies pass beside the steps that follow."""
+    config, memory = _config(), checkpoint.HostMemory()
+    pretrainer = _pretrainer(config, device)
+    batches = [_batch(config.global_batch, _SMALL_WIDTHS, seed, device) for seed in range(2)]
+    for _ in range(5):
+        pretrainer.step(batches[0])
+        expected = {name: x.clone() for name, x in pretrainer.state()[0].items()}
+        state = checkpoint.snapshot(pretrainer, {}, {}, memory=memory)
+        for batch in batches:
+            pretrainer.step(batch)
+        found = state.tensors
+        differing = [name for name, x in expected.items() if not torch.equal(found[name], x.cpu())]
+        assert not differing and set(found) == set(expected), f"differing: {differing[:3]}"
+    return "5 snapshots, 2 steps behind each"
+
+
 def _arrives(device: torch.device) -> str:
     sent = [_batch(64, _SMALL_WIDTHS, seed) for seed in range(6)]
     for expected, found in zip(sent, prefetch(iter(sent), device), strict=True):
@@ -359,23 +377,38 @@ def _step_case(
 
 
 def snapshots(report: Report) -> None:
-    """Seconds in which training stands still for a checkpoint: into fresh memory, and into what is kept."""
+    """Seconds in which training stands still for a checkpoint, into fresh memory and into what is kept, and until its
+    copies are there: on a GPU they pass beside training."""
     sizes, device = report.sizes, report.device
     config = _config("bfloat16", rows=sizes.batches[0], model=dict(sizes.model))
     pretrainer = _pretrainer(config, device, sizes.widths)
     pretrainer.step(_batch(sizes.batches[0], sizes.widths, 1, device))
-    kept, seconds, size = checkpoint.HostMemory(), [], 0
+    kept, seconds, there, size = checkpoint.HostMemory(), [], [], 0
     for _ in range(4):
         synchronize(device)
         begin = time.perf_counter()
         state = checkpoint.snapshot(pretrainer, {}, {}, memory=kept)
         seconds.append(time.perf_counter() - begin)
         size = sum(x.nbytes for x in state.tensors.values())
-    again = statistics.median(seconds[1:])
-    report.found["snapshot"] = {"bytes": size, "first_seconds": seconds[0], "seconds": again}
+        there.append(time.perf_counter() - begin)
+    again, all_there = statistics.median(seconds[1:]), statistics.median(there[1:])
+    report.found["snapshot"] = {
+        "bytes": size,
+        "first_seconds": seconds[0],
+        "seconds": again,
+        "there_seconds": all_there,
+    }
     report.rows(
-        "MB | first, s | again, s | GB/s",
-        [(f"{size / 1e6:,.1f}", f"{seconds[0]:.3f}", f"{again:.4f}", f"{size / again / 1e9:.2f}")],
+        "MB | first, s | again, s | all there after, s | GB/s",
+        [
+            (
+                f"{size / 1e6:,.1f}",
+                f"{seconds[0]:.3f}",
+                f"{again:.4f}",
+                f"{all_there:.4f}",
+                f"{size / all_there / 1e9:.2f}",
+            )
+        ],
     )
 
 

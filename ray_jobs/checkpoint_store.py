@@ -161,7 +161,7 @@ class CheckpointWriter:
     ):
         self._store, self._before, self._stored = store, before, stored
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
-        self._pending: tuple[int, Future[None]] | None = None
+        self._pending: tuple[int | None, Future[None]] | None = None  # the step of a checkpoint, None of other work
         self._missed = 0
 
     @property
@@ -170,7 +170,7 @@ class CheckpointWriter:
         return self._pending is not None and not self._pending[1].done()
 
     def wait(self) -> None:
-        """Wait until the one submitted last is written, or passed over."""
+        """Wait until the one submitted last is written, or passed over, and what is done beside them."""
         self._settle(most_missed=_MOST_MISSED)
 
     def submit(
@@ -179,6 +179,11 @@ class CheckpointWriter:
         """Have a snapshot written, as it is after `completed` in the thread; waits until the one before it is."""
         self.wait()
         self._pending = step, self._thread.submit(self._write, step, state, completed, time.perf_counter())
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Have something else done in the thread. What it raises, the next call that waits raises."""
+        self.wait()
+        self._pending = None, self._thread.submit(work)
 
     def finish(self) -> None:
         """Wait until everything is written. Raises CheckpointWriteError where the last one could not be."""
@@ -198,7 +203,7 @@ class CheckpointWriter:
         if error is None:
             self._missed = 0
             return
-        if not isinstance(error, OSError):
+        if step is None or not isinstance(error, OSError):
             raise error
         self._missed += 1
         what = f"the checkpoint at step {step} could not be written to {self._store.location}: {describe(error)}"

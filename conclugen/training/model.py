@@ -37,12 +37,8 @@ class Stream:
         return tuple(view.name for view in self.views)
 
 
-class Model(nn.Module):
-    """Only what the active tasks need exists: the projection where one of them reads it, and their own maps.
-
-    All values are set from the configuration's seed and each map's name, so a task more or less changes no other's
-    start.
-    """
+class Trunk(nn.Module):
+    """What embeds rows: standardisation, a head for each modality, and the projection where a task reads one."""
 
     def __init__(self, config: PretrainConfig, widths: Mapping[str, int]) -> None:
         super().__init__()
@@ -63,8 +59,27 @@ class Model(nn.Module):
             }
         )
         self.reads = config.inputs
-        self._stream_of, self.streams = _streams(config)
         self.projection = Projection(model) if any(reads.projection for reads in self.reads.values()) else None
+
+    def standardized(self, modality: str, x_BD: Tensor, corpus_B: Tensor | None = None) -> Tensor:
+        return self.standardize[modality](x_BD, corpus_B) if modality in self.standardize else x_BD
+
+    def represent(self, modality: str, x_BD: Tensor, corpus_B: Tensor | None = None) -> Tensor:
+        """Representation (B, R) of raw features."""
+        r: Tensor = self.heads[modality](self.standardized(modality, x_BD, corpus_B))
+        return r
+
+
+class Model(Trunk):
+    """Only what the active tasks need exists: the projection where one of them reads it, and their own maps.
+
+    All values are set from the configuration's seed and each map's name, so a task more or less changes no other's
+    start.
+    """
+
+    def __init__(self, config: PretrainConfig, widths: Mapping[str, int]) -> None:
+        super().__init__(config, widths)
+        self._stream_of, self.streams = _streams(config)
         self.tasks = nn.ModuleDict(
             {name: registry.get(name).build(task, config, widths) for name, task in config.tasks.active.items()}
         )
@@ -239,14 +254,6 @@ class Model(nn.Module):
 
     def _views(self) -> list[View]:
         return [view for stream in self.streams.values() for view in stream.views]
-
-    def standardized(self, modality: str, x_BD: Tensor, corpus_B: Tensor | None = None) -> Tensor:
-        return self.standardize[modality](x_BD, corpus_B) if modality in self.standardize else x_BD
-
-    def represent(self, modality: str, x_BD: Tensor, corpus_B: Tensor | None = None) -> Tensor:
-        """Representation (B, R) of raw features."""
-        r: Tensor = self.heads[modality](self.standardized(modality, x_BD, corpus_B))
-        return r
 
     def project(self, representations: Sequence[Tensor], present_MB: Tensor) -> Tensor:
         """Representations (B, R) of each modality to projections (M, B, P), not normalised."""

@@ -13,14 +13,13 @@ Every line of its use:
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn import functional
 
 from conclugen import distributed
 from conclugen.batch import Batch
@@ -28,7 +27,7 @@ from conclugen.config import PretrainConfig
 from conclugen.corpora import by_corpus
 from conclugen.layers.standardize import Standardize
 from conclugen.schedule import learning_rate
-from conclugen.training import optimizer, step_metrics, weighting
+from conclugen.training import embedding, optimizer, step_metrics, weighting
 from conclugen.training import state_checks as saved_state
 from conclugen.training.gradients import GradientComputer
 from conclugen.training.model import Model
@@ -87,6 +86,7 @@ class Pretrainer:
         )
         self._gradients = GradientComputer(self.model, config, self.weighting)
         self._guard = FiniteGuard(list(config.tasks.active), self.device)
+        self._before_update: list[Callable[[], None]] = []
         self._check_every = _CHECK_EVERY_CUDA if self.device.type == "cuda" else 1
 
     def _placed(self, module: Module) -> Module:
@@ -146,15 +146,21 @@ class Pretrainer:
         """Raise NonFiniteLossError if any step so far had a loss or gradient that was not finite."""
         self._guard.check()
 
+    def before_update(self, action: Callable[[], None]) -> None:
+        """Have `action` called once, before parameters and moments are next overwritten: by whoever still reads them
+        while the next step computes."""
+        self._before_update.append(action)
+
+    def written_by_updates_alone(self, name: str) -> bool:
+        """Whether a tensor of `state` is a parameter or a moment: a forward pass does not write it, as it may any
+        other."""
+        kind, _, own = name.partition("/")
+        return kind == "optimizer" or {"model": own, "weighting": f"weighting.{own}"}[kind] in self.parameters
+
     @torch.no_grad()
     def embed(self, batch: Any) -> dict[str, Tensor]:
         """Representation of each modality, (B, R), in evaluation mode; zero where the modality is not present."""
-        rows = Batch.of(batch, self.device, self.dtype)
-        self.model.eval()
-        return {
-            m: self.model.represent(m, rows.features[m], rows.corpus) * rows.present[m].unsqueeze(1)
-            for m in self.config.modalities
-        }
+        return embedding.embed(self.model, Batch.of(batch, self.device, self.dtype))
 
     @torch.no_grad()
     def embed_jointly(self, batch: Any) -> dict[str, Tensor]:
@@ -170,14 +176,7 @@ class Pretrainer:
     def project(self, batch: Any) -> dict[str, Tensor]:
         """Unit vectors (B, P) in the space that modalities share, in evaluation mode; empty for a model without
         projection."""
-        projection = self.model.projection
-        if projection is None:
-            return {}
-        representations = self.embed(batch)
-        present = torch.ones(1, len(next(iter(representations.values()))), dtype=torch.bool, device=self.device)
-        return {
-            m: functional.normalize(projection(r.unsqueeze(0), present)[0], dim=1) for m, r in representations.items()
-        }
+        return embedding.project(self.model, Batch.of(batch, self.device, self.dtype))
 
     @torch.no_grad()
     def checksum(self) -> int:
@@ -228,6 +227,7 @@ class Pretrainer:
         restored = saved_state.check_tasks(meta, tasks)
         if "weights" in meta:  # states from before weights could change have none: theirs are the configured ones
             self.weighting.restore(meta["weights"], meta["step_number"])
+        self._let_read()
         for name, x in own.items():
             x.copy_(tensors[name])
         self.step_number = meta["step_number"]
@@ -257,10 +257,15 @@ class Pretrainer:
             raise ValueError(f"batch corpus: found {told}, expected {expected}")
         return rows.padded(local)
 
+    def _let_read(self) -> None:
+        while self._before_update:
+            self._before_update.pop()()
+
     def _update(self) -> float:
         config = self.config
         rate = learning_rate(config.optimizer, self.step_number, self.steps_per_epoch, config.epochs)
         optimizer.set_rate(self.optimizer, rate / config.optimizer.lr)
+        self._let_read()
         self.optimizer.step()
         self.weighting.constrain()
         return rate

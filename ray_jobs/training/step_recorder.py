@@ -19,15 +19,18 @@ from torch import Tensor
 from conclugen import Pretrainer
 from conclugen.common import uris
 from conclugen.tasks import registry
+from conclugen.training.checkpoint import Snapshot
 from ray_jobs.run_config import PretrainJob
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.training import run_metrics
 from ray_jobs.training.input_gauge import InputGauge, InputTimes
-from ray_jobs.training.validation import CorporaValidation, Validation
+from ray_jobs.training.validation import CorporaValidation, Validation, beside
 from ray_jobs.training.wait_warning import WaitWatch
 from shards.reading.stream_counters import StreamCounters
 
 Item = TypeVar("Item")
+Measures = Callable[[Snapshot], dict[str, float]]
+"""Measures the model of a snapshot."""
 
 
 class NullRecorder:
@@ -51,8 +54,8 @@ class NullRecorder:
     def warn_of_waits(self, inputs: Sequence[InputTimes]) -> None:
         pass
 
-    def validate(self, pretrainer: Pretrainer, warn: bool = True) -> Callable[[], dict[str, float]]:
-        return dict
+    def validate(self, pretrainer: Pretrainer, warn: bool = True) -> Measures | None:
+        return None
 
 
 class StepRecorder(NullRecorder):
@@ -141,17 +144,17 @@ class StepRecorder(NullRecorder):
         if warning is not None:
             print(f"warning: {warning}", flush=True)
 
-    def validate(self, pretrainer: Pretrainer, warn: bool = True) -> Callable[[], dict[str, float]]:
-        """Embed the validation view, if there is one; what is returned measures training health on it, whatever the
-        model has become by then, journals and returns the measures. warn: print what is wrong with them."""
+    def validate(self, pretrainer: Pretrainer, warn: bool = True) -> Measures | None:
+        """Begin to look at the validation view, None where there is none. What is returned is given a snapshot of now
+        in another thread; it measures training health, journals and returns it. warn: print what is wrong with it."""
         if self._validation is None:
-            return dict
+            return None
         with self.input.paused():
-            measured = self._validation.embedded(pretrainer, warn=warn)
+            measured = beside(self._validation, pretrainer, warn=warn)
         step = pretrainer.step_number
 
-        def measures() -> dict[str, float]:
-            found = measured()
+        def measures(state: Snapshot) -> dict[str, float]:
+            found = measured(state)
             self._journal.metrics(step, found, series="validation")
             return found
 

@@ -1,9 +1,10 @@
-"""Training health on held-out rows, measured by rank 0 at every checkpoint."""
+"""Training health on held-out rows, measured by rank 0 at every checkpoint, beside training: `beside` says how."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from conclugen.evaluation import health
 from conclugen.evaluation.neighbours import neighbour_vote
 from conclugen.evaluation.protocol import own_groups
 from conclugen.tasks import Task, registry
+from conclugen.training.checkpoint import Snapshot
+from conclugen.training.embedding import Frozen
 from ray_jobs.mixture import AnySource, Corpus, Mixture
 from ray_jobs.run_config import DEFAULT_VALIDATION_VIEW, DataConfig
 from ray_jobs.source import held_out_view, note_no_validation, open_reader
@@ -25,6 +28,40 @@ _MOST_ROWS = 2048
 # Rows read together from one shard, where shards have as many.
 _RUN = 32
 _NEIGHBOURS = 10
+
+
+class Embeds(Protocol):
+    """What rows are embedded with: a `Pretrainer`, or a model of a moment (`conclugen.training.embedding.Frozen`)."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def embed(self, batch: Batch) -> dict[str, torch.Tensor]: ...
+
+    def project(self, batch: Batch) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Held-out rows and what a model makes of them: representations (B, R) and projections (B, P) by modality."""
+
+    batch: Batch
+    representations: dict[str, torch.Tensor]
+    projections: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Told:
+    """The tasks of a model, and what they tell of the last training step."""
+
+    tasks: tuple[Task, ...]
+    measures: dict[str, float]
+
+
+def told(pretrainer: Pretrainer) -> Told:
+    """What tasks tell now; by the next step it is another one."""
+    tasks = tuple(pretrainer.model.task(name) for name in pretrainer.model.tasks)
+    return Told(tasks, {name: value for task in tasks for name, value in task.measures().items()})
 
 
 class Validation:
@@ -79,44 +116,33 @@ class Validation:
 
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
         """Every measure by name; warnings about collapse are printed, and counted as `warnings`."""
-        return self.embedded(pretrainer)()
+        return self.measured(self.embedded(pretrainer), told(pretrainer))
 
-    def embedded(
-        self, pretrainer: Pretrainer, with_tasks: bool = True, about: str = "", warn: bool = True
-    ) -> Callable[[], dict[str, float]]:
-        """One pass of the rows through the model of now; what is returned is `measure` of that, which takes far longer
-        and needs the model no more.
+    def embedded(self, model: Embeds) -> Embedded:
+        """One pass of the rows through a model; to measure that takes far longer, and needs the model no more."""
+        batch = Batch.of(self._rows, device=model.device, dtype=model.dtype)
+        return Embedded(batch, model.embed(batch), model.project(batch))
+
+    def measured(
+        self, embedded: Embedded, of_tasks: Told, with_tasks: bool = True, about: str = "", warn: bool = True
+    ) -> dict[str, float]:
+        """As `measure`, of rows that were embedded.
 
         Args:
-            with_tasks: With what tasks tell of the last training step, which is not of these rows.
+            of_tasks: What tasks told of the last training step, which is not of these rows.
+            with_tasks: With that.
             about: What the warnings are about.
             warn: False before the first step: a model that has learned nothing yet is nothing to warn of.
         """
-        batch = Batch.of(self._rows, device=pretrainer.device, dtype=pretrainer.dtype)
-        representations, projections = pretrainer.embed(batch), pretrainer.project(batch)
-        tasks = [pretrainer.model.task(name) for name in pretrainer.model.tasks if with_tasks]
-        of_tasks: dict[str, float] = {}
-        for task in tasks:
-            of_tasks |= task.measures()  # of the last training step
-        return lambda: self._measured(batch, representations, projections, tasks, of_tasks, about, warn)
-
-    def _measured(
-        self,
-        batch: Batch,
-        representations: dict[str, torch.Tensor],
-        projections: dict[str, torch.Tensor],
-        tasks: list[Task],
-        of_tasks: dict[str, float],
-        about: str,
-        warn: bool,
-    ) -> dict[str, float]:
-        measures = health.report(representations, projections, batch.present) | of_tasks
+        batch, representations = embedded.batch, embedded.representations
+        measures = health.report(representations, embedded.projections, batch.present)
+        measures |= of_tasks.measures if with_tasks else {}
         if warn:
             unrelated = health.unrelated(measures, batch.present)
-            early = {told for pair, told in unrelated.items() if pair not in self._unrelated}
+            early = {warning for pair, warning in unrelated.items() if pair not in self._unrelated}
             self._unrelated = set(unrelated)
             found = health.warnings(measures, batch.present)
-            found += [warning for task in tasks for warning in task.warnings(measures)]
+            found += [warning for task in of_tasks.tasks if with_tasks for warning in task.warnings(measures)]
             for warning in [each for each in found if each not in early]:
                 print(f"warning: {about}{warning}", flush=True)
             measures["warnings"] = float(len(found))
@@ -191,23 +217,19 @@ class CorporaValidation:
 
     def measure(self, pretrainer: Pretrainer) -> dict[str, float]:
         """As `Validation.measure`; what tasks tell of the last training step is there once."""
-        return self.embedded(pretrainer)()
+        return self.measured(self.embedded(pretrainer), told(pretrainer))
 
-    def embedded(self, pretrainer: Pretrainer, warn: bool = True) -> Callable[[], dict[str, float]]:
-        """As `Validation.embedded`."""
-        parts = {
-            name: part.embedded(pretrainer, with_tasks=False, about=f"corpus {name}: ", warn=warn)
-            for name, part in self._parts.items()
-        }
-        of_tasks: dict[str, float] = {}
-        for task in pretrainer.model.tasks:
-            of_tasks |= pretrainer.model.task(task).measures()
+    def embedded(self, model: Embeds) -> dict[str, Embedded]:
+        """As `Validation.embedded`, of each corpus."""
+        return {name: part.embedded(model) for name, part in self._parts.items()}
 
-        def measured() -> dict[str, float]:
-            found = {f"{name}/{measure}": value for name, part in parts.items() for measure, value in part().items()}
-            return found | of_tasks
-
-        return measured
+    def measured(self, embedded: Mapping[str, Embedded], of_tasks: Told, warn: bool = True) -> dict[str, float]:
+        """As `Validation.measured`."""
+        found = {}
+        for name, part in self._parts.items():
+            of_part = part.measured(embedded[name], of_tasks, with_tasks=False, about=f"corpus {name}: ", warn=warn)
+            found |= {f"{name}/{measure}": value for measure, value in of_part.items()}
+        return found | of_tasks.measures
 
     def names(self, config: PretrainConfig, widths: Mapping[str, int]) -> list[str]:
         """As `Validation.names`."""
@@ -217,6 +239,42 @@ class CorporaValidation:
             for name, part in self._parts.items()
             for measure in part.names(config, widths, of_tasks=False)
         ]
+
+
+def beside(
+    validation: Validation | CorporaValidation, pretrainer: Pretrainer, warn: bool = True
+) -> Callable[[Snapshot], dict[str, float]]:
+    """The measures of the model of now, for another thread, which is given a snapshot of it; training goes on.
+
+    On a CPU that thread embeds the rows too, with the snapshot's own tensors: of the same numbers by the same products,
+    so that not one digit is another. To embed them takes as long as some steps, for which the other ranks would wait at
+    their next collective. On a GPU the rows are embedded here and now: it is queued behind the last step as a few dozen
+    products. In the thread they would be of another model copy on the device, and in TensorFloat-32 or not by chance,
+    for that is a switch of the whole process and sweeps over similarities set it. What is measured of them, singular
+    values above all, has a stream of its own: in the one that computes, the next step would wait for it.
+    """
+    tasks, device = told(pretrainer), pretrainer.device
+    if device.type == "cuda":
+        embedded: Any = validation.embedded(pretrainer)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(device))
+
+        def measured(state: Snapshot) -> dict[str, float]:
+            stream = torch.cuda.Stream(device)
+            with torch.cuda.stream(stream):
+                stream.wait_event(ready)
+                found = validation.measured(embedded, tasks, warn=warn)
+                stream.synchronize()  # then nothing reads `embedded` any more
+            return found
+
+        return measured
+    config, widths = pretrainer.config, pretrainer.widths
+
+    def measures(state: Snapshot) -> dict[str, float]:
+        embedded: Any = validation.embedded(Frozen(config, widths, state.tensors))
+        return validation.measured(embedded, tasks, warn=warn)
+
+    return measures
 
 
 def _class_label(corpus: Corpus, label: str | None) -> str | None:

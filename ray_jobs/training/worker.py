@@ -33,12 +33,13 @@ from ray_jobs.training.input_gauge import InputTimes
 from ray_jobs.training.payloads import Node, Payload
 from ray_jobs.training.rank_meeting import RankMeeting
 from ray_jobs.training.step_profile import profiled
-from ray_jobs.training.step_recorder import NullRecorder, StepRecorder
+from ray_jobs.training.step_recorder import Measures, NullRecorder, StepRecorder
 from ray_jobs.training.validation import open_validation
 from shards import CorruptSample, Cursor
 from shards.errors import CorruptionLog
 
 _MOST_BLOCKED = 0.01  # of the time, by checkpoints that are due by time
+_REST = 1 / _MOST_BLOCKED - 1  # seconds of training for one of a pause
 # The stalled rank reports first; the others' collectives time out this much later.
 COLLECTIVES_LATER_S = 30.0
 
@@ -114,7 +115,7 @@ def _train(attempt: Attempt, folder: RunFolder, rank: int, world: int, heartbeat
             recorder = StepRecorder(folder, job, open_validation(source, job.pretrain), attempt.name, ideal_s, about)
         checkpointer = Checkpointer(attempt, rank, recorder)
         if step == 0:
-            recorder.validate(pretrainer, warn=False)()  # what the curves begin with
+            checkpointer.begin(pretrainer)
         heartbeat.beat(step)
         with profiled(run, folder.profile, rank, step, attempt.total_steps) as profile:
             for rows in recorder.timed(payload.on_device(batches, device), batches.counters):
@@ -266,7 +267,12 @@ class CheckpointClock:
         begun = self._clock()
         yield
         ended = self._clock()
-        self._next = max(begun + (self._every_s or 0), ended + (ended - begun) * (1 / _MOST_BLOCKED - 1))
+        self._next = max(begun + (self._every_s or 0), ended + (ended - begun) * _REST)
+
+    def went_on(self, seconds: float) -> None:
+        """What pauses training went on beside it for so long. How much of that training waited for is not known on the
+        host; it counts as a pause."""
+        self._next = max(self._next, self._clock() + seconds * _REST)
 
 
 class Checkpointer:
@@ -287,6 +293,13 @@ class Checkpointer:
         """Whether a checkpoint is due by time; on rank 0 alone, whose word counts."""
         return self._writer is not None and self._clock.due(self._writer.busy)
 
+    def begin(self, pretrainer: Pretrainer) -> None:
+        """Measure what the curves begin with, while the first steps go on."""
+        measured = self._recorder.validate(pretrainer, warn=False)
+        if self._writer is not None and measured is not None:
+            state = checkpoint.snapshot(pretrainer, {}, memory=self._memory)
+            self._writer.do(functools.partial(_measure, measured, state))
+
     def keep(self, pretrainer: Pretrainer, cursor: Cursor, at_once: bool) -> None:
         """Keep the state of now, and what is measured of it; at_once: wait until it is stored, rather than let training
         continue."""
@@ -300,18 +313,22 @@ class Checkpointer:
             measured = self._recorder.validate(pretrainer)
             extra = {"measures": {}, "identity": dict(self._identity)}
             state = checkpoint.snapshot(pretrainer, cursor.to_dict(), extra, memory=self._memory)
-            self._writer.submit(pretrainer.step_number, state, functools.partial(_with_measures, measured))
+            self._writer.submit(pretrainer.step_number, state, functools.partial(self._completed, measured))
         run_metrics.tell(self._run, checkpoint_blocked_seconds=time.perf_counter() - began)
         if at_once:
             self._writer.finish()
+
+    def _completed(self, measured: Measures | None, state: Snapshot) -> Snapshot:
+        """The snapshot with what is measured of its model, where that is a number; in the writer's thread."""
+        self._clock.went_on(state.arrived())
+        measures = {} if measured is None else measured(state)
+        finite = {f"validation/{name}": value for name, value in measures.items() if value == value}
+        return replace(state, document={**state.document, "extra": {**state.document["extra"], "measures": finite}})
 
 
 def _tell_stored(run: str, seconds: float) -> None:
     run_metrics.tell(run, checkpoint_seconds=seconds)
 
 
-def _with_measures(measured: Callable[[], dict[str, float]], state: Snapshot) -> Snapshot:
-    """The snapshot with what is measured of its model, where that is a number."""
-    finite = {f"validation/{name}": value for name, value in measured().items() if value == value}
-    extra = {**state.document["extra"], "measures": finite}
-    return replace(state, document={**state.document, "extra": extra})
+def _measure(measured: Measures, state: Snapshot) -> None:
+    measured(state)

@@ -27,7 +27,7 @@ def test_every_part_runs_without_ray_and_the_data_plane(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["failed"] == [] and len(found["checks"]) == 6
+    assert found["failed"] == [] and len(found["checks"]) == 7
     assert all(said.startswith("ok: ") for said in found["checks"].values()), found["checks"]
     assert [(one["rows"], one["precision"]) for one in found["steps"]] == [(64, "float32"), (64, "bfloat16")]
     assert all(one["seconds"] > 0 and one["kernels"] > 100 and one["flops"] > 0 for one in found["steps"])
@@ -46,7 +46,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(
     def broken(report: device.Report) -> None:
         raise RuntimeError("no such kernel")
 
-    for name in ("_within_bfloat16", "_embeds", "_reads_back", "_arrives", "_never_waits"):
+    for name in ("_within_bfloat16", "_embeds", "_reads_back", "_of_its_moment", "_arrives", "_never_waits"):
         monkeypatch.setattr(device, name, lambda where: "made")
     monkeypatch.setattr(device, "_as_on_the_cpu", wrong)
     monkeypatch.setattr(device, "steps", broken)

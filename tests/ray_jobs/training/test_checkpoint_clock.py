@@ -87,6 +87,21 @@ def test_training_stands_still_for_a_hundredth_of_the_time(
     assert newest.extra == {"measures": {}, "identity": {"a": 1}}
 
 
+def test_copies_that_pass_beside_training_count_as_a_pause(clock: Clock) -> None:
+    """On a GPU the host is not held by them; the next update may be."""
+    times = CheckpointClock(1.0, clock.read)
+    with times.keeping():
+        clock.sleep(0.001)
+    clock.sleep(0.05)
+    times.went_on(0.05)
+    clock.sleep(4.9)
+    assert not times.due(busy=False)
+    clock.sleep(0.1)
+    assert times.due(busy=False)
+    times.went_on(0.0)
+    assert times.due(busy=False), "copies that were there at once put nothing off"
+
+
 def test_without_a_time_none_is_due_and_other_ranks_never_ask(clock: Clock) -> None:
     assert not CheckpointClock(None, clock.read).due(busy=False)
     start: Any = SimpleNamespace(

@@ -1,5 +1,6 @@
 """What is measured on held-out rows: by which names, and that a collapsed representation is said so."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 
 from conclugen import Pretrainer, export, presets
 from conclugen.evaluation import health
+from conclugen.training import checkpoint
 from ray_jobs.embedding.model import RunModel
 from ray_jobs.run_config import DataConfig
 from ray_jobs.run_folder import RunFolder
 from ray_jobs.source import Source, open_reader
 from ray_jobs.training.pretraining import beside_raw
-from ray_jobs.training.validation import Validation
+from ray_jobs.training.validation import Validation, beside
+from ray_jobs.training.validation import told as tasks_tell
 from shards import Manifest, Reader, Rows, View
 from tests.feature_corpus import write_corpus
 
@@ -99,11 +102,19 @@ def test_measures_are_of_the_model_that_was_embedded_whatever_it_became(manifest
     data = DataConfig(folder=manifest.folder, label="emotion")
     validation = Validation.open(data, manifest, pretrainer.config.modalities)
     assert validation is not None
-    expected, later = validation.measure(pretrainer), validation.embedded(pretrainer)
+    expected = validation.measure(pretrainer)
+    now, at_checkpoint = validation.embedded(pretrainer), beside(validation, pretrainer)
+    tasks, state = tasks_tell(pretrainer), checkpoint.snapshot(pretrainer, {}, memory=checkpoint.HostMemory())
     with torch.no_grad():
         for parameter in pretrainer.model.parameters():
             parameter.mul_(-0.5)
-    np.testing.assert_equal(later(), expected)  # where one is NaN (a rare class), the other is
+    # Where one is NaN (a rare class), the other is.
+    np.testing.assert_equal(validation.measured(now, tasks), expected)
+    found: list[dict[str, float]] = []
+    thread = threading.Thread(target=lambda: found.append(at_checkpoint(state)))
+    thread.start()
+    thread.join()
+    np.testing.assert_equal(found, [expected])
     changed = validation.measure(pretrainer)
     assert any(changed[name] != value for name, value in expected.items() if not np.isnan(value))
 
