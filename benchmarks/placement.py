@@ -3,8 +3,9 @@ through each interface.
 
 The head has no CPUs, as on a cluster where it only manages; the driver runs there. Pretraining reads float32 features
 as wide as the published ones with both payloads that read, and its model is so small that gradients are little beside
-them. With --clips (clip shards) this code extracts features as well. --beside COMMIT puts an older state of the project
-there, which pretrains only: it may not read clip shards that were built later. Needs root, `ip` and `tc`.
+them; this code then embeds the same rows with it. With --videos (a folder of videos) it builds clip shards as well, and
+with --clips (clip shards) it extracts features. --beside COMMIT puts an older state of the project there, which
+pretrains only: it may not read clip shards that were built later. Needs root, `ip` and `tc`.
 """
 
 from __future__ import annotations
@@ -87,6 +88,11 @@ def jobs(args: argparse.Namespace, data: Path, out: Path, own: bool = True) -> d
         words += ["--pretrain.global_batch", str(_BATCH), "--pretrain.epochs", str(epochs)]
         words += ["--run.workers", "2", "--run.name", payload, "--run.output", str(out)]
         found[f"pretrain, {payload}"] = words
+    if own:  # of the run that ended last
+        found["embed"] = ["-m", "ray_jobs.embed", "--data", str(data), "--run", "worker", "--output", str(out)]
+    if args.videos is not None and own:
+        words = ["-m", "ray_jobs.build_shards", str(args.videos.absolute()), "--output", str(out / "clips")]
+        found["build"] = [*words, "--faces", "off", "--quiet"]
     if args.clips is not None and own:
         words = ["-m", "ray_jobs.extract_features", "--data", str(args.clips.absolute()), "--encoders", args.encoders]
         found["extract_features"] = [*words, "--output", str(out / "features"), "--quiet"]
@@ -122,6 +128,7 @@ def table(found: dict[str, list[tuple[int, int]]]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=4096, help="rows of features")
     parser.add_argument("--steps", type=int, default=40, help=f"of {_BATCH} rows, at least an epoch")
+    parser.add_argument("--videos", type=Path, metavar="FOLDER", help="videos of which clip shards are built too")
     parser.add_argument("--clips", type=Path, metavar="FOLDER", help="clip shards whose features are extracted too")
     parser.add_argument("--encoders", default="random", help="for --clips")
     parser.add_argument("--beside", metavar="COMMIT", help="also run this state of the project")

@@ -225,7 +225,7 @@ class CorporaValidation:
 
     def measured(self, embedded: Mapping[str, Embedded], of_tasks: Told, warn: bool = True) -> dict[str, float]:
         """As `Validation.measured`."""
-        found = {}
+        found: dict[str, float] = {}
         for name, part in self._parts.items():
             of_part = part.measured(embedded[name], of_tasks, with_tasks=False, about=f"corpus {name}: ", warn=warn)
             found |= {f"{name}/{measure}": value for measure, value in of_part.items()}

@@ -25,7 +25,9 @@ def test_too_few_rows_make_no_measurement(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_jobs_are_such_as_the_project_takes(tmp_path: Path) -> None:
-    args = argparse.Namespace(rows=4096, steps=40, clips=tmp_path / "clips", encoders="random")
+    args = argparse.Namespace(
+        rows=4096, steps=40, clips=tmp_path / "clips", videos=tmp_path / "videos", encoders="random"
+    )
     found = placement.jobs(args, tmp_path / "data", tmp_path / "out")
     parsed = {name: importlib.import_module(words[1]).COMMAND.parse(words[2:]) for name, words in found.items()}
     pretrained = [job for job in parsed.values() if isinstance(job, PretrainJob)]
@@ -33,5 +35,8 @@ def test_the_jobs_are_such_as_the_project_takes(tmp_path: Path) -> None:
     assert all(job.run.workers == 2 and job.pretrain.model.representation_dim == 16 for job in pretrained)
     assert all(job.pretrain.epochs * 4096 >= 40 * job.pretrain.global_batch for job in pretrained)
     assert parsed["extract_features"].encoders == ("random",)
+    assert parsed["build"].source == tmp_path / "videos" and parsed["build"].faces == "off"
+    assert parsed["embed"].data == pretrained[-1].data.folder and parsed["embed"].run == pretrained[-1].run.name
+    assert str(parsed["embed"].output) == pretrained[-1].run.output
     older = placement.jobs(args, tmp_path / "data", tmp_path / "out", own=False)
-    assert older == {name: words for name, words in found.items() if name != "extract_features"}
+    assert older == {name: words for name, words in found.items() if name.startswith("pretrain")}
