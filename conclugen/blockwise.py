@@ -15,7 +15,7 @@ Shape suffixes: B rows of this rank, N rows of all ranks, P projection, r rows o
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,17 +278,17 @@ def _tf32(enabled: bool) -> Iterator[None]:
         return
     switch = torch.backends.cuda.matmul
     before = switch.fp32_precision
-    # torch has two switches for this. While it is set by the newer one alone, reading the older raises, and inductor's
-    # search for the fastest kernel reads it.
+    # torch has two switches for this, and reading the older raises where they do not agree, as where it is set by the
+    # newer alone. Inductor's search for the fastest kernel reads it, so here both say the same.
     older: bool | None = None
-    try:
+    with suppress(RuntimeError):  # whoever runs us has used the newer one
         older = switch.allow_tf32
-        switch.allow_tf32 = True
-    except RuntimeError:  # whoever runs us has used the newer one
-        switch.fp32_precision = "tf32"
+    if older and before == "tf32":  # also by torch.set_float32_matmul_precision("medium"), which would be lost
+        yield
+        return
+    switch.allow_tf32 = True
     try:
         yield
     finally:
-        if older is not None:
-            switch.allow_tf32 = older
+        switch.allow_tf32 = bool(older)
         switch.fp32_precision = before

@@ -1,6 +1,7 @@
 """Losses from blocks of similarities against the whole matrix: values, gradients, memory."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -201,6 +202,60 @@ def test_compilers_may_ask_within_the_sweeps_how_products_are_made(monkeypatch: 
         row.sum().backward()
         assert torch.get_float32_matmul_precision() == before and not torch.backends.cuda.matmul.allow_tf32
     assert seen == [(True, "high")] * 4
+
+
+_SWITCHES = """
+import json, os, sys, torch
+from conclugen.blockwise import _tf32
+
+switch = torch.backends.cuda.matmul
+
+def read():
+    found = [switch.fp32_precision]
+    for ask in (lambda: switch.allow_tf32, torch.get_float32_matmul_precision):
+        try:
+            found.append(ask())
+        except RuntimeError:
+            found.append("refused")
+    return found
+
+for before in json.loads(sys.argv[1]):
+    if os.fork() == 0:  # each from torch's own settings
+        exec(before)
+        first = read()
+        try:
+            with _tf32(True):
+                with _tf32(True):
+                    pass
+                inside = read()
+                raise KeyError
+        except KeyError:
+            pass
+        print(json.dumps([first, inside, read()]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+_SETTINGS = [
+    "pass",
+    "switch.allow_tf32 = True",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.set_float32_matmul_precision('medium')",
+    "switch.fp32_precision = 'ieee'",
+    "switch.fp32_precision = 'tf32'",
+    "torch.backends.fp32_precision = 'tf32'",
+]
+
+
+def test_whatever_was_set_the_sweeps_are_in_tensor_float_32_compilers_may_ask_and_it_is_put_back() -> None:
+    """Also where something is raised within."""
+    done = subprocess.run([sys.executable, "-c", _SWITCHES, json.dumps(_SETTINGS)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(_SETTINGS)
+    for setting, (before, inside, after) in zip(_SETTINGS, found, strict=True):
+        assert inside == ["tf32", True, "medium" if "medium" in setting else "high"], setting
+        assert after == before, setting
+    assert [before[0] for before, _, _ in found] == ["none", "tf32", "tf32", "tf32", "ieee", "tf32", "tf32"]
 
 
 def peak_bytes(sizes: list[int]) -> list[int]:
