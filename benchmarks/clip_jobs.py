@@ -33,9 +33,9 @@ import ray
 from benchmarks.beside import HERE, older
 from conclugen.common.options import Command, save
 from conclugen.fields import choose
-from ray_jobs import building, ray_cluster
+from ray_jobs import building
 from ray_jobs.extraction.clip_features import Decoded, unique
-from ray_jobs.extraction.extract import choices_of, extract, resources_of
+from ray_jobs.extraction.extract import choices_of, connect, extract, resources_of
 from ray_jobs.extraction.plan import Extraction
 from ray_jobs.options.extract import EncoderOptions
 from shards.adapters import read_clips
@@ -217,9 +217,10 @@ def measure(way: str, job: ClipJobs, folder: Path) -> dict[str, Any]:
     figures["build"] = used.to_dict(build.found)
     ray.shutdown()
     extraction = plan_extraction(job, folder)
-    ray_cluster.connect(len(extraction.choices))
+    resources = resources_of(job, [choice.name for choice in extraction.choices])
+    connect(resources)
     with Meter() as used:
-        extract(extraction, resources_of(job, [choice.name for choice in extraction.choices]), quiet=True)
+        extract(extraction, resources, quiet=True)
     figures["extract"] = used.to_dict(build.found)
     return figures
 

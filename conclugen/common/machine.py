@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_MMAP_THRESHOLD, _LARGE = -3, 4 << 20  # M_MMAP_THRESHOLD of malloc.h; bytes
 _NO_LIMIT = 1 << 60  # cgroup v1 writes the largest number of pages for none
 
 
@@ -35,6 +37,14 @@ def cores() -> int:
             if int(quota) > 0:  # `max` and -1 are none
                 count = min(count, math.ceil(int(quota) / int(period)))
     return max(1, count)
+
+
+def return_freed_memory() -> None:
+    """Have this process give large arrays back to the system once they are freed. glibc does so at first, and takes
+    ever larger ones out of its heap as it sees them come and go: between those that stay, the heap can't shrink. Where
+    the C library is another one, nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def memory_limit() -> Memory | None:

@@ -44,7 +44,7 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_STEM, _EPSILON, _CHUNK = 32, 1e-3, 32
+_STEM, _EPSILON, _CHUNK = 32, 1e-3, 4
 # Each convolution and the batch norm behind it, of the network and of a block.
 _NORMED = (
     ("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"),

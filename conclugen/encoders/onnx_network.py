@@ -105,6 +105,9 @@ class OnnxNetwork(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # it would keep what the largest input ever took
+        # Threads that wait for the next layer would keep cores busy that decoding and other processes want.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         content = model.SerializeToString()
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 

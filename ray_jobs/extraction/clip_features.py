@@ -259,15 +259,21 @@ class EncoderStage:
             self._encoder = self.choice.create(self.device)
         return self._encoder
 
+    @property
+    def info(self) -> EncoderInfo:
+        """Of the encoder, as it was planned."""
+        return self.encoder.info if self.planned is None else self.planned
+
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table with the encoder's columns, without inputs that nobody needs any more. EncoderError where the
-        encoder of this machine is not that of the plan."""
-        self._check()
-        info = self.encoder.info
+        """The table with the encoder's columns, without inputs that nobody needs any more. An encoder whose input no
+        clip has is not made. EncoderError where the encoder of this machine is not that of the plan."""
+        info = self.info
         name = f"in.{info.takes.key}"
         column = table[name].combine_chunks() if table.num_rows else table[name]
         reasons, messages = table["reason"].to_pylist(), table["message"].to_pylist()
         rows = [i for i in range(table.num_rows) if reasons[i] is None and column[i].is_valid]
+        if rows:
+            self._check()
         inputs = {i: input_of(info.takes, column[i].as_buffer()) for i in rows}
         keys = {i: table["key"][i].as_py() for i in rows}
         lengths = table[f"{name}.lengths"].to_pylist() if info.takes.kind == FRAMES else [None] * table.num_rows
@@ -311,7 +317,7 @@ class EncoderStage:
         if not view:
             return item
         how = self.augmentation
-        takes = self.encoder.info.takes
+        takes = self.info.takes
         rate = _rate(takes)
         return augment(takes.kind, item, seed=how.seed, key=key, view=view, strength=how.strength, rate=rate)
 

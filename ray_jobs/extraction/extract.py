@@ -8,6 +8,7 @@ and Ray Data holds back what the object store has no room for. Killed, the job r
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import OrderedDict
@@ -21,7 +22,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from conclugen.common import paths, uris
+from conclugen.common import machine, paths, uris
 from conclugen.common.ending import resumable
 from conclugen.common.locks import bytes_in, check_room, folder_held
 from conclugen.common.options import JobFailedError
@@ -60,6 +61,11 @@ class Resources:
         """Whether the encoder has actors of its own, rather than run where clips are decoded."""
         return bool(self.gpus.get(encoder)) or encoder in self.actors
 
+    @property
+    def most_actors(self) -> int:
+        """Of all encoders together."""
+        return sum(self.actors.get(name, 1) for name in {*self.gpus, *self.actors} if self.has_actors(name))
+
     def __post_init__(self) -> None:
         if not self.cpus > 0 or self.clips_per_task < 1 or self.block_bytes < 1:
             raise ValueError("cpus, clips_per_task and block_mib: must be positive")
@@ -85,6 +91,13 @@ def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> Extr
         return finish(plan, collector, began)
 
 
+def connect(resources: Resources, others: int = 0) -> None:
+    """Join a cluster or start a local Ray with a logical CPU for each actor, `others`, and the tasks that decode: each
+    more would be a process that waits. Raises NoRayError."""
+    each = math.ceil(resources.cpus)
+    ray_cluster.connect(resources.most_actors + others, each, spare=max(machine.cores(), each))
+
+
 def feature_tables(plan: Extraction, shards: Sequence[int], resources: Resources) -> Iterator[pa.Table]:
     """Rows of the given shards as Ray Data finishes them, in order: see `ray_jobs.extraction.clip_features`."""
     dataset = feature_dataset(plan, shards, resources)
@@ -108,13 +121,15 @@ def feature_dataset(plan: Extraction, shards: Sequence[int], resources: Resource
     within = tuple(stage for stage in encoders if not resources.has_actors(stage.choice.name))
     decoder = Decoder(ClipReader(plan.clips), unique(takes), plan.decoding)
     with data_settings(resources):
-        dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
+        # Equal limits fuse the numbers with what is done for them; else processes of their own would count to n.
+        at_once = ray_cluster.processes()
+        dataset = ray.data.range(len(ranges), concurrency=at_once, override_num_blocks=len(ranges))
         dataset = dataset.map_batches(
             _EncodeRanges(decoder, ranges, within, len(within) == len(encoders), max(1, int(resources.cpus))),
             batch_size=None,
             batch_format="numpy",
             num_cpus=resources.cpus,
-            compute=ray.data.TaskPoolStrategy(ray_cluster.processes()),
+            compute=ray.data.TaskPoolStrategy(at_once),
         )
         for stage in encoders[len(within) :]:
             name = stage.choice.name
@@ -175,6 +190,7 @@ class _EncodeRanges:
 
     def _begin(self) -> tuple[EncoderStage, ...]:
         """The first task's stages, which come by their weights as they are used."""
+        machine.return_freed_memory()
         if self.encoders:
             torch.set_num_threads(self.threads)  # of each of the processes, which are as many as there are cores
         return self.encoders
@@ -309,7 +325,7 @@ def run(job: ExtractJob) -> int:
         # Before `--overwrite` takes away what is there, whose room will be free.
         check_room("--output", plan.out, room_needed(plan, job.overwrite), "features of the clips that are left")
         plan.acquire(job.overwrite)
-        ray_cluster.connect(len(plan.choices))
+        connect(resources)
         try:
             summary = extract(plan, resources, job.quiet)
         except (AccessError, OwnershipLostError, EncoderError) as error:  # also as Ray hands it on from a task

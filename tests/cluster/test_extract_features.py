@@ -69,8 +69,7 @@ def test_encoders_run_where_clips_are_decoded_but_for_those_with_actors(
     optimized = capsys.readouterr().out.split("Physical Plan (Optimized)")[1]
     assert re.findall(r"(\w+)MapOperator\[(.+)\]", optimized) == [
         *[("ActorPool", "MapBatches(_EncoderActor)")] * len(apart),
-        ("TaskPool", "MapBatches(_EncodeRanges)"),
-        ("TaskPool", "ReadRange"),
+        ("TaskPool", "ReadRange->MapBatches(_EncodeRanges)"),
     ]
 
 
