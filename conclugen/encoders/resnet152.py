@@ -40,8 +40,7 @@ def create(given: str | None, mirror: str | None, device: str) -> ResNet152:
     url = str(ResNet152_Weights.IMAGENET1K_V2.url)
     published = weights.Published(NAME, url.rpartition("/")[2], url, url)
     path = weights.find(published, given, mirror)
-    network = resnet152(weights=None)
-    weights.fill(network, weights.read(path), path)
+    network = weights.filled(lambda: resnet152(weights=None), path)
     network.fc = torch.nn.Identity()
     info = EncoderInfo(
         name=NAME,

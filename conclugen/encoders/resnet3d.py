@@ -94,8 +94,7 @@ class ResNet3D(nn.Module):
 def create(given: str | None, mirror: str | None, device: str) -> ResNet3D101:
     """given: weight file or None; see `weights.find`. Raises WeightsError."""
     path = weights.find(_PUBLISHED, given, mirror)
-    network = ResNet3D()
-    weights.fill(network, weights.read(path), path, unused=("fc.", "last_linear."))
+    network = weights.filled(ResNet3D, path, unused=("fc.", "last_linear."))
     return ResNet3D101(_info(weights.file_digest(path)), network, device, _CHUNK)
 
 

@@ -55,8 +55,7 @@ def create(given: str | None, mirror: str | None, device: str) -> SpeechEncoder:
     except ImportError:
         raise weights.not_installed(NAME, "distillmos") from None
     path = Path(sqa.DEFAULT_WEIGHTS_CHKPT) if given is None else Path(given)
-    network = sqa.ConvTransformerSQAModel(load_weights=False)
-    weights.fill(network, weights.read(path), path)
+    network = weights.filled(lambda: sqa.ConvTransformerSQAModel(load_weights=False), path)
     if onnx_network.available(device):
         layers = network.cnn.cnn
         graph = onnx_network.Graph()
@@ -89,7 +88,7 @@ class Front(nn.Module):
         self.layer = body.transformer.transformer_encoder.layers[0]
         self.silence: Tensor
         with torch.no_grad():
-            self.register_buffer("silence", self.eval()._projected(torch.zeros(1, WINDOW)), persistent=False)
+            self.register_buffer("silence", self.eval()._silence(), persistent=False)
 
     def forward(self, samples: Tensor, steps: int = WINDOW // STEP) -> Tensor:
         x = self._projected(samples)
@@ -97,6 +96,12 @@ class Front(nn.Module):
             known = samples.shape[1] // STEP - _REACH  # beyond them the end of `samples` would be heard
             x = torch.cat([x[:, :known], self.silence[:, known:].expand(len(x), -1, -1)], dim=1)
         return self._transformed(self.positions(x), steps)
+
+    def _silence(self) -> Tensor:
+        """A whole window of it, (1, 384, 200): every step is the same, but for those that hear an end."""
+        short = self._projected(torch.zeros(1, 4 * _REACH * STEP))
+        middle = short[:, 2 * _REACH :][:, :1].expand(-1, WINDOW // STEP - short.shape[1], -1)
+        return torch.cat([short[:, : 2 * _REACH], middle, short[:, 2 * _REACH :]], dim=1)
 
     def _projected(self, samples: Tensor) -> Tensor:
         """(n, steps, 200) of each step by itself, once the convolutions have heard what is around it."""

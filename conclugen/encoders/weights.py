@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from conclugen.common import paths
 from conclugen.common.atomic import atomic_file
 from conclugen.common.packed_file import PackedFile, PackedFileError
 
 _BLOCK = 1 << 20
+N = TypeVar("N", bound=nn.Module)
 _TIMEOUT = 60.0
 _STATED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch's convention: name-<first hex digits of SHA-256>.pth
 
@@ -140,6 +142,25 @@ def read(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not all(isinstance(x, Tensor) for x in loaded.values()):
         raise WeightsError(f"{path}: is not a mapping from names to tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def filled(build: Callable[[], N], path: Path, unused: tuple[str, ...] = ()) -> N:
+    """The network that `build` makes, with the tensors of a file: see `read` and `fill`, which raise WeightsError. No
+    weights are drawn before, which takes longer than to read them."""
+    with _Undrawn():
+        network = build()
+    fill(network, read(path), path, unused)
+    return network
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within, what `torch.nn.init` would write is left as it is."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, unused: tuple[str, ...] = ()) -> None:

@@ -135,7 +135,9 @@ def embed_features(manifest: Manifest, rows: RowEmbedder, resources: Resources, 
     ]
     if ranges:
         with data_settings(resources):
-            dataset = ray.data.range(len(ranges), override_num_blocks=len(ranges))
+            # As many at once as of what is done for them, with which they are fused.
+            at_once = None if "model" in resources.actors else ray_cluster.processes()
+            dataset = ray.data.range(len(ranges), concurrency=at_once, override_num_blocks=len(ranges))
         parts.write(_mapped(dataset, _EmbedRanges, (rows, manifest, ranges), resources))
     return parts.counted()
 

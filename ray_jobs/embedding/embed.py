@@ -22,13 +22,13 @@ from conclugen.common.options import JobFailedError
 from conclugen.encoders import EncoderError
 from conclugen.encoders.encoder import differences
 from conclugen.reach import FAR
-from ray_jobs import figure_style, ray_cluster
+from ray_jobs import figure_style
 from ray_jobs.embedding import arrays
 from ray_jobs.embedding import timeline as embed_timeline
 from ray_jobs.embedding.clips import Embedded, Windows, embed_files
 from ray_jobs.embedding.corpus import RowEmbedder, embed_clips, embed_features, part_of
 from ray_jobs.embedding.model import RunModel
-from ray_jobs.extraction.extract import choices_of, resources_of
+from ray_jobs.extraction.extract import choices_of, connect, resources_of
 from ray_jobs.extraction.plan import Extraction, recipe_of, short
 from ray_jobs.options.embed import EmbedJob
 from ray_jobs.provenance import stamp_of
@@ -185,7 +185,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
     if not isinstance(manifest, ClipManifest):
         _check_features(model, manifest)
         resources = resources_of(job, ["model"])
-        ray_cluster.connect(1)
+        connect(resources)
         count, without = embed_features(manifest, rows, resources, out)
     else:
         choices = choices_of(model.encoder_names, job, model.provided)
@@ -193,7 +193,7 @@ def embed_corpus(model: RunModel, job: EmbedJob, data: str, out: Path) -> int:
         plan = Extraction.make(manifest, out, choices, decoding=model.recipe.decoding)
         model.check(plan.infos)
         resources = resources_of(job, [*(choice.name for choice in choices), "model"])
-        ray_cluster.connect(len(choices) + 1)
+        connect(resources)
         count, without = embed_clips(plan, rows, resources, out)
     parts = {n: part_of(out, manifest.entry(n).name) for n, rows_in in enumerate(manifest.counts) if rows_in}
     arrays.write_corpus(manifest, parts, model.embedder.width(job.fusion), out)

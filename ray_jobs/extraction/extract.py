@@ -91,11 +91,11 @@ def extract(plan: Extraction, resources: Resources, quiet: bool = False) -> Extr
         return finish(plan, collector, began)
 
 
-def connect(resources: Resources, others: int = 0) -> None:
-    """Join a cluster or start a local Ray with a logical CPU for each actor, `others`, and the tasks that decode: each
-    more would be a process that waits. Raises NoRayError."""
+def connect(resources: Resources) -> None:
+    """Join a cluster, or start a local Ray with logical CPUs for the actors and for tasks on all cores: each more would
+    be a process that waits. Raises NoRayError."""
     each = math.ceil(resources.cpus)
-    ray_cluster.connect(resources.most_actors + others, each, spare=max(machine.cores(), each))
+    ray_cluster.connect(resources.most_actors, each, spare=max(machine.cores(), each))
 
 
 def feature_tables(plan: Extraction, shards: Sequence[int], resources: Resources) -> Iterator[pa.Table]:

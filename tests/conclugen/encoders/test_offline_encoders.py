@@ -132,6 +132,17 @@ def test_same_padding_by_its_definition(size: int, kernel: int, stride: int) -> 
         torch.testing.assert_close(result, expected)
 
 
+def test_silence_is_written_out_as_the_network_hears_it(speech_encoder: encoders.Encoder) -> None:
+    assert isinstance(speech_encoder, speech.SpeechEncoder)
+    front = speech_encoder.network
+    assert isinstance(front, speech.Front)
+    with torch.inference_mode():
+        heard = front._projected(torch.zeros(1, speech.WINDOW))
+    assert front.silence.shape == heard.shape == (1, 384, 200)
+    assert not torch.allclose(heard[:, 0], heard[:, 100], atol=1e-4)  # its ends are heard
+    torch.testing.assert_close(front.silence, heard, rtol=0, atol=1e-5)
+
+
 def test_features_do_not_depend_on_the_batch(image: encoders.Encoder) -> None:
     rng = np.random.default_rng(0)
     clips = [rng.integers(0, 256, (n, 224, 224, 3), dtype=np.uint8) for n in (3, 1)]

@@ -589,7 +589,7 @@ def test_room_for_the_embeddings_of_a_corpus_is_asked_for_before_any_work(
         raise OSError(f"no room for {what}")
 
     monkeypatch.setattr("ray_jobs.embedding.embed.check_room", full)
-    monkeypatch.setattr("ray_jobs.embedding.embed.ray_cluster.connect", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray_jobs.ray_cluster.connect", lambda *_, **__: pytest.fail("Ray was started"))
     assert embed.main(arguments(root, "--data", str(root / "features"), "--embeddings", str(out))) != 0
     assert "no room for the embeddings of all rows" in capsys.readouterr().err
 

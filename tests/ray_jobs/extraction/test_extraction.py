@@ -566,7 +566,7 @@ def test_what_is_doubtful_in_the_clips_is_said_before_any_work(
     """Whose test part has a single speaker."""
     clips = make_clips(tmp_path / "clips", 1, 8)
 
-    def connect(*_: object) -> None:
+    def connect(*_: object, **__: object) -> None:
         raise OSError("work begins here")
 
     monkeypatch.setattr("ray_jobs.ray_cluster.connect", connect)
