@@ -322,13 +322,14 @@ class Results:
         return rows if len(listed) > len({s.modalities for s in self.systems if s.complete}) else []
 
     def configurations(self) -> list[Row]:
-        """Named configurations, below all tasks at the ablation's settings in the same recipe."""
+        """Named configurations, each alone and beside the raw features, below all tasks at the ablation's settings in
+        the same recipe."""
         rows: list[Row] = []
         for recipe in self.recipes:
             named: dict[str, dict[str, System]] = {}
             for system in self.systems:
                 if system.configuration and system.recipe == recipe:
-                    named.setdefault(system.configuration, {})[system.dataset] = system
+                    named.setdefault(system.name, {})[system.dataset] = system
             holes: dict[str, dict[str, str]] = {}
             for record in self.unserved:
                 if record.tags.get("configuration") and record.tags["recipe"] == recipe:

@@ -196,6 +196,26 @@ def test_a_named_configuration_is_compared_with_three_tasks_and_counts_in_no_com
     assert ",searched,contrastive,video+audio,1,accuracy@0.03,0.7" in text["report.csv"]
 
 
+def test_a_named_configuration_stands_alone_and_beside_raw(folder):
+    """Each number under its own name: one row with either would hide which it is."""
+    with Ledger.open(folder) as ledger:
+        for seed in (1, 2):
+            own = cell(("contrastive",), 0.70, seed, configuration="searched")
+            metrics = own.metrics | {"with_raw/accuracy@0.03": 0.40}
+            groups = own.groups | {"with_raw/accuracy@0.03": {group: 0.40 for group in GROUPS}}
+            record = Record(**{**own.__dict__, "key": f"searched{seed}", "metrics": metrics, "groups": groups})
+            ledger.append(record)
+    made = results(folder)
+    rows = results_table(made, made.configurations(), "t", ["accuracy"]).lines
+    assert [(line.name, line.entries[0].text) for line in rows] == [
+        (" + ".join(TASKS), "61.0 ± 1.4"),
+        ("searched", "70.0 ± 0.0"),
+        ("searched + raw", "40.0 ± 0.0"),
+    ]
+    text = next(path for path in report(folder) if path.name == "report.md").read_text("utf-8")
+    assert "| searched + raw minus contrastive + clustering + reconstruction | " in text
+
+
 def test_the_answer_is_no_where_one_combination_is_as_good(folder):
     """At 100 % the sign of the offsets is turned about, the differences are not; so one more cell makes them equal."""
     ledger = Ledger.open(folder)
