@@ -202,7 +202,7 @@ def test_a_named_configuration_stands_alone_and_beside_raw(folder):
         for seed in (1, 2):
             own = cell(("contrastive",), 0.70, seed, configuration="searched")
             metrics = own.metrics | {"with_raw/accuracy@0.03": 0.40}
-            groups = own.groups | {"with_raw/accuracy@0.03": {group: 0.40 for group in GROUPS}}
+            groups = own.groups | {"with_raw/accuracy@0.03": dict.fromkeys(GROUPS, 0.40)}
             record = Record(**{**own.__dict__, "key": f"searched{seed}", "metrics": metrics, "groups": groups})
             ledger.append(record)
     made = results(folder)
