@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conclugen.common import machine
 from conclugen.common.names import did_you_mean
 from conclugen.encoders import Encoder, EncoderInfo, registry
 from conclugen.encoders.encoder import MEAN_STD, differences
@@ -120,6 +121,7 @@ class Extraction:
 
         Raises ValueError for two encoders of one column, and WeightsError for weights that are not available.
         """
+        machine.return_freed_memory()  # of models that are let go again
         infos = tuple(choice.create("cpu").info for choice in choices)
         columns = [info.column for info in infos]
         for info in infos:
